@@ -1,0 +1,668 @@
+//! The record batch: the currency of the data path. Kafka's record-batch format, magic 2, byte for byte: the same bytes
+//! travel socket → journal → segment → socket, and are decoded only where somebody looks inside.
+//!
+//! Format: Apache Kafka, "Record Batch" in the protocol's implementation notes (KIP-98). All integers big-endian:
+//! ```text
+//!  0 base offset i64      8 length i32 (of what follows)   12 leader epoch i32   16 magic i8 = 2   17 crc u32
+//! 21 attributes i16      23 last offset delta i32          27 base timestamp i64  35 max timestamp i64
+//! 43 producer id i64     51 producer epoch i16             53 base sequence i32   57 record count i32   61 records
+//! ```
+//! The CRC-32C covers everything from the attributes on; the base offset stands outside it, so a partition gives
+//! offsets by writing eight bytes.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::bounds::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, MESSAGE_HEADERS_MAX};
+use crate::clock::Timestamp;
+use crate::message::{Header, Message};
+use crate::offset::Offset;
+use crate::varint;
+
+/// Bytes before the first record.
+pub const HEADER_BYTES: usize = 61;
+/// Bytes up to and including the length field; the length counts what comes after.
+const LENGTH_END: usize = 12;
+const CRC_START: usize = 17;
+const CRC_COVERS_FROM: usize = 21;
+const CODEC_MASK: i16 = 0b111;
+const CONTROL_FLAG: i16 = 0b10_0000;
+/// A producer that does not number its batches.
+const NO_PRODUCER: i64 = -1;
+
+/// Why bytes are not a record batch that we keep.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// The bytes end before the batch does. More bytes may complete it.
+    #[error("the batch needs {needed} bytes and {present} are there")]
+    Incomplete {
+        /// Bytes that the batch takes, as far as known.
+        needed: usize,
+        /// Bytes that were given.
+        present: usize,
+    },
+    /// Not magic 2: an older format, or no batch at all.
+    #[error("record-batch magic {found}; only magic 2 (Kafka 0.11 and later) is kept")]
+    Magic {
+        /// The byte found.
+        found: u8,
+    },
+    /// Over a bound of [`crate::bounds`].
+    #[error("the batch's {what} is {found}, at most {max} are allowed; send smaller batches")]
+    TooLarge {
+        /// Which bound.
+        what: &'static str,
+        /// What the batch has.
+        found: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The bytes are not those that were written.
+    #[error("checksum {found:#010x} where the bytes give {computed:#010x}: the batch is damaged")]
+    Checksum {
+        /// As stored.
+        found: u32,
+        /// As computed.
+        computed: u32,
+    },
+    /// A compression codec that is not read yet.
+    #[error("compression codec {codec} is not read yet; send uncompressed batches")]
+    Compressed {
+        /// Kafka's number of the codec.
+        codec: i16,
+    },
+    /// The structure contradicts itself.
+    #[error("malformed batch: {0}")]
+    Malformed(&'static str),
+}
+
+/// One checked record batch. Cheap to clone: the bytes are shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordBatch {
+    bytes: Bytes,
+}
+
+impl RecordBatch {
+    /// Takes the batch that `bytes` begin with; what follows it stays with the caller, who knows its length from
+    /// [`RecordBatch::byte_count`].
+    ///
+    /// # Errors
+    /// [`BatchError`] where the bytes are no whole, sound batch of at least one record.
+    pub fn decode(bytes: &Bytes) -> Result<Self, BatchError> {
+        let end = Self::framed_length(bytes)?;
+        if bytes.len() < end {
+            return Err(BatchError::Incomplete {
+                needed: end,
+                present: bytes.len(),
+            });
+        }
+        let batch = Self {
+            bytes: bytes.slice(..end),
+        };
+        let found = u32::from_be_bytes(batch.field(CRC_START));
+        let computed = crc32c::crc32c(&batch.bytes[CRC_COVERS_FROM..]);
+        if found != computed {
+            return Err(BatchError::Checksum { found, computed });
+        }
+        batch.check_counts()?;
+        Ok(batch)
+    }
+
+    /// How many bytes the batch at the start of `bytes` takes, from its header alone.
+    ///
+    /// # Errors
+    /// [`BatchError`] where the header is cut short, of another format, or claims more than the bound.
+    pub fn framed_length(bytes: &[u8]) -> Result<usize, BatchError> {
+        if bytes.len() < HEADER_BYTES {
+            return Err(BatchError::Incomplete {
+                needed: HEADER_BYTES,
+                present: bytes.len(),
+            });
+        }
+        if bytes[16] != 2 {
+            return Err(BatchError::Magic { found: bytes[16] });
+        }
+        let claimed = i32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        let claimed =
+            usize::try_from(claimed).map_err(|_| BatchError::Malformed("negative length"))?;
+        let end = claimed + LENGTH_END;
+        if end < HEADER_BYTES {
+            return Err(BatchError::Malformed("length shorter than the header"));
+        }
+        if end > BATCH_BYTES_MAX {
+            let (found, max) = (end, BATCH_BYTES_MAX);
+            return Err(BatchError::TooLarge {
+                what: "size in bytes",
+                found,
+                max,
+            });
+        }
+        Ok(end)
+    }
+
+    fn check_counts(&self) -> Result<(), BatchError> {
+        let count = i32::from_be_bytes(self.field(57));
+        let last_delta = i32::from_be_bytes(self.field(23));
+        if count < 1 {
+            return Err(BatchError::Malformed("a batch holds at least one record"));
+        }
+        if count as usize > BATCH_MESSAGES_MAX {
+            let (found, max) = (count as usize, BATCH_MESSAGES_MAX);
+            return Err(BatchError::TooLarge {
+                what: "record count",
+                found,
+                max,
+            });
+        }
+        // Compaction leaves gaps, so the last delta may exceed the count, never fall short of it.
+        if last_delta < count - 1 {
+            return Err(BatchError::Malformed(
+                "last offset delta is smaller than the count",
+            ));
+        }
+        if i64::from_be_bytes(self.field(0)) < 0 {
+            return Err(BatchError::Malformed("negative base offset"));
+        }
+        Ok(())
+    }
+
+    fn field<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut field = [0; N];
+        field.copy_from_slice(&self.bytes[at..at + N]);
+        field
+    }
+
+    /// The whole batch, as it is stored and sent.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Bytes of the whole batch.
+    #[must_use]
+    pub fn byte_count(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The offset of the first record.
+    #[must_use]
+    pub fn base_offset(&self) -> Offset {
+        Offset(u64::from_be_bytes(self.field(0)))
+    }
+
+    /// The offset after the last record.
+    #[must_use]
+    pub fn end_offset(&self) -> Offset {
+        let last_delta = u32::from_be_bytes(self.field(23));
+        self.base_offset().plus(u64::from(last_delta) + 1)
+    }
+
+    /// How many records it holds.
+    #[must_use]
+    pub fn message_count(&self) -> usize {
+        u32::from_be_bytes(self.field(57)) as usize
+    }
+
+    /// The latest timestamp in it.
+    #[must_use]
+    pub fn max_timestamp(&self) -> Timestamp {
+        Timestamp(u64::from_be_bytes(self.field(35)))
+    }
+
+    /// Kafka's number of the compression codec; 0 is none.
+    #[must_use]
+    pub fn codec(&self) -> i16 {
+        i16::from_be_bytes(self.field(21)) & CODEC_MASK
+    }
+
+    /// Whether it is a control batch, which carries no messages.
+    #[must_use]
+    pub fn is_control(&self) -> bool {
+        i16::from_be_bytes(self.field(21)) & CONTROL_FLAG != 0
+    }
+
+    /// The same batch, standing at `base`. The checksum holds: it does not cover the base offset.
+    #[must_use]
+    pub fn at_offset(&self, base: Offset) -> Self {
+        if self.base_offset() == base {
+            return self.clone();
+        }
+        let mut bytes = match self.bytes.clone().try_into_mut() {
+            Ok(unshared) => unshared,
+            Err(shared) => shared.as_ref().into(),
+        };
+        bytes[..8].copy_from_slice(&base.0.to_be_bytes());
+        Self {
+            bytes: bytes.freeze(),
+        }
+    }
+
+    /// The records, decoded one by one without copying.
+    ///
+    /// # Errors
+    /// [`BatchError::Compressed`] where the records are compressed. Each item is an error where its record is malformed;
+    /// the iterator ends after that.
+    pub fn records(&self) -> Result<Records<'_>, BatchError> {
+        match self.codec() {
+            0 => Ok(Records {
+                batch: self,
+                at: HEADER_BYTES,
+                left: self.message_count(),
+            }),
+            codec => Err(BatchError::Compressed { codec }),
+        }
+    }
+}
+
+/// A record where it lies in its batch: ranges into [`RecordBatch::bytes`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordView {
+    /// Its place in the partition.
+    pub offset: Offset,
+    /// When it happened.
+    pub timestamp: Timestamp,
+    /// Where the key lies.
+    pub key: Option<Range<usize>>,
+    /// Where the value lies.
+    pub value: Option<Range<usize>>,
+    /// Where the headers begin, and how many there are.
+    headers_at: usize,
+    header_count: usize,
+}
+
+impl RecordView {
+    /// How many headers the record has.
+    #[must_use]
+    pub fn header_count(&self) -> usize {
+        self.header_count
+    }
+
+    /// The headers: where each name and value lies in the batch's bytes. `None` where one is malformed.
+    pub fn headers<'a>(
+        &self,
+        bytes: &'a [u8],
+    ) -> impl Iterator<Item = Option<(Range<usize>, Option<Range<usize>>)>> + use<'a> {
+        let mut at = self.headers_at;
+        (0..self.header_count).map(move |_| {
+            let name = take_range(bytes, &mut at)??;
+            let value = take_range(bytes, &mut at)?;
+            Some((name, value))
+        })
+    }
+
+    /// The record as a message that shares the batch's bytes.
+    ///
+    /// # Errors
+    /// [`BatchError::Malformed`] where a header is.
+    pub fn to_message(&self, bytes: &Bytes) -> Result<Message, BatchError> {
+        let share = |range: &Range<usize>| bytes.slice(range.clone());
+        let headers = self
+            .headers(bytes)
+            .map(|header| {
+                let (name, value) = header.ok_or(BatchError::Malformed("header"))?;
+                Ok(Header {
+                    name: share(&name),
+                    value: value.as_ref().map(share),
+                })
+            })
+            .collect::<Result<_, BatchError>>()?;
+        Ok(Message {
+            key: self.key.as_ref().map(share),
+            value: self.value.as_ref().map(share),
+            headers,
+            timestamp: self.timestamp,
+        })
+    }
+}
+
+/// `Some(None)` is Kafka's null (length -1); `None` is malformed.
+fn take_range(bytes: &[u8], at: &mut usize) -> Option<Option<Range<usize>>> {
+    let length = varint::take(bytes, at)?;
+    if length == -1 {
+        return Some(None);
+    }
+    let start = *at;
+    let end = start.checked_add(usize::try_from(length).ok()?)?;
+    if end > bytes.len() {
+        return None;
+    }
+    *at = end;
+    Some(Some(start..end))
+}
+
+/// The records of one batch, in offset order.
+#[derive(Debug)]
+pub struct Records<'a> {
+    batch: &'a RecordBatch,
+    at: usize,
+    left: usize,
+}
+
+impl Records<'_> {
+    fn take(&mut self) -> Option<RecordView> {
+        let whole: &[u8] = &self.batch.bytes;
+        let length = usize::try_from(varint::take(whole, &mut self.at)?).ok()?;
+        let end = self
+            .at
+            .checked_add(length)
+            .filter(|&end| end <= whole.len())?;
+        let bytes = &whole[..end];
+        let mut at = self.at + 1; // one byte of attributes, unused by Kafka
+        let timestamp_delta = varint::take(bytes, &mut at)?;
+        let offset_delta = u32::try_from(varint::take(bytes, &mut at)?).ok()?;
+        let key = take_range(bytes, &mut at)?;
+        let value = take_range(bytes, &mut at)?;
+        let header_count = usize::try_from(varint::take(bytes, &mut at)?).ok()?;
+        let offset = self.batch.base_offset().plus(u64::from(offset_delta));
+        if header_count > MESSAGE_HEADERS_MAX || offset >= self.batch.end_offset() {
+            return None;
+        }
+        let base_timestamp = i64::from_be_bytes(self.batch.field(27));
+        let timestamp = base_timestamp.checked_add(timestamp_delta)?.max(0);
+        let view = RecordView {
+            offset,
+            timestamp: Timestamp(timestamp as u64),
+            key,
+            value,
+            headers_at: at,
+            header_count,
+        };
+        // Headers must fill the record exactly: checked here, so that nobody meets a record half sound.
+        for _ in 0..header_count {
+            take_range(bytes, &mut at)??;
+            take_range(bytes, &mut at)?;
+        }
+        if at != end {
+            return None;
+        }
+        self.at = end;
+        Some(view)
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = Result<RecordView, BatchError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        let view = self.take().ok_or(BatchError::Malformed("record"));
+        if view.is_err() {
+            self.left = 0;
+        }
+        Some(view)
+    }
+}
+
+/// Writes one record batch, message by message, without holding the messages.
+#[derive(Debug)]
+pub struct BatchBuilder {
+    bytes: Vec<u8>,
+    scratch: Vec<u8>,
+    count: u32,
+    base_timestamp: u64,
+    max_timestamp: u64,
+}
+
+impl BatchBuilder {
+    /// An empty batch with room for about `capacity` bytes of records.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + capacity);
+        bytes.resize(HEADER_BYTES, 0);
+        Self {
+            bytes,
+            scratch: Vec::new(),
+            count: 0,
+            base_timestamp: 0,
+            max_timestamp: 0,
+        }
+    }
+
+    /// Messages so far.
+    #[must_use]
+    pub fn message_count(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Bytes so far, header included.
+    #[must_use]
+    pub fn byte_count(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Adds a message.
+    pub fn push(&mut self, message: &Message) {
+        let headers = message
+            .headers
+            .iter()
+            .map(|h| (&h.name[..], h.value.as_deref()));
+        let (key, value) = (message.key.as_deref(), message.value.as_deref());
+        self.push_parts(
+            message.timestamp,
+            key,
+            value,
+            message.headers.len(),
+            headers,
+        );
+    }
+
+    /// Adds a message from borrowed parts; `header_count` says how many items `headers` gives.
+    ///
+    /// # Panics
+    /// If `headers` gives another number of items: the record would not be readable.
+    pub fn push_parts<'a>(
+        &mut self,
+        timestamp: Timestamp,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        header_count: usize,
+        headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+    ) {
+        if self.count == 0 {
+            self.base_timestamp = timestamp.0;
+        }
+        self.max_timestamp = self.max_timestamp.max(timestamp.0);
+        let record = &mut self.scratch;
+        record.clear();
+        record.push(0);
+        varint::put(record, timestamp.0.wrapping_sub(self.base_timestamp) as i64);
+        varint::put(record, i64::from(self.count));
+        put_bytes(record, key);
+        let value_size = value.map_or(0, <[u8]>::len);
+        // The value goes straight to its place: only the small parts around it are built aside.
+        varint::put(record, value.map_or(-1, |value| value.len() as i64));
+        let before_value = record.len();
+        varint::put(record, header_count as i64);
+        let mut given = 0;
+        for (name, value) in headers {
+            put_bytes(record, Some(name));
+            put_bytes(record, value);
+            given += 1;
+        }
+        assert_eq!(given, header_count, "as many headers as announced");
+        varint::put(&mut self.bytes, (record.len() + value_size) as i64);
+        self.bytes.extend_from_slice(&record[..before_value]);
+        self.bytes.extend_from_slice(value.unwrap_or_default());
+        self.bytes.extend_from_slice(&record[before_value..]);
+        self.count += 1;
+    }
+
+    /// The finished batch, standing at offset 0 until a partition places it; `None` if nothing was added.
+    #[must_use]
+    pub fn finish(mut self) -> Option<RecordBatch> {
+        if self.count == 0 {
+            return None;
+        }
+        let length = (self.bytes.len() - LENGTH_END) as u32;
+        let mut put = |at: usize, field: &[u8]| {
+            self.bytes[at..at + field.len()].copy_from_slice(field);
+        };
+        put(8, &length.to_be_bytes());
+        put(12, &(-1i32).to_be_bytes());
+        put(16, &[2]);
+        put(23, &(self.count - 1).to_be_bytes());
+        put(27, &self.base_timestamp.to_be_bytes());
+        put(35, &self.max_timestamp.to_be_bytes());
+        put(43, &NO_PRODUCER.to_be_bytes());
+        put(51, &(-1i16).to_be_bytes());
+        put(53, &(-1i32).to_be_bytes());
+        put(57, &self.count.to_be_bytes());
+        let crc = crc32c::crc32c(&self.bytes[CRC_COVERS_FROM..]);
+        self.bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
+        Some(RecordBatch {
+            bytes: self.bytes.into(),
+        })
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        None => varint::put(out, -1),
+        Some(bytes) => {
+            varint::put(out, bytes.len() as i64);
+            out.extend_from_slice(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_bytes() -> impl Strategy<Value = Bytes> {
+        proptest::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
+    }
+
+    fn any_message() -> impl Strategy<Value = Message> {
+        let header = (any_bytes(), proptest::option::of(any_bytes()))
+            .prop_map(|(name, value)| Header { name, value });
+        (
+            proptest::option::of(any_bytes()),
+            proptest::option::of(any_bytes()),
+            proptest::collection::vec(header, 0..4),
+            0..u64::from(u32::MAX),
+        )
+            .prop_map(|(key, value, headers, at)| Message {
+                key,
+                value,
+                headers,
+                timestamp: Timestamp(at),
+            })
+    }
+
+    fn batch_of(messages: &[Message]) -> RecordBatch {
+        let mut builder = BatchBuilder::with_capacity(0);
+        messages.iter().for_each(|message| builder.push(message));
+        builder.finish().expect("not empty")
+    }
+
+    fn messages_of(batch: &RecordBatch) -> Vec<Message> {
+        let records = batch.records().expect("uncompressed");
+        records
+            .map(|record| record.unwrap().to_message(batch.bytes()).unwrap())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back_at_its_offsets(
+            messages in proptest::collection::vec(any_message(), 1..20),
+            base in 0u64..1 << 40,
+        ) {
+            let batch = batch_of(&messages).at_offset(Offset(base));
+            let again = RecordBatch::decode(batch.bytes()).expect("sound");
+            prop_assert_eq!(&messages_of(&again), &messages);
+            let offsets: Vec<u64> = again.records().unwrap().map(|r| r.unwrap().offset.0).collect();
+            prop_assert_eq!(offsets, (base..base + messages.len() as u64).collect::<Vec<_>>());
+            prop_assert_eq!(again.end_offset(), Offset(base).plus(messages.len() as u64));
+        }
+
+        #[test]
+        fn every_flipped_bit_under_the_checksum_is_noticed(
+            messages in proptest::collection::vec(any_message(), 1..5),
+            place: proptest::sample::Index,
+            bit in 0u8..8,
+        ) {
+            let batch = batch_of(&messages);
+            let mut bytes = batch.bytes().to_vec();
+            let at = CRC_START + place.index(bytes.len() - CRC_START);
+            bytes[at] ^= 1 << bit;
+            let decoded = RecordBatch::decode(&bytes.into());
+            prop_assert!(matches!(decoded, Err(BatchError::Checksum { .. })), "{:?}", decoded);
+        }
+
+        #[test]
+        fn every_prefix_is_incomplete_and_asks_for_more(
+            messages in proptest::collection::vec(any_message(), 1..5),
+            place: proptest::sample::Index,
+        ) {
+            let whole = batch_of(&messages).bytes().clone();
+            let cut = whole.slice(..place.index(whole.len()));
+            let decoded = RecordBatch::decode(&cut);
+            prop_assert!(matches!(decoded, Err(BatchError::Incomplete { .. })), "{:?}", decoded);
+        }
+
+        #[test]
+        fn hostile_records_under_a_good_checksum_are_errors_not_panics(
+            records in proptest::collection::vec(any::<u8>(), 0..200),
+            count in 1u32..50,
+        ) {
+            let mut builder = BatchBuilder::with_capacity(0);
+            builder.bytes.extend_from_slice(&records);
+            builder.count = count;
+            let batch = builder.finish().unwrap();
+            let batch = RecordBatch::decode(batch.bytes()).expect("the frame is sound");
+            for record in batch.records().unwrap().flatten() {
+                let _ = record.to_message(batch.bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_by_another_writer_of_the_format_is_read() {
+        // key "k", value "v", one header h=x, timestamp 1000, base offset 7: laid out by hand from the format's text.
+        let records = [24u8, 0, 0, 0, 2, b'k', 2, b'v', 2, 2, b'h', 2, b'x'];
+        let mut bytes = Vec::new();
+        bytes.extend(7i64.to_be_bytes());
+        bytes.extend(((HEADER_BYTES - LENGTH_END + records.len()) as i32).to_be_bytes());
+        bytes.extend(0i32.to_be_bytes());
+        bytes.extend([2, 0, 0, 0, 0]);
+        bytes.extend(0i16.to_be_bytes());
+        bytes.extend(0i32.to_be_bytes());
+        bytes.extend(1000i64.to_be_bytes());
+        bytes.extend(1000i64.to_be_bytes());
+        bytes.extend((-1i64).to_be_bytes());
+        bytes.extend((-1i16).to_be_bytes());
+        bytes.extend((-1i32).to_be_bytes());
+        bytes.extend(1i32.to_be_bytes());
+        bytes.extend(records);
+        let crc = crc32c::crc32c(&bytes[CRC_COVERS_FROM..]);
+        bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
+        let batch = RecordBatch::decode(&bytes.into()).unwrap();
+        assert_eq!(batch.base_offset(), Offset(7));
+        let message = &messages_of(&batch)[0];
+        assert_eq!(message.key.as_deref(), Some(&b"k"[..]));
+        assert_eq!(message.value.as_deref(), Some(&b"v"[..]));
+        assert_eq!(message.headers[0].name, "h");
+        assert_eq!(message.timestamp, Timestamp(1000));
+    }
+
+    #[test]
+    fn a_claimed_length_over_the_bound_is_refused_from_the_header() {
+        let mut header = [0u8; HEADER_BYTES];
+        header[16] = 2;
+        header[8..12].copy_from_slice(&i32::MAX.to_be_bytes());
+        let refused = RecordBatch::framed_length(&header);
+        assert!(matches!(refused, Err(BatchError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn an_empty_builder_makes_no_batch() {
+        assert!(BatchBuilder::with_capacity(10).finish().is_none());
+    }
+}

@@ -1,0 +1,22 @@
+//! Every bound of the system, by name and unit. What happens at a bound is said beside it.
+
+/// A message's key, value and headers together. A larger one is refused before it is stored.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+
+/// A record batch as stored, header included. A larger one is refused before it is read into memory.
+pub const BATCH_BYTES_MAX: usize = 32 << 20;
+
+/// Messages in one record batch. A batch that claims more is malformed.
+pub const BATCH_MESSAGES_MAX: usize = 100_000;
+
+/// Headers of one message. A message with more is refused.
+pub const MESSAGE_HEADERS_MAX: usize = 1_024;
+
+/// Characters of a topic's name, as Kafka has it.
+pub const TOPIC_NAME_CHARS_MAX: usize = 249;
+
+/// Characters of a processor's name; short enough that `<topic>.<processor>.dlq` can still be a topic.
+pub const PROCESSOR_NAME_CHARS_MAX: usize = 64;
+
+/// Partitions of one topic. A topic that asks for more is refused.
+pub const TOPIC_PARTITIONS_MAX: u32 = 10_000;

@@ -1,0 +1,20 @@
+//! The nouns of Millrace: what a topic, a message, a batch, an offset and a digest are, and nothing that acts.
+//!
+//! No I/O, no async, no clock but the [`clock::Clock`] trait. Every other crate stands on this one. A type here is a
+//! proof: a [`TopicName`] is a valid name, a [`RecordBatch`] has passed its checksum, so nobody below asks again.
+
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod bounds;
+pub mod clock;
+pub mod message;
+pub mod name;
+pub mod offset;
+pub mod varint;
+
+pub use batch::{BatchBuilder, BatchError, RecordBatch};
+pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use message::{Header, Message};
+pub use name::{NameError, ProcessorName, TopicName};
+pub use offset::{Offset, PartitionId};

@@ -1,0 +1,169 @@
+//! Names that people choose, parsed once: a value of these types is a valid name, and no path is ever built from raw text.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bounds::{PROCESSOR_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX};
+
+/// Why a text is not a name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing was given.
+    #[error("a {kind} name cannot be empty")]
+    Empty {
+        /// What was to be named.
+        kind: &'static str,
+    },
+    /// Longer than the bound.
+    #[error("a {kind} name has at most {max} characters; this one has {length}")]
+    TooLong {
+        /// What was to be named.
+        kind: &'static str,
+        /// The bound.
+        max: usize,
+        /// What was given.
+        length: usize,
+    },
+    /// A character outside the allowed set.
+    #[error("a {kind} name uses letters, digits, '.', '_' and '-' only; found {found:?}")]
+    Character {
+        /// What was to be named.
+        kind: &'static str,
+        /// The first character that is not allowed.
+        found: char,
+    },
+    /// `.` and `..` mean something else to a file system, `__` is ours.
+    #[error("{name:?} is reserved; choose another {kind} name")]
+    Reserved {
+        /// What was to be named.
+        kind: &'static str,
+        /// The name that was given.
+        name: String,
+    },
+}
+
+fn check(kind: &'static str, name: &str, max: usize) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty { kind });
+    }
+    if name.len() > max {
+        return Err(NameError::TooLong {
+            kind,
+            max,
+            length: name.chars().count(),
+        });
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if let Some(found) = name.chars().find(|&c| !allowed(c)) {
+        return Err(NameError::Character { kind, found });
+    }
+    if name == "." || name == ".." || name.starts_with("__") {
+        return Err(NameError::Reserved {
+            kind,
+            name: name.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $max:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks the text and makes it a name.
+            ///
+            /// # Errors
+            /// [`NameError`] says which rule the text breaks.
+            pub fn parse(name: &str) -> Result<Self, NameError> {
+                check($kind, name, $max)?;
+                Ok(Self(name.into()))
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(name: String) -> Result<Self, NameError> {
+                Self::parse(&name)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.as_str().to_owned()
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = NameError;
+            fn from_str(name: &str) -> Result<Self, NameError> {
+                Self::parse(name)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+name_type!(
+    /// A topic's name: 1 to 249 letters, digits, `.`, `_`, `-`, as Kafka has it.
+    TopicName,
+    "topic",
+    TOPIC_NAME_CHARS_MAX
+);
+name_type!(
+    /// A processor's name; also the name of its consumer group.
+    ProcessorName,
+    "processor",
+    PROCESSOR_NAME_CHARS_MAX
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_names_are_accepted_and_print_as_given() {
+        for name in ["orders", "a", "Orders.v2_eu-west", &"x".repeat(249)] {
+            assert_eq!(TopicName::parse(name).unwrap().to_string(), name);
+        }
+    }
+
+    #[test]
+    fn names_that_could_be_paths_markup_or_internals_are_refused() {
+        for name in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a\0b",
+            "<script>",
+            "é",
+            "__x",
+            &"x".repeat(250),
+        ] {
+            assert!(TopicName::parse(name).is_err(), "{name:?} must be refused");
+        }
+    }
+
+    #[test]
+    fn deserialising_checks_the_name_too() {
+        assert!(serde_json::from_str::<TopicName>("\"fine\"").is_ok());
+        assert!(serde_json::from_str::<TopicName>("\"../etc\"").is_err());
+    }
+}
