@@ -20,3 +20,18 @@ pub const PROCESSOR_NAME_CHARS_MAX: usize = 64;
 
 /// Partitions of one topic. A topic that asks for more is refused.
 pub const TOPIC_PARTITIONS_MAX: u32 = 10_000;
+
+/// Messages of one partition that a group may have parked. At the bound the partition waits; nothing is dropped.
+pub const PARKED_MESSAGES_MAX: usize = 10_000;
+
+/// Attempts that a parked message remembers in detail; older ones are only counted.
+pub const ATTEMPT_LOG_MAX: usize = 8;
+
+/// Bytes of a reason that an attempt remembers.
+pub const ATTEMPT_REASON_BYTES_MAX: usize = 512;
+
+/// Revisions that a processor keeps for rollback; the oldest go first.
+pub const REVISIONS_KEPT_MAX: usize = 20;
+
+/// Bytes of an uploaded module.
+pub const MODULE_BYTES_MAX: usize = 16 << 20;

@@ -8,13 +8,23 @@
 pub mod batch;
 pub mod bounds;
 pub mod clock;
+pub mod columns;
+pub mod digest;
 pub mod message;
 pub mod name;
 pub mod offset;
+pub mod processor;
+pub mod progress;
+pub mod topic;
 pub mod varint;
 
 pub use batch::{BatchBuilder, BatchError, RecordBatch};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use columns::{Answer, ColumnBatch};
+pub use digest::Digest;
 pub use message::{Header, Message};
 pub use name::{NameError, ProcessorName, TopicName};
 pub use offset::{Offset, PartitionId};
+pub use processor::{Processor, ProcessorSpec, Revision};
+pub use progress::{Attempt, Parked, Progress};
+pub use topic::{Durability, Topic, TopicId, TopicPartition, TopicSpec};

@@ -1,0 +1,162 @@
+//! A processor: a named deployment of a module, its policy and limits, and its revisions.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::digest::Digest;
+use crate::name::{ProcessorName, TopicName};
+
+/// What must keep its order when a message is retried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Messages of the key wait behind a parked one; all others go on.
+    #[default]
+    Key,
+    /// The whole partition waits.
+    Partition,
+    /// Nobody waits.
+    None,
+}
+
+/// When a batch is cut: at whichever bound is met first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchPolicy {
+    /// Messages at the most.
+    pub messages_max: u32,
+    /// Bytes of keys, values and headers at the most (one larger message still makes a batch).
+    pub bytes_max: u32,
+    /// How long to wait for a fuller batch once there is a message; 0 takes what is there.
+    pub linger_ms: u64,
+}
+
+impl Default for BatchPolicy {
+    fn default() -> Self {
+        Self {
+            messages_max: 1_000,
+            bytes_max: 1 << 20,
+            linger_ms: 0,
+        }
+    }
+}
+
+/// How failed messages are tried again: exponential backoff with full jitter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetryPolicy {
+    /// Attempts in all; after the last failed one the message is a dead letter.
+    pub attempts_max: u32,
+    /// Upper bound of the first delay; doubles with each attempt.
+    pub delay_first_ms: u64,
+    /// The delay never exceeds this.
+    pub delay_max_ms: u64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts_max: 5,
+            delay_first_ms: 100,
+            delay_max_ms: 30_000,
+        }
+    }
+}
+
+/// What a component may use at the most. Always on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Linear memory of one instance.
+    pub memory_bytes_max: u64,
+    /// Wall time of one call.
+    pub call_ms_max: u64,
+    /// Bytes that one answer may carry.
+    pub answer_bytes_max: u64,
+    /// Outputs that one answer may carry.
+    pub answer_outputs_max: u32,
+    /// Log lines a second; more are counted and dropped.
+    pub log_lines_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes_max: 64 << 20,
+            call_ms_max: 1_000,
+            answer_bytes_max: 16 << 20,
+            answer_outputs_max: 100_000,
+            log_lines_per_second: 100,
+        }
+    }
+}
+
+/// All that one revision is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessorSpec {
+    /// Topics that it reads; at least one.
+    pub topics: Vec<TopicName>,
+    /// The module that processes.
+    pub module: Digest,
+    /// Where outputs go that name no topic; `None`: every output must name one.
+    #[serde(default)]
+    pub output: Option<TopicName>,
+    /// Further topics that it may write to.
+    #[serde(default)]
+    pub grants: Vec<TopicName>,
+    /// What keeps its order.
+    #[serde(default)]
+    pub order: Order,
+    /// When a batch is cut.
+    #[serde(default)]
+    pub batch: BatchPolicy,
+    /// How failures are tried again.
+    #[serde(default)]
+    pub retry: RetryPolicy,
+    /// The component that decides about failures; `None` is the retry policy alone.
+    #[serde(default)]
+    pub error_handler: Option<Digest>,
+    /// What a call may use.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// One deployment of a processor. Numbers count from 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// Its number.
+    pub number: u32,
+    /// What it is made of.
+    pub spec: ProcessorSpec,
+    /// When it was deployed.
+    pub deployed_at: Timestamp,
+}
+
+/// A processor and its history. Its name is its consumer group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processor {
+    /// Its name.
+    pub name: ProcessorName,
+    /// The number of the revision that takes the next batch.
+    pub current: u32,
+    /// Whether it takes no batches for now.
+    pub paused: bool,
+    /// Oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`].
+    pub revisions: Vec<Revision>,
+}
+
+impl Processor {
+    /// The revision that takes the next batch.
+    #[must_use]
+    pub fn current(&self) -> Option<&Revision> {
+        self.revision(self.current)
+    }
+
+    /// One of its revisions, if it is still kept.
+    #[must_use]
+    pub fn revision(&self, number: u32) -> Option<&Revision> {
+        self.revisions
+            .iter()
+            .find(|revision| revision.number == number)
+    }
+}

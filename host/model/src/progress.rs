@@ -1,0 +1,209 @@
+//! Progress: how far a group has come in one partition, and which messages below that still wait.
+//!
+//! A retry is an entry here, not a copy in another topic. The encoding is ours, version first, little-endian; it is written
+//! with every commit, so it stays small: the number of parked messages is bounded by
+//! [`PARKED_MESSAGES_MAX`](crate::bounds::PARKED_MESSAGES_MAX).
+
+use crate::bounds::{ATTEMPT_LOG_MAX, PARKED_MESSAGES_MAX};
+use crate::clock::Timestamp;
+use crate::offset::Offset;
+
+/// How far a group has come in one partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The next offset to read. Everything below it is settled, but for the parked messages.
+    pub next: Offset,
+    /// The revision that processed the last batch; 0 before the first.
+    pub revision: u32,
+    /// Messages below `next` that still wait, ascending by offset.
+    pub parked: Vec<Parked>,
+}
+
+/// A message that waits: for its retry, or behind one of its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// Which message.
+    pub offset: Offset,
+    /// What its order hangs on (a hash of its key); `None` if it waits for nobody and nobody waits for it.
+    pub ordering: Option<u64>,
+    /// When it is due; `None` while it has not been tried and waits behind an earlier one.
+    pub due: Option<Timestamp>,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// When the first attempt failed.
+    pub first_failed_at: Timestamp,
+    /// The latest attempts, oldest first; at most [`ATTEMPT_LOG_MAX`].
+    pub log: Vec<Attempt>,
+}
+
+/// One failed attempt, for the evidence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// When it failed.
+    pub at: Timestamp,
+    /// Under which revision.
+    pub revision: u32,
+    /// `retry`, `trap`, `timeout`, … or the class that the component gave.
+    pub class: String,
+    /// For people; cut to [`crate::bounds::ATTEMPT_REASON_BYTES_MAX`].
+    pub reason: String,
+}
+
+const VERSION: u8 = 1;
+
+impl Progress {
+    /// As stored.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        out.extend(self.next.0.to_le_bytes());
+        out.extend(self.revision.to_le_bytes());
+        out.extend((self.parked.len() as u32).to_le_bytes());
+        for parked in &self.parked {
+            out.extend(parked.offset.0.to_le_bytes());
+            out.push(u8::from(parked.ordering.is_some()) | u8::from(parked.due.is_some()) << 1);
+            out.extend(parked.ordering.unwrap_or(0).to_le_bytes());
+            out.extend(parked.due.unwrap_or_default().0.to_le_bytes());
+            out.extend(parked.attempts.to_le_bytes());
+            out.extend(parked.first_failed_at.0.to_le_bytes());
+            out.push(parked.log.len() as u8);
+            for attempt in &parked.log {
+                out.extend(attempt.at.0.to_le_bytes());
+                out.extend(attempt.revision.to_le_bytes());
+                for text in [&attempt.class, &attempt.reason] {
+                    out.extend((text.len() as u16).to_le_bytes());
+                    out.extend(text.as_bytes());
+                }
+            }
+        }
+        out
+    }
+
+    /// Reads what [`Progress::encode`] wrote; `None` for anything else.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut rest = Reader(bytes);
+        if rest.take::<1>()? != [VERSION] {
+            return None;
+        }
+        let next = Offset(rest.u64()?);
+        let revision = rest.u32()?;
+        let count = rest.u32()? as usize;
+        if count > PARKED_MESSAGES_MAX {
+            return None;
+        }
+        let parked = (0..count).map(|_| rest.parked()).collect::<Option<_>>()?;
+        rest.0.is_empty().then_some(Self {
+            next,
+            revision,
+            parked,
+        })
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*taken)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = u16::from_le_bytes(self.take()?) as usize;
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        String::from_utf8(taken.to_vec()).ok()
+    }
+
+    fn parked(&mut self) -> Option<Parked> {
+        let offset = Offset(self.u64()?);
+        let [flags] = self.take()?;
+        let ordering = self.u64()?;
+        let due = Timestamp(self.u64()?);
+        let attempts = self.u32()?;
+        let first_failed_at = Timestamp(self.u64()?);
+        let [count] = self.take()?;
+        if count as usize > ATTEMPT_LOG_MAX {
+            return None;
+        }
+        let log = (0..count).map(|_| self.attempt()).collect::<Option<_>>()?;
+        Some(Parked {
+            offset,
+            ordering: (flags & 1 != 0).then_some(ordering),
+            due: (flags & 2 != 0).then_some(due),
+            attempts,
+            first_failed_at,
+            log,
+        })
+    }
+
+    fn attempt(&mut self) -> Option<Attempt> {
+        let at = Timestamp(self.u64()?);
+        let revision = self.u32()?;
+        Some(Attempt {
+            at,
+            revision,
+            class: self.text()?,
+            reason: self.text()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_parked() -> impl Strategy<Value = Parked> {
+        let attempt = (any::<u64>(), any::<u32>(), "[a-z]{0,9}", ".{0,20}").prop_map(
+            |(at, revision, class, reason)| Attempt {
+                at: Timestamp(at),
+                revision,
+                class,
+                reason,
+            },
+        );
+        (
+            any::<u64>(),
+            any::<Option<u64>>(),
+            any::<Option<u64>>(),
+            any::<u32>(),
+            proptest::collection::vec(attempt, 0..ATTEMPT_LOG_MAX),
+        )
+            .prop_map(|(offset, ordering, due, attempts, log)| Parked {
+                offset: Offset(offset),
+                ordering,
+                due: due.map(Timestamp),
+                attempts,
+                first_failed_at: Timestamp(offset / 2),
+                log,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn progress_reads_back_as_written(
+            next: u64,
+            revision: u32,
+            parked in proptest::collection::vec(any_parked(), 0..5),
+        ) {
+            let progress = Progress { next: Offset(next), revision, parked };
+            prop_assert_eq!(Progress::decode(&progress.encode()), Some(progress));
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
+            let _ = Progress::decode(&bytes);
+        }
+    }
+}
