@@ -35,3 +35,30 @@ pub const REVISIONS_KEPT_MAX: usize = 20;
 
 /// Bytes of an uploaded module.
 pub const MODULE_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of all messages of one produce call. More is refused: send several calls.
+pub const PRODUCE_CALL_BYTES_MAX: usize = 24 << 20;
+
+/// Messages of one produce call. More is refused: send several calls.
+pub const PRODUCE_CALL_MESSAGES_MAX: usize = BATCH_MESSAGES_MAX;
+
+/// Bytes of all produce calls on their way to the engine. At the bound a call is refused as busy; try again.
+pub const PRODUCE_BYTES_IN_FLIGHT_MAX: usize = 256 << 20;
+
+/// Bytes of one batch handed to a processor that its specification may ask for.
+pub const PROCESSOR_BATCH_BYTES_MAX: u32 = 16 << 20;
+
+/// Input topics, and likewise granted topics, of one processor.
+pub const PROCESSOR_TOPICS_MAX: usize = 100;
+
+/// Bytes of all outputs of one answer. More is a malformed answer.
+pub const ANSWER_OUTPUT_BYTES_MAX: usize = 24 << 20;
+
+/// Bytes of a failure's class; longer ones are cut.
+pub const FAILURE_CLASS_BYTES_MAX: usize = 64;
+
+/// Bytes of a guest's backtrace that a dead letter keeps; longer ones are cut.
+pub const BACKTRACE_BYTES_MAX: usize = 4 << 10;
+
+/// Dead letters that one listing gives.
+pub const DEAD_LETTERS_LISTED_MAX: usize = 10_000;

@@ -1,0 +1,295 @@
+//! The suite that every engine passes: one function per promise of [`contract`](crate::contract), one test per function.
+//!
+//! An engine's tests call [`conformance_tests!`](crate::conformance_tests) with an async function that opens the engine in a
+//! directory; an engine that keeps its data calls [`reopening_tests!`](crate::reopening_tests) as well. Each promise gets an
+//! engine of its own. Offsets may have gaps, so nothing here counts on their absence.
+//!
+//! The contract has no verb that moves a partition's start, so [`ReadError::BelowStart`](crate::ReadError) is for each
+//! engine's own tests.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millrace_model::{
+    BatchBuilder, Durability, Message, Offset, PartitionId, RecordBatch, Timestamp, Topic,
+    TopicName, TopicPartition, TopicSpec,
+};
+use tempfile::TempDir;
+
+use crate::contract::{Append, Engine, EntryKind, EntryWrite, ProgressWrite, Transaction};
+
+pub mod catalogue;
+pub mod messages;
+pub mod progress;
+pub mod reopening;
+
+/// Longer than any promise takes; an engine that never answers fails instead of hanging.
+const PROMISE_DURATION_MAX: Duration = Duration::from_secs(120);
+/// Small, so that reading a partition takes several reads.
+const READ_BYTES: usize = 4 << 10;
+
+/// One test per promise. `$open` is an `AsyncFn(PathBuf) -> Arc<dyn Engine>`.
+#[macro_export]
+macro_rules! conformance_tests {
+    ($open:expr) => {
+        $crate::conformance_tests! { @tests hold $open;
+            messages::a_transaction_brings_its_appends_progress_and_entries,
+            messages::a_transaction_with_an_unknown_partition_changes_nothing,
+            messages::a_transaction_need_not_append,
+            messages::appends_of_one_transaction_stand_in_the_order_listed,
+            messages::offsets_only_grow,
+            messages::sixteen_writers_are_given_no_offset_twice_and_everything_is_read,
+            messages::a_reader_sees_a_transaction_whole,
+            messages::a_batch_is_read_as_it_was_written,
+            messages::the_largest_message_is_kept,
+            messages::topics_of_every_durability_show_what_they_acknowledged,
+            messages::reading_at_the_end_is_empty_and_past_it_an_error,
+            messages::an_offset_within_a_batch_gives_the_batch_that_holds_it,
+            messages::a_read_is_bounded_in_bytes_and_gives_at_least_one_batch,
+            messages::an_unknown_partition_is_named_by_every_verb,
+            messages::a_watch_wakes_for_its_partition_and_no_other,
+            messages::a_watch_of_what_has_happened_is_told_at_once,
+            messages::a_watch_of_a_deleted_partition_ends,
+            progress::a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing,
+            progress::claims_elsewhere_do_not_fence,
+            progress::a_lease_that_was_never_given_is_fenced,
+            progress::of_many_claims_only_the_newest_commits,
+            progress::a_claim_leaves_progress_alone,
+            progress::progress_is_replaced_whole,
+            progress::progress_is_kept_per_group_and_partition,
+            catalogue::entries_are_set_replaced_removed_and_listed_by_key,
+            catalogue::changes_of_entries_happen_in_the_order_listed,
+            catalogue::topics_are_kept_as_asked_for_and_listed_by_name,
+            catalogue::a_name_that_is_taken_is_refused_and_keeps_its_topic,
+            catalogue::partition_counts_out_of_bounds_are_refused,
+            catalogue::a_deleted_topic_takes_its_messages_and_progress_along,
+            catalogue::a_topic_made_again_starts_empty,
+            catalogue::a_lease_does_not_outlive_its_topic,
+            catalogue::modules_are_kept_once_and_forgotten,
+            catalogue::a_closed_engine_refuses_every_change,
+        }
+    };
+    (@tests $run:ident $open:expr; $($part:ident::$promise:ident,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $promise() {
+                $crate::conformance::$run($open, $crate::conformance::$part::$promise).await;
+            }
+        )*
+    };
+}
+
+/// One test per promise of an engine that keeps its data. `$open` as for [`conformance_tests!`](crate::conformance_tests);
+/// opened twice in one directory it finds what was there.
+#[macro_export]
+macro_rules! reopening_tests {
+    ($open:expr) => {
+        $crate::conformance_tests! { @tests hold_across_reopening $open;
+            reopening::all_is_as_before,
+            reopening::what_was_deleted_stays_deleted,
+            reopening::offsets_go_on,
+            reopening::leases_are_numbered_on,
+            reopening::topic_identities_are_not_given_again,
+            reopening::nothing_wears_off,
+        }
+    };
+}
+
+/// Asks one promise of a fresh engine.
+pub async fn hold(
+    open: impl AsyncFn(PathBuf) -> Arc<dyn Engine>,
+    promise: impl AsyncFnOnce(Arc<dyn Engine>),
+) {
+    let place = Place::new(open);
+    let engine = place.open().await;
+    in_time(promise(engine.clone())).await;
+    engine.close().await;
+}
+
+/// Asks one promise of an engine that is opened again and again.
+pub async fn hold_across_reopening<Open>(open: Open, promise: impl AsyncFnOnce(Place<Open>))
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    in_time(promise(Place::new(open))).await;
+}
+
+async fn in_time(promise: impl Future<Output = ()>) {
+    let kept = tokio::time::timeout(PROMISE_DURATION_MAX, promise).await;
+    kept.expect("the engine answers in time");
+}
+
+/// A directory, and how to open the engine in it.
+#[derive(Debug)]
+pub struct Place<Open> {
+    open: Open,
+    directory: TempDir,
+}
+
+impl<Open: AsyncFn(PathBuf) -> Arc<dyn Engine>> Place<Open> {
+    fn new(open: Open) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self { open, directory }
+    }
+
+    /// Opens the engine on what is there.
+    pub async fn open(&self) -> Arc<dyn Engine> {
+        (self.open)(self.directory.path().to_path_buf()).await
+    }
+
+    /// Closes the engine and opens it anew.
+    pub async fn reopen(&self, engine: Arc<dyn Engine>) -> Arc<dyn Engine> {
+        engine.close().await;
+        drop(engine);
+        self.open().await
+    }
+}
+
+fn name(name: &str) -> TopicName {
+    TopicName::parse(name).expect("a valid name")
+}
+
+fn spec(topic: &str, partitions: u32) -> TopicSpec {
+    TopicSpec {
+        name: name(topic),
+        partitions,
+        durability: Durability::Durable,
+        partitioner: None,
+        owner: None,
+        created_at: Timestamp(1_700_000_000_000),
+    }
+}
+
+async fn make_topic(engine: &dyn Engine, topic: &str, partitions: u32) -> Topic {
+    let made = engine.create_topic(spec(topic, partitions)).await;
+    made.expect("the name is free")
+}
+
+async fn make_partition(engine: &dyn Engine, topic: &str) -> TopicPartition {
+    at(&make_topic(engine, topic, 1).await, 0)
+}
+
+fn at(topic: &Topic, partition: u32) -> TopicPartition {
+    let partition = topic.partition(PartitionId(partition));
+    partition.expect("the topic has it")
+}
+
+fn message(value: &str) -> Message {
+    Message {
+        value: Some(Bytes::copy_from_slice(value.as_bytes())),
+        timestamp: Timestamp(1_700_000_000_000),
+        ..Message::default()
+    }
+}
+
+fn batch<V: AsRef<str>>(values: &[V]) -> RecordBatch {
+    let mut builder = BatchBuilder::with_capacity(64);
+    for value in values {
+        builder.push(&message(value.as_ref()));
+    }
+    builder.finish().expect("at least one message")
+}
+
+fn append<V: AsRef<str>>(partition: TopicPartition, values: &[V]) -> Append {
+    let batch = batch(values);
+    Append { partition, batch }
+}
+
+fn entry(kind: EntryKind, key: &str, value: Option<&'static str>) -> EntryWrite {
+    EntryWrite {
+        kind,
+        key: key.to_owned(),
+        value: value.map(|value| Bytes::from_static(value.as_bytes())),
+    }
+}
+
+fn entries(entries: Vec<EntryWrite>) -> Transaction {
+    Transaction {
+        entries,
+        ..Transaction::default()
+    }
+}
+
+fn progress(write: ProgressWrite) -> Transaction {
+    Transaction {
+        progress: Some(write),
+        ..Transaction::default()
+    }
+}
+
+/// Commits the messages; returns the offset of the first.
+async fn produce<V: AsRef<str>>(
+    engine: &dyn Engine,
+    partition: TopicPartition,
+    values: &[V],
+) -> Offset {
+    let transaction = Transaction::produce(vec![append(partition, values)]);
+    let receipt = engine.commit(transaction).await.expect("committed");
+    receipt.base_offsets[0]
+}
+
+fn end(engine: &dyn Engine, partition: TopicPartition) -> Offset {
+    engine.ends(partition).expect("the partition exists").end
+}
+
+/// Reads a partition from its start to its end, in many small reads.
+async fn read_all(engine: &dyn Engine, partition: TopicPartition) -> Vec<(Offset, String)> {
+    let ends = engine.ends(partition).expect("the partition exists");
+    let mut found = Vec::new();
+    let mut from = ends.start;
+    while from < ends.end {
+        let batches = engine.read(partition, from, READ_BYTES).await;
+        let batches = batches.expect("readable from start to end");
+        let Some(last) = batches.last() else { break };
+        let seen = from;
+        from = last.end_offset();
+        assert!(from > seen, "a read from {seen} gives something new");
+        let messages = batches.iter().flat_map(messages_of);
+        found.extend(messages.filter(|(offset, _)| *offset >= seen));
+    }
+    let ascending = found.windows(2).all(|pair| pair[0].0 < pair[1].0);
+    assert!(ascending, "offsets ascend from message to message");
+    found
+}
+
+fn messages_of(batch: &RecordBatch) -> Vec<(Offset, String)> {
+    let records = batch.records().expect("uncompressed");
+    let read = records.map(|record| {
+        let record = record.expect("sound");
+        let value = record.value.map(|value| &batch.bytes()[value]);
+        let text = String::from_utf8_lossy(value.unwrap_or_default());
+        (record.offset, text.into_owned())
+    });
+    read.collect()
+}
+
+async fn values(engine: &dyn Engine, partition: TopicPartition) -> Vec<String> {
+    let messages = read_all(engine, partition).await.into_iter();
+    messages.map(|(_, value)| value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_promise_is_on_a_list() {
+        let lists = include_str!("conformance.rs");
+        for (part, source) in [
+            ("catalogue", include_str!("conformance/catalogue.rs")),
+            ("messages", include_str!("conformance/messages.rs")),
+            ("progress", include_str!("conformance/progress.rs")),
+            ("reopening", include_str!("conformance/reopening.rs")),
+        ] {
+            for line in source.lines() {
+                let Some(promise) = line.strip_prefix("pub async fn ") else {
+                    continue;
+                };
+                let promise = promise.split(['(', '<']).next().unwrap_or_default();
+                let listed = format!(" {part}::{promise},\n");
+                assert!(lists.contains(&listed), "{part}::{promise} is on no list");
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Promises about progress and leases: who may say how far a group has come, and that it is remembered.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use millrace_model::{Attempt, Offset, Parked, Progress, Timestamp};
+
+use super::{append, at, end, entry, make_partition, make_topic, progress, values};
+use crate::contract::{CommitError, Engine, EntryKind, Lease, ProgressWrite, Receipt, Transaction};
+
+pub(super) fn up_to(next: u64) -> Progress {
+    Progress {
+        next: Offset(next),
+        ..Progress::default()
+    }
+}
+
+/// Progress with something in every field.
+pub(super) fn with_parked(next: u64, parked: usize) -> Progress {
+    let parked = (0..parked as u64).map(|offset| Parked {
+        offset: Offset(offset),
+        ordering: (offset % 2 == 0).then_some(u64::MAX - offset),
+        due: (offset % 3 == 0).then_some(Timestamp(offset)),
+        attempts: 3,
+        first_failed_at: Timestamp(7),
+        log: vec![Attempt {
+            at: Timestamp(9),
+            revision: 2,
+            class: "busy".to_owned(),
+            reason: "the lookup said no: ↯".to_owned(),
+        }],
+    });
+    Progress {
+        next: Offset(next),
+        revision: 4,
+        parked: parked.collect(),
+    }
+}
+
+pub(super) async fn commit_progress(
+    engine: &dyn Engine,
+    lease: &Lease,
+    committed: Progress,
+) -> Result<Receipt, CommitError> {
+    let write = ProgressWrite {
+        lease: lease.clone(),
+        progress: committed,
+    };
+    engine.commit(progress(write)).await
+}
+
+fn assert_fenced(refused: &Result<Receipt, CommitError>, lease: &Lease) {
+    assert!(
+        matches!(refused, Err(CommitError::Fenced { group, partition })
+            if *group == lease.group && *partition == lease.partition),
+        "{refused:?}"
+    );
+}
+
+/// Appends and entries of the fenced commit included; the newer lease goes on as if nothing had been tried.
+pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing(
+    engine: Arc<dyn Engine>,
+) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let (input, output) = (at(&topic, 0), at(&topic, 1));
+    let old = engine.claim("group", input).await.expect("claimed");
+    assert_eq!((&*old.group, old.partition), ("group", input));
+    let under_old = commit_progress(&*engine, &old, up_to(1)).await;
+    under_old.expect("nobody claimed anew");
+
+    let new = engine.claim("group", input).await.expect("claimed");
+    assert!(new.epoch > old.epoch, "epochs count the claims");
+    let before = end(&*engine, output);
+    let fenced = engine
+        .commit(Transaction {
+            appends: vec![append(output, &["by the old one"])],
+            progress: Some(ProgressWrite {
+                lease: old.clone(),
+                progress: up_to(2),
+            }),
+            entries: vec![entry(EntryKind::Redriven, "key", Some("by the old one"))],
+            durability: None,
+        })
+        .await;
+    assert_fenced(&fenced, &old);
+    assert_eq!(end(&*engine, output), before);
+    assert_eq!(values(&*engine, output).await, [""; 0]);
+    assert_eq!(engine.entry(EntryKind::Redriven, "key"), None);
+    let stored = engine.progress("group", input).await.unwrap();
+    assert_eq!(stored, Some(up_to(1)));
+
+    let under_new = commit_progress(&*engine, &new, up_to(3)).await;
+    under_new.expect("the newest lease");
+    let fenced = commit_progress(&*engine, &old, up_to(4)).await;
+    assert_fenced(&fenced, &old);
+    let stored = engine.progress("group", input).await.unwrap();
+    assert_eq!(stored, Some(up_to(3)));
+}
+
+/// A claim is about one group in one partition.
+pub async fn claims_elsewhere_do_not_fence(engine: Arc<dyn Engine>) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let other_topic = make_partition(&*engine, "returns").await;
+    let lease = engine.claim("group", at(&topic, 0)).await.unwrap();
+    for (group, partition) in [
+        ("group", at(&topic, 1)),
+        ("other", at(&topic, 0)),
+        ("group", other_topic),
+    ] {
+        engine.claim(group, partition).await.expect("claimed");
+        engine.claim(group, partition).await.expect("claimed again");
+    }
+    let kept = commit_progress(&*engine, &lease, up_to(1)).await;
+    kept.expect("nobody claimed the same");
+}
+
+/// Nor does an invented epoch open the door.
+pub async fn a_lease_that_was_never_given_is_fenced(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let mut invented = Lease {
+        group: "group".into(),
+        partition,
+        epoch: 1,
+    };
+    let refused = commit_progress(&*engine, &invented, up_to(1)).await;
+    assert_fenced(&refused, &invented);
+    let given = engine.claim("group", partition).await.expect("claimed");
+    invented.epoch = given.epoch + 1;
+    let refused = commit_progress(&*engine, &invented, up_to(1)).await;
+    assert_fenced(&refused, &invented);
+    assert_eq!(engine.progress("group", partition).await.unwrap(), None);
+}
+
+/// Claims at the same time are different ones, and all but one of them are in vain.
+pub async fn of_many_claims_only_the_newest_commits(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let claims: Vec<_> = (0..16)
+        .map(|_| {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.claim("group", partition).await })
+        })
+        .collect();
+    let mut leases = Vec::new();
+    for claim in claims {
+        leases.push(claim.await.expect("the task finished").expect("claimed"));
+    }
+    let epochs: BTreeSet<u64> = leases.iter().map(|lease| lease.epoch).collect();
+    assert_eq!(epochs.len(), leases.len(), "each claim has its own epoch");
+    for lease in &leases {
+        let result = commit_progress(&*engine, lease, up_to(lease.epoch)).await;
+        if Some(&lease.epoch) == epochs.last() {
+            result.expect("the newest lease");
+        } else {
+            assert_fenced(&result, lease);
+        }
+    }
+    let stored = engine.progress("group", partition).await.unwrap();
+    assert_eq!(stored, epochs.last().map(|&epoch| up_to(epoch)));
+}
+
+/// The next holder goes on where the last one stopped.
+pub async fn a_claim_leaves_progress_alone(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let lease = engine.claim("group", partition).await.expect("claimed");
+    let unwritten = engine.progress("group", partition).await.unwrap();
+    assert_eq!(unwritten, None, "a claim is no progress");
+    let kept = with_parked(9, 3);
+    let written = commit_progress(&*engine, &lease, kept.clone()).await;
+    written.expect("committed");
+    engine.claim("group", partition).await.expect("claimed");
+    let stored = engine.progress("group", partition).await.unwrap();
+    assert_eq!(stored, Some(kept));
+}
+
+/// Nothing of the old one remains: neither its parked messages nor its height.
+pub async fn progress_is_replaced_whole(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let lease = engine.claim("group", partition).await.expect("claimed");
+    for next in [with_parked(9, 3), with_parked(12, 50), up_to(12), up_to(2)] {
+        let written = commit_progress(&*engine, &lease, next.clone()).await;
+        written.expect("committed");
+        let stored = engine.progress("group", partition).await.unwrap();
+        assert_eq!(stored, Some(next));
+    }
+}
+
+/// Groups in one partition, and one group in several partitions, do not mix.
+pub async fn progress_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let places = [("a", 0), ("a", 1), ("b", 0), ("b", 1)];
+    for (number, (group, partition)) in places.into_iter().enumerate() {
+        let lease = engine.claim(group, at(&topic, partition)).await.unwrap();
+        let written = commit_progress(&*engine, &lease, up_to(number as u64)).await;
+        written.expect("committed");
+    }
+    for (number, (group, partition)) in places.into_iter().enumerate() {
+        let stored = engine.progress(group, at(&topic, partition)).await;
+        assert_eq!(stored.unwrap(), Some(up_to(number as u64)));
+    }
+    let nobody = engine.progress("c", at(&topic, 0)).await.unwrap();
+    assert_eq!(nobody, None);
+}

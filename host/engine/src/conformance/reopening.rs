@@ -1,0 +1,219 @@
+//! Promises of engines that keep their data: what was there when they were closed is there when they are opened.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_model::{Digest, Offset, Progress, Topic, TopicPartition};
+
+use super::messages::assert_is_unknown;
+use super::progress::{commit_progress, up_to, with_parked};
+use super::{
+    Place, append, at, end, entries, entry, make_partition, make_topic, name, produce, read_all,
+    values,
+};
+use crate::contract::{CommitError, Ends, Engine, EntryKind, Lease, ProgressWrite, Transaction};
+
+const GROUPS: [&str; 2] = ["copier", "counter"];
+const MODULES: [Digest; 2] = [Digest([1; 32]), Digest([2; 32])];
+
+/// Everything that an engine can be asked.
+#[derive(Debug, PartialEq)]
+struct Contents {
+    topics: Vec<Topic>,
+    ends: Vec<Ends>,
+    messages: Vec<Vec<(Offset, String)>>,
+    progress: Vec<Option<Progress>>,
+    entries: Vec<Vec<(String, Bytes)>>,
+    modules: Vec<Option<Bytes>>,
+}
+
+async fn contents(engine: &dyn Engine) -> Contents {
+    let topics = engine.topics();
+    let partitions: Vec<TopicPartition> = topics.iter().flat_map(Topic::partitions).collect();
+    let (mut ends, mut messages, mut progress) = (Vec::new(), Vec::new(), Vec::new());
+    for &partition in &partitions {
+        ends.push(engine.ends(partition).expect("it exists"));
+        messages.push(read_all(engine, partition).await);
+        for group in GROUPS {
+            progress.push(engine.progress(group, partition).await.expect("readable"));
+        }
+    }
+    let mut modules = Vec::new();
+    for digest in MODULES {
+        modules.push(engine.module(digest).await.expect("readable"));
+    }
+    Contents {
+        topics,
+        ends,
+        messages,
+        progress,
+        entries: EntryKind::ALL.map(|kind| engine.entries(kind)).to_vec(),
+        modules,
+    }
+}
+
+/// Messages of several sizes, progress, entries, a module; some of each replaced.
+async fn fill(engine: &dyn Engine) {
+    let orders = make_topic(engine, "orders", 3).await;
+    let returns = make_topic(engine, "returns", 1).await;
+    for number in 0..200 {
+        let large = if number % 50 == 0 { 100_000 } else { 10 };
+        let text = format!("{number} {}", "x".repeat(large));
+        produce(engine, at(&orders, number % 2), &[text, number.to_string()]).await;
+    }
+    for (group, progress) in GROUPS.into_iter().zip([with_parked(9, 5), up_to(3)]) {
+        let lease = engine.claim(group, at(&orders, 0)).await.expect("claimed");
+        let first = commit_progress(engine, &lease, up_to(1)).await;
+        first.expect("committed");
+        let transaction = Transaction {
+            appends: vec![append(at(&returns, 0), &[group])],
+            progress: Some(ProgressWrite { lease, progress }),
+            entries: EntryKind::ALL
+                .map(|kind| entry(kind, group, Some("…")))
+                .to_vec(),
+            durability: None,
+        };
+        engine.commit(transaction).await.expect("committed");
+    }
+    let module = Bytes::from(vec![7; 300_000]);
+    let put = engine.put_module(MODULES[0], module).await;
+    put.expect("kept");
+}
+
+/// Topics, ends, messages, progress, entries and modules; also when nothing happens between one opening and the next.
+pub async fn all_is_as_before<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let engine = place.open().await;
+    fill(&*engine).await;
+    let before = contents(&*engine).await;
+    assert!(before.messages.iter().map(Vec::len).sum::<usize>() == 402);
+    let engine = place.reopen(engine).await;
+    assert!(contents(&*engine).await == before, "opened once");
+    let engine = place.reopen(engine).await;
+    assert!(contents(&*engine).await == before, "opened twice");
+    engine.close().await;
+}
+
+/// A topic, an entry, a module.
+pub async fn what_was_deleted_stays_deleted<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let engine = place.open().await;
+    fill(&*engine).await;
+    // Once with everything in place before the deletion is written, once right after it was made.
+    let engine = place.reopen(engine).await;
+    let gone = engine.topic(&name("orders")).expect("still there");
+    let fresh = make_topic(&*engine, "fresh", 1).await;
+    produce(&*engine, at(&fresh, 0), &["a"]).await;
+    for topic in ["orders", "fresh"] {
+        engine.delete_topic(&name(topic)).await.expect("deleted");
+    }
+    let removed = entry(EntryKind::Module, GROUPS[0], None);
+    let removed = engine.commit(entries(vec![removed])).await;
+    removed.expect("committed");
+    engine.delete_module(MODULES[0]).await.expect("forgotten");
+    let before = contents(&*engine).await;
+
+    let engine = place.reopen(engine).await;
+    assert!(contents(&*engine).await == before);
+    assert_eq!(engine.entry(EntryKind::Module, GROUPS[0]), None);
+    for partition in gone.partitions().chain(fresh.partitions()) {
+        assert_is_unknown(&*engine, partition).await;
+    }
+    engine.close().await;
+}
+
+/// From where they were, without a message overwritten.
+pub async fn offsets_go_on<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let mut engine = place.open().await;
+    let partition = make_partition(&*engine, "orders").await;
+    for round in 0..3 {
+        let before = end(&*engine, partition);
+        let base = produce(&*engine, partition, &["a", "b", "c"]).await;
+        assert!(base >= before, "round {round}: {base} is below {before}");
+        engine = place.reopen(engine).await;
+        assert!(end(&*engine, partition) >= base.plus(3));
+        let watch = engine.watch(partition).expect("it exists");
+        assert_eq!(watch.end(), end(&*engine, partition));
+    }
+    assert_eq!(values(&*engine, partition).await, ["a", "b", "c"].repeat(3));
+    engine.close().await;
+}
+
+/// Who held a lease before does not get it back by luck.
+pub async fn leases_are_numbered_on<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let engine = place.open().await;
+    let partition = make_partition(&*engine, "orders").await;
+    let claim = async |engine: &dyn Engine| -> Lease {
+        let claimed = engine.claim("group", partition).await;
+        claimed.expect("claimed")
+    };
+    let mut older = claim(&*engine).await;
+    let old = claim(&*engine).await;
+    let engine = place.reopen(engine).await;
+    let still_fenced = commit_progress(&*engine, &older, up_to(1)).await;
+    assert!(matches!(still_fenced, Err(CommitError::Fenced { .. })));
+    let new = claim(&*engine).await;
+    assert!(new.epoch > old.epoch, "{} after {}", new.epoch, old.epoch);
+    older.epoch = old.epoch;
+    let fenced = commit_progress(&*engine, &older, up_to(1)).await;
+    assert!(matches!(fenced, Err(CommitError::Fenced { .. })));
+    let committed = commit_progress(&*engine, &new, up_to(2)).await;
+    committed.expect("the newest lease");
+    engine.close().await;
+}
+
+/// Not even the identity of the topic made last, when it was deleted before closing.
+pub async fn topic_identities_are_not_given_again<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let mut engine = place.open().await;
+    let mut given = BTreeSet::new();
+    for round in 0..3 {
+        let topic = make_topic(&*engine, "orders", 1).await;
+        produce(&*engine, at(&topic, 0), &["old"]).await;
+        assert!(given.insert(topic.id), "round {round}: {} again", topic.id);
+        engine.delete_topic(&name("orders")).await.expect("deleted");
+        engine = place.reopen(engine).await;
+    }
+    let partition = make_partition(&*engine, "orders").await;
+    assert_eq!(values(&*engine, partition).await, [""; 0]);
+    engine.close().await;
+}
+
+/// Many openings, each with a little work, keep all of it in order.
+pub async fn nothing_wears_off<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let mut engine = place.open().await;
+    let partition = make_partition(&*engine, "orders").await;
+    let mut expected = Vec::new();
+    for round in 0..10 {
+        let lease = engine.claim("group", partition).await.expect("claimed");
+        for number in 0..20 {
+            let text = format!("{round} {number}");
+            produce(&*engine, partition, &[&text]).await;
+            expected.push(text);
+        }
+        let written = commit_progress(&*engine, &lease, up_to(expected.len() as u64)).await;
+        written.expect("committed");
+        engine = place.reopen(engine).await;
+        let progress = engine.progress("group", partition).await.unwrap();
+        assert_eq!(progress, Some(up_to(expected.len() as u64)));
+    }
+    assert_eq!(values(&*engine, partition).await, expected);
+    engine.close().await;
+}

@@ -1,0 +1,339 @@
+//! The seam: what every engine promises. [`memory`](crate::memory) shows it in its shortest form, and
+//! [`conformance`](crate::conformance) asks it of everyone.
+//!
+//! 1. **Atomic.** A [`Transaction`] takes effect whole or not at all, for every reader, now and after any crash.
+//! 2. **Ordered.** A partition's offsets only grow; no offset is given twice. Appends of one transaction to one partition
+//!    stand in the order in which it lists them. Offsets may have gaps; readers must not count on their absence.
+//! 3. **Durable on return.** When `commit` returns, the transaction is as durable as its most demanding append (or, without
+//!    appends, as [`Transaction::durability`] says). Readers see nothing that is less durable than its topic asks.
+//! 4. **Fenced.** Progress is written only under the newest lease of its group and partition; a commit under an older one
+//!    fails whole with [`CommitError::Fenced`].
+//! 5. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
+//!    with [`CommitError::Poisoned`] until it is opened again.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use millrace_model::{
+    Digest, Durability, Offset, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
+    TopicSpec,
+};
+use tokio::sync::watch;
+
+/// The only thing that an engine writes.
+#[derive(Clone, Debug, Default)]
+pub struct Transaction {
+    /// Batches to append; their base offsets are given by the engine.
+    pub appends: Vec<Append>,
+    /// Progress of one group, under its lease.
+    pub progress: Option<ProgressWrite>,
+    /// Changes of the catalogue, in order.
+    pub entries: Vec<EntryWrite>,
+    /// At least this durable; each append's topic may ask for more.
+    pub durability: Option<Durability>,
+}
+
+/// A batch for a partition.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// Where it goes.
+    pub partition: TopicPartition,
+    /// What is appended.
+    pub batch: RecordBatch,
+}
+
+/// Where a group has come to, and by what right it says so.
+#[derive(Clone, Debug)]
+pub struct ProgressWrite {
+    /// The right.
+    pub lease: Lease,
+    /// The new progress; replaces the old one.
+    pub progress: Progress,
+}
+
+/// The right to commit progress for one group in one partition, until somebody claims it anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Whose progress; a processor's name.
+    pub group: Arc<str>,
+    /// Where.
+    pub partition: TopicPartition,
+    /// Counts the claims; only the highest may commit.
+    pub epoch: u64,
+}
+
+/// A kind of catalogue entry. Topics are not entries: they have storage, so engines know them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EntryKind {
+    /// What is known of an uploaded module, by its digest.
+    Module,
+    /// A processor and its revisions, by its name.
+    Processor,
+    /// Which dead letters were sent again, by DLQ topic and partition.
+    Redriven,
+}
+
+impl EntryKind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Module, Self::Processor, Self::Redriven];
+
+    /// The kind's word, as stored.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Module => "module",
+            Self::Processor => "processor",
+            Self::Redriven => "redriven",
+        }
+    }
+
+    /// The kind of a stored word.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+/// One change of the catalogue: a value set, or (`None`) removed.
+#[derive(Clone, Debug)]
+pub struct EntryWrite {
+    /// What kind of entry.
+    pub kind: EntryKind,
+    /// Its key, unique within the kind.
+    pub key: String,
+    /// Its new value, opaque to the engine.
+    pub value: Option<Bytes>,
+}
+
+/// What a commit gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// For each append, in order, the offset of its first message.
+    pub base_offsets: Vec<Offset>,
+}
+
+/// Why nothing was committed (or, for `Poisoned`, why it is not known).
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The partition does not exist, or no longer.
+    #[error("partition {0} does not exist; its topic may have been deleted")]
+    UnknownPartition(TopicPartition),
+    /// Somebody holds a newer lease. Stop: the work belongs to them.
+    #[error("group {group} in partition {partition}: the lease was taken over by a newer claim")]
+    Fenced {
+        /// Whose lease.
+        group: Arc<str>,
+        /// Where.
+        partition: TopicPartition,
+    },
+    /// Larger than the engine's journal takes at once. Send less.
+    #[error("the transaction has {bytes} bytes, at most {max} fit; send less at once")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// No room on the disk. Nothing was written; try again when there is space.
+    #[error("the disk is full: free some space or shorten retention; reading still works")]
+    DiskFull,
+    /// The disk failed; nothing more is acknowledged until the host is started again.
+    #[error(
+        "the engine stopped after a disk error ({0}); restart the host, recovery decides what was kept"
+    )]
+    Poisoned(Arc<str>),
+    /// The engine is closing.
+    #[error("the engine is shutting down; try again when the host is up")]
+    Closed,
+}
+
+impl CommitError {
+    /// Whether the same transaction may succeed later without anybody changing it.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        matches!(self, Self::DiskFull | Self::Closed)
+    }
+}
+
+/// Why nothing could be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The partition does not exist, or no longer.
+    #[error("partition {0} does not exist; its topic may have been deleted")]
+    UnknownPartition(TopicPartition),
+    /// Before the first message kept.
+    #[error("offset {requested} is no longer kept; the first one is {start}")]
+    BelowStart {
+        /// What was asked for.
+        requested: Offset,
+        /// The first offset kept.
+        start: Offset,
+    },
+    /// After the committed end.
+    #[error("offset {requested} is past the end; the next message will be {end}")]
+    PastEnd {
+        /// What was asked for.
+        requested: Offset,
+        /// The end.
+        end: Offset,
+    },
+    /// Stored bytes are not those that were written. The rest of the partition stays readable.
+    #[error(
+        "messages {from} to {to} (exclusive) of partition {partition} are damaged on disk; read on from {to}"
+    )]
+    Damaged {
+        /// Where.
+        partition: TopicPartition,
+        /// First offset of the damage.
+        from: Offset,
+        /// First offset after it.
+        to: Offset,
+    },
+    /// The disk failed.
+    #[error("reading failed: {0}")]
+    Io(Arc<str>),
+}
+
+/// Why the catalogue did not change.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TopicError {
+    /// The name is taken.
+    #[error("topic {0} exists already")]
+    Exists(TopicName),
+    /// No such topic.
+    #[error("topic {0} does not exist")]
+    Unknown(TopicName),
+    /// Zero, or more than the bound.
+    #[error("a topic has 1 to {max} partitions, not {asked}")]
+    Partitions {
+        /// What was asked for.
+        asked: u32,
+        /// The bound.
+        max: u32,
+    },
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// Where a partition begins and ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// The first offset kept.
+    pub start: Offset,
+    /// The offset that the next message will have.
+    pub end: Offset,
+}
+
+/// Wakes when a partition's committed end moves. Cheap; may be held for ever.
+#[derive(Clone, Debug)]
+pub struct Watch(watch::Receiver<Offset>);
+
+impl Watch {
+    /// Wraps the receiving end of an engine's notifier, whose value is the committed end.
+    #[must_use]
+    pub fn new(receiver: watch::Receiver<Offset>) -> Self {
+        Self(receiver)
+    }
+
+    /// The committed end, now.
+    #[must_use]
+    pub fn end(&self) -> Offset {
+        *self.0.borrow()
+    }
+
+    /// Waits until the committed end is past `offset`; returns the end. `None` if the partition is gone.
+    pub async fn past(&mut self, offset: Offset) -> Option<Offset> {
+        self.0
+            .wait_for(|&end| end > offset)
+            .await
+            .ok()
+            .map(|end| *end)
+    }
+}
+
+/// Where data is kept.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// Commits a transaction, whole or not at all.
+    async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError>;
+
+    /// Batches from the one that holds `from` (or the next one after it) on, until `bytes_max` is reached; at least one batch
+    /// if there is one. The first batch may begin before `from`: the caller skips. Empty at the end.
+    ///
+    /// # Errors
+    /// [`ReadError::BelowStart`] and [`ReadError::PastEnd`] for offsets outside `ends`.
+    async fn read(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordBatch>, ReadError>;
+
+    /// Wakes when the partition's committed end moves.
+    fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError>;
+
+    /// Where the partition begins and ends.
+    fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError>;
+
+    /// Takes the right to commit the group's progress in the partition; whoever had it is fenced. Durable on return.
+    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError>;
+
+    /// The group's progress in the partition; `None` before its first commit.
+    async fn progress(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Option<Progress>, ReadError>;
+
+    /// Makes a topic. Durable on return.
+    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError>;
+
+    /// Deletes a topic, its messages and all groups' progress in it. Durable on return.
+    async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError>;
+
+    /// All topics, by name.
+    fn topics(&self) -> Vec<Topic>;
+
+    /// One topic.
+    fn topic(&self, name: &TopicName) -> Option<Topic>;
+
+    /// All entries of a kind, by key.
+    fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)>;
+
+    /// One entry.
+    fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes>;
+
+    /// Keeps a module's bytes under their digest. Durable on return; keeping them twice is keeping them once.
+    async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError>;
+
+    /// A module's bytes, as put.
+    async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError>;
+
+    /// Forgets a module's bytes.
+    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError>;
+
+    /// Writes down what is only in memory and stops. Further commits fail with [`CommitError::Closed`].
+    async fn close(&self);
+}
+
+impl Transaction {
+    /// A plain produce: appends and nothing else.
+    #[must_use]
+    pub fn produce(appends: Vec<Append>) -> Self {
+        Self {
+            appends,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes of all batches in it.
+    #[must_use]
+    pub fn byte_count(&self) -> usize {
+        self.appends
+            .iter()
+            .map(|append| append.batch.byte_count())
+            .sum()
+    }
+}

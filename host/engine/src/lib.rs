@@ -1,0 +1,18 @@
+//! Where data is kept: one seam of four verbs (commit, read, watch, claim), and its keepers.
+//!
+//! [`contract`] says what is promised. An engine does not know who reads.
+
+#![forbid(unsafe_code)]
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod contract;
+pub mod local;
+pub mod memory;
+
+pub use contract::{
+    Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
+    Receipt, TopicError, Transaction, Watch,
+};
+pub use local::{LocalEngine, LocalOptions, OpenError};
+pub use memory::MemoryEngine;

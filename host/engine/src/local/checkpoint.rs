@@ -1,0 +1,282 @@
+//! The checkpoint: everything but the messages as of one sequence of the journal, in SQLite; and how far each partition's
+//! files reach. Written in one SQL transaction, never on the way of a commit.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use millrace_log::Mark;
+use millrace_model::{Offset, PartitionId, Topic, TopicId, TopicPartition};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Connection, Row};
+use tokio::runtime::Runtime;
+
+use super::codec::topic_json;
+use super::options::OpenError;
+use super::state::Changes;
+use crate::contract::EntryKind;
+
+const FORMAT: u64 = 1;
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS topics (id INTEGER PRIMARY KEY, topic TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS removed_topics (id INTEGER PRIMARY KEY);
+    CREATE TABLE IF NOT EXISTS partitions (
+        topic INTEGER NOT NULL, partition INTEGER NOT NULL,
+        start_offset INTEGER NOT NULL, end_offset INTEGER NOT NULL,
+        segment INTEGER NOT NULL, bytes INTEGER NOT NULL,
+        PRIMARY KEY (topic, partition)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS groups (
+        topic INTEGER NOT NULL, partition INTEGER NOT NULL, name TEXT NOT NULL,
+        epoch INTEGER NOT NULL, progress BLOB,
+        PRIMARY KEY (topic, partition, name)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS entries (
+        kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL,
+        PRIMARY KEY (kind, key)) WITHOUT ROWID;";
+
+/// The database, and the runtime that its driver needs. Blocks; used by one thread at a time.
+pub(super) struct CheckpointStore {
+    runtime: Runtime,
+    connection: SqliteConnection,
+    path: PathBuf,
+}
+
+/// What a checkpoint says.
+#[derive(Default)]
+pub(super) struct Checkpoint {
+    /// Everything up to this sequence is in it.
+    pub(super) sequence: u64,
+    /// The first journal file that it needs.
+    pub(super) journal_file: u64,
+    pub(super) next_topic: TopicId,
+    pub(super) topics: Vec<Topic>,
+    pub(super) removed_topics: Vec<TopicId>,
+    pub(super) marks: Vec<(TopicPartition, Mark)>,
+    pub(super) groups: Vec<(TopicPartition, String, u64, Option<Bytes>)>,
+    pub(super) entries: Vec<(EntryKind, String, Bytes)>,
+}
+
+/// What changes a checkpoint into the next one.
+pub(super) struct Step<'a> {
+    pub(super) sequence: u64,
+    pub(super) journal_file: u64,
+    pub(super) changes: &'a Changes,
+    pub(super) marks: &'a [(TopicPartition, Mark)],
+    /// Removed topics whose files are gone.
+    pub(super) swept_topics: &'a [TopicId],
+}
+
+impl CheckpointStore {
+    /// Opens the database, making it if it does not exist, and checks it.
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::try_open(path).map_err(|error| unusable(path, &error))
+    }
+
+    fn try_open(path: &Path) -> Result<Self, sqlx::Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        // Extra: with a rollback journal only this makes the last commit survive a power cut, and the journal files that it
+        // makes needless are recycled right after it.
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Delete)
+            .synchronous(SqliteSynchronous::Extra)
+            .pragma("trusted_schema", "OFF")
+            .pragma("mmap_size", "0");
+        let connection = runtime.block_on(async {
+            let mut connection = SqliteConnection::connect_with(&options).await?;
+            let check = sqlx::query("PRAGMA quick_check(1)");
+            let found: String = check.fetch_one(&mut connection).await?.try_get(0)?;
+            if found != "ok" {
+                return Err(sqlx::Error::Protocol(format!("it is damaged: {found}")));
+            }
+            sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
+            Ok(connection)
+        })?;
+        Ok(Self {
+            runtime,
+            connection,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Reads everything.
+    pub(super) fn load(&mut self) -> Result<Checkpoint, OpenError> {
+        let loaded = self.runtime.block_on(load(&mut self.connection));
+        loaded.map_err(|error| unusable(&self.path, &error))
+    }
+
+    /// Makes the step, whole or not at all, durable on return.
+    pub(super) fn save(&mut self, step: &Step<'_>) -> Result<(), sqlx::Error> {
+        self.runtime.block_on(save(&mut self.connection, step))
+    }
+}
+
+/// Whether SQLite found the disk full; the step can be made again then.
+pub(super) fn is_full(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code == "13") // SQLITE_FULL
+}
+
+fn unusable(path: &Path, error: &sqlx::Error) -> OpenError {
+    OpenError::Checkpoint {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+fn malformed(what: &str) -> sqlx::Error {
+    sqlx::Error::Protocol(format!("a stored {what} is malformed"))
+}
+
+fn number(row: &SqliteRow, column: usize) -> Result<u64, sqlx::Error> {
+    let value: i64 = row.try_get(column)?;
+    u64::try_from(value).map_err(|_| malformed("number"))
+}
+
+fn partition(row: &SqliteRow) -> Result<TopicPartition, sqlx::Error> {
+    let partition = u32::try_from(number(row, 1)?).map_err(|_| malformed("partition"))?;
+    Ok(TopicPartition {
+        topic: TopicId(number(row, 0)?),
+        partition: PartitionId(partition),
+    })
+}
+
+async fn load(connection: &mut SqliteConnection) -> Result<Checkpoint, sqlx::Error> {
+    let mut loaded = Checkpoint {
+        next_topic: TopicId(1),
+        ..Checkpoint::default()
+    };
+    let rows = sqlx::query("SELECT key, value FROM meta");
+    for row in rows.fetch_all(&mut *connection).await? {
+        let value = number(&row, 1)?;
+        match row.try_get::<&str, _>(0)? {
+            "format" if value > FORMAT => {
+                let newer = format!("it has format {value}; this version reads up to {FORMAT}");
+                return Err(sqlx::Error::Protocol(newer));
+            }
+            "sequence" => loaded.sequence = value,
+            "journal_file" => loaded.journal_file = value,
+            "next_topic" => loaded.next_topic = TopicId(value),
+            _ => {}
+        }
+    }
+    let rows = sqlx::query("SELECT topic FROM topics");
+    for row in rows.fetch_all(&mut *connection).await? {
+        let topic = serde_json::from_str(row.try_get(0)?);
+        loaded.topics.push(topic.map_err(|_| malformed("topic"))?);
+    }
+    let rows = sqlx::query("SELECT id FROM removed_topics");
+    for row in rows.fetch_all(&mut *connection).await? {
+        loaded.removed_topics.push(TopicId(number(&row, 0)?));
+    }
+    let rows = sqlx::query(
+        "SELECT topic, partition, start_offset, end_offset, segment, bytes FROM partitions",
+    );
+    for row in rows.fetch_all(&mut *connection).await? {
+        let mark = Mark {
+            start: Offset(number(&row, 2)?),
+            end: Offset(number(&row, 3)?),
+            segment: Offset(number(&row, 4)?),
+            bytes: number(&row, 5)?,
+        };
+        loaded.marks.push((partition(&row)?, mark));
+    }
+    let rows = sqlx::query("SELECT topic, partition, name, epoch, progress FROM groups");
+    for row in rows.fetch_all(&mut *connection).await? {
+        let progress: Option<Vec<u8>> = row.try_get(4)?;
+        let (name, epoch) = (row.try_get(2)?, number(&row, 3)?);
+        let group = (partition(&row)?, name, epoch, progress.map(Bytes::from));
+        loaded.groups.push(group);
+    }
+    let rows = sqlx::query("SELECT kind, key, value FROM entries");
+    for row in rows.fetch_all(&mut *connection).await? {
+        let kind = EntryKind::parse(row.try_get(0)?).ok_or_else(|| malformed("entry's kind"))?;
+        let value: Vec<u8> = row.try_get(2)?;
+        loaded.entries.push((kind, row.try_get(1)?, value.into()));
+    }
+    Ok(loaded)
+}
+
+async fn save(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let on = &mut *transaction;
+    for (key, value) in [
+        ("format", FORMAT),
+        ("sequence", step.sequence),
+        ("journal_file", step.journal_file),
+        ("next_topic", step.changes.next_topic.0),
+    ] {
+        let put = sqlx::query("INSERT OR REPLACE INTO meta VALUES (?, ?)");
+        put.bind(key).bind(value as i64).execute(&mut *on).await?;
+    }
+    save_changes(on, step.changes).await?;
+    for (id, mark) in step.marks {
+        sqlx::query("INSERT OR REPLACE INTO partitions VALUES (?, ?, ?, ?, ?, ?)")
+            .bind(id.topic.0 as i64)
+            .bind(i64::from(id.partition.0))
+            .bind(mark.start.0 as i64)
+            .bind(mark.end.0 as i64)
+            .bind(mark.segment.0 as i64)
+            .bind(mark.bytes as i64)
+            .execute(&mut *on)
+            .await?;
+    }
+    for topic in step.changes.removed.iter().map(|removed| removed.topic) {
+        remove_topic(on, topic).await?;
+    }
+    for topic in step.swept_topics {
+        let sweep = sqlx::query("DELETE FROM removed_topics WHERE id = ?");
+        sweep.bind(topic.0 as i64).execute(&mut *on).await?;
+    }
+    transaction.commit().await
+}
+
+async fn save_changes(on: &mut SqliteConnection, changes: &Changes) -> Result<(), sqlx::Error> {
+    for topic in &changes.topics {
+        sqlx::query("INSERT OR REPLACE INTO topics VALUES (?, ?)")
+            .bind(topic.id.0 as i64)
+            .bind(topic_json(topic))
+            .execute(&mut *on)
+            .await?;
+    }
+    for (id, name, group) in &changes.groups {
+        sqlx::query("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?)")
+            .bind(id.topic.0 as i64)
+            .bind(i64::from(id.partition.0))
+            .bind(&**name)
+            .bind(group.epoch as i64)
+            .bind(group.progress.as_deref())
+            .execute(&mut *on)
+            .await?;
+    }
+    for (kind, key, value) in &changes.entries {
+        let change = match value {
+            Some(value) => sqlx::query("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)")
+                .bind(kind.as_str())
+                .bind(key)
+                .bind(&**value),
+            None => sqlx::query("DELETE FROM entries WHERE kind = ? AND key = ?")
+                .bind(kind.as_str())
+                .bind(key),
+        };
+        change.execute(&mut *on).await?;
+    }
+    Ok(())
+}
+
+/// The topic's identity is never given again, so this comes after whatever else the step says of it.
+async fn remove_topic(on: &mut SqliteConnection, topic: TopicId) -> Result<(), sqlx::Error> {
+    for removal in [
+        "DELETE FROM topics WHERE id = ?",
+        "DELETE FROM partitions WHERE topic = ?",
+        "DELETE FROM groups WHERE topic = ?",
+        "INSERT OR REPLACE INTO removed_topics VALUES (?)",
+    ] {
+        let removal = sqlx::query(removal).bind(topic.0 as i64);
+        removal.execute(&mut *on).await?;
+    }
+    Ok(())
+}

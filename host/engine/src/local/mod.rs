@@ -1,0 +1,413 @@
+//! The embedded engine: everything in one directory, owned by one process.
+//!
+//! ```text
+//!             commit                      read at the tail          read further back
+//!  txns ──►  journal  ──►  in-memory tails  ──► flusher ──►  segments (+ sparse index)
+//!           (durable)        (bounded)                       sealed: mapped read-only
+//!               └──── checkpoint: segments flushed, everything else in SQLite, then journal files used again
+//! ```
+//! Two threads work: the [`committer`] makes groups of transactions durable, the [`flusher`] empties memory into files. Readers
+//! take from memory without waiting, and from files on blocking threads. [`recovery`] runs before either.
+//!
+//! Lock order: journal, then state, then one partition.
+
+mod checkpoint;
+mod codec;
+mod committer;
+mod flusher;
+mod keeper;
+mod lock;
+mod modules;
+mod options;
+mod recovery;
+mod shared;
+mod state;
+mod tail;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use millrace_log::{Disk, Journal, RealDisk};
+use millrace_model::Offset;
+use millrace_model::{
+    Clock, Digest, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task;
+
+pub use self::options::{LocalOptions, OpenError};
+
+use self::codec::OPERATION_OVERHEAD_BYTES;
+use self::committer::{Answer, Committer, Request};
+use self::flusher::{Flusher, Stop};
+use self::lock::DirLock;
+use self::modules::ModuleFiles;
+use self::recovery::{Recovered, recover};
+use self::shared::Shared;
+use self::state::Submission;
+use self::tail::Partition;
+use crate::contract::{
+    CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicError, Transaction, Watch,
+};
+
+/// Transactions that wait for the committer; further callers wait for their turn.
+const COMMIT_QUEUE_TRANSACTIONS_MAX: usize = 4096;
+/// KiB of transactions that wait for the committer or are with it; further callers wait for their turn.
+const COMMIT_QUEUE_KIB_MAX: u32 = 64 << 10;
+
+/// The engine in a data directory.
+pub struct LocalEngine {
+    shared: Arc<Shared>,
+    modules: Arc<ModuleFiles>,
+    queue: Option<mpsc::Sender<Request>>,
+    queue_room: Arc<Semaphore>,
+    closing: AtomicBool,
+    threads: Mutex<Option<Threads>>,
+    transaction_bytes_max: usize,
+}
+
+/// What works for the engine, and its right to do so.
+struct Threads {
+    committer: JoinHandle<()>,
+    flusher: JoinHandle<()>,
+    /// Released last.
+    _lock: DirLock,
+}
+
+impl LocalEngine {
+    /// Opens the data directory, making it if it does not exist, and recovers what is in it. The work is done on a blocking
+    /// thread; it takes as long as reading the journal since the last checkpoint.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing on disk was lost.
+    pub async fn open(
+        dir: &Path,
+        options: LocalOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, OpenError> {
+        Self::open_on(Arc::new(RealDisk), dir, options, clock).await
+    }
+
+    /// As [`LocalEngine::open`], with the journal, the messages and the modules on `disk`. The lock and the checkpoint's
+    /// database are always on the machine's own.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing on disk was lost.
+    pub async fn open_on(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: LocalOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, OpenError> {
+        let dir = dir.to_owned();
+        let opened = task::spawn_blocking(move || {
+            let options = options.within_bounds();
+            let recovered = recover(disk, &dir, &options)?;
+            Self::start(recovered, options, clock).map_err(|error| OpenError::Io {
+                dir,
+                reason: error.to_string(),
+            })
+        });
+        match opened.await {
+            Ok(opened) => opened.map(Arc::new),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+
+    fn start(
+        recovered: Recovered,
+        options: LocalOptions,
+        clock: Arc<dyn Clock>,
+    ) -> std::io::Result<Self> {
+        let transaction_bytes_max = Journal::body_bytes_max(options.journal_file_bytes);
+        let Recovered {
+            lock,
+            state,
+            journal,
+            keeper,
+            modules,
+        } = recovered;
+        let shared = Arc::new(Shared::new(options, clock, journal, state));
+        let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
+        let committer = Committer::new(Arc::clone(&shared), requests);
+        let flusher = Flusher::new(Arc::clone(&shared), keeper);
+        let threads = Threads {
+            committer: named("millrace-commit", move || committer.run())?,
+            flusher: named("millrace-flush", move || flusher.run())?,
+            _lock: lock,
+        };
+        Ok(Self {
+            shared,
+            modules: Arc::new(modules),
+            queue: Some(queue),
+            queue_room: Arc::new(Semaphore::new(COMMIT_QUEUE_KIB_MAX as usize)),
+            closing: AtomicBool::new(false),
+            threads: Mutex::new(Some(threads)),
+            transaction_bytes_max,
+        })
+    }
+
+    async fn ask<T, E: From<CommitError>>(
+        &self,
+        request: impl FnOnce(Answer<T, E>) -> Request,
+    ) -> Result<T, E> {
+        self.check_open()?;
+        let (answer, answered) = oneshot::channel();
+        let queue = self.queue.as_ref().ok_or(CommitError::Closed)?;
+        let sent = queue.send(request(answer)).await;
+        sent.map_err(|_| self.why_stopped())?;
+        match answered.await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.why_stopped().into()),
+        }
+    }
+
+    fn check_open(&self) -> Result<(), CommitError> {
+        if let Some(poisoned) = self.shared.poisoned() {
+            return Err(poisoned);
+        }
+        if self.closing.load(Ordering::Acquire) {
+            return Err(CommitError::Closed);
+        }
+        Ok(())
+    }
+
+    fn why_stopped(&self) -> CommitError {
+        self.shared.poisoned().unwrap_or(CommitError::Closed)
+    }
+
+    fn partition(&self, id: TopicPartition) -> Result<Arc<Partition>, ReadError> {
+        let state = self.shared.state.read();
+        let found = state.partitions.get(&id).cloned();
+        found.ok_or(ReadError::UnknownPartition(id))
+    }
+
+    /// Changes a module's file on a blocking thread.
+    async fn change_module(
+        &self,
+        change: impl FnOnce(&ModuleFiles) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<(), CommitError> {
+        self.check_open()?;
+        let modules = Arc::clone(&self.modules);
+        match task::spawn_blocking(move || change(&modules)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if millrace_log::disk::is_full(&error) => Err(CommitError::DiskFull),
+            Ok(Err(error)) => {
+                self.shared.poison(&error.to_string());
+                Err(self.why_stopped())
+            }
+            Err(_) => Err(self.why_stopped()),
+        }
+    }
+}
+
+fn named(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(work)
+}
+
+#[async_trait]
+impl Engine for LocalEngine {
+    async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+        let submission = submission(transaction);
+        let bytes = submission.byte_count();
+        if bytes > self.transaction_bytes_max {
+            let max = self.transaction_bytes_max;
+            return Err(CommitError::TooLarge { bytes, max });
+        }
+        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.queue_room).acquire_many_owned(kib.min(COMMIT_QUEUE_KIB_MAX));
+        let room = room.await.map_err(|_| CommitError::Closed)?;
+        self.ask(|answer| Request::Commit {
+            submission,
+            bytes,
+            answer,
+            room,
+        })
+        .await
+    }
+
+    async fn read(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordBatch>, ReadError> {
+        let found = self.partition(partition)?;
+        let Ends { start, end } = found.ends();
+        if from < start {
+            let requested = from;
+            return Err(ReadError::BelowStart { requested, start });
+        }
+        if from > end {
+            let requested = from;
+            return Err(ReadError::PastEnd { requested, end });
+        }
+        if let Some(batches) = found.read_tail(from, bytes_max) {
+            return Ok(batches);
+        }
+        let read = task::spawn_blocking(move || found.read_files(from, bytes_max));
+        let failed = |_| ReadError::Io("the reading thread failed".into());
+        read.await.map_err(failed)?
+    }
+
+    fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
+        let watch = self.partition(partition)?.watch();
+        watch.ok_or(ReadError::UnknownPartition(partition))
+    }
+
+    fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
+        Ok(self.partition(partition)?.ends())
+    }
+
+    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
+        let bytes = group.len() + OPERATION_OVERHEAD_BYTES;
+        if bytes > self.transaction_bytes_max {
+            let max = self.transaction_bytes_max;
+            return Err(CommitError::TooLarge { bytes, max });
+        }
+        let group = Arc::from(group);
+        self.ask(|answer| Request::Claim {
+            partition,
+            group,
+            answer,
+        })
+        .await
+    }
+
+    async fn progress(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Option<Progress>, ReadError> {
+        let state = self.shared.state.read();
+        if !state.partitions.contains_key(&partition) {
+            return Err(ReadError::UnknownPartition(partition));
+        }
+        let found = state.group(partition, group);
+        let Some(bytes) = found.and_then(|group| group.progress.as_ref()) else {
+            return Ok(None);
+        };
+        let progress = Progress::decode(bytes);
+        let malformed = || ReadError::Io("the stored progress is malformed".into());
+        progress.ok_or_else(malformed).map(Some)
+    }
+
+    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
+        self.ask(|answer| Request::CreateTopic { spec, answer })
+            .await
+    }
+
+    async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
+        let name = name.clone();
+        self.ask(|answer| Request::DeleteTopic { name, answer })
+            .await
+    }
+
+    fn topics(&self) -> Vec<Topic> {
+        self.shared.state.read().topics()
+    }
+
+    fn topic(&self, name: &TopicName) -> Option<Topic> {
+        self.shared.state.read().topic(name)
+    }
+
+    fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)> {
+        let state = self.shared.state.read();
+        let entries = state.entries(kind).iter();
+        entries.map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+
+    fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes> {
+        self.shared.state.read().entries(kind).get(key).cloned()
+    }
+
+    async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
+        self.change_module(move |modules| modules.put(digest, &bytes))
+            .await
+    }
+
+    async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
+        let modules = Arc::clone(&self.modules);
+        let read = task::spawn_blocking(move || modules.read(digest)).await;
+        let io = |reason: String| ReadError::Io(reason.into());
+        read.map_err(|error| io(error.to_string()))?
+            .map_err(|error| io(error.to_string()))
+    }
+
+    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
+        self.change_module(move |modules| modules.remove(digest))
+            .await
+    }
+
+    async fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        if let Some(queue) = &self.queue {
+            // If nobody takes it the committer has stopped already.
+            let _ = queue.send(Request::Stop).await;
+        }
+        let Some(threads) = self.threads.lock().take() else {
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        let stopped = task::spawn_blocking(move || threads.stop(&shared, Stop::InOrder));
+        if let Err(error) = stopped.await {
+            tracing::error!(%error, "the engine did not stop in order; the journal has everything");
+        }
+    }
+}
+
+impl Drop for LocalEngine {
+    /// Without [`Engine::close`]: as if the process ended, but the directory can be opened again.
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(threads) = self.threads.lock().take() {
+            threads.stop(&self.shared, Stop::AtOnce);
+        }
+    }
+}
+
+impl Threads {
+    fn stop(self, shared: &Shared, how: Stop) {
+        // A thread that panicked has poisoned the engine and said so.
+        // The committer goes first: it may wait for the flusher to make room.
+        let _ = self.committer.join();
+        shared.orders.ask(|orders| orders.stop = Some(how));
+        let _ = self.flusher.join();
+    }
+}
+
+fn submission(transaction: Transaction) -> Submission {
+    let encoded = |write: crate::contract::ProgressWrite| {
+        let progress = write.progress.encode();
+        (write.lease, Bytes::from(progress))
+    };
+    Submission {
+        appends: transaction.appends,
+        progress: transaction.progress.map(encoded),
+        entries: transaction.entries,
+        durability: transaction.durability,
+    }
+}
+
+impl Submission {
+    /// What it takes in the journal, at most.
+    fn byte_count(&self) -> usize {
+        let appends = self.appends.iter();
+        let appends = appends.map(|append| append.batch.byte_count());
+        let progress = self.progress.iter();
+        let progress = progress.map(|(lease, bytes)| lease.group.len() + bytes.len());
+        let entries = self.entries.iter();
+        let entries = entries.map(|e| e.key.len() + e.value.as_ref().map_or(0, Bytes::len));
+        let parts = appends.chain(progress).chain(entries);
+        1 + parts
+            .map(|bytes| bytes + OPERATION_OVERHEAD_BYTES)
+            .sum::<usize>()
+    }
+}

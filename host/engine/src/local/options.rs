@@ -1,0 +1,101 @@
+//! What can be set about the local engine, and why it may not open.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_log::JournalError;
+use millrace_log::journal::JOURNAL_FILE_BYTES;
+use millrace_log::partition::SEGMENT_BYTES;
+
+/// The smallest journal file that is of use.
+const JOURNAL_FILE_BYTES_MIN: u64 = 16 << 10;
+
+/// Sizes and times of the local engine. The defaults suit a host that shares its machine.
+#[derive(Clone, Debug)]
+pub struct LocalOptions {
+    /// Bytes of one journal file; a transaction must fit one. At least 16 KiB.
+    pub journal_file_bytes: u64,
+    /// Bytes of a segment before the next one begins.
+    pub segment_bytes: u64,
+    /// Bytes of batches kept in memory, of all partitions together. At the bound commits wait for the flusher.
+    pub tail_bytes_max: usize,
+    /// Bytes of journal after which a checkpoint is made, which bounds the time that recovery takes.
+    pub checkpoint_journal_bytes: u64,
+    /// The longest time between two checkpoints while there is something to keep.
+    pub checkpoint_interval: Duration,
+}
+
+impl Default for LocalOptions {
+    fn default() -> Self {
+        Self {
+            journal_file_bytes: JOURNAL_FILE_BYTES,
+            segment_bytes: SEGMENT_BYTES,
+            tail_bytes_max: 64 << 20,
+            checkpoint_journal_bytes: 2 * JOURNAL_FILE_BYTES,
+            checkpoint_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+impl LocalOptions {
+    pub(super) fn within_bounds(mut self) -> Self {
+        // A frame's length has 32 bits.
+        let most = u64::from(u32::MAX);
+        self.journal_file_bytes = self.journal_file_bytes.clamp(JOURNAL_FILE_BYTES_MIN, most);
+        self
+    }
+}
+
+/// Why the data directory could not be opened. Nothing in it was lost by trying.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process works on it.
+    #[error(
+        "data directory {} is used by another millrace process; stop that one or choose another directory",
+        dir.display()
+    )]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The journal is damaged or cannot be read.
+    #[error(transparent)]
+    Journal(Arc<JournalError>),
+    /// The checkpoint is damaged, cannot be read, or was written by a newer version.
+    #[error(
+        "checkpoint {} cannot be used: {reason}. Nothing was changed; restore the data directory from a backup",
+        path.display()
+    )]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The journal's bytes are sound but say what cannot be.
+    #[error(
+        "transaction {sequence} of the journal cannot be replayed: {reason}. Nothing was changed; use the version of millrace \
+         that wrote it, or restore the data directory from a backup"
+    )]
+    Replay {
+        /// Which one.
+        sequence: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No room to make what was recovered durable.
+    #[error("the disk under {} is full; free some space and start again", dir.display())]
+    DiskFull {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The disk failed.
+    #[error("data directory {} cannot be opened: {reason}", dir.display())]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// What the disk said.
+        reason: String,
+    },
+}

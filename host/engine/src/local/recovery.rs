@@ -1,0 +1,175 @@
+//! Opening a data directory: the checkpoint, then the journal after it, then a new checkpoint of both.
+//!
+//! Nothing that is on disk is given up before what replaces it is durable, so a crash in here is followed by the same recovery
+//! again. And nothing is served that was only read back from the page cache: after a failed sync or a killed process the
+//! cache may show what the disk never had, so everything replayed is written anew and synced first.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use millrace_log::{Disk, Journal, JournalScan, PartitionFiles, SealedCache, journal};
+
+use super::checkpoint::{Checkpoint, CheckpointStore};
+use super::codec;
+use super::keeper::{KeepError, Keeper};
+use super::lock::{DirLock, lock};
+use super::modules::ModuleFiles;
+use super::options::{LocalOptions, OpenError};
+use super::state::{Group, State, Store};
+use super::tail::Partition;
+use millrace_model::Offset;
+
+/// Everything that an engine works with.
+pub(super) struct Recovered {
+    pub(super) lock: DirLock,
+    pub(super) state: State,
+    pub(super) journal: Journal,
+    pub(super) keeper: Keeper,
+    pub(super) modules: ModuleFiles,
+}
+
+/// Opens the directory, blocking.
+pub(super) fn recover(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    options: &LocalOptions,
+) -> Result<Recovered, OpenError> {
+    let lock = lock(dir)?;
+    let failed = |error: KeepError| describe(dir, error);
+    let failed_io = |error: std::io::Error| describe(dir, error.into());
+    let journal_dir = dir.join("journal");
+    let topics_dir = dir.join("topics");
+    let modules_dir = dir.join("modules");
+    for made in [&journal_dir, &topics_dir, &modules_dir] {
+        disk.create_dir_all(made).map_err(failed_io)?;
+    }
+    disk.sync_dir(dir).map_err(failed_io)?;
+    let mut checkpoints = CheckpointStore::open(&dir.join("checkpoint.sqlite"))?;
+    let checkpoint = checkpoints.load()?;
+    // The whole journal is checked before anything is changed.
+    let scan = journal::scan(
+        Arc::clone(&disk),
+        &journal_dir,
+        checkpoint.journal_file,
+        checkpoint.sequence,
+    )
+    .map_err(|error| OpenError::Journal(Arc::new(error)))?;
+    let store = Store {
+        disk: Arc::clone(&disk),
+        cache: Arc::new(SealedCache::default()),
+        topics_dir,
+        segment_bytes: options.segment_bytes,
+    };
+    let removed = checkpoint.removed_topics.clone();
+    let mut keeper = Keeper::new(store.clone(), checkpoints, removed);
+    keeper.sweep();
+    let replayed_from = checkpoint.sequence;
+    let mut state = restore(store, checkpoint).map_err(failed_io)?;
+    replay(&scan, &mut state, &mut keeper, options, dir)?;
+    let sequence = scan.last_sequence();
+    if sequence > replayed_from {
+        tracing::info!(
+            transactions = sequence - replayed_from,
+            "the journal was replayed"
+        );
+    }
+    flush(&mut state, &mut keeper).map_err(failed)?;
+    let changes = state.take_changes();
+    keeper
+        .checkpoint(sequence, scan.next_file(), &changes)
+        .map_err(failed)?;
+    keeper.sweep();
+    let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
+    let modules = ModuleFiles::open(disk, modules_dir).map_err(failed_io)?;
+    Ok(Recovered {
+        lock,
+        state,
+        journal,
+        keeper,
+        modules,
+    })
+}
+
+fn describe(dir: &Path, error: KeepError) -> OpenError {
+    let dir: PathBuf = dir.to_owned();
+    match error {
+        KeepError::Full => OpenError::DiskFull { dir },
+        KeepError::Failed(reason) => OpenError::Io { dir, reason },
+    }
+}
+
+/// The state as the checkpoint has it.
+fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
+    let mut state = State::new(store.clone(), checkpoint.next_topic);
+    let marks: HashMap<_, _> = checkpoint.marks.into_iter().collect();
+    for topic in checkpoint.topics {
+        for id in topic.partitions() {
+            let files = PartitionFiles::open(
+                Arc::clone(&store.disk),
+                Arc::clone(&store.cache),
+                store.partition_dir(id),
+                store.segment_bytes,
+                marks.get(&id).copied().unwrap_or_default(),
+            )?;
+            state.insert_partition(Partition::new(id, topic.spec.durability, files));
+        }
+        state.insert_topic(topic);
+    }
+    for (partition, name, epoch, progress) in checkpoint.groups {
+        state.insert_group(partition, name, Group::stored(epoch, progress));
+    }
+    for (kind, key, value) in checkpoint.entries {
+        state.insert_entry(kind, key, value);
+    }
+    Ok(state)
+}
+
+/// Why a replay stopped.
+enum ReplayError {
+    Contradiction { sequence: u64, reason: &'static str },
+    Keep(KeepError),
+}
+
+impl From<std::io::Error> for ReplayError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Keep(error.into())
+    }
+}
+
+fn replay(
+    scan: &JournalScan,
+    state: &mut State,
+    keeper: &mut Keeper,
+    options: &LocalOptions,
+    dir: &Path,
+) -> Result<(), OpenError> {
+    let mut held = 0;
+    let replayed = scan.replay(|sequence, body| {
+        let contradiction = |reason| ReplayError::Contradiction { sequence, reason };
+        for operation in codec::decode(body).map_err(contradiction)? {
+            held += state.apply(operation).map_err(contradiction)?;
+        }
+        if held > options.tail_bytes_max {
+            flush(state, keeper).map_err(ReplayError::Keep)?;
+            held = 0;
+        }
+        Ok(())
+    });
+    replayed.map_err(|error| match error {
+        ReplayError::Contradiction { sequence, reason } => OpenError::Replay {
+            sequence,
+            reason: reason.to_owned(),
+        },
+        ReplayError::Keep(error) => describe(dir, error),
+    })
+}
+
+/// Everything replayed goes to the files, and out of memory: the batches share the bytes of whole journal files.
+fn flush(state: &mut State, keeper: &mut Keeper) -> Result<(), KeepError> {
+    for partition in state.partitions.values() {
+        keeper.flush(partition, Offset::MAX)?;
+        partition.clear();
+    }
+    Ok(())
+}

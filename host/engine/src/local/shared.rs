@@ -1,0 +1,148 @@
+//! What the engine's threads and its callers share.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use millrace_log::Journal;
+use millrace_model::Clock;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::flusher::OrderBook;
+use super::options::LocalOptions;
+use super::state::State;
+use crate::contract::CommitError;
+
+/// How long the committer sleeps at most before it looks again whether there is room.
+const ROOM_WAIT: Duration = Duration::from_millis(50);
+
+pub(super) struct Shared {
+    pub(super) options: LocalOptions,
+    pub(super) clock: Arc<dyn Clock>,
+    /// Locked before `state`, by the committer for a group, by the flusher for a snapshot.
+    pub(super) journal: Mutex<Journal>,
+    /// Written by the committer only, a group at once: so a reader sees a transaction whole.
+    pub(super) state: RwLock<State>,
+    /// What batches in memory weigh.
+    pub(super) tail_bytes: AtomicUsize,
+    /// Journal bytes written when the last checkpoint was made.
+    pub(super) checkpointed_bytes: AtomicU64,
+    pub(super) orders: OrderBook,
+    pub(super) room: Mutex<()>,
+    pub(super) room_changed: Condvar,
+    disk_full: AtomicBool,
+    poison: OnceLock<Arc<str>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        options: LocalOptions,
+        clock: Arc<dyn Clock>,
+        journal: Journal,
+        state: State,
+    ) -> Self {
+        Self {
+            options,
+            clock,
+            journal: Mutex::new(journal),
+            state: RwLock::new(state),
+            tail_bytes: AtomicUsize::new(0),
+            checkpointed_bytes: AtomicU64::new(0),
+            orders: OrderBook::default(),
+            room: Mutex::new(()),
+            room_changed: Condvar::new(),
+            disk_full: AtomicBool::new(false),
+            poison: OnceLock::new(),
+        }
+    }
+
+    /// After this nothing is acknowledged any more. The first reason stays.
+    pub(super) fn poison(&self, reason: &str) {
+        if self.poison.set(reason.into()).is_ok() {
+            tracing::error!(reason, "the engine stopped: what is durable is not known");
+        }
+        self.wake_committer();
+    }
+
+    pub(super) fn poisoned(&self) -> Option<CommitError> {
+        let reason = self.poison.get()?;
+        Some(CommitError::Poisoned(Arc::clone(reason)))
+    }
+
+    /// Notes that batches left memory.
+    pub(super) fn release(&self, weight: usize) {
+        if weight > 0 {
+            self.tail_bytes.fetch_sub(weight, Ordering::Relaxed);
+            self.wake_committer();
+        }
+    }
+
+    pub(super) fn set_disk_full(&self, full: bool) {
+        if self.disk_full.swap(full, Ordering::Relaxed) != full {
+            if full {
+                tracing::warn!("the disk is full; free some space, the engine goes on by itself");
+            }
+            self.wake_committer();
+        }
+    }
+
+    /// Notes what a group added, and calls the flusher when it is time.
+    pub(super) fn note_growth(&self, weight: usize, journal_bytes: u64) {
+        let held = self.tail_bytes.fetch_add(weight, Ordering::Relaxed) + weight;
+        let flush = held > self.options.tail_bytes_max / 2;
+        let since = journal_bytes - self.checkpointed_bytes.load(Ordering::Relaxed);
+        let checkpoint = since >= self.options.checkpoint_journal_bytes;
+        if flush || checkpoint {
+            self.orders.ask(|orders| {
+                orders.flush |= flush;
+                orders.checkpoint |= checkpoint;
+            });
+        }
+    }
+
+    /// Waits until memory has room for more.
+    ///
+    /// # Errors
+    /// [`CommitError::DiskFull`] where there will be none before somebody frees space.
+    pub(super) fn wait_for_room(&self) -> Result<(), CommitError> {
+        if self.has_room() {
+            return Ok(());
+        }
+        metrics::counter!("millrace_commit_stalls_total").increment(1);
+        let mut guard = self.room.lock();
+        loop {
+            if let Some(poisoned) = self.poisoned() {
+                return Err(poisoned);
+            }
+            if self.has_room() {
+                return Ok(());
+            }
+            self.orders.ask(|orders| orders.flush = true);
+            if self.disk_full.load(Ordering::Relaxed) {
+                return Err(CommitError::DiskFull);
+            }
+            self.room_changed.wait_for(&mut guard, ROOM_WAIT);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.tail_bytes.load(Ordering::Relaxed) <= self.options.tail_bytes_max
+    }
+
+    fn wake_committer(&self) {
+        let _guard = self.room.lock();
+        self.room_changed.notify_all();
+    }
+}
+
+/// A thread that panics leaves it unknown what it had done.
+pub(super) struct PoisonOnPanic<'a>(pub(super) &'a Shared);
+
+impl Drop for PoisonOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0
+                .poison("a thread of the engine panicked; please report this");
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! What is committed, and the decision what a transaction does to it. Plain code: no disk, no waiting.
+//!
+//! The committer decides a group of transactions against the state and what the group has decided so far ([`Pending`]), makes
+//! it durable, and applies it. Recovery applies the same operations. A group that could not be written leaves no trace.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_log::{Disk, PartitionFiles, SealedCache};
+use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
+use millrace_model::{Durability, Offset, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
+
+use super::codec::Operation;
+use super::tail::{Partition, weight};
+use crate::contract::{Append, CommitError, EntryKind, EntryWrite, Lease, Receipt, TopicError};
+
+/// A transaction, its progress encoded already.
+pub(super) struct Submission {
+    pub(super) appends: Vec<Append>,
+    pub(super) progress: Option<(Lease, Bytes)>,
+    pub(super) entries: Vec<EntryWrite>,
+    pub(super) durability: Option<Durability>,
+}
+
+/// Everything but the messages, as committed; the messages are with their [`Partition`].
+pub(super) struct State {
+    store: Store,
+    topics: BTreeMap<TopicName, Topic>,
+    pub(super) partitions: HashMap<TopicPartition, Arc<Partition>>,
+    groups: HashMap<TopicPartition, HashMap<Arc<str>, Group>>,
+    entries: [BTreeMap<String, Bytes>; EntryKind::ALL.len()],
+    next_topic: TopicId,
+    changed: Changed,
+}
+
+/// How partitions come by their files.
+#[derive(Clone)]
+pub(super) struct Store {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) cache: Arc<SealedCache>,
+    pub(super) topics_dir: PathBuf,
+    pub(super) segment_bytes: u64,
+}
+
+impl Store {
+    pub(super) fn topic_dir(&self, topic: TopicId) -> PathBuf {
+        self.topics_dir.join(topic.to_string())
+    }
+
+    pub(super) fn partition_dir(&self, id: TopicPartition) -> PathBuf {
+        self.topic_dir(id.topic).join(id.partition.to_string())
+    }
+
+    fn fresh(&self, id: TopicPartition, durability: Durability) -> Partition {
+        let files = PartitionFiles::fresh(
+            Arc::clone(&self.disk),
+            Arc::clone(&self.cache),
+            self.partition_dir(id),
+            self.segment_bytes,
+        );
+        Partition::new(id, durability, files)
+    }
+}
+
+/// A group in one partition.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Group {
+    pub(super) epoch: u64,
+    pub(super) progress: Option<Bytes>,
+    changed: bool,
+}
+
+impl Group {
+    /// As a checkpoint has it.
+    pub(super) fn stored(epoch: u64, progress: Option<Bytes>) -> Self {
+        Self {
+            epoch,
+            progress,
+            changed: false,
+        }
+    }
+}
+
+/// What the next checkpoint has to write.
+#[derive(Default)]
+struct Changed {
+    topics: Vec<TopicId>,
+    removed: Vec<Removed>,
+    groups: Vec<(TopicPartition, Arc<str>)>,
+    entries: BTreeSet<(EntryKind, String)>,
+}
+
+/// A topic that is gone but for its files and what memory holds.
+pub(super) struct Removed {
+    pub(super) topic: TopicId,
+    pub(super) partitions: Vec<Arc<Partition>>,
+}
+
+/// What changed since the last snapshot, as it is now.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) next_topic: TopicId,
+    pub(super) topics: Vec<Topic>,
+    pub(super) removed: Vec<Removed>,
+    pub(super) groups: Vec<(TopicPartition, Arc<str>, Group)>,
+    pub(super) entries: Vec<(EntryKind, String, Option<Bytes>)>,
+}
+
+/// What the group of transactions being decided will have changed.
+#[derive(Default)]
+pub(super) struct Pending {
+    ends: HashMap<TopicPartition, Offset>,
+    epochs: HashMap<(TopicPartition, Arc<str>), u64>,
+    /// What to write and then apply.
+    pub(super) operations: Vec<Operation>,
+    /// Whether one of them must survive a power cut.
+    pub(super) durable: bool,
+}
+
+impl Pending {
+    /// Starts over.
+    pub(super) fn clear(&mut self) {
+        self.ends.clear();
+        self.epochs.clear();
+        self.operations.clear();
+        self.durable = false;
+    }
+}
+
+/// Why an operation of the journal cannot be applied.
+type Contradiction = &'static str;
+
+impl State {
+    pub(super) fn new(store: Store, next_topic: TopicId) -> Self {
+        Self {
+            store,
+            topics: BTreeMap::new(),
+            partitions: HashMap::new(),
+            groups: HashMap::new(),
+            entries: std::array::from_fn(|_| BTreeMap::new()),
+            next_topic,
+            changed: Changed::default(),
+        }
+    }
+
+    /// Decides what a transaction does; nothing is decided if it is refused.
+    pub(super) fn decide(
+        &self,
+        pending: &mut Pending,
+        submission: Submission,
+    ) -> Result<Receipt, CommitError> {
+        let durability = self.check(pending, &submission)?;
+        pending.durable |= durability == Durability::Durable;
+        let mut receipt = Receipt::default();
+        for Append { partition, batch } in submission.appends {
+            let base = self.next_offset(pending, partition);
+            let batch = batch.at_offset(base);
+            pending.ends.insert(partition, batch.end_offset());
+            receipt.base_offsets.push(base);
+            let append = Operation::Append { partition, batch };
+            pending.operations.push(append);
+        }
+        if let Some((lease, progress)) = submission.progress {
+            pending.operations.push(Operation::Progress {
+                partition: lease.partition,
+                group: lease.group,
+                progress,
+            });
+        }
+        let entries = submission.entries.into_iter();
+        pending
+            .operations
+            .extend(entries.map(|entry| Operation::Entry {
+                kind: entry.kind,
+                key: entry.key,
+                value: entry.value,
+            }));
+        Ok(receipt)
+    }
+
+    /// Whether the transaction may commit, and how durable it has to be.
+    fn check(&self, pending: &Pending, submission: &Submission) -> Result<Durability, CommitError> {
+        let mut durability = submission.durability;
+        for append in &submission.appends {
+            let partition = self.existing(append.partition)?;
+            durability = durability.max(Some(partition.durability));
+        }
+        if let Some((lease, _)) = &submission.progress {
+            self.existing(lease.partition)?;
+            if self.epoch(pending, lease.partition, &lease.group) != lease.epoch {
+                return Err(CommitError::Fenced {
+                    group: Arc::clone(&lease.group),
+                    partition: lease.partition,
+                });
+            }
+        }
+        Ok(durability.unwrap_or_default())
+    }
+
+    fn existing(&self, id: TopicPartition) -> Result<&Arc<Partition>, CommitError> {
+        let found = self.partitions.get(&id);
+        found.ok_or(CommitError::UnknownPartition(id))
+    }
+
+    fn next_offset(&self, pending: &Pending, id: TopicPartition) -> Offset {
+        let published = || self.partitions.get(&id).map(|partition| partition.end());
+        let given = pending.ends.get(&id).copied();
+        given.or_else(published).unwrap_or_default()
+    }
+
+    fn epoch(&self, pending: &Pending, partition: TopicPartition, group: &Arc<str>) -> u64 {
+        let claimed = if pending.epochs.is_empty() {
+            None
+        } else {
+            pending.epochs.get(&(partition, Arc::clone(group)))
+        };
+        claimed.copied().unwrap_or_else(|| {
+            let group = self.group(partition, group);
+            group.map_or(0, |group| group.epoch)
+        })
+    }
+
+    /// Gives the group a new epoch.
+    pub(super) fn decide_claim(
+        &self,
+        pending: &mut Pending,
+        partition: TopicPartition,
+        group: Arc<str>,
+    ) -> Result<Lease, CommitError> {
+        self.existing(partition)?;
+        let epoch = self.epoch(pending, partition, &group) + 1;
+        pending
+            .epochs
+            .insert((partition, Arc::clone(&group)), epoch);
+        pending.durable = true;
+        pending.operations.push(Operation::Claim {
+            partition,
+            group: Arc::clone(&group),
+            epoch,
+        });
+        Ok(Lease {
+            group,
+            partition,
+            epoch,
+        })
+    }
+
+    /// Gives the topic an identity. Must be alone in its group, as a deletion must.
+    pub(super) fn decide_create(
+        &self,
+        pending: &mut Pending,
+        spec: TopicSpec,
+    ) -> Result<Topic, TopicError> {
+        if !(1..=TOPIC_PARTITIONS_MAX).contains(&spec.partitions) {
+            return Err(TopicError::Partitions {
+                asked: spec.partitions,
+                max: TOPIC_PARTITIONS_MAX,
+            });
+        }
+        if self.topics.contains_key(&spec.name) {
+            return Err(TopicError::Exists(spec.name));
+        }
+        let id = self.next_topic;
+        let topic = Topic { id, spec };
+        pending.durable = true;
+        let create = Operation::CreateTopic(topic.clone());
+        pending.operations.push(create);
+        Ok(topic)
+    }
+
+    pub(super) fn decide_delete(
+        &self,
+        pending: &mut Pending,
+        name: &TopicName,
+    ) -> Result<TopicId, TopicError> {
+        let topic = self.topics.get(name);
+        let id = topic.ok_or_else(|| TopicError::Unknown(name.clone()))?.id;
+        pending.durable = true;
+        pending.operations.push(Operation::DeleteTopic(id));
+        Ok(id)
+    }
+
+    /// Takes over what is committed; returns what it weighs in memory. An operation of the journal may contradict the state
+    /// only if it was written by a broken version.
+    pub(super) fn apply(&mut self, operation: Operation) -> Result<usize, Contradiction> {
+        match operation {
+            Operation::Append { partition, batch } => {
+                let partition = self.partitions.get(&partition);
+                let partition = partition.ok_or("it appends to an unknown partition")?;
+                if partition.end() != batch.base_offset() {
+                    return Err("its offsets do not follow those before");
+                }
+                let weight = weight(&batch);
+                partition.push(batch);
+                return Ok(weight);
+            }
+            Operation::Progress {
+                partition,
+                group,
+                progress,
+            } => self.change_group(partition, group, |group| group.progress = Some(progress)),
+            Operation::Claim {
+                partition,
+                group,
+                epoch,
+            } => self.change_group(partition, group, |group| group.epoch = epoch),
+            Operation::Entry { kind, key, value } => self.apply_entry(kind, key, value),
+            Operation::CreateTopic(topic) => self.apply_create(topic),
+            Operation::DeleteTopic(id) => self.apply_delete(id),
+        }
+        Ok(0)
+    }
+
+    fn change_group(
+        &mut self,
+        partition: TopicPartition,
+        name: Arc<str>,
+        change: impl FnOnce(&mut Group),
+    ) {
+        let groups = self.groups.entry(partition).or_default();
+        let group = groups.entry(Arc::clone(&name)).or_default();
+        change(group);
+        if !std::mem::replace(&mut group.changed, true) {
+            self.changed.groups.push((partition, name));
+        }
+    }
+
+    fn apply_entry(&mut self, kind: EntryKind, key: String, value: Option<Bytes>) {
+        self.changed.entries.insert((kind, key.clone()));
+        let entries = &mut self.entries[kind as usize];
+        match value {
+            Some(value) => entries.insert(key, value),
+            None => entries.remove(&key),
+        };
+    }
+
+    fn apply_create(&mut self, topic: Topic) {
+        self.changed.topics.push(topic.id);
+        for id in topic.partitions() {
+            let partition = self.store.fresh(id, topic.spec.durability);
+            self.insert_partition(partition);
+        }
+        self.insert_topic(topic);
+    }
+
+    fn apply_delete(&mut self, id: TopicId) {
+        let Some(topic) = self.topics.values().find(|topic| topic.id == id) else {
+            return;
+        };
+        let topic = topic.clone();
+        let mut partitions = Vec::new();
+        for partition in topic.partitions() {
+            self.groups.remove(&partition);
+            partitions.extend(self.partitions.remove(&partition));
+        }
+        partitions.iter().for_each(|p| p.end_watches());
+        self.topics.remove(&topic.spec.name);
+        let removed = Removed {
+            topic: id,
+            partitions,
+        };
+        self.changed.removed.push(removed);
+    }
+
+    /// A topic of the checkpoint, or a new one; its partitions come on their own.
+    pub(super) fn insert_topic(&mut self, topic: Topic) {
+        self.next_topic = self.next_topic.max(TopicId(topic.id.0 + 1));
+        self.topics.insert(topic.spec.name.clone(), topic);
+    }
+
+    pub(super) fn insert_partition(&mut self, partition: Partition) {
+        self.partitions.insert(partition.id, Arc::new(partition));
+    }
+
+    pub(super) fn insert_group(&mut self, partition: TopicPartition, name: String, group: Group) {
+        let groups = self.groups.entry(partition).or_default();
+        groups.insert(name.into(), group);
+    }
+
+    pub(super) fn insert_entry(&mut self, kind: EntryKind, key: String, value: Bytes) {
+        self.entries[kind as usize].insert(key, value);
+    }
+
+    pub(super) fn group(&self, partition: TopicPartition, name: &str) -> Option<&Group> {
+        self.groups.get(&partition)?.get(name)
+    }
+
+    pub(super) fn topics(&self) -> Vec<Topic> {
+        self.topics.values().cloned().collect()
+    }
+
+    pub(super) fn topic(&self, name: &TopicName) -> Option<Topic> {
+        self.topics.get(name).cloned()
+    }
+
+    pub(super) fn entries(&self, kind: EntryKind) -> &BTreeMap<String, Bytes> {
+        &self.entries[kind as usize]
+    }
+
+    /// Whether topics wait for their files to be removed.
+    pub(super) fn has_removed_topics(&self) -> bool {
+        !self.changed.removed.is_empty()
+    }
+
+    /// Everything that changed since the last call.
+    pub(super) fn take_changes(&mut self) -> Changes {
+        let changed = std::mem::take(&mut self.changed);
+        let topics = self.topics.values();
+        let topics = topics.filter(|topic| changed.topics.contains(&topic.id));
+        let mut groups = Vec::new();
+        for (partition, name) in changed.groups {
+            let found = self.groups.get_mut(&partition);
+            if let Some(group) = found.and_then(|groups| groups.get_mut(&name)) {
+                group.changed = false;
+                groups.push((partition, name, group.clone()));
+            }
+        }
+        let entries = changed.entries.into_iter().map(|(kind, key)| {
+            let value = self.entries[kind as usize].get(&key).cloned();
+            (kind, key, value)
+        });
+        Changes {
+            next_topic: self.next_topic,
+            topics: topics.cloned().collect(),
+            removed: changed.removed,
+            groups,
+            entries: entries.collect(),
+        }
+    }
+}
+
+impl Changes {
+    /// Adds what changed after this.
+    pub(super) fn merge(&mut self, later: Self) {
+        self.next_topic = later.next_topic;
+        self.topics.extend(later.topics);
+        self.removed.extend(later.removed);
+        self.groups.extend(later.groups);
+        self.entries.extend(later.entries);
+    }
+}

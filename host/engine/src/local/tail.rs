@@ -1,0 +1,221 @@
+//! One partition as its readers see it: the newest batches in memory, the older ones in files, and where it ends.
+//!
+//! A batch leaves memory only when it is in the files. Memory is bounded for all partitions together, by the committer, which
+//! waits, and the flusher, which evicts.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use millrace_log::{PartitionFiles, SegmentError};
+use millrace_model::{Durability, Offset, RecordBatch, TopicPartition};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::contract::{Ends, ReadError, Watch};
+
+/// What a batch in memory takes beside its bytes, about.
+const BATCH_OVERHEAD_BYTES: usize = 128;
+
+/// One partition.
+pub(super) struct Partition {
+    pub(super) id: TopicPartition,
+    pub(super) durability: Durability,
+    start: Offset,
+    tail: Mutex<Tail>,
+    pub(super) files: RwLock<PartitionFiles>,
+    /// `None` once the topic is deleted: the watches end then, though the flusher may still hold the partition.
+    ends: Mutex<Option<watch::Sender<Offset>>>,
+}
+
+/// The newest batches; those before `flushed` are in the files as well.
+struct Tail {
+    batches: VecDeque<RecordBatch>,
+    end: Offset,
+    flushed: Offset,
+}
+
+/// What a batch weighs in the bound on memory.
+pub(super) fn weight(batch: &RecordBatch) -> usize {
+    batch.byte_count() + BATCH_OVERHEAD_BYTES
+}
+
+impl Partition {
+    /// A partition that holds what its files hold.
+    pub(super) fn new(id: TopicPartition, durability: Durability, files: PartitionFiles) -> Self {
+        let mark = files.mark();
+        Self {
+            id,
+            durability,
+            start: mark.start,
+            tail: Mutex::new(Tail {
+                batches: VecDeque::new(),
+                end: mark.end,
+                flushed: mark.end,
+            }),
+            files: RwLock::new(files),
+            ends: Mutex::new(Some(watch::Sender::new(mark.end))),
+        }
+    }
+
+    /// Shows a committed batch to readers; [`Partition::announce`] wakes those that wait.
+    pub(super) fn push(&self, batch: RecordBatch) {
+        let mut tail = self.tail.lock();
+        assert!(
+            batch.base_offset() == tail.end,
+            "offsets follow each other in a partition"
+        );
+        tail.end = batch.end_offset();
+        tail.batches.push_back(batch);
+    }
+
+    /// Wakes those that wait for the end to move.
+    pub(super) fn announce(&self) {
+        let end = self.end();
+        if let Some(ends) = &*self.ends.lock() {
+            ends.send_replace(end);
+        }
+    }
+
+    /// Ends all watches.
+    pub(super) fn end_watches(&self) {
+        self.ends.lock().take();
+    }
+
+    pub(super) fn watch(&self) -> Option<Watch> {
+        let ends = self.ends.lock();
+        ends.as_ref().map(|ends| Watch::new(ends.subscribe()))
+    }
+
+    pub(super) fn end(&self) -> Offset {
+        self.tail.lock().end
+    }
+
+    pub(super) fn ends(&self) -> Ends {
+        Ends {
+            start: self.start,
+            end: self.end(),
+        }
+    }
+
+    /// Whether there are batches that only memory and the journal hold.
+    pub(super) fn is_unflushed(&self) -> bool {
+        let tail = self.tail.lock();
+        tail.flushed < tail.end
+    }
+
+    /// The next batches to write to the files, about `bytes_max`, none at or after `until`.
+    pub(super) fn unflushed(&self, until: Offset, bytes_max: usize) -> Vec<RecordBatch> {
+        let tail = self.tail.lock();
+        let mut byte_count = 0;
+        let first = tail.position(tail.flushed);
+        let next = tail.batches.range(first..).take_while(|batch| {
+            let taken = byte_count < bytes_max && batch.base_offset() < until;
+            byte_count += batch.byte_count();
+            taken
+        });
+        next.cloned().collect()
+    }
+
+    /// Notes that the files hold everything before `flushed`.
+    pub(super) fn set_flushed(&self, flushed: Offset) {
+        self.tail.lock().flushed = flushed;
+    }
+
+    /// Forgets the oldest batches that are in the files until `wanted` is reached; returns the weight of those forgotten.
+    pub(super) fn evict(&self, wanted: usize) -> usize {
+        let mut tail = self.tail.lock();
+        let mut evicted = 0;
+        while evicted < wanted {
+            let flushed = tail.flushed;
+            match tail.batches.front() {
+                Some(batch) if batch.end_offset() <= flushed => evicted += weight(batch),
+                _ => break,
+            }
+            tail.batches.pop_front();
+        }
+        if tail.batches.is_empty() {
+            tail.batches.shrink_to(0);
+        }
+        evicted
+    }
+
+    /// Forgets everything, of a topic that is gone; returns the weight.
+    pub(super) fn clear(&self) -> usize {
+        let batches = std::mem::take(&mut self.tail.lock().batches);
+        batches.iter().map(weight).sum()
+    }
+
+    /// What memory has from `from` on; `None` if memory begins later.
+    pub(super) fn read_tail(&self, from: Offset, bytes_max: usize) -> Option<Vec<RecordBatch>> {
+        let tail = self.tail.lock();
+        if from >= tail.end {
+            return Some(Vec::new());
+        }
+        let first = tail.batches.front()?;
+        if first.base_offset() > from {
+            return None;
+        }
+        let mut byte_count = 0;
+        let wanted = tail.batches.range(tail.position(from)..);
+        let read = wanted.take_while(|batch| {
+            let first = byte_count == 0;
+            byte_count += batch.byte_count();
+            first || byte_count <= bytes_max
+        });
+        Some(read.cloned().collect())
+    }
+
+    /// What the files have from `from` on, and then memory. Blocks on the disk.
+    pub(super) fn read_files(
+        &self,
+        mut from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordBatch>, ReadError> {
+        let mut read = Vec::new();
+        let mut byte_count = 0;
+        loop {
+            let left = bytes_max.saturating_sub(byte_count);
+            let next = match self.read_on(from, left) {
+                Ok(next) => next,
+                // What came before is good; the next read meets the error first.
+                Err(_) if !read.is_empty() => return Ok(read),
+                Err(error) => return Err(error),
+            };
+            let Some(last) = next.last() else {
+                return Ok(read);
+            };
+            from = last.end_offset();
+            for batch in next {
+                byte_count += batch.byte_count();
+                if byte_count > bytes_max && !read.is_empty() {
+                    return Ok(read);
+                }
+                read.push(batch);
+            }
+        }
+    }
+
+    fn read_on(&self, from: Offset, bytes_max: usize) -> Result<Vec<RecordBatch>, ReadError> {
+        if let Some(read) = self.read_tail(from, bytes_max) {
+            return Ok(read);
+        }
+        let Some(reader) = self.files.read().reader(from) else {
+            return Ok(Vec::new());
+        };
+        reader.read(bytes_max).map_err(|error| match error {
+            SegmentError::Damaged { from, to } => ReadError::Damaged {
+                partition: self.id,
+                from,
+                to,
+            },
+            SegmentError::Io(error) => ReadError::Io(Arc::from(error.to_string())),
+        })
+    }
+}
+
+impl Tail {
+    /// Which batch holds `offset`, or comes next after it.
+    fn position(&self, offset: Offset) -> usize {
+        self.batches.partition_point(|b| b.end_offset() <= offset)
+    }
+}

@@ -1,0 +1,38 @@
+//! The suite that every engine passes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use millrace_model::SystemClock;
+
+use crate::Engine;
+use crate::local::{LocalEngine, LocalOptions};
+
+async fn open(dir: PathBuf) -> Arc<dyn Engine> {
+    let clock = Arc::new(SystemClock::new());
+    let opened = LocalEngine::open(&dir, LocalOptions::default(), clock).await;
+    opened.expect("the directory opens")
+}
+
+/// Everything small, so that files roll, memory fills and checkpoints are made all the time.
+async fn open_small(dir: PathBuf) -> Arc<dyn Engine> {
+    let options = LocalOptions {
+        journal_file_bytes: 12 << 20,
+        segment_bytes: 8 << 10,
+        tail_bytes_max: 16 << 10,
+        checkpoint_journal_bytes: 64 << 10,
+        checkpoint_interval: std::time::Duration::from_millis(5),
+    };
+    let opened = LocalEngine::open(&dir, options, Arc::new(SystemClock::new())).await;
+    opened.expect("the directory opens")
+}
+
+mod default {
+    crate::conformance_tests!(super::open);
+    crate::reopening_tests!(super::open);
+}
+
+mod small {
+    crate::conformance_tests!(super::open_small);
+    crate::reopening_tests!(super::open_small);
+}

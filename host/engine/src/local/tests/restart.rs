@@ -1,0 +1,91 @@
+//! What a restart finds, on the real disk.
+
+use super::*;
+use millrace_log::Disk;
+use millrace_model::Digest;
+
+fn numbered(numbers: std::ops::Range<u32>) -> Vec<String> {
+    let value = |number| format!("{number} {}", "v".repeat(number as usize % 200));
+    numbers.map(value).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_acknowledged_is_there_after_the_process_ended_without_closing() {
+    for durability in [Durability::None, Durability::Os, Durability::Durable] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = open_real(dir.path(), small()).await.unwrap();
+        let orders = at(&topic(&engine, "orders", durability).await, 2);
+        let digest = Digest([7; 32]);
+        let bytes = Bytes::from_static(b"a module");
+        engine.put_module(digest, bytes.clone()).await.unwrap();
+        for round in 0..4 {
+            let all = numbered(0..round * 100 + 100);
+            for value in &all[round as usize * 100..] {
+                produce(&engine, orders, value).await.unwrap();
+            }
+            drop(engine);
+            engine = open_real(dir.path(), small()).await.unwrap();
+            assert_eq!(values(&engine, orders).await, all);
+            assert_eq!(engine.module(digest).await.unwrap(), Some(bytes.clone()));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_process_is_told_which_directory_is_taken_and_may_come_after_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_real(dir.path(), small()).await.unwrap();
+    let refused = open_real(dir.path(), small()).await.map(|_| ());
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, OpenError::InUse { .. }));
+    let text = refused.to_string();
+    assert!(text.contains(&dir.path().display().to_string()), "{text}");
+    assert!(text.contains("stop that one"), "{text}");
+    engine.close().await;
+    // Closed is enough; somebody may still hold the handle.
+    assert!(open_real(dir.path(), small()).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_closing_in_order_there_is_nothing_to_replay() {
+    let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    let orders = at(&topic(&engine, "orders", Durability::Os).await, 0);
+    let all = numbered(0..50);
+    for value in &all {
+        produce(&engine, orders, value).await.unwrap();
+    }
+    engine.close().await;
+    drop(engine);
+    let journal = dir.path().join("journal");
+    for path in disk.paths() {
+        if path.starts_with(&journal) {
+            disk.remove(&path).unwrap();
+        }
+    }
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    assert_eq!(values(&engine, orders).await, all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_bounded_and_what_left_it_is_read_from_files_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = LocalOptions {
+        segment_bytes: 100_000,
+        tail_bytes_max: 64 << 10,
+        checkpoint_journal_bytes: 1 << 30,
+        ..LocalOptions::default()
+    };
+    let engine = open_real(dir.path(), options).await.unwrap();
+    let orders = at(&topic(&engine, "orders", Durability::Os).await, 0);
+    let all = numbered(0..5_000);
+    for value in &all {
+        produce(&engine, orders, value).await.unwrap();
+        let held = engine
+            .shared
+            .tail_bytes
+            .load(std::sync::atomic::Ordering::Relaxed);
+        assert!(held <= (64 << 10) + 1_000, "{held}");
+    }
+    assert_eq!(values(&engine, orders).await, all);
+}

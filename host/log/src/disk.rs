@@ -1,0 +1,184 @@
+//! Every file operation goes through [`Disk`]: the real one, or [`SimDisk`](crate::sim::SimDisk), which crashes by seed.
+//!
+//! Files are written with `pwrite`, never through a mapping: a full or failing disk is then an error, not a signal. Only
+//! sealed files, which never change again, are mapped, read-only.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::fs::FallocateFlags;
+
+use crate::mapping;
+
+/// Where files are. Paths are whole paths; directories are made durable by [`Disk::sync_dir`].
+pub trait Disk: Send + Sync + 'static {
+    /// Opens an existing file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Makes an empty file, or empties an existing one.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Makes a directory and those above it; fine if it exists.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Names of the files and directories in a directory; empty if it does not exist.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Gives a file another name, replacing what had it.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file; fine if it does not exist.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory and all in it; fine if it does not exist.
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Makes creations, renames and removals in the directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// One open file.
+pub trait DiskFile: Send + Sync {
+    /// Reads what is there from `at` on; returns how many bytes, fewer than asked only at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+    /// Writes all of `bytes` at `at`.
+    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
+    /// Reserves room for bytes `0..length`, so that writing there cannot find the disk full. With `grow` the file reads as
+    /// zeros there at once; without it the length stays as it is.
+    fn preallocate(&self, length: u64, grow: bool) -> io::Result<()>;
+    /// Cuts or extends the file. Never called on a file that may be mapped.
+    fn set_len(&self, length: u64) -> io::Result<()>;
+    /// Makes the file's bytes and length durable. After an error nobody knows what is: do not try again.
+    fn sync_data(&self) -> io::Result<()>;
+    /// How long the file is.
+    fn length(&self) -> io::Result<u64>;
+    /// The whole of a sealed file, mapped read-only. The caller promises that the file never changes again.
+    fn map_sealed(&self) -> io::Result<Bytes>;
+}
+
+/// Whether the error says that there is no room.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// The error of a failed sync, which is final whatever its cause: not even a full disk makes it safe to try again.
+#[must_use]
+pub fn final_error(error: io::Error) -> io::Error {
+    io::Error::other(format!("a sync failed: {error}"))
+}
+
+/// The machine's file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        // Names that are not text are not ours.
+        entries
+            .map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()))
+            .collect()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        absent_is_fine(fs::remove_file(path))
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        absent_is_fine(fs::remove_dir_all(path))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.0.read_at(&mut buffer[filled..], at + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    // Goes on after interruptions and short writes.
+    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, at)
+    }
+
+    fn preallocate(&self, length: u64, grow: bool) -> io::Result<()> {
+        let flags = if grow {
+            FallocateFlags::empty()
+        } else {
+            FallocateFlags::KEEP_SIZE
+        };
+        loop {
+            match rustix::fs::fallocate(&self.0, flags, 0, length) {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                // A file system without reservations: growing still gives the zeros, a full disk shows at the write.
+                Err(rustix::io::Errno::OPNOTSUPP) if grow => return self.0.set_len(length),
+                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn map_sealed(&self) -> io::Result<Bytes> {
+        mapping::map_sealed(&self.0)
+    }
+}

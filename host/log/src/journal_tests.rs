@@ -1,0 +1,232 @@
+//! What the journal keeps, cuts and refuses, on the simulated disk.
+
+use super::*;
+use crate::sim::SimDisk;
+
+const FILE_BYTES: u64 = 4096;
+
+fn dir() -> &'static Path {
+    Path::new("/data/journal")
+}
+
+fn scan_from(disk: &SimDisk, file: u64, after: u64) -> Result<JournalScan, JournalError> {
+    scan(Arc::new(disk.clone()), dir(), file, after)
+}
+
+fn fresh(disk: &SimDisk) -> Journal {
+    Journal::start(scan_from(disk, 0, 0).unwrap(), FILE_BYTES).unwrap()
+}
+
+fn append(journal: &mut Journal, body: &[u8]) -> io::Result<u64> {
+    let mut frame = FrameBuffer::default();
+    frame.body().extend_from_slice(body);
+    journal.append(&mut frame)
+}
+
+fn body(number: u64) -> Vec<u8> {
+    format!("transaction {number} {}", "x".repeat(number as usize % 90)).into_bytes()
+}
+
+fn write(journal: &mut Journal, numbers: std::ops::RangeInclusive<u64>) {
+    for number in numbers {
+        assert_eq!(append(journal, &body(number)).unwrap(), number);
+    }
+}
+
+fn replayed(scan: &JournalScan) -> Vec<(u64, Bytes)> {
+    let mut all = Vec::new();
+    scan.replay(|sequence, body| {
+        all.push((sequence, body));
+        Ok::<_, io::Error>(())
+    })
+    .unwrap();
+    all
+}
+
+fn assert_holds(scan: &JournalScan, numbers: std::ops::RangeInclusive<u64>) {
+    let expected: Vec<(u64, Bytes)> = numbers.map(|n| (n, body(n).into())).collect();
+    assert_eq!(replayed(scan), expected);
+}
+
+#[test]
+fn what_is_synced_is_replayed_in_order_over_many_files() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=300);
+    journal.sync().unwrap();
+    disk.restore_power(1);
+    assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=300);
+}
+
+#[test]
+fn after_any_power_cut_a_prefix_remains_that_holds_all_that_was_synced() {
+    for seed in 0..300 {
+        let disk = SimDisk::default();
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut journal = fresh(&disk);
+        disk.cut_power_after(random.u64(1..120));
+        let (mut synced, mut written) = (0, 0);
+        while append(&mut journal, &body(written + 1)).is_ok() {
+            written += 1;
+            if random.u8(..4) == 0 && journal.sync().is_ok() {
+                synced = written;
+            }
+        }
+        disk.restore_power(seed);
+        let scan = scan_from(&disk, 1, 0).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let last = scan.last_sequence();
+        assert!(synced <= last && last <= written + 1, "seed {seed}");
+        assert_holds(&scan, 1..=last);
+    }
+}
+
+#[test]
+fn recycled_files_do_not_bring_old_frames_back() {
+    for seed in 0..100 {
+        let disk = SimDisk::default();
+        let mut journal = fresh(&disk);
+        write(&mut journal, 1..=200);
+        let live = journal.rotate().unwrap();
+        journal.recycle_before(live).unwrap();
+        // Bodies of the same sizes, so that new frames end exactly where old ones begin.
+        for number in 201..=200 + seed {
+            append(&mut journal, &body(number - 200)).unwrap();
+        }
+        journal.sync().unwrap();
+        append(&mut journal, b"never synced").unwrap();
+        disk.restore_power(seed);
+        let last = scan_from(&disk, live, 200).unwrap().last_sequence();
+        assert!((200 + seed..=201 + seed).contains(&last), "{last}");
+    }
+}
+
+#[test]
+fn recycling_reuses_files_instead_of_making_more() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    for round in 0..20u64 {
+        write(&mut journal, round * 100 + 1..=round * 100 + 100);
+        let live = journal.rotate().unwrap();
+        journal.recycle_before(live).unwrap();
+    }
+    assert!(disk.paths().len() <= SPARE_FILES_MAX + 2);
+}
+
+#[test]
+fn a_torn_last_frame_is_cut() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=9);
+    journal.sync().unwrap();
+    let at = journal.position as usize;
+    write(&mut journal, 10..=10);
+    disk.flip_bit(&file_path(dir(), 1), at + 40, 3);
+    assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=9);
+}
+
+#[test]
+fn an_unsynced_frame_lost_before_a_later_one_is_a_torn_tail_too() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=9);
+    journal.sync().unwrap();
+    let at = journal.position as usize;
+    write(&mut journal, 10..=12);
+    disk.flip_bit(&file_path(dir(), 1), at + 40, 3);
+    assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=9);
+}
+
+#[test]
+fn damage_to_a_synced_frame_is_reported_and_not_cut() {
+    for damaged in [0, 5, 20, 35, 56] {
+        let disk = SimDisk::default();
+        let mut journal = fresh(&disk);
+        write(&mut journal, 1..=9);
+        let at = journal.position as usize;
+        write(&mut journal, 10..=10);
+        journal.sync().unwrap();
+        write(&mut journal, 11..=11);
+        disk.flip_bit(&file_path(dir(), 1), at + damaged, 0);
+        match scan_from(&disk, 1, 0) {
+            Err(JournalError::Damaged {
+                sequence, position, ..
+            }) => {
+                assert_eq!((sequence, position), (10, at as u64));
+            }
+            other => panic!("byte {damaged}: {:?}", other.map(|s| s.last_sequence())),
+        }
+    }
+}
+
+#[test]
+fn damage_at_the_end_of_a_file_that_is_not_the_last_is_reported() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=9);
+    let at = journal.position as usize;
+    write(&mut journal, 10..=10);
+    journal.rotate().unwrap();
+    disk.flip_bit(&file_path(dir(), 1), at + 40, 0);
+    let refused = scan_from(&disk, 1, 0);
+    assert!(matches!(
+        refused,
+        Err(JournalError::Damaged { sequence: 10, .. })
+    ));
+}
+
+#[test]
+fn a_missing_file_in_the_middle_is_reported() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=200);
+    assert!(journal.number > 3);
+    disk.remove(&file_path(dir(), 2)).unwrap();
+    assert!(matches!(
+        scan_from(&disk, 1, 0),
+        Err(JournalError::Damaged { .. })
+    ));
+}
+
+#[test]
+fn a_damaged_file_header_before_sound_frames_costs_nothing() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=9);
+    journal.sync().unwrap();
+    disk.flip_bit(&file_path(dir(), 1), 17, 0);
+    assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=9);
+}
+
+#[test]
+fn a_full_disk_refuses_the_frame_and_takes_it_when_there_is_room() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    disk.set_capacity(Some(disk.used_bytes() + 100));
+    let mut number = 1;
+    let refused = loop {
+        match append(&mut journal, &body(number)) {
+            Ok(_) => number += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(is_full(&refused));
+    assert!(append(&mut journal, &body(number)).is_err_and(|e| is_full(&e)));
+    disk.set_capacity(None);
+    write(&mut journal, number..=number + 100);
+    journal.sync().unwrap();
+    assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=number + 100);
+}
+
+#[test]
+fn a_journal_goes_on_in_a_new_file_after_a_restart() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=50);
+    journal.sync().unwrap();
+    let scan = scan_from(&disk, 1, 0).unwrap();
+    let (live, last) = (scan.next_file(), scan.last_sequence());
+    let mut journal = Journal::start(scan, FILE_BYTES).unwrap();
+    write(&mut journal, 51..=60);
+    journal.sync().unwrap();
+    assert_holds(&scan_from(&disk, live, last).unwrap(), 51..=60);
+}

@@ -1,0 +1,22 @@
+//! What is on disk: one journal per data directory, the segment files of each partition, and the [`disk::Disk`] under both.
+//!
+//! Everything here is synchronous and knows neither topics nor tasks. The journal makes groups of transactions durable, the
+//! partition files keep record batches for long; the `local` engine decides what goes where and when. The crate's only
+//! `unsafe` is in `mapping`.
+
+pub mod cache;
+pub mod disk;
+pub mod frame;
+pub mod index;
+pub mod journal;
+mod mapping;
+pub mod partition;
+pub mod segment;
+pub mod sim;
+
+pub use cache::SealedCache;
+pub use disk::{Disk, DiskFile, RealDisk};
+pub use frame::FrameBuffer;
+pub use journal::{Journal, JournalError, JournalScan};
+pub use partition::{Mark, PartitionFiles};
+pub use segment::SegmentError;

@@ -1,0 +1,478 @@
+//! The files of one partition: sealed segments, and the active one that grows.
+//!
+//! Written by one flusher in large runs, read by many. What counts is what a checkpoint wrote down ([`Mark`]): bytes after it
+//! may be there after a crash, mean nothing, and are written again from the journal.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use millrace_model::{Offset, RecordBatch};
+use parking_lot::Mutex;
+
+use crate::cache::{Sealed, SealedCache};
+use crate::disk::{Disk, DiskFile, final_error};
+use crate::index::Index;
+use crate::segment::{Segment, SegmentError, Source};
+
+/// Bytes of a segment before the next one begins, unless configured.
+pub const SEGMENT_BYTES: u64 = 1 << 30;
+/// Bytes written at once, about.
+const RUN_BYTES_MAX: usize = 1 << 20;
+/// Room that a growing segment reserves at first; it doubles from there.
+const RESERVE_BYTES_MIN: u64 = 64 << 10;
+const SEGMENT_SUFFIX: &str = ".segment";
+const INDEX_SUFFIX: &str = ".index";
+
+/// How far a partition's files reach; enough to open them again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The first offset kept.
+    pub start: Offset,
+    /// The offset after the last one written.
+    pub end: Offset,
+    /// The base offset of the active segment.
+    pub segment: Offset,
+    /// Bytes of the active segment.
+    pub bytes: u64,
+}
+
+/// One partition's files.
+pub struct PartitionFiles {
+    place: Place,
+    start: Offset,
+    end: Offset,
+    /// Base offsets of the sealed segments, ascending.
+    sealed: Vec<Offset>,
+    active: Active,
+    unsynced: Unsynced,
+}
+
+#[derive(Clone)]
+struct Place {
+    disk: Arc<dyn Disk>,
+    cache: Arc<SealedCache>,
+    dir: PathBuf,
+    segment_bytes: u64,
+}
+
+struct Active {
+    base: Offset,
+    bytes: u64,
+    reserved_bytes: u64,
+    index: Arc<Mutex<Index>>,
+    /// Open from the first write to the next sync: idle partitions hold no descriptor.
+    file: Option<Arc<dyn DiskFile>>,
+}
+
+impl Active {
+    fn new(base: Offset, bytes: u64) -> Self {
+        Self {
+            base,
+            bytes,
+            reserved_bytes: 0,
+            index: Arc::default(),
+            file: None,
+        }
+    }
+}
+
+/// Files and directories that a checkpoint has to make durable.
+#[derive(Default)]
+#[must_use]
+pub struct Unsynced {
+    files: Vec<Arc<dyn DiskFile>>,
+    dirs: Vec<PathBuf>,
+}
+
+impl Unsynced {
+    /// Makes them durable.
+    ///
+    /// # Errors
+    /// The disk's; it is final, as for [`crate::Journal::sync`].
+    pub fn sync(self, disk: &dyn Disk) -> io::Result<()> {
+        self.files
+            .iter()
+            .try_for_each(|file| file.sync_data())
+            .and_then(|()| self.dirs.iter().try_for_each(|dir| disk.sync_dir(dir)))
+            .map_err(final_error)
+    }
+}
+
+impl PartitionFiles {
+    /// A partition without files yet; nothing is touched.
+    #[must_use]
+    pub fn fresh(
+        disk: Arc<dyn Disk>,
+        cache: Arc<SealedCache>,
+        dir: PathBuf,
+        segment_bytes: u64,
+    ) -> Self {
+        let place = Place {
+            disk,
+            cache,
+            dir,
+            segment_bytes,
+        };
+        Self::at(place, Vec::new(), Mark::default())
+    }
+
+    fn at(place: Place, sealed: Vec<Offset>, mark: Mark) -> Self {
+        Self {
+            place,
+            start: mark.start,
+            end: mark.end,
+            sealed,
+            active: Active::new(mark.segment, mark.bytes),
+            unsynced: Unsynced::default(),
+        }
+    }
+
+    /// The files as `mark` says; segments that began after it are removed, for they are only a copy of what the journal holds.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        cache: Arc<SealedCache>,
+        dir: PathBuf,
+        segment_bytes: u64,
+        mark: Mark,
+    ) -> io::Result<Self> {
+        let place = Place {
+            disk,
+            cache,
+            dir,
+            segment_bytes,
+        };
+        let mut sealed = place.segments()?;
+        let active = sealed.partition_point(|&base| base < mark.segment);
+        for base in sealed.split_off(active) {
+            place.disk.remove(&place.path(base, INDEX_SUFFIX))?;
+            if base > mark.segment || mark.bytes == 0 {
+                place.disk.remove(&place.path(base, SEGMENT_SUFFIX))?;
+            }
+        }
+        Ok(Self::at(place, sealed, mark))
+    }
+
+    /// Writes batches, which follow each other and what is there, in large runs. They are in the page cache then.
+    ///
+    /// # Errors
+    /// The disk's. What was written before the error counts and shows in [`PartitionFiles::mark`].
+    ///
+    /// # Panics
+    /// If a batch does not begin where the one before it ended.
+    pub fn append(&mut self, batches: &[RecordBatch]) -> io::Result<()> {
+        let mut rest = batches;
+        while let Some(first) = rest.first() {
+            assert!(
+                first.base_offset() == self.end,
+                "batches follow each other in a partition"
+            );
+            if self.active.bytes > 0 && !self.fits(self.active.bytes, first) {
+                self.seal()?;
+            }
+            let count = self.run_length(rest);
+            let (run, after) = rest.split_at(count);
+            self.write_run(run)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    fn fits(&self, bytes: u64, batch: &RecordBatch) -> bool {
+        bytes + batch.byte_count() as u64 <= self.place.segment_bytes
+    }
+
+    /// How many of the batches go into the active segment at once; at least one.
+    fn run_length(&self, batches: &[RecordBatch]) -> usize {
+        let mut run_bytes = 0;
+        let fitting = batches.iter().take_while(|batch| {
+            let fits =
+                run_bytes < RUN_BYTES_MAX && self.fits(self.active.bytes + run_bytes as u64, batch);
+            run_bytes += batch.byte_count();
+            fits
+        });
+        fitting.count().max(1)
+    }
+
+    fn write_run(&mut self, run: &[RecordBatch]) -> io::Result<()> {
+        let byte_count = run.iter().map(RecordBatch::byte_count).sum();
+        let mut bytes = Vec::with_capacity(byte_count);
+        for batch in run {
+            bytes.extend_from_slice(batch.bytes());
+        }
+        let position = self.active.bytes;
+        let file = self.active_file(position + byte_count as u64)?;
+        file.write_all_at(&bytes, position)?;
+        self.note(run, position);
+        self.active.bytes += byte_count as u64;
+        self.end = run.last().map_or(self.end, RecordBatch::end_offset);
+        Ok(())
+    }
+
+    /// Where a reader is just extending the index, it will find these batches itself.
+    fn note(&self, run: &[RecordBatch], mut position: u64) {
+        let Some(mut index) = self.active.index.try_lock() else {
+            return;
+        };
+        for batch in run {
+            let end_position = position + batch.byte_count() as u64;
+            index.note(batch.base_offset(), position, end_position);
+            position = end_position;
+        }
+    }
+
+    /// The active segment, open, with room reserved up to `length`.
+    fn active_file(&mut self, length: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let file = match &self.active.file {
+            Some(file) => Arc::clone(file),
+            None => self.open_active()?,
+        };
+        if self.active.reserved_bytes < length {
+            let most = self.place.segment_bytes.max(length);
+            let reserved_bytes = (length * 2).max(RESERVE_BYTES_MIN).min(most);
+            file.preallocate(reserved_bytes, false)?;
+            self.active.reserved_bytes = reserved_bytes;
+        }
+        self.active.file = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn open_active(&mut self) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.place.path(self.active.base, SEGMENT_SUFFIX);
+        if self.active.bytes > 0 {
+            match self.place.disk.open(&path) {
+                // Somebody took the file away: what it held is lost and will read as damaged; what comes now is kept.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                opened => return opened,
+            }
+        }
+        let dir = &self.place.dir;
+        self.place.disk.create_dir_all(dir)?;
+        // The partition's directory, and the two above it that may be new with it.
+        for dir in dir.ancestors().take(3) {
+            if !self.unsynced.dirs.iter().any(|known| known == dir) {
+                self.unsynced.dirs.push(dir.to_owned());
+            }
+        }
+        self.place.disk.create(&path)
+    }
+
+    /// Ends the active segment: it never changes again and may be mapped.
+    fn seal(&mut self) -> io::Result<()> {
+        let file = self.active_file(self.active.bytes)?;
+        file.set_len(self.active.bytes)?;
+        self.write_index(&file)?;
+        self.unsynced.files.push(file);
+        self.sealed.push(self.active.base);
+        self.active = Active::new(self.end, 0);
+        Ok(())
+    }
+
+    /// Without a sync: an index that a crash tears is built again.
+    fn write_index(&self, file: &Arc<dyn DiskFile>) -> io::Result<()> {
+        let mut index = self.active.index.lock();
+        let segment = Segment {
+            source: Source::File(Arc::clone(file)),
+            base: self.active.base,
+            end: self.end,
+            bytes: self.active.bytes,
+        };
+        segment.extend(&mut index)?;
+        let path = self.place.path(self.active.base, INDEX_SUFFIX);
+        let written = self.place.disk.create(&path)?;
+        written.write_all_at(&index.encode(), 0)
+    }
+
+    /// What has to be synced so that everything up to the present [`PartitionFiles::mark`] is durable. Taken out, so that the
+    /// sync itself holds up no reader.
+    pub fn take_unsynced(&mut self) -> Unsynced {
+        let mut unsynced = std::mem::take(&mut self.unsynced);
+        unsynced.files.extend(self.active.file.take());
+        unsynced
+    }
+
+    /// Whether files are open until the next sync.
+    #[must_use]
+    pub fn has_unsynced(&self) -> bool {
+        self.active.file.is_some() || !self.unsynced.files.is_empty()
+    }
+
+    /// How far the files reach.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark {
+            start: self.start,
+            end: self.end,
+            segment: self.active.base,
+            bytes: self.active.bytes,
+        }
+    }
+
+    /// The segment that holds `from`, to be read without holding up the writer; `None` past the end.
+    #[must_use]
+    pub fn reader(&self, from: Offset) -> Option<SegmentReader> {
+        if from >= self.end {
+            return None;
+        }
+        let after = self.sealed.partition_point(|&base| base <= from);
+        let next = self.sealed.get(after).copied().unwrap_or(self.active.base);
+        let part = if from >= self.active.base {
+            Part::Active {
+                base: self.active.base,
+                bytes: self.active.bytes,
+                index: Arc::clone(&self.active.index),
+            }
+        } else {
+            match after.checked_sub(1) {
+                Some(held) => Part::Sealed {
+                    base: self.sealed[held],
+                },
+                None => Part::Missing,
+            }
+        };
+        let end = if from >= self.active.base {
+            self.end
+        } else {
+            next
+        };
+        Some(SegmentReader {
+            place: self.place.clone(),
+            part,
+            from,
+            end,
+        })
+    }
+}
+
+impl Place {
+    fn path(&self, base: Offset, suffix: &str) -> PathBuf {
+        self.dir.join(format!("{:020}{suffix}", base.0))
+    }
+
+    fn segments(&self) -> io::Result<Vec<Offset>> {
+        let names = self.disk.list(&self.dir)?;
+        let mut bases: Vec<Offset> = names
+            .iter()
+            .filter_map(|name| name.strip_suffix(SEGMENT_SUFFIX)?.parse().ok())
+            .map(Offset)
+            .collect();
+        bases.sort_unstable();
+        Ok(bases)
+    }
+}
+
+/// One segment as it was when asked for.
+pub struct SegmentReader {
+    place: Place,
+    part: Part,
+    from: Offset,
+    end: Offset,
+}
+
+enum Part {
+    Sealed {
+        base: Offset,
+    },
+    Active {
+        base: Offset,
+        bytes: u64,
+        index: Arc<Mutex<Index>>,
+    },
+    /// No file holds these offsets, though they were written.
+    Missing,
+}
+
+impl SegmentReader {
+    /// Batches from the one that holds the offset asked for, until `bytes_max` is reached or the segment ends; at least one.
+    ///
+    /// # Errors
+    /// [`SegmentError::Damaged`] names the offsets that cannot be read; those after it can.
+    pub fn read(&self, bytes_max: usize) -> Result<Vec<RecordBatch>, SegmentError> {
+        let read = match &self.part {
+            Part::Missing => Err(io::Error::from(io::ErrorKind::NotFound).into()),
+            Part::Sealed { base } => self.read_sealed(*base, bytes_max),
+            Part::Active { base, bytes, index } => {
+                self.read_active(*base, *bytes, index, bytes_max)
+            }
+        };
+        match read {
+            // The file is gone, so everything in it is.
+            Err(SegmentError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Err(SegmentError::Damaged {
+                    from: self.from,
+                    to: self.end,
+                })
+            }
+            read => read,
+        }
+    }
+
+    fn read_sealed(
+        &self,
+        base: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordBatch>, SegmentError> {
+        let path = self.place.path(base, SEGMENT_SUFFIX);
+        let sealed = self
+            .place
+            .cache
+            .get_or_load(&path, || self.load(&path, base))?;
+        self.segment(&sealed.bytes, base)
+            .read(sealed.index.before(self.from), self.from, bytes_max)
+    }
+
+    fn load(&self, path: &Path, base: Offset) -> io::Result<Sealed> {
+        let bytes = self.place.disk.open(path)?.map_sealed()?;
+        let stored = self.stored_index(base, bytes.len() as u64);
+        let mut index = stored.unwrap_or_default();
+        self.segment(&bytes, base).extend(&mut index)?;
+        Ok(Sealed {
+            bytes,
+            index: Arc::new(index),
+        })
+    }
+
+    fn stored_index(&self, base: Offset, segment_bytes: u64) -> Option<Index> {
+        let path = self.place.path(base, INDEX_SUFFIX);
+        let bytes = self.place.disk.open(&path).ok()?.map_sealed().ok()?;
+        Index::decode(&bytes, segment_bytes)
+    }
+
+    fn segment(&self, bytes: &bytes::Bytes, base: Offset) -> Segment {
+        Segment {
+            bytes: bytes.len() as u64,
+            source: Source::Mapped(bytes.clone()),
+            base,
+            end: self.end,
+        }
+    }
+
+    fn read_active(
+        &self,
+        base: Offset,
+        bytes: u64,
+        index: &Mutex<Index>,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordBatch>, SegmentError> {
+        let path = self.place.path(base, SEGMENT_SUFFIX);
+        let segment = Segment {
+            source: Source::File(self.place.disk.open(&path)?),
+            base,
+            end: self.end,
+            bytes,
+        };
+        let entry = {
+            let mut index = index.lock();
+            segment.extend(&mut index)?;
+            index.before(self.from)
+        };
+        segment.read(entry, self.from, bytes_max)
+    }
+}
+
+#[cfg(test)]
+#[path = "partition_tests.rs"]
+mod tests;

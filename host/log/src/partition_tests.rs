@@ -1,0 +1,222 @@
+//! One partition's files: what is written is read, from any offset, over any roll; damage is named and the rest stays.
+
+use super::*;
+use crate::disk::RealDisk;
+use crate::sim::SimDisk;
+use millrace_model::{BatchBuilder, Message, Timestamp};
+use proptest::prelude::*;
+
+fn batch(base: u64, messages: u64, value_bytes: usize) -> RecordBatch {
+    let mut builder = BatchBuilder::with_capacity(0);
+    for number in 0..messages {
+        builder.push(&Message {
+            key: None,
+            value: Some(vec![(base + number) as u8; value_bytes].into()),
+            headers: Vec::new(),
+            timestamp: Timestamp(base),
+        });
+    }
+    builder.finish().unwrap().at_offset(Offset(base))
+}
+
+fn batches(shape: &[(u64, usize)]) -> Vec<RecordBatch> {
+    let mut base = 0;
+    let place = |&(messages, bytes): &(u64, usize)| {
+        let batch = batch(base, messages, bytes);
+        base += messages;
+        batch
+    };
+    shape.iter().map(place).collect()
+}
+
+fn open_on(disk: Arc<dyn Disk>, dir: &Path, mark: Mark) -> PartitionFiles {
+    PartitionFiles::open(disk, Arc::default(), dir.to_owned(), 20_000, mark).unwrap()
+}
+
+fn open(disk: &SimDisk, mark: Mark) -> PartitionFiles {
+    open_on(Arc::new(disk.clone()), Path::new("/data/topics/1/0"), mark)
+}
+
+fn read_all(files: &PartitionFiles, mut from: Offset, bytes_max: usize) -> Vec<RecordBatch> {
+    let mut all = Vec::new();
+    while let Some(reader) = files.reader(from) {
+        let read = reader.read(bytes_max).unwrap();
+        from = read.last().expect("at least one batch").end_offset();
+        all.extend(read);
+    }
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn what_is_appended_is_read_from_every_offset_now_and_after_a_restart(
+        shape in proptest::collection::vec((1u64..5, 0usize..3_000), 1..60),
+        cuts in proptest::collection::vec(1usize..20, 1..10),
+        bytes_max in 1usize..30_000,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("topics/1/0");
+        let written = batches(&shape);
+        let mut files = open_on(Arc::new(RealDisk), &dir, Mark::default());
+        let mut rest = &written[..];
+        for cut in cuts.iter().cycle() {
+            let (run, after) = rest.split_at((*cut).min(rest.len()));
+            files.append(run).unwrap();
+            files.take_unsynced().sync(&RealDisk).unwrap();
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let reopened = open_on(Arc::new(RealDisk), &dir, files.mark());
+        for files in [&files, &reopened] {
+            prop_assert_eq!(&read_all(files, Offset(0), bytes_max), &written);
+            for (number, batch) in written.iter().enumerate() {
+                for offset in batch.base_offset().0..batch.end_offset().0 {
+                    let read = files.reader(Offset(offset)).unwrap().read(bytes_max).unwrap();
+                    prop_assert_eq!(&read[..], &written[number..number + read.len()]);
+                }
+            }
+        }
+    }
+}
+
+fn small_batches(count: usize) -> Vec<RecordBatch> {
+    batches(&vec![(2, 400); count])
+}
+
+#[test]
+fn damage_is_named_by_its_offsets_and_all_else_stays_readable() {
+    // In a sealed segment, in the active one, before and after a restart; in header, records and base offset.
+    for (damaged, reopen, byte) in [
+        (5, false, 100),
+        (5, true, 8),
+        (60, false, 300),
+        (60, true, 16),
+        (7, true, 6),
+    ] {
+        let disk = SimDisk::default();
+        let written = small_batches(61);
+        let mut files = open(&disk, Mark::default());
+        files.append(&written).unwrap();
+        files.take_unsynced().sync(&disk).unwrap();
+        assert!(files.sealed.len() >= 2);
+        let batch = &written[damaged];
+        let after = files.sealed.partition_point(|&b| b <= batch.base_offset());
+        let active = files.active.base;
+        let base = if batch.base_offset() >= active {
+            active
+        } else {
+            files.sealed[after - 1]
+        };
+        let in_segment = written.iter().filter(|b| b.base_offset() >= base);
+        let before: usize = in_segment
+            .take_while(|b| b.base_offset() < batch.base_offset())
+            .map(RecordBatch::byte_count)
+            .sum();
+        disk.flip_bit(&files.place.path(base, SEGMENT_SUFFIX), before + byte, 1);
+        let files = if reopen {
+            open(&disk, files.mark())
+        } else {
+            files
+        };
+        let (mut from, mut good, mut bad) = (Offset(0), Vec::new(), Vec::new());
+        while let Some(reader) = files.reader(from) {
+            match reader.read(5_000) {
+                Ok(read) => {
+                    from = read.last().unwrap().end_offset();
+                    good.extend(read);
+                }
+                Err(SegmentError::Damaged { from: first, to }) => {
+                    bad.push((first, to));
+                    from = to;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(
+            bad,
+            [(batch.base_offset(), batch.end_offset())],
+            "byte {byte}"
+        );
+        let mut expected = written.clone();
+        expected.remove(damaged);
+        assert_eq!(good, expected);
+    }
+}
+
+#[test]
+fn a_missing_segment_is_damage_of_its_offsets_only() {
+    let disk = SimDisk::default();
+    let written = small_batches(61);
+    let mut files = open(&disk, Mark::default());
+    files.append(&written).unwrap();
+    let second = files.sealed[1];
+    disk.remove(&files.place.path(Offset(0), SEGMENT_SUFFIX))
+        .unwrap();
+    for files in [&files, &open(&disk, files.mark())] {
+        let read = files.reader(Offset(3)).unwrap().read(1);
+        assert!(
+            matches!(read, Err(SegmentError::Damaged { from: Offset(3), to }) if to == second),
+            "{read:?}"
+        );
+        assert!(files.reader(second).unwrap().read(1).is_ok());
+    }
+}
+
+#[test]
+fn a_damaged_or_missing_index_is_built_again() {
+    let disk = SimDisk::default();
+    let written = small_batches(61);
+    let mut files = open(&disk, Mark::default());
+    files.append(&written).unwrap();
+    disk.flip_bit(&files.place.path(Offset(0), INDEX_SUFFIX), 3, 3);
+    disk.remove(&files.place.path(files.sealed[1], INDEX_SUFFIX))
+        .unwrap();
+    assert_eq!(read_all(&files, Offset(0), 3_000), written);
+}
+
+#[test]
+fn what_came_after_the_mark_is_written_again_and_read_once() {
+    for seed in 0..50 {
+        let disk = SimDisk::default();
+        let written = small_batches(61);
+        let (checkpointed, later) = written.split_at(10 + seed as usize % 20);
+        let mut files = open(&disk, Mark::default());
+        files.append(checkpointed).unwrap();
+        files.take_unsynced().sync(&disk).unwrap();
+        let mark = files.mark();
+        files.append(later).unwrap();
+        disk.restore_power(seed);
+        let mut files = open(&disk, mark);
+        assert_eq!(read_all(&files, Offset(0), 3_000), checkpointed);
+        // Another history: the same offsets in other sizes.
+        let again: Vec<RecordBatch> = later
+            .iter()
+            .map(|b| batch(b.base_offset().0, 2, 300))
+            .collect();
+        files.append(&again).unwrap();
+        let all = read_all(&files, Offset(0), 3_000);
+        assert_eq!(all, [checkpointed, &again[..]].concat(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_full_disk_stops_an_append_where_it_is_and_it_goes_on_later() {
+    let disk = SimDisk::default();
+    let written = small_batches(200);
+    let mut files = open(&disk, Mark::default());
+    disk.set_capacity(Some(70_000));
+    assert!(
+        files
+            .append(&written)
+            .is_err_and(|e| crate::disk::is_full(&e))
+    );
+    let end = files.mark().end;
+    assert!(end > Offset(0));
+    disk.set_capacity(None);
+    let rest = written.partition_point(|b| b.base_offset() < end);
+    files.append(&written[rest..]).unwrap();
+    assert_eq!(read_all(&files, Offset(0), 3_000), written);
+}

@@ -1,0 +1,227 @@
+//! Reading one segment: record batches one after the other, each checked, damage named by its offsets.
+//!
+//! A segment is nothing but batches. Their checksums cover all but the base offset, and that is known: every batch begins where
+//! the one before it ended. So a batch that decodes and stands at the expected offset is the one that was written there.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_model::batch::HEADER_BYTES;
+use millrace_model::{BatchError, Offset, RecordBatch};
+
+use crate::disk::DiskFile;
+use crate::index::Index;
+
+/// Bytes read from a file at once.
+const WINDOW_BYTES: u64 = 256 << 10;
+
+/// Why a segment gave no batch.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    /// Stored bytes are not those that were written.
+    #[error("messages {from} to {to} (exclusive) are damaged")]
+    Damaged {
+        /// First offset of the damage.
+        from: Offset,
+        /// First offset after it.
+        to: Offset,
+    },
+    /// The disk failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Where a segment's bytes come from.
+pub(crate) enum Source {
+    Mapped(Bytes),
+    File(Arc<dyn DiskFile>),
+}
+
+impl Source {
+    /// Bytes from `at` on: at least `length` where there are as many before `end`.
+    fn window(&self, at: u64, length: u64, end: u64) -> io::Result<Bytes> {
+        match self {
+            Self::Mapped(bytes) => {
+                let end = bytes.len().min(end as usize);
+                Ok(bytes.slice((at as usize).min(end)..end))
+            }
+            Self::File(file) => {
+                let length = length.max(WINDOW_BYTES).min(end.saturating_sub(at));
+                let mut buffer = vec![0; length as usize];
+                let count = file.read_at(&mut buffer, at)?;
+                buffer.truncate(count);
+                Ok(buffer.into())
+            }
+        }
+    }
+}
+
+/// One segment as far as it is written: offsets `base..end` in `bytes` bytes.
+pub(crate) struct Segment {
+    pub(crate) source: Source,
+    pub(crate) base: Offset,
+    pub(crate) end: Offset,
+    pub(crate) bytes: u64,
+}
+
+impl Segment {
+    /// Batches from the one that holds `from` on, until `bytes_max` is reached or the segment ends; at least one. Begins to
+    /// look at `entry`, the index's for `from`.
+    pub(crate) fn read(
+        &self,
+        entry: Option<(Offset, u64)>,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordBatch>, SegmentError> {
+        let mut batches = Vec::new();
+        let mut byte_count = 0;
+        let mut cursor = self.cursor_at(entry);
+        loop {
+            match cursor.step()? {
+                Step::Batch { batch, .. } if batch.end_offset() <= from => {}
+                Step::Batch { batch, .. } => {
+                    byte_count += batch.byte_count();
+                    if byte_count > bytes_max && !batches.is_empty() {
+                        return Ok(batches);
+                    }
+                    batches.push(batch);
+                }
+                // Nobody asked for what is damaged.
+                Step::Damage { to, .. } if to <= from => {}
+                Step::Damage { .. } | Step::End if !batches.is_empty() => return Ok(batches),
+                Step::Damage { from, to } => return Err(SegmentError::Damaged { from, to }),
+                Step::End => return Ok(batches),
+            }
+        }
+    }
+
+    /// Notes in the index what it does not cover yet.
+    pub(crate) fn extend(&self, index: &mut Index) -> io::Result<()> {
+        if index.covered_bytes() >= self.bytes {
+            return Ok(());
+        }
+        let mut cursor = self.cursor_at(index.before(Offset::MAX));
+        loop {
+            match cursor.step()? {
+                Step::Batch { batch, position } => {
+                    index.note(batch.base_offset(), position, cursor.position);
+                }
+                Step::Damage { .. } => index.skip_to(cursor.position),
+                Step::End => return Ok(()),
+            }
+        }
+    }
+
+    fn cursor_at(&self, entry: Option<(Offset, u64)>) -> Cursor<'_> {
+        let (expected, position) = entry.unwrap_or((self.base, 0));
+        Cursor {
+            segment: self,
+            window: Bytes::new(),
+            window_at: position,
+            position,
+            expected,
+        }
+    }
+}
+
+/// What stands at the cursor.
+enum Step {
+    Batch { batch: RecordBatch, position: u64 },
+    Damage { from: Offset, to: Offset },
+    End,
+}
+
+struct Cursor<'a> {
+    segment: &'a Segment,
+    window: Bytes,
+    window_at: u64,
+    position: u64,
+    expected: Offset,
+}
+
+impl Cursor<'_> {
+    fn step(&mut self) -> io::Result<Step> {
+        if self.position >= self.segment.bytes && self.expected >= self.segment.end {
+            return Ok(Step::End);
+        }
+        match self.batch_at(self.position)? {
+            Some(batch) if batch.base_offset() == self.expected => {
+                let position = self.position;
+                self.position += batch.byte_count() as u64;
+                self.expected = batch.end_offset();
+                Ok(Step::Batch { batch, position })
+            }
+            _ => self.step_over_damage(),
+        }
+    }
+
+    /// Goes on at the next batch that is sound, or at the segment's end.
+    fn step_over_damage(&mut self) -> io::Result<Step> {
+        let from = self.expected;
+        let mut at = self.position + 1;
+        while at < self.segment.bytes {
+            self.fill(at, HEADER_BYTES as u64)?;
+            let window = self.window.slice((at - self.window_at) as usize..);
+            let Some(last) = window.len().checked_sub(HEADER_BYTES) else {
+                break;
+            };
+            for skip in 0..=last {
+                if !looks_like_batch(&window[skip..], from, self.segment.end) {
+                    continue;
+                }
+                if let Some(batch) = self.batch_at(at + skip as u64)? {
+                    self.position = at + skip as u64;
+                    self.expected = batch.base_offset();
+                    let to = self.expected;
+                    return Ok(Step::Damage { from, to });
+                }
+            }
+            at += last as u64 + 1;
+        }
+        self.position = self.segment.bytes;
+        self.expected = self.segment.end;
+        Ok(Step::Damage {
+            from,
+            to: self.segment.end,
+        })
+    }
+
+    /// The sound batch at a position; `None` if there is none within the segment's offsets.
+    fn batch_at(&mut self, at: u64) -> io::Result<Option<RecordBatch>> {
+        self.fill(at, HEADER_BYTES as u64)?;
+        let mut decoded = self.decode_at(at);
+        if let Err(BatchError::Incomplete { needed, .. }) = decoded {
+            self.fill(at, needed as u64)?;
+            decoded = self.decode_at(at);
+        }
+        Ok(decoded
+            .ok()
+            .filter(|batch| batch.end_offset() <= self.segment.end))
+    }
+
+    fn decode_at(&self, at: u64) -> Result<RecordBatch, BatchError> {
+        let skip = (at - self.window_at) as usize;
+        RecordBatch::decode(&self.window.slice(skip.min(self.window.len())..))
+    }
+
+    /// Makes the window hold `length` bytes from `at` on, where the segment has them.
+    fn fill(&mut self, at: u64, length: u64) -> io::Result<()> {
+        let held = self.window_at..self.window_at + self.window.len() as u64;
+        let wanted_end = (at + length).min(self.segment.bytes);
+        if held.contains(&at) && wanted_end <= held.end {
+            return Ok(());
+        }
+        self.window = self.segment.source.window(at, length, self.segment.bytes)?;
+        self.window_at = at;
+        Ok(())
+    }
+}
+
+/// Whether a batch may begin here that stands after `from`: asked of every byte after damage, so before any checksum.
+fn looks_like_batch(bytes: &[u8], from: Offset, end: Offset) -> bool {
+    let base = bytes
+        .first_chunk::<8>()
+        .map_or(0, |base| u64::from_be_bytes(*base));
+    bytes.get(16) == Some(&2) && base > from.0 && base < end.0
+}
