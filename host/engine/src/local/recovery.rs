@@ -165,11 +165,13 @@ fn replay(
     })
 }
 
-/// Everything replayed goes to the files, and out of memory: the batches share the bytes of whole journal files.
+/// Everything replayed goes to the files, and out of memory: the batches share the bytes of whole journal files. Watches begin
+/// with where the partition ends now, or those who wait would sleep on what was replayed.
 fn flush(state: &mut State, keeper: &mut Keeper) -> Result<(), KeepError> {
     for partition in state.partitions.values() {
         keeper.flush(partition, Offset::MAX)?;
         partition.clear();
+        partition.announce();
     }
     Ok(())
 }

@@ -32,6 +32,20 @@ async fn everything_acknowledged_is_there_after_the_process_ended_without_closin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_after_a_restart_knows_of_what_was_replayed() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_real(dir.path(), small()).await.unwrap();
+    let partition = at(&topic(&engine, "t", Durability::Os).await, 0);
+    produce(&engine, partition, "written, and nobody told")
+        .await
+        .unwrap();
+    drop(engine);
+    let engine = open_real(dir.path(), small()).await.unwrap();
+    let end = engine.ends(partition).unwrap().end;
+    assert_eq!(engine.watch(partition).unwrap().end(), end);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_process_is_told_which_directory_is_taken_and_may_come_after_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_real(dir.path(), small()).await.unwrap();
