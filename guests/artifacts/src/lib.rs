@@ -1,0 +1,77 @@
+//! The shipped guests as components, built with the host: for the demo, the tests and the bench. Each guest's own first lines
+//! say what it does.
+#![forbid(unsafe_code)]
+
+/// A guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Its package's name, as `quake-classifier`.
+    pub name: &'static str,
+    /// Its component.
+    pub bytes: &'static [u8],
+}
+
+/// Every guest.
+#[must_use]
+pub fn all() -> &'static [Guest] {
+    ALL
+}
+
+/// The guest of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<Guest> {
+    ALL.iter().copied().find(|guest| guest.name == name)
+}
+
+/// A constant of each guest's bytes, and the list of them all.
+macro_rules! guests {
+    ($($(#[$doc:meta])* $constant:ident = $name:literal;)*) => {
+        $(
+            $(#[$doc])*
+            pub const $constant: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".wasm"));
+        )*
+
+        const ALL: &[Guest] = &[$(Guest { name: $name, bytes: $constant }),*];
+    };
+}
+
+guests! {
+    /// Values to ASCII upper case.
+    UPPERCASE = "uppercase";
+    /// Lets orders of 100 and more through.
+    FILTER = "filter";
+    /// Sends each message to the topic that its header names.
+    ROUTE = "route";
+    /// Emits every message unchanged.
+    PASSTHROUGH = "passthrough";
+    /// Passes messages through with the header revision: 1.
+    STAMP_1 = "stamp-1";
+    /// Passes messages through with the header revision: 2.
+    STAMP_2 = "stamp-2";
+    /// Classifies earthquakes, revision 1.
+    QUAKE_CLASSIFIER = "quake-classifier";
+    /// Classifies earthquakes, revision 2.
+    QUAKE_CLASSIFIER_2 = "quake-classifier-2";
+    /// Places earthquakes by the region of their seismic network.
+    REGION_PARTITIONER = "region-partitioner";
+    /// An error handler that is patient with what is busy.
+    PATIENT_ERRORS = "patient-errors";
+    /// Fails as often as a header says.
+    FLAKY = "flaky";
+    /// Traps on one value.
+    POISON = "poison";
+    /// Never returns on one value.
+    ENDLESS = "endless";
+    /// Allocates without bound on one value.
+    HOARD = "hoard";
+    /// Malformed answers, chosen by the value.
+    BABBLE = "babble";
+    /// Recurses without bound on one value.
+    DEEP = "deep";
+    /// Floods its log on one value.
+    CHATTY = "chatty";
+    /// Imports sockets, which no processor is granted.
+    SOCKET = "socket";
+    /// Traps while it is instantiated.
+    START_TRAP = "start-trap";
+}

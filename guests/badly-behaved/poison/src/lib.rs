@@ -1,0 +1,18 @@
+//! Traps on the value `poison`; passes everything else through.
+
+use millrace_guest::{Message, Outcome, processor};
+
+processor!(process);
+
+fn process(message: &Message) -> Outcome {
+    if message.value() == Some(b"poison") {
+        swallow();
+    }
+    Outcome::Emit(message.output())
+}
+
+/// A frame of its own, to be found in the backtrace.
+#[inline(never)]
+fn swallow() {
+    panic!("poisoned");
+}

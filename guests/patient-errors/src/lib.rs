@@ -1,0 +1,40 @@
+//! An error handler: patient with what is busy, however long it takes; gives up at once what was rejected; forgets what says
+//! that it may be forgotten; leaves the rest to the processor's policy.
+
+use std::time::Duration;
+
+use millrace_guest::{Cause, Decision, Failure, error_handler};
+
+error_handler!(decide);
+
+const DELAY_FIRST: Duration = Duration::from_millis(100);
+const DELAY_MAX: Duration = Duration::from_secs(10);
+
+fn decide(failure: &Failure) -> Decision {
+    match (failure.class(), failure.cause()) {
+        ("ignore", _) => Decision::Drop(format!("to be ignored: {}", failure.reason())),
+        ("busy", _) => Decision::RetryAfter(delay(failure.attempt())),
+        (_, Cause::Reject) => Decision::DeadLetter,
+        _ => Decision::Policy,
+    }
+}
+
+/// Doubles with each attempt, up to a maximum.
+fn delay(attempt: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(attempt.saturating_sub(1));
+    DELAY_FIRST.saturating_mul(doubled).min(DELAY_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_delay_doubles_up_to_its_maximum() {
+        assert_eq!(
+            [1, 2, 3].map(delay),
+            [100, 200, 400].map(Duration::from_millis)
+        );
+        assert_eq!(delay(u32::MAX), DELAY_MAX);
+    }
+}

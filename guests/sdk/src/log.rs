@@ -1,0 +1,39 @@
+//! Log lines; the host adds the processor's name and revision. Long lines are cut and floods are dropped and counted there.
+//! Off WASM they go to standard error.
+
+/// Something failed.
+pub fn error(line: impl AsRef<str>) {
+    write(Level::Error, line.as_ref());
+}
+
+/// Something is odd.
+pub fn warn(line: impl AsRef<str>) {
+    write(Level::Warn, line.as_ref());
+}
+
+/// Something happened.
+pub fn info(line: impl AsRef<str>) {
+    write(Level::Info, line.as_ref());
+}
+
+/// For whoever develops the module.
+pub fn debug(line: impl AsRef<str>) {
+    write(Level::Debug, line.as_ref());
+}
+
+#[cfg(target_arch = "wasm32")]
+use crate::bindings::log::{Level, log as write};
+
+#[cfg(not(target_arch = "wasm32"))]
+#[derive(Debug)]
+enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn write(level: Level, line: &str) {
+    eprintln!("{level:?}: {line}");
+}

@@ -1,0 +1,121 @@
+//! One output: its message, except for what is said to differ. Bytes are written to the batch's scratch as they are given, so
+//! an output itself is a few numbers.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use crate::columns::NONE;
+use crate::scratch::{Scratch, Span};
+
+/// What a message is answered with; made by [`crate::Message::output`]. Bytes that are part of the input are not copied.
+#[derive(Debug)]
+#[must_use = "an output is sent by returning it: Outcome::Emit(output)"]
+pub struct Output {
+    pub(crate) scratch: Rc<Scratch>,
+    pub(crate) source: u32,
+    /// `None` keeps the message's.
+    pub(crate) key: Option<Span>,
+    /// `None` keeps the message's.
+    pub(crate) value: Option<Span>,
+    /// A run of the scratch's headers, counted in numbers; `None` keeps the message's.
+    pub(crate) headers: Option<Range<usize>>,
+    pub(crate) topic: u32,
+    pub(crate) partition: u32,
+}
+
+impl Output {
+    pub(crate) fn unchanged(scratch: Rc<Scratch>, source: u32) -> Self {
+        Self {
+            scratch,
+            source,
+            key: None,
+            value: None,
+            headers: None,
+            topic: NONE,
+            partition: NONE,
+        }
+    }
+
+    /// Sends it to this topic instead of the processor's default output; the processor needs the grant.
+    pub fn topic(mut self, name: &str) -> Self {
+        self.topic = self.scratch.topic(name);
+        self
+    }
+
+    /// Sends it to this partition instead of the one that the topic's partitioner chooses.
+    pub fn partition(mut self, partition: u32) -> Self {
+        self.partition = partition;
+        self
+    }
+
+    /// Replaces the key.
+    pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.key = Some(self.scratch.place(key.as_ref()));
+        self
+    }
+
+    /// Leaves the key out.
+    pub fn without_key(mut self) -> Self {
+        self.key = Some(Span::NULL);
+        self
+    }
+
+    /// Replaces the value.
+    pub fn value(mut self, value: impl AsRef<[u8]>) -> Self {
+        self.value = Some(self.scratch.place(value.as_ref()));
+        self
+    }
+
+    /// Replaces the value by what `build` appends to the buffer: the quickest way, for the buffer is the answer.
+    #[inline]
+    pub fn build_value(mut self, build: impl FnOnce(&mut Vec<u8>)) -> Self {
+        self.value = Some(self.scratch.write(build));
+        self
+    }
+
+    /// Leaves the value out.
+    pub fn without_value(mut self) -> Self {
+        self.value = Some(Span::NULL);
+        self
+    }
+
+    /// Leaves out all headers that it has so far.
+    pub fn without_headers(mut self) -> Self {
+        let end = self.scratch.headers.borrow().len();
+        self.headers = Some(end..end);
+        self
+    }
+
+    /// Adds a header to those that it has so far: at first the message's.
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        let (name, value) = (
+            self.scratch.place(name.as_bytes()),
+            self.scratch.place(value.as_ref()),
+        );
+        let start = self.open_headers();
+        let end = {
+            let mut headers = self.scratch.headers.borrow_mut();
+            name.push_to(&mut headers);
+            value.push_to(&mut headers);
+            headers.len()
+        };
+        self.headers = Some(start..end);
+        self
+    }
+
+    /// Brings this output's headers to the end of the scratch's, where they can grow, and says where they start.
+    fn open_headers(&self) -> usize {
+        let mut headers = self.scratch.headers.borrow_mut();
+        let end = headers.len();
+        match self.headers.clone() {
+            Some(mine) if mine.end == end => return mine.start,
+            Some(mine) => headers.extend_from_within(mine),
+            None => {
+                let mine = self.scratch.input_headers(self.source as usize);
+                headers
+                    .extend_from_slice(&self.scratch.input.headers[mine.start * 4..mine.end * 4]);
+            }
+        }
+        end
+    }
+}

@@ -1,0 +1,29 @@
+//! Values to ASCII upper case; keys and headers stay. The bench runs `handle` natively, too.
+
+use millrace_guest::{Message, Outcome, processor};
+
+processor!(handle);
+
+/// Upper-cases a value, straight into the answer.
+#[inline]
+pub fn handle(message: &Message) -> Outcome {
+    match message.value() {
+        None => Outcome::Emit(message.output()),
+        Some(value) => Outcome::Emit(message.output().build_value(|buffer| {
+            buffer.extend(value.iter().map(u8::to_ascii_uppercase));
+        })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_guest::Sample;
+
+    #[test]
+    fn letters_are_raised_and_other_bytes_stay() {
+        let columns = Sample::new("in").message("key", b"abc \xff z").columns();
+        let answer = millrace_guest::process(columns, super::handle).unwrap();
+        assert_eq!(answer.data, b"ABC \xff Z");
+        assert!(answer.keys.is_empty(), "keys stay as they are");
+    }
+}
