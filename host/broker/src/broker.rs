@@ -1,0 +1,127 @@
+//! The broker: the handle that everybody holds. Its verbs stand in the files of what they are about.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use metrics::{Counter, Histogram, histogram};
+use millrace_engine::{CommitError, Engine, EntryKind, EntryWrite, Transaction};
+use millrace_model::bounds::PRODUCE_BYTES_IN_FLIGHT_MAX;
+use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
+use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+
+use crate::dispatch::supervisor::Supervisor;
+use crate::dispatch::worker::Context;
+use crate::handler::ModuleHost;
+use crate::partitioner::Partitioners;
+use crate::processors::ProcessorError;
+
+/// The handle; cheap to clone.
+#[derive(Clone)]
+pub struct Broker {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) modules: Arc<dyn ModuleHost>,
+    pub(crate) partitioners: Partitioners,
+    pub(crate) supervisor: Supervisor,
+    /// The catalogue's processors, and why those that do not run do not.
+    pub(crate) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
+    /// Held by whoever changes the catalogue: what was checked stays true until it is committed.
+    pub(crate) changes: tokio::sync::Mutex<()>,
+    /// Held by whoever sends dead letters again: none is sent twice.
+    pub(crate) redrives: tokio::sync::Mutex<()>,
+    /// Bytes of produce calls on their way to the engine.
+    pub(crate) in_flight: Semaphore,
+    pub(crate) publish_seconds: Histogram,
+    /// Messages received, by topic.
+    pub(crate) received: Mutex<HashMap<TopicId, Counter>>,
+}
+
+/// A processor in the catalogue.
+#[derive(Clone, Debug)]
+pub(crate) struct Deployed {
+    pub(crate) processor: Processor,
+    /// Why its current revision could not be loaded.
+    pub(crate) problem: Option<String>,
+}
+
+impl Broker {
+    /// Starts: loads the catalogue, then the workers of every processor. A processor that cannot be loaded is stopped and says
+    /// why; the others run.
+    ///
+    /// # Errors
+    /// [`ProcessorError`] where the catalogue cannot be read.
+    pub async fn start(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        modules: Arc<dyn ModuleHost>,
+    ) -> Result<Self, ProcessorError> {
+        let context = Context {
+            clock: Arc::clone(&clock),
+            engine: Arc::clone(&engine),
+        };
+        let broker = Self {
+            inner: Arc::new(Inner {
+                clock,
+                engine,
+                modules,
+                partitioners: Partitioners::default(),
+                supervisor: Supervisor::new(context),
+                processors: RwLock::default(),
+                changes: tokio::sync::Mutex::default(),
+                redrives: tokio::sync::Mutex::default(),
+                in_flight: Semaphore::new(PRODUCE_BYTES_IN_FLIGHT_MAX),
+                publish_seconds: histogram!("millrace_publish_seconds"),
+                received: Mutex::default(),
+            }),
+        };
+        broker.start_processors().await?;
+        Ok(broker)
+    }
+
+    /// Whether the engine takes commits now.
+    ///
+    /// # Errors
+    /// [`CommitError`] says why not.
+    pub async fn ready(&self) -> Result<(), CommitError> {
+        let nothing = Transaction {
+            durability: Some(Durability::None),
+            ..Transaction::default()
+        };
+        self.inner.engine.commit(nothing).await.map(drop)
+    }
+
+    /// Stops the workers at their next batch boundary, then closes the engine.
+    pub async fn stop(&self) {
+        let _change = self.inner.changes.lock().await;
+        self.inner.supervisor.stop_all().await;
+        self.inner.engine.close().await;
+    }
+
+    /// Writes (or, with `None`, removes) one entry of the catalogue.
+    pub(crate) async fn write_entry<T: Serialize + Sync>(
+        &self,
+        kind: EntryKind,
+        key: String,
+        value: Option<&T>,
+    ) -> Result<(), CommitError> {
+        let transaction = Transaction {
+            entries: vec![entry(kind, key, value)],
+            durability: Some(Durability::Durable),
+            ..Transaction::default()
+        };
+        self.inner.engine.commit(transaction).await.map(drop)
+    }
+}
+
+/// An entry of the catalogue, as written.
+pub(crate) fn entry<T: Serialize>(kind: EntryKind, key: String, value: Option<&T>) -> EntryWrite {
+    // Our own types, whose maps have text keys: they always serialise.
+    let value = value.map(|value| serde_json::to_vec(value).unwrap_or_default().into());
+    EntryWrite { kind, key, value }
+}

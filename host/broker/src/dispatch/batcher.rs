@@ -1,0 +1,308 @@
+//! Cuts batches: parked messages whose time has come first, then new ones, up to the policy's bounds. Decides only; the worker
+//! reads. What waits behind a parked message of its key is parked behind it here.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_model::batch::RecordView;
+use millrace_model::bounds::PARKED_MESSAGES_MAX;
+use millrace_model::processor::Order;
+use millrace_model::{ColumnBatch, Offset, Parked, Timestamp};
+
+use super::dead_letter;
+use super::source::Source;
+use crate::columns::put;
+use crate::handler::Cause;
+
+/// Messages for one call.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Batch {
+    /// As the handler sees them.
+    pub(crate) columns: Arc<ColumnBatch>,
+    /// Where they stand in the input partition: first the retried ones, then the new ones, each ascending.
+    pub(crate) offsets: Vec<Offset>,
+    /// How many of them are retried.
+    pub(crate) retried: usize,
+    /// New messages passed over because one of their key is parked; they are parked behind it.
+    pub(crate) skipped: Vec<Parked>,
+    /// The offset after everything in here.
+    pub(crate) next: Offset,
+}
+
+impl Batch {
+    /// How many messages.
+    pub(crate) fn len(&self) -> usize {
+        self.offsets.len()
+    }
+}
+
+/// What a message's order hangs on. Stored with progress, so it must never change: FNV-1a, 64 bits.
+pub(crate) fn ordering(order: Order, key: Option<&[u8]>) -> Option<u64> {
+    match order {
+        Order::None => None,
+        Order::Partition => Some(0),
+        Order::Key => key.map(|key| {
+            key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            })
+        }),
+    }
+}
+
+/// A message that waits behind an earlier one.
+pub(crate) fn behind(offset: Offset, ordering: Option<u64>) -> Parked {
+    Parked {
+        offset,
+        ordering,
+        due: None,
+        attempts: 0,
+        first_failed_at: Timestamp::default(),
+        log: Vec::new(),
+    }
+}
+
+/// Parked messages to run now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// Their offsets, ascending.
+    pub(crate) offsets: Vec<Offset>,
+    /// Whether it is one that failed its whole batch before, and so runs alone.
+    pub(crate) alone: bool,
+}
+
+/// Which parked messages run now: those that are due and those behind them, unless an earlier one of their order still waits.
+pub(crate) fn due(parked: &[Parked], now: Timestamp, messages_max: usize) -> Due {
+    let mut due = Due::default();
+    let mut held = HashSet::new();
+    for message in parked {
+        if due.offsets.len() == messages_max {
+            break;
+        }
+        if message.ordering.is_some_and(|o| held.contains(&o)) {
+            continue;
+        }
+        let runs = message.due.is_none_or(|due| due <= now);
+        if runs && fails_batches(message) {
+            if due.offsets.is_empty() {
+                due.offsets.push(message.offset);
+                due.alone = true;
+                return due;
+            }
+        } else if runs {
+            due.offsets.push(message.offset);
+            continue;
+        }
+        held.extend(message.ordering);
+    }
+    due
+}
+
+/// When the next parked message is due; `None` if nothing is parked.
+pub(crate) fn next_due(parked: &[Parked]) -> Option<Timestamp> {
+    let mut held = HashSet::new();
+    let fronts = parked
+        .iter()
+        .filter(|message| message.ordering.is_none_or(|o| held.insert(o)));
+    fronts.map(|message| message.due.unwrap_or_default()).min()
+}
+
+/// A message whose last attempt took its whole batch down would do so again.
+fn fails_batches(message: &Parked) -> bool {
+    let last = message.log.last().map(|attempt| attempt.class.as_str());
+    [Cause::Trap, Cause::Timeout, Cause::Memory, Cause::BadAnswer]
+        .iter()
+        .any(|cause| last == Some(cause.as_str()))
+}
+
+/// How many new messages may be read: none while the whole partition waits, and never more than could be parked.
+pub(crate) fn new_messages_max(order: Order, parked: &[Parked]) -> usize {
+    if order == Order::Partition && !parked.is_empty() {
+        return 0;
+    }
+    PARKED_MESSAGES_MAX.saturating_sub(parked.len())
+}
+
+/// A batch in the making.
+pub(crate) struct Cut {
+    columns: ColumnBatch,
+    offsets: Vec<Offset>,
+    retried: usize,
+    skipped: Vec<Parked>,
+    bytes: usize,
+    messages_max: usize,
+    bytes_max: usize,
+    redriven: bool,
+    /// Whether new messages wait, which a flood of retries must not keep out.
+    shared: bool,
+}
+
+impl Cut {
+    /// An empty batch of the topic's partition; `redriven` if its messages carry where they first stood.
+    pub(crate) fn new(
+        topic: &str,
+        partition: u32,
+        redriven: bool,
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> Self {
+        Self {
+            columns: ColumnBatch {
+                topic: topic.to_owned(),
+                partition,
+                ..ColumnBatch::default()
+            },
+            offsets: Vec::new(),
+            retried: 0,
+            skipped: Vec::new(),
+            bytes: 0,
+            messages_max,
+            bytes_max,
+            redriven,
+            shared: false,
+        }
+    }
+
+    /// Leaves half of the batch to new messages.
+    pub(crate) fn share(&mut self) {
+        self.shared = true;
+    }
+
+    /// How many retried messages it may take.
+    pub(crate) fn retried_messages_max(&self) -> usize {
+        match self.shared {
+            true => self.messages_max.div_ceil(2),
+            false => self.messages_max,
+        }
+    }
+
+    /// Whether a bound is met.
+    pub(crate) fn is_full(&self) -> bool {
+        self.offsets.len() >= self.messages_max || self.bytes >= self.bytes_max
+    }
+
+    /// Whether nothing is in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.offsets.is_empty()
+    }
+
+    /// Makes room for about so many messages and bytes at once.
+    pub(crate) fn reserve(&mut self, messages: usize, bytes: usize) {
+        self.offsets.reserve(messages);
+        let columns = &mut self.columns;
+        columns.data.reserve(bytes);
+        columns.offsets.reserve(messages);
+        columns.timestamps.reserve(messages);
+        columns.attempts.reserve(messages);
+        columns.keys.reserve(messages * 2);
+        columns.values.reserve(messages * 2);
+        columns.header_ends.reserve(messages);
+    }
+
+    /// Takes a parked message for its next attempt; false if it no longer fits.
+    pub(crate) fn take_retried(&mut self, bytes: &Bytes, view: &RecordView, attempts: u32) -> bool {
+        if self.shared && self.bytes >= self.bytes_max / 2 && !self.is_empty() {
+            return false;
+        }
+        let taken = self.take(bytes, view, attempts.saturating_add(1));
+        self.retried += usize::from(taken);
+        taken
+    }
+
+    /// Takes new messages until a bound is met, passing over those that must wait behind a parked one. At most `room` are taken
+    /// or passed over.
+    pub(crate) fn take_new(
+        &mut self,
+        source: &mut Source,
+        order: Order,
+        parked: &[Parked],
+        mut room: usize,
+    ) {
+        let held: HashSet<u64> = parked.iter().filter_map(|p| p.ordering).collect();
+        while room > 0
+            && let Some((batch, view)) = source.peek()
+        {
+            let bytes = batch.bytes();
+            if let Some(ordering) = waits_behind(&held, order, bytes, view) {
+                self.skipped.push(behind(view.offset, Some(ordering)));
+            } else if !self.take(bytes, view, 1) {
+                break;
+            }
+            source.advance();
+            room -= 1;
+        }
+    }
+
+    fn take(&mut self, bytes: &Bytes, view: &RecordView, attempt: u32) -> bool {
+        let length = |range: &Option<Range<usize>>| range.as_ref().map_or(0, |r| r.len());
+        let size = length(&view.key) + length(&view.value);
+        if !self.is_empty() && (self.is_full() || self.bytes + size > self.bytes_max) {
+            return false;
+        }
+        let columns = &mut self.columns;
+        let lying = |range: &Option<Range<usize>>| range.clone().map(|range| &bytes[range]);
+        put(&mut columns.data, &mut columns.keys, lying(&view.key));
+        put(&mut columns.data, &mut columns.values, lying(&view.value));
+        let mut origin = None;
+        let before = columns.data.len();
+        if view.header_count() > 0 {
+            origin = put_headers(columns, bytes, view, self.redriven);
+        }
+        self.bytes += size + columns.data.len() - before;
+        columns.header_ends.push((columns.headers.len() / 4) as u32);
+        columns.offsets.push(origin.unwrap_or(view.offset.0));
+        columns.timestamps.push(view.timestamp.0);
+        columns.attempts.push(attempt);
+        self.offsets.push(view.offset);
+        true
+    }
+
+    /// The finished batch; `next` is the offset after all that it covers.
+    pub(crate) fn finish(self, next: Offset) -> Batch {
+        Batch {
+            columns: Arc::new(self.columns),
+            offsets: self.offsets,
+            retried: self.retried,
+            skipped: self.skipped,
+            next,
+        }
+    }
+}
+
+fn waits_behind(
+    held: &HashSet<u64>,
+    order: Order,
+    bytes: &Bytes,
+    view: &RecordView,
+) -> Option<u64> {
+    if held.is_empty() {
+        return None;
+    }
+    let key = view.key.as_ref().map(|key| &bytes[key.clone()]);
+    ordering(order, key).filter(|ordering| held.contains(ordering))
+}
+
+/// Puts the headers; of a redriven message all but the one that says where it first stood, which is returned.
+fn put_headers(
+    columns: &mut ColumnBatch,
+    bytes: &Bytes,
+    view: &RecordView,
+    redriven: bool,
+) -> Option<u64> {
+    let mut origin = None;
+    for (name, value) in view.headers(bytes).flatten() {
+        if redriven && &bytes[name.clone()] == dead_letter::ORIGIN_OFFSET.as_bytes() {
+            let text = value.and_then(|value| str::from_utf8(&bytes[value]).ok());
+            origin = text.and_then(|text| text.parse().ok());
+            continue;
+        }
+        let (data, spans) = (&mut columns.data, &mut columns.headers);
+        put(data, spans, Some(&bytes[name]));
+        put(data, spans, value.map(|value| &bytes[value]));
+    }
+    origin
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! The evidence of a dead letter: headers, written when a message is given up and read when somebody asks. The only file that
+//! knows their names.
+
+use millrace_model::bounds::ATTEMPT_REASON_BYTES_MAX;
+use millrace_model::{
+    Attempt, BatchBuilder, ColumnBatch, Header, Message, Offset, PartitionId, Timestamp, TopicName,
+};
+
+use super::Input;
+use super::answer::{Failed, cut};
+
+/// Header names that begin so are written by the host alone.
+pub(crate) const PREFIX: &str = "millrace-";
+/// Also on redriven messages, where the host takes it off before a handler sees them.
+pub(crate) const ORIGIN_OFFSET: &str = "millrace-origin-offset";
+
+const ORIGIN_TOPIC: &str = "millrace-origin-topic";
+const ORIGIN_PARTITION: &str = "millrace-origin-partition";
+const PROCESSOR: &str = "millrace-processor";
+const REVISION: &str = "millrace-revision";
+const MODULE: &str = "millrace-module";
+const ATTEMPTS: &str = "millrace-attempts";
+const CAUSE: &str = "millrace-cause";
+const CLASS: &str = "millrace-class";
+const REASON: &str = "millrace-reason";
+const BACKTRACE: &str = "millrace-backtrace";
+const FIRST_FAILED_AT: &str = "millrace-first-failed-at";
+const DIED_AT: &str = "millrace-died-at";
+const ATTEMPT_LOG: &str = "millrace-attempt-log";
+
+/// Whether only the host may write a header of this name.
+pub(crate) fn is_reserved(name: &[u8]) -> bool {
+    name.starts_with(PREFIX.as_bytes())
+}
+
+/// What is known of a message when it is given up.
+pub(crate) struct Death<'a> {
+    pub(crate) input: &'a Input,
+    pub(crate) processor: &'a str,
+    pub(crate) revision: u32,
+    pub(crate) module: &'a str,
+    pub(crate) failed: &'a Failed,
+    pub(crate) attempts: u32,
+    pub(crate) first_failed_at: Timestamp,
+    pub(crate) died_at: Timestamp,
+    pub(crate) log: &'a [Attempt],
+}
+
+/// Writes a message of the batch with its evidence.
+pub(crate) fn write(
+    batch: &ColumnBatch,
+    message: usize,
+    death: &Death<'_>,
+    builder: &mut BatchBuilder,
+) {
+    let evidence = evidence(batch.offsets[message], death);
+    let kept: Vec<_> = batch
+        .headers(message)
+        .filter(|(name, _)| !is_reserved(name))
+        .collect();
+    let count = kept.len() + evidence.len();
+    let added = evidence
+        .iter()
+        .map(|(name, value)| (name.as_bytes(), Some(value.as_bytes())));
+    builder.push_parts(
+        Timestamp(batch.timestamps[message]),
+        batch.key(message),
+        batch.value(message),
+        count,
+        kept.into_iter().chain(added),
+    );
+}
+
+fn evidence(origin_offset: u64, death: &Death<'_>) -> Vec<(&'static str, String)> {
+    let failed = death.failed;
+    let mut evidence = vec![
+        (ORIGIN_TOPIC, death.input.origin.to_string()),
+        (ORIGIN_PARTITION, death.input.partition.to_string()),
+        (ORIGIN_OFFSET, origin_offset.to_string()),
+        (PROCESSOR, death.processor.to_owned()),
+        (REVISION, death.revision.to_string()),
+        (MODULE, death.module.to_owned()),
+        (ATTEMPTS, death.attempts.to_string()),
+        (CAUSE, failed.cause.as_str().to_owned()),
+        (CLASS, failed.class.clone()),
+        (REASON, cut(failed.reason.clone(), ATTEMPT_REASON_BYTES_MAX)),
+        (FIRST_FAILED_AT, death.first_failed_at.0.to_string()),
+        (DIED_AT, death.died_at.0.to_string()),
+        (ATTEMPT_LOG, log(death.log).to_string()),
+    ];
+    evidence.extend(
+        failed
+            .backtrace
+            .clone()
+            .map(|backtrace| (BACKTRACE, backtrace)),
+    );
+    evidence
+}
+
+fn log(attempts: &[Attempt]) -> serde_json::Value {
+    let attempt = |attempt: &Attempt| {
+        serde_json::json!({
+            "at": attempt.at,
+            "revision": attempt.revision,
+            "class": attempt.class,
+            "reason": attempt.reason,
+        })
+    };
+    attempts.iter().map(attempt).collect()
+}
+
+/// Evidence read back.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Evidence {
+    pub(crate) origin_topic: TopicName,
+    pub(crate) origin_partition: PartitionId,
+    pub(crate) origin_offset: Offset,
+    pub(crate) revision: u32,
+    pub(crate) module: String,
+    pub(crate) attempts: u32,
+    pub(crate) cause: String,
+    pub(crate) class: String,
+    pub(crate) reason: String,
+    pub(crate) first_failed_at: Timestamp,
+    pub(crate) died_at: Timestamp,
+    pub(crate) attempt_log: serde_json::Value,
+    pub(crate) backtrace: Option<String>,
+}
+
+impl Evidence {
+    /// Reads what [`write`] wrote; `None` for any other message.
+    pub(crate) fn of(message: &Message) -> Option<Self> {
+        let text = |name| header(message, name);
+        let own = |name| text(name).map(str::to_owned);
+        Some(Self {
+            origin_topic: TopicName::parse(text(ORIGIN_TOPIC)?).ok()?,
+            origin_partition: PartitionId(text(ORIGIN_PARTITION)?.parse().ok()?),
+            origin_offset: Offset(text(ORIGIN_OFFSET)?.parse().ok()?),
+            revision: text(REVISION)?.parse().ok()?,
+            module: own(MODULE)?,
+            attempts: text(ATTEMPTS)?.parse().ok()?,
+            cause: own(CAUSE)?,
+            class: own(CLASS)?,
+            reason: own(REASON)?,
+            first_failed_at: Timestamp(text(FIRST_FAILED_AT)?.parse().ok()?),
+            died_at: Timestamp(text(DIED_AT)?.parse().ok()?),
+            attempt_log: serde_json::from_str(text(ATTEMPT_LOG)?).ok()?,
+            backtrace: own(BACKTRACE),
+        })
+    }
+}
+
+fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
+    let found = message
+        .headers
+        .iter()
+        .find(|header| header.name == name.as_bytes())?;
+    str::from_utf8(found.value.as_deref()?).ok()
+}
+
+/// The message as it was before it died, but for one header that says where it first stood.
+pub(crate) fn revive(mut message: Message, origin_offset: Offset) -> Message {
+    message.headers.retain(|header| !is_reserved(&header.name));
+    message.headers.push(Header {
+        name: ORIGIN_OFFSET.into(),
+        value: Some(origin_offset.to_string().into()),
+    });
+    message
+}

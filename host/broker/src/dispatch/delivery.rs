@@ -1,0 +1,367 @@
+//! Decides what becomes of each message of a batch. Called by [`worker`](super::worker) with what the handler answered; gives
+//! back everything that one commit then makes true. Touches nothing else: no clock, no engine, no waiting.
+//!
+//! Invariant: a message leaves progress exactly when its outputs, its dead letter or its drop stands in the same effects.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use millrace_model::bounds::{ATTEMPT_LOG_MAX, ATTEMPT_REASON_BYTES_MAX};
+use millrace_model::columns::NONE;
+use millrace_model::{
+    Attempt, BatchBuilder, Offset, Parked, ProcessorSpec, Progress, RecordBatch, Timestamp,
+};
+
+use super::Input;
+use super::answer::{Failed, Outputs, Verdict, cut};
+use super::batcher::{Batch, behind, ordering};
+use super::dead_letter::{self, Death};
+use super::retry;
+use crate::handler::{Cause, Decision, Failure};
+
+/// Dead letters of one commit are put into batches of about this size.
+const DEAD_LETTER_BATCH_BYTES: usize = 8 << 20;
+
+/// Everything that a decision hangs on.
+pub(crate) struct Settling<'a> {
+    pub(crate) processor: &'a str,
+    pub(crate) revision: u32,
+    pub(crate) module: &'a str,
+    pub(crate) spec: &'a ProcessorSpec,
+    pub(crate) input: &'a Input,
+    pub(crate) batch: &'a Batch,
+    pub(crate) verdict: &'a Verdict,
+    /// The partition of each output.
+    pub(crate) places: &'a [u32],
+    /// What the error handler says of each failure; empty where there is none.
+    pub(crate) decisions: &'a [Decision],
+    /// As it was before the batch.
+    pub(crate) progress: &'a Progress,
+    pub(crate) now: Timestamp,
+}
+
+/// What one commit makes true.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// Output topic (as an index), partition, messages.
+    pub(crate) outputs: Vec<(u32, u32, RecordBatch)>,
+    pub(crate) dead_letters: Vec<RecordBatch>,
+    pub(crate) progress: Progress,
+    pub(crate) counts: Counts,
+    /// Offsets and reasons of messages that the error handler dropped.
+    pub(crate) dropped: Vec<(Offset, String)>,
+}
+
+/// How many messages went which way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) ok: u64,
+    /// Failed attempts, whatever became of the message.
+    pub(crate) failed: u64,
+    pub(crate) retries: u64,
+    pub(crate) dead_letters: u64,
+}
+
+/// What becomes of one failed message.
+enum Fate {
+    Retry(Duration),
+    DeadLetter,
+    Drop(String),
+}
+
+/// Decides about a whole batch.
+pub(crate) fn settle(settling: &Settling<'_>, rng: &mut fastrand::Rng) -> Effects {
+    let mut settler = Settler::new(settling);
+    if settling.verdict.failed.is_empty() {
+        settler.effects.counts.ok = settling.batch.len() as u64;
+    } else {
+        settler.messages(rng);
+    }
+    settler.outputs();
+    settler.finish()
+}
+
+/// The failures of a batch as an error handler is told of them, and the messages meant.
+pub(crate) fn failures(settling: &Settling<'_>) -> Vec<Failure> {
+    let failure = |(place, failed): (usize, &Failed)| {
+        let before = settling.parked(failed.message);
+        Failure {
+            message: place as u32,
+            revision: settling.revision,
+            attempt: before.map_or(0, |parked| parked.attempts) + 1,
+            first_failed_at: settling.first_failed_at(before),
+            cause: failed.cause,
+            class: failed.class.clone(),
+            reason: failed.reason.clone(),
+        }
+    };
+    settling
+        .verdict
+        .failed
+        .iter()
+        .enumerate()
+        .map(failure)
+        .collect()
+}
+
+impl Settling<'_> {
+    /// The message's entry in progress, if it is retried.
+    fn parked(&self, message: usize) -> Option<&Parked> {
+        if message >= self.batch.retried {
+            return None;
+        }
+        let offset = self.batch.offsets[message];
+        let parked = &self.progress.parked;
+        let found = parked.binary_search_by_key(&offset, |parked| parked.offset);
+        found.ok().map(|index| &parked[index])
+    }
+
+    fn first_failed_at(&self, before: Option<&Parked>) -> Timestamp {
+        before
+            .filter(|parked| parked.attempts > 0)
+            .map_or(self.now, |parked| parked.first_failed_at)
+    }
+
+    fn ordering(&self, message: usize) -> Option<u64> {
+        ordering(self.spec.order, self.batch.columns.key(message))
+    }
+
+    fn fate(
+        &self,
+        failure: usize,
+        failed: &Failed,
+        attempts: u32,
+        rng: &mut fastrand::Rng,
+    ) -> Fate {
+        match self.decisions.get(failure) {
+            Some(Decision::RetryAfter(delay)) => Fate::Retry(*delay),
+            Some(Decision::DeadLetter) => Fate::DeadLetter,
+            Some(Decision::Drop(reason)) => Fate::Drop(reason.clone()),
+            Some(Decision::Policy) | None => self.by_policy(failed, attempts, rng),
+        }
+    }
+
+    fn by_policy(&self, failed: &Failed, attempts: u32, rng: &mut fastrand::Rng) -> Fate {
+        if failed.cause == Cause::Reject || attempts >= self.spec.retry.attempts_max {
+            return Fate::DeadLetter;
+        }
+        Fate::Retry(match failed.after_ms {
+            Some(after_ms) => Duration::from_millis(after_ms),
+            None => retry::message_delay(&self.spec.retry, attempts, rng),
+        })
+    }
+}
+
+struct Settler<'a> {
+    settling: &'a Settling<'a>,
+    effects: Effects,
+    /// Orders in which a message of this batch is parked: what follows it waits.
+    blocked: HashSet<u64>,
+    /// Messages whose outcome does not count; empty where all do.
+    discarded: Vec<bool>,
+    parked: Vec<Parked>,
+    dead: BatchBuilder,
+}
+
+impl<'a> Settler<'a> {
+    fn new(settling: &'a Settling<'a>) -> Self {
+        Self {
+            settling,
+            effects: Effects::default(),
+            blocked: HashSet::new(),
+            discarded: Vec::new(),
+            parked: Vec::new(),
+            dead: BatchBuilder::with_capacity(0),
+        }
+    }
+
+    fn messages(&mut self, rng: &mut fastrand::Rng) {
+        let settling = self.settling;
+        self.discarded = vec![false; settling.batch.len()];
+        let mut failed = settling.verdict.failed.iter().enumerate().peekable();
+        for message in 0..settling.batch.len() {
+            let failure = failed.next_if(|(_, failed)| failed.message == message);
+            let ordering = settling.ordering(message);
+            if ordering.is_some_and(|ordering| self.blocked.contains(&ordering)) {
+                self.wait_behind(message, ordering);
+            } else if let Some((failure, failed)) = failure {
+                self.fail(failure, failed, ordering, rng);
+            } else {
+                self.effects.counts.ok += 1;
+            }
+        }
+    }
+
+    /// Its outcome is discarded: it runs again when the one in front of it is done.
+    fn wait_behind(&mut self, message: usize, ordering: Option<u64>) {
+        self.discarded[message] = true;
+        let settling = self.settling;
+        self.parked.push(match settling.parked(message) {
+            Some(before) => Parked {
+                due: None,
+                ordering,
+                ..before.clone()
+            },
+            None => behind(settling.batch.offsets[message], ordering),
+        });
+    }
+
+    fn fail(
+        &mut self,
+        failure: usize,
+        failed: &Failed,
+        ordering: Option<u64>,
+        rng: &mut fastrand::Rng,
+    ) {
+        let settling = self.settling;
+        let parked = attempted(settling, failed, ordering);
+        self.effects.counts.failed += 1;
+        self.discarded[failed.message] = true;
+        match settling.fate(failure, failed, parked.attempts, rng) {
+            Fate::Retry(delay) => {
+                self.effects.counts.retries += 1;
+                self.blocked.extend(ordering);
+                self.parked.push(Parked {
+                    due: Some(settling.now.after(delay)),
+                    ..parked
+                });
+            }
+            Fate::DeadLetter => self.die(failed, &parked),
+            Fate::Drop(reason) => self.effects.dropped.push((parked.offset, reason)),
+        }
+    }
+
+    fn die(&mut self, failed: &Failed, parked: &Parked) {
+        let settling = self.settling;
+        let death = Death {
+            input: settling.input,
+            processor: settling.processor,
+            revision: settling.revision,
+            module: settling.module,
+            failed,
+            attempts: parked.attempts,
+            first_failed_at: parked.first_failed_at,
+            died_at: settling.now,
+            log: &parked.log,
+        };
+        let columns = &settling.batch.columns;
+        dead_letter::write(columns, failed.message, &death, &mut self.dead);
+        self.effects.counts.dead_letters += 1;
+        if self.dead.byte_count() >= DEAD_LETTER_BATCH_BYTES {
+            self.close_dead_letters();
+        }
+    }
+
+    fn close_dead_letters(&mut self) {
+        let full = std::mem::replace(&mut self.dead, BatchBuilder::with_capacity(0));
+        self.effects.dead_letters.extend(full.finish());
+    }
+
+    /// Copies outputs straight from where they lie into one batch per topic and partition.
+    fn outputs(&mut self) {
+        let settling = self.settling;
+        let outputs = &settling.verdict.outputs;
+        let mut groups = Groups::new(outputs);
+        for (output, &partition) in settling.places.iter().enumerate() {
+            let source = outputs.source(output);
+            if !self.discarded.get(source).copied().unwrap_or(false) {
+                let builder = groups.of(outputs.topic(output), partition);
+                outputs.write(output, &settling.batch.columns, builder);
+            }
+        }
+        self.effects.outputs = groups.finish();
+    }
+
+    fn finish(mut self) -> Effects {
+        self.close_dead_letters();
+        let Settling {
+            batch, progress, ..
+        } = *self.settling;
+        let retried = &batch.offsets[..batch.retried];
+        let waiting = progress
+            .parked
+            .iter()
+            .filter(|parked| retried.binary_search(&parked.offset).is_err())
+            .chain(&batch.skipped);
+        self.parked.extend(waiting.cloned());
+        self.parked.sort_unstable_by_key(|parked| parked.offset);
+        self.effects.progress = Progress {
+            next: batch.next,
+            revision: self.settling.revision,
+            parked: self.parked,
+        };
+        self.effects
+    }
+}
+
+/// The message's entry with this attempt in it.
+fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) -> Parked {
+    let before = settling.parked(failed.message);
+    let mut log = before.map(|parked| parked.log.clone()).unwrap_or_default();
+    if log.len() >= ATTEMPT_LOG_MAX {
+        log.remove(0);
+    }
+    log.push(Attempt {
+        at: settling.now,
+        revision: settling.revision,
+        class: failed.class.clone(),
+        reason: cut(failed.reason.clone(), ATTEMPT_REASON_BYTES_MAX),
+    });
+    Parked {
+        offset: settling.batch.offsets[failed.message],
+        ordering,
+        due: None,
+        attempts: before.map_or(0, |parked| parked.attempts).saturating_add(1),
+        first_failed_at: settling.first_failed_at(before),
+        log,
+    }
+}
+
+/// One batch in the making per topic and partition.
+struct Groups {
+    groups: Vec<(u32, u32, BatchBuilder)>,
+    /// For each topic and partition, its place in `groups`.
+    places: Vec<Vec<u32>>,
+    capacity: usize,
+}
+
+impl Groups {
+    fn new(outputs: &Outputs) -> Self {
+        // About 20 bytes frame a record; a first guess that spares the large copies, not a promise.
+        let capacity = outputs.byte_count() + outputs.len() * 20;
+        Self {
+            groups: Vec::new(),
+            places: Vec::new(),
+            capacity,
+        }
+    }
+
+    fn of(&mut self, topic: u32, partition: u32) -> &mut BatchBuilder {
+        let (t, p) = (topic as usize, partition as usize);
+        if self.places.len() <= t {
+            self.places.resize(t + 1, Vec::new());
+        }
+        let places = &mut self.places[t];
+        if places.len() <= p {
+            places.resize(p + 1, NONE);
+        }
+        if places[p] == NONE {
+            places[p] = self.groups.len() as u32;
+            // The first group may take everything; each further one makes large groups less likely.
+            let capacity = self.capacity / (self.groups.len() + 1);
+            self.groups
+                .push((topic, partition, BatchBuilder::with_capacity(capacity)));
+        }
+        &mut self.groups[places[p] as usize].2
+    }
+
+    fn finish(self) -> Vec<(u32, u32, RecordBatch)> {
+        let batch = |(topic, partition, builder): (u32, u32, BatchBuilder)| {
+            builder.finish().map(|batch| (topic, partition, batch))
+        };
+        self.groups.into_iter().filter_map(batch).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

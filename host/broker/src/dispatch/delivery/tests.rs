@@ -1,0 +1,255 @@
+//! Decisions about one batch, without an engine.
+
+use std::sync::Arc;
+
+use millrace_model::{
+    Answer, ColumnBatch, Digest, PartitionId, ProcessorSpec, Topic, TopicId, TopicName, TopicSpec,
+};
+
+use super::*;
+use crate::columns::push;
+
+const NOW: Timestamp = Timestamp(1_000);
+
+fn input() -> Input {
+    let name = |name| TopicName::parse(name).unwrap();
+    let topic = |id, called| Topic {
+        id: TopicId(id),
+        spec: TopicSpec {
+            name: name(called),
+            partitions: 1,
+            durability: Default::default(),
+            partitioner: None,
+            owner: None,
+            created_at: Timestamp::default(),
+        },
+    };
+    Input {
+        topic: topic(1, "in"),
+        partition: PartitionId(0),
+        origin: name("in"),
+        dead_letters: topic(2, "in.p.dlq"),
+    }
+}
+
+fn spec() -> ProcessorSpec {
+    ProcessorSpec {
+        topics: vec![TopicName::parse("in").unwrap()],
+        module: Digest([0; 32]),
+        output: None,
+        grants: Vec::new(),
+        order: Default::default(),
+        batch: Default::default(),
+        retry: Default::default(),
+        error_handler: None,
+        limits: Default::default(),
+    }
+}
+
+/// Messages of these keys, at offsets from 10 on; the first `retried` of them are parked before.
+fn batch(keys: &[&str], retried: usize) -> Batch {
+    let mut columns = ColumnBatch::default();
+    for (offset, key) in (10..).zip(keys) {
+        let parts = (Some(key.as_bytes()), None);
+        push(&mut columns, offset, 5, 1, parts, std::iter::empty());
+    }
+    let end = 10 + keys.len() as u64;
+    Batch {
+        columns: Arc::new(columns),
+        offsets: (10..end).map(Offset).collect(),
+        retried,
+        skipped: Vec::new(),
+        next: Offset(end),
+    }
+}
+
+fn failed(message: usize, cause: Cause, after_ms: Option<u64>) -> Failed {
+    Failed {
+        message,
+        cause,
+        class: cause.as_str().to_owned(),
+        reason: "because".to_owned(),
+        after_ms,
+        backtrace: None,
+    }
+}
+
+fn decide(
+    batch: &Batch,
+    failed: Vec<Failed>,
+    decisions: &[Decision],
+    progress: &Progress,
+) -> Effects {
+    let verdict = Verdict {
+        outputs: Outputs::default(),
+        failed,
+    };
+    let settling = Settling {
+        processor: "p",
+        revision: 4,
+        module: "digest",
+        spec: &spec(),
+        input: &input(),
+        batch,
+        verdict: &verdict,
+        places: &[],
+        decisions,
+        progress,
+        now: NOW,
+    };
+    settle(&settling, &mut fastrand::Rng::with_seed(1))
+}
+
+#[test]
+fn what_succeeded_leaves_progress_behind_and_nothing_else() {
+    let effects = decide(
+        &batch(&["a", "b"], 0),
+        Vec::new(),
+        &[],
+        &Progress::default(),
+    );
+    assert_eq!(effects.progress.next, Offset(12));
+    assert_eq!(effects.progress.revision, 4);
+    assert!(effects.progress.parked.is_empty());
+    assert_eq!(effects.counts.ok, 2);
+}
+
+#[test]
+fn a_retried_message_is_parked_and_one_of_its_key_behind_it_untried() {
+    let failures = vec![
+        failed(0, Cause::Retry, Some(50)),
+        failed(2, Cause::Reject, None),
+    ];
+    let effects = decide(
+        &batch(&["a", "b", "a"], 0),
+        failures,
+        &[],
+        &Progress::default(),
+    );
+    let [front, behind] = &effects.progress.parked[..] else {
+        panic!("{:?}", effects.progress)
+    };
+    assert_eq!(
+        (front.offset, front.due, front.attempts),
+        (Offset(10), Some(Timestamp(1_050)), 1)
+    );
+    assert_eq!((front.first_failed_at, front.log.len()), (NOW, 1));
+    assert_eq!(
+        (behind.offset, behind.due, behind.attempts),
+        (Offset(12), None, 0)
+    );
+    assert_eq!(front.ordering, behind.ordering);
+    assert!(
+        effects.dead_letters.is_empty(),
+        "the reject behind a retry does not count"
+    );
+    let counts = (
+        effects.counts.ok,
+        effects.counts.failed,
+        effects.counts.retries,
+    );
+    assert_eq!(counts, (1, 1, 1));
+}
+
+#[test]
+fn a_dead_letter_does_not_hold_its_key_back() {
+    let failures = vec![failed(0, Cause::Reject, None)];
+    let effects = decide(&batch(&["a", "a"], 0), failures, &[], &Progress::default());
+    assert!(effects.progress.parked.is_empty());
+    assert_eq!((effects.counts.ok, effects.counts.dead_letters), (1, 1));
+    assert_eq!(effects.dead_letters[0].message_count(), 1);
+}
+
+#[test]
+fn the_last_attempt_ends_in_the_dead_letters_and_the_log_stays_short() {
+    let mut progress = Progress {
+        next: Offset(11),
+        ..Progress::default()
+    };
+    progress.parked = vec![behind(Offset(10), None), behind(Offset(99), None)];
+    let one = batch(&["a"], 1);
+    for attempt in 1..5 {
+        let effects = decide(&one, vec![failed(0, Cause::Retry, Some(0))], &[], &progress);
+        assert_eq!(effects.progress.parked[0].attempts, attempt);
+        assert_eq!(effects.progress.parked[1].offset, Offset(99), "others stay");
+        progress = effects.progress;
+    }
+    let effects = decide(&one, vec![failed(0, Cause::Retry, Some(0))], &[], &progress);
+    assert_eq!(effects.progress.parked.len(), 1);
+    assert_eq!(effects.counts.dead_letters, 1);
+    let forever = [Decision::RetryAfter(Duration::from_millis(1))];
+    for _ in 0..20 {
+        let effects = decide(
+            &one,
+            vec![failed(0, Cause::Trap, None)],
+            &forever,
+            &progress,
+        );
+        progress = effects.progress;
+    }
+    assert_eq!(progress.parked[0].attempts, 24);
+    assert_eq!(progress.parked[0].log.len(), ATTEMPT_LOG_MAX);
+    assert!(Progress::decode(&progress.encode()).is_some());
+}
+
+#[test]
+fn a_dropped_message_is_told_and_gone() {
+    let dropped = [Decision::Drop("noise".to_owned())];
+    let failures = vec![failed(0, Cause::Retry, None)];
+    let effects = decide(&batch(&["a"], 0), failures, &dropped, &Progress::default());
+    assert_eq!(effects.dropped, [(Offset(10), "noise".to_owned())]);
+    assert!(effects.progress.parked.is_empty());
+    assert!(effects.dead_letters.is_empty());
+}
+
+#[test]
+fn skipped_messages_are_parked_in_their_place() {
+    let mut cut = batch(&["a", "b"], 0);
+    cut.offsets = vec![Offset(10), Offset(12)];
+    cut.next = Offset(14);
+    cut.skipped = vec![behind(Offset(11), Some(1)), behind(Offset(13), Some(1))];
+    let before = Progress {
+        next: Offset(10),
+        revision: 1,
+        parked: vec![behind(Offset(3), Some(1))],
+    };
+    let effects = decide(&cut, vec![failed(1, Cause::Retry, None)], &[], &before);
+    let offsets: Vec<u64> = effects.progress.parked.iter().map(|p| p.offset.0).collect();
+    assert_eq!(offsets, [3, 11, 12, 13]);
+    assert_eq!(effects.progress.next, Offset(14));
+}
+
+#[test]
+fn outputs_of_one_partition_stand_in_one_batch_in_order() {
+    let cut = batch(&["a", "b", "c"], 0);
+    let answer = Answer {
+        outcomes: vec![1, 1, 2],
+        sources: vec![0, 0, 1],
+        ..Answer::default()
+    };
+    let topics = super::super::OutputTopics {
+        topics: Vec::new(),
+        default: Some(0),
+    };
+    let verdict = Verdict::of(answer, &cut.columns, &topics, 10).unwrap();
+    let settling = Settling {
+        processor: "p",
+        revision: 1,
+        module: "digest",
+        spec: &spec(),
+        input: &input(),
+        batch: &cut,
+        verdict: &verdict,
+        places: &[2, 0, 2],
+        decisions: &[],
+        progress: &Progress::default(),
+        now: NOW,
+    };
+    let effects = settle(&settling, &mut fastrand::Rng::with_seed(1));
+    let found: Vec<_> = effects
+        .outputs
+        .iter()
+        .map(|(topic, partition, batch)| (*topic, *partition, batch.message_count()))
+        .collect();
+    assert_eq!(found, [(0, 2, 2), (0, 0, 1)]);
+}

@@ -1,0 +1,108 @@
+//! What a worker measures. Handles are made once; nothing is looked up per message.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use super::Input;
+use super::delivery::Counts;
+use crate::handler::CallError;
+
+/// One worker's meters.
+pub(crate) struct Meters {
+    commit_seconds: Histogram,
+    batch_messages: Histogram,
+    guest_seconds: Histogram,
+    ok: Counter,
+    failed: Counter,
+    retries: Counter,
+    dead_letters: Counter,
+    dropped: Counter,
+    traps: [Counter; 4],
+    lag: Gauge,
+    parked: Gauge,
+    /// This worker's share of `parked`, which is the processor's.
+    parked_count: usize,
+}
+
+impl Meters {
+    /// The meters of a processor in a partition.
+    pub(crate) fn new(processor: &str, input: &Input) -> Self {
+        let own = || processor.to_owned();
+        let processed = |outcome: &'static str| counter!("millrace_messages_processed_total", "processor" => own(), "outcome" => outcome);
+        let trap = |cause: &'static str| counter!("millrace_traps_total", "processor" => own(), "cause" => cause);
+        let topic = input.topic.spec.name.to_string();
+        let partition = input.partition.to_string();
+        Self {
+            commit_seconds: histogram!("millrace_commit_seconds"),
+            batch_messages: histogram!("millrace_batch_messages"),
+            guest_seconds: histogram!("millrace_guest_seconds"),
+            ok: processed("ok"),
+            failed: processed("failed"),
+            retries: counter!("millrace_retries_total", "processor" => own()),
+            dead_letters: counter!("millrace_dead_letters_total", "processor" => own()),
+            dropped: counter!("millrace_dropped_total", "processor" => own()),
+            traps: ["trap", "timeout", "memory", "bad-answer"].map(trap),
+            lag: gauge!("millrace_lag_messages", "processor" => own(), "topic" => topic, "partition" => partition),
+            parked: gauge!("millrace_parked_messages", "processor" => own()),
+            parked_count: 0,
+        }
+    }
+
+    /// A call took so long for so many messages.
+    pub(crate) fn called(&self, took: Duration, messages: usize) {
+        self.guest_seconds.record(took.as_secs_f64());
+        self.batch_messages.record(messages as f64);
+    }
+
+    /// A call failed as a whole.
+    pub(crate) fn call_failed(&self, error: &CallError) {
+        let cause = match error {
+            CallError::Trap { .. } => 0,
+            CallError::Timeout(_) => 1,
+            CallError::Memory(_) => 2,
+            CallError::BadAnswer(_) => 3,
+            CallError::Unavailable(_) | CallError::Host(_) => return,
+        };
+        self.traps[cause].increment(1);
+    }
+
+    /// A batch was committed.
+    pub(crate) fn committed(&self, took: Duration, counts: Counts, dropped: u64) {
+        self.commit_seconds.record(took.as_secs_f64());
+        for (counter, count) in [
+            (&self.ok, counts.ok),
+            (&self.failed, counts.failed),
+            (&self.retries, counts.retries),
+            (&self.dead_letters, counts.dead_letters),
+            (&self.dropped, dropped),
+        ] {
+            if count > 0 {
+                counter.increment(count);
+            }
+        }
+    }
+
+    /// Messages are gone without the processor having seen them.
+    pub(crate) fn lost(&self, messages: u64) {
+        if messages > 0 {
+            self.dropped.increment(messages);
+        }
+    }
+
+    /// How far behind the worker is.
+    pub(crate) fn standing(&mut self, lag: u64, parked: usize) {
+        self.lag.set(lag as f64);
+        if parked != self.parked_count {
+            self.parked
+                .increment(parked as f64 - self.parked_count as f64);
+            self.parked_count = parked;
+        }
+    }
+}
+
+impl Drop for Meters {
+    fn drop(&mut self) {
+        self.standing(0, 0);
+    }
+}

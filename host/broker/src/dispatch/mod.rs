@@ -1,0 +1,97 @@
+//! Dispatch: how messages reach processors and what becomes of them.
+//!
+//! In the order of a batch: [`source`] reads, [`batcher`] cuts, [`worker`] calls, [`answer`] checks, [`placing`] gives outputs
+//! their partitions, [`delivery`] decides with [`retry`], [`dead_letter`] writes the evidence, and the worker commits all of it
+//! in one transaction. [`supervisor`] keeps one worker per processor and input partition.
+
+pub(crate) mod answer;
+pub(crate) mod batcher;
+pub(crate) mod dead_letter;
+pub(crate) mod delivery;
+pub(crate) mod meters;
+pub(crate) mod placing;
+pub(crate) mod retry;
+pub(crate) mod source;
+pub(crate) mod standing;
+pub(crate) mod supervisor;
+pub(crate) mod worker;
+
+use std::sync::Arc;
+
+use millrace_model::columns::NONE;
+use millrace_model::{PartitionId, ProcessorName, ProcessorSpec, Topic, TopicName};
+
+use crate::handler::{BatchHandler, FailureHandler};
+use crate::partitioner::Partitioner;
+
+/// One revision of a processor, loaded: all that a worker needs to take its next batch.
+pub(crate) struct Live {
+    pub(crate) processor: ProcessorName,
+    pub(crate) revision: u32,
+    pub(crate) spec: ProcessorSpec,
+    /// The module's digest, for the evidence.
+    pub(crate) module: String,
+    pub(crate) handler: Arc<dyn BatchHandler>,
+    pub(crate) failures: Option<Arc<dyn FailureHandler>>,
+    pub(crate) outputs: OutputTopics,
+}
+
+/// The topics that a processor may write to.
+#[derive(Default)]
+pub(crate) struct OutputTopics {
+    pub(crate) topics: Vec<OutputTopic>,
+    /// Which of them takes outputs that name none.
+    pub(crate) default: Option<u32>,
+}
+
+/// One topic that a processor may write to.
+pub(crate) struct OutputTopic {
+    pub(crate) topic: Topic,
+    pub(crate) partitioner: Arc<Partitioner>,
+}
+
+impl OutputTopics {
+    /// The topic of this name.
+    pub(crate) fn find(&self, name: &str) -> Option<u32> {
+        let found = self
+            .topics
+            .iter()
+            .position(|output| output.topic.spec.name.as_str() == name);
+        found.map(|index| index as u32)
+    }
+
+    /// How many partitions a topic has.
+    pub(crate) fn partitions(&self, topic: u32) -> u32 {
+        let topic = (topic != NONE).then(|| self.topics.get(topic as usize));
+        topic
+            .flatten()
+            .map_or(0, |output| output.topic.spec.partitions)
+    }
+}
+
+/// What the workers of a processor are to do from their next batch on.
+#[derive(Clone)]
+pub(crate) struct Command {
+    pub(crate) live: Arc<Live>,
+    pub(crate) paused: bool,
+    pub(crate) stopped: bool,
+}
+
+/// One partition that a processor reads, and where what it gives up goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Input {
+    /// The topic that is read.
+    pub(crate) topic: Topic,
+    pub(crate) partition: PartitionId,
+    /// The topic that the messages first stood in: another one than `topic` if they are redriven.
+    pub(crate) origin: TopicName,
+    /// Takes the dead letters, in the partition of the same number.
+    pub(crate) dead_letters: Topic,
+}
+
+impl Input {
+    /// Whether its messages are redriven dead letters.
+    pub(crate) fn is_redriven(&self) -> bool {
+        self.topic.spec.name != self.origin
+    }
+}

@@ -1,0 +1,103 @@
+//! Gives outputs their partitions: the handler's own choice first, then the output topic's partitioner.
+
+use std::sync::Arc;
+
+use millrace_model::ColumnBatch;
+use millrace_model::columns::NONE;
+
+use super::OutputTopics;
+use super::answer::Outputs;
+use crate::handler::CallError;
+use crate::partitioner::Partitioner;
+
+/// The partition of each output.
+///
+/// # Errors
+/// What a partitioner component failed with: the batch that it could not place fails like one that its processor could not
+/// process.
+pub(crate) async fn place(
+    outputs: &Outputs,
+    batch: &ColumnBatch,
+    topics: &OutputTopics,
+) -> Result<Vec<u32>, CallError> {
+    let mut placed = vec![NONE; outputs.len()];
+    for (index, topic) in topics.topics.iter().enumerate() {
+        let unplaced = |output: &usize| outputs.topic(*output) == index as u32;
+        if topic.partitioner.is_component() {
+            let asked: Vec<usize> = (0..outputs.len())
+                .filter(unplaced)
+                .filter(|&output| outputs.partition(output).is_none())
+                .collect();
+            let name = topic.topic.spec.name.as_str();
+            let answer = ask(&asked, outputs, batch, name, &topic.partitioner).await?;
+            for (output, partition) in asked.into_iter().zip(answer) {
+                placed[output] = partition;
+            }
+        } else {
+            choose(
+                index as u32,
+                outputs,
+                batch,
+                &topic.partitioner,
+                &mut placed,
+            );
+        }
+    }
+    for (output, place) in placed.iter_mut().enumerate() {
+        *place = outputs.partition(output).unwrap_or(*place);
+    }
+    Ok(placed)
+}
+
+fn choose(
+    topic: u32,
+    outputs: &Outputs,
+    batch: &ColumnBatch,
+    partitioner: &Partitioner,
+    placed: &mut [u32],
+) {
+    let mut built_in = partitioner.built_in();
+    for (output, place) in placed.iter_mut().enumerate() {
+        if outputs.topic(output) == topic && outputs.partition(output).is_none() {
+            let bytes = outputs.value(output, batch).map_or(0, <[u8]>::len);
+            *place = built_in.choose(outputs.key(output, batch), bytes);
+        }
+    }
+}
+
+async fn ask(
+    asked: &[usize],
+    outputs: &Outputs,
+    batch: &ColumnBatch,
+    topic: &str,
+    partitioner: &Partitioner,
+) -> Result<Vec<u32>, CallError> {
+    if asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut columns = ColumnBatch {
+        topic: topic.to_owned(),
+        ..ColumnBatch::default()
+    };
+    for &output in asked {
+        outputs.show(output, batch, &mut columns);
+    }
+    let answer = partitioner.by_component(&Arc::new(columns)).await;
+    answer.map_err(|error| named(error, topic))
+}
+
+/// Says whose fault it was.
+fn named(error: CallError, topic: &str) -> CallError {
+    let name = |text: String| format!("partitioner of topic {topic}: {text}");
+    match error {
+        CallError::Unavailable(text) => CallError::Unavailable(name(text)),
+        CallError::Trap { message, backtrace } => CallError::Trap {
+            message: name(message),
+            backtrace,
+        },
+        CallError::Timeout(after) => CallError::Timeout(after),
+        CallError::Memory(text) => CallError::Memory(name(text)),
+        CallError::BadAnswer(text) => CallError::BadAnswer(name(text)),
+        CallError::Host(text) => CallError::Host(name(text)),
+    }
+}

@@ -1,0 +1,234 @@
+//! Reads one input partition for its worker: new messages in order, many batches at a time, and parked ones by their offsets.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use millrace_engine::{Engine, ReadError, Watch};
+use millrace_model::batch::RecordView;
+use millrace_model::{Offset, RecordBatch, TopicPartition};
+
+/// Bytes asked for at once when parked messages are read: they lie apart, so little more than the batch itself is of use.
+const PARKED_READ_BYTES: usize = 16 << 10;
+/// Bytes asked for at once at the least: one call for many small batches.
+const READ_BYTES_MIN: usize = 256 << 10;
+
+/// New messages of one partition, in order, from where the worker has come to.
+pub(crate) struct Source {
+    engine: Arc<dyn Engine>,
+    partition: TopicPartition,
+    watch: Watch,
+    /// Messages below are not given again.
+    position: Offset,
+    /// Where the next read goes on.
+    read_next: Offset,
+    batches: VecDeque<RecordBatch>,
+    /// Messages and bytes in `batches`.
+    waiting: (usize, usize),
+    open: Option<RecordBatch>,
+    /// The open batch's records; kept for its memory when the batch is done.
+    views: Vec<RecordView>,
+    at: usize,
+    lost: u64,
+}
+
+/// A message where it lies.
+pub(crate) type Located = (RecordBatch, RecordView);
+
+impl Source {
+    /// Reads the partition from `from` on.
+    pub(crate) fn new(
+        engine: Arc<dyn Engine>,
+        partition: TopicPartition,
+        watch: Watch,
+        from: Offset,
+    ) -> Self {
+        Self {
+            engine,
+            partition,
+            watch,
+            position: from,
+            read_next: from,
+            batches: VecDeque::new(),
+            waiting: (0, 0),
+            open: None,
+            views: Vec::new(),
+            at: 0,
+            lost: 0,
+        }
+    }
+
+    /// The committed end of the partition.
+    pub(crate) fn end(&self) -> Offset {
+        self.watch.end()
+    }
+
+    /// The offset after everything that was taken or skipped.
+    pub(crate) fn position(&self) -> Offset {
+        self.position
+    }
+
+    /// Whether `peek` may give something without new messages arriving.
+    pub(crate) fn has_more(&self) -> bool {
+        self.position < self.watch.end()
+    }
+
+    /// Messages that `peek` gives without reading, about.
+    pub(crate) fn at_hand(&self) -> usize {
+        self.waiting.0 + self.views.len() - self.at
+    }
+
+    /// Bytes that wait to be decoded.
+    pub(crate) fn bytes_at_hand(&self) -> usize {
+        self.waiting.1
+    }
+
+    /// Messages that could not be read and were passed over, since this was asked last.
+    pub(crate) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Waits for messages after those known; false if the partition is gone.
+    pub(crate) async fn wait(&mut self, known: Offset) -> bool {
+        self.watch.past(known).await.is_some()
+    }
+
+    /// Goes back (or on) to `to`.
+    pub(crate) fn rewind(&mut self, to: Offset) {
+        self.position = to;
+        self.read_next = to;
+        self.batches.clear();
+        self.waiting = (0, 0);
+        self.close();
+    }
+
+    /// Reads until so many messages or bytes are at hand, or there are no more.
+    pub(crate) async fn fill(&mut self, messages: usize, bytes: usize) -> Result<(), ReadError> {
+        while self.at_hand() < messages
+            && self.waiting.1 < bytes
+            && self.read_next < self.watch.end()
+        {
+            let bytes_max = bytes.max(READ_BYTES_MIN);
+            let read = self.engine.read(self.partition, self.read_next, bytes_max);
+            match read.await {
+                Ok(batches) if batches.is_empty() => break,
+                Ok(batches) => batches.into_iter().for_each(|batch| self.enqueue(batch)),
+                Err(_) if self.at < self.views.len() || !self.batches.is_empty() => break,
+                Err(error) => self.pass_over(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn enqueue(&mut self, batch: RecordBatch) {
+        self.read_next = batch.end_offset();
+        self.waiting.0 += batch.message_count();
+        self.waiting.1 += batch.byte_count();
+        self.batches.push_back(batch);
+    }
+
+    /// What is gone or damaged cannot be waited for: the partition stays readable after it.
+    fn pass_over(&mut self, error: ReadError) -> Result<(), ReadError> {
+        let to = match &error {
+            ReadError::BelowStart { start, .. } => *start,
+            ReadError::Damaged { to, .. } if *to > self.read_next => *to,
+            _ => return Err(error),
+        };
+        tracing::error!(partition = %self.partition, from = %self.read_next, %to, %error, "messages cannot be read; going on after them");
+        self.lost += to.0.saturating_sub(self.read_next.0);
+        self.read_next = to;
+        self.position = to;
+        Ok(())
+    }
+
+    /// The next message, if one is at hand.
+    pub(crate) fn peek(&mut self) -> Option<(&RecordBatch, &RecordView)> {
+        while self.at >= self.views.len() {
+            let batch = self.batches.pop_front()?;
+            self.waiting.0 -= batch.message_count();
+            self.waiting.1 -= batch.byte_count();
+            self.open(batch);
+        }
+        Some((self.open.as_ref()?, &self.views[self.at]))
+    }
+
+    fn open(&mut self, batch: RecordBatch) {
+        self.close();
+        if !batch.is_control() {
+            let records = batch.records().and_then(|records| {
+                for record in records {
+                    self.views.push(record?);
+                }
+                Ok(())
+            });
+            if let Err(error) = records {
+                self.lost += (batch.message_count() - self.views.len()) as u64;
+                tracing::error!(partition = %self.partition, at = %batch.base_offset(), %error, "a batch cannot be decoded; going on after it");
+            }
+        }
+        let position = self.position;
+        self.at = self.views.partition_point(|view| view.offset < position);
+        if self.at == self.views.len() {
+            self.position = self.position.max(batch.end_offset());
+        }
+        self.open = Some(batch);
+    }
+
+    fn close(&mut self) {
+        self.open = None;
+        self.views.clear();
+        self.at = 0;
+    }
+
+    /// Passes the message that `peek` gave.
+    pub(crate) fn advance(&mut self) {
+        let Some(batch) = &self.open else { return };
+        self.at += 1;
+        self.position = match self.views.get(self.at) {
+            Some(next) => next.offset,
+            None => batch.end_offset(),
+        };
+    }
+
+    /// Messages by ascending offsets; `None` where one is no longer there.
+    pub(crate) async fn load(&self, offsets: &[Offset]) -> Result<Vec<Option<Located>>, ReadError> {
+        let mut found = Vec::with_capacity(offsets.len());
+        while let Some(&wanted) = offsets.get(found.len()) {
+            let read = self.engine.read(self.partition, wanted, PARKED_READ_BYTES);
+            let gone_below = match read.await {
+                Ok(batches) if batches.is_empty() => Offset::MAX,
+                Ok(batches) => {
+                    for batch in &batches {
+                        locate(batch, offsets, &mut found);
+                    }
+                    continue;
+                }
+                Err(ReadError::BelowStart { start, .. }) => start,
+                Err(ReadError::Damaged { to, .. }) => to.max(wanted.next()),
+                Err(ReadError::PastEnd { .. }) => Offset::MAX,
+                Err(error) => return Err(error),
+            };
+            let rest = &offsets[found.len()..];
+            let gone = rest.partition_point(|&offset| offset < gone_below);
+            found.extend((0..gone.max(1)).map(|_| None));
+        }
+        Ok(found)
+    }
+}
+
+/// Finds those of the next wanted offsets that lie in the batch, or before it and are gone.
+fn locate(batch: &RecordBatch, offsets: &[Offset], found: &mut Vec<Option<Located>>) {
+    let mut records = batch
+        .records()
+        .ok()
+        .into_iter()
+        .flatten()
+        .map_while(Result::ok)
+        .peekable();
+    while let Some(&wanted) = offsets.get(found.len())
+        && wanted < batch.end_offset()
+    {
+        while records.next_if(|view| view.offset < wanted).is_some() {}
+        let view = records.next_if(|view| view.offset == wanted);
+        found.push(view.map(|view| (batch.clone(), view)));
+    }
+}

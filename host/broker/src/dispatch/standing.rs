@@ -1,0 +1,40 @@
+//! How a worker does, as others may see it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use millrace_model::Offset;
+use parking_lot::Mutex;
+
+/// How a worker does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum State {
+    #[default]
+    Running,
+    Paused,
+    Waiting(String),
+    Stopped(String),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running => f.write_str("running"),
+            Self::Paused => f.write_str("paused"),
+            Self::Waiting(reason) => write!(f, "waiting: {reason}"),
+            Self::Stopped(reason) => write!(f, "stopped: {reason}"),
+        }
+    }
+}
+
+/// What others may see of a worker.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    pub(crate) state: State,
+    pub(crate) next: Offset,
+    pub(crate) parked: usize,
+    pub(crate) revision: u32,
+}
+
+/// Where a worker shows how it does.
+pub(crate) type Window = Arc<Mutex<Standing>>;

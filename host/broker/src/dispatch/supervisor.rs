@@ -1,0 +1,179 @@
+//! The supervisor: keeps one worker per processor and input partition, tells them what changes, and sees when one is lost.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use metrics::gauge;
+use millrace_model::ProcessorName;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::standing::{Standing, State, Window};
+use super::worker::{self, Context};
+use super::{Command, Input, Live};
+
+/// All workers.
+pub(crate) struct Supervisor {
+    context: Context,
+    teams: Mutex<BTreeMap<ProcessorName, Team>>,
+}
+
+/// The workers of one processor.
+struct Team {
+    commands: watch::Sender<Command>,
+    posts: Vec<Post>,
+}
+
+/// One worker.
+struct Post {
+    input: Input,
+    window: Window,
+    task: JoinHandle<()>,
+}
+
+impl Supervisor {
+    /// Without workers yet.
+    pub(crate) fn new(context: Context) -> Self {
+        Self {
+            context,
+            teams: Mutex::default(),
+        }
+    }
+
+    /// From the next batch on, the processor runs this revision on these inputs. Workers that are lost are started again; those
+    /// of other inputs stop, and have stopped on return.
+    pub(crate) async fn apply(&self, live: Arc<Live>, paused: bool, inputs: Vec<Input>) {
+        let name = live.processor.clone();
+        let command = Command {
+            live,
+            paused,
+            stopped: false,
+        };
+        let leaving = {
+            let mut teams = self.teams.lock();
+            let team = teams
+                .entry(name)
+                .or_insert_with(|| Team::new(command.clone()));
+            team.commands.send_replace(command);
+            let leaving = team.dismiss(&inputs);
+            team.staff(&self.context, inputs);
+            count_running(&teams);
+            leaving
+        };
+        join_all(leaving).await;
+    }
+
+    /// The processor takes no further batches.
+    pub(crate) fn pause(&self, name: &ProcessorName) {
+        let teams = self.teams.lock();
+        if let Some(team) = teams.get(name) {
+            team.commands.send_modify(|command| command.paused = true);
+        }
+        count_running(&teams);
+    }
+
+    /// Stops the processor's workers at their next batch boundary.
+    pub(crate) async fn stop(&self, name: &ProcessorName) {
+        let team = {
+            let mut teams = self.teams.lock();
+            let team = teams.remove(name);
+            count_running(&teams);
+            team
+        };
+        if let Some(team) = team {
+            team.stop().await;
+        }
+    }
+
+    /// Stops all workers at their next batch boundaries.
+    pub(crate) async fn stop_all(&self) {
+        let teams = std::mem::take(&mut *self.teams.lock());
+        join_all(teams.into_values().map(Team::stop)).await;
+        gauge!("millrace_processors_running").set(0);
+    }
+
+    /// How the processor's workers do; empty if it has none.
+    pub(crate) fn standings(&self, name: &ProcessorName) -> Vec<(Input, Standing)> {
+        let teams = self.teams.lock();
+        let posts = teams.get(name).map(|team| &team.posts);
+        posts
+            .into_iter()
+            .flatten()
+            .map(|post| (post.input.clone(), post.window.lock().clone()))
+            .collect()
+    }
+}
+
+fn count_running(teams: &BTreeMap<ProcessorName, Team>) {
+    let running = teams
+        .values()
+        .filter(|team| !team.commands.borrow().paused)
+        .count();
+    gauge!("millrace_processors_running").set(running as f64);
+}
+
+impl Team {
+    fn new(command: Command) -> Self {
+        Self {
+            commands: watch::Sender::new(command),
+            posts: Vec::new(),
+        }
+    }
+
+    /// Takes workers off the list whose input is no longer read; they see that for themselves.
+    fn dismiss(&mut self, inputs: &[Input]) -> Vec<JoinHandle<()>> {
+        let stays = |post: &Post| inputs.iter().any(|input| same(input, &post.input));
+        let (staying, leaving) = std::mem::take(&mut self.posts).into_iter().partition(stays);
+        self.posts = staying;
+        Vec::from_iter(leaving)
+            .into_iter()
+            .map(|post: Post| post.task)
+            .collect()
+    }
+
+    /// Sees to it that every input has its worker.
+    fn staff(&mut self, context: &Context, inputs: Vec<Input>) {
+        self.posts.retain(|post| !post.task.is_finished());
+        for input in inputs {
+            if !self.posts.iter().any(|post| same(&input, &post.input)) {
+                let window = Window::default();
+                let run = worker::run(
+                    context.clone(),
+                    input.clone(),
+                    self.commands.subscribe(),
+                    Arc::clone(&window),
+                );
+                let task = tokio::spawn(guard(run, Arc::clone(&window)));
+                self.posts.push(Post {
+                    input,
+                    window,
+                    task,
+                });
+            }
+        }
+        let place = |post: &Post| (post.input.topic.spec.name.clone(), post.input.partition);
+        self.posts.sort_by_cached_key(place);
+    }
+
+    async fn stop(self) {
+        self.commands.send_modify(|command| command.stopped = true);
+        join_all(self.posts.into_iter().map(|post| post.task)).await;
+    }
+}
+
+fn same(a: &Input, b: &Input) -> bool {
+    a.topic.id == b.topic.id && a.partition == b.partition
+}
+
+/// A panic is our fault and ends this worker only. Nothing was committed of its batch.
+async fn guard(run: impl Future<Output = ()>, window: Window) {
+    if AssertUnwindSafe(run).catch_unwind().await.is_err() {
+        tracing::error!("a worker panicked; nothing of its batch was committed");
+        let reason = "the worker panicked, see the host's log; deploy or resume to start it again";
+        window.lock().state = State::Stopped(reason.to_owned());
+    }
+}

@@ -1,0 +1,471 @@
+//! The worker: one task per processor and input partition. Reads, calls, decides, commits, one batch after the other; whatever
+//! it knows is progress, which is committed with every batch. Holds no opinion: [`batcher`] and [`delivery`] decide.
+//!
+//! A batch is processed by the revision that was current when it was cut, whole, and its commit records that revision.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::{Append, CommitError, Engine, Lease, ProgressWrite, ReadError, Transaction};
+use millrace_model::{
+    Clock, Offset, PartitionId, Progress, RecordBatch, Timestamp, Topic, TopicPartition,
+};
+use tokio::sync::watch;
+
+use super::answer::Verdict;
+use super::batcher::{self, Batch};
+use super::delivery::{self, Effects, Settling};
+use super::meters::Meters;
+use super::retry::Backoff;
+use super::source::Source;
+use super::standing::{Standing, State, Window};
+use super::{Command, Input, Live, placing};
+use crate::columns;
+use crate::handler::{CallError, Decision};
+
+mod cutting;
+
+/// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// What every worker works with.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) engine: Arc<dyn Engine>,
+}
+
+/// Why a worker cannot go on.
+enum Trouble {
+    /// It may be able to, later.
+    Wait(String),
+    /// It must not.
+    Stop(String),
+}
+
+impl From<ReadError> for Trouble {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::UnknownPartition(_) => Self::Stop(error.to_string()),
+            _ => Self::Wait(error.to_string()),
+        }
+    }
+}
+
+impl From<CommitError> for Trouble {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::DiskFull
+            | CommitError::TooLarge { .. }
+            | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
+            CommitError::Fenced { .. } | CommitError::Poisoned(_) | CommitError::Closed => {
+                Self::Stop(error.to_string())
+            }
+        }
+    }
+}
+
+/// What a step did.
+enum Step {
+    Done,
+    /// There is nothing to do until something changes.
+    Idle,
+}
+
+/// A worker at its partition, under its lease.
+struct Worker {
+    context: Context,
+    input: Input,
+    commands: watch::Receiver<Command>,
+    window: Window,
+    lease: Lease,
+    source: Source,
+    progress: Arc<Progress>,
+    /// The end of the partition when the last batch was cut: waiting goes on from here.
+    seen: Offset,
+    revision: u32,
+    /// Sizes of the pieces of a batch that failed as a whole, the next one last.
+    pieces: Vec<usize>,
+    /// Whether the batch before was one message that runs alone: then it is the turn of new ones.
+    alone: bool,
+    /// Bytes of the batch before, a guess for the next.
+    bytes_before: usize,
+    backoff: Backoff,
+    rng: fastrand::Rng,
+    meters: Meters,
+}
+
+/// Works until told to stop, or until it must.
+pub(crate) async fn run(
+    context: Context,
+    input: Input,
+    mut commands: watch::Receiver<Command>,
+    window: Window,
+) {
+    let mut backoff = Backoff::default();
+    let mut rng = fastrand::Rng::new();
+    let reason = loop {
+        if commands.borrow_and_update().stopped {
+            break None;
+        }
+        match Worker::open(&context, &input, &commands, &window).await {
+            Ok(worker) => break worker.work().await,
+            Err(Trouble::Stop(reason)) => break Some(reason),
+            Err(Trouble::Wait(reason)) => window.lock().state = State::Waiting(reason),
+        }
+        if !changed_within(&mut commands, backoff.next(&mut rng)).await {
+            break None;
+        }
+    };
+    if let Some(reason) = &reason {
+        tracing::error!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker stopped");
+    }
+    let reason = reason.unwrap_or_else(|| "no longer deployed".to_owned());
+    window.lock().state = State::Stopped(reason);
+}
+
+/// Waits for the delay or the next command, whichever comes first; false if nobody commands any more.
+async fn changed_within(commands: &mut watch::Receiver<Command>, delay: Duration) -> bool {
+    tokio::select! {
+        changed = commands.changed() => changed.is_ok(),
+        () = tokio::time::sleep(delay) => true,
+    }
+}
+
+impl Worker {
+    async fn open(
+        context: &Context,
+        input: &Input,
+        commands: &watch::Receiver<Command>,
+        window: &Window,
+    ) -> Result<Self, Trouble> {
+        let partition = input.topic.partition(input.partition);
+        let partition =
+            partition.ok_or_else(|| Trouble::Stop("the partition does not exist".to_owned()))?;
+        let engine = &context.engine;
+        let processor = commands.borrow().live.processor.clone();
+        // The lease comes first: whoever had it can commit nothing after this, so the progress read is the last one.
+        let lease = engine.claim(processor.as_str(), partition).await?;
+        let progress = engine.progress(processor.as_str(), partition).await?;
+        let progress = match progress {
+            Some(progress) => progress,
+            None => Progress {
+                next: engine.ends(partition)?.start,
+                ..Progress::default()
+            },
+        };
+        let watch = engine.watch(partition)?;
+        let source = Source::new(Arc::clone(engine), partition, watch, progress.next);
+        let mut worker = Self {
+            meters: Meters::new(processor.as_str(), input),
+            context: context.clone(),
+            input: input.clone(),
+            commands: commands.clone(),
+            window: Arc::clone(window),
+            lease,
+            source,
+            progress: Arc::new(progress),
+            seen: Offset::default(),
+            revision: 0,
+            pieces: Vec::new(),
+            alone: false,
+            bytes_before: 0,
+            backoff: Backoff::default(),
+            rng: fastrand::Rng::new(),
+        };
+        worker.show(State::Running);
+        Ok(worker)
+    }
+
+    /// Works until told to stop (`None`) or until it must, for the reason given.
+    async fn work(mut self) -> Option<String> {
+        loop {
+            // An engine in memory never waits, and a worker with plenty to do would keep its thread from everybody else.
+            tokio::task::yield_now().await;
+            let live = self.command().await?;
+            let trouble = match self.step(&live).await {
+                Ok(Step::Done) => continue,
+                Ok(Step::Idle) => match self.idle().await {
+                    Ok(()) => continue,
+                    Err(trouble) => trouble,
+                },
+                Err(trouble) => trouble,
+            };
+            match trouble {
+                Trouble::Stop(reason) => return Some(reason),
+                Trouble::Wait(reason) => self.back_off(reason).await,
+            }
+        }
+    }
+
+    /// The revision to work with; waits while paused. `None` is the end.
+    async fn command(&mut self) -> Option<Arc<Live>> {
+        loop {
+            let command = self.commands.borrow_and_update().clone();
+            let wanted = command.live.spec.topics.contains(&self.input.origin);
+            if command.stopped || !wanted || self.commands.has_changed().is_err() {
+                return None;
+            }
+            if !command.paused {
+                if command.live.revision != self.revision {
+                    // Another revision may well manage what this one could not.
+                    self.revision = command.live.revision;
+                    self.pieces.clear();
+                    self.backoff.reset();
+                }
+                return Some(command.live);
+            }
+            self.show(State::Paused);
+            self.commands.changed().await.ok()?;
+            self.show(State::Running);
+        }
+    }
+
+    async fn step(&mut self, live: &Live) -> Result<Step, Trouble> {
+        let batch = self.next_batch(live).await?;
+        self.meters.lost(self.source.take_lost());
+        if batch.len() > 0 {
+            self.bytes_before = batch.columns.data.len();
+            self.process(live, &batch).await?;
+            return Ok(Step::Done);
+        }
+        if batch.next == self.progress.next {
+            self.pieces.clear();
+            self.show(State::Running);
+            return Ok(Step::Idle);
+        }
+        // Only messages that wait behind others: kept in mind, and committed with the next batch.
+        let progress = Arc::make_mut(&mut self.progress);
+        progress.next = batch.next;
+        progress.parked.extend(batch.skipped);
+        Ok(Step::Done)
+    }
+
+    async fn process(&mut self, live: &Live, batch: &Batch) -> Result<(), Trouble> {
+        let error = match self.call(live, batch).await {
+            Ok((verdict, places)) => match self.settle(live, batch, &verdict, &places).await {
+                // What one commit cannot hold is an answer that asks for too much.
+                Err(CommitError::TooLarge { bytes, max }) => CallError::BadAnswer(format!(
+                    "what is to be committed has {bytes} bytes, at most {max} fit; emit less"
+                )),
+                result => return Ok(result?),
+            },
+            Err(error) => error,
+        };
+        self.meters.call_failed(&error);
+        match error {
+            CallError::Unavailable(reason) => {
+                self.rewind();
+                Err(Trouble::Wait(format!("unavailable: {reason}")))
+            }
+            CallError::Host(_) => {
+                tracing::error!(processor = %live.processor, revision = live.revision, %error, "a call could not be made");
+                self.rewind();
+                Err(Trouble::Wait(error.to_string()))
+            }
+            _ if batch.len() > 1 => {
+                tracing::debug!(processor = %live.processor, messages = batch.len(), %error, "a batch failed; bisecting");
+                self.split(batch.len());
+                Ok(())
+            }
+            _ => {
+                let verdict = Verdict::alone(&error);
+                Ok(self.settle(live, batch, &verdict, &[]).await?)
+            }
+        }
+    }
+
+    /// Calls the handler and checks its answer; the partition of each output comes along.
+    async fn call(&self, live: &Live, batch: &Batch) -> Result<(Verdict, Vec<u32>), CallError> {
+        let clock = &self.context.clock;
+        let before = clock.monotonic();
+        let answer = live.handler.process(&batch.columns).await;
+        self.meters
+            .called(clock.monotonic().saturating_sub(before), batch.len());
+        let outputs_max = live.spec.limits.answer_outputs_max as usize;
+        let verdict = Verdict::of(answer?, &batch.columns, &live.outputs, outputs_max)?;
+        let places = placing::place(&verdict.outputs, &batch.columns, &live.outputs).await?;
+        Ok((verdict, places))
+    }
+
+    /// Decides about the batch and commits the decision; waits as long as the disk is full.
+    async fn settle(
+        &mut self,
+        live: &Live,
+        batch: &Batch,
+        verdict: &Verdict,
+        places: &[u32],
+    ) -> Result<(), CommitError> {
+        let mut settling = Settling {
+            processor: live.processor.as_str(),
+            revision: live.revision,
+            module: &live.module,
+            spec: &live.spec,
+            input: &self.input.clone(),
+            batch,
+            verdict,
+            places,
+            decisions: &[],
+            progress: &Arc::clone(&self.progress),
+            now: self.now(),
+        };
+        let decisions = decide(live, &settling).await;
+        settling.decisions = &decisions;
+        loop {
+            let mut effects = delivery::settle(&settling, &mut self.rng);
+            match self.commit(live, &mut effects).await {
+                Ok(took) => {
+                    self.committed(batch, effects, took);
+                    return Ok(());
+                }
+                Err(error @ CommitError::DiskFull) => self.back_off(error.to_string()).await,
+                Err(error) => {
+                    self.rewind();
+                    return Err(error);
+                }
+            }
+            let command = self.commands.borrow().clone();
+            if command.stopped || command.paused || command.live.revision != live.revision {
+                self.rewind();
+                return Ok(());
+            }
+        }
+    }
+
+    /// One transaction: outputs, dead letters, progress.
+    async fn commit(&self, live: &Live, effects: &mut Effects) -> Result<Duration, CommitError> {
+        let transaction = Transaction {
+            appends: self.appends(live, effects)?,
+            progress: Some(ProgressWrite {
+                lease: self.lease.clone(),
+                progress: effects.progress.clone(),
+            }),
+            entries: Vec::new(),
+            durability: Some(self.input.topic.spec.durability),
+        };
+        let before = self.context.clock.monotonic();
+        self.context.engine.commit(transaction).await?;
+        Ok(self.context.clock.monotonic().saturating_sub(before))
+    }
+
+    fn appends(&self, live: &Live, effects: &mut Effects) -> Result<Vec<Append>, CommitError> {
+        let topics = &live.outputs.topics;
+        let outputs = effects.outputs.drain(..).map(|(topic, partition, batch)| {
+            append(&topics[topic as usize].topic, PartitionId(partition), batch)
+        });
+        let letters = effects
+            .dead_letters
+            .drain(..)
+            .map(|batch| append(&self.input.dead_letters, self.input.partition, batch));
+        outputs.chain(letters).collect()
+    }
+
+    fn committed(&mut self, batch: &Batch, effects: Effects, took: Duration) {
+        let dropped = effects.dropped.len() as u64;
+        self.meters.committed(took, effects.counts, dropped);
+        for (offset, reason) in &effects.dropped {
+            tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "the error handler dropped a message");
+        }
+        self.progress = Arc::new(effects.progress);
+        if let Some(piece) = self.pieces.pop()
+            && piece > batch.len()
+        {
+            self.pieces.push(piece - batch.len());
+        }
+        if self.source.position() != self.progress.next {
+            // The commit came after a rewind: what it settled must not be read again.
+            self.rewind();
+        }
+        self.backoff.reset();
+        self.show(State::Running);
+    }
+
+    /// The batch is tried again in halves, each committed on its own; nobody's attempt is spent.
+    fn split(&mut self, messages: usize) {
+        self.pieces.pop();
+        self.pieces.extend([messages - messages / 2, messages / 2]);
+        self.rewind();
+    }
+
+    /// Nothing of the batch happened: it is cut again.
+    fn rewind(&mut self) {
+        self.source.rewind(self.progress.next);
+    }
+
+    /// Waits until there may be something to do.
+    async fn idle(&mut self) -> Result<(), Trouble> {
+        let sleep = match batcher::next_due(&self.progress.parked) {
+            Some(due) => self.now().until(due).min(SLEEP_MAX),
+            None => SLEEP_MAX,
+        };
+        let order = self.commands.borrow().live.spec.order;
+        let reads = batcher::new_messages_max(order, &self.progress.parked) > 0;
+        let exists = tokio::select! {
+            _ = self.commands.changed() => {
+                self.commands.mark_changed();
+                true
+            }
+            () = tokio::time::sleep(sleep) => true,
+            exists = self.source.wait(self.seen), if reads => exists,
+        };
+        match exists {
+            true => Ok(()),
+            false => Err(Trouble::Stop("the topic was deleted".to_owned())),
+        }
+    }
+
+    /// Waits longer and longer, but never through a command.
+    async fn back_off(&mut self, reason: String) {
+        self.show(State::Waiting(reason));
+        let delay = self.backoff.next(&mut self.rng);
+        changed_within(&mut self.commands, delay).await;
+    }
+
+    fn show(&mut self, state: State) {
+        let lag = self.source.end().0.saturating_sub(self.progress.next.0);
+        self.meters.standing(lag, self.progress.parked.len());
+        *self.window.lock() = Standing {
+            state,
+            next: self.progress.next,
+            parked: self.progress.parked.len(),
+            revision: self.progress.revision,
+        };
+    }
+
+    fn now(&self) -> Timestamp {
+        self.context.clock.wall()
+    }
+}
+
+/// Never leaves a batch out: what has nowhere to go fails the commit.
+fn append(
+    topic: &Topic,
+    partition: PartitionId,
+    batch: RecordBatch,
+) -> Result<Append, CommitError> {
+    let place = TopicPartition {
+        topic: topic.id,
+        partition,
+    };
+    let partition = topic.partition(partition);
+    let partition = partition.ok_or(CommitError::UnknownPartition(place))?;
+    Ok(Append { partition, batch })
+}
+
+/// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides.
+async fn decide(live: &Live, settling: &Settling<'_>) -> Vec<Decision> {
+    let failed = &settling.verdict.failed;
+    let Some(handler) = live.failures.as_ref().filter(|_| !failed.is_empty()) else {
+        return Vec::new();
+    };
+    let failures = delivery::failures(settling);
+    let messages = failed.iter().map(|failed| failed.message);
+    let columns = Arc::new(columns::select(&settling.batch.columns, messages));
+    let problem = match handler.handle(&failures, &columns).await {
+        Ok(decisions) if decisions.len() == failures.len() => return decisions,
+        Ok(given) => format!("{} decisions for {} failures", given.len(), failures.len()),
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(processor = %live.processor, revision = live.revision, problem, "the error handler failed; the retry policy decides");
+    Vec::new()
+}

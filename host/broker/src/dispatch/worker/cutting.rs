@@ -1,0 +1,101 @@
+//! How the worker comes to its next batch: it reads and waits, [`batcher`] decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Trouble, Worker};
+use crate::dispatch::Live;
+use crate::dispatch::batcher::{self, Batch, Cut, Due};
+
+impl Worker {
+    /// The next batch, cut from what is due and what is new; empty if there is nothing to do.
+    pub(super) async fn next_batch(&mut self, live: &Live) -> Result<Batch, Trouble> {
+        let policy = &live.spec.batch;
+        let piece = self.pieces.last().copied().unwrap_or(usize::MAX);
+        let messages_max = piece.min(policy.messages_max as usize);
+        let bytes_max = policy.bytes_max as usize;
+        let topic = self.input.origin.as_str();
+        let redriven = self.input.is_redriven();
+        let mut cut = Cut::new(
+            topic,
+            self.input.partition.0,
+            redriven,
+            messages_max,
+            bytes_max,
+        );
+        self.seen = self.source.end();
+        let room = batcher::new_messages_max(live.spec.order, &self.progress.parked);
+        let reads = room > 0 && self.source.has_more();
+        if reads {
+            cut.share();
+        }
+        let due_max = cut.retried_messages_max();
+        let due = match self.alone && reads {
+            true => Due::default(),
+            false => batcher::due(&self.progress.parked, self.now(), due_max),
+        };
+        self.alone = due.alone;
+        self.take_due(&due, &mut cut).await?;
+        if reads && !due.alone && !cut.is_full() {
+            self.linger(live, &cut).await?;
+            self.source.fill(messages_max, bytes_max).await?;
+            cut.reserve(messages_max.min(self.source.at_hand()), self.bytes_before);
+            let parked = &self.progress.parked;
+            cut.take_new(&mut self.source, live.spec.order, parked, room);
+        }
+        Ok(cut.finish(self.source.position()))
+    }
+
+    async fn take_due(&mut self, due: &Due, cut: &mut Cut) -> Result<(), Trouble> {
+        if due.offsets.is_empty() {
+            return Ok(());
+        }
+        let located = self.source.load(&due.offsets).await?;
+        for (&offset, located) in due.offsets.iter().zip(located) {
+            let parked = &self.progress.parked;
+            let Ok(index) = parked.binary_search_by_key(&offset, |parked| parked.offset) else {
+                continue;
+            };
+            match located {
+                Some((batch, view)) => {
+                    if !cut.take_retried(batch.bytes(), &view, parked[index].attempts) {
+                        break;
+                    }
+                }
+                None => {
+                    Arc::make_mut(&mut self.progress).parked.remove(index);
+                    self.meters.lost(1);
+                    tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, "a parked message is no longer kept; it is dropped");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a fuller batch, if the policy says so and nothing is urgent.
+    async fn linger(&mut self, live: &Live, cut: &Cut) -> Result<(), Trouble> {
+        let policy = &live.spec.batch;
+        if policy.linger_ms == 0 || !self.pieces.is_empty() || !cut.is_empty() {
+            return Ok(());
+        }
+        let over = tokio::time::sleep(Duration::from_millis(policy.linger_ms));
+        let mut over = std::pin::pin!(over);
+        loop {
+            self.seen = self.source.end();
+            let (messages, bytes) = (policy.messages_max as usize, policy.bytes_max as usize);
+            self.source.fill(messages, bytes).await?;
+            if self.source.at_hand() >= messages || self.source.bytes_at_hand() >= bytes {
+                return Ok(());
+            }
+            tokio::select! {
+                () = &mut over => return Ok(()),
+                _ = self.commands.changed() => {
+                    // Seen, but not yet obeyed: the batch at hand still goes by the old command, the next one by the new.
+                    self.commands.mark_changed();
+                    return Ok(());
+                }
+                _ = self.source.wait(self.seen) => {}
+            }
+        }
+    }
+}

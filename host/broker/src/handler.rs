@@ -1,0 +1,260 @@
+//! What a module is, seen from the broker: something that answers batches, chooses partitions or decides about failures.
+//! `millrace-wasm` implements these traits for components; tests and the bench implement them by hand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use millrace_model::processor::Limits;
+use millrace_model::{Answer, ColumnBatch, Digest, ProcessorName, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// One of the interfaces that a component may export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Interface {
+    /// Processes batches.
+    MessageProcessor,
+    /// Chooses partitions.
+    Partitioner,
+    /// Decides about failures.
+    ErrorHandler,
+}
+
+/// What admission found out about a module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleFacts {
+    /// SHA-256 of the bytes.
+    pub digest: Digest,
+    /// Bytes of the component as uploaded.
+    pub byte_count: u64,
+    /// What it exports of ours.
+    pub exports: Vec<Interface>,
+    /// What it imports, as `package/interface@version`.
+    pub imports: Vec<String>,
+    /// How long the compile child took.
+    pub compile_ms: u64,
+}
+
+/// Why an upload was not admitted. The host is unharmed and nothing was kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdmitError {
+    /// Larger than the bound.
+    #[error(
+        "the module has {bytes} bytes, at most {max} are taken; strip debug information or build it smaller"
+    )]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// Not a WASM component; the text says what it is instead and what to do.
+    #[error("{0}")]
+    NotAComponent(String),
+    /// Invalid, or over a structural limit.
+    #[error("the component is not valid here: {0}")]
+    Invalid(String),
+    /// It exports none of our interfaces.
+    #[error(
+        "the component exports none of {wanted}; it exports {found}. Build it against wit/ of this host"
+    )]
+    MissingExport {
+        /// What would have done.
+        wanted: String,
+        /// What is there.
+        found: String,
+    },
+    /// It imports something that is not granted.
+    #[error("the component imports what is not granted: {}. Build it without, or against the interfaces that are", .imports.join(", "))]
+    UngrantedImports {
+        /// Each such import.
+        imports: Vec<String>,
+    },
+    /// Compiling took more than is allowed.
+    #[error(
+        "compiling the component exceeded its limit ({0}); simplify the code or build it with optimisation"
+    )]
+    CompileLimit(String),
+    /// It compiles but does not start within the limits.
+    #[error("the component does not start: {0}")]
+    Start(String),
+    /// Our fault.
+    #[error("admission itself failed: {0}; try again, and see the host's log")]
+    Host(String),
+}
+
+/// Why a handler could not answer a call. The guest's mistakes and our faults never share a variant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The guest says that something outside is down.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// The guest trapped.
+    #[error("trap: {message}")]
+    Trap {
+        /// One line.
+        message: String,
+        /// Function names, innermost first, as far as known.
+        backtrace: String,
+    },
+    /// The guest did not answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The guest asked for more memory than it may have, and then failed.
+    #[error("out of memory: {0}")]
+    Memory(String),
+    /// The answer is malformed or over a bound.
+    #[error("bad answer: {0}")]
+    BadAnswer(String),
+    /// Our fault; nobody's attempt is spent.
+    #[error("the host could not make the call: {0}")]
+    Host(String),
+}
+
+/// Answers batches. Called for one batch of one partition at a time; calls for different partitions may run at once.
+#[async_trait]
+pub trait BatchHandler: Send + Sync + 'static {
+    /// Processes a batch. The answer is as the handler gave it: the caller checks it.
+    async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError>;
+}
+
+/// Chooses partitions.
+#[async_trait]
+pub trait PartitionHandler: Send + Sync + 'static {
+    /// The partition of each message; the caller checks number and range.
+    async fn assign(
+        &self,
+        partitions: u32,
+        messages: &Arc<ColumnBatch>,
+    ) -> Result<Vec<u32>, CallError>;
+}
+
+/// How an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The handler said so.
+    Retry,
+    /// The handler said never.
+    Reject,
+    /// [`CallError::Trap`].
+    Trap,
+    /// [`CallError::Timeout`].
+    Timeout,
+    /// [`CallError::Memory`].
+    Memory,
+    /// [`CallError::BadAnswer`].
+    BadAnswer,
+}
+
+impl Cause {
+    /// The cause's word, as headers, metrics and WIT spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Reject => "reject",
+            Self::Trap => "trap",
+            Self::Timeout => "timeout",
+            Self::Memory => "memory",
+            Self::BadAnswer => "bad-answer",
+        }
+    }
+}
+
+/// One failed message, for an error handler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Its place in the batch that comes along.
+    pub message: u32,
+    /// The revision that failed.
+    pub revision: u32,
+    /// Attempts so far, this one included.
+    pub attempt: u32,
+    /// When the first one failed.
+    pub first_failed_at: Timestamp,
+    /// How.
+    pub cause: Cause,
+    /// A short word to group by.
+    pub class: String,
+    /// For people.
+    pub reason: String,
+}
+
+/// What becomes of a failed message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Try again after so long.
+    RetryAfter(Duration),
+    /// Give it up.
+    DeadLetter,
+    /// Forget it, for this reason.
+    Drop(String),
+    /// What the retry policy says.
+    Policy,
+}
+
+/// Decides about failures.
+#[async_trait]
+pub trait FailureHandler: Send + Sync + 'static {
+    /// One decision per failure, in order; the caller checks the number.
+    async fn handle(
+        &self,
+        failures: &[Failure],
+        messages: &Arc<ColumnBatch>,
+    ) -> Result<Vec<Decision>, CallError>;
+}
+
+/// A module and for whom it is loaded: names its log lines and metrics, and bounds its calls.
+#[derive(Clone, Debug)]
+pub struct LoadRequest {
+    /// Which module.
+    pub digest: Digest,
+    /// Its bytes, should they have to be compiled again.
+    pub bytes: Bytes,
+    /// The processor, or the topic for a partitioner.
+    pub owner: String,
+    /// The processor's revision; 0 for a partitioner.
+    pub revision: u32,
+    /// What a call may use.
+    pub limits: Limits,
+}
+
+/// Admits and loads modules.
+#[async_trait]
+pub trait ModuleHost: Send + Sync + 'static {
+    /// Checks and compiles an upload.
+    async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError>;
+
+    /// A message processor, ready to be called.
+    async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError>;
+
+    /// A partitioner, ready to be called.
+    async fn partitioner(
+        &self,
+        request: LoadRequest,
+    ) -> Result<Arc<dyn PartitionHandler>, AdmitError>;
+
+    /// An error handler, ready to be called.
+    async fn error_handler(
+        &self,
+        request: LoadRequest,
+    ) -> Result<Arc<dyn FailureHandler>, AdmitError>;
+
+    /// Log lines of a processor's guests, newest last, as far as they are kept.
+    fn logs(&self, processor: &ProcessorName) -> Vec<GuestLine>;
+}
+
+/// A line that a guest wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GuestLine {
+    /// When.
+    pub at: Timestamp,
+    /// `error`, `warn`, `info` or `debug`.
+    pub level: String,
+    /// Under which revision.
+    pub revision: u32,
+    /// The text, cut to its bound and free of control characters.
+    pub text: String,
+}

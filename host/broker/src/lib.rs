@@ -1,0 +1,31 @@
+//! The broker: topics, messages in and out, modules, processors and what becomes of every message that they are given.
+//!
+//! [`Broker`] is the handle that everybody holds. A message comes in by [`produce`](Broker::produce), a worker of
+//! `dispatch` hands it to a [`handler`] in a batch, and what the handler answers is committed in one step.
+//!
+//! Knows neither WebAssembly, HTTP nor sockets: modules are whatever implements the traits of [`handler`], storage is
+//! whatever implements [`millrace_engine::Engine`].
+
+#![forbid(unsafe_code)]
+
+mod broker;
+mod columns;
+mod dead_letters;
+mod dispatch;
+mod fetch;
+pub mod handler;
+mod loading;
+mod modules;
+mod partitioner;
+mod processors;
+mod produce;
+mod topics;
+
+pub use broker::Broker;
+pub use dead_letters::{DeadLetter, DeadLetterError, DeadLetterFilter, Redriven};
+pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
+pub use handler::{AdmitError, CallError, GuestLine, Interface, ModuleFacts, ModuleHost};
+pub use modules::{Module, ModuleError};
+pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
+pub use produce::{NewMessage, Placed, ProduceError};
+pub use topics::{NewTopic, TopicCreateError, TopicDeleteError};

@@ -1,0 +1,303 @@
+//! Makes a revision ready to run: checks its specification against what there is, loads its modules, and makes the topics that it
+//! keeps for itself. Nothing of it is true until the catalogue says so.
+
+use std::sync::Arc;
+
+use millrace_engine::TopicError;
+use millrace_model::bounds::{
+    BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_TOPICS_MAX,
+};
+use millrace_model::{
+    Digest, Processor, ProcessorName, ProcessorSpec, Revision, Topic, TopicName, TopicSpec,
+};
+
+use crate::broker::Broker;
+use crate::dispatch::{Input, Live, OutputTopic, OutputTopics};
+use crate::handler::{Interface, LoadRequest};
+use crate::partitioner::PartitionerError;
+use crate::processors::ProcessorError;
+use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
+
+/// The longest that a batch may be waited for.
+const LINGER_MS_MAX: u64 = 60_000;
+
+/// A revision ready to run.
+pub(crate) struct Prepared {
+    pub(crate) live: Arc<Live>,
+    pub(crate) inputs: Vec<Input>,
+}
+
+impl Broker {
+    /// Makes the processor's current revision ready to run.
+    pub(crate) async fn prepare(&self, processor: &Processor) -> Result<Prepared, ProcessorError> {
+        let name = &processor.name;
+        let revision = processor.current();
+        let revision = revision.ok_or_else(|| ProcessorError::NoSuchRevision {
+            name: name.clone(),
+            revision: processor.current,
+            kept: processor.revisions.iter().map(|r| r.number).collect(),
+        })?;
+        check_bounds(&revision.spec)?;
+        let topics = self.check_topics(name, &revision.spec)?;
+        let live = Arc::new(self.load(name, revision).await?);
+        let mut inputs = Vec::new();
+        for topic in &topics {
+            inputs.extend(self.inputs_of(name, topic).await?);
+        }
+        Ok(Prepared { live, inputs })
+    }
+
+    /// The input topics, if all that the specification names is there and may be used so.
+    fn check_topics(
+        &self,
+        name: &ProcessorName,
+        spec: &ProcessorSpec,
+    ) -> Result<Vec<Topic>, ProcessorError> {
+        let inputs = spec.topics.iter().map(|topic| self.existing(topic));
+        let inputs: Vec<Topic> = inputs.collect::<Result<_, _>>()?;
+        for topic in &inputs {
+            let of_topic = topic.spec.name.as_str();
+            if topic.spec.owner.as_ref() == Some(name) || of_topic.ends_with(REDRIVE_SUFFIX) {
+                return invalid(format!(
+                    "{of_topic} is a processor's own and cannot be read"
+                ));
+            }
+        }
+        for output in spec.output.iter().chain(&spec.grants) {
+            let topic = self.existing(output)?;
+            if let Some(owner) = topic.spec.owner {
+                return invalid(format!(
+                    "{output} belongs to processor {owner}, which alone writes to it"
+                ));
+            }
+            if spec.topics.contains(output) {
+                return invalid(format!(
+                    "{output} is read and written: what is sent there would come back without end"
+                ));
+            }
+        }
+        Ok(inputs)
+    }
+
+    fn existing(&self, topic: &TopicName) -> Result<Topic, ProcessorError> {
+        let found = self.topic(topic);
+        found.ok_or_else(|| ProcessorError::UnknownTopic(topic.clone()))
+    }
+
+    async fn load(
+        &self,
+        name: &ProcessorName,
+        revision: &Revision,
+    ) -> Result<Live, ProcessorError> {
+        let spec = &revision.spec;
+        let request = |digest, interface| self.load_request(name, revision, digest, interface);
+        let processor = request(spec.module, Interface::MessageProcessor).await?;
+        let handler = self.inner.modules.processor(processor).await?;
+        let failures = match spec.error_handler {
+            None => None,
+            Some(digest) => {
+                let errors = request(digest, Interface::ErrorHandler).await?;
+                Some(self.inner.modules.error_handler(errors).await?)
+            }
+        };
+        Ok(Live {
+            processor: name.clone(),
+            revision: revision.number,
+            spec: spec.clone(),
+            module: spec.module.to_string(),
+            handler,
+            failures,
+            outputs: self.outputs_of(spec).await?,
+        })
+    }
+
+    async fn load_request(
+        &self,
+        name: &ProcessorName,
+        revision: &Revision,
+        digest: Digest,
+        needs: Interface,
+    ) -> Result<LoadRequest, ProcessorError> {
+        let unknown = || ProcessorError::UnknownModule(digest);
+        let module = self.module_of(digest).ok_or_else(unknown)?;
+        if !module.facts.exports.contains(&needs) {
+            let has = module.facts.exports;
+            return Err(ProcessorError::WrongInterface { digest, needs, has });
+        }
+        let bytes = self.inner.engine.module(digest).await?;
+        Ok(LoadRequest {
+            digest,
+            bytes: bytes.ok_or_else(unknown)?,
+            owner: name.to_string(),
+            revision: revision.number,
+            limits: revision.spec.limits.clone(),
+        })
+    }
+
+    async fn outputs_of(&self, spec: &ProcessorSpec) -> Result<OutputTopics, ProcessorError> {
+        let mut names: Vec<&TopicName> = spec.output.iter().chain(&spec.grants).collect();
+        names.dedup();
+        let mut topics: Vec<OutputTopic> = Vec::with_capacity(names.len());
+        for name in names {
+            if topics.iter().any(|known| known.topic.spec.name == *name) {
+                continue;
+            }
+            let topic = self.existing(name)?;
+            let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
+            let partitioner = self.inner.partitioners.of(&topic, engine, modules).await;
+            let partitioner = partitioner.map_err(|error| match error {
+                PartitionerError::UnknownModule(digest) => ProcessorError::UnknownModule(digest),
+                PartitionerError::Admit(error) => ProcessorError::Admit(error),
+                PartitionerError::Read(error) => ProcessorError::Read(error),
+            })?;
+            topics.push(OutputTopic { topic, partitioner });
+        }
+        Ok(OutputTopics {
+            topics,
+            default: spec.output.is_some().then_some(0),
+        })
+    }
+
+    /// The partitions of an input topic, and those through which its dead letters come again.
+    async fn inputs_of(
+        &self,
+        name: &ProcessorName,
+        topic: &Topic,
+    ) -> Result<Vec<Input>, ProcessorError> {
+        let dead_letters = self.own_topic(name, topic, DEAD_LETTERS_SUFFIX).await?;
+        let redrive = self.own_topic(name, topic, REDRIVE_SUFFIX).await?;
+        let input = |read: &Topic, partition| Input {
+            topic: read.clone(),
+            partition,
+            origin: topic.spec.name.clone(),
+            dead_letters: dead_letters.clone(),
+        };
+        let inputs = [topic, &redrive].into_iter().flat_map(|read| {
+            let partitions = read.partitions();
+            partitions.map(move |partition| input(read, partition.partition))
+        });
+        Ok(inputs.collect())
+    }
+
+    /// A topic that the processor keeps for itself, with as many partitions as its input; made if it is not there.
+    async fn own_topic(
+        &self,
+        name: &ProcessorName,
+        input: &Topic,
+        suffix: &str,
+    ) -> Result<Topic, ProcessorError> {
+        let own = format!("{}.{name}{suffix}", input.spec.name);
+        let own = TopicName::parse(&own)
+            .map_err(|error| ProcessorError::InvalidSpec(format!("topic {own}: {error}")))?;
+        let Some(topic) = self.topic(&own) else {
+            return Ok(self.make_own_topic(name, input, own).await?);
+        };
+        if topic.spec.owner.as_ref() != Some(name) {
+            return invalid(format!(
+                "topic {own} exists and is not this processor's; delete it or choose another processor name"
+            ));
+        }
+        if topic.spec.partitions != input.spec.partitions {
+            return invalid(format!(
+                "topic {own} has {} partitions and {} has {}; delete the former first",
+                topic.spec.partitions, input.spec.name, input.spec.partitions
+            ));
+        }
+        Ok(topic)
+    }
+
+    async fn make_own_topic(
+        &self,
+        name: &ProcessorName,
+        input: &Topic,
+        own: TopicName,
+    ) -> Result<Topic, TopicError> {
+        let spec = TopicSpec {
+            name: own,
+            partitions: input.spec.partitions,
+            durability: input.spec.durability,
+            partitioner: None,
+            owner: Some(name.clone()),
+            created_at: self.inner.clock.wall(),
+        };
+        self.inner.engine.create_topic(spec).await
+    }
+}
+
+fn invalid<T>(what: String) -> Result<T, ProcessorError> {
+    Err(ProcessorError::InvalidSpec(what))
+}
+
+fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
+    let repeats = |(index, topic)| spec.topics[..index].contains(topic);
+    if spec.topics.is_empty() || spec.topics.iter().enumerate().any(repeats) {
+        return invalid("topics names at least one input topic, each once".to_owned());
+    }
+    let messages_max = PARKED_MESSAGES_MAX.min(BATCH_MESSAGES_MAX) as u64;
+    let (batch, retry, limits) = (&spec.batch, &spec.retry, &spec.limits);
+    let delay_first_max = retry.delay_max_ms;
+    let bounds: [(&str, u64, u64, u64); 11] = [
+        (
+            "topics",
+            spec.topics.len() as u64,
+            1,
+            PROCESSOR_TOPICS_MAX as u64,
+        ),
+        (
+            "grants",
+            spec.grants.len() as u64,
+            0,
+            PROCESSOR_TOPICS_MAX as u64,
+        ),
+        (
+            "batch.messages_max",
+            batch.messages_max.into(),
+            1,
+            messages_max,
+        ),
+        (
+            "batch.bytes_max",
+            batch.bytes_max.into(),
+            1,
+            PROCESSOR_BATCH_BYTES_MAX.into(),
+        ),
+        ("batch.linger_ms", batch.linger_ms, 0, LINGER_MS_MAX),
+        (
+            "retry.attempts_max",
+            retry.attempts_max.into(),
+            1,
+            u32::MAX.into(),
+        ),
+        (
+            "retry.delay_first_ms",
+            retry.delay_first_ms,
+            0,
+            delay_first_max,
+        ),
+        (
+            "limits.memory_bytes_max",
+            limits.memory_bytes_max,
+            1,
+            4 << 30,
+        ),
+        ("limits.call_ms_max", limits.call_ms_max, 1, 600_000),
+        (
+            "limits.answer_bytes_max",
+            limits.answer_bytes_max,
+            1,
+            1 << 30,
+        ),
+        (
+            "limits.answer_outputs_max",
+            limits.answer_outputs_max.into(),
+            0,
+            BATCH_MESSAGES_MAX as u64,
+        ),
+    ];
+    for (field, given, min, max) in bounds {
+        if given < min || given > max {
+            return invalid(format!("{field} is {given}; it goes from {min} to {max}"));
+        }
+    }
+    Ok(())
+}

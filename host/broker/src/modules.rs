@@ -1,0 +1,196 @@
+//! Modules: uploaded, found, deleted. Their bytes and what is known of them live in the engine; the module host admits them.
+
+use bytes::Bytes;
+use millrace_engine::{CommitError, EntryKind};
+use millrace_model::{Digest, Revision, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::broker::Broker;
+use crate::handler::{AdmitError, ModuleFacts};
+
+/// Characters of a tag.
+const TAG_CHARS_MAX: usize = 128;
+/// Digits of a digest that may stand for it.
+const DIGEST_PREFIX_DIGITS_MIN: usize = 6;
+
+/// What is known of an uploaded module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// What admission found out.
+    pub facts: ModuleFacts,
+    /// `name@version`, if it was given one.
+    pub tag: Option<String>,
+    /// When it was uploaded first.
+    pub uploaded_at: Timestamp,
+}
+
+/// Why a module was not uploaded, found or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum ModuleError {
+    /// Admission refused it; nothing was kept.
+    #[error(transparent)]
+    Admit(#[from] AdmitError),
+    /// No module of this digest or tag.
+    #[error("module {0} is not here; `module list` shows those that are")]
+    Unknown(String),
+    /// Not `name@version`.
+    #[error(
+        "{0:?} is no tag; write name@version with letters, digits, '.', '_', '-' (at most 128 characters)"
+    )]
+    Tag(String),
+    /// The tag is given already.
+    #[error("tag {tag} names module {digest} already; choose another version")]
+    TagTaken {
+        /// The tag.
+        tag: String,
+        /// Whose it is.
+        digest: Digest,
+    },
+    /// Processors or topics need it.
+    #[error("module {digest} is used by {}; deploy another one there or delete them first", .by.join(", "))]
+    InUse {
+        /// Which module.
+        digest: Digest,
+        /// `processor NAME` or `topic NAME`.
+        by: Vec<String>,
+    },
+    /// The engine did not take it.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl Broker {
+    /// Admits a module and keeps it. Uploading the same bytes again gives the module that is there; with another tag, that tag.
+    ///
+    /// # Errors
+    /// [`ModuleError`]; nothing was kept.
+    pub async fn upload_module(
+        &self,
+        bytes: Bytes,
+        tag: Option<String>,
+    ) -> Result<Module, ModuleError> {
+        if let Some(tag) = tag.as_ref().filter(|tag| !is_tag(tag)) {
+            return Err(ModuleError::Tag(tag.clone()));
+        }
+        let facts = self.inner.modules.admit(bytes.clone()).await?;
+        let digest = facts.digest;
+        let _change = self.inner.changes.lock().await;
+        self.check_tag(tag.as_deref(), digest)?;
+        let known = self.module_of(digest);
+        if let Some(known) = &known
+            && (tag.is_none() || tag == known.tag)
+        {
+            return Ok(known.clone());
+        }
+        let uploaded_at = known.map_or_else(|| self.inner.clock.wall(), |known| known.uploaded_at);
+        let module = Module {
+            facts,
+            tag,
+            uploaded_at,
+        };
+        // The bytes first: an entry never stands without them.
+        self.inner.engine.put_module(digest, bytes).await?;
+        self.write_entry(EntryKind::Module, digest.to_string(), Some(&module))
+            .await?;
+        Ok(module)
+    }
+
+    fn check_tag(&self, tag: Option<&str>, digest: Digest) -> Result<(), ModuleError> {
+        let Some(tag) = tag else { return Ok(()) };
+        let taken =
+            |module: &Module| module.tag.as_deref() == Some(tag) && module.facts.digest != digest;
+        match self.modules().into_iter().find(taken) {
+            None => Ok(()),
+            Some(module) => Err(ModuleError::TagTaken {
+                tag: tag.to_owned(),
+                digest: module.facts.digest,
+            }),
+        }
+    }
+
+    /// All modules, by digest.
+    #[must_use]
+    pub fn modules(&self) -> Vec<Module> {
+        let entries = self.inner.engine.entries(EntryKind::Module);
+        let module = |(key, value): (String, Bytes)| match serde_json::from_slice(&value) {
+            Ok(module) => Some(module),
+            Err(error) => {
+                tracing::error!(key, %error, "the catalogue's entry of a module cannot be read");
+                None
+            }
+        };
+        entries.into_iter().filter_map(module).collect()
+    }
+
+    /// A module by digest, by a prefix of it that only one has (6 digits at least) or by tag.
+    #[must_use]
+    pub fn find_module(&self, reference: &str) -> Option<Module> {
+        let modules = self.modules();
+        if let Some(tagged) = modules.iter().find(|m| m.tag.as_deref() == Some(reference)) {
+            return Some(tagged.clone());
+        }
+        let prefix = reference.to_ascii_lowercase();
+        if prefix.len() < DIGEST_PREFIX_DIGITS_MIN {
+            return None;
+        }
+        let mut found = modules
+            .into_iter()
+            .filter(|module| module.facts.digest.to_string().starts_with(&prefix));
+        let first = found.next()?;
+        found.next().is_none().then_some(first)
+    }
+
+    pub(crate) fn module_of(&self, digest: Digest) -> Option<Module> {
+        let value = self
+            .inner
+            .engine
+            .entry(EntryKind::Module, &digest.to_string())?;
+        serde_json::from_slice(&value).ok()
+    }
+
+    /// Forgets a module that nobody uses.
+    ///
+    /// # Errors
+    /// [`ModuleError`]; it is still there.
+    pub async fn delete_module(&self, digest: Digest) -> Result<(), ModuleError> {
+        let _change = self.inner.changes.lock().await;
+        if self.module_of(digest).is_none() {
+            return Err(ModuleError::Unknown(digest.to_string()));
+        }
+        let by = self.users_of_module(digest);
+        if !by.is_empty() {
+            return Err(ModuleError::InUse { digest, by });
+        }
+        self.write_entry::<Module>(EntryKind::Module, digest.to_string(), None)
+            .await?;
+        Ok(self.inner.engine.delete_module(digest).await?)
+    }
+
+    /// Revisions kept for rollback count too: going back must always work.
+    fn users_of_module(&self, digest: Digest) -> Vec<String> {
+        let processors = self.inner.processors.read();
+        let revisions = processors.values().flat_map(|entry| {
+            let uses = move |revision: &&Revision| {
+                revision.spec.module == digest || revision.spec.error_handler == Some(digest)
+            };
+            let name = &entry.processor.name;
+            let used = entry.processor.revisions.iter().filter(uses);
+            used.map(move |revision| format!("processor {name} revision {}", revision.number))
+        });
+        let topics = self.topics().into_iter();
+        let topics = topics
+            .filter(|topic| topic.spec.partitioner == Some(digest))
+            .map(|topic| format!("topic {}", topic.spec.name));
+        revisions.chain(topics).collect()
+    }
+}
+
+/// `name@version`.
+fn is_tag(tag: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let word = |word: &str| !word.is_empty() && word.chars().all(plain);
+    tag.len() <= TAG_CHARS_MAX
+        && tag
+            .split_once('@')
+            .is_some_and(|(name, version)| word(name) && word(version))
+}

@@ -1,0 +1,254 @@
+//! Chooses the partition of a message: by the key as Kafka's clients do, sticky without a key, or by the topic's component,
+//! whose answer is checked before anybody believes it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use millrace_engine::{Engine, ReadError};
+use millrace_model::processor::Limits;
+use millrace_model::{ColumnBatch, Digest, Topic, TopicId};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::handler::{AdmitError, CallError, LoadRequest, ModuleHost, PartitionHandler};
+
+/// Messages without a key stay in one partition for so many bytes, so that they make few large batches.
+const STICKY_BYTES: usize = 16 << 10;
+
+/// Why a topic's partitioner is not at hand.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PartitionerError {
+    /// Its module is gone.
+    #[error("its module {0} is not here; upload it again")]
+    UnknownModule(Digest),
+    /// It cannot be loaded.
+    #[error(transparent)]
+    Admit(#[from] AdmitError),
+    /// Its bytes cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// Chooses partitions of one topic.
+pub(crate) struct Partitioner {
+    partitions: u32,
+    component: Option<Arc<dyn PartitionHandler>>,
+    sticky: Mutex<Sticky>,
+}
+
+#[derive(Debug, Default)]
+struct Sticky {
+    partition: u32,
+    bytes: usize,
+}
+
+impl Partitioner {
+    /// A partitioner of `partitions` partitions; without a component, the built-in one.
+    pub(crate) fn new(partitions: u32, component: Option<Arc<dyn PartitionHandler>>) -> Self {
+        Self {
+            partitions,
+            component,
+            sticky: Mutex::default(),
+        }
+    }
+
+    /// Whether a component chooses.
+    pub(crate) fn is_component(&self) -> bool {
+        self.component.is_some()
+    }
+
+    /// The built-in choice, for as many messages as follow each other.
+    pub(crate) fn built_in(&self) -> BuiltIn<'_> {
+        BuiltIn {
+            partitions: self.partitions,
+            sticky: self.sticky.lock(),
+        }
+    }
+
+    /// The component's choice: one partition per message.
+    pub(crate) async fn by_component(
+        &self,
+        messages: &Arc<ColumnBatch>,
+    ) -> Result<Vec<u32>, CallError> {
+        let Some(component) = &self.component else {
+            let mut built_in = self.built_in();
+            let choose = |message| built_in.choose(messages.key(message), 0);
+            return Ok((0..messages.len()).map(choose).collect());
+        };
+        let assigned = component.assign(self.partitions, messages).await?;
+        check_assigned(&assigned, messages.len(), self.partitions)?;
+        Ok(assigned)
+    }
+}
+
+fn check_assigned(assigned: &[u32], messages: usize, partitions: u32) -> Result<(), CallError> {
+    if assigned.len() != messages {
+        return Err(CallError::BadAnswer(format!(
+            "the partitioner gave {} partitions for {messages} messages; give one per message",
+            assigned.len()
+        )));
+    }
+    match assigned.iter().position(|&p| p >= partitions) {
+        None => Ok(()),
+        Some(message) => Err(CallError::BadAnswer(format!(
+            "the partitioner chose partition {} for message {message}; there are {partitions}",
+            assigned[message]
+        ))),
+    }
+}
+
+/// The built-in choice; holds the topic's sticky partition meanwhile.
+pub(crate) struct BuiltIn<'a> {
+    partitions: u32,
+    sticky: MutexGuard<'a, Sticky>,
+}
+
+impl BuiltIn<'_> {
+    /// The partition of a message of so many bytes.
+    pub(crate) fn choose(&mut self, key: Option<&[u8]>, bytes: usize) -> u32 {
+        match key {
+            Some(key) => by_key(key, self.partitions),
+            None => self.stick(bytes),
+        }
+    }
+
+    fn stick(&mut self, bytes: usize) -> u32 {
+        let chosen = self.sticky.partition;
+        self.sticky.bytes += bytes.max(1);
+        if self.sticky.bytes >= STICKY_BYTES {
+            self.sticky.partition = (chosen + 1) % self.partitions;
+            self.sticky.bytes = 0;
+        }
+        chosen
+    }
+}
+
+/// The partition of a key, the same as Kafka's Java client gives.
+pub(crate) fn by_key(key: &[u8], partitions: u32) -> u32 {
+    (murmur2(key) & 0x7fff_ffff) % partitions
+}
+
+/// Murmur2, 32 bits, with the seed of Kafka's clients.
+fn murmur2(data: &[u8]) -> u32 {
+    const SEED: u32 = 0x9747_b28c;
+    const M: u32 = 0x5bd1_e995;
+    let mut hash = SEED ^ data.len() as u32;
+    let (words, rest) = data.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k = (k ^ (k >> 24)).wrapping_mul(M);
+        hash = hash.wrapping_mul(M) ^ k;
+    }
+    if !rest.is_empty() {
+        for (index, &byte) in rest.iter().enumerate() {
+            hash ^= u32::from(byte) << (8 * index);
+        }
+        hash = hash.wrapping_mul(M);
+    }
+    hash = (hash ^ (hash >> 13)).wrapping_mul(M);
+    hash ^ (hash >> 15)
+}
+
+/// The partitioners of all topics in use, each loaded when it is first needed.
+#[derive(Default)]
+pub(crate) struct Partitioners {
+    loaded: Mutex<HashMap<TopicId, Arc<Partitioner>>>,
+}
+
+impl Partitioners {
+    /// The topic's partitioner.
+    pub(crate) async fn of(
+        &self,
+        topic: &Topic,
+        engine: &dyn Engine,
+        modules: &dyn ModuleHost,
+    ) -> Result<Arc<Partitioner>, PartitionerError> {
+        if let Some(partitioner) = self.loaded.lock().get(&topic.id) {
+            return Ok(Arc::clone(partitioner));
+        }
+        let component = match topic.spec.partitioner {
+            None => None,
+            Some(digest) => {
+                Some(load_component(digest, topic.spec.name.as_str(), engine, modules).await?)
+            }
+        };
+        let partitioner = Arc::new(Partitioner::new(topic.spec.partitions, component));
+        let mut loaded = self.loaded.lock();
+        Ok(Arc::clone(loaded.entry(topic.id).or_insert(partitioner)))
+    }
+
+    /// Forgets a deleted topic's.
+    pub(crate) fn forget(&self, topic: TopicId) {
+        self.loaded.lock().remove(&topic);
+    }
+}
+
+/// Loads a partitioner component for a topic.
+pub(crate) async fn load_component(
+    digest: Digest,
+    topic: &str,
+    engine: &dyn Engine,
+    modules: &dyn ModuleHost,
+) -> Result<Arc<dyn PartitionHandler>, PartitionerError> {
+    let bytes = engine.module(digest).await?;
+    let bytes = bytes.ok_or(PartitionerError::UnknownModule(digest))?;
+    let request = LoadRequest {
+        digest,
+        bytes,
+        owner: topic.to_owned(),
+        revision: 0,
+        limits: Limits::default(),
+    };
+    Ok(modules.partitioner(request).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn murmur2_gives_the_values_of_kafkas_java_client() {
+        let known: [(&[u8], i32); 6] = [
+            (b"21", -973_932_308),
+            (b"foobar", -790_332_482),
+            (b"a-little-bit-long-string", -985_981_536),
+            (b"a-little-bit-longer-string", -1_486_304_829),
+            (
+                b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8",
+                -58_897_971,
+            ),
+            (b"abc", 479_470_107),
+        ];
+        for (key, hash) in known {
+            assert_eq!(murmur2(key) as i32, hash, "{:?}", str::from_utf8(key));
+        }
+    }
+
+    #[test]
+    fn a_key_always_has_the_same_partition_within_range() {
+        for partitions in [1, 2, 7, 10_000] {
+            for key in 0..1_000u32 {
+                let chosen = by_key(&key.to_le_bytes(), partitions);
+                assert!(chosen < partitions);
+                assert_eq!(chosen, by_key(&key.to_le_bytes(), partitions));
+            }
+        }
+    }
+
+    #[test]
+    fn messages_without_a_key_stick_until_a_batch_is_full_and_then_move_on() {
+        let partitioner = Partitioner::new(3, None);
+        let chosen: Vec<u32> = (0..10)
+            .map(|_| partitioner.built_in().choose(None, 8 << 10))
+            .collect();
+        assert_eq!(chosen, [0, 0, 1, 1, 2, 2, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_component_that_answers_out_of_range_or_short_is_not_believed() {
+        assert!(check_assigned(&[0, 1, 2], 3, 3).is_ok());
+        for wrong in [&[0u32, 1][..], &[0, 1, 3], &[0, 1, 2, 0]] {
+            let refused = check_assigned(wrong, 3, 3);
+            assert!(matches!(refused, Err(CallError::BadAnswer(_))), "{wrong:?}");
+        }
+    }
+}

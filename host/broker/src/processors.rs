@@ -1,0 +1,381 @@
+//! Processors: deployed, rolled back, paused, deleted. A change is loaded first, becomes true by one commit of the catalogue,
+//! and is then shown to the workers, which take it at their next batch.
+
+use millrace_engine::{CommitError, EntryKind, ReadError, TopicError};
+use millrace_model::bounds::REVISIONS_KEPT_MAX;
+use millrace_model::{
+    Digest, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Progress, Revision,
+    TopicName,
+};
+use serde::Serialize;
+
+use crate::broker::{Broker, Deployed};
+use crate::dispatch::Input;
+use crate::dispatch::standing::{Standing, State};
+use crate::handler::{AdmitError, GuestLine, Interface};
+use crate::loading::Prepared;
+
+/// A processor and how it does.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProcessorStatus {
+    /// What is deployed.
+    pub processor: Processor,
+    /// How each of its input partitions does.
+    pub partitions: Vec<PartitionStatus>,
+}
+
+/// How a processor does in one partition.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartitionStatus {
+    /// The input topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The next offset to read.
+    pub next: Offset,
+    /// The offset that the next message will have.
+    pub end: Offset,
+    /// Messages not read yet.
+    pub lag: u64,
+    /// Messages that wait below `next`.
+    pub parked: usize,
+    /// The revision that processed the last batch; 0 before the first.
+    pub revision: u32,
+    /// `running`, `paused`, `waiting: reason` or `stopped: reason`.
+    pub state: String,
+}
+
+/// Why a processor did not change. It is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessorError {
+    /// No such processor.
+    #[error("processor {0} does not exist")]
+    Unknown(ProcessorName),
+    /// It names a topic that is not there.
+    #[error("topic {0} does not exist; create it first")]
+    UnknownTopic(TopicName),
+    /// It names a module that is not there.
+    #[error("module {0} is not here; upload it first")]
+    UnknownModule(Digest),
+    /// The module cannot do what it is deployed for.
+    #[error("module {digest} exports {has:?}; here it must export {needs:?}")]
+    WrongInterface {
+        /// Which module.
+        digest: Digest,
+        /// What it must export.
+        needs: Interface,
+        /// What it does export.
+        has: Vec<Interface>,
+    },
+    /// There is no revision before the current one.
+    #[error("processor {0} has no revision before its current one")]
+    NothingToRollBack(ProcessorName),
+    /// The revision never was, or is no longer kept.
+    #[error("processor {name} has no revision {revision}; it keeps {kept:?}")]
+    NoSuchRevision {
+        /// Whose.
+        name: ProcessorName,
+        /// What was asked for.
+        revision: u32,
+        /// What there is.
+        kept: Vec<u32>,
+    },
+    /// The specification contradicts itself or a rule.
+    #[error("the processor cannot be like this: {0}")]
+    InvalidSpec(String),
+    /// The module could not be loaded.
+    #[error(transparent)]
+    Admit(#[from] AdmitError),
+    /// The engine did not take it.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// A topic of its own could not be made.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// An entry of the catalogue is not one of ours.
+    #[error("{0}; the data directory may be of a newer version of this host")]
+    Catalogue(String),
+    /// The catalogue or a module could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl Broker {
+    /// Loads and starts every processor of the catalogue.
+    pub(crate) async fn start_processors(&self) -> Result<(), ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        for (key, value) in self.inner.engine.entries(EntryKind::Processor) {
+            match serde_json::from_slice::<Processor>(&value) {
+                Ok(processor) => self.start_processor(processor).await,
+                Err(error) => {
+                    let what = format!("the catalogue's entry of processor {key}: {error}");
+                    return Err(ProcessorError::Catalogue(what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn start_processor(&self, processor: Processor) {
+        let problem = match self.prepare(&processor).await {
+            Ok(prepared) => {
+                self.run(&processor, prepared).await;
+                None
+            }
+            Err(error) => {
+                tracing::error!(processor = %processor.name, %error, "a processor cannot be started; the others run");
+                Some(error.to_string())
+            }
+        };
+        self.know(processor, problem);
+    }
+
+    /// Makes the processor, or its next revision. A specification that fails changes nothing; the same one as the current
+    /// one gives the current revision. A processor that was deleted and is made again goes on where it was.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn deploy(
+        &self,
+        name: &ProcessorName,
+        spec: ProcessorSpec,
+    ) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let known = self.deployed(name);
+        let processor = match known {
+            Some(known) if known.processor.current().is_some_and(|r| r.spec == spec) => {
+                return self.refresh(known).await;
+            }
+            Some(known) => self.next_revision(known.processor, spec),
+            None => Processor {
+                name: name.clone(),
+                current: 1,
+                paused: false,
+                revisions: vec![self.revision(1, spec)],
+            },
+        };
+        self.change(processor).await
+    }
+
+    /// Nothing new; but lost workers, and a processor that could not be loaded before, get another chance.
+    async fn refresh(&self, known: Deployed) -> Result<Processor, ProcessorError> {
+        let standings = self.inner.supervisor.standings(&known.processor.name);
+        let lost = |(_, standing): &(Input, Standing)| matches!(standing.state, State::Stopped(_));
+        if known.problem.is_none() && !standings.iter().any(lost) {
+            return Ok(known.processor);
+        }
+        let prepared = self.prepare(&known.processor).await?;
+        self.run(&known.processor, prepared).await;
+        self.know(known.processor.clone(), None);
+        Ok(known.processor)
+    }
+
+    fn revision(&self, number: u32, spec: ProcessorSpec) -> Revision {
+        Revision {
+            number,
+            spec,
+            deployed_at: self.inner.clock.wall(),
+        }
+    }
+
+    fn next_revision(&self, mut processor: Processor, spec: ProcessorSpec) -> Processor {
+        let newest = processor.revisions.iter().map(|r| r.number).max();
+        let number = newest.unwrap_or(0).max(processor.current) + 1;
+        processor.revisions.push(self.revision(number, spec));
+        processor.current = number;
+        let excess = processor.revisions.len().saturating_sub(REVISIONS_KEPT_MAX);
+        processor.revisions.drain(..excess);
+        processor
+    }
+
+    /// Back to `revision`, or to the one before the current one.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn rollback(
+        &self,
+        name: &ProcessorName,
+        revision: Option<u32>,
+    ) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(name)?.processor;
+        let numbers = processor.revisions.iter().map(|r| r.number);
+        let target = match revision {
+            Some(revision) => numbers.clone().find(|&number| number == revision),
+            None => numbers
+                .clone()
+                .filter(|&number| number < processor.current)
+                .max(),
+        };
+        processor.current = target.ok_or_else(|| match revision {
+            None => ProcessorError::NothingToRollBack(name.clone()),
+            Some(revision) => ProcessorError::NoSuchRevision {
+                name: name.clone(),
+                revision,
+                kept: numbers.collect(),
+            },
+        })?;
+        self.change(processor).await
+    }
+
+    /// Takes no further batches until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn pause(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let known = self.known(name)?;
+        let mut processor = known.processor;
+        processor.paused = true;
+        self.keep(&processor).await?;
+        self.inner.supervisor.pause(name);
+        self.know(processor.clone(), known.problem);
+        Ok(processor)
+    }
+
+    /// Goes on after [`pause`](Self::pause). Workers that were lost are started again.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn resume(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(name)?.processor;
+        processor.paused = false;
+        self.change(processor).await
+    }
+
+    /// Forgets the processor. Its dead letters stay, as topics.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn delete_processor(&self, name: &ProcessorName) -> Result<(), ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        self.known(name)?;
+        self.write_entry::<Processor>(EntryKind::Processor, name.to_string(), None)
+            .await?;
+        self.inner.processors.write().remove(name);
+        self.inner.supervisor.stop(name).await;
+        Ok(())
+    }
+
+    /// All processors, by name.
+    pub async fn processors(&self) -> Vec<ProcessorStatus> {
+        let deployed: Vec<Deployed> = self.inner.processors.read().values().cloned().collect();
+        let mut statuses = Vec::with_capacity(deployed.len());
+        for deployed in deployed {
+            statuses.push(self.status(deployed).await);
+        }
+        statuses
+    }
+
+    /// One processor.
+    pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
+        let deployed = self.deployed(name)?;
+        Some(self.status(deployed).await)
+    }
+
+    /// Log lines of its guests, newest last, as far as they are kept.
+    #[must_use]
+    pub fn logs(&self, name: &ProcessorName) -> Vec<GuestLine> {
+        self.inner.modules.logs(name)
+    }
+
+    async fn status(&self, deployed: Deployed) -> ProcessorStatus {
+        let name = &deployed.processor.name;
+        let partitions = match deployed.problem {
+            None => self.standings(name),
+            Some(problem) => self.stopped(&deployed.processor, &problem).await,
+        };
+        ProcessorStatus {
+            processor: deployed.processor,
+            partitions,
+        }
+    }
+
+    fn standings(&self, name: &ProcessorName) -> Vec<PartitionStatus> {
+        let standings = self.inner.supervisor.standings(name).into_iter();
+        // Redrives are our own business until there are some.
+        let shown = standings
+            .map(|(input, standing)| {
+                let end = self.ends(&input.topic, input.partition);
+                (input, standing, end.unwrap_or_default().end)
+            })
+            .filter(|(input, _, end)| !input.is_redriven() || *end > Offset::default());
+        shown
+            .map(|(input, standing, end)| PartitionStatus {
+                topic: input.topic.spec.name.clone(),
+                partition: input.partition,
+                next: standing.next,
+                end,
+                lag: end.0.saturating_sub(standing.next.0),
+                parked: standing.parked,
+                revision: standing.revision,
+                state: standing.state.to_string(),
+            })
+            .collect()
+    }
+
+    /// How a processor without workers stands, as far as it committed.
+    async fn stopped(&self, processor: &Processor, problem: &str) -> Vec<PartitionStatus> {
+        let topics = processor.current().map(|r| r.spec.topics.clone());
+        let mut partitions = Vec::new();
+        for topic in topics.iter().flatten().filter_map(|name| self.topic(name)) {
+            for partition in topic.partitions() {
+                let engine = &self.inner.engine;
+                let ends = engine.ends(partition).unwrap_or_default();
+                let progress = engine.progress(processor.name.as_str(), partition).await;
+                let progress = progress.ok().flatten().unwrap_or_else(|| Progress {
+                    next: ends.start,
+                    ..Progress::default()
+                });
+                partitions.push(PartitionStatus {
+                    topic: topic.spec.name.clone(),
+                    partition: partition.partition,
+                    next: progress.next,
+                    end: ends.end,
+                    lag: ends.end.0.saturating_sub(progress.next.0),
+                    parked: progress.parked.len(),
+                    revision: progress.revision,
+                    state: State::Stopped(problem.to_owned()).to_string(),
+                });
+            }
+        }
+        partitions
+    }
+
+    fn deployed(&self, name: &ProcessorName) -> Option<Deployed> {
+        self.inner.processors.read().get(name).cloned()
+    }
+
+    fn known(&self, name: &ProcessorName) -> Result<Deployed, ProcessorError> {
+        let deployed = self.deployed(name);
+        deployed.ok_or_else(|| ProcessorError::Unknown(name.clone()))
+    }
+
+    fn know(&self, processor: Processor, problem: Option<String>) {
+        let name = processor.name.clone();
+        let deployed = Deployed { processor, problem };
+        self.inner.processors.write().insert(name, deployed);
+    }
+
+    async fn keep(&self, processor: &Processor) -> Result<(), CommitError> {
+        let key = processor.name.to_string();
+        self.write_entry(EntryKind::Processor, key, Some(processor))
+            .await
+    }
+
+    /// Load first, then one commit, then tell the workers: whatever fails before the commit changes nothing.
+    async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
+        let prepared = self.prepare(&processor).await?;
+        self.keep(&processor).await?;
+        self.run(&processor, prepared).await;
+        self.know(processor.clone(), None);
+        Ok(processor)
+    }
+
+    async fn run(&self, processor: &Processor, prepared: Prepared) {
+        let Prepared { live, inputs } = prepared;
+        let supervisor = &self.inner.supervisor;
+        supervisor.apply(live, processor.paused, inputs).await;
+    }
+}

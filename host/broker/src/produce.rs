@@ -1,0 +1,343 @@
+//! Produce: messages in, offsets out. One call is one commit: all of its messages are there, or none.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use metrics::{Counter, counter};
+use millrace_engine::{Append, CommitError, Transaction};
+use millrace_model::bounds::{
+    MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX, PRODUCE_CALL_BYTES_MAX,
+    PRODUCE_CALL_MESSAGES_MAX,
+};
+use millrace_model::{
+    BatchBuilder, ColumnBatch, Header, Message, Offset, PartitionId, ProcessorName, Timestamp,
+    Topic, TopicName,
+};
+use serde::Serialize;
+use tokio::sync::SemaphorePermit;
+
+use crate::broker::Broker;
+use crate::columns;
+use crate::dispatch::dead_letter;
+use crate::handler::CallError;
+use crate::partitioner::Partitioner;
+
+/// A message to produce.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    /// Where it goes; `None` leaves it to the topic's partitioner.
+    pub partition: Option<PartitionId>,
+    /// The message.
+    pub message: Message,
+}
+
+/// Where a produced message went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Placed {
+    /// Its partition.
+    pub partition: PartitionId,
+    /// Its offset there.
+    pub offset: Offset,
+}
+
+/// Why nothing was produced. `index` counts the messages of the call from 0.
+#[derive(Debug, thiserror::Error)]
+pub enum ProduceError {
+    /// No such topic.
+    #[error("topic {0} does not exist; create it first")]
+    UnknownTopic(TopicName),
+    /// The topic has fewer partitions.
+    #[error("message {index}: topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
+    UnknownPartition {
+        /// Which message.
+        index: usize,
+        /// Which topic.
+        topic: TopicName,
+        /// What was asked for.
+        partition: PartitionId,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// The topic belongs to a processor.
+    #[error(
+        "topic {topic} belongs to processor {owner}, which alone writes to it; produce to the processor's input, or redrive its dead letters"
+    )]
+    Owned {
+        /// Which topic.
+        topic: TopicName,
+        /// Whose.
+        owner: ProcessorName,
+    },
+    /// A message over [`MESSAGE_BYTES_MAX`](millrace_model::bounds::MESSAGE_BYTES_MAX).
+    #[error(
+        "message {index} has {bytes} bytes, at most {max} are taken; keep large payloads elsewhere and send a reference"
+    )]
+    TooLarge {
+        /// Which message.
+        index: usize,
+        /// Its bytes.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A message over [`MESSAGE_HEADERS_MAX`](millrace_model::bounds::MESSAGE_HEADERS_MAX).
+    #[error("message {index} has {headers} headers, at most {max} are taken")]
+    TooManyHeaders {
+        /// Which message.
+        index: usize,
+        /// Its headers.
+        headers: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A header that only the host writes.
+    #[error(
+        "message {index}: header {name:?} is written by the host alone; choose a name that does not begin with `millrace-`"
+    )]
+    ReservedHeader {
+        /// Which message.
+        index: usize,
+        /// The header's name.
+        name: String,
+    },
+    /// All messages of the call together are over the bound.
+    #[error(
+        "the messages of this call have {bytes} bytes, at most {max} are taken at once; send them in several calls"
+    )]
+    CallTooLarge {
+        /// Their bytes.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// More messages than one call may carry.
+    #[error(
+        "this call has {messages} messages, at most {max} are taken at once; send them in several calls"
+    )]
+    TooMany {
+        /// Its messages.
+        messages: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A call without messages.
+    #[error("there is nothing to send; give at least one message")]
+    NothingToSend,
+    /// As many bytes as may be are on their way to the engine.
+    #[error("{max} bytes are being written already; try again in a moment")]
+    Busy {
+        /// The bound.
+        max: usize,
+    },
+    /// The partitioner could not be loaded.
+    #[error(
+        "the topic's partitioner cannot be loaded: {0}; name the partition, or see the host's log"
+    )]
+    PartitionerGone(String),
+    /// The partitioner failed.
+    #[error("the topic's partitioner failed: {0}")]
+    Partitioner(CallError),
+    /// The engine did not take it.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl Broker {
+    /// Appends messages to a topic: all of them, or none. Returns where each one went, in order. A message without a timestamp
+    /// (0) is stamped with the time of its arrival.
+    ///
+    /// # Errors
+    /// [`ProduceError`]; nothing was appended (for [`CommitError::Poisoned`] it is not known).
+    pub async fn produce(
+        &self,
+        topic: &TopicName,
+        mut messages: Vec<NewMessage>,
+    ) -> Result<Vec<Placed>, ProduceError> {
+        let before = self.inner.clock.monotonic();
+        let unknown = || ProduceError::UnknownTopic(topic.clone());
+        let topic = self.topic(topic).ok_or_else(unknown)?;
+        let bytes = check(&topic, &messages)?;
+        let _room = self.room(bytes)?;
+        stamp(&mut messages, self.inner.clock.wall());
+        let partitions = self.partitions_of(&topic, &messages).await?;
+        let grouped = Grouped::of(&topic, &messages, &partitions, bytes);
+        let transaction = Transaction::produce(grouped.appends);
+        let receipt = self.inner.engine.commit(transaction).await?;
+        self.received(&topic).increment(messages.len() as u64);
+        let took = self.inner.clock.monotonic().saturating_sub(before);
+        self.inner.publish_seconds.record(took.as_secs_f64());
+        let place = |(index, place): (u32, u32)| Placed {
+            partition: PartitionId(grouped.partitions[index as usize]),
+            offset: receipt.base_offsets[index as usize].plus(u64::from(place)),
+        };
+        Ok(grouped.places.into_iter().map(place).collect())
+    }
+
+    /// Room for so many bytes on their way to the engine.
+    fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, ProduceError> {
+        // At least one permit: a flood of empty messages is a flood.
+        let permits = u32::try_from(bytes.max(1)).unwrap_or(u32::MAX);
+        let room = self.inner.in_flight.try_acquire_many(permits);
+        room.map_err(|_| ProduceError::Busy {
+            max: PRODUCE_BYTES_IN_FLIGHT_MAX,
+        })
+    }
+
+    fn received(&self, topic: &Topic) -> Counter {
+        let mut received = self.inner.received.lock();
+        let new = || counter!("millrace_messages_in_total", "topic" => topic.spec.name.to_string());
+        received.entry(topic.id).or_insert_with(new).clone()
+    }
+
+    /// The partition of each message.
+    async fn partitions_of(
+        &self,
+        topic: &Topic,
+        messages: &[NewMessage],
+    ) -> Result<Vec<u32>, ProduceError> {
+        let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
+        let partitioner = self.inner.partitioners.of(topic, engine, modules).await;
+        let partitioner =
+            partitioner.map_err(|error| ProduceError::PartitionerGone(error.to_string()))?;
+        if partitioner.is_component() {
+            return by_component(&partitioner, topic, messages).await;
+        }
+        let mut built_in = partitioner.built_in();
+        let choose = |new: &NewMessage| match new.partition {
+            Some(partition) => partition.0,
+            None => built_in.choose(new.message.key.as_deref(), new.message.byte_count()),
+        };
+        Ok(messages.iter().map(choose).collect())
+    }
+}
+
+async fn by_component(
+    partitioner: &Partitioner,
+    topic: &Topic,
+    messages: &[NewMessage],
+) -> Result<Vec<u32>, ProduceError> {
+    let mut columns = ColumnBatch {
+        topic: topic.spec.name.to_string(),
+        ..ColumnBatch::default()
+    };
+    let unplaced = messages.iter().filter(|new| new.partition.is_none());
+    unplaced.for_each(|new| columns::push_message(&mut columns, &new.message));
+    let mut assigned = Vec::new();
+    if !columns.is_empty() {
+        let answer = partitioner.by_component(&Arc::new(columns)).await;
+        assigned = answer.map_err(ProduceError::Partitioner)?;
+    }
+    let mut assigned = assigned.into_iter();
+    let choose = |new: &NewMessage| match new.partition {
+        Some(partition) => partition.0,
+        None => assigned.next().unwrap_or_default(),
+    };
+    Ok(messages.iter().map(choose).collect())
+}
+
+/// Checks everything before anything is stored; the bytes of all messages.
+fn check(topic: &Topic, messages: &[NewMessage]) -> Result<usize, ProduceError> {
+    if let Some(owner) = &topic.spec.owner {
+        return Err(ProduceError::Owned {
+            topic: topic.spec.name.clone(),
+            owner: owner.clone(),
+        });
+    }
+    if messages.is_empty() {
+        return Err(ProduceError::NothingToSend);
+    }
+    if messages.len() > PRODUCE_CALL_MESSAGES_MAX {
+        return Err(ProduceError::TooMany {
+            messages: messages.len(),
+            max: PRODUCE_CALL_MESSAGES_MAX,
+        });
+    }
+    let mut bytes = 0;
+    for (index, new) in messages.iter().enumerate() {
+        bytes += check_message(topic, index, new)?;
+    }
+    match bytes <= PRODUCE_CALL_BYTES_MAX {
+        true => Ok(bytes),
+        false => Err(ProduceError::CallTooLarge {
+            bytes,
+            max: PRODUCE_CALL_BYTES_MAX,
+        }),
+    }
+}
+
+fn check_message(topic: &Topic, index: usize, new: &NewMessage) -> Result<usize, ProduceError> {
+    let message = &new.message;
+    // The frame of each header counts too, so that a batch of this many bytes always fits.
+    let bytes = message.byte_count() + message.headers.len() * 10;
+    if bytes > MESSAGE_BYTES_MAX {
+        let max = MESSAGE_BYTES_MAX;
+        return Err(ProduceError::TooLarge { index, bytes, max });
+    }
+    if message.headers.len() > MESSAGE_HEADERS_MAX {
+        return Err(ProduceError::TooManyHeaders {
+            index,
+            headers: message.headers.len(),
+            max: MESSAGE_HEADERS_MAX,
+        });
+    }
+    let reserved = |header: &&Header| dead_letter::is_reserved(&header.name);
+    if let Some(header) = message.headers.iter().find(reserved) {
+        let name = String::from_utf8_lossy(&header.name).into_owned();
+        return Err(ProduceError::ReservedHeader { index, name });
+    }
+    match new.partition {
+        Some(partition) if topic.partition(partition).is_none() => {
+            Err(ProduceError::UnknownPartition {
+                index,
+                topic: topic.spec.name.clone(),
+                partition,
+                partitions: topic.spec.partitions,
+            })
+        }
+        _ => Ok(bytes),
+    }
+}
+
+fn stamp(messages: &mut [NewMessage], now: Timestamp) {
+    for new in messages {
+        if new.message.timestamp == Timestamp::default() {
+            new.message.timestamp = now;
+        }
+    }
+}
+
+/// Messages in one batch per partition.
+struct Grouped {
+    appends: Vec<Append>,
+    /// The partition of each append.
+    partitions: Vec<u32>,
+    /// For each message, which append it is in and where.
+    places: Vec<(u32, u32)>,
+}
+
+impl Grouped {
+    fn of(topic: &Topic, messages: &[NewMessage], partitions: &[u32], bytes: usize) -> Self {
+        let mut builders: Vec<(u32, BatchBuilder)> = Vec::new();
+        let mut groups = HashMap::new();
+        let mut places = Vec::with_capacity(messages.len());
+        for (new, &partition) in messages.iter().zip(partitions) {
+            let group = *groups.entry(partition).or_insert_with(|| {
+                let capacity = (bytes + messages.len() * 20) / (builders.len() + 1);
+                builders.push((partition, BatchBuilder::with_capacity(capacity)));
+                builders.len() - 1
+            });
+            let builder = &mut builders[group].1;
+            places.push((group as u32, builder.message_count() as u32));
+            builder.push(&new.message);
+        }
+        let append = |(partition, builder): (u32, BatchBuilder)| {
+            let partition = topic.partition(PartitionId(partition))?;
+            builder.finish().map(|batch| Append { partition, batch })
+        };
+        Self {
+            partitions: builders.iter().map(|(partition, _)| *partition).collect(),
+            appends: builders.into_iter().filter_map(append).collect(),
+            places,
+        }
+    }
+}

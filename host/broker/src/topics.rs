@@ -1,0 +1,192 @@
+//! Topics: made, listed, deleted. The engine keeps them; here stand the rules about who may have which name.
+
+use millrace_engine::{CommitError, Ends, TopicError};
+use millrace_model::{
+    Digest, Durability, PartitionId, Processor, ProcessorName, Topic, TopicName, TopicSpec,
+};
+
+use crate::broker::Broker;
+use crate::handler::{AdmitError, Interface};
+use crate::partitioner::{PartitionerError, load_component};
+
+/// How the names of dead-letter topics end: `<topic>.<processor>.dlq`.
+pub(crate) const DEAD_LETTERS_SUFFIX: &str = ".dlq";
+/// How the names of topics end through which dead letters are sent again: `<topic>.<processor>.redrive`.
+pub(crate) const REDRIVE_SUFFIX: &str = ".redrive";
+
+/// What a new topic is asked to be.
+#[derive(Clone, Debug)]
+pub struct NewTopic {
+    /// Its name.
+    pub name: TopicName,
+    /// How many partitions.
+    pub partitions: u32,
+    /// When appends are acknowledged.
+    pub durability: Durability,
+    /// A module that exports `partitioner`; `None` is the built-in one.
+    pub partitioner: Option<Digest>,
+}
+
+/// Why a topic was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicCreateError {
+    /// The engine's answer: it exists, has no valid number of partitions, or could not be kept.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// A name that ends like those that processors make for themselves.
+    #[error(
+        "topic names that end in `{suffix}` are made by processors for themselves; choose another name"
+    )]
+    Reserved {
+        /// The ending.
+        suffix: &'static str,
+    },
+    /// The partitioner was not uploaded.
+    #[error("module {0} is not here; upload it first")]
+    UnknownModule(Digest),
+    /// The module is no partitioner.
+    #[error("module {digest} exports {has:?}, a partitioner exports {needs:?}")]
+    WrongInterface {
+        /// Which module.
+        digest: Digest,
+        /// What it must export.
+        needs: Interface,
+        /// What it does export.
+        has: Vec<Interface>,
+    },
+    /// The partitioner could not be loaded.
+    #[error("the partitioner cannot be loaded: {0}")]
+    Partitioner(#[from] AdmitError),
+}
+
+/// Why a topic was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicDeleteError {
+    /// No such topic.
+    #[error("topic {0} does not exist")]
+    Unknown(TopicName),
+    /// Processors read it, write to it or keep their dead letters in it.
+    #[error("topic {topic} is used by {}; delete or change them first", names(.processors))]
+    InUse {
+        /// Which topic.
+        topic: TopicName,
+        /// Whose.
+        processors: Vec<ProcessorName>,
+    },
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+fn names(processors: &[ProcessorName]) -> String {
+    let names: Vec<&str> = processors.iter().map(ProcessorName::as_str).collect();
+    names.join(", ")
+}
+
+impl Broker {
+    /// Makes a topic.
+    ///
+    /// # Errors
+    /// [`TopicCreateError`]; nothing was made.
+    pub async fn create_topic(&self, topic: NewTopic) -> Result<Topic, TopicCreateError> {
+        let name = topic.name.as_str();
+        for suffix in [DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX] {
+            if name.ends_with(suffix) {
+                return Err(TopicCreateError::Reserved { suffix });
+            }
+        }
+        let _change = self.inner.changes.lock().await;
+        if let Some(digest) = topic.partitioner {
+            self.try_partitioner(digest, name).await?;
+        }
+        let spec = TopicSpec {
+            name: topic.name,
+            partitions: topic.partitions,
+            durability: topic.durability,
+            partitioner: topic.partitioner,
+            owner: None,
+            created_at: self.inner.clock.wall(),
+        };
+        Ok(self.inner.engine.create_topic(spec).await?)
+    }
+
+    /// A topic whose partitioner does not load would take no messages: better told now.
+    async fn try_partitioner(&self, digest: Digest, topic: &str) -> Result<(), TopicCreateError> {
+        let module = self.module_of(digest);
+        let module = module.ok_or(TopicCreateError::UnknownModule(digest))?;
+        if !module.facts.exports.contains(&Interface::Partitioner) {
+            return Err(TopicCreateError::WrongInterface {
+                digest,
+                needs: Interface::Partitioner,
+                has: module.facts.exports,
+            });
+        }
+        let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
+        match load_component(digest, topic, engine, modules).await {
+            Ok(_) => Ok(()),
+            Err(PartitionerError::UnknownModule(digest)) => {
+                Err(TopicCreateError::UnknownModule(digest))
+            }
+            Err(PartitionerError::Admit(error)) => Err(error.into()),
+            Err(PartitionerError::Read(error)) => Err(AdmitError::Host(error.to_string()).into()),
+        }
+    }
+
+    /// Deletes a topic and its messages.
+    ///
+    /// # Errors
+    /// [`TopicDeleteError`]; nothing was deleted.
+    pub async fn delete_topic(&self, name: &TopicName) -> Result<(), TopicDeleteError> {
+        let _change = self.inner.changes.lock().await;
+        let unknown = || TopicDeleteError::Unknown(name.clone());
+        let topic = self.topic(name).ok_or_else(unknown)?;
+        let processors = self.users_of(&topic);
+        if !processors.is_empty() {
+            let topic = name.clone();
+            return Err(TopicDeleteError::InUse { topic, processors });
+        }
+        let deleted = self.inner.engine.delete_topic(name).await;
+        let id = deleted.map_err(|error| match error {
+            TopicError::Commit(error) => TopicDeleteError::Commit(error),
+            _ => unknown(),
+        })?;
+        self.inner.partitioners.forget(id);
+        self.inner.received.lock().remove(&id);
+        Ok(())
+    }
+
+    /// Processors that read the topic, write to it or own it.
+    fn users_of(&self, topic: &Topic) -> Vec<ProcessorName> {
+        let name = &topic.spec.name;
+        let uses = |processor: &Processor| {
+            let owned = topic.spec.owner.as_ref() == Some(&processor.name);
+            let spec = processor.current().map(|revision| &revision.spec);
+            owned
+                || spec.is_some_and(|spec| {
+                    let written = spec.output.iter().chain(&spec.grants);
+                    spec.topics.iter().chain(written).any(|used| used == name)
+                })
+        };
+        let processors = self.inner.processors.read();
+        let users = processors.values().filter(|entry| uses(&entry.processor));
+        users.map(|entry| entry.processor.name.clone()).collect()
+    }
+
+    /// All topics, by name.
+    #[must_use]
+    pub fn topics(&self) -> Vec<Topic> {
+        self.inner.engine.topics()
+    }
+
+    /// One topic.
+    #[must_use]
+    pub fn topic(&self, name: &TopicName) -> Option<Topic> {
+        self.inner.engine.topic(name)
+    }
+
+    /// Where a partition begins and ends; `None` if it does not exist.
+    #[must_use]
+    pub fn ends(&self, topic: &Topic, partition: PartitionId) -> Option<Ends> {
+        self.inner.engine.ends(topic.partition(partition)?).ok()
+    }
+}

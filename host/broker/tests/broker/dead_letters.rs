@@ -1,0 +1,231 @@
+//! Dead letters: their evidence, and sending them again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use millrace_broker::{DeadLetterError, DeadLetterFilter, Redriven};
+use millrace_model::{Offset, PartitionId};
+
+use crate::rig::{Rig, Say, digest, processor, text, topic, trap};
+
+fn all() -> DeadLetterFilter {
+    DeadLetterFilter {
+        include_redriven: true,
+        ..DeadLetterFilter::default()
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_the_message_unchanged_with_its_evidence() {
+    let rig = Rig::deployed(2, |_| (), |_, _| trap()).await;
+    let placed = rig.produce(&[("a", "0"), ("a", "1")]).await;
+    rig.hold("in.p.dlq", &["0", "1"]).await;
+    let letters = rig
+        .broker
+        .dead_letters(&processor("p"), all())
+        .await
+        .unwrap();
+    let letter = &letters[1];
+    assert_eq!(letter.topic, topic("in.p.dlq"));
+    assert_eq!(letter.origin_topic, topic("in"));
+    assert_eq!(letter.origin_partition, placed[1].partition);
+    assert_eq!(letter.partition, placed[1].partition);
+    assert_eq!(letter.origin_offset, placed[1].offset);
+    assert_eq!((letter.revision, letter.attempts), (1, 3));
+    assert_eq!(letter.module, digest("m").to_string());
+    assert_eq!(
+        (letter.cause.as_str(), letter.class.as_str()),
+        ("trap", "trap")
+    );
+    assert_eq!(letter.reason, "unreachable");
+    assert_eq!(letter.backtrace.as_deref(), Some("poison\nprocess"));
+    assert!(letter.first_failed_at <= letter.died_at);
+    assert!(letter.first_failed_at.0 > 0);
+    let log = letter.attempt_log.as_array().unwrap();
+    assert_eq!(log.len(), 3);
+    assert_eq!(log[2]["reason"], "unreachable");
+    assert!(!letter.redriven);
+    let original = &rig.messages("in").await[1];
+    assert_eq!(letter.message.key, original.key);
+    assert_eq!(letter.message.value, original.value);
+    assert_eq!(letter.message.timestamp, original.timestamp);
+    assert_eq!(letter.message.headers[0], original.headers[0]);
+    let shown = rig
+        .broker
+        .dead_letter(
+            &processor("p"),
+            &letter.topic,
+            letter.partition,
+            letter.offset,
+        )
+        .await
+        .unwrap();
+    assert_eq!(shown.message, letter.message);
+}
+
+#[tokio::test]
+async fn a_rejected_message_is_dead_at_once_and_listed_by_its_class() {
+    let rig = Rig::deployed(
+        1,
+        |_| (),
+        |batch, message| match text(batch.value(message)).as_str() {
+            "blast" => Say::Reject("quarry"),
+            _ => Say::Reject("other"),
+        },
+    )
+    .await;
+    rig.produce(&[("a", "blast"), ("b", "noise"), ("c", "blast")])
+        .await;
+    rig.hold("in.p.dlq", &["blast", "noise", "blast"]).await;
+    let mut filter = all();
+    filter.class = Some("quarry".to_owned());
+    let letters = rig
+        .broker
+        .dead_letters(&processor("p"), filter.clone())
+        .await
+        .unwrap();
+    assert_eq!(letters.len(), 2);
+    assert!(
+        letters
+            .iter()
+            .all(|letter| letter.attempts == 1 && letter.cause == "reject")
+    );
+    filter.messages_max = 1;
+    let letters = rig
+        .broker
+        .dead_letters(&processor("p"), filter)
+        .await
+        .unwrap();
+    assert_eq!(letters.len(), 1);
+}
+
+/// A broker with three dead letters and a switch that lets them pass.
+async fn three_dead() -> (Rig, Arc<AtomicBool>) {
+    let open = Arc::new(AtomicBool::new(false));
+    let gate = Arc::clone(&open);
+    let rig = Rig::deployed(
+        2,
+        |_| (),
+        move |batch, message| {
+            assert_eq!(
+                batch.topic, "in",
+                "redriven messages come from where they first came"
+            );
+            assert_eq!(batch.headers(message).count(), 1, "and show no evidence");
+            match gate.load(Ordering::SeqCst) {
+                true => Say::Pass,
+                false => Say::Reject("closed"),
+            }
+        },
+    )
+    .await;
+    rig.produce(&[("a", "1"), ("b", "2"), ("c", "3")]).await;
+    rig.hold("in.p.dlq", &["1", "2", "3"]).await;
+    (rig, open)
+}
+
+#[tokio::test]
+async fn dead_letters_are_sent_again_once_even_if_asked_for_at_the_same_time() {
+    let (rig, open) = three_dead().await;
+    open.store(true, Ordering::SeqCst);
+    let name = processor("p");
+    let (one, two) = tokio::join!(
+        rig.broker.redrive(&name, None),
+        rig.broker.redrive(&name, None)
+    );
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!((one.sent + two.sent, one.already + two.already), (3, 3));
+    rig.hold("out", &["1", "2", "3"]).await;
+    let original = rig.messages("in").await;
+    assert!(
+        rig.messages("out")
+            .await
+            .iter()
+            .all(|message| original.contains(message))
+    );
+    let fresh = rig
+        .broker
+        .dead_letters(&name, Default::default())
+        .await
+        .unwrap();
+    assert!(fresh.is_empty());
+    let letters = rig.broker.dead_letters(&name, all()).await.unwrap();
+    assert!(letters.len() == 3 && letters.iter().all(|letter| letter.redriven));
+}
+
+#[tokio::test]
+async fn some_dead_letters_are_sent_again_and_the_others_stay() {
+    let (rig, open) = three_dead().await;
+    open.store(true, Ordering::SeqCst);
+    let name = processor("p");
+    let letters = rig.broker.dead_letters(&name, all()).await.unwrap();
+    let chosen = &letters[1];
+    let which = vec![(chosen.topic.clone(), chosen.partition, chosen.offset)];
+    let done = rig
+        .broker
+        .redrive(&name, Some(which.clone()))
+        .await
+        .unwrap();
+    assert_eq!(
+        done,
+        Redriven {
+            sent: 1,
+            already: 0
+        }
+    );
+    let done = rig.broker.redrive(&name, Some(which)).await.unwrap();
+    assert_eq!(
+        done,
+        Redriven {
+            sent: 0,
+            already: 1
+        }
+    );
+    rig.hold("out", &[&text(chosen.message.value.as_deref())])
+        .await;
+    let fresh = rig
+        .broker
+        .dead_letters(&name, Default::default())
+        .await
+        .unwrap();
+    assert_eq!(fresh.len(), 2);
+}
+
+#[tokio::test]
+async fn a_redriven_message_that_dies_again_tells_where_it_first_stood() {
+    let (rig, _closed) = three_dead().await;
+    let name = processor("p");
+    let first = rig.broker.dead_letters(&name, all()).await.unwrap();
+    assert_eq!(rig.broker.redrive(&name, None).await.unwrap().sent, 3);
+    rig.hold("in.p.dlq", &["1", "2", "3", "1", "2", "3"]).await;
+    let fresh = rig
+        .broker
+        .dead_letters(&name, Default::default())
+        .await
+        .unwrap();
+    assert_eq!(fresh.len(), 3);
+    for letter in fresh {
+        let before = first
+            .iter()
+            .find(|before| before.message.value == letter.message.value);
+        let before = before.unwrap();
+        assert_eq!(letter.origin_topic, topic("in"));
+        assert_eq!(letter.origin_offset, before.origin_offset);
+        assert_eq!(letter.origin_partition, before.origin_partition);
+        assert_eq!(letter.message.headers.len(), before.message.headers.len());
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_dead_letter_of_the_processor_is_not_sent() {
+    let (rig, _closed) = three_dead().await;
+    let name = processor("p");
+    for (of, partition, offset) in [("in", 0, 0), ("in.p.dlq", 9, 0), ("in.p.dlq", 0, 99)] {
+        let which = vec![(topic(of), PartitionId(partition), Offset(offset))];
+        let refused = rig.broker.redrive(&name, Some(which)).await;
+        let none = matches!(refused, Err(DeadLetterError::NoSuchDeadLetter { .. }));
+        assert!(none, "{of}: {refused:?}");
+    }
+    let unknown = rig.broker.redrive(&processor("nobody"), None).await;
+    assert!(matches!(unknown, Err(DeadLetterError::UnknownProcessor(_))));
+}

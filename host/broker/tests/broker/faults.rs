@@ -1,0 +1,262 @@
+//! An engine that has bad days: the memory engine, but for what it is told to refuse.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use millrace_broker::{Broker, ProduceError};
+use millrace_engine::{
+    CommitError, Ends, Engine, EntryKind, Lease, MemoryEngine, ReadError, Receipt, TopicError,
+    Transaction, Watch,
+};
+use millrace_model::bounds::PARKED_MESSAGES_MAX;
+use millrace_model::{
+    Digest, Offset, Progress, RecordBatch, SystemClock, Topic, TopicId, TopicName, TopicPartition,
+    TopicSpec,
+};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::rig::{Modules, Rig, Say, message, topic};
+
+struct Moody {
+    engine: Arc<MemoryEngine>,
+    /// What commits of progress fail with.
+    refusal: Mutex<Option<CommitError>>,
+    refused: AtomicUsize,
+    /// Commits of produce calls wait for a permit.
+    gate: Semaphore,
+}
+
+#[async_trait]
+impl Engine for Moody {
+    async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+        if transaction.progress.is_some() {
+            let refusal = self.refusal.lock().clone();
+            let refusal = refusal.filter(|refusal| match refusal {
+                CommitError::TooLarge { max, .. } => transaction.byte_count() > *max,
+                _ => true,
+            });
+            if let Some(error) = refusal {
+                self.refused.fetch_add(1, Ordering::SeqCst);
+                return Err(error);
+            }
+        } else if !transaction.appends.is_empty() {
+            let permit = self.gate.acquire().await.map_err(|_| CommitError::Closed)?;
+            drop(permit);
+        }
+        self.engine.commit(transaction).await
+    }
+    async fn read(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordBatch>, ReadError> {
+        self.engine.read(partition, from, bytes_max).await
+    }
+    fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
+        self.engine.watch(partition)
+    }
+    fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
+        self.engine.ends(partition)
+    }
+    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
+        self.engine.claim(group, partition).await
+    }
+    async fn progress(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Option<Progress>, ReadError> {
+        self.engine.progress(group, partition).await
+    }
+    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
+        self.engine.create_topic(spec).await
+    }
+    async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
+        self.engine.delete_topic(name).await
+    }
+    fn topics(&self) -> Vec<Topic> {
+        self.engine.topics()
+    }
+    fn topic(&self, name: &TopicName) -> Option<Topic> {
+        self.engine.topic(name)
+    }
+    fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)> {
+        self.engine.entries(kind)
+    }
+    fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes> {
+        self.engine.entry(kind, key)
+    }
+    async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
+        self.engine.put_module(digest, bytes).await
+    }
+    async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
+        self.engine.module(digest).await
+    }
+    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
+        self.engine.delete_module(digest).await
+    }
+    async fn close(&self) {
+        self.engine.close().await;
+    }
+}
+
+/// A rig on a moody engine, with processor `p` from `in` to `out`.
+async fn moody(say: impl Fn(&str, u32) -> Say + Send + Sync + 'static) -> (Rig, Arc<Moody>) {
+    let clock = Arc::new(SystemClock::new());
+    let memory = MemoryEngine::new(clock.clone());
+    let moody = Arc::new(Moody {
+        engine: Arc::clone(&memory),
+        refusal: Mutex::default(),
+        refused: AtomicUsize::default(),
+        gate: Semaphore::new(1_000),
+    });
+    let modules = Arc::new(Modules::default());
+    let engine = Arc::clone(&moody) as Arc<dyn Engine>;
+    let host = Arc::clone(&modules);
+    let rig = Rig {
+        broker: Broker::start(clock, engine, host).await.unwrap(),
+        engine: memory,
+        modules,
+    };
+    rig.topic("in", 1).await;
+    rig.topic("out", 1).await;
+    let handler = crate::rig::per_message(move |batch, message| {
+        say(
+            &crate::rig::text(batch.value(message)),
+            batch.attempts[message],
+        )
+    });
+    let module = rig.upload_handler("m", handler).await;
+    rig.deploy(crate::rig::spec(module)).await;
+    (rig, moody)
+}
+
+#[tokio::test]
+async fn a_full_disk_is_waited_out_and_everything_happens_once() {
+    let (rig, engine) = moody(|value, attempt| match (value, attempt) {
+        ("again", 1) => Say::Retry(Some(1)),
+        ("dead", _) => Say::Reject("no"),
+        _ => Say::Pass,
+    })
+    .await;
+    *engine.refusal.lock() = Some(CommitError::DiskFull);
+    rig.produce(&[("a", "1"), ("b", "again"), ("c", "dead")])
+        .await;
+    rig.until(|all| all[0].state.starts_with("waiting: the disk is full"))
+        .await;
+    while engine.refused.load(Ordering::SeqCst) < 3 {
+        tokio::task::yield_now().await;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    *engine.refusal.lock() = None;
+    rig.hold("out", &["1", "again"]).await;
+    rig.hold("in.p.dlq", &["dead"]).await;
+    rig.settled().await;
+}
+
+#[tokio::test]
+async fn a_poisoned_engine_stops_the_worker() {
+    let (rig, engine) = moody(|_, _| Say::Pass).await;
+    *engine.refusal.lock() = Some(CommitError::Poisoned("fdatasync failed".into()));
+    rig.produce(&[("a", "1")]).await;
+    rig.until(|all| all[0].state.starts_with("stopped: ") && all[0].state.contains("fdatasync"))
+        .await;
+    assert!(rig.values("out").await.is_empty());
+}
+
+#[tokio::test]
+async fn outputs_that_do_not_fit_one_commit_are_committed_in_parts_or_end_as_a_dead_letter() {
+    let large = "x".repeat(3_000);
+    let attempts = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&attempts);
+    let (rig, engine) = moody(move |value, attempt| {
+        if value.starts_with('x') {
+            log.lock().push(attempt);
+        }
+        Say::Pass
+    })
+    .await;
+    let max = 2_500;
+    *engine.refusal.lock() = Some(CommitError::TooLarge { bytes: 9_999, max });
+    let small: Vec<String> = (0..20).map(|n| format!("{n:0>400}")).collect();
+    let messages: Vec<(&str, &str)> = small.iter().map(|v| ("k", &v[..])).collect();
+    rig.produce(&messages).await;
+    let small: Vec<&str> = small.iter().map(String::as_str).collect();
+    rig.hold("out", &small).await;
+    assert_eq!(rig.values("out").await, small);
+    // The dead letter itself must fit, so the bound goes up with the last attempt only.
+    rig.produce(&[("", &large)]).await;
+    rig.until(|all| all[0].state.starts_with("waiting: the transaction"))
+        .await;
+    *engine.refusal.lock() = None;
+    let all = [&small[..], &[&large]].concat();
+    rig.hold("out", &all).await;
+    rig.settled().await;
+    assert_eq!(rig.values("out").await, all);
+    assert!(rig.values("in.p.dlq").await.is_empty());
+    assert_eq!(attempts.lock()[..3], [1, 2, 3], "each attempt is made once");
+}
+
+#[tokio::test]
+async fn at_the_bound_of_parked_messages_the_partition_waits_and_nothing_is_dropped() {
+    let closed = Arc::new(AtomicBool::new(true));
+    let gate = Arc::clone(&closed);
+    let rig = Rig::deployed(
+        1,
+        |spec| spec.retry.attempts_max = u32::MAX,
+        move |_, _| match gate.load(Ordering::SeqCst) {
+            true => Say::Retry(Some(20)),
+            false => Say::Pass,
+        },
+    )
+    .await;
+    let count = PARKED_MESSAGES_MAX + 2_345;
+    let messages = (0..count).map(|n| message(&n.to_string(), "v"));
+    rig.broker
+        .produce(&topic("in"), messages.collect())
+        .await
+        .unwrap();
+    let full = rig.until(|all| all[0].parked == PARKED_MESSAGES_MAX).await;
+    assert_eq!(full[0].next.0 as usize, PARKED_MESSAGES_MAX);
+    closed.store(false, Ordering::SeqCst);
+    rig.settled().await;
+    assert_eq!(rig.values("out").await.len(), count);
+}
+
+#[tokio::test]
+async fn more_bytes_in_flight_than_the_bound_are_refused_as_busy_and_later_taken() {
+    let (rig, engine) = moody(|_, _| Say::Ack).await;
+    let shut = engine.gate.acquire_many(1_000).await.unwrap();
+    let large = || millrace_broker::NewMessage {
+        partition: None,
+        message: millrace_model::Message {
+            value: Some(vec![0; 7 << 20].into()),
+            ..Default::default()
+        },
+    };
+    let mut waiting = Vec::new();
+    let mut busy = false;
+    for _ in 0..100 {
+        let (broker, messages) = (rig.broker.clone(), vec![large(); 3]);
+        let call = tokio::spawn(async move { broker.produce(&topic("in"), messages).await });
+        tokio::task::yield_now().await;
+        if call.is_finished() {
+            busy = matches!(call.await.unwrap(), Err(ProduceError::Busy { .. }));
+            break;
+        }
+        waiting.push(call);
+    }
+    assert!(busy, "{} calls were taken", waiting.len());
+    drop(shut);
+    for call in waiting {
+        call.await.unwrap().unwrap();
+    }
+    rig.broker
+        .produce(&topic("in"), vec![large()])
+        .await
+        .unwrap();
+}

@@ -1,0 +1,10 @@
+//! The broker on the memory engine, with handlers written by hand: every way that a message can go.
+
+mod dead_letters;
+mod doors;
+mod faults;
+mod outcomes;
+mod revisions;
+mod rig;
+mod scripts;
+mod throughput;

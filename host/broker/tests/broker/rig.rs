@@ -1,0 +1,444 @@
+//! A broker on the memory engine, with handlers written by hand.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use millrace_broker::handler::{
+    BatchHandler, Decision, Failure, FailureHandler, LoadRequest, ModuleHost, PartitionHandler,
+};
+use millrace_broker::{
+    AdmitError, Broker, CallError, DeadLetter, DeadLetterFilter, FetchRequest, GuestLine,
+    Interface, ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed,
+};
+use millrace_engine::{Engine, MemoryEngine};
+use millrace_model::columns::{Detail, OutcomeCode};
+use millrace_model::processor::RetryPolicy;
+use millrace_model::{
+    Answer, ColumnBatch, Digest, Durability, Header, Message, Offset, PartitionId, ProcessorName,
+    ProcessorSpec, SystemClock, TopicName,
+};
+use parking_lot::Mutex;
+
+/// What a handler says of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Say {
+    Ack,
+    /// On to the default output, unchanged.
+    Pass,
+    Retry(Option<u64>),
+    Reject(&'static str),
+    /// Takes the whole call down.
+    Fail(CallError),
+}
+
+pub(crate) fn trap() -> Say {
+    Say::Fail(CallError::Trap {
+        message: "unreachable".to_owned(),
+        backtrace: "poison\nprocess".to_owned(),
+    })
+}
+
+/// A handler that decides message by message.
+pub(crate) struct PerMessage<F>(F);
+
+pub(crate) fn per_message<F>(answer: F) -> PerMessage<F>
+where
+    F: Fn(&ColumnBatch, usize) -> Say + Send + Sync + 'static,
+{
+    PerMessage(answer)
+}
+
+#[async_trait]
+impl<F> BatchHandler for PerMessage<F>
+where
+    F: Fn(&ColumnBatch, usize) -> Say + Send + Sync + 'static,
+{
+    async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        let mut answer = Answer::default();
+        for message in 0..batch.len() {
+            let mut detail = |class: &str, after_ms| {
+                answer.details.push(Detail {
+                    message: message as u32,
+                    after_ms,
+                    class: class.to_owned(),
+                    reason: format!("said {class}"),
+                });
+            };
+            let outcome = match (self.0)(batch, message) {
+                Say::Ack => OutcomeCode::Ack,
+                Say::Pass => {
+                    answer.sources.push(message as u32);
+                    OutcomeCode::Emit
+                }
+                Say::Retry(after_ms) => {
+                    detail("busy", after_ms);
+                    OutcomeCode::Retry
+                }
+                Say::Reject(class) => {
+                    detail(class, None);
+                    OutcomeCode::Reject
+                }
+                Say::Fail(error) => return Err(error),
+            };
+            answer.outcomes.push(outcome as u8);
+        }
+        Ok(answer)
+    }
+}
+
+/// A handler that answers whole batches.
+pub(crate) struct Whole<F>(F);
+
+pub(crate) fn whole<F>(answer: F) -> Whole<F>
+where
+    F: Fn(&ColumnBatch) -> Result<Answer, CallError> + Send + Sync + 'static,
+{
+    Whole(answer)
+}
+
+#[async_trait]
+impl<F> BatchHandler for Whole<F>
+where
+    F: Fn(&ColumnBatch) -> Result<Answer, CallError> + Send + Sync + 'static,
+{
+    async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        (self.0)(batch)
+    }
+}
+
+pub(crate) struct Decide<F>(F);
+
+pub(crate) fn decide<F>(answer: F) -> Decide<F>
+where
+    F: Fn(&[Failure], &ColumnBatch) -> Result<Vec<Decision>, CallError> + Send + Sync + 'static,
+{
+    Decide(answer)
+}
+
+#[async_trait]
+impl<F> FailureHandler for Decide<F>
+where
+    F: Fn(&[Failure], &ColumnBatch) -> Result<Vec<Decision>, CallError> + Send + Sync + 'static,
+{
+    async fn handle(
+        &self,
+        failures: &[Failure],
+        messages: &Arc<ColumnBatch>,
+    ) -> Result<Vec<Decision>, CallError> {
+        (self.0)(failures, messages)
+    }
+}
+
+pub(crate) struct Assign<F>(F);
+
+pub(crate) fn assign<F>(answer: F) -> Assign<F>
+where
+    F: Fn(u32, &ColumnBatch) -> Result<Vec<u32>, CallError> + Send + Sync + 'static,
+{
+    Assign(answer)
+}
+
+#[async_trait]
+impl<F> PartitionHandler for Assign<F>
+where
+    F: Fn(u32, &ColumnBatch) -> Result<Vec<u32>, CallError> + Send + Sync + 'static,
+{
+    async fn assign(
+        &self,
+        partitions: u32,
+        messages: &Arc<ColumnBatch>,
+    ) -> Result<Vec<u32>, CallError> {
+        (self.0)(partitions, messages)
+    }
+}
+
+#[derive(Clone)]
+pub(crate) enum Export {
+    Processor(Arc<dyn BatchHandler>),
+    Partitioner(Arc<dyn PartitionHandler>),
+    ErrorHandler(Arc<dyn FailureHandler>),
+    /// Exports a processor, and does not load.
+    Broken,
+}
+
+/// Modules whose bytes are their names.
+#[derive(Default)]
+pub(crate) struct Modules(Mutex<HashMap<Digest, Export>>);
+
+impl Modules {
+    pub(crate) fn know(&self, name: &str, export: Export) {
+        self.0.lock().insert(digest(name), export);
+    }
+
+    fn export(&self, digest: Digest) -> Result<Export, AdmitError> {
+        let export = self.0.lock().get(&digest).cloned();
+        export.ok_or_else(|| AdmitError::NotAComponent("nobody knows it".to_owned()))
+    }
+}
+
+pub(crate) fn digest(name: &str) -> Digest {
+    let mut digest = [0; 32];
+    for (index, byte) in name.bytes().enumerate() {
+        digest[index % 32] ^= byte;
+    }
+    Digest(digest)
+}
+
+#[async_trait]
+impl ModuleHost for Modules {
+    async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError> {
+        let digest = digest(&String::from_utf8_lossy(&bytes));
+        let exports = match self.export(digest)? {
+            Export::Processor(_) | Export::Broken => Interface::MessageProcessor,
+            Export::Partitioner(_) => Interface::Partitioner,
+            Export::ErrorHandler(_) => Interface::ErrorHandler,
+        };
+        Ok(ModuleFacts {
+            digest,
+            byte_count: bytes.len() as u64,
+            exports: vec![exports],
+            imports: Vec::new(),
+            compile_ms: 0,
+        })
+    }
+
+    async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
+        match self.export(request.digest)? {
+            Export::Processor(handler) => Ok(handler),
+            _ => Err(AdmitError::Start("it traps".to_owned())),
+        }
+    }
+
+    async fn partitioner(
+        &self,
+        request: LoadRequest,
+    ) -> Result<Arc<dyn PartitionHandler>, AdmitError> {
+        match self.export(request.digest)? {
+            Export::Partitioner(handler) => Ok(handler),
+            _ => Err(AdmitError::Start("it traps".to_owned())),
+        }
+    }
+
+    async fn error_handler(
+        &self,
+        request: LoadRequest,
+    ) -> Result<Arc<dyn FailureHandler>, AdmitError> {
+        match self.export(request.digest)? {
+            Export::ErrorHandler(handler) => Ok(handler),
+            _ => Err(AdmitError::Start("it traps".to_owned())),
+        }
+    }
+
+    fn logs(&self, _processor: &ProcessorName) -> Vec<GuestLine> {
+        Vec::new()
+    }
+}
+
+pub(crate) fn topic(name: &str) -> TopicName {
+    TopicName::parse(name).unwrap()
+}
+
+pub(crate) fn processor(name: &str) -> ProcessorName {
+    ProcessorName::parse(name).unwrap()
+}
+
+pub(crate) fn message(key: &str, value: &str) -> NewMessage {
+    let key = (!key.is_empty()).then(|| Bytes::from(key.to_owned()));
+    NewMessage {
+        partition: None,
+        message: Message {
+            key,
+            value: Some(value.to_owned().into()),
+            headers: vec![Header {
+                name: "colour".into(),
+                value: Some("red".into()),
+            }],
+            timestamp: millrace_model::Timestamp(77),
+        },
+    }
+}
+
+pub(crate) fn text(bytes: Option<&[u8]>) -> String {
+    String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
+}
+
+pub(crate) struct Rig {
+    pub(crate) broker: Broker,
+    pub(crate) engine: Arc<MemoryEngine>,
+    pub(crate) modules: Arc<Modules>,
+}
+
+impl Rig {
+    /// Topics `in` and `out` of so many partitions.
+    pub(crate) async fn start(partitions: u32) -> Self {
+        let clock = Arc::new(SystemClock::new());
+        let rig = Self::on(MemoryEngine::new(clock), Arc::new(Modules::default())).await;
+        rig.topic("in", partitions).await;
+        rig.topic("out", partitions).await;
+        rig
+    }
+
+    /// A broker on what is there.
+    pub(crate) async fn on(engine: Arc<MemoryEngine>, modules: Arc<Modules>) -> Self {
+        let clock = Arc::new(SystemClock::new());
+        let (e, m) = (Arc::clone(&engine), Arc::clone(&modules));
+        Self {
+            broker: Broker::start(clock, e, m).await.unwrap(),
+            engine,
+            modules,
+        }
+    }
+
+    pub(crate) async fn topic(&self, name: &str, partitions: u32) {
+        let new = NewTopic {
+            name: topic(name),
+            partitions,
+            durability: Durability::Os,
+            partitioner: None,
+        };
+        self.broker.create_topic(new).await.unwrap();
+    }
+
+    pub(crate) async fn upload(&self, name: &str, export: Export) -> Digest {
+        self.modules.know(name, export);
+        let bytes = Bytes::from(name.to_owned());
+        let module = self.broker.upload_module(bytes, None).await.unwrap();
+        module.facts.digest
+    }
+
+    pub(crate) async fn upload_handler(&self, name: &str, handler: impl BatchHandler) -> Digest {
+        self.upload(name, Export::Processor(Arc::new(handler)))
+            .await
+    }
+
+    /// Deploys processor `p` from `in` to `out`.
+    pub(crate) async fn deploy(&self, spec: ProcessorSpec) {
+        self.broker.deploy(&processor("p"), spec).await.unwrap();
+    }
+
+    /// A broker whose processor `p` decides message by message.
+    pub(crate) async fn deployed(
+        partitions: u32,
+        change: impl FnOnce(&mut ProcessorSpec),
+        decide: impl Fn(&ColumnBatch, usize) -> Say + Send + Sync + 'static,
+    ) -> Self {
+        let rig = Self::start(partitions).await;
+        let module = rig.upload_handler("m", PerMessage(decide)).await;
+        let mut spec = spec(module);
+        change(&mut spec);
+        rig.deploy(spec).await;
+        rig
+    }
+
+    pub(crate) async fn produce(&self, messages: &[(&str, &str)]) -> Vec<Placed> {
+        let messages = messages.iter().map(|(key, value)| message(key, value));
+        self.broker
+            .produce(&topic("in"), messages.collect())
+            .await
+            .unwrap()
+    }
+
+    /// All messages of a topic: partition by partition.
+    pub(crate) async fn messages(&self, name: &str) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let partitions = self.broker.topic(&topic(name)).unwrap().spec.partitions;
+        for partition in 0..partitions {
+            let mut from = Offset(0);
+            loop {
+                let request = FetchRequest {
+                    topic: topic(name),
+                    partition: PartitionId(partition),
+                    from,
+                    messages_max: 100_000,
+                    bytes_max: 64 << 20,
+                    wait: Duration::ZERO,
+                };
+                let fetched = self.broker.fetch(request).await.unwrap();
+                if fetched.messages.is_empty() {
+                    break;
+                }
+                from = fetched.next;
+                messages.extend(fetched.messages.into_iter().map(|f| f.message));
+            }
+        }
+        messages
+    }
+
+    pub(crate) async fn values(&self, name: &str) -> Vec<String> {
+        let messages = self.messages(name).await;
+        messages.iter().map(|m| text(m.value.as_deref())).collect()
+    }
+
+    /// Dead letters of `p` that were not sent again.
+    pub(crate) async fn letters(&self) -> Vec<DeadLetter> {
+        let name = processor("p");
+        let letters = self.broker.dead_letters(&name, DeadLetterFilter::default());
+        letters.await.unwrap()
+    }
+
+    /// Waits until the topic holds these values, in any order.
+    pub(crate) async fn hold(&self, name: &str, values: &[&str]) {
+        let mut wanted: Vec<String> = values.iter().map(|&v| v.to_owned()).collect();
+        wanted.sort();
+        let mut held = Vec::new();
+        for _ in 0..5_000 {
+            held = self.values(name).await;
+            held.sort();
+            if held == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("{name} holds {held:?}, not {wanted:?}");
+    }
+
+    /// Waits until a partition of `p` looks so; the status then.
+    pub(crate) async fn until(
+        &self,
+        what: impl Fn(&[PartitionStatus]) -> bool,
+    ) -> Vec<PartitionStatus> {
+        let mut last = Vec::new();
+        for _ in 0..5_000 {
+            if let Some(status) = self.broker.processor(&processor("p")).await {
+                last = status.partitions;
+                if what(&last) {
+                    return last;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("it never came to that: {last:?}");
+    }
+
+    /// Waits until nothing is left to do.
+    pub(crate) async fn settled(&self) {
+        self.until(|all| all.iter().all(|one| one.lag == 0 && one.parked == 0))
+            .await;
+    }
+
+    pub(crate) fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine) as Arc<dyn Engine>
+    }
+}
+
+/// `in` to `out`, with quick retries.
+pub(crate) fn spec(module: Digest) -> ProcessorSpec {
+    ProcessorSpec {
+        topics: vec![topic("in")],
+        module,
+        output: Some(topic("out")),
+        grants: Vec::new(),
+        order: Default::default(),
+        batch: Default::default(),
+        retry: RetryPolicy {
+            attempts_max: 3,
+            delay_first_ms: 2,
+            delay_max_ms: 10,
+        },
+        error_handler: None,
+        limits: Default::default(),
+    }
+}
