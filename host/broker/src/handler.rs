@@ -242,6 +242,9 @@ pub trait ModuleHost: Send + Sync + 'static {
         request: LoadRequest,
     ) -> Result<Arc<dyn FailureHandler>, AdmitError>;
 
+    /// Drops what is kept of a deleted module beside its bytes, such as compiled code. Handlers that are loaded go on.
+    fn forget(&self, digest: Digest);
+
     /// Log lines of a processor's guests, newest last, as far as they are kept.
     fn logs(&self, processor: &ProcessorName) -> Vec<GuestLine>;
 }

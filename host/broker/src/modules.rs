@@ -163,6 +163,7 @@ impl Broker {
         }
         self.write_entry::<Module>(EntryKind::Module, digest.to_string(), None)
             .await?;
+        self.inner.modules.forget(digest);
         Ok(self.inner.engine.delete_module(digest).await?)
     }
 

@@ -69,7 +69,7 @@ impl Default for RetryPolicy {
 pub struct Limits {
     /// Linear memory of one instance.
     pub memory_bytes_max: u64,
-    /// Wall time of one call.
+    /// Time of one call: the guest runs or waits for the host; time in the queue for a core does not count.
     pub call_ms_max: u64,
     /// Bytes that one answer may carry.
     pub answer_bytes_max: u64,

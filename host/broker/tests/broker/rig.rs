@@ -232,6 +232,8 @@ impl ModuleHost for Modules {
         }
     }
 
+    fn forget(&self, _: Digest) {}
+
     fn logs(&self, _processor: &ProcessorName) -> Vec<GuestLine> {
         Vec::new()
     }

@@ -1,0 +1,374 @@
+//! Looks at an upload before anything is compiled: what it is, how large its parts are, what it exports and imports.
+//!
+//! One pass over the bytes, nothing is trusted. Full validation is the compile child's: some valid-looking inputs take
+//! seconds to validate, and only a child can be stopped.
+
+use millrace_broker::handler::{AdmitError, Interface};
+use millrace_model::Digest;
+use millrace_model::bounds::MODULE_BYTES_MAX;
+use sha2::{Digest as _, Sha256};
+use wasmparser::{Encoding, FunctionBody, Parser, Payload};
+use wasmtime::Engine;
+
+use crate::logs::clean;
+
+/// Functions of a component, over all its core modules.
+const FUNCTIONS_MAX: u64 = 50_000;
+/// Bytes of one function's body.
+const FUNCTION_BYTES_MAX: usize = 512 << 10;
+/// Local variables of one function.
+const FUNCTION_LOCALS_MAX: u64 = 5_000;
+/// Types, core and component, over all parts.
+const TYPES_MAX: u64 = 50_000;
+/// Imports and exports, over all parts.
+const NAMES_MAX: u64 = 50_000;
+/// Data and element segments, over all core modules.
+const SEGMENTS_MAX: u64 = 50_000;
+/// Globals, over all core modules.
+const GLOBALS_MAX: u64 = 50_000;
+/// Core modules and nested components.
+const PARTS_MAX: u64 = 64;
+/// Components within components.
+const DEPTH_MAX: usize = 8;
+/// Memories and tables, over all core modules.
+const MEMORIES_AND_TABLES_MAX: u64 = 64;
+/// Instances, aliases and canonical functions, over all components.
+const DEFINITIONS_MAX: u64 = 50_000;
+
+/// Names of imports or exports that an error lists.
+const NAMES_LISTED_MAX: usize = 12;
+/// Bytes of each such name.
+const NAME_LISTED_BYTES_MAX: usize = 120;
+
+/// Our package and the versions of it that this host offers.
+const PACKAGE: &str = "millrace:broker/";
+const PACKAGE_VERSION: &str = "0.1.";
+
+/// Interfaces of WASI 0.2 that every guest is granted; none reaches beyond its own instance but clocks, random numbers
+/// and the log. Not granted: `wasi:filesystem`, `wasi:sockets`, `wasi:http`.
+const WASI_GRANTED: [&str; 4] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
+const WASI_VERSION: &str = "0.2.";
+
+/// What a component shows of itself.
+pub(crate) struct Outline {
+    pub(crate) exports: Vec<Interface>,
+    pub(crate) imports: Vec<String>,
+}
+
+/// Admits the bytes for compiling, or says why not.
+pub(crate) fn examine(bytes: &[u8]) -> Result<Outline, AdmitError> {
+    if bytes.len() > MODULE_BYTES_MAX {
+        let (bytes, max) = (bytes.len(), MODULE_BYTES_MAX);
+        return Err(AdmitError::TooLarge { bytes, max });
+    }
+    what_else_it_is(bytes).map_or(Ok(()), |what| Err(AdmitError::NotAComponent(what)))?;
+    let names = Scan::default().read(bytes)?;
+    let exports = interfaces_of(names.exports.iter().map(String::as_str));
+    if exports.is_empty() {
+        return Err(missing_export(&Interface::ALL, &names.exports));
+    }
+    refuse_ungranted(&names.imports)?;
+    Ok(Outline {
+        exports,
+        imports: names.imports,
+    })
+}
+
+/// The digest that names the bytes.
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
+    Digest(Sha256::digest(bytes).into())
+}
+
+/// What the bytes are, if they are no component, and what to do about it.
+fn what_else_it_is(bytes: &[u8]) -> Option<String> {
+    let what = match bytes {
+        [] => "the upload is empty; send the bytes of a WebAssembly component".to_owned(),
+        [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] if Parser::is_component(bytes) => return None,
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => {
+            "this is a core WebAssembly module, not a component; build it for \
+            wasm32-wasip2, or wrap it with `wasm-tools component new`"
+                .to_owned()
+        }
+        [0, b'a', b's', b'm', ..] => {
+            "this is WebAssembly of a version or layer that is not known here; build a \
+            component of WASI 0.2"
+                .to_owned()
+        }
+        _ if Engine::detect_precompiled(bytes).is_some() => {
+            "this is precompiled native code, which is never accepted; \
+            upload the component that it was made from"
+                .to_owned()
+        }
+        _ => format!(
+            "this is {}, not a WebAssembly component",
+            foreign_format(bytes)
+        ),
+    };
+    Some(what)
+}
+
+fn foreign_format(bytes: &[u8]) -> &'static str {
+    let text = std::str::from_utf8(&bytes[..bytes.len().min(1 << 10)]).map_or_else(
+        |error| (error.error_len().is_none()).then_some(""),
+        |text| Some(text.trim_start()),
+    );
+    match bytes {
+        [0x7f, b'E', b'L', b'F', ..] => "a native program (ELF)",
+        [0x1f, 0x8b, ..] => "a gzip archive: upload the file within it",
+        [b'P', b'K', 3, 4, ..] => "a zip archive: upload the file within it",
+        [0x89, b'P', b'N', b'G', ..] => "an image (PNG)",
+        _ => match text {
+            Some(text) if text.starts_with("(module") || text.starts_with("(component") => {
+                "WebAssembly text: assemble it with `wasm-tools parse`"
+            }
+            Some(text) if text.starts_with('<') => "HTML or XML",
+            Some(_) => "text",
+            None => "data of an unknown format",
+        },
+    }
+}
+
+/// Counts the parts of a component against their bounds, and keeps the names at its surface.
+#[derive(Default)]
+struct Scan {
+    depth: usize,
+    components_open: Vec<Encoding>,
+    functions: u64,
+    types: u64,
+    names: u64,
+    segments: u64,
+    globals: u64,
+    parts: u64,
+    memories_and_tables: u64,
+    definitions: u64,
+    surface: Names,
+}
+
+#[derive(Default)]
+struct Names {
+    imports: Vec<String>,
+    exports: Vec<String>,
+}
+
+impl Scan {
+    fn read(mut self, bytes: &[u8]) -> Result<Names, AdmitError> {
+        for payload in Parser::new(0).parse_all(bytes) {
+            self.count(&payload.map_err(invalid)?)?;
+        }
+        Ok(self.surface)
+    }
+
+    fn count(&mut self, payload: &Payload) -> Result<(), AdmitError> {
+        match payload {
+            Payload::Version { encoding, .. } => self.components_open.push(*encoding),
+            Payload::End(_) => {
+                self.components_open.pop();
+                self.depth = self.depth.saturating_sub(1);
+            }
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                self.depth += 1;
+                bounded(
+                    "components within components",
+                    self.depth as u64,
+                    DEPTH_MAX as u64,
+                )?;
+                add(
+                    "core modules and nested components",
+                    &mut self.parts,
+                    1,
+                    PARTS_MAX,
+                )?;
+            }
+            Payload::CodeSectionStart { count, .. } => {
+                add("functions", &mut self.functions, *count, FUNCTIONS_MAX)?;
+            }
+            Payload::CodeSectionEntry(body) => count_function(body)?,
+            Payload::TypeSection(s) => add("types", &mut self.types, s.count(), TYPES_MAX)?,
+            Payload::CoreTypeSection(s) => add("types", &mut self.types, s.count(), TYPES_MAX)?,
+            Payload::ComponentTypeSection(s) => {
+                add("types", &mut self.types, s.count(), TYPES_MAX)?
+            }
+            Payload::ImportSection(s) => add("imports", &mut self.names, s.count(), NAMES_MAX)?,
+            Payload::ExportSection(s) => add("exports", &mut self.names, s.count(), NAMES_MAX)?,
+            Payload::DataSection(s) => {
+                add("segments", &mut self.segments, s.count(), SEGMENTS_MAX)?
+            }
+            Payload::ElementSection(s) => {
+                add("segments", &mut self.segments, s.count(), SEGMENTS_MAX)?
+            }
+            Payload::GlobalSection(s) => add("globals", &mut self.globals, s.count(), GLOBALS_MAX)?,
+            Payload::MemorySection(s) => self.count_stores(s.count())?,
+            Payload::TableSection(s) => self.count_stores(s.count())?,
+            Payload::InstanceSection(s) => self.count_definitions(s.count())?,
+            Payload::ComponentInstanceSection(s) => self.count_definitions(s.count())?,
+            Payload::ComponentAliasSection(s) => self.count_definitions(s.count())?,
+            Payload::ComponentCanonicalSection(s) => self.count_definitions(s.count())?,
+            Payload::ComponentImportSection(s) => {
+                add("imports", &mut self.names, s.count(), NAMES_MAX)?;
+                for import in s.clone() {
+                    let name = import.map_err(invalid)?.name.name;
+                    self.at_surface(|surface| surface.imports.push(name.to_owned()));
+                }
+            }
+            Payload::ComponentExportSection(s) => {
+                add("exports", &mut self.names, s.count(), NAMES_MAX)?;
+                for export in s.clone() {
+                    let name = export.map_err(invalid)?.name.name;
+                    self.at_surface(|surface| surface.exports.push(name.to_owned()));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn count_stores(&mut self, count: u32) -> Result<(), AdmitError> {
+        add(
+            "memories and tables",
+            &mut self.memories_and_tables,
+            count,
+            MEMORIES_AND_TABLES_MAX,
+        )
+    }
+
+    fn count_definitions(&mut self, count: u32) -> Result<(), AdmitError> {
+        add(
+            "instances and aliases",
+            &mut self.definitions,
+            count,
+            DEFINITIONS_MAX,
+        )
+    }
+
+    fn at_surface(&mut self, keep: impl FnOnce(&mut Names)) {
+        if self.depth == 0 {
+            keep(&mut self.surface);
+        }
+    }
+}
+
+fn count_function(body: &FunctionBody) -> Result<(), AdmitError> {
+    let range = body.range();
+    bounded(
+        "bytes of a function",
+        (range.end - range.start) as u64,
+        FUNCTION_BYTES_MAX as u64,
+    )?;
+    let mut locals = 0;
+    for group in body.get_locals_reader().map_err(invalid)? {
+        let (count, _) = group.map_err(invalid)?;
+        add(
+            "local variables of a function",
+            &mut locals,
+            count,
+            FUNCTION_LOCALS_MAX,
+        )?;
+    }
+    Ok(())
+}
+
+fn add(what: &str, total: &mut u64, count: u32, max: u64) -> Result<(), AdmitError> {
+    *total += u64::from(count);
+    bounded(what, *total, max)
+}
+
+fn bounded(what: &str, count: u64, max: u64) -> Result<(), AdmitError> {
+    if count > max {
+        let text = format!("it has {count} {what}, at most {max} are taken; build it smaller");
+        return Err(AdmitError::Invalid(text));
+    }
+    Ok(())
+}
+
+fn invalid(error: wasmparser::BinaryReaderError) -> AdmitError {
+    AdmitError::Invalid(clean(&error.to_string(), 500))
+}
+
+/// An interface's place in the contract.
+pub(crate) trait Contract: Sized {
+    const ALL: [Self; 3];
+    /// The interface's name within our package.
+    fn interface_name(self) -> &'static str;
+}
+
+impl Contract for Interface {
+    const ALL: [Self; 3] = [
+        Self::MessageProcessor,
+        Self::Partitioner,
+        Self::ErrorHandler,
+    ];
+
+    fn interface_name(self) -> &'static str {
+        match self {
+            Self::MessageProcessor => "message-processor",
+            Self::Partitioner => "partitioner",
+            Self::ErrorHandler => "error-handler",
+        }
+    }
+}
+
+/// Which of our interfaces an export is, in a version that this host speaks.
+pub(crate) fn interface_of(export: &str) -> Option<Interface> {
+    let (name, version) = export.strip_prefix(PACKAGE)?.split_once('@')?;
+    let spoken = version.starts_with(PACKAGE_VERSION);
+    Interface::ALL
+        .into_iter()
+        .find(|interface| spoken && interface.interface_name() == name)
+}
+
+fn interfaces_of<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Interface> {
+    let mut found: Vec<_> = exports.filter_map(interface_of).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The refusal of a component that exports none of `wanted`.
+pub(crate) fn missing_export(wanted: &[Interface], exports: &[String]) -> AdmitError {
+    let wanted = wanted
+        .iter()
+        .map(|interface| format!("{PACKAGE}{}@{PACKAGE_VERSION}x", interface.interface_name()))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let found = match exports {
+        [] => "nothing".to_owned(),
+        exports => listed(exports.iter().map(String::as_str)).join(", "),
+    };
+    AdmitError::MissingExport { wanted, found }
+}
+
+fn refuse_ungranted(imports: &[String]) -> Result<(), AdmitError> {
+    let ungranted = imports
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !is_granted(name));
+    let imports = listed(ungranted);
+    if imports.is_empty() {
+        return Ok(());
+    }
+    Err(AdmitError::UngrantedImports { imports })
+}
+
+fn is_granted(import: &str) -> bool {
+    let Some((name, version)) = import.split_once('@') else {
+        return false;
+    };
+    match name.strip_prefix(PACKAGE) {
+        Some(ours) => matches!(ours, "log" | "types") && version.starts_with(PACKAGE_VERSION),
+        None => {
+            version.starts_with(WASI_VERSION)
+                && WASI_GRANTED.iter().any(|granted| name.starts_with(granted))
+        }
+    }
+}
+
+/// Names from a component, made harmless and few enough for one line.
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut names = names.map(|name| clean(name, NAME_LISTED_BYTES_MAX));
+    let mut listed: Vec<_> = names.by_ref().take(NAMES_LISTED_MAX).collect();
+    match names.count() {
+        0 => {}
+        more => listed.push(format!("and {more} more")),
+    }
+    listed
+}

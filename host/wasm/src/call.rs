@@ -1,0 +1,285 @@
+//! Makes one call under its limits and says what came of it.
+//!
+//! A call starts right on the task that asks for it: most end within microseconds, and a hop to another thread would cost
+//! more than they do. The epoch interrupts a guest every millisecond; one that is still at it after a few is carried to
+//! the end on the threads for guests, so it never holds up the network or the engine. What counts against a call's time is
+//! the time that its guest runs or waits for the host, not the time it waits for a core: a busy host fails no call.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use millrace_broker::handler::{CallError, Interface};
+use millrace_model::Clock;
+use tokio::time::Sleep;
+use wasmtime::{Error, Trap, WasmBacktrace};
+use wasmtime_wasi::I32Exit;
+
+use crate::logs::clean;
+use crate::pool::{Guest, GuestState};
+use crate::threads::GuestThreads;
+
+/// Interruptions that a call may have before it moves to the threads for guests.
+const INLINE_YIELDS_MAX: u32 = 2;
+
+/// Bytes of a trap's message.
+const MESSAGE_BYTES_MAX: usize = 1_500;
+
+/// Bytes of a backtrace.
+const BACKTRACE_BYTES_MAX: usize = 4 << 10;
+
+/// A function of an interface and its arguments.
+pub(crate) trait GuestCall: Send + 'static {
+    /// What it answers.
+    type Output: Send + 'static;
+    /// Which interface has it.
+    const INTERFACE: Interface;
+    /// Its name there.
+    const FUNCTION: &'static str;
+
+    /// Whether the guest's function has the shape that the contract asks for.
+    fn check(guest: &Guest) -> wasmtime::Result<()>;
+
+    /// Makes the call.
+    fn make(
+        self,
+        guest: &mut Guest,
+    ) -> impl Future<Output = wasmtime::Result<Returned<Self::Output>>> + Send;
+}
+
+/// What a guest returned.
+pub(crate) enum Returned<T> {
+    Answer(T),
+    /// Well-formed, but over a bound.
+    Bad(String),
+    Unavailable(String),
+}
+
+/// Runs `work` for at most `time_max` of its own time; `yields` counts its interruptions.
+pub(crate) async fn run<F>(
+    work: F,
+    time_max: Duration,
+    yields: Arc<Yields>,
+    clock: Arc<dyn Clock>,
+    threads: &GuestThreads,
+) -> Result<F::Output, CallError>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    let mut metered = Box::pin(Metered {
+        work: Box::pin(work),
+        yields,
+        clock,
+        time_max,
+        time: Duration::ZERO,
+        waiting_since: None,
+        alarm: None,
+    });
+    if let Some(result) = metered.poll_inline().await {
+        return result;
+    }
+    let carried = threads.carry(metered).await;
+    carried.unwrap_or_else(|error| {
+        Err(CallError::Host(format!(
+            "the guest's thread failed: {error}"
+        )))
+    })
+}
+
+/// Counts how often a guest was interrupted.
+#[derive(Default)]
+pub(crate) struct Yields(AtomicU32);
+
+impl Yields {
+    pub(crate) fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A future whose own time is measured and bounded.
+struct Metered<F> {
+    work: Pin<Box<F>>,
+    yields: Arc<Yields>,
+    clock: Arc<dyn Clock>,
+    time_max: Duration,
+    time: Duration,
+    /// Since when it waits for the host; `None` while it runs or waits for a core.
+    waiting_since: Option<Duration>,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl<F: Future> Metered<F> {
+    /// Polls where it is called, until there is a result (`Some`) or the work takes too long for this place (`None`).
+    async fn poll_inline(self: &mut Pin<Box<Self>>) -> Option<Result<F::Output, CallError>> {
+        std::future::poll_fn(|context| match self.as_mut().poll(context) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending if self.yields.get() > INLINE_YIELDS_MAX => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
+    fn poll_work(&mut self, context: &mut Context<'_>) -> Poll<F::Output> {
+        let (start, yields) = (self.clock.monotonic(), self.yields.get());
+        self.time += self
+            .waiting_since
+            .take()
+            .map_or(Duration::ZERO, |since| start.saturating_sub(since));
+        if self.time >= self.time_max {
+            return Poll::Pending;
+        }
+        let polled = self.work.as_mut().poll(context);
+        let end = self.clock.monotonic();
+        self.time += end.saturating_sub(start);
+        if polled.is_pending() && self.yields.get() == yields {
+            self.waiting_since = Some(end);
+        }
+        polled
+    }
+
+    /// Sees to it that a wait for the host is cut short in time.
+    fn set_alarm(&mut self, context: &mut Context<'_>) {
+        let left = self.time_max.saturating_sub(self.time);
+        let mut alarm = Box::pin(tokio::time::sleep(left));
+        if alarm.as_mut().poll(context).is_ready() {
+            context.waker().wake_by_ref();
+        }
+        self.alarm = Some(alarm);
+    }
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = Result<F::Output, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if let Poll::Ready(output) = this.poll_work(context) {
+            return Poll::Ready(Ok(output));
+        }
+        if this.time >= this.time_max {
+            return Poll::Ready(Err(CallError::Timeout(this.time_max)));
+        }
+        if this.waiting_since.is_some() {
+            this.set_alarm(context);
+        }
+        Poll::Pending
+    }
+}
+
+/// What a failed call means.
+pub(crate) fn explain(error: &Error, guest: &GuestState) -> CallError {
+    if let Some(refusal) = guest.instance_limits.refusal() {
+        return CallError::Memory(refusal);
+    }
+    if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+        return CallError::Host(format!("no room for another instance: {error}"));
+    }
+    let frames = error.downcast_ref::<WasmBacktrace>();
+    let cause = match (
+        error.downcast_ref::<Trap>(),
+        error.downcast_ref::<I32Exit>(),
+    ) {
+        (Some(trap), _) => trap.to_string(),
+        (None, Some(exit)) => format!("the guest exited with status {}", exit.0),
+        (None, None) if frames.is_some() => error.root_cause().to_string(),
+        // Not from within the guest: the host could not read what it returned.
+        (None, None) => {
+            return CallError::BadAnswer(clean(&format!("{error:#}"), MESSAGE_BYTES_MAX));
+        }
+    };
+    CallError::Trap {
+        message: with_stderr(&cause, &guest.stderr.recent()),
+        backtrace: frames.map_or_else(String::new, backtrace),
+    }
+}
+
+/// The trap and what the guest said on its way down: a panic's message is on stderr.
+fn with_stderr(cause: &str, stderr: &str) -> String {
+    match stderr {
+        "" => clean(cause, MESSAGE_BYTES_MAX),
+        stderr => clean(&format!("{stderr} ({cause})"), MESSAGE_BYTES_MAX),
+    }
+}
+
+fn backtrace(frames: &WasmBacktrace) -> String {
+    let names = frames.frames().iter().map(|frame| {
+        let name = frame.func_name().unwrap_or("(no name)");
+        clean(&demangled(name), LINE_OF_BACKTRACE_BYTES_MAX)
+    });
+    let mut lines = names.collect::<Vec<_>>().join("\n");
+    lines.truncate(lines.floor_char_boundary(BACKTRACE_BYTES_MAX));
+    lines
+}
+
+/// Bytes of a function's name.
+const LINE_OF_BACKTRACE_BYTES_MAX: usize = 300;
+
+/// `core::panicking::panic` for `_ZN4core9panicking5panic17h0123456789abcdefE`; any other name stays as it is.
+fn demangled(name: &str) -> String {
+    path_of(name).map_or_else(|| name.to_owned(), |path| path.join("::"))
+}
+
+fn path_of(name: &str) -> Option<Vec<String>> {
+    let mut rest = name.strip_prefix("_ZN")?.strip_suffix('E')?;
+    let mut path = Vec::new();
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let length: usize = rest[..digits].parse().ok()?;
+        let (part, after) = rest[digits..].split_at_checked(length)?;
+        path.push(unescaped(part));
+        rest = after;
+    }
+    // The last part is the hash that the compiler adds.
+    path.pop_if(|part| part.len() == 17 && part.starts_with('h'));
+    Some(path)
+}
+
+fn unescaped(part: &str) -> String {
+    [
+        ("$LT$", "<"),
+        ("$GT$", ">"),
+        ("$RF$", "&"),
+        ("$u20$", " "),
+        ("$u7b$", "{"),
+        ("$u7d$", "}"),
+        ("..", "::"),
+    ]
+    .iter()
+    .fold(part.to_owned(), |text, (escape, meant)| {
+        text.replace(escape, meant)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rust_names_are_readable_and_others_stay_as_they_are() {
+        let name = "_ZN4core9panicking5panic17h0123456789abcdefE";
+        assert_eq!(demangled(name), "core::panicking::panic");
+        let name = "_ZN26_$LT$a..B$u20$as$u20$C$GT$3run17h0123456789abcdefE";
+        assert_eq!(demangled(name), "_<a::B as C>::run");
+        for name in [
+            "main",
+            "_ZN",
+            "_ZNE9",
+            "_ZN99xE",
+            "_ZN1éE",
+            "_ZN99999999999999999999xE",
+        ] {
+            assert_eq!(demangled(name), name);
+        }
+    }
+}

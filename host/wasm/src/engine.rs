@@ -1,0 +1,90 @@
+//! How wasmtime is set up: once for compiling (in the child process), once for running, with the same code settings.
+//!
+//! Everything that no toolchain needs is off: less of wasmtime is reachable from a guest.
+
+use std::num::NonZeroUsize;
+
+use wasmtime::{Config, Engine, OptLevel, PoolingAllocationConfig, Strategy};
+
+/// Stack that a guest may use; recursion beyond it traps.
+const GUEST_STACK_BYTES: usize = 512 << 10;
+
+/// Stack of the fiber that a call runs on: the guest's part and what host functions need above it.
+const FIBER_STACK_BYTES: usize = 1 << 20;
+
+/// Frames that a trap's backtrace keeps.
+const BACKTRACE_FRAMES_MAX: usize = 20;
+
+/// Linear memory that any instance may have, whatever its processor's limits say.
+pub(crate) const MEMORY_BYTES_MAX: usize = 1 << 30;
+
+/// Elements of one table. QuickJS has 7,700; a module with a larger table is refused when it is loaded.
+pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
+
+/// Core instances within one component instance: the module itself, its shims and adapters.
+pub(crate) const CORE_INSTANCES_PER_INSTANCE_MAX: u32 = 16;
+
+/// Linear memories within one component instance.
+pub(crate) const MEMORIES_PER_INSTANCE_MAX: u32 = 2;
+
+/// Tables within one component instance.
+pub(crate) const TABLES_PER_INSTANCE_MAX: u32 = 6;
+
+/// Memory of a returned slot that stays resident, so that the next instance of it starts without page faults.
+const WARM_SLOT_BYTES: usize = 256 << 10;
+
+/// The engine of the compile child: makes code for [`runner`], and never runs any.
+pub(crate) fn compiler() -> wasmtime::Result<Engine> {
+    Engine::new(&code_settings())
+}
+
+/// The engine of this process: runs up to `instances_max` component instances at once.
+pub(crate) fn runner(instances_max: u32) -> wasmtime::Result<Engine> {
+    let mut config = code_settings();
+    config.allocation_strategy(slots(instances_max));
+    Engine::new(&config)
+}
+
+fn code_settings() -> Config {
+    let mut config = Config::new();
+    config
+        .strategy(Strategy::Cranelift)
+        .cranelift_opt_level(OptLevel::Speed)
+        .epoch_interruption(true)
+        .max_wasm_stack(GUEST_STACK_BYTES)
+        .async_stack_size(FIBER_STACK_BYTES)
+        .memory_init_cow(true)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(BACKTRACE_FRAMES_MAX))
+        .native_unwind_info(false);
+    config
+        .wasm_component_model(true)
+        // Only WASI 0.3 needs it, and it triples the cost of a call.
+        .concurrency_support(false)
+        .shared_memory(false)
+        .wasm_memory64(false)
+        .wasm_multi_memory(false)
+        .wasm_relaxed_simd(false)
+        .wasm_tail_call(false);
+    config
+}
+
+/// Every instance's memory, tables and stack come from slots reserved once: an instance costs microseconds, and the
+/// totals are bounded.
+fn slots(instances_max: u32) -> PoolingAllocationConfig {
+    let mut slots = PoolingAllocationConfig::new();
+    slots
+        .total_component_instances(instances_max)
+        .total_core_instances(instances_max.saturating_mul(CORE_INSTANCES_PER_INSTANCE_MAX))
+        .total_memories(instances_max.saturating_mul(MEMORIES_PER_INSTANCE_MAX))
+        .total_tables(instances_max.saturating_mul(TABLES_PER_INSTANCE_MAX))
+        .total_stacks(instances_max)
+        .max_core_instances_per_component(CORE_INSTANCES_PER_INSTANCE_MAX)
+        .max_memories_per_component(MEMORIES_PER_INSTANCE_MAX)
+        .max_tables_per_component(TABLES_PER_INSTANCE_MAX)
+        .max_memory_size(MEMORY_BYTES_MAX)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .max_unused_warm_slots(64)
+        .linear_memory_keep_resident(WARM_SLOT_BYTES)
+        .table_keep_resident(WARM_SLOT_BYTES);
+    slots
+}

@@ -1,0 +1,332 @@
+//! The whole of it: admits uploads, compiles them once, loads them for processors, partitioners and error handlers.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use millrace_broker::handler::{
+    AdmitError, BatchHandler, FailureHandler, GuestLine, Interface, LoadRequest, ModuleFacts,
+    ModuleHost, PartitionHandler,
+};
+use millrace_model::processor::Limits;
+use millrace_model::{Clock, Digest, ProcessorName};
+use parking_lot::Mutex;
+use wasmtime::component::Linker;
+
+use crate::admission::{self, Outline};
+use crate::call::GuestCall;
+use crate::compile::{CompileChild, CompileLimits, Compiler};
+use crate::compiled::{CodeCache, TrustedCode};
+use crate::engine;
+use crate::epoch::Ticker;
+use crate::interfaces::{self, error_handler, partitioner, processor};
+use crate::logs::{GuestLogs, LogSink, Owner};
+use crate::module::Module;
+use crate::pool::{GuestState, Pool, Shared};
+use crate::slots::Slots;
+use crate::threads::GuestThreads;
+
+/// Modules remembered as refused by the compiler's limits, so that the same bomb costs its minute once.
+const BOMBS_REMEMBERED_MAX: usize = 1_000;
+
+/// Who writes the log lines of a trial instance.
+const TRIAL_OWNER: &str = "(admission)";
+
+/// How a [`WasmHost`] is set up.
+#[derive(Clone, Debug)]
+pub struct WasmOptions {
+    /// Where compiled code is kept; made if it is not there.
+    pub cache_dir: PathBuf,
+    /// The program that compiles.
+    pub compile_child: CompileChild,
+    /// What one compile may use.
+    pub compile_limits: CompileLimits,
+    /// Instances of all modules together. Each reserves about 8 GiB of addresses, and no memory until it is used.
+    pub instances_max: u32,
+    /// Threads for guests that compute for long.
+    pub threads: usize,
+}
+
+impl WasmOptions {
+    /// The usual settings: 512 instances, as many threads as there are cores.
+    #[must_use]
+    pub fn new(cache_dir: PathBuf, compile_child: CompileChild) -> Self {
+        Self {
+            cache_dir,
+            compile_child,
+            compile_limits: CompileLimits::default(),
+            instances_max: 512,
+            threads: std::thread::available_parallelism().map_or(2, usize::from),
+        }
+    }
+}
+
+/// Why a [`WasmHost`] cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The engine cannot be set up on this machine.
+    #[error(
+        "WebAssembly cannot be set up here: {0}. A limit on address space (`ulimit -v`) is one reason; lift it or allow \
+             fewer instances"
+    )]
+    Engine(String),
+    /// The directory of compiled code cannot be used.
+    #[error("the code cache {directory} cannot be used: {error}")]
+    Cache {
+        /// Which directory.
+        directory: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// No threads.
+    #[error("cannot start threads for guests: {0}")]
+    Threads(std::io::Error),
+}
+
+/// Runs modules; the one implementation of [`ModuleHost`] for components.
+pub struct WasmHost {
+    shared: Arc<Shared>,
+    linker: Arc<Linker<GuestState>>,
+    compiler: Compiler,
+    cache: Arc<CodeCache>,
+    logs: GuestLogs,
+    loaded: Mutex<HashMap<Digest, Weak<Module>>>,
+    bombs: Mutex<HashMap<Digest, String>>,
+}
+
+impl WasmHost {
+    /// Sets everything up; nothing is loaded yet. `clock` must move by itself: time limits are measured with it.
+    pub fn new(options: WasmOptions, clock: Arc<dyn Clock>) -> Result<Arc<Self>, StartError> {
+        let engine = engine::runner(options.instances_max).map_err(engine_error)?;
+        let mut linker = Linker::new(&engine);
+        interfaces::link(&mut linker).map_err(engine_error)?;
+        let directory = options.cache_dir.clone();
+        let cache = CodeCache::open(options.cache_dir, &engine)
+            .map_err(|error| StartError::Cache { directory, error })?;
+        let shared = Shared {
+            ticker: Ticker::start(engine.clone()).map_err(StartError::Threads)?,
+            threads: GuestThreads::start(options.threads).map_err(StartError::Threads)?,
+            slots: Slots::new(options.instances_max),
+            instances_made: AtomicU64::new(0),
+            engine,
+            clock,
+        };
+        Ok(Arc::new(Self {
+            shared: Arc::new(shared),
+            linker: Arc::new(linker),
+            compiler: Compiler::new(options.compile_child, options.compile_limits),
+            cache: Arc::new(cache),
+            logs: GuestLogs::default(),
+            loaded: Mutex::default(),
+            bombs: Mutex::default(),
+        }))
+    }
+
+    /// How many compile children this host has started.
+    #[must_use]
+    pub fn compiles(&self) -> u64 {
+        self.compiler.children_started()
+    }
+
+    /// How many instances this host has made.
+    #[must_use]
+    pub fn instances_made(&self) -> u64 {
+        self.shared.instances_made.load(Ordering::Relaxed)
+    }
+
+    /// The module of a digest: already loaded, else from the cache, else compiled from `bytes`.
+    async fn module(&self, digest: Digest, bytes: &Bytes) -> Result<Arc<Module>, AdmitError> {
+        if let Some(module) = self.loaded(&digest) {
+            return Ok(module);
+        }
+        let code = match self.cached(digest).await? {
+            Some(code) => code,
+            None => self.compile(digest, bytes).await?,
+        };
+        self.link(digest, code).await
+    }
+
+    fn loaded(&self, digest: &Digest) -> Option<Arc<Module>> {
+        self.loaded.lock().get(digest).and_then(Weak::upgrade)
+    }
+
+    async fn cached(&self, digest: Digest) -> Result<Option<TrustedCode>, AdmitError> {
+        let cache = Arc::clone(&self.cache);
+        self.aside(move || cache.read(&digest)).await
+    }
+
+    async fn compile(&self, digest: Digest, bytes: &Bytes) -> Result<TrustedCode, AdmitError> {
+        self.examine(bytes, Some(digest)).await?;
+        let turn = self.compiler.turn().await?;
+        // Whoever had the turn before may have compiled, or failed at, this very module.
+        if let Some(reason) = self.bombs.lock().get(&digest) {
+            return Err(AdmitError::CompileLimit(reason.clone()));
+        }
+        if let Some(code) = self.cached(digest).await? {
+            return Ok(code);
+        }
+        let code = self.compiler.compile(&turn, bytes.clone()).await;
+        let code = code.inspect_err(|error| self.remember_bomb(digest, error))?;
+        let cache = Arc::clone(&self.cache);
+        let kept = self.aside(move || cache.keep(&digest, code)).await?;
+        kept.map_err(|error| AdmitError::Host(format!("cannot write the code cache: {error}")))
+    }
+
+    /// Looks at the bytes; `expected` is the digest that they must have.
+    async fn examine(
+        &self,
+        bytes: &Bytes,
+        expected: Option<Digest>,
+    ) -> Result<(Outline, Digest), AdmitError> {
+        let bytes = bytes.clone();
+        let (outline, digest) = self
+            .aside(move || Ok((admission::examine(&bytes)?, admission::digest(&bytes))))
+            .await
+            .flatten()?;
+        match expected {
+            Some(expected) if expected != digest => Err(AdmitError::Host(format!(
+                "the bytes kept of module {} are not its own; upload it again",
+                expected.short()
+            ))),
+            _ => Ok((outline, digest)),
+        }
+    }
+
+    fn remember_bomb(&self, digest: Digest, error: &AdmitError) {
+        let mut bombs = self.bombs.lock();
+        if let AdmitError::CompileLimit(reason) = error
+            && bombs.len() < BOMBS_REMEMBERED_MAX
+        {
+            bombs.insert(digest, reason.clone());
+        }
+    }
+
+    async fn link(&self, digest: Digest, code: TrustedCode) -> Result<Arc<Module>, AdmitError> {
+        let linker = Arc::clone(&self.linker);
+        let module = self
+            .aside(move || Module::link(&linker, &code))
+            .await
+            .flatten()?;
+        let mut loaded = self.loaded.lock();
+        loaded.retain(|_, module| module.strong_count() > 0);
+        loaded.insert(digest, Arc::downgrade(&module));
+        Ok(module)
+    }
+
+    /// Work of milliseconds, done where it holds up nobody's messages.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, AdmitError> {
+        let done = self.shared.threads.carry(async move { work() }).await;
+        done.map_err(|error| AdmitError::Host(error.to_string()))
+    }
+
+    async fn load<C: GuestCall>(
+        &self,
+        owner: Owner,
+        request: LoadRequest,
+    ) -> Result<Arc<Pool>, AdmitError> {
+        let module = self.module(request.digest, &request.bytes).await?;
+        self.open_pool::<C>(module, owner, request.revision, request.limits)
+            .await
+    }
+
+    async fn open_pool<C: GuestCall>(
+        &self,
+        module: Arc<Module>,
+        owner: Owner,
+        revision: u32,
+        limits: Limits,
+    ) -> Result<Arc<Pool>, AdmitError> {
+        let sink = LogSink {
+            log: self.logs.of(&owner),
+            clock: Arc::clone(&self.shared.clock),
+            revision,
+            lines_per_second: limits.log_lines_per_second,
+        };
+        Pool::open::<C>(Arc::clone(&self.shared), module, limits, sink).await
+    }
+
+    /// Makes an instance for each interface, under the usual limits, to see that it starts and has the right functions.
+    async fn try_out(&self, module: &Arc<Module>) -> Result<(), AdmitError> {
+        for interface in module.interfaces() {
+            let (module, owner) = (Arc::clone(module), Owner::Processor(TRIAL_OWNER.into()));
+            let limits = Limits::default();
+            match interface {
+                Interface::MessageProcessor => {
+                    self.open_pool::<processor::Process>(module, owner, 0, limits)
+                        .await
+                }
+                Interface::Partitioner => {
+                    self.open_pool::<partitioner::Assign>(module, owner, 0, limits)
+                        .await
+                }
+                Interface::ErrorHandler => {
+                    self.open_pool::<error_handler::Handle>(module, owner, 0, limits)
+                        .await
+                }
+            }?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ModuleHost for WasmHost {
+    async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError> {
+        let (outline, digest) = self.examine(&bytes, None).await?;
+        let start = self.shared.clock.monotonic();
+        let module = self.module(digest, &bytes).await?;
+        let compile_time = self.shared.clock.monotonic().saturating_sub(start);
+        let tried_out = self.try_out(&module).await;
+        tried_out.inspect_err(|_| self.forget(digest))?;
+        Ok(ModuleFacts {
+            digest,
+            byte_count: bytes.len() as u64,
+            exports: outline.exports,
+            imports: outline.imports,
+            compile_ms: compile_time.as_millis() as u64,
+        })
+    }
+
+    async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
+        let owner = Owner::Processor(request.owner.clone());
+        let pool = self.load::<processor::Process>(owner, request).await?;
+        Ok(Arc::new(processor::Processor(pool)))
+    }
+
+    async fn partitioner(
+        &self,
+        request: LoadRequest,
+    ) -> Result<Arc<dyn PartitionHandler>, AdmitError> {
+        let owner = Owner::Topic(request.owner.clone());
+        let pool = self.load::<partitioner::Assign>(owner, request).await?;
+        Ok(Arc::new(partitioner::Partitioner(pool)))
+    }
+
+    async fn error_handler(
+        &self,
+        request: LoadRequest,
+    ) -> Result<Arc<dyn FailureHandler>, AdmitError> {
+        let owner = Owner::Processor(request.owner.clone());
+        let pool = self.load::<error_handler::Handle>(owner, request).await?;
+        Ok(Arc::new(error_handler::ErrorHandler(pool)))
+    }
+
+    fn forget(&self, digest: Digest) {
+        self.cache.forget(&digest);
+        self.loaded.lock().remove(&digest);
+    }
+
+    fn logs(&self, processor: &ProcessorName) -> Vec<GuestLine> {
+        self.logs.lines(&Owner::Processor(processor.to_string()))
+    }
+}
+
+fn engine_error(error: wasmtime::Error) -> StartError {
+    StartError::Engine(format!("{error:#}"))
+}

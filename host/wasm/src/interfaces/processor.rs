@@ -1,0 +1,151 @@
+//! `message-processor`: a batch in, an answer out.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use millrace_broker::handler::{BatchHandler, CallError, Interface};
+use millrace_model::columns::Detail;
+use millrace_model::processor::Limits;
+use millrace_model::{Answer, ColumnBatch};
+use wasmtime::component::{ComponentType, Lift};
+
+use super::BatchColumns;
+use crate::call::{GuestCall, Returned};
+use crate::pool::{Guest, Pool};
+
+/// `types.detail`.
+#[derive(ComponentType, Lift)]
+#[component(record)]
+struct DetailRecord {
+    message: u32,
+    #[component(name = "after-ms")]
+    after_ms: Option<u64>,
+    class: String,
+    reason: String,
+}
+
+/// `types.answer`.
+#[derive(ComponentType, Lift)]
+#[component(record)]
+struct AnswerColumns {
+    outcomes: Vec<u8>,
+    details: Vec<DetailRecord>,
+    data: Vec<u8>,
+    sources: Vec<u32>,
+    #[component(name = "topic-names")]
+    topic_names: Vec<String>,
+    topics: Vec<u32>,
+    partitions: Vec<u32>,
+    keys: Vec<u32>,
+    values: Vec<u32>,
+    #[component(name = "header-ends")]
+    header_ends: Vec<u32>,
+    headers: Vec<u32>,
+}
+
+/// `types.batch-error`.
+#[derive(ComponentType, Lift)]
+#[component(variant)]
+enum BatchError {
+    #[component(name = "unavailable")]
+    Unavailable(String),
+}
+
+type Params<'a> = (BatchColumns<'a>,);
+type Return = (Result<AnswerColumns, BatchError>,);
+
+/// One call of `process`.
+pub(crate) struct Process(pub(crate) Arc<ColumnBatch>);
+
+impl GuestCall for Process {
+    type Output = Answer;
+    const INTERFACE: Interface = Interface::MessageProcessor;
+    const FUNCTION: &'static str = "process";
+
+    fn check(guest: &Guest) -> wasmtime::Result<()> {
+        guest
+            .function
+            .typed::<Params<'_>, Return>(&guest.store)
+            .map(drop)
+    }
+
+    async fn make(self, guest: &mut Guest) -> wasmtime::Result<Returned<Answer>> {
+        let function = guest.function.typed::<Params<'_>, Return>(&guest.store)?;
+        let batch = (BatchColumns::of(&self.0),);
+        let (result,) = function.call_async(&mut guest.store, batch).await?;
+        Ok(match result {
+            Ok(answer) => within_limits(answer.into(), &guest.store.data().call_limits),
+            Err(BatchError::Unavailable(reason)) => Returned::Unavailable(reason),
+        })
+    }
+}
+
+fn within_limits(answer: Answer, limits: &Limits) -> Returned<Answer> {
+    let (bytes, outputs) = (answer_bytes(&answer), answer.sources.len());
+    let (bytes_max, outputs_max) = (limits.answer_bytes_max, limits.answer_outputs_max);
+    if bytes > bytes_max {
+        return Returned::Bad(format!(
+            "it carries {bytes} bytes, at most {bytes_max} are taken"
+        ));
+    }
+    if outputs > outputs_max as usize {
+        return Returned::Bad(format!(
+            "it has {outputs} outputs, at most {outputs_max} are taken"
+        ));
+    }
+    Returned::Answer(answer)
+}
+
+fn answer_bytes(answer: &Answer) -> u64 {
+    let details = answer
+        .details
+        .iter()
+        .map(|detail| detail.class.len() + detail.reason.len());
+    let names = answer.topic_names.iter().map(String::len);
+    (answer.data.len() + details.chain(names).sum::<usize>()) as u64
+}
+
+impl From<AnswerColumns> for Answer {
+    fn from(columns: AnswerColumns) -> Self {
+        Self {
+            outcomes: columns.outcomes,
+            details: columns.details.into_iter().map(Detail::from).collect(),
+            data: columns.data,
+            sources: columns.sources,
+            topic_names: columns.topic_names,
+            topics: columns.topics,
+            partitions: columns.partitions,
+            keys: columns.keys,
+            values: columns.values,
+            header_ends: columns.header_ends,
+            headers: columns.headers,
+        }
+    }
+}
+
+impl From<DetailRecord> for Detail {
+    fn from(detail: DetailRecord) -> Self {
+        let DetailRecord {
+            message,
+            after_ms,
+            class,
+            reason,
+        } = detail;
+        Self {
+            message,
+            after_ms,
+            class,
+            reason,
+        }
+    }
+}
+
+/// A module as the broker sees a message processor.
+pub(crate) struct Processor(pub(crate) Arc<Pool>);
+
+#[async_trait]
+impl BatchHandler for Processor {
+    async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        self.0.call(Process(Arc::clone(batch))).await
+    }
+}

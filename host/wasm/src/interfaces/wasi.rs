@@ -1,0 +1,88 @@
+//! The part of WASI 0.2 that every guest may import: what language runtimes ask for, and nothing that reaches anything.
+//!
+//! Standard output is the log, standard input is empty, the environment is empty, clocks tick in whole milliseconds.
+//! Not here, so not linkable: filesystem, sockets, HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_model::Clock;
+use wasmtime::component::{HasData, Linker, ResourceTable};
+use wasmtime_wasi::cli::{WasiCli, WasiCliView};
+use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
+use wasmtime_wasi::p2::bindings::{cli, clocks, random};
+use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxBuilder, WasiView};
+use wasmtime_wasi_io::bindings::wasi::io;
+
+use crate::output::LineStream;
+use crate::pool::GuestState;
+
+/// Random bytes of one call.
+const RANDOM_BYTES_MAX: u64 = 64 << 10;
+
+/// What clocks show: finer time helps nobody but those who measure their neighbours.
+const CLOCK_RESOLUTION: Duration = Duration::from_millis(1);
+
+pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    type T = GuestState;
+    let l = linker;
+    io::error::add_to_linker::<T, Table>(l, |t| t.ctx().table)?;
+    io::poll::add_to_linker::<T, Table>(l, |t| t.ctx().table)?;
+    io::streams::add_to_linker::<T, Table>(l, |t| t.ctx().table)?;
+    clocks::wall_clock::add_to_linker::<T, WasiClocks>(l, T::clocks)?;
+    clocks::monotonic_clock::add_to_linker::<T, WasiClocks>(l, T::clocks)?;
+    random::random::add_to_linker::<T, WasiRandom>(l, |t| t.ctx().ctx.random())?;
+    random::insecure::add_to_linker::<T, WasiRandom>(l, |t| t.ctx().ctx.random())?;
+    random::insecure_seed::add_to_linker::<T, WasiRandom>(l, |t| t.ctx().ctx.random())?;
+    cli::exit::add_to_linker::<T, WasiCli>(l, T::cli)?;
+    cli::environment::add_to_linker::<T, WasiCli>(l, T::cli)?;
+    cli::stdin::add_to_linker::<T, WasiCli>(l, T::cli)?;
+    cli::stdout::add_to_linker::<T, WasiCli>(l, T::cli)?;
+    cli::stderr::add_to_linker::<T, WasiCli>(l, T::cli)?;
+    cli::terminal_input::add_to_linker::<T, WasiCli>(l, T::cli)?;
+    cli::terminal_output::add_to_linker::<T, WasiCli>(l, T::cli)?;
+    cli::terminal_stdin::add_to_linker::<T, WasiCli>(l, T::cli)?;
+    cli::terminal_stdout::add_to_linker::<T, WasiCli>(l, T::cli)?;
+    cli::terminal_stderr::add_to_linker::<T, WasiCli>(l, T::cli)
+}
+
+/// Says that the streams' host functions work on the guest's table of resources.
+struct Table;
+
+impl HasData for Table {
+    type Data<'a> = &'a mut ResourceTable;
+}
+
+/// A guest's view of the world.
+pub(crate) fn context(clock: &Arc<dyn Clock>, stdout: LineStream, stderr: LineStream) -> WasiCtx {
+    WasiCtxBuilder::new()
+        .stdout(stdout)
+        .stderr(stderr)
+        .max_random_size(RANDOM_BYTES_MAX)
+        .wall_clock(GuestClock(Arc::clone(clock)))
+        .monotonic_clock(GuestClock(Arc::clone(clock)))
+        .build()
+}
+
+struct GuestClock(Arc<dyn Clock>);
+
+impl HostWallClock for GuestClock {
+    fn resolution(&self) -> Duration {
+        CLOCK_RESOLUTION
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.0.wall().0)
+    }
+}
+
+impl HostMonotonicClock for GuestClock {
+    fn resolution(&self) -> u64 {
+        CLOCK_RESOLUTION.as_nanos() as u64
+    }
+
+    fn now(&self) -> u64 {
+        self.0.monotonic().as_millis() as u64 * HostMonotonicClock::resolution(self)
+    }
+}

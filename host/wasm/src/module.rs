@@ -1,0 +1,76 @@
+//! A module ready to be instantiated: its code, linked to what it may import, and the names of what it exports of ours.
+
+use std::sync::Arc;
+
+use millrace_broker::handler::{AdmitError, Interface};
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
+
+use crate::admission::{interface_of, missing_export};
+use crate::compiled::{self, TrustedCode};
+use crate::logs::clean;
+use crate::pool::GuestState;
+
+/// Bytes of an error's text.
+const ERROR_BYTES_MAX: usize = 1_000;
+
+/// A module that any number of processors share.
+pub(crate) struct Module {
+    pub(crate) linked: InstancePre<GuestState>,
+    component: Component,
+    /// Names of its exports.
+    exports: Vec<String>,
+}
+
+impl Module {
+    pub(crate) fn link(
+        linker: &Linker<GuestState>,
+        code: &TrustedCode,
+    ) -> Result<Arc<Self>, AdmitError> {
+        let component = compiled::load(linker.engine(), code).map_err(|error| invalid(&error))?;
+        let linked = linker
+            .instantiate_pre(&component)
+            .map_err(|error| invalid(&error))?;
+        let exports = component
+            .component_type()
+            .exports(component.engine())
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        Ok(Arc::new(Self {
+            linked,
+            component,
+            exports,
+        }))
+    }
+
+    /// Where the function of an interface is.
+    pub(crate) fn function(
+        &self,
+        interface: Interface,
+        function: &str,
+    ) -> Result<ComponentExportIndex, AdmitError> {
+        let export = self
+            .exports
+            .iter()
+            .find(|name| interface_of(name) == Some(interface));
+        export
+            .and_then(|name| self.component.get_export_index(None, name))
+            .and_then(|instance| self.component.get_export_index(Some(&instance), function))
+            .ok_or_else(|| missing_export(&[interface], &self.exports))
+    }
+
+    /// What it exports of ours.
+    pub(crate) fn interfaces(&self) -> Vec<Interface> {
+        let mut found: Vec<_> = self
+            .exports
+            .iter()
+            .filter_map(|name| interface_of(name))
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+fn invalid(error: &wasmtime::Error) -> AdmitError {
+    AdmitError::Invalid(clean(&format!("{error:#}"), ERROR_BYTES_MAX))
+}

@@ -1,0 +1,308 @@
+//! Warm instances of one module for one owner: taken for a call, given back if the call went well, thrown away if not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use millrace_broker::handler::{AdmitError, CallError};
+use millrace_model::Clock;
+use millrace_model::bounds::BATCH_MESSAGES_MAX;
+use millrace_model::processor::Limits;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::component::{ComponentExportIndex, Func, ResourceTable};
+use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use crate::call::{self, GuestCall, Returned, Yields, explain};
+use crate::epoch::Ticker;
+use crate::interfaces::wasi;
+use crate::limits::{InstanceGauges, InstanceLimits};
+use crate::logs::LogSink;
+use crate::module::Module;
+use crate::output::LineStream;
+use crate::slots::Slots;
+use crate::threads::GuestThreads;
+
+/// Instances of one loaded module at once; further calls wait for one. Small against the host's total, so that no
+/// processor can take what the others need.
+const INSTANCES_MAX: usize = 16;
+
+/// Calls that one instance answers before a fresh one takes over: what a guest leaks, it leaks so often at the most.
+const INSTANCE_CALLS_MAX: u32 = 10_000;
+
+/// An instance is replaced after this long.
+const INSTANCE_AGE_MAX: Duration = Duration::from_secs(600);
+
+/// Handles that a guest may hold of the host's resources: streams, pollables.
+const HANDLES_MAX: usize = 1_000;
+
+/// What the columns of an answer may weigh beside its bytes: the numbers of an output, of a message.
+const OUTPUT_COLUMNS_BYTES: u64 = 64;
+
+/// What all pools share.
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ticker: Ticker,
+    pub(crate) threads: GuestThreads,
+    pub(crate) slots: Slots,
+    pub(crate) instances_made: AtomicU64,
+}
+
+/// The instances of one loaded module.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    module: Arc<Module>,
+    function: ComponentExportIndex,
+    limits: Limits,
+    sink: LogSink,
+    gauges: InstanceGauges,
+    /// At most [`INSTANCES_MAX`], as calls in flight are.
+    idle: Mutex<Vec<Guest>>,
+    turns: Semaphore,
+}
+
+/// What a call has before it begins. Waiting for it is not the guest's time.
+enum Place {
+    Warm(Guest),
+    Free(OwnedSemaphorePermit),
+}
+
+/// One instance.
+pub(crate) struct Guest {
+    pub(crate) store: Store<GuestState>,
+    pub(crate) function: Func,
+    calls: u32,
+    born: Duration,
+    /// Last, so that the instance is gone when its place becomes free.
+    _slot: OwnedSemaphorePermit,
+}
+
+/// What the host keeps of one instance.
+pub(crate) struct GuestState {
+    pub(crate) instance_limits: InstanceLimits,
+    pub(crate) call_limits: Limits,
+    pub(crate) log: LogSink,
+    pub(crate) stderr: LineStream,
+    wasi: WasiCtx,
+    table: ResourceTable,
+    yields: Arc<Yields>,
+}
+
+impl WasiView for GuestState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl Pool {
+    /// A pool whose first instance has been made under the limits of every later one.
+    pub(crate) async fn open<C: GuestCall>(
+        shared: Arc<Shared>,
+        module: Arc<Module>,
+        limits: Limits,
+        sink: LogSink,
+    ) -> Result<Arc<Self>, AdmitError> {
+        let pool = Arc::new(Self {
+            function: module.function(C::INTERFACE, C::FUNCTION)?,
+            gauges: InstanceGauges::of(sink.owner()),
+            shared,
+            module,
+            limits,
+            sink,
+            idle: Mutex::default(),
+            turns: Semaphore::new(INSTANCES_MAX),
+        });
+        pool.shared.slots.register(&pool);
+        pool.try_out::<C>().await?;
+        Ok(pool)
+    }
+
+    async fn try_out<C: GuestCall>(self: &Arc<Self>) -> Result<(), AdmitError> {
+        let guest = self.first().await.map_err(|error| match error {
+            CallError::Host(reason) => AdmitError::Host(reason),
+            error => AdmitError::Start(error.to_string()),
+        })?;
+        C::check(&guest).map_err(|error| {
+            let function = C::FUNCTION;
+            AdmitError::Invalid(format!("its `{function}` is not that of wit/: {error:#}"))
+        })?;
+        self.keep(guest);
+        Ok(())
+    }
+
+    async fn first(self: &Arc<Self>) -> Result<Guest, CallError> {
+        let slot = self.shared.slots.take().await?;
+        let yields = Arc::new(Yields::default());
+        let made = Arc::clone(self).instantiate(slot, Arc::clone(&yields));
+        self.run(made, yields).await.flatten()
+    }
+
+    /// Makes one call on an instance that nobody else uses meanwhile.
+    pub(crate) async fn call<C: GuestCall>(
+        self: &Arc<Self>,
+        call: C,
+    ) -> Result<C::Output, CallError> {
+        let turn = self.turns.acquire().await;
+        let _turn = turn.map_err(|error| CallError::Host(error.to_string()))?;
+        let place = self.place().await?;
+        let yields = place.yields();
+        let work = Arc::clone(self).work(call, place, Arc::clone(&yields));
+        self.run(work, yields).await?
+    }
+
+    async fn place(&self) -> Result<Place, CallError> {
+        match self.take_idle() {
+            Some(guest) => Ok(Place::Warm(guest)),
+            None => self.shared.slots.take().await.map(Place::Free),
+        }
+    }
+
+    async fn run<F>(&self, work: F, yields: Arc<Yields>) -> Result<F::Output, CallError>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let _ticking = self.shared.ticker.ticking();
+        let time_max = Duration::from_millis(self.limits.call_ms_max.max(1));
+        let clock = Arc::clone(&self.shared.clock);
+        call::run(work, time_max, yields, clock, &self.shared.threads).await
+    }
+
+    /// The guest is given back by success alone: whatever else ends this future also drops the guest.
+    async fn work<C: GuestCall>(
+        self: Arc<Self>,
+        call: C,
+        place: Place,
+        yields: Arc<Yields>,
+    ) -> Result<C::Output, CallError> {
+        let mut guest = match place {
+            Place::Warm(guest) => guest,
+            // Boxed, for it is large and rare: every call would move it otherwise.
+            Place::Free(slot) => Box::pin(Arc::clone(&self).instantiate(slot, yields)).await?,
+        };
+        guest.begin_call();
+        match call.make(&mut guest).await {
+            Ok(Returned::Answer(answer)) => {
+                self.give_back(guest);
+                Ok(answer)
+            }
+            Ok(Returned::Unavailable(reason)) => {
+                self.give_back(guest);
+                Err(CallError::Unavailable(reason))
+            }
+            Ok(Returned::Bad(why)) => Err(CallError::BadAnswer(why)),
+            Err(error) => Err(explain(&error, guest.store.data())),
+        }
+    }
+
+    /// An instance that waits for a call.
+    pub(crate) fn take_idle(&self) -> Option<Guest> {
+        self.idle.lock().pop()
+    }
+
+    fn give_back(&self, guest: Guest) {
+        let age = self.shared.clock.monotonic().saturating_sub(guest.born);
+        let worn = guest.calls >= INSTANCE_CALLS_MAX
+            || age >= INSTANCE_AGE_MAX
+            || guest.store.data().instance_limits.is_nearly_full();
+        if !worn {
+            self.keep(guest);
+        }
+    }
+
+    fn keep(&self, guest: Guest) {
+        self.idle.lock().push(guest);
+        if self.shared.slots.are_wanted() {
+            drop(self.take_idle());
+        }
+    }
+
+    async fn instantiate(
+        self: Arc<Self>,
+        slot: OwnedSemaphorePermit,
+        yields: Arc<Yields>,
+    ) -> Result<Guest, CallError> {
+        self.shared.instances_made.fetch_add(1, Ordering::Relaxed);
+        let mut store = self.store(yields);
+        let instance = match self.module.linked.instantiate_async(&mut store).await {
+            Ok(instance) => instance,
+            Err(error) => return Err(explain_start(&error, store.data())),
+        };
+        let function = instance.get_func(&mut store, self.function);
+        Ok(Guest {
+            function: function.ok_or_else(|| CallError::Host("the function is gone".into()))?,
+            store,
+            calls: 0,
+            born: self.shared.clock.monotonic(),
+            _slot: slot,
+        })
+    }
+
+    fn store(&self, yields: Arc<Yields>) -> Store<GuestState> {
+        let stderr = LineStream::new(self.sink.clone(), "warn");
+        let stdout = LineStream::new(self.sink.clone(), "info");
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES_MAX);
+        let state = GuestState {
+            instance_limits: InstanceLimits::new(self.limits.memory_bytes_max, self.gauges.clone()),
+            call_limits: self.limits.clone(),
+            log: self.sink.clone(),
+            wasi: wasi::context(&self.shared.clock, stdout, stderr.clone()),
+            stderr,
+            table,
+            yields,
+        };
+        let mut store = Store::new(&self.shared.engine, state);
+        store.limiter(|state| &mut state.instance_limits);
+        store.set_hostcall_fuel(lifted_bytes_max(&self.limits));
+        store.set_max_component_handles(HANDLES_MAX);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| {
+            store.data().yields.count();
+            Ok(UpdateDeadline::Yield(1))
+        });
+        store
+    }
+}
+
+impl Place {
+    fn yields(&self) -> Arc<Yields> {
+        match self {
+            Self::Warm(guest) => Arc::clone(&guest.store.data().yields),
+            Self::Free(_) => Arc::default(),
+        }
+    }
+}
+
+impl Guest {
+    fn begin_call(&mut self) {
+        self.calls += 1;
+        self.store.set_epoch_deadline(1);
+        let state = self.store.data_mut();
+        state.yields.reset();
+        state.instance_limits.begin_call();
+        state.stderr.begin_call();
+    }
+}
+
+/// What the host reads of one answer at the most, before it looks at any of it: the bytes and the columns allowed.
+fn lifted_bytes_max(limits: &Limits) -> usize {
+    let columns =
+        (u64::from(limits.answer_outputs_max) + BATCH_MESSAGES_MAX as u64) * OUTPUT_COLUMNS_BYTES;
+    usize::try_from(limits.answer_bytes_max.saturating_add(columns)).unwrap_or(usize::MAX)
+}
+
+/// A start fails like a call, but an instance that cannot be made without any trap is the module's fault as well.
+fn explain_start(error: &wasmtime::Error, guest: &GuestState) -> CallError {
+    match explain(error, guest) {
+        CallError::BadAnswer(message) => CallError::Trap {
+            message,
+            backtrace: String::new(),
+        },
+        other => other,
+    }
+}

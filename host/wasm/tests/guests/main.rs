@@ -1,0 +1,9 @@
+//! Real components, good and bad, on a real [`millrace_wasm::WasmHost`].
+
+mod admission;
+mod bytes;
+mod cache;
+mod calls;
+mod cost;
+mod hostile;
+mod support;
