@@ -1,0 +1,166 @@
+//! Asks a host over HTTP, and says plainly when nobody is there.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use ureq::http::{Method, Request};
+use ureq::{Agent, AsSendBody};
+
+use super::failure::{Exit, Failure};
+use super::output::Output;
+
+/// An answer larger than this is none of ours.
+const ANSWER_BYTES_MAX: u64 = 128 << 20;
+/// Nobody there, if it takes longer.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// One host, asked over kept connections. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Client {
+    agent: Agent,
+    base: String,
+    /// Whether to answer in JSON.
+    pub(super) json: bool,
+}
+
+impl Client {
+    /// A client of the host at `url`.
+    pub(super) fn new(url: &str, json: bool) -> Result<Self, Failure> {
+        let base = url.trim_end_matches('/');
+        if !base.starts_with("http://") {
+            let failure = Failure::usage(format!("--host {url} is not understood"));
+            return Err(
+                failure.with_hint("write http://ADDRESS:PORT, such as http://127.0.0.1:7400")
+            );
+        }
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            // Environment proxies are for the web, not for the broker beside us.
+            .proxy(None)
+            .timeout_connect(Some(CONNECT_MAX))
+            .build();
+        Ok(Self {
+            agent: config.new_agent(),
+            base: base.to_owned(),
+            json,
+        })
+    }
+
+    pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
+        self.json_of(&self.call(Method::GET, path, None, ())?)
+    }
+
+    pub(super) fn delete(&self, path: &str) -> Result<(), Failure> {
+        self.call(Method::DELETE, path, None, ()).map(drop)
+    }
+
+    /// Sends JSON, and gives the JSON that comes back.
+    pub(super) fn send(&self, method: Method, path: &str, body: &Value) -> Result<Value, Failure> {
+        let body = body.to_string();
+        self.json_of(&self.call(method, path, Some("application/json"), body)?)
+    }
+
+    /// Sends bytes of a type, and gives the JSON that comes back.
+    pub(super) fn upload(
+        &self,
+        path: &str,
+        content_type: &str,
+        body: impl AsSendBody,
+    ) -> Result<Value, Failure> {
+        self.json_of(&self.call(Method::POST, path, Some(content_type), body)?)
+    }
+
+    fn call(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: impl AsSendBody,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base));
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let request = request.body(body).map_err(|error| {
+            Failure::usage(format!("--host {} is not understood: {error}", self.base))
+        })?;
+        let response = self
+            .agent
+            .run(request)
+            .map_err(|error| self.unreached(error))?;
+        let status = response.status();
+        let body = response
+            .into_body()
+            .into_with_config()
+            .limit(ANSWER_BYTES_MAX);
+        let body = body.read_to_vec().map_err(|error| self.unreached(error))?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        Err(Failure::answered(status.as_u16(), &body))
+    }
+
+    fn json_of(&self, body: &[u8]) -> Result<Value, Failure> {
+        serde_json::from_slice(body).map_err(|_| {
+            Failure::failed(format!("what answers at {} is no Millrace host", self.base))
+        })
+    }
+
+    fn unreached(&self, error: ureq::Error) -> Failure {
+        if let ureq::Error::BadUri(_) | ureq::Error::Http(_) = error {
+            return Failure::usage(format!("--host {} is not understood: {error}", self.base));
+        }
+        let message = format!("no Millrace host answers at {} ({error})", self.base);
+        Failure::new(Exit::Unreachable, "unreachable", message).with_hint(
+            "start one with `millrace serve`, or name another with --host URL or MILLRACE_HOST",
+        )
+    }
+
+    /// Where answers go.
+    pub(super) fn output(&self) -> Output {
+        Output::new(self.json)
+    }
+}
+
+/// A text as one segment of a path, or one value of a query.
+pub(super) fn escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~@".contains(&byte);
+    text.bytes()
+        .map(|byte| match plain(byte) {
+            true => char::from(byte).to_string(),
+            false => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_cannot_leave_its_segment() {
+        assert_eq!(escaped("upper@1.0.0"), "upper@1.0.0");
+        assert_eq!(escaped("../a b?é"), "..%2Fa%20b%3F%C3%A9");
+    }
+
+    #[test]
+    fn a_host_that_is_not_there_is_said_to_be_unreachable() {
+        let client = Client::new("http://127.0.0.1:1/", false).expect("a client");
+        let failure = client.get("/v1/topics").expect_err("nobody there");
+        let Failure::Told {
+            exit,
+            message,
+            hint,
+            ..
+        } = failure
+        else {
+            panic!("told");
+        };
+        assert_eq!(exit, Exit::Unreachable);
+        assert!(message.contains("http://127.0.0.1:1 "), "{message}");
+        assert!(hint.expect("a hint").contains("millrace serve"));
+    }
+}

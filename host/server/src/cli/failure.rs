@@ -1,0 +1,143 @@
+//! How a command fails: what happened, what to do, and the exit code that says which kind it was.
+
+use std::io;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use crate::config::ConfigError;
+use crate::host::StartError;
+
+/// The kinds of failure that a script treats differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    Failed = 1,
+    Usage = 2,
+    Unknown = 3,
+    Refused = 4,
+    Unreachable = 5,
+    DataDirInUse = 6,
+    Poisoned = 7,
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Whoever read our output went away: nothing to say, and nobody to say it to.
+    ClosedPipe,
+    /// Something to report.
+    Told {
+        exit: Exit,
+        code: String,
+        message: String,
+        hint: Option<String>,
+    },
+}
+
+impl Failure {
+    pub(super) fn new(exit: Exit, code: &str, message: impl Into<String>) -> Self {
+        Self::Told {
+            exit,
+            code: code.to_owned(),
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    pub(super) fn failed(message: impl Into<String>) -> Self {
+        Self::new(Exit::Failed, "failed", message)
+    }
+
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, "usage", message)
+    }
+
+    pub(super) fn refused(message: impl Into<String>) -> Self {
+        Self::new(Exit::Refused, "refused", message)
+    }
+
+    pub(super) fn with_hint(mut self, text: impl Into<String>) -> Self {
+        if let Self::Told { hint, .. } = &mut self {
+            *hint = Some(text.into());
+        }
+        self
+    }
+
+    /// The same, saying what it was about.
+    pub(super) fn about(mut self, what: &str) -> Self {
+        if let Self::Told { message, .. } = &mut self {
+            *message = format!("{what}: {message}");
+        }
+        self
+    }
+
+    /// What a host answered that did not do it.
+    pub(super) fn answered(status: u16, body: &[u8]) -> Self {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let error = &body["error"];
+        let text = |field: &str| error[field].as_str().map(str::to_owned);
+        let message = text("message").unwrap_or_else(|| {
+            format!("the answer was {status} and is none of a Millrace host; is --host right?")
+        });
+        let exit = match status {
+            404 => Exit::Unknown,
+            400 | 403 | 405 | 409 | 413 | 422 => Exit::Refused,
+            _ => Exit::Failed,
+        };
+        Self::Told {
+            exit,
+            code: text("code").unwrap_or_else(|| "failed".to_owned()),
+            message,
+            hint: text("hint"),
+        }
+    }
+
+    /// Tells people or programs, and gives the code to exit with.
+    pub(super) fn report(self, as_json: bool) -> ExitCode {
+        let Self::Told {
+            exit,
+            code,
+            message,
+            hint,
+        } = self
+        else {
+            return ExitCode::SUCCESS;
+        };
+        let text = if as_json {
+            json!({"error": {"code": code, "message": message, "hint": hint}}).to_string()
+        } else {
+            let hint = hint.map_or_else(String::new, |hint| format!("\n  {hint}"));
+            format!("error: {message}{hint}")
+        };
+        // Standard error may be closed as well; the exit code still tells.
+        let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("{text}\n"));
+        ExitCode::from(exit as u8)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::ClosedPipe,
+            _ => Self::failed(error.to_string()),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, "config", error.to_string())
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let (exit, code) = match &error {
+            StartError::Config(_) => (Exit::Usage, "config"),
+            StartError::DataDirInUse(_) => (Exit::DataDirInUse, "data-dir-in-use"),
+            StartError::Poisoned(_) => (Exit::Poisoned, "engine-poisoned"),
+            _ => (Exit::Failed, "failed"),
+        };
+        Self::new(exit, code, error.to_string())
+    }
+}

@@ -1,0 +1,150 @@
+//! The command line: `serve` runs a host, everything else asks one over HTTP.
+//!
+//! What was asked for goes to standard output, what happens meanwhile to standard error. A reader that goes away ends the command
+//! quietly. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable, 6 data directory in
+//! use, 7 engine poisoned by a disk error.
+
+mod bench;
+mod client;
+mod consume;
+mod demo;
+mod dlq;
+mod failure;
+mod module;
+mod output;
+mod processor;
+mod produce;
+mod serve;
+mod table;
+mod topic;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::LISTEN_DEFAULT;
+use crate::host::COMPILE_COMMAND;
+use client::Client;
+use failure::Failure;
+
+const AFTER_HELP: &str = "\
+Examples:
+  millrace demo                                    see it work, in a minute
+  millrace serve                                   run a host
+  millrace topic create orders --partitions 4
+  millrace module push uppercase.wasm --tag uppercase@1.0.0
+  millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
+  millrace produce orders --key 17 '{\"item\":\"mill\"}'
+  millrace consume loud --follow
+  millrace dlq list shout
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable,
+            6 data directory in use, 7 engine stopped by a disk error";
+
+/// A message broker that runs your WebAssembly.
+#[derive(Parser)]
+#[command(name = "millrace", version, about, after_help = AFTER_HELP, max_term_width = 110)]
+struct Cli {
+    /// The host to ask
+    #[arg(long, global = true, value_name = "URL", env = "MILLRACE_HOST", default_value_t = format!("http://{LISTEN_DEFAULT}"))]
+    host: String,
+    /// Answer in JSON, for programs
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a host
+    Serve(serve::Args),
+    /// See the whole way of real messages, in a minute
+    Demo(demo::Args),
+    /// Make, list, show and delete topics
+    #[command(subcommand)]
+    Topic(topic::Verb),
+    /// Append messages to a topic
+    Produce(produce::Args),
+    /// Read messages of a topic
+    Consume(consume::Args),
+    /// Upload, list, show and delete modules
+    #[command(subcommand)]
+    Module(module::Verb),
+    /// Deploy and steer processors
+    #[command(subcommand)]
+    Processor(processor::Verb),
+    /// Look at dead letters and send them again
+    #[command(subcommand)]
+    Dlq(dlq::Verb),
+    /// Measure a running host
+    Bench(bench::Args),
+    /// Compiles one upload, in the process that the host starts for it
+    #[command(hide = true, name = COMPILE_COMMAND)]
+    CompileModule(CompileArgs),
+}
+
+#[derive(clap::Args)]
+struct CompileArgs {
+    limits: Vec<String>,
+}
+
+/// Reads the command line, does what it says, and says how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    if let Command::CompileModule(args) = cli.command {
+        return millrace_wasm::compile_child_main(&args.limits);
+    }
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(json),
+    }
+}
+
+impl Cli {
+    fn run(self) -> Result<(), Failure> {
+        let client = Client::new(&self.host, self.json);
+        match self.command {
+            Command::Serve(args) => serve::run(args),
+            Command::CompileModule(_) => Ok(()),
+            Command::Demo(args) => wait_for(demo::run(args)),
+            Command::Bench(args) => bench::run(args, &client?),
+            Command::Topic(verb) => topic::run(verb, &client?),
+            Command::Produce(args) => produce::run(args, &client?),
+            Command::Consume(args) => consume::run(args, &client?),
+            Command::Module(verb) => module::run(verb, &client?),
+            Command::Processor(verb) => processor::run(verb, &client?),
+            Command::Dlq(verb) => dlq::run(verb, &client?),
+        }
+    }
+}
+
+/// Runs what needs a runtime.
+fn wait_for(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("the runtime does not start: {error}")))?;
+    runtime.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_or_sub_commands() {
+        for command in Cli::command().get_subcommands() {
+            let has = command.has_subcommands() || command.get_after_help().is_some();
+            assert!(has || command.is_hide_set(), "{}", command.get_name());
+        }
+    }
+}

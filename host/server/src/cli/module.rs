@@ -1,0 +1,125 @@
+//! `module`: upload, list, show and delete modules.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use millrace_model::bounds::MODULE_BYTES_MAX;
+use serde_json::{Value, json};
+use ureq::SendBody;
+
+use super::client::{Client, escaped};
+use super::failure::Failure;
+use super::table::{cell, facts, items, short, table, when};
+
+/// What to do with modules
+#[derive(clap::Subcommand)]
+pub(super) enum Verb {
+    /// Upload a component; it is checked, compiled and tried before it is kept
+    #[command(
+        after_help = "Example:\n  millrace module push target/wasm32-wasip2/release/uppercase.wasm --tag uppercase@1.0.0"
+    )]
+    Push {
+        /// The component
+        file: PathBuf,
+        /// A name for it
+        #[arg(long, value_name = "NAME@VERSION")]
+        tag: Option<String>,
+    },
+    /// List all modules
+    List,
+    /// Show a module
+    Show {
+        /// Digest, unique beginning of it, or tag
+        module: String,
+    },
+    /// Forget a module that nobody uses
+    Delete {
+        /// Digest, unique beginning of it, or tag
+        module: String,
+    },
+}
+
+pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
+    let mut out = client.output();
+    match verb {
+        Verb::Push { file, tag } => {
+            let module = push(client, &file, tag.as_deref())?;
+            out.answer(&module, |module| {
+                let name = tag.unwrap_or_else(|| short(&module["digest"]));
+                let ms = &module["compile_ms"];
+                format!(
+                    "module {name} is admitted ({} bytes, compiled in {ms} ms)\ndigest  {}",
+                    module["byte_count"],
+                    cell(&module["digest"])
+                )
+            })
+        }
+        Verb::List => out.answer(&client.get("/v1/modules")?, list),
+        Verb::Show { module } => out.answer(&client.get(&path(&module))?, show),
+        Verb::Delete { module } => {
+            client.delete(&path(&module))?;
+            out.answer(&json!({"deleted": module}), |_| {
+                format!("module {module} is deleted")
+            })
+        }
+    }
+}
+
+fn path(reference: &str) -> String {
+    format!("/v1/modules/{}", escaped(reference))
+}
+
+/// Uploads a file, with a bar on standard error if that is a terminal.
+fn push(client: &Client, file: &Path, tag: Option<&str>) -> Result<Value, Failure> {
+    let unreadable = |error| Failure::usage(format!("{} cannot be read: {error}", file.display()));
+    let opened = File::open(file).map_err(unreadable)?;
+    let bytes = opened.metadata().map_err(unreadable)?.len();
+    if bytes > MODULE_BYTES_MAX as u64 {
+        let message = format!("the module has {bytes} bytes, at most {MODULE_BYTES_MAX} are taken");
+        return Err(
+            Failure::refused(message).with_hint("strip debug information, or build it smaller")
+        );
+    }
+    let bar = bar(bytes);
+    let query = tag.map_or_else(String::new, |tag| format!("?tag={}", escaped(tag)));
+    let body = SendBody::from_owned_reader(bar.wrap_read(opened));
+    let module = client.upload(&format!("/v1/modules{query}"), "application/wasm", body);
+    bar.finish_and_clear();
+    module
+}
+
+fn bar(bytes: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("uploading {bar:32} {bytes}/{total_bytes} {msg}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(bytes).with_style(style);
+    bar.set_message("the host checks and compiles what has come");
+    bar
+}
+
+fn list(answer: &Value) -> String {
+    let row = |module: &Value| {
+        let cells =
+            ["tag", "byte_count", "exports", "compile_ms"].map(|field| cell(&module[field]));
+        [&[short(&module["digest"])], cells.as_slice()].concat()
+    };
+    let rows = items(&answer["modules"]).iter().map(row).collect();
+    let headings = ["DIGEST", "TAG", "BYTES", "EXPORTS", "COMPILE MS"];
+    let note = "there are no modules yet; upload one with `millrace module push FILE`";
+    table(&headings, rows, note)
+}
+
+fn show(module: &Value) -> String {
+    let fact = |name: &'static str| (name, cell(&module[name]));
+    let names = [
+        "digest",
+        "tag",
+        "byte_count",
+        "exports",
+        "imports",
+        "compile_ms",
+    ];
+    let mut pairs = names.map(fact).to_vec();
+    pairs.push(("uploaded", when(&module["uploaded_at"])));
+    facts(&pairs)
+}

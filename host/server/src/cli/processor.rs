@@ -1,0 +1,357 @@
+//! `processor`: deploy and steer processors.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millrace_model::{ProcessorName, TopicName};
+use serde_json::{Map, Value, json};
+use ureq::http::Method;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::Output;
+use super::table::{cell, facts, items, short, table, when};
+
+/// How often `logs --follow` looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What to do with processors
+#[derive(clap::Subcommand)]
+pub(super) enum Verb {
+    /// Deploy a processor or its next revision, which takes over between two batches
+    Deploy(Box<DeployArgs>),
+    /// List all processors
+    List,
+    /// Show a processor, its revisions, and how it does in each partition
+    Show { name: ProcessorName },
+    /// Take no further batches until resumed
+    Pause { name: ProcessorName },
+    /// Go on where it paused
+    Resume { name: ProcessorName },
+    /// Make an earlier revision the current one
+    #[command(
+        after_help = "Examples:\n  millrace processor rollback shout\n  millrace processor rollback shout --revision 3"
+    )]
+    Rollback {
+        name: ProcessorName,
+        /// The one before the current without
+        #[arg(long)]
+        revision: Option<u32>,
+    },
+    /// Delete a processor; its dead letters stay as topics
+    Delete { name: ProcessorName },
+    /// Show what its components wrote lately
+    Logs {
+        name: ProcessorName,
+        /// Go on until interrupted
+        #[arg(long)]
+        follow: bool,
+    },
+}
+
+const DEPLOY_HELP: &str = "\
+Examples:
+  millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
+  millrace processor deploy shout --module uppercase@2.0.0 --topic orders --output loud --order none
+  millrace processor deploy shout --spec shout.toml --module uppercase@2.0.0
+
+A spec file (TOML or JSON) has the fields of PUT /v1/processors/{name}: topics, module, output, grants, order,
+batch, retry, error_handler, limits. Flags go before the file.";
+
+#[derive(clap::Args)]
+#[command(after_help = DEPLOY_HELP)]
+pub(super) struct DeployArgs {
+    name: ProcessorName,
+    /// The module, by digest or tag
+    #[arg(long, required_unless_present = "spec")]
+    module: Option<String>,
+    /// A topic to read; may be given several times
+    #[arg(long = "topic", value_name = "TOPIC", required_unless_present = "spec")]
+    topics: Vec<TopicName>,
+    /// Where outputs go that name no topic
+    #[arg(long, value_name = "TOPIC")]
+    output: Option<TopicName>,
+    /// A further topic that it may write to; may be given several times
+    #[arg(long = "grant", value_name = "TOPIC")]
+    grants: Vec<TopicName>,
+    /// What keeps its order when a message is retried
+    #[arg(long, value_parser = ["key", "partition", "none"])]
+    order: Option<String>,
+    /// The module that decides about failures, by digest or tag
+    #[arg(long, value_name = "MODULE")]
+    error_handler: Option<String>,
+    /// Attempts in all, before a message becomes a dead letter
+    #[arg(long, value_name = "COUNT")]
+    attempts_max: Option<u32>,
+    /// Messages of a batch
+    #[arg(long, value_name = "COUNT")]
+    batch_messages_max: Option<u32>,
+    /// A file with the whole spec
+    #[arg(long, value_name = "FILE")]
+    spec: Option<PathBuf>,
+}
+
+pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
+    let mut out = client.output();
+    match verb {
+        Verb::Deploy(args) => deploy(*args, client, &mut out),
+        Verb::List => out.answer(&client.get("/v1/processors")?, list),
+        Verb::Show { name } => out.answer(&client.get(&path(&name, ""))?, show),
+        Verb::Pause { name } => {
+            let answer = client.send(Method::POST, &path(&name, "/pause"), &json!({}))?;
+            out.answer(&answer, |_| format!("processor {name} is paused"))
+        }
+        Verb::Resume { name } => {
+            let answer = client.send(Method::POST, &path(&name, "/resume"), &json!({}))?;
+            out.answer(&answer, |_| format!("processor {name} goes on"))
+        }
+        Verb::Rollback { name, revision } => {
+            let body = revision.map_or_else(|| json!({}), |number| json!({"revision": number}));
+            let answer = client.send(Method::POST, &path(&name, "/rollback"), &body)?;
+            out.answer(&answer, |answer| current(&name, answer))
+        }
+        Verb::Delete { name } => {
+            client.delete(&path(&name, ""))?;
+            out.answer(&json!({"deleted": name}), |_| {
+                format!("processor {name} is deleted")
+            })
+        }
+        Verb::Logs { name, follow } => logs(&name, follow, client, &mut out),
+    }
+}
+
+fn path(name: &ProcessorName, rest: &str) -> String {
+    format!("/v1/processors/{name}{rest}")
+}
+
+fn current(name: &ProcessorName, answer: &Value) -> String {
+    format!(
+        "processor {name}: revision {} takes the next batch",
+        answer["current"]
+    )
+}
+
+fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    let name = args.name.clone();
+    let spec = args.spec()?;
+    let answer = client.send(Method::PUT, &path(&name, ""), &spec)?;
+    out.answer(&answer, |answer| current(&name, answer))
+}
+
+impl DeployArgs {
+    /// The spec of the file, with what the flags say over it.
+    fn spec(self) -> Result<Value, Failure> {
+        let mut spec = self.spec.as_deref().map_or_else(|| Ok(Map::new()), read)?;
+        let mut set = |field: &str, value: Value| {
+            if !value.is_null() && value != json!([]) {
+                spec.insert(field.to_owned(), value);
+            }
+        };
+        set("module", json!(self.module));
+        set("topics", json!(self.topics));
+        set("output", json!(self.output));
+        set("grants", json!(self.grants));
+        set("order", json!(self.order));
+        set("error_handler", json!(self.error_handler));
+        set_in(&mut spec, "retry", "attempts_max", self.attempts_max)?;
+        set_in(&mut spec, "batch", "messages_max", self.batch_messages_max)?;
+        Ok(Value::Object(spec))
+    }
+}
+
+fn set_in(
+    spec: &mut Map<String, Value>,
+    group: &str,
+    field: &str,
+    value: Option<u32>,
+) -> Result<(), Failure> {
+    let Some(value) = value else { return Ok(()) };
+    let group_value = spec.entry(group).or_insert_with(|| json!({}));
+    let wrong = || Failure::usage(format!("the spec file's {group} is no group of fields"));
+    let fields = group_value.as_object_mut().ok_or_else(wrong)?;
+    fields.insert(field.to_owned(), json!(value));
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<Map<String, Value>, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        Failure::usage(format!("the spec file {}: {error}", file.display()))
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    if file
+        .extension()
+        .is_some_and(|extension| extension == "json")
+    {
+        return serde_json::from_str(&text).map_err(|error| wrong(&error));
+    }
+    toml::from_str(&text).map_err(|error| wrong(&error))
+}
+
+fn current_revision(processor: &Value) -> &Value {
+    let is_current = |revision: &&Value| revision["number"] == processor["current"];
+    let found = items(&processor["revisions"]).iter().find(is_current);
+    found.unwrap_or(&Value::Null)
+}
+
+fn sum(processor: &Value, field: &str) -> u64 {
+    let partitions = items(&processor["partitions"]).iter();
+    partitions
+        .filter_map(|partition| partition[field].as_u64())
+        .sum()
+}
+
+fn states(processor: &Value) -> String {
+    let states = items(&processor["partitions"]).iter();
+    let mut states: Vec<String> = states.map(|partition| cell(&partition["state"])).collect();
+    states.sort();
+    states.dedup();
+    states.join("; ")
+}
+
+fn list(answer: &Value) -> String {
+    let row = |processor: &Value| {
+        let spec = &current_revision(processor)["spec"];
+        vec![
+            cell(&processor["name"]),
+            cell(&processor["current"]),
+            short(&spec["module"]),
+            cell(&spec["topics"]),
+            cell(&spec["output"]),
+            sum(processor, "lag").to_string(),
+            sum(processor, "parked").to_string(),
+            states(processor),
+        ]
+    };
+    let rows = items(&answer["processors"]).iter().map(row).collect();
+    let headings = [
+        "PROCESSOR",
+        "REVISION",
+        "MODULE",
+        "TOPICS",
+        "OUTPUT",
+        "LAG",
+        "PARKED",
+        "STATE",
+    ];
+    let note = "there are no processors yet; deploy one with `millrace processor deploy NAME …`";
+    table(&headings, rows, note)
+}
+
+fn show(processor: &Value) -> String {
+    let spec = &current_revision(processor)["spec"];
+    let mut pairs = vec![
+        ("name", cell(&processor["name"])),
+        ("revision", cell(&processor["current"])),
+        ("paused", cell(&processor["paused"])),
+    ];
+    pairs.extend(
+        [
+            "module",
+            "topics",
+            "output",
+            "grants",
+            "order",
+            "error_handler",
+            "batch",
+            "retry",
+            "limits",
+        ]
+        .map(|field| (field, cell(&spec[field]))),
+    );
+    let revision = |revision: &Value| {
+        let spec = &revision["spec"];
+        let at = when(&revision["deployed_at"]);
+        vec![cell(&revision["number"]), at, short(&spec["module"])]
+    };
+    let revisions = items(&processor["revisions"])
+        .iter()
+        .map(revision)
+        .collect();
+    let partition = |partition: &Value| {
+        [
+            "topic",
+            "partition",
+            "next",
+            "end",
+            "lag",
+            "parked",
+            "revision",
+            "state",
+        ]
+        .map(|field| cell(&partition[field]))
+        .to_vec()
+    };
+    let partitions = items(&processor["partitions"])
+        .iter()
+        .map(partition)
+        .collect();
+    let headings = [
+        "TOPIC",
+        "PARTITION",
+        "NEXT",
+        "END",
+        "LAG",
+        "PARKED",
+        "REVISION",
+        "STATE",
+    ];
+    format!(
+        "{}\n\n{}\n\n{}",
+        facts(&pairs),
+        table(&["REVISION", "DEPLOYED AT", "MODULE"], revisions, ""),
+        table(&headings, partitions, "it works in no partition"),
+    )
+}
+
+fn logs(
+    name: &ProcessorName,
+    follow: bool,
+    client: &Client,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    let mut seen: Vec<Value> = Vec::new();
+    loop {
+        let answer = client.get(&path(name, "/logs"))?;
+        let lines = items(&answer["lines"]);
+        for line in unseen(&seen, lines) {
+            out.line(&log_line(line, out.is_json()))?;
+        }
+        out.flush()?;
+        if !follow {
+            return Ok(());
+        }
+        seen = lines.to_vec();
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+/// The host keeps the newest lines: what was seen last time is a beginning of what is there now, but for lines that went.
+fn unseen<'a>(seen: &[Value], lines: &'a [Value]) -> &'a [Value] {
+    let overlap = (0..=seen.len().min(lines.len()))
+        .rev()
+        .find(|&count| seen.ends_with(&lines[..count]));
+    &lines[overlap.unwrap_or(0)..]
+}
+
+fn log_line(line: &Value, as_json: bool) -> String {
+    if as_json {
+        return line.to_string();
+    }
+    let [level, revision, text] = ["level", "revision", "text"].map(|field| cell(&line[field]));
+    let at = when(&line["at"]);
+    format!("{at} {level:5} r{revision} {text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_shown_once_although_old_ones_go() {
+        let lines = |range: std::ops::Range<u32>| range.map(|n| json!(n)).collect::<Vec<_>>();
+        assert_eq!(unseen(&lines(0..5), &lines(2..8)), lines(5..8));
+        assert_eq!(unseen(&lines(0..5), &lines(0..5)), lines(0..0));
+        assert_eq!(unseen(&[], &lines(0..2)), lines(0..2));
+        assert_eq!(unseen(&lines(0..2), &lines(7..9)), lines(7..9));
+    }
+}

@@ -1,0 +1,253 @@
+//! `produce`: appends messages to a topic, from arguments, a file or standard input, in chunks of bounded size.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use indicatif::{ProgressBar, ProgressStyle};
+use millrace_model::TopicName;
+use millrace_model::bounds::MESSAGE_BYTES_MAX;
+use serde_json::{Map, Value, json};
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::Output;
+use super::table::items;
+
+/// Messages of one request; each request is one commit.
+const CHUNK_MESSAGES_MAX: usize = 5_000;
+/// Bytes of one request, but for one larger message.
+const CHUNK_BYTES_MAX: usize = 4 << 20;
+/// A line longer than any message could be.
+const LINE_BYTES_MAX: u64 = 2 * MESSAGE_BYTES_MAX as u64;
+
+const AFTER_HELP: &str = "\
+Examples:
+  millrace produce orders hello world                        two messages
+  millrace produce orders --key 17 --header source=shop '{\"item\":\"mill\"}'
+  millrace produce events --file events.txt                  a message a line
+  generate | millrace produce events --ndjson --file -       {\"key\":…,\"value\":…,\"headers\":{…}} a line
+
+Long inputs go in chunks, each committed whole. If one fails, those before it are kept, and the error says
+where it begins.";
+
+/// Append messages to a topic
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    topic: TopicName,
+    /// The key of every message
+    #[arg(long, conflicts_with = "ndjson")]
+    key: Option<String>,
+    /// A header of every message; may be given several times
+    #[arg(long = "header", value_name = "NAME=VALUE", conflicts_with = "ndjson")]
+    headers: Vec<HeaderArg>,
+    /// The partition; the topic's partitioner chooses without
+    #[arg(long, conflicts_with = "ndjson")]
+    partition: Option<u32>,
+    /// Read messages from a file, one a line; - is standard input
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "values",
+        required_unless_present = "values"
+    )]
+    file: Option<PathBuf>,
+    /// Each line of the file is a message as JSON: {"key", "value", "headers", "timestamp", "partition"}
+    #[arg(long, requires = "file")]
+    ndjson: bool,
+    /// Values, a message each
+    #[arg(value_name = "VALUE")]
+    values: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+struct HeaderArg(String, String);
+
+impl FromStr for HeaderArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+        Ok(Self(name.to_owned(), value.to_owned()))
+    }
+}
+
+pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
+    // Asked first, so that nobody sends megabytes to a misspelt topic.
+    client.get(&format!("/v1/topics/{}", args.topic))?;
+    let mut chunks = Chunks::new(&args, client);
+    match &args.file {
+        None => {
+            for value in &args.values {
+                chunks.add(value.as_bytes())?;
+            }
+        }
+        Some(file) => read(file, &mut chunks)?,
+    }
+    chunks.send()?;
+    chunks.summary()
+}
+
+fn read(file: &PathBuf, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
+    if file.as_os_str() == "-" {
+        return lines(io::stdin(), &ProgressBar::no_length(), chunks);
+    }
+    let unreadable = |error| Failure::usage(format!("{} cannot be read: {error}", file.display()));
+    let opened = File::open(file).map_err(unreadable)?;
+    let bytes = opened.metadata().map_err(unreadable)?.len();
+    let style = ProgressStyle::with_template("producing {bar:32} {bytes}/{total_bytes} {eta}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(bytes).with_style(style);
+    lines(opened, &bar, chunks)
+}
+
+fn lines(input: impl Read, bar: &ProgressBar, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
+    let mut input = BufReader::new(input);
+    let mut line = Vec::new();
+    let mut number = 0u64;
+    loop {
+        line.clear();
+        let count = (&mut input)
+            .take(LINE_BYTES_MAX)
+            .read_until(b'\n', &mut line)?;
+        if count == 0 {
+            break;
+        }
+        number += 1;
+        bar.inc(count as u64);
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        } else if count as u64 == LINE_BYTES_MAX {
+            return Err(Failure::refused(format!(
+                "line {number} is longer than any message may be"
+            )));
+        }
+        chunks.line = number;
+        chunks.add(&line)?;
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// What waits to be sent, and what was.
+struct Chunks<'a> {
+    client: &'a Client,
+    path: String,
+    /// Key, headers and partition of every message; nothing for lines that say it themselves.
+    common: Option<Map<String, Value>>,
+    body: Vec<u8>,
+    count: usize,
+    /// The input's current line, and the chunk's first.
+    line: u64,
+    first_line: u64,
+    output: Output,
+    sent: usize,
+    requests: usize,
+    last_answer: Value,
+}
+
+impl<'a> Chunks<'a> {
+    fn new(args: &Args, client: &'a Client) -> Self {
+        Self {
+            client,
+            path: format!("/v1/topics/{}/messages", args.topic),
+            common: (!args.ndjson).then(|| common(args)),
+            body: Vec::new(),
+            count: 0,
+            line: 1,
+            first_line: 1,
+            output: client.output(),
+            sent: 0,
+            requests: 0,
+            last_answer: Value::Null,
+        }
+    }
+
+    fn add(&mut self, line: &[u8]) -> Result<(), Failure> {
+        if self.count == 0 {
+            self.first_line = self.line;
+        }
+        match &self.common {
+            None => self.body.extend_from_slice(line),
+            Some(common) => write(&mut self.body, common, line)?,
+        }
+        self.body.push(b'\n');
+        self.count += 1;
+        if self.count == CHUNK_MESSAGES_MAX || self.body.len() >= CHUNK_BYTES_MAX {
+            self.send()?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<(), Failure> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        let body = std::mem::take(&mut self.body);
+        let answer = self
+            .client
+            .upload(&self.path, "application/x-ndjson", &body);
+        let answer = answer.map_err(|failure| match self.first_line {
+            1 => failure,
+            first => failure.about(&format!("in the chunk that begins at line {first}")),
+        })?;
+        self.sent += items(&answer["placed"]).len();
+        self.requests += 1;
+        self.count = 0;
+        if self.output.is_json() {
+            self.output.line(&answer.to_string())?;
+        }
+        self.last_answer = answer;
+        Ok(())
+    }
+
+    fn summary(&mut self) -> Result<(), Failure> {
+        if !self.output.is_json() {
+            let line = match (self.sent, items(&self.last_answer["placed"])) {
+                (1, [place]) => {
+                    format!(
+                        "1 message, partition {} offset {}",
+                        place["partition"], place["offset"]
+                    )
+                }
+                (sent, _) => format!("{sent} messages in {} commits", self.requests),
+            };
+            self.output.line(&line)?;
+        }
+        self.output.flush()
+    }
+}
+
+fn common(args: &Args) -> Map<String, Value> {
+    let mut message = Map::new();
+    if let Some(key) = &args.key {
+        message.insert("key".to_owned(), json!(key));
+    }
+    if let Some(partition) = args.partition {
+        message.insert("partition".to_owned(), json!(partition));
+    }
+    let mut headers = Map::new();
+    for HeaderArg(name, value) in &args.headers {
+        let values = headers.entry(name).or_insert_with(|| json!([]));
+        if let Some(values) = values.as_array_mut() {
+            values.push(json!(value));
+        }
+    }
+    if !headers.is_empty() {
+        message.insert("headers".to_owned(), Value::Object(headers));
+    }
+    message
+}
+
+fn write(body: &mut Vec<u8>, common: &Map<String, Value>, value: &[u8]) -> Result<(), Failure> {
+    let mut message = common.clone();
+    match str::from_utf8(value) {
+        Ok(text) => message.insert("value".to_owned(), json!(text)),
+        Err(_) => message.insert("value_base64".to_owned(), json!(STANDARD.encode(value))),
+    };
+    serde_json::to_writer(body, &message).map_err(|error| Failure::failed(error.to_string()))
+}

@@ -1,0 +1,358 @@
+//! Configuration: flags before environment before file before defaults. Unknown keys are refused, with their line and the nearest
+//! right name, because a setting that is silently ignored is worse than a host that does not start.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use crate::nearest::hint_of;
+
+/// Where the host listens unless told otherwise.
+pub const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
+/// Connections at once, at the most, unless told otherwise. Further ones wait in the kernel's queue.
+pub const CONNECTIONS_MAX_DEFAULT: usize = 1_024;
+/// A configuration file larger than this is none.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Where data is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// In the data directory.
+    #[default]
+    Local,
+    /// In memory only; gone with the process.
+    Memory,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// All that a host is started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Address and port; port 0 takes a free one.
+    pub listen: String,
+    /// Where the local engine and the compile cache keep their files.
+    pub data_dir: PathBuf,
+    /// Where data is kept.
+    pub engine: EngineKind,
+    /// Whether others than this machine may connect although nobody is asked who they are.
+    pub insecure_no_auth: bool,
+    /// Names, besides loopback and that of `listen`, by which browsers and proxies may call this host.
+    pub allowed_hosts: Vec<String>,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// How long a stop waits for requests that are under way.
+    pub stop_deadline: Duration,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged: a level, or `target=level` pairs.
+    pub log_filter: String,
+    /// The `millrace` binary that compiles uploads in a child process; this process's own by default.
+    pub compile_program: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: LISTEN_DEFAULT.to_owned(),
+            data_dir: PathBuf::from("millrace-data"),
+            engine: EngineKind::default(),
+            insecure_no_auth: false,
+            allowed_hosts: Vec::new(),
+            connections_max: CONNECTIONS_MAX_DEFAULT,
+            stop_deadline: Duration::from_secs(10),
+            log_format: LogFormat::default(),
+            log_filter: "info".to_owned(),
+            compile_program: None,
+        }
+    }
+}
+
+/// The same settings, each only if somebody set it. As flags, as `MILLRACE_…` variables and as keys of the file.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:7400]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "MILLRACE_LISTEN")]
+    pub listen: Option<String>,
+    /// Directory for messages, modules and the compile cache [default: millrace-data]
+    #[arg(long, value_name = "DIR", env = "MILLRACE_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where messages are kept [default: local]
+    #[arg(long, value_enum, env = "MILLRACE_ENGINE")]
+    pub engine: Option<EngineKind>,
+    /// Listen beyond this machine although anybody who connects may do everything
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", env = "MILLRACE_INSECURE_NO_AUTH")]
+    pub insecure_no_auth: Option<bool>,
+    /// Further names by which this host may be called (in Host and Origin headers), separated by commas
+    #[arg(
+        long = "allowed-host",
+        value_name = "NAME",
+        value_delimiter = ',',
+        env = "MILLRACE_ALLOWED_HOSTS"
+    )]
+    pub allowed_hosts: Option<Vec<String>>,
+    /// Connections at once [default: 1024]
+    #[arg(long, value_name = "COUNT", env = "MILLRACE_CONNECTIONS_MAX")]
+    pub connections_max: Option<usize>,
+    /// How long a stop waits for requests under way [default: 10000]
+    #[arg(long, value_name = "MS", env = "MILLRACE_STOP_DEADLINE_MS")]
+    pub stop_deadline_ms: Option<u64>,
+    /// How log lines look [default: text]
+    #[arg(long, value_enum, env = "MILLRACE_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// What is logged: a level, or target=level pairs separated by commas [default: info]
+    #[arg(long, value_name = "FILTER", env = "MILLRACE_LOG_FILTER")]
+    pub log_filter: Option<String>,
+}
+
+/// Why a configuration is refused. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration file {path} cannot be read: {source}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file says something that is not known or does not fit.
+    #[error("{path}:{line}: {message}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Where in it, counted from 1.
+        line: usize,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+    /// A value cannot be.
+    #[error("{key} cannot be {value:?}: {why}")]
+    Value {
+        /// Which setting.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// The rule.
+        why: String,
+    },
+    /// Everybody could do everything.
+    #[error(
+        "{listen} can be reached from other machines, and this host asks nobody who they are. Listen on 127.0.0.1, or, if whatever \
+         stands before it keeps strangers out, say so with --insecure-no-auth"
+    )]
+    Exposed {
+        /// The address.
+        listen: String,
+    },
+}
+
+impl Config {
+    /// Puts the settings over those of the file over the defaults, and checks what comes out.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says which setting, where it stands and what would be right.
+    pub fn load(settings: Settings, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let from_file = file.map_or_else(|| Ok(Settings::default()), read_file)?;
+        let config = Self::default().with(from_file).with(settings);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn with(self, over: Settings) -> Self {
+        Self {
+            listen: over.listen.unwrap_or(self.listen),
+            data_dir: over.data_dir.unwrap_or(self.data_dir),
+            engine: over.engine.unwrap_or(self.engine),
+            insecure_no_auth: over.insecure_no_auth.unwrap_or(self.insecure_no_auth),
+            allowed_hosts: over.allowed_hosts.unwrap_or(self.allowed_hosts),
+            connections_max: over.connections_max.unwrap_or(self.connections_max),
+            stop_deadline: over
+                .stop_deadline_ms
+                .map_or(self.stop_deadline, Duration::from_millis),
+            log_format: over.log_format.unwrap_or(self.log_format),
+            log_filter: over.log_filter.unwrap_or(self.log_filter),
+            compile_program: self.compile_program,
+        }
+    }
+
+    /// Checks what can be checked before anything is opened; also what keeps strangers out.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], [`ConfigError::Exposed`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.data_dir.as_os_str().is_empty() || self.data_dir == Path::new("/") {
+            let value = self.data_dir.display().to_string();
+            return Err(refused("data_dir", value, "name a directory of its own"));
+        }
+        if self.connections_max == 0 {
+            return Err(refused("connections_max", "0", "at least 1"));
+        }
+        let addresses = self.addresses()?;
+        if !self.insecure_no_auth && addresses.iter().any(|a| !a.ip().is_loopback()) {
+            let listen = self.listen.clone();
+            return Err(ConfigError::Exposed { listen });
+        }
+        Ok(())
+    }
+
+    /// What `listen` means, resolved.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] where it names nothing.
+    pub fn addresses(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+        let why = "write ADDRESS:PORT, such as 127.0.0.1:7400";
+        let found = self.listen.to_socket_addrs();
+        let found: Vec<SocketAddr> = found
+            .map_err(|error| refused("listen", &*self.listen, &format!("{error}; {why}")))?
+            .collect();
+        if found.is_empty() {
+            return Err(refused("listen", &*self.listen, why));
+        }
+        Ok(found)
+    }
+}
+
+fn refused(key: &'static str, value: impl Into<String>, why: &str) -> ConfigError {
+    ConfigError::Value {
+        key,
+        value: value.into(),
+        why: why.to_owned(),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Settings, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
+    if bytes > FILE_BYTES_MAX {
+        let why = std::io::Error::other(format!("{bytes} bytes, at most {FILE_BYTES_MAX}"));
+        return Err(unreadable(why));
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    toml::from_str(&text).map_err(|error| not_understood(path, &text, &error))
+}
+
+fn not_understood(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let before = text.get(..error.span().map_or(0, |span| span.start));
+    let hint = hint_of(error.message()).map_or_else(String::new, |hint| format!("; {hint}"));
+    ConfigError::File {
+        path: path.to_owned(),
+        line: before.unwrap_or_default().matches('\n').count() + 1,
+        message: format!("{}{hint}", error.message()),
+    }
+}
+
+/// Variables that begin with `MILLRACE_` and mean nothing here. They are warned about, not refused: container platforms
+/// set such variables by themselves for a service of that name.
+pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let known = known_variables();
+    names
+        .into_iter()
+        .filter(|name| name.starts_with("MILLRACE_") && !known.contains(name))
+        .collect()
+}
+
+fn known_variables() -> Vec<String> {
+    let command = Settings::augment_args(clap::Command::new("settings"));
+    let of_settings = command
+        .get_arguments()
+        .filter_map(|argument| argument.get_env().and_then(|name| name.to_str()));
+    let others = ["MILLRACE_CONFIG", "MILLRACE_HOST"];
+    of_settings.chain(others).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, settings: Settings) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("millrace.toml");
+        std::fs::write(&path, file).expect("a file");
+        Config::load(settings, Some(&path))
+    }
+
+    #[test]
+    fn settings_go_before_the_file_and_the_file_before_the_defaults() {
+        let settings = Settings {
+            listen: Some("127.0.0.1:9".to_owned()),
+            ..Settings::default()
+        };
+        let file = "listen = '127.0.0.1:8'\nengine = 'memory'\n";
+        let config = load(file, settings).expect("a configuration");
+        assert_eq!(config.listen, "127.0.0.1:9");
+        assert_eq!(config.engine, EngineKind::Memory);
+        assert_eq!(config.data_dir, Config::default().data_dir);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_right_name() {
+        let error = load("engine = 'memory'\n\ndata_dri = 'x'\n", Settings::default());
+        let text = error.expect_err("refused").to_string();
+        assert!(text.contains("millrace.toml:3: "), "{text}");
+        assert!(text.contains("did you mean `data_dir`?"), "{text}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_refused_with_its_line() {
+        let error = load("listen = 7400\n", Settings::default()).expect_err("refused");
+        assert!(error.to_string().contains("millrace.toml:1: "), "{error}");
+        let error = load("\nengine = 'locl'\n", Settings::default()).expect_err("refused");
+        let text = error.to_string();
+        assert!(text.contains(":2: ") && text.contains("`local`"), "{text}");
+    }
+
+    #[test]
+    fn an_address_that_others_reach_is_refused_unless_said_to_be_meant() {
+        let exposed = Settings {
+            listen: Some("0.0.0.0:0".to_owned()),
+            ..Settings::default()
+        };
+        let error = load("", exposed.clone()).expect_err("refused");
+        assert!(error.to_string().contains("--insecure-no-auth"), "{error}");
+        load("insecure_no_auth = true", exposed).expect("meant");
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused() {
+        for file in [
+            "listen = 'nowhere'",
+            "listen = '127.0.0.1:70000'",
+            "data_dir = '/'",
+            "data_dir = ''",
+            "connections_max = 0",
+            "connections_max = -1",
+        ] {
+            load(file, Settings::default()).expect_err(file);
+        }
+    }
+
+    #[test]
+    fn variables_that_mean_nothing_are_found() {
+        let names = [
+            "MILLRACE_LISTEN",
+            "MILLRACE_HOST",
+            "MILLRACE_LISTNE",
+            "PATH",
+        ];
+        let unknown = unknown_variables(names.map(str::to_owned));
+        assert_eq!(unknown, ["MILLRACE_LISTNE"]);
+    }
+}

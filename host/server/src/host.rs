@@ -1,0 +1,243 @@
+//! One running host: engine, module host, broker and HTTP put together, and taken apart in the reverse order.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_broker::{Broker, ModuleHost, ProcessorError};
+use millrace_engine::{CommitError, Engine, LocalEngine, LocalOptions, MemoryEngine, OpenError};
+use millrace_model::{Clock, SystemClock};
+use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, ConfigError, EngineKind};
+use crate::http::{self, App};
+use crate::telemetry;
+
+/// How often histograms are drained and the engine is asked whether it still commits.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The hidden subcommand that compiles an upload, in a process of its own.
+pub(crate) const COMPILE_COMMAND: &str = "compile-module";
+
+/// A host that runs until it is stopped.
+pub struct Host {
+    address: SocketAddr,
+    broker: Broker,
+    stop_deadline: Duration,
+    stopping: CancellationToken,
+    poisoned: CancellationToken,
+    server: JoinHandle<()>,
+    upkeep: JoinHandle<()>,
+    /// Removed when it is dropped.
+    _scratch: Option<TempDir>,
+}
+
+/// Why a host did not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The port is taken, or the address is not this machine's.
+    #[error(
+        "cannot listen on {listen}: {source}. Choose another with --listen, or port 0 for a free one"
+    )]
+    Listen {
+        /// As configured.
+        listen: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another process has it.
+    #[error(
+        "the data directory {0} is used by another process; stop that one, or choose another with --data-dir"
+    )]
+    DataDirInUse(PathBuf),
+    /// The engine does not open.
+    #[error("the engine does not open: {0}")]
+    Engine(String),
+    /// The engine opened and is poisoned by a disk error.
+    #[error("{0}")]
+    Poisoned(CommitError),
+    /// The module host does not start.
+    #[error("the module host does not start: {0}")]
+    Modules(String),
+    /// The broker does not start.
+    #[error("the broker does not start: {0}")]
+    Broker(#[from] ProcessorError),
+}
+
+impl Host {
+    /// Opens the engine, starts every processor, and answers HTTP.
+    ///
+    /// # Errors
+    /// [`StartError`] says what stood in the way.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        config.check()?;
+        let listener = listen(&config).await?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let engine = open_engine(&config, &clock).await?;
+        let started = Self::start_on(config, listener, clock, engine.clone()).await;
+        if started.is_err() {
+            engine.close().await;
+        }
+        started
+    }
+
+    async fn start_on(
+        config: Config,
+        listener: TcpListener,
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+    ) -> Result<Self, StartError> {
+        let address = listener.local_addr().map_err(|source| StartError::Listen {
+            listen: config.listen.clone(),
+            source,
+        })?;
+        let metrics = telemetry::metrics();
+        let (cache_dir, scratch) = code_cache(&config)?;
+        let modules = open_modules(&config, cache_dir, &clock)?;
+        let broker = Broker::start(clock.clone(), engine, modules).await?;
+        broker.ready().await.map_err(StartError::Poisoned)?;
+
+        let stopping = CancellationToken::new();
+        let poisoned = CancellationToken::new();
+        let app = App::new(&config, clock, broker.clone(), metrics, stopping.clone());
+        let server = tokio::spawn(http::serve(listener, app.clone(), config.connections_max));
+        let upkeep = tokio::spawn(upkeep(app, poisoned.clone()));
+        tracing::info!(%address, engine = ?config.engine, data_dir = %config.data_dir.display(), "host started");
+        Ok(Self {
+            address,
+            broker,
+            stop_deadline: config.stop_deadline,
+            stopping,
+            poisoned,
+            server,
+            upkeep,
+            _scratch: scratch,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it listens, as a client wants it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its broker, for those in the same process.
+    #[must_use]
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// Waits until the engine is poisoned by a disk error: nothing more will be acknowledged, so the host had better stop.
+    pub async fn poisoned(&self) {
+        self.poisoned.cancelled().await;
+    }
+
+    /// Accepts nothing more, lets requests finish within the deadline, stops the workers and closes the engine.
+    pub async fn stop(mut self) {
+        self.stopping.cancel();
+        if tokio::time::timeout(self.stop_deadline, &mut self.server)
+            .await
+            .is_err()
+        {
+            tracing::warn!("requests were still under way at the deadline; they are cut off");
+            self.server.abort();
+        }
+        self.upkeep.abort();
+        self.broker.stop().await;
+        tracing::info!("host stopped");
+    }
+}
+
+async fn listen(config: &Config) -> Result<TcpListener, StartError> {
+    let addresses = config.addresses()?;
+    TcpListener::bind(addresses.as_slice())
+        .await
+        .map_err(|source| StartError::Listen {
+            listen: config.listen.clone(),
+            source,
+        })
+}
+
+/// Where compiled code is kept. A host that keeps nothing leaves nothing.
+fn code_cache(config: &Config) -> Result<(PathBuf, Option<TempDir>), StartError> {
+    if config.engine == EngineKind::Local {
+        return Ok((config.data_dir.join("code"), None));
+    }
+    let scratch = tempfile::tempdir().map_err(|error| StartError::Modules(error.to_string()))?;
+    Ok((scratch.path().to_owned(), Some(scratch)))
+}
+
+async fn open_engine(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<dyn Engine>, StartError> {
+    match config.engine {
+        EngineKind::Memory => Ok(MemoryEngine::new(clock.clone())),
+        EngineKind::Local => {
+            let options = LocalOptions::default();
+            let engine = LocalEngine::open(&config.data_dir, options, clock.clone()).await;
+            Ok(engine.map_err(not_opened)?)
+        }
+    }
+}
+
+fn not_opened(error: OpenError) -> StartError {
+    match error {
+        OpenError::InUse { dir } => StartError::DataDirInUse(dir),
+        error => StartError::Engine(error.to_string()),
+    }
+}
+
+fn open_modules(
+    config: &Config,
+    cache_dir: PathBuf,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<dyn ModuleHost>, StartError> {
+    let program = match &config.compile_program {
+        Some(program) => program.clone(),
+        None => own_program()?,
+    };
+    let compile_child = CompileChild {
+        program,
+        args: vec![COMPILE_COMMAND.to_owned()],
+    };
+    let host = WasmHost::new(WasmOptions::new(cache_dir, compile_child), clock.clone());
+    let host = host.map_err(|error| StartError::Modules(error.to_string()))?;
+    Ok(host)
+}
+
+/// The running binary itself, even after another one was installed in its place.
+fn own_program() -> Result<PathBuf, StartError> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() {
+        return Ok(running);
+    }
+    std::env::current_exe().map_err(|error| StartError::Modules(error.to_string()))
+}
+
+async fn upkeep(app: Arc<App>, poisoned: CancellationToken) {
+    let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
+    loop {
+        tick.tick().await;
+        app.drain_metrics();
+        if let Err(error @ CommitError::Poisoned(_)) = app.broker.ready().await {
+            tracing::error!(%error, "the engine is poisoned");
+            poisoned.cancel();
+            return;
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Bodies: read within bounds of size, time and memory, and understood as JSON with an error that points at the place.
+
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream};
+use axum::http::header::{CONTENT_LENGTH, EXPECT};
+use axum::http::{HeaderMap, StatusCode};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::App;
+use super::bounds::{
+    BODY_MS_MAX, BODY_ROOM_WAIT_MS_MAX, BODY_SILENCE_MS_MAX, DISCARD_MS_MAX, DISCARDED_BYTES_MAX,
+    JSON_BODY_BYTES_MAX,
+};
+use super::error::ApiError;
+use crate::nearest::hint_of;
+
+/// A body, and its share of the memory that bodies may take; keep it as long as the bytes are used.
+pub(super) struct Taken {
+    pub(super) bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl App {
+    /// Reads a body of at most `bytes_max`.
+    pub(super) async fn take_body(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        bytes_max: usize,
+    ) -> Result<Taken, ApiError> {
+        let mut chunks = body.into_data_stream();
+        let taken = if promised(headers) > Some(bytes_max as u64) {
+            Err(too_large(bytes_max))
+        } else {
+            let reading = self.read(&mut chunks, bytes_max);
+            let limit = Duration::from_millis(BODY_MS_MAX);
+            timeout(limit, reading)
+                .await
+                .unwrap_or_else(|_| Err(too_slow()))
+        };
+        if taken.is_err() {
+            discard(headers, chunks).await;
+        }
+        taken
+    }
+
+    async fn read(&self, chunks: &mut BodyDataStream, bytes_max: usize) -> Result<Taken, ApiError> {
+        let mut room: Option<OwnedSemaphorePermit> = None;
+        let mut first = Bytes::new();
+        let mut all = BytesMut::new();
+        let silence = Duration::from_millis(BODY_SILENCE_MS_MAX);
+        while let Some(chunk) = timeout(silence, chunks.next())
+            .await
+            .map_err(|_| too_slow())?
+        {
+            let chunk = chunk.map_err(broken_off)?;
+            let total = first.len() + all.len() + chunk.len();
+            if total > bytes_max {
+                return Err(too_large(bytes_max));
+            }
+            self.make_room(&mut room, total.div_ceil(1 << 10)).await?;
+            // Most bodies are one chunk, and that one is not copied.
+            if total == chunk.len() {
+                first = chunk;
+                continue;
+            }
+            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&chunk);
+        }
+        let bytes = if all.is_empty() { first } else { all.freeze() };
+        Ok(Taken { bytes, _room: room })
+    }
+
+    /// Holds as much of the common room as `kib`; what is held already counts.
+    async fn make_room(
+        &self,
+        room: &mut Option<OwnedSemaphorePermit>,
+        kib: usize,
+    ) -> Result<(), ApiError> {
+        let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = u32::try_from(kib.saturating_sub(held)).unwrap_or(u32::MAX);
+        if missing == 0 {
+            return Ok(());
+        }
+        let wait = Duration::from_millis(BODY_ROOM_WAIT_MS_MAX);
+        let permits = self.bodies_kib.clone().acquire_many_owned(missing);
+        let Ok(Ok(more)) = timeout(wait, permits).await else {
+            let message = "too many bytes are being received already";
+            let hint = "send slower; nothing of this was kept";
+            return Err(ApiError::unavailable("busy", message, hint, 1));
+        };
+        match room {
+            Some(room) => room.merge(more),
+            None => *room = Some(more),
+        }
+        Ok(())
+    }
+
+    /// Reads a body as JSON.
+    pub(super) async fn take_json<T: DeserializeOwned>(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<T, ApiError> {
+        let taken = self.take_body(headers, body, JSON_BODY_BYTES_MAX).await?;
+        json(&taken.bytes)
+    }
+}
+
+/// Turns a request away without having asked for its body.
+pub(super) async fn turn_away(headers: &HeaderMap, body: Body) {
+    discard(headers, body.into_data_stream()).await;
+}
+
+/// Takes the rest of a body that is not wanted, within reason: many a client reads no answer before it has sent all, and
+/// would see a broken connection instead.
+async fn discard(headers: &HeaderMap, mut chunks: BodyDataStream) {
+    let asks_first = headers.contains_key(EXPECT);
+    if asks_first || promised(headers) > Some(DISCARDED_BYTES_MAX) {
+        return;
+    }
+    let rest = async {
+        let mut left = DISCARDED_BYTES_MAX;
+        while let Some(Ok(chunk)) = chunks.next().await {
+            left = left.saturating_sub(chunk.len() as u64);
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // If it takes longer, the sender is cut off after all.
+    let _ = timeout(Duration::from_millis(DISCARD_MS_MAX), rest).await;
+}
+
+/// The length that the head promises.
+fn promised(headers: &HeaderMap) -> Option<u64> {
+    let length = headers.get(CONTENT_LENGTH)?.to_str().ok()?;
+    length.parse().ok()
+}
+
+fn broken_off(error: axum::Error) -> ApiError {
+    ApiError::malformed(format!("the body breaks off: {error}"), "send it again")
+}
+
+/// Understands JSON; the error says line, column and field.
+pub(super) fn json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes).map_err(|error| match field_of::<T>(bytes) {
+        Some(field) => not_understood(&format!("{field}: "), &error),
+        None => not_understood("", &error),
+    })
+}
+
+/// The field that is wrong. Reads once more, keeping track of the path: what is well-formed need not pay for that.
+fn field_of<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<String> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let error = serde_path_to_error::deserialize::<_, T>(&mut reader).err()?;
+    let path = error.path().to_string();
+    (path != ".").then_some(path)
+}
+
+fn not_understood(place: &str, error: &serde_json::Error) -> ApiError {
+    let text = error.to_string();
+    let hint = hint_of(&text).unwrap_or_else(|| {
+        let hint = match error.classify() {
+            serde_json::error::Category::Data => "GET /openapi.json describes what is taken here",
+            serde_json::error::Category::Eof => "the body ends too early; send all of it",
+            _ => "mend the JSON at the place named",
+        };
+        hint.to_owned()
+    });
+    ApiError::malformed(format!("the JSON is not understood: {place}{text}"), hint)
+}
+
+fn too_large(bytes_max: usize) -> ApiError {
+    let message = format!("the body is larger than {bytes_max} bytes");
+    ApiError::too_large(message, "send it in several requests, or make it smaller")
+}
+
+fn too_slow() -> ApiError {
+    let hint = "send the body at once, and again from its start";
+    ApiError::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "too-slow",
+        "the body did not come",
+        hint,
+    )
+}

@@ -1,0 +1,160 @@
+//! Dead letters over HTTP: list, show, redrive.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use millrace_broker::{DeadLetter, DeadLetterFilter, Redriven};
+use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::bounds::DEAD_LETTERS_MAX;
+use super::error::{ApiError, ErrorBody};
+use super::messages::MessageOut;
+use super::openapi::{DeadLetterSchema, RedrivenSchema};
+use super::query::{InPath, InQuery};
+use super::{Shared, to_the_end};
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Only those of this class.
+    class: String,
+    /// Also those that were sent again.
+    redriven: bool,
+    /// Dead letters at the most.
+    #[param(default = 100)]
+    max: usize,
+}
+
+impl Default for ListQuery {
+    fn default() -> Self {
+        Self {
+            class: String::new(),
+            redriven: false,
+            max: 100,
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct DeadLettersBody {
+    #[schema(value_type = Vec<DeadLetterSchema>)]
+    dead_letters: Vec<serde_json::Value>,
+}
+
+/// A dead letter's evidence and its message.
+#[derive(Serialize)]
+struct WithMessage<'a> {
+    #[serde(flatten)]
+    evidence: &'a DeadLetter,
+    message: MessageOut<'a>,
+}
+
+/// Dead letters of a processor that were not sent again, oldest first.
+#[utoipa::path(get, path = "/v1/processors/{name}/dead-letters", tag = "dead letters",
+    params(("name" = String, Path,), ListQuery),
+    responses((status = 200, body = DeadLettersBody), (status = 404, body = ErrorBody))
+)]
+pub(super) async fn list(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    InQuery(query): InQuery<ListQuery>,
+) -> Result<Json<DeadLettersBody>, ApiError> {
+    let filter = DeadLetterFilter {
+        class: Some(query.class).filter(|class| !class.is_empty()),
+        include_redriven: query.redriven,
+        messages_max: query.max.clamp(1, DEAD_LETTERS_MAX),
+    };
+    let letters = app.broker.dead_letters(&name, filter).await?;
+    let dead_letters = letters.iter().map(shown).collect::<Result<_, _>>()?;
+    Ok(Json(DeadLettersBody { dead_letters }))
+}
+
+fn shown(letter: &DeadLetter) -> Result<serde_json::Value, ApiError> {
+    let with_message = WithMessage {
+        evidence: letter,
+        message: MessageOut {
+            place: None,
+            message: &letter.message,
+        },
+    };
+    serde_json::to_value(with_message).map_err(|error| ApiError::internal(error.to_string()))
+}
+
+/// One dead letter with all its evidence.
+#[utoipa::path(get, path = "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}", tag = "dead letters",
+    params(("name" = String, Path,), ("topic" = String, Path,), ("partition" = u32, Path,), ("offset" = u64, Path,)),
+    responses((status = 200, body = DeadLetterSchema), (status = 404, body = ErrorBody))
+)]
+pub(super) async fn show(
+    State(app): Shared,
+    InPath((name, topic, partition, offset)): InPath<(ProcessorName, TopicName, u32, u64)>,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    let (partition, offset) = (PartitionId(partition), Offset(offset));
+    let letter = app
+        .broker
+        .dead_letter(&name, &topic, partition, offset)
+        .await?;
+    Ok(Json(shown(&letter)?))
+}
+
+/// Which dead letters to send again: `{"all": true}`, or a list of their places.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RedriveBody {
+    #[serde(default)]
+    all: bool,
+    dead_letters: Option<Vec<PlaceBody>>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct PlaceBody {
+    /// The dead-letter topic.
+    #[schema(value_type = String)]
+    topic: TopicName,
+    partition: u32,
+    offset: u64,
+}
+
+type Places = Vec<(TopicName, PartitionId, Offset)>;
+
+impl RedriveBody {
+    /// `None` is all of them.
+    fn which(self) -> Result<Option<Places>, ApiError> {
+        let place = |p: PlaceBody| (p.topic, PartitionId(p.partition), Offset(p.offset));
+        match (self.all, self.dead_letters) {
+            (true, None) => Ok(None),
+            (false, Some(places)) => Ok(Some(places.into_iter().map(place).collect())),
+            (true, Some(_)) | (false, None) => {
+                let message = "it is not said which dead letters to send again";
+                let hint =
+                    r#"send {"all":true} or {"dead_letters":[{"topic","partition","offset"}]}"#;
+                Err(ApiError::malformed(message, hint))
+            }
+        }
+    }
+}
+
+/// Sends dead letters again, to this processor only; each at most once.
+#[utoipa::path(post, path = "/v1/processors/{name}/dead-letters/redrive", tag = "dead letters",
+    params(("name" = String, Path,)), request_body = RedriveBody,
+    responses(
+        (status = 200, body = RedrivenSchema),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+    )
+)]
+pub(super) async fn redrive(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Redriven>, ApiError> {
+    let body: RedriveBody = app.take_json(&headers, body).await?;
+    let which = body.which()?;
+    to_the_end(async move { Ok(Json(app.broker.redrive(&name, which).await?)) }).await
+}

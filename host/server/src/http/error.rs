@@ -1,0 +1,434 @@
+//! The one shape of everything that goes wrong: a code for programs, a message for people, and what to do now.
+
+use axum::Json;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use millrace_broker::{
+    AdmitError, DeadLetterError, FetchError, ModuleError, ProcessorError, ProduceError,
+    TopicCreateError, TopicDeleteError,
+};
+use millrace_engine::{CommitError, ReadError, TopicError};
+use millrace_model::NameError;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// An answer that says what went wrong and what to do.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    hint: String,
+    retry_after_s: Option<u32>,
+}
+
+/// The shape on the wire.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ErrorDetail {
+    /// Stable, for programs.
+    #[schema(example = "unknown-topic")]
+    code: String,
+    /// What went wrong.
+    message: String,
+    /// What to do now.
+    hint: String,
+}
+
+impl ApiError {
+    pub(crate) fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            hint: hint.into(),
+            retry_after_s: None,
+        }
+    }
+
+    pub(crate) fn malformed(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed", message, hint)
+    }
+
+    pub(crate) fn unknown(code: &'static str, message: impl Into<String>, hint: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, message, hint)
+    }
+
+    pub(crate) fn conflict(code: &'static str, message: impl Into<String>, hint: &str) -> Self {
+        Self::new(StatusCode::CONFLICT, code, message, hint)
+    }
+
+    pub(crate) fn too_large(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message, hint)
+    }
+
+    pub(crate) fn refused(code: &'static str, message: impl Into<String>, hint: &str) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message, hint)
+    }
+
+    pub(crate) fn unavailable(
+        code: &'static str,
+        message: impl Into<String>,
+        hint: &str,
+        retry_after_s: u32,
+    ) -> Self {
+        Self {
+            retry_after_s: Some(retry_after_s),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, hint)
+        }
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        let message = message.into();
+        tracing::error!(%message, "a request failed by our fault");
+        let hint = "look into the host's log; the x-request-id of this answer is in it";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, hint)
+    }
+
+    /// The same, saying where in the request.
+    pub(crate) fn at(mut self, place: &str) -> Self {
+        self.message = format!("{place}: {}", self.message);
+        self
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let error = ErrorDetail {
+            code: self.code.to_owned(),
+            message: self.message,
+            hint: self.hint,
+        };
+        let mut response = (self.status, Json(ErrorBody { error })).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            let headers = response.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+pub(crate) async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+    let message = format!("there is no {method} {}", uri.path());
+    ApiError::unknown(
+        "unknown-route",
+        message,
+        "GET /openapi.json lists all routes",
+    )
+}
+
+pub(crate) async fn unknown_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{} does not take {method}", uri.path());
+    let hint = "GET /openapi.json lists what it takes";
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "unknown-method",
+        message,
+        hint,
+    )
+}
+
+const LIST_TOPICS: &str = "GET /v1/topics lists the topics that exist";
+const LIST_MODULES: &str = "GET /v1/modules lists the modules that are here";
+const LIST_PROCESSORS: &str = "GET /v1/processors lists the processors that exist";
+const SEE_ENDS: &str = "GET /v1/topics/{topic} shows each partition's start and end";
+const SMALLER: &str = "send less at once";
+
+impl From<NameError> for ApiError {
+    fn from(error: NameError) -> Self {
+        let hint = "use letters, digits, '.', '_' and '-'";
+        Self::new(StatusCode::BAD_REQUEST, "bad-name", error.to_string(), hint)
+    }
+}
+
+impl From<CommitError> for ApiError {
+    fn from(error: CommitError) -> Self {
+        let text = error.to_string();
+        match error {
+            CommitError::UnknownPartition(_) => {
+                Self::unknown("unknown-partition", text, LIST_TOPICS)
+            }
+            CommitError::Fenced { .. } => Self::conflict(
+                "fenced",
+                text,
+                "another host works on this partition; ask that one",
+            ),
+            CommitError::TooLarge { .. } => Self::too_large(text, SMALLER),
+            CommitError::DiskFull => Self::unavailable(
+                "disk-full",
+                text,
+                "free space on the host, then try again",
+                10,
+            ),
+            CommitError::Poisoned(_) => Self::unavailable(
+                "engine-poisoned",
+                text,
+                "restart the host, then try again",
+                30,
+            ),
+            CommitError::Closed => {
+                Self::unavailable("stopping", text, "try again when the host is up", 1)
+            }
+        }
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> Self {
+        let text = error.to_string();
+        match error {
+            ReadError::UnknownPartition(_) => Self::unknown("unknown-partition", text, LIST_TOPICS),
+            ReadError::BelowStart { .. } => {
+                Self::unknown("offset-not-kept", text, "read on from=earliest")
+            }
+            ReadError::PastEnd { .. } => {
+                Self::unknown("offset-past-end", text, "read on from=latest, or wait")
+            }
+            ReadError::Damaged { .. } => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                let hint = "read on after the damage; the rest of the partition is sound";
+                tracing::error!(%text, "stored messages are damaged");
+                Self::new(status, "damaged", text, hint)
+            }
+            ReadError::Io(_) => Self::internal(text),
+        }
+    }
+}
+
+impl From<TopicError> for ApiError {
+    fn from(error: TopicError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicError::Exists(_) => {
+                let hint = "use it as it is, delete it first, or choose another name";
+                Self::conflict("topic-exists", text, hint)
+            }
+            TopicError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
+            TopicError::Partitions { .. } => {
+                Self::refused("bad-partitions", text, "ask for a number within the bound")
+            }
+            TopicError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<TopicCreateError> for ApiError {
+    fn from(error: TopicCreateError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicCreateError::Topic(error) => error.into(),
+            TopicCreateError::Reserved { .. } => {
+                Self::refused("reserved-name", text, "choose another name")
+            }
+            TopicCreateError::UnknownModule(_) => {
+                Self::unknown("unknown-module", text, LIST_MODULES)
+            }
+            TopicCreateError::WrongInterface { .. } => wrong_interface(text),
+            TopicCreateError::Partitioner(error) => error.into(),
+        }
+    }
+}
+
+impl From<TopicDeleteError> for ApiError {
+    fn from(error: TopicDeleteError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicDeleteError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
+            TopicDeleteError::InUse { .. } => {
+                Self::conflict("in-use", text, "delete the processors first")
+            }
+            TopicDeleteError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<ProduceError> for ApiError {
+    fn from(error: ProduceError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProduceError::UnknownTopic(_) => {
+                Self::unknown("unknown-topic", text, "POST /v1/topics creates it")
+            }
+            ProduceError::UnknownPartition { .. } => {
+                let hint = "leave the partition out, and the topic's partitioner chooses";
+                Self::unknown("unknown-partition", text, hint)
+            }
+            ProduceError::Owned { .. } => {
+                Self::refused("owned-topic", text, "produce to another topic")
+            }
+            ProduceError::TooLarge { .. }
+            | ProduceError::TooManyHeaders { .. }
+            | ProduceError::TooMany { .. }
+            | ProduceError::CallTooLarge { .. } => Self::too_large(text, SMALLER),
+            ProduceError::ReservedHeader { .. } => {
+                Self::refused("reserved-header", text, "choose another header name")
+            }
+            ProduceError::NothingToSend => Self::malformed(text, "send at least one message"),
+            ProduceError::Busy { .. } => busy(text),
+            ProduceError::PartitionerGone(_) | ProduceError::Partitioner(_) => {
+                partitioner_failed(text)
+            }
+            ProduceError::Commit(error) => error.into(),
+        }
+    }
+}
+
+fn busy(text: String) -> ApiError {
+    ApiError {
+        status: StatusCode::TOO_MANY_REQUESTS,
+        ..ApiError::unavailable("busy", text, "send slower; nothing of this was kept", 1)
+    }
+}
+
+fn partitioner_failed(text: String) -> ApiError {
+    let hint = "name the partition yourself, or mend the topic's partitioner";
+    ApiError::refused("partitioner-failed", text, hint)
+}
+
+impl From<FetchError> for ApiError {
+    fn from(error: FetchError) -> Self {
+        let text = error.to_string();
+        match error {
+            FetchError::UnknownTopic(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
+            FetchError::UnknownPartition { .. } => {
+                Self::unknown("unknown-partition", text, SEE_ENDS)
+            }
+            FetchError::Read(error) => error.into(),
+            FetchError::Malformed { .. } => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                Self::new(status, "unreadable", text, "read on from the offset named")
+            }
+        }
+    }
+}
+
+impl From<AdmitError> for ApiError {
+    fn from(error: AdmitError) -> Self {
+        let text = error.to_string();
+        let refused = |code, hint| Self::refused(code, text.clone(), hint);
+        match error {
+            AdmitError::TooLarge { .. } => Self::too_large(text, "build it smaller"),
+            AdmitError::NotAComponent(_) => {
+                refused("not-a-component", "build for the target wasm32-wasip2")
+            }
+            AdmitError::Invalid(_) => refused("invalid-component", "build it again"),
+            AdmitError::MissingExport { .. } => {
+                refused("missing-export", "export one of the interfaces of wit/")
+            }
+            AdmitError::UngrantedImports { .. } => {
+                refused("ungranted-import", "build it without these imports")
+            }
+            AdmitError::CompileLimit(_) => refused("compile-limit", "make the code simpler"),
+            AdmitError::Start(_) => refused(
+                "does-not-start",
+                "make it start within the limits, or raise them",
+            ),
+            AdmitError::Host(_) => Self::internal(text),
+        }
+    }
+}
+
+impl From<ModuleError> for ApiError {
+    fn from(error: ModuleError) -> Self {
+        let text = error.to_string();
+        match error {
+            ModuleError::Admit(error) => error.into(),
+            ModuleError::Unknown(_) => Self::unknown("unknown-module", text, LIST_MODULES),
+            ModuleError::Tag(_) => {
+                Self::new(StatusCode::BAD_REQUEST, "bad-tag", text, "write name@1.0.0")
+            }
+            ModuleError::TagTaken { .. } => Self::conflict(
+                "tag-taken",
+                text,
+                "tags do not move; choose the next version",
+            ),
+            ModuleError::InUse { .. } => Self::conflict("in-use", text, "delete its users first"),
+            ModuleError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<ProcessorError> for ApiError {
+    fn from(error: ProcessorError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProcessorError::Unknown(_) => Self::unknown("unknown-processor", text, LIST_PROCESSORS),
+            ProcessorError::UnknownTopic(_) => {
+                Self::unknown("unknown-topic", text, "POST /v1/topics creates it")
+            }
+            ProcessorError::UnknownModule(_) => Self::unknown("unknown-module", text, LIST_MODULES),
+            ProcessorError::WrongInterface { .. } => wrong_interface(text),
+            ProcessorError::NothingToRollBack(_) => {
+                Self::conflict("nothing-to-roll-back", text, "deploy a revision instead")
+            }
+            ProcessorError::NoSuchRevision { .. } => {
+                Self::unknown("unknown-revision", text, "name one that is kept")
+            }
+            ProcessorError::InvalidSpec(_) => Self::refused(
+                "invalid-spec",
+                text,
+                "change the spec; nothing was deployed",
+            ),
+            ProcessorError::Admit(error) => error.into(),
+            ProcessorError::Commit(error) => error.into(),
+            ProcessorError::Topic(error) => error.into(),
+            ProcessorError::Read(error) => error.into(),
+            ProcessorError::Catalogue(_) => Self::internal(text),
+        }
+    }
+}
+
+fn wrong_interface(text: String) -> ApiError {
+    let hint = "GET /v1/modules shows what each module exports";
+    ApiError::refused("wrong-interface", text, hint)
+}
+
+impl From<DeadLetterError> for ApiError {
+    fn from(error: DeadLetterError) -> Self {
+        let text = error.to_string();
+        match error {
+            DeadLetterError::UnknownProcessor(_) => {
+                Self::unknown("unknown-processor", text, LIST_PROCESSORS)
+            }
+            DeadLetterError::NoSuchDeadLetter { .. } => {
+                let hint = "GET /v1/processors/{name}/dead-letters lists them";
+                Self::unknown("unknown-dead-letter", text, hint)
+            }
+            DeadLetterError::NotAnInput { .. } => {
+                let hint = "deploy a revision that reads the topic, then redrive";
+                Self::conflict("not-an-input", text, hint)
+            }
+            DeadLetterError::Fetch(error) => error.into(),
+            DeadLetterError::Commit(error) => error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_has_a_code_a_message_and_a_hint_and_says_when_to_come_back() {
+        let response = ApiError::from(CommitError::DiskFull).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[RETRY_AFTER], "10");
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 10).await;
+        let body: serde_json::Value =
+            serde_json::from_slice(&bytes.expect("a body")).expect("JSON");
+        assert_eq!(body["error"]["code"], "disk-full");
+        for field in ["message", "hint"] {
+            assert!(!body["error"][field].as_str().expect(field).is_empty());
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Fetch over HTTP: messages of a partition from an offset on, waiting a while if there are none yet.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use millrace_broker::{FetchRequest, FetchResult};
+use millrace_engine::{Ends, ReadError};
+use millrace_model::{Offset, PartitionId, Topic, TopicName};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::bounds::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, FETCH_WAIT_MS_MAX};
+use super::error::{ApiError, ErrorBody};
+use super::messages::{MessageOut, MessageSchema};
+use super::query::{InPath, InQuery};
+use super::{App, Shared};
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct FetchQuery {
+    /// `earliest` (the default), `latest`, or an offset.
+    from: String,
+    /// Messages at the most.
+    #[param(default = 100)]
+    max: usize,
+    /// Bytes of messages at the most; one larger message still comes.
+    #[param(default = 1_048_576)]
+    max_bytes: usize,
+    /// How long to wait if there is nothing yet.
+    #[param(default = 0)]
+    wait_ms: u64,
+}
+
+impl Default for FetchQuery {
+    fn default() -> Self {
+        Self {
+            from: "earliest".to_owned(),
+            max: 100,
+            max_bytes: 1 << 20,
+            wait_ms: 0,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct FetchBody<'a> {
+    messages: Vec<MessageOut<'a>>,
+    next: Offset,
+    start: Offset,
+    end: Offset,
+}
+
+/// Messages, and where to go on.
+#[derive(ToSchema)]
+#[schema(as = Messages)]
+#[allow(dead_code, reason = "describes FetchBody in the OpenAPI document")]
+pub(super) struct FetchSchema {
+    messages: Vec<MessageSchema>,
+    /// Where to read on.
+    next: u64,
+    /// The first offset kept.
+    start: u64,
+    /// The offset that the next message will have.
+    end: u64,
+}
+
+/// Reads messages; with `wait_ms`, waits for the next ones.
+#[utoipa::path(get, path = "/v1/topics/{topic}/partitions/{partition}/messages", tag = "messages",
+    params(("topic" = String, Path,), ("partition" = u32, Path,), FetchQuery),
+    responses(
+        (status = 200, content((FetchSchema = "application/json"), (MessageSchema = "application/x-ndjson"))),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+    )
+)]
+pub(super) async fn fetch(
+    State(app): Shared,
+    InPath((topic, partition)): InPath<(TopicName, u32)>,
+    InQuery(query): InQuery<FetchQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let partition = PartitionId(partition);
+    let topic = app.known_topic(&topic)?;
+    let ends = app.ends(&topic, partition)?;
+    let request = FetchRequest {
+        topic: topic.spec.name,
+        partition,
+        from: offset_of(&query.from, ends)?,
+        messages_max: query.max.clamp(1, FETCH_MESSAGES_MAX),
+        bytes_max: query.max_bytes.clamp(1, FETCH_BYTES_MAX),
+        wait: Duration::from_millis(query.wait_ms.min(FETCH_WAIT_MS_MAX)),
+    };
+    let result = app.fetched(request).await?;
+    Ok(match wants_lines(&headers) {
+        true => lines(partition, &result)?,
+        false => whole(partition, &result),
+    })
+}
+
+/// Where to begin. A number that is not there is refused rather than moved: a reader should know that it misses something.
+fn offset_of(from: &str, ends: Ends) -> Result<Offset, ApiError> {
+    let Ends { start, end } = ends;
+    let requested = match from {
+        "earliest" => start,
+        "latest" => end,
+        number => Offset(number.parse().map_err(|_| no_offset(from))?),
+    };
+    if requested < start {
+        return Err(ReadError::BelowStart { requested, start }.into());
+    }
+    if requested > end {
+        return Err(ReadError::PastEnd { requested, end }.into());
+    }
+    Ok(requested)
+}
+
+fn no_offset(from: &str) -> ApiError {
+    let message = format!("from={from:?} is no offset");
+    ApiError::malformed(message, "use earliest, latest or a number")
+}
+
+impl App {
+    fn ends(&self, topic: &Topic, partition: PartitionId) -> Result<Ends, ApiError> {
+        self.broker.ends(topic, partition).ok_or_else(|| {
+            let error = millrace_broker::FetchError::UnknownPartition {
+                topic: topic.spec.name.clone(),
+                partition,
+                partitions: topic.spec.partitions,
+            };
+            error.into()
+        })
+    }
+
+    /// Fetches; a host that stops keeps nobody waiting.
+    async fn fetched(&self, request: FetchRequest) -> Result<FetchResult, ApiError> {
+        let at_once = FetchRequest {
+            wait: Duration::ZERO,
+            ..request.clone()
+        };
+        tokio::select! {
+            biased;
+            result = self.broker.fetch(request) => Ok(result?),
+            () = self.stopping.cancelled() => Ok(self.broker.fetch(at_once).await?),
+        }
+    }
+}
+
+fn wants_lines(headers: &HeaderMap) -> bool {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("application/x-ndjson"))
+}
+
+fn whole(partition: PartitionId, result: &FetchResult) -> Response {
+    let shown = |fetched| MessageOut::of(partition, fetched);
+    Json(FetchBody {
+        messages: result.messages.iter().map(shown).collect(),
+        next: result.next,
+        start: result.ends.start,
+        end: result.ends.end,
+    })
+    .into_response()
+}
+
+fn lines(partition: PartitionId, result: &FetchResult) -> Result<Response, ApiError> {
+    let mut out = Vec::new();
+    for fetched in &result.messages {
+        serde_json::to_writer(&mut out, &MessageOut::of(partition, fetched))
+            .map_err(|error| ApiError::internal(error.to_string()))?;
+        out.push(b'\n');
+    }
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], out).into_response())
+}
+
+/// The value of one message, as it is stored.
+#[utoipa::path(get, path = "/v1/topics/{topic}/partitions/{partition}/messages/{offset}/value", tag = "messages",
+    params(("topic" = String, Path,), ("partition" = u32, Path,), ("offset" = u64, Path,)),
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 404, body = ErrorBody),
+    )
+)]
+pub(super) async fn value(
+    State(app): Shared,
+    InPath((topic, partition, offset)): InPath<(TopicName, u32, u64)>,
+) -> Result<Response, ApiError> {
+    let request = FetchRequest {
+        topic,
+        partition: PartitionId(partition),
+        from: Offset(offset),
+        messages_max: 1,
+        bytes_max: 1,
+        wait: Duration::ZERO,
+    };
+    let found = app.fetched(request).await?.messages.into_iter().next();
+    let found = found.filter(|fetched| fetched.offset.0 == offset);
+    let value = found.and_then(|fetched| fetched.message.value);
+    let value = value.ok_or_else(|| {
+        let message = format!("there is no value at offset {offset} of partition {partition}");
+        ApiError::unknown(
+            "unknown-message",
+            message,
+            "a message may have no value; fetch it to see",
+        )
+    })?;
+    // Never shown by a browser: whoever produced it is a stranger.
+    let headers = [
+        (CONTENT_TYPE, "application/octet-stream"),
+        (CONTENT_DISPOSITION, "attachment"),
+    ];
+    Ok((headers, value).into_response())
+}

@@ -1,0 +1,243 @@
+//! What stands before every route: no stranger's web page gets through, every answer has a request id, a panic becomes an answer.
+//!
+//! The host trusts whoever can connect, and a browser on this machine can. So a request that a page of another site sends
+//! (Origin, Sec-Fetch-Site) is refused, and so is one whose Host names somebody else: that is how DNS rebinding looks.
+
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use tracing::Instrument;
+
+use super::App;
+use super::bounds::REQUEST_ID_CHARS_MAX;
+use super::error::ApiError;
+use crate::config::Config;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let id = app.request_id(request.headers());
+    let mut response = match app.callers.check(request.uri(), request.headers()) {
+        Ok(()) => answer(request, next, &id).await,
+        Err(refusal) => refusal.into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REQUEST_ID, id);
+    response
+}
+
+async fn answer(request: Request, next: Next, id: &HeaderValue) -> Response {
+    let span = tracing::debug_span!(
+        "request", id = id.to_str().unwrap_or_default(), method = %request.method(), path = request.uri().path()
+    );
+    shaped(unharmed(next.run(request)).instrument(span).await)
+}
+
+/// A panic is a bug of ours; it costs the one request its answer and nobody else anything.
+async fn unharmed(call: impl Future<Output = Response>) -> Response {
+    let answered = AssertUnwindSafe(call).catch_unwind().await;
+    answered
+        .unwrap_or_else(|_| ApiError::internal("the request hit a bug in the host").into_response())
+}
+
+/// Some refusals are made by the framework, in plain text; they get our shape.
+fn shaped(response: Response) -> Response {
+    let status = response.status();
+    let json = HeaderValue::from_static("application/json");
+    if !(status.is_client_error() || status.is_server_error())
+        || response.headers().get(CONTENT_TYPE) == Some(&json)
+    {
+        return response;
+    }
+    let reason = status.canonical_reason().unwrap_or("refused");
+    let hint = "GET /openapi.json says what is taken";
+    ApiError::new(status, "refused", reason, hint).into_response()
+}
+
+impl App {
+    fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
+        let fits = |id: &&HeaderValue| {
+            !id.is_empty()
+                && id.len() <= REQUEST_ID_CHARS_MAX
+                && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        };
+        if let Some(id) = headers.get(REQUEST_ID).filter(fits) {
+            return id.clone();
+        }
+        let number = self.requests.fetch_add(1, Relaxed);
+        let id = format!("{:08x}-{number}", self.run);
+        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("none"))
+    }
+}
+
+/// By which names this host may be called.
+pub(super) struct Callers {
+    names: Vec<String>,
+    /// Whoever listens for other machines has addresses that it does not know itself. Rebinding needs a name, so addresses
+    /// are safe to take.
+    any_address: bool,
+}
+
+impl Callers {
+    pub(super) fn new(config: &Config) -> Self {
+        let mut names = config.allowed_hosts.clone();
+        names.push(name_of(&config.listen).to_owned());
+        names
+            .iter_mut()
+            .for_each(|name| name.make_ascii_lowercase());
+        Self {
+            names,
+            any_address: config.insecure_no_auth,
+        }
+    }
+
+    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+        let host = headers.get(HOST).map(HeaderValue::as_bytes);
+        if !host.is_none_or(|host| self.is_ours(name_of_bytes(host))) {
+            return Err(foreign("the Host header names another host"));
+        }
+        if !uri.host().is_none_or(|host| self.is_ours(host)) {
+            return Err(foreign("the request names another host"));
+        }
+        let origin = headers.get(ORIGIN).map(HeaderValue::as_bytes);
+        if !origin.is_none_or(|origin| self.is_our_origin(origin)) {
+            return Err(foreign("the request comes from a page of another site"));
+        }
+        if headers
+            .get(FETCH_SITE)
+            .is_some_and(|site| site == "cross-site")
+        {
+            return Err(foreign("the request comes from a page of another site"));
+        }
+        Ok(())
+    }
+
+    fn is_our_origin(&self, origin: &[u8]) -> bool {
+        let text = str::from_utf8(origin).unwrap_or_default();
+        let rest = text.strip_prefix("http://");
+        rest.or_else(|| text.strip_prefix("https://"))
+            .is_some_and(|authority| self.is_ours(name_of(authority)))
+    }
+
+    fn is_ours(&self, name: &str) -> bool {
+        let bare = name.trim_start_matches('[').trim_end_matches(']');
+        if let Ok(address) = bare.parse::<IpAddr>()
+            && (address.is_loopback() || self.any_address)
+        {
+            return true;
+        }
+        let name = name.to_ascii_lowercase();
+        name == "localhost" || self.names.contains(&name)
+    }
+}
+
+/// The name in `name:port`, `[::1]:port` or `name`.
+fn name_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => authority,
+    }
+}
+
+fn name_of_bytes(authority: &[u8]) -> &str {
+    str::from_utf8(authority).map_or("", name_of)
+}
+
+fn foreign(message: &str) -> ApiError {
+    let hint = "call the host by the address that it listens on, from outside a browser; names that are its own are added with \
+                --allowed-host";
+    ApiError::new(StatusCode::FORBIDDEN, "foreign-caller", message, hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn callers(listen: &str) -> Callers {
+        Callers::new(&Config {
+            listen: listen.to_owned(),
+            allowed_hosts: vec!["Broker.example".to_owned()],
+            ..Config::default()
+        })
+    }
+
+    fn check(name: HeaderName, value: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, HeaderValue::from_str(value).expect("a header"));
+        let uri = Uri::from_static("/v1/topics");
+        callers("127.0.0.1:7400").check(&uri, &headers).is_ok()
+    }
+
+    #[test]
+    fn a_host_header_that_names_somebody_else_is_refused() {
+        for ours in [
+            "127.0.0.1:7400",
+            "localhost",
+            "LOCALHOST:80",
+            "[::1]:7400",
+            "broker.example:1",
+        ] {
+            assert!(check(HOST, ours), "{ours}");
+        }
+        for foreign in [
+            "evil.example:7400",
+            "10.0.0.1",
+            "localhost.evil.example",
+            "",
+            "::",
+        ] {
+            assert!(!check(HOST, foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_refused() {
+        assert!(check(ORIGIN, "http://localhost:3000"));
+        assert!(check(ORIGIN, "https://127.0.0.1"));
+        for foreign in [
+            "https://evil.example",
+            "null",
+            "http://127.0.0.1.evil.example",
+            "localhost",
+        ] {
+            assert!(!check(ORIGIN, foreign), "{foreign}");
+        }
+        assert!(check(FETCH_SITE, "same-origin"));
+        assert!(!check(FETCH_SITE, "cross-site"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_becomes_an_answer() {
+        let answer = unharmed(async { panic!("a bug") }).await;
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(answer.headers()[CONTENT_TYPE], "application/json");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_the_framework_gets_our_shape() {
+        let plain = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "no").into_response();
+        let answer = shaped(plain);
+        assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert_eq!(answer.headers()[CONTENT_TYPE], "application/json");
+    }
+
+    #[test]
+    fn an_absolute_request_target_is_checked_too() {
+        let uri = Uri::from_static("http://evil.example/v1/topics");
+        assert!(
+            callers("127.0.0.1:1")
+                .check(&uri, &HeaderMap::new())
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,218 @@
+//! The front door for HTTP: routes, bounds, and the one shape of every answer that is not what was asked for.
+//!
+//! A request passes [`listener`] (connections and slow senders), [`guard`] (who may call, request ids, panics) and arrives at the
+//! file of the noun that it is about. What comes out of the broker is turned into JSON here and nowhere else.
+
+mod body;
+mod dead_letters;
+mod error;
+mod fetch;
+mod guard;
+mod health;
+mod listener;
+mod messages;
+mod modules;
+mod openapi;
+mod processors;
+mod produce;
+mod query;
+mod topics;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use axum::Router;
+use axum::http::Method;
+use axum::routing::{self as on, MethodRouter};
+use metrics_exporter_prometheus::PrometheusHandle;
+use millrace_broker::Broker;
+use millrace_model::Clock;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use listener::serve;
+
+use crate::config::Config;
+use error::ApiError;
+use guard::Callers;
+
+/// Bounds of the front door, by name and unit. What happens at each is said beside it.
+pub(crate) mod bounds {
+    /// Body of a produce request; a larger one gets 413.
+    pub(crate) const PRODUCE_BODY_BYTES_MAX: usize = 32 << 20;
+    /// Body of any other JSON request; a larger one gets 413.
+    pub(crate) const JSON_BODY_BYTES_MAX: usize = 1 << 20;
+    /// Messages of one produce request; more get 413.
+    pub(crate) const PRODUCE_MESSAGES_MAX: usize = 100_000;
+    /// Bodies held in memory at once, all requests together, in KiB. Full means that senders wait, at most
+    /// [`BODY_ROOM_WAIT_MS_MAX`], and then get 503.
+    pub(crate) const BODIES_KIB_MAX: usize = 256 << 10;
+    /// How long a request waits for room for its body.
+    pub(crate) const BODY_ROOM_WAIT_MS_MAX: u64 = 5_000;
+    /// Silence within a body after which the sender gets 408.
+    pub(crate) const BODY_SILENCE_MS_MAX: u64 = 15_000;
+    /// A body takes no longer than this in all, or its sender gets 408.
+    pub(crate) const BODY_MS_MAX: u64 = 300_000;
+    /// Bytes of an unwanted body that are still taken, so that its sender reads the answer; more cuts the connection.
+    pub(crate) const DISCARDED_BYTES_MAX: u64 = 64 << 20;
+    /// How long that may take.
+    pub(crate) const DISCARD_MS_MAX: u64 = 5_000;
+    /// A request's head takes no longer than this, and a connection idles no longer; then it is closed.
+    pub(crate) const HEAD_MS_MAX: u64 = 30_000;
+    /// A request's head; a larger one gets 431 and the connection is closed.
+    pub(crate) const HEAD_BYTES_MAX: usize = 64 << 10;
+    /// Header lines of a request; more get 431.
+    pub(crate) const HEAD_LINES_MAX: usize = 128;
+    /// Messages of one fetch; asking for more gives this many.
+    pub(crate) const FETCH_MESSAGES_MAX: usize = 10_000;
+    /// Bytes of one fetch; asking for more gives this many (one larger message still comes).
+    pub(crate) const FETCH_BYTES_MAX: usize = 16 << 20;
+    /// How long a fetch waits for messages; asking for longer waits this long.
+    pub(crate) const FETCH_WAIT_MS_MAX: u64 = 30_000;
+    /// Dead letters of one list; asking for more gives this many.
+    pub(crate) const DEAD_LETTERS_MAX: usize = 1_000;
+    /// Characters of a request id that is taken over from the caller; a longer one is replaced.
+    pub(crate) const REQUEST_ID_CHARS_MAX: usize = 64;
+}
+
+/// What every request needs.
+pub(crate) struct App {
+    pub(crate) broker: Broker,
+    clock: Arc<dyn Clock>,
+    metrics: Option<PrometheusHandle>,
+    /// Cancelled when the host stops: whoever waits, answers.
+    stopping: CancellationToken,
+    callers: Callers,
+    bodies_kib: Arc<Semaphore>,
+    requests: AtomicU64,
+    /// Makes request ids of different runs differ.
+    run: u32,
+}
+
+impl App {
+    pub(crate) fn new(
+        config: &Config,
+        clock: Arc<dyn Clock>,
+        broker: Broker,
+        metrics: Option<PrometheusHandle>,
+        stopping: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            broker,
+            clock,
+            metrics,
+            stopping,
+            callers: Callers::new(config),
+            bodies_kib: Arc::new(Semaphore::new(bounds::BODIES_KIB_MAX)),
+            requests: AtomicU64::new(0),
+            run: fastrand::u32(..),
+        })
+    }
+
+    /// Histograms keep every sample until they are drained.
+    pub(crate) fn drain_metrics(&self) {
+        if let Some(metrics) = &self.metrics {
+            metrics.run_upkeep();
+        }
+    }
+}
+
+type Shared = axum::extract::State<Arc<App>>;
+
+struct Route {
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "for the test that compares with openapi")
+    )]
+    method: Method,
+    path: &'static str,
+    handler: MethodRouter<Arc<App>>,
+}
+
+fn router(app: Arc<App>) -> Router {
+    let routes = routes().into_iter();
+    routes
+        .fold(Router::new(), |router, route| {
+            router.route(route.path, route.handler)
+        })
+        .fallback(error::unknown_route)
+        .method_not_allowed_fallback(error::unknown_method)
+        .layer(axum::middleware::from_fn_with_state(
+            app.clone(),
+            guard::admit,
+        ))
+        .with_state(app)
+}
+
+/// Every route there is; the OpenAPI document has the same ones, a test says so.
+fn routes() -> Vec<Route> {
+    const TOPIC: &str = "/v1/topics/{topic}";
+    const PARTITION: &str = "/v1/topics/{topic}/partitions/{partition}/messages";
+    const PROCESSOR: &str = "/v1/processors/{name}";
+    const DEAD: &str = "/v1/processors/{name}/dead-letters";
+    let get = |path, handler| Route::new(Method::GET, path, handler);
+    let post = |path, handler| Route::new(Method::POST, path, handler);
+    let put = |path, handler| Route::new(Method::PUT, path, handler);
+    let delete = |path, handler| Route::new(Method::DELETE, path, handler);
+    vec![
+        get("/health/live", on::get(health::live)),
+        get("/health/ready", on::get(health::ready)),
+        get("/metrics", on::get(health::metrics)),
+        get("/openapi.json", on::get(openapi::document)),
+        get("/v1/topics", on::get(topics::list)),
+        post("/v1/topics", on::post(topics::create)),
+        get(TOPIC, on::get(topics::show)),
+        delete(TOPIC, on::delete(topics::remove)),
+        post("/v1/topics/{topic}/messages", on::post(produce::produce)),
+        get(PARTITION, on::get(fetch::fetch)),
+        get(
+            "/v1/topics/{topic}/partitions/{partition}/messages/{offset}/value",
+            on::get(fetch::value),
+        ),
+        post("/v1/modules", on::post(modules::upload)),
+        get("/v1/modules", on::get(modules::list)),
+        get("/v1/modules/{reference}", on::get(modules::show)),
+        delete("/v1/modules/{reference}", on::delete(modules::remove)),
+        get("/v1/processors", on::get(processors::list)),
+        get(PROCESSOR, on::get(processors::show)),
+        put(PROCESSOR, on::put(processors::deploy)),
+        delete(PROCESSOR, on::delete(processors::remove)),
+        post(
+            "/v1/processors/{name}/rollback",
+            on::post(processors::rollback),
+        ),
+        post("/v1/processors/{name}/pause", on::post(processors::pause)),
+        post("/v1/processors/{name}/resume", on::post(processors::resume)),
+        get("/v1/processors/{name}/logs", on::get(processors::logs)),
+        get(DEAD, on::get(dead_letters::list)),
+        get(
+            "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}",
+            on::get(dead_letters::show),
+        ),
+        post(
+            "/v1/processors/{name}/dead-letters/redrive",
+            on::post(dead_letters::redrive),
+        ),
+    ]
+}
+
+impl Route {
+    fn new(method: Method, path: &'static str, handler: MethodRouter<Arc<App>>) -> Self {
+        Self {
+            method,
+            path,
+            handler,
+        }
+    }
+}
+
+/// Runs a change to its end even if the caller hangs up half way.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::spawn(change).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(ApiError::internal("the change panicked")),
+    }
+}

@@ -1,0 +1,148 @@
+//! Modules over HTTP: upload, list, show, delete.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use millrace_broker::{Interface, Module, ModuleError};
+use millrace_model::bounds::MODULE_BYTES_MAX;
+use millrace_model::{Digest, Timestamp};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::{ApiError, ErrorBody};
+use super::query::{InPath, InQuery};
+use super::{App, Shared, to_the_end};
+
+/// A module.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModuleBody {
+    /// SHA-256 of its bytes.
+    #[schema(value_type = String)]
+    digest: Digest,
+    /// `name@version`.
+    tag: Option<String>,
+    byte_count: u64,
+    /// What it exports of ours.
+    #[schema(value_type = Vec<String>)]
+    exports: Vec<Interface>,
+    /// What it imports.
+    imports: Vec<String>,
+    /// How long compiling took.
+    compile_ms: u64,
+    #[schema(value_type = u64)]
+    uploaded_at: Timestamp,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModulesBody {
+    modules: Vec<ModuleBody>,
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct UploadQuery {
+    /// `name@version`, by which it can be named from then on.
+    tag: Option<String>,
+}
+
+impl From<Module> for ModuleBody {
+    fn from(module: Module) -> Self {
+        Self {
+            digest: module.facts.digest,
+            tag: module.tag,
+            byte_count: module.facts.byte_count,
+            exports: module.facts.exports,
+            imports: module.facts.imports,
+            compile_ms: module.facts.compile_ms,
+            uploaded_at: module.uploaded_at,
+        }
+    }
+}
+
+impl App {
+    /// The module that a digest, a unique prefix of one, or a tag names.
+    pub(super) fn module(&self, reference: &str) -> Result<Module, ApiError> {
+        let found = self.broker.find_module(reference);
+        found.ok_or_else(|| ModuleError::Unknown(reference.to_owned()).into())
+    }
+
+    pub(super) fn digest_of(&self, reference: &str) -> Result<Digest, ApiError> {
+        self.module(reference).map(|module| module.facts.digest)
+    }
+}
+
+/// Uploads a component. It is checked, compiled in a child process and tried before it is kept.
+#[utoipa::path(post, path = "/v1/modules", tag = "modules", params(UploadQuery),
+    request_body(content = Vec<u8>, content_type = "application/wasm", description = "The component's bytes"),
+    responses(
+        (status = 201, body = ModuleBody, description = "Admitted"),
+        (status = 200, body = ModuleBody, description = "It was here already"),
+        (status = 400, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "The tag names another module"),
+        (status = 413, body = ErrorBody),
+        (status = 422, body = ErrorBody, description = "Refused; the error says why"),
+    )
+)]
+pub(super) async fn upload(
+    State(app): Shared,
+    InQuery(query): InQuery<UploadQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let taken = app.take_body(&headers, body, MODULE_BYTES_MAX).await?;
+    to_the_end(async move {
+        let known: Vec<Digest> = digests(&app.broker.modules());
+        let module = app
+            .broker
+            .upload_module(taken.bytes.clone(), query.tag)
+            .await?;
+        let status = match known.contains(&module.facts.digest) {
+            true => StatusCode::OK,
+            false => StatusCode::CREATED,
+        };
+        Ok((status, Json(ModuleBody::from(module))).into_response())
+    })
+    .await
+}
+
+fn digests(modules: &[Module]) -> Vec<Digest> {
+    modules.iter().map(|module| module.facts.digest).collect()
+}
+
+/// All modules.
+#[utoipa::path(get, path = "/v1/modules", tag = "modules", responses((status = 200, body = ModulesBody)))]
+pub(super) async fn list(State(app): Shared) -> Json<ModulesBody> {
+    let modules = app.broker.modules();
+    let modules = modules.into_iter().map(ModuleBody::from).collect();
+    Json(ModulesBody { modules })
+}
+
+/// A module, by digest, by a unique prefix of it (6 digits or more), or by tag.
+#[utoipa::path(get, path = "/v1/modules/{reference}", tag = "modules", params(("reference" = String, Path,)), responses(
+    (status = 200, body = ModuleBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn show(
+    State(app): Shared,
+    InPath(reference): InPath<String>,
+) -> Result<Json<ModuleBody>, ApiError> {
+    Ok(Json(app.module(&reference)?.into()))
+}
+
+/// Forgets a module that nobody uses.
+#[utoipa::path(delete, path = "/v1/modules/{reference}", tag = "modules", params(("reference" = String, Path,)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "It is in use"),
+))]
+pub(super) async fn remove(
+    State(app): Shared,
+    InPath(reference): InPath<String>,
+) -> Result<StatusCode, ApiError> {
+    let digest = app.digest_of(&reference)?;
+    to_the_end(async move { Ok(app.broker.delete_module(digest).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,249 @@
+//! The OpenAPI document, and the shapes of nouns that live in crates which know nothing of HTTP. Tests hold both to the truth:
+//! the document has every route, and every shape the fields of its noun.
+#![allow(dead_code, reason = "the shapes are read by the derive only")]
+
+use axum::Json;
+use utoipa::{OpenApi, ToSchema};
+
+use super::{dead_letters, fetch, health, modules, processors, produce, topics};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Millrace",
+        description = "A message broker that runs your WebAssembly. Every error has one shape: a code, a message, and what to do."
+    ),
+    paths(
+        health::live,
+        health::ready,
+        health::metrics,
+        document,
+        topics::list,
+        topics::create,
+        topics::show,
+        topics::remove,
+        produce::produce,
+        fetch::fetch,
+        fetch::value,
+        modules::upload,
+        modules::list,
+        modules::show,
+        modules::remove,
+        processors::list,
+        processors::show,
+        processors::deploy,
+        processors::remove,
+        processors::rollback,
+        processors::pause,
+        processors::resume,
+        processors::logs,
+        dead_letters::list,
+        dead_letters::show,
+        dead_letters::redrive,
+    )
+)]
+struct Document;
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "health", responses((status = 200, body = serde_json::Value)))]
+pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(Document::openapi())
+}
+
+/// When a batch is cut.
+#[derive(ToSchema)]
+#[schema(as = BatchPolicy)]
+pub(super) struct BatchPolicySchema {
+    /// Messages at the most.
+    messages_max: Option<u32>,
+    /// Bytes at the most; one larger message still makes a batch.
+    bytes_max: Option<u32>,
+    /// How long to wait for a fuller batch.
+    linger_ms: Option<u64>,
+}
+
+/// How failed messages are tried again.
+#[derive(ToSchema)]
+#[schema(as = RetryPolicy)]
+pub(super) struct RetryPolicySchema {
+    /// Attempts in all.
+    attempts_max: Option<u32>,
+    /// Upper bound of the first delay.
+    delay_first_ms: Option<u64>,
+    /// Upper bound of every delay.
+    delay_max_ms: Option<u64>,
+}
+
+/// What a call may use at the most.
+#[derive(ToSchema)]
+#[schema(as = Limits)]
+pub(super) struct LimitsSchema {
+    /// Linear memory of one instance.
+    memory_bytes_max: Option<u64>,
+    /// Wall time of one call.
+    call_ms_max: Option<u64>,
+    /// Bytes of one answer.
+    answer_bytes_max: Option<u64>,
+    /// Outputs of one answer.
+    answer_outputs_max: Option<u32>,
+    /// Log lines a second.
+    log_lines_per_second: Option<u32>,
+}
+
+/// A revision's spec, with modules by digest.
+#[derive(ToSchema)]
+#[schema(as = ProcessorSpec)]
+struct ProcessorSpecSchema {
+    topics: Vec<String>,
+    module: String,
+    output: Option<String>,
+    grants: Vec<String>,
+    order: String,
+    batch: BatchPolicySchema,
+    retry: RetryPolicySchema,
+    error_handler: Option<String>,
+    limits: LimitsSchema,
+}
+
+#[derive(ToSchema)]
+#[schema(as = Revision)]
+struct RevisionSchema {
+    number: u32,
+    spec: ProcessorSpecSchema,
+    /// Milliseconds since the Unix epoch.
+    deployed_at: u64,
+}
+
+/// A processor and its revisions.
+#[derive(ToSchema)]
+#[schema(as = Processor)]
+pub(super) struct ProcessorSchema {
+    name: String,
+    /// The number of the revision that takes the next batch.
+    current: u32,
+    paused: bool,
+    /// Oldest first.
+    revisions: Vec<RevisionSchema>,
+}
+
+/// How a processor does in one partition.
+#[derive(ToSchema)]
+#[schema(as = PartitionStatus)]
+pub(super) struct PartitionStatusSchema {
+    topic: String,
+    partition: u32,
+    /// The next offset to read.
+    next: u64,
+    end: u64,
+    lag: u64,
+    parked: usize,
+    /// The revision that processed the last batch.
+    revision: u32,
+    /// `running`, `paused`, `waiting: reason` or `stopped: reason`.
+    state: String,
+}
+
+#[derive(ToSchema)]
+#[schema(as = GuestLine)]
+pub(super) struct GuestLineSchema {
+    at: u64,
+    level: String,
+    revision: u32,
+    text: String,
+}
+
+/// A message given up on, with its evidence.
+#[derive(ToSchema)]
+#[schema(as = DeadLetter)]
+pub(super) struct DeadLetterSchema {
+    topic: String,
+    partition: u32,
+    offset: u64,
+    origin_topic: String,
+    origin_partition: u32,
+    origin_offset: u64,
+    revision: u32,
+    module: String,
+    attempts: u32,
+    cause: String,
+    class: String,
+    reason: String,
+    first_failed_at: u64,
+    died_at: u64,
+    attempt_log: serde_json::Value,
+    backtrace: Option<String>,
+    redriven: bool,
+    message: super::messages::MessageSchema,
+}
+
+#[derive(ToSchema)]
+#[schema(as = Redriven)]
+pub(super) struct RedrivenSchema {
+    /// Sent now.
+    sent: usize,
+    /// Sent before, and not again.
+    already: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use millrace_model::processor::{BatchPolicy, Limits, RetryPolicy};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn document() -> Value {
+        serde_json::to_value(Document::openapi()).expect("JSON")
+    }
+
+    #[test]
+    fn the_document_has_every_route_and_no_other() {
+        let document = document();
+        let paths = document["paths"].as_object().expect("paths");
+        let documented: BTreeSet<String> = paths
+            .iter()
+            .flat_map(|(path, item)| {
+                let methods = item.as_object().expect("methods").keys();
+                methods.map(move |method| format!("{} {path}", method.to_uppercase()))
+            })
+            .collect();
+        let routed: BTreeSet<String> = super::super::routes()
+            .iter()
+            .map(|route| format!("{} {}", route.method, route.path))
+            .collect();
+        assert_eq!(documented, routed);
+    }
+
+    #[test]
+    fn the_shapes_have_the_fields_of_their_nouns() {
+        let document = document();
+        let nouns = [
+            ("BatchPolicy", json!(BatchPolicy::default())),
+            ("RetryPolicy", json!(RetryPolicy::default())),
+            ("Limits", json!(Limits::default())),
+        ];
+        for (name, noun) in nouns {
+            let shape = &document["components"]["schemas"][name]["properties"];
+            let fields = |value: &Value| -> BTreeSet<String> {
+                value.as_object().expect(name).keys().cloned().collect()
+            };
+            assert_eq!(fields(shape), fields(&noun), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_reference_in_the_document_is_defined() {
+        let text = document().to_string();
+        let document = document();
+        let schemas = &document["components"]["schemas"];
+        for reference in text.split("#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().expect("a name");
+            assert!(
+                !schemas[name].is_null(),
+                "{name} is referred to but not defined"
+            );
+        }
+    }
+}

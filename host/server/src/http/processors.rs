@@ -1,0 +1,240 @@
+//! Processors over HTTP: deploy, look, pause, roll back, delete.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use millrace_broker::{GuestLine, PartitionStatus, ProcessorError, ProcessorStatus};
+use millrace_model::processor::{BatchPolicy, Limits, Order, RetryPolicy};
+use millrace_model::{Processor, ProcessorName, ProcessorSpec, TopicName};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::body::json;
+use super::bounds::JSON_BODY_BYTES_MAX;
+use super::error::{ApiError, ErrorBody};
+use super::openapi::{
+    BatchPolicySchema, GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema,
+    RetryPolicySchema,
+};
+use super::query::InPath;
+use super::{App, Shared, to_the_end};
+
+/// What a revision is made of.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SpecBody {
+    /// Topics that it reads; at least one.
+    #[schema(value_type = Vec<String>)]
+    topics: Vec<TopicName>,
+    /// The module that processes, by digest, prefix or tag.
+    module: String,
+    /// Where outputs go that name no topic.
+    #[schema(value_type = Option<String>)]
+    output: Option<TopicName>,
+    /// Further topics that it may write to.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    grants: Vec<TopicName>,
+    /// What keeps its order: `key`, `partition` or `none`.
+    #[serde(default)]
+    #[schema(value_type = String, default = "key")]
+    order: Order,
+    #[serde(default)]
+    #[schema(value_type = BatchPolicySchema)]
+    batch: BatchPolicy,
+    #[serde(default)]
+    #[schema(value_type = RetryPolicySchema)]
+    retry: RetryPolicy,
+    /// The module that decides about failures.
+    error_handler: Option<String>,
+    #[serde(default)]
+    #[schema(value_type = LimitsSchema)]
+    limits: Limits,
+}
+
+impl App {
+    fn spec(&self, body: SpecBody) -> Result<ProcessorSpec, ApiError> {
+        let error_handler = body.error_handler;
+        let digest_of = |reference: String| self.digest_of(&reference);
+        Ok(ProcessorSpec {
+            module: self.digest_of(&body.module)?,
+            error_handler: error_handler.map(digest_of).transpose()?,
+            topics: body.topics,
+            output: body.output,
+            grants: body.grants,
+            order: body.order,
+            batch: body.batch,
+            retry: body.retry,
+            limits: body.limits,
+        })
+    }
+
+    async fn status(&self, name: &ProcessorName) -> Result<ProcessorStatus, ApiError> {
+        let status = self.broker.processor(name).await;
+        status.ok_or_else(|| ProcessorError::Unknown(name.clone()).into())
+    }
+}
+
+/// A processor and how it does in each partition.
+#[derive(Serialize, ToSchema)]
+pub(super) struct StatusBody {
+    #[serde(flatten)]
+    #[schema(value_type = ProcessorSchema)]
+    processor: Processor,
+    #[schema(value_type = Vec<PartitionStatusSchema>)]
+    partitions: Vec<PartitionStatus>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct StatusesBody {
+    processors: Vec<StatusBody>,
+}
+
+impl From<ProcessorStatus> for StatusBody {
+    fn from(status: ProcessorStatus) -> Self {
+        Self {
+            processor: status.processor,
+            partitions: status.partitions,
+        }
+    }
+}
+
+/// All processors.
+#[utoipa::path(get, path = "/v1/processors", tag = "processors", responses((status = 200, body = StatusesBody)))]
+pub(super) async fn list(State(app): Shared) -> Json<StatusesBody> {
+    let processors = app.broker.processors().await;
+    let processors = processors.into_iter().map(StatusBody::from).collect();
+    Json(StatusesBody { processors })
+}
+
+/// A processor, its revisions, and how it does in each partition.
+#[utoipa::path(get, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,)), responses(
+    (status = 200, body = StatusBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn show(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+) -> Result<Json<StatusBody>, ApiError> {
+    Ok(Json(app.status(&name).await?.into()))
+}
+
+/// Deploys a processor or its next revision, which takes over between two batches. The same spec again changes nothing.
+#[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,)),
+    request_body = SpecBody,
+    responses(
+        (status = 201, body = ProcessorSchema, description = "The first revision"),
+        (status = 200, body = ProcessorSchema, description = "The next revision, or no change"),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody, description = "A topic or module is unknown"),
+        (status = 422, body = ErrorBody, description = "Refused; nothing has changed"),
+    )
+)]
+pub(super) async fn deploy(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let spec = app.spec(app.take_json(&headers, body).await?)?;
+    to_the_end(async move {
+        let status = match app.broker.processor(&name).await {
+            Some(_) => StatusCode::OK,
+            None => StatusCode::CREATED,
+        };
+        let processor = app.broker.deploy(&name, spec).await?;
+        Ok((status, Json(processor)).into_response())
+    })
+    .await
+}
+
+/// Which revision to go back to.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RollbackBody {
+    /// The one before the current without.
+    revision: Option<u32>,
+}
+
+/// Makes an earlier revision the current one.
+#[utoipa::path(post, path = "/v1/processors/{name}/rollback", tag = "processors", params(("name" = String, Path,)),
+    request_body = Option<RollbackBody>,
+    responses(
+        (status = 200, body = ProcessorSchema),
+        (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "There is no earlier one"),
+    )
+)]
+pub(super) async fn rollback(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Processor>, ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let body = match taken.bytes.trim_ascii() {
+        b"" => RollbackBody::default(),
+        bytes => json(bytes)?,
+    };
+    to_the_end(async move { Ok(Json(app.broker.rollback(&name, body.revision).await?)) }).await
+}
+
+/// Takes no further batches until it is resumed.
+#[utoipa::path(post, path = "/v1/processors/{name}/pause", tag = "processors", params(("name" = String, Path,)), responses(
+    (status = 200, body = ProcessorSchema),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn pause(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+) -> Result<Json<Processor>, ApiError> {
+    to_the_end(async move { Ok(Json(app.broker.pause(&name).await?)) }).await
+}
+
+/// Goes on where it paused.
+#[utoipa::path(post, path = "/v1/processors/{name}/resume", tag = "processors", params(("name" = String, Path,)), responses(
+    (status = 200, body = ProcessorSchema),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn resume(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+) -> Result<Json<Processor>, ApiError> {
+    to_the_end(async move { Ok(Json(app.broker.resume(&name).await?)) }).await
+}
+
+/// Deletes a processor. Its dead letters stay as topics.
+#[utoipa::path(delete, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn remove(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { Ok(app.broker.delete_processor(&name).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct LogsBody {
+    /// Newest last.
+    #[schema(value_type = Vec<GuestLineSchema>)]
+    lines: Vec<GuestLine>,
+}
+
+/// What its components wrote lately.
+#[utoipa::path(get, path = "/v1/processors/{name}/logs", tag = "processors", params(("name" = String, Path,)), responses(
+    (status = 200, body = LogsBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn logs(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+) -> Result<Json<LogsBody>, ApiError> {
+    app.status(&name).await?;
+    let lines = app.broker.logs(&name);
+    Ok(Json(LogsBody { lines }))
+}

@@ -1,0 +1,210 @@
+//! Produce over HTTP: JSON, JSON a line, or raw bytes. Whatever the form, one request is one commit.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use bytes::Bytes;
+use millrace_broker::{NewMessage, Placed};
+use millrace_model::{Header, Message, PartitionId, Timestamp, TopicName};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Shared;
+use super::body::{json, turn_away};
+use super::bounds::{PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX};
+use super::error::{ApiError, ErrorBody};
+use super::messages::MessageIn;
+use super::query::{InPath, InQuery};
+
+const HEADER_PREFIX: &str = "millrace-header-";
+
+/// For raw bodies; JSON says these in each message.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ProduceQuery {
+    /// The key of a raw body.
+    key: Option<String>,
+    /// The partition of a raw body.
+    partition: Option<u32>,
+}
+
+/// Many messages.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Many<'a> {
+    #[serde(borrow)]
+    messages: Vec<MessageIn<'a>>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct PlacedBody {
+    count: usize,
+    /// Where each message went, in the order sent.
+    placed: Vec<PlaceBody>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct PlaceBody {
+    partition: u32,
+    offset: u64,
+}
+
+/// Appends messages; all of them, or none.
+///
+/// By content type: `application/json` is one message or `{"messages": […]}`; `application/x-ndjson` is a message a line; any other
+/// is one message whose value is the body, with `?key=`, `?partition=` and `millrace-header-<name>` headers.
+#[utoipa::path(post, path = "/v1/topics/{topic}/messages", tag = "messages",
+    params(("topic" = String, Path,), ProduceQuery),
+    request_body(content((Many = "application/json"), (MessageIn = "application/x-ndjson"), (Vec<u8> = "application/octet-stream"))),
+    responses(
+        (status = 200, body = PlacedBody, description = "Committed"),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+        (status = 413, body = ErrorBody),
+        (status = 429, body = ErrorBody),
+        (status = 503, body = ErrorBody),
+    )
+)]
+pub(super) async fn produce(
+    State(app): Shared,
+    InPath(topic): InPath<TopicName>,
+    InQuery(query): InQuery<ProduceQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<PlacedBody>, ApiError> {
+    // Asked before the body is read: nobody should send megabytes to a misspelt topic.
+    if app.broker.topic(&topic).is_none() {
+        turn_away(&headers, body).await;
+        return Err(millrace_broker::ProduceError::UnknownTopic(topic).into());
+    }
+    let taken = app
+        .take_body(&headers, body, PRODUCE_BODY_BYTES_MAX)
+        .await?;
+    let now = app.clock.wall();
+    let messages = match Form::of(&headers) {
+        Form::Raw => vec![raw(query, &headers, taken.bytes.clone(), now)],
+        form => {
+            query.refuse_for_json()?;
+            form.messages(&taken.bytes, now)?
+        }
+    };
+    let placed = app.broker.produce(&topic, messages).await?;
+    Ok(Json(placed.into()))
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    Json,
+    Lines,
+    Raw,
+}
+
+impl Form {
+    fn of(headers: &HeaderMap) -> Self {
+        let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let essence = content_type.and_then(|text| text.split(';').next());
+        match essence.unwrap_or_default().trim() {
+            t if t.eq_ignore_ascii_case("application/json") => Self::Json,
+            t if t.eq_ignore_ascii_case("application/x-ndjson") => Self::Lines,
+            _ => Self::Raw,
+        }
+    }
+
+    fn messages(self, body: &[u8], now: Timestamp) -> Result<Vec<NewMessage>, ApiError> {
+        match self {
+            Self::Lines => lines(body, now),
+            _ if is_many(body) => many(body, now),
+            _ => Ok(vec![json::<MessageIn<'_>>(body)?.understood(now)?]),
+        }
+    }
+}
+
+/// `{"messages": …}` has no other field, so its first one tells.
+fn is_many(body: &[u8]) -> bool {
+    let rest = body.trim_ascii_start().strip_prefix(b"{");
+    rest.is_some_and(|rest| rest.trim_ascii_start().starts_with(b"\"messages\""))
+}
+
+fn many(body: &[u8], now: Timestamp) -> Result<Vec<NewMessage>, ApiError> {
+    let messages = json::<Many<'_>>(body)?.messages;
+    check_count(messages.len())?;
+    let messages = messages.into_iter().enumerate();
+    messages
+        .map(|(index, message)| {
+            let place = || format!("messages[{index}]");
+            message.understood(now).map_err(|error| error.at(&place()))
+        })
+        .collect()
+}
+
+fn lines(body: &[u8], now: Timestamp) -> Result<Vec<NewMessage>, ApiError> {
+    let mut messages = Vec::new();
+    for (index, line) in body.split(|&byte| byte == b'\n').enumerate() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        check_count(messages.len() + 1)?;
+        let message = json::<MessageIn<'_>>(line).and_then(|message| message.understood(now));
+        messages.push(message.map_err(|error| error.at(&format!("line {}", index + 1)))?);
+    }
+    Ok(messages)
+}
+
+fn check_count(count: usize) -> Result<(), ApiError> {
+    if count <= PRODUCE_MESSAGES_MAX {
+        return Ok(());
+    }
+    let message = format!("more than {PRODUCE_MESSAGES_MAX} messages in one request");
+    Err(ApiError::too_large(
+        message,
+        "send them in several requests",
+    ))
+}
+
+fn raw(query: ProduceQuery, headers: &HeaderMap, value: Bytes, now: Timestamp) -> NewMessage {
+    let header = |(name, value): (&axum::http::HeaderName, &axum::http::HeaderValue)| {
+        let name = name.as_str().strip_prefix(HEADER_PREFIX)?;
+        Some(Header {
+            name: Bytes::copy_from_slice(name.as_bytes()),
+            value: Some(Bytes::copy_from_slice(value.as_bytes())),
+        })
+    };
+    NewMessage {
+        partition: query.partition.map(PartitionId),
+        message: Message {
+            key: query.key.map(Bytes::from),
+            value: Some(value),
+            headers: headers.iter().filter_map(header).collect(),
+            timestamp: now,
+        },
+    }
+}
+
+impl ProduceQuery {
+    fn refuse_for_json(&self) -> Result<(), ApiError> {
+        if self.key.is_none() && self.partition.is_none() {
+            return Ok(());
+        }
+        let message = "?key= and ?partition= are for raw bodies";
+        Err(ApiError::malformed(
+            message,
+            "say key and partition in each message",
+        ))
+    }
+}
+
+impl From<Vec<Placed>> for PlacedBody {
+    fn from(placed: Vec<Placed>) -> Self {
+        let place = |placed: Placed| PlaceBody {
+            partition: placed.partition.0,
+            offset: placed.offset.0,
+        };
+        Self {
+            count: placed.len(),
+            placed: placed.into_iter().map(place).collect(),
+        }
+    }
+}

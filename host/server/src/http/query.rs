@@ -1,0 +1,41 @@
+//! What stands in the URL, parsed: path segments and query fields, refused in our shape.
+
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use crate::nearest::hint_of;
+
+/// The path's segments.
+pub(super) struct InPath<T>(pub(super) T);
+
+/// The query's fields.
+pub(super) struct InQuery<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let found = Path::<T>::from_request_parts(parts, state).await;
+        found.map(|Path(value)| Self(value)).map_err(|rejection| {
+            let hint =
+                "names use letters, digits, '.', '_' and '-'; partitions and offsets are numbers";
+            ApiError::malformed(rejection.body_text(), hint)
+        })
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for InQuery<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let found = Query::<T>::from_request_parts(parts, state).await;
+        found.map(|Query(value)| Self(value)).map_err(|rejection| {
+            let text = rejection.body_text();
+            let hint = hint_of(&text);
+            let hint = hint.unwrap_or_else(|| "GET /openapi.json lists the parameters".to_owned());
+            ApiError::malformed(text, hint)
+        })
+    }
+}

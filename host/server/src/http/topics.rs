@@ -1,0 +1,198 @@
+//! Topics over HTTP.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use millrace_broker::{NewTopic, TopicCreateError};
+use millrace_engine::TopicError;
+use millrace_model::{
+    Digest, Durability, Offset, PartitionId, ProcessorName, Timestamp, Topic, TopicName,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::{ApiError, ErrorBody};
+use super::query::InPath;
+use super::{App, Shared, to_the_end};
+
+/// A topic, as asked for.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewTopicBody {
+    /// 1 to 249 letters, digits, '.', '_', '-'.
+    #[schema(value_type = String)]
+    name: TopicName,
+    /// At least one; cannot be changed later.
+    #[serde(default = "one")]
+    #[schema(default = 1)]
+    partitions: u32,
+    /// When appends are acknowledged.
+    #[serde(default)]
+    #[schema(value_type = String, default = "durable", example = "durable")]
+    durability: Durability,
+    /// A module that exports `partitioner`, by digest, prefix or tag; the built-in one without.
+    #[serde(default)]
+    partitioner: Option<String>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// A topic.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TopicBody {
+    id: u64,
+    #[schema(value_type = String)]
+    name: TopicName,
+    partitions: u32,
+    #[schema(value_type = String)]
+    durability: Durability,
+    #[schema(value_type = Option<String>)]
+    partitioner: Option<Digest>,
+    /// The processor that it was made for.
+    #[schema(value_type = Option<String>)]
+    owner: Option<ProcessorName>,
+    #[schema(value_type = u64)]
+    created_at: Timestamp,
+    /// Where each partition begins and ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ends: Option<Vec<EndsBody>>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct EndsBody {
+    #[schema(value_type = u32)]
+    partition: PartitionId,
+    /// The first offset kept.
+    #[schema(value_type = u64)]
+    start: Offset,
+    /// The offset that the next message will have.
+    #[schema(value_type = u64)]
+    end: Offset,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct TopicsBody {
+    topics: Vec<TopicBody>,
+}
+
+impl From<Topic> for TopicBody {
+    fn from(topic: Topic) -> Self {
+        Self {
+            id: topic.id.0,
+            name: topic.spec.name,
+            partitions: topic.spec.partitions,
+            durability: topic.spec.durability,
+            partitioner: topic.spec.partitioner,
+            owner: topic.spec.owner,
+            created_at: topic.spec.created_at,
+            ends: None,
+        }
+    }
+}
+
+/// All topics, by name.
+#[utoipa::path(get, path = "/v1/topics", tag = "topics", responses((status = 200, body = TopicsBody)))]
+pub(super) async fn list(State(app): Shared) -> Json<TopicsBody> {
+    let topics = app.broker.topics();
+    let topics = topics.into_iter().map(TopicBody::from).collect();
+    Json(TopicsBody { topics })
+}
+
+/// Makes a topic. Making the same one twice is making it once.
+#[utoipa::path(post, path = "/v1/topics", tag = "topics", request_body = NewTopicBody, responses(
+    (status = 201, body = TopicBody, description = "Made"),
+    (status = 200, body = TopicBody, description = "It exists already, just so"),
+    (status = 400, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "It exists, but differs"),
+    (status = 422, body = ErrorBody),
+))]
+pub(super) async fn create(
+    State(app): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let body: NewTopicBody = app.take_json(&headers, body).await?;
+    let new = NewTopic {
+        partitioner: app.partitioner(body.partitioner)?,
+        name: body.name,
+        partitions: body.partitions,
+        durability: body.durability,
+    };
+    to_the_end(async move {
+        let (status, topic) = match app.broker.create_topic(new.clone()).await {
+            Ok(topic) => (StatusCode::CREATED, topic),
+            Err(error) => (StatusCode::OK, app.identical(&new, error)?),
+        };
+        Ok((status, Json(TopicBody::from(topic))).into_response())
+    })
+    .await
+}
+
+impl App {
+    fn partitioner(&self, reference: Option<String>) -> Result<Option<Digest>, ApiError> {
+        let digest_of = |reference: String| self.digest_of(&reference);
+        reference.map(digest_of).transpose()
+    }
+
+    /// The existing topic, if that is all that stood in the way and it is what was asked for.
+    fn identical(&self, new: &NewTopic, error: TopicCreateError) -> Result<Topic, ApiError> {
+        let exists = matches!(error, TopicCreateError::Topic(TopicError::Exists(_)));
+        let found = exists.then(|| self.broker.topic(&new.name)).flatten();
+        let same = |topic: &Topic| {
+            topic.spec.partitions == new.partitions
+                && topic.spec.durability == new.durability
+                && topic.spec.partitioner == new.partitioner
+        };
+        found.filter(same).ok_or_else(|| error.into())
+    }
+
+    pub(super) fn known_topic(&self, name: &TopicName) -> Result<Topic, ApiError> {
+        let topic = self.broker.topic(name);
+        topic.ok_or_else(|| TopicError::Unknown(name.clone()).into())
+    }
+}
+
+/// A topic and where its partitions begin and end.
+#[utoipa::path(get, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path,)), responses(
+    (status = 200, body = TopicBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn show(
+    State(app): Shared,
+    InPath(name): InPath<TopicName>,
+) -> Result<Json<TopicBody>, ApiError> {
+    let topic = app.known_topic(&name)?;
+    let ends_of = |partition: PartitionId| {
+        app.broker.ends(&topic, partition).map(|ends| EndsBody {
+            partition,
+            start: ends.start,
+            end: ends.end,
+        })
+    };
+    let ends = topic
+        .partitions()
+        .filter_map(|p| ends_of(p.partition))
+        .collect();
+    Ok(Json(TopicBody {
+        ends: Some(ends),
+        ..topic.into()
+    }))
+}
+
+/// Deletes a topic and its messages.
+#[utoipa::path(delete, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path,)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "A processor uses it"),
+))]
+pub(super) async fn remove(
+    State(app): Shared,
+    InPath(name): InPath<TopicName>,
+) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { Ok(app.broker.delete_topic(&name).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,16 @@
+//! The process: command line, configuration, HTTP, telemetry, and the only wiring of engine, modules and broker.
+//!
+//! [`cli`] reads what was asked, [`config`] what was configured, [`Host`] puts the parts together and takes them apart again,
+//! `http` is the front door. Nothing below this crate knows that it exists.
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+mod host;
+mod http;
+mod nearest;
+mod telemetry;
+
+pub use config::Config;
+pub use host::{Host, StartError};

@@ -1,0 +1,114 @@
+//! What the host says about itself: log lines to standard error, metrics for Prometheus.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+
+use metrics::{describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, ConfigError, LogFormat};
+
+/// From a call into a warm instance to a disk that has to think.
+const SECONDS: &[f64] = &[
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005,
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+const MESSAGES: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0,
+];
+
+/// Log lines go to standard error from here on: standard output belongs to what a command answers.
+///
+/// # Errors
+/// [`ConfigError::Value`] where the filter cannot be read.
+pub(crate) fn start_logging(config: &Config) -> Result<(), ConfigError> {
+    let filter = EnvFilter::try_new(&config.log_filter).map_err(|error| ConfigError::Value {
+        key: "log_filter",
+        value: config.log_filter.clone(),
+        why: format!("{error}; write a level such as info, or target=level pairs"),
+    })?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    // A second start in one process (tests) keeps the first one's subscriber.
+    let _ = match config.log_format {
+        LogFormat::Text => lines.try_init(),
+        LogFormat::Json => lines.json().try_init(),
+    };
+    Ok(())
+}
+
+/// The process's metrics. A process has one recorder, so all hosts started in it share it.
+pub(crate) fn metrics() -> Option<PrometheusHandle> {
+    static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    HANDLE.get_or_init(install).clone()
+}
+
+fn install() -> Option<PrometheusHandle> {
+    let messages = Matcher::Full("millrace_batch_messages".to_owned());
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+        .and_then(|builder| builder.set_buckets_for_metric(messages, MESSAGES));
+    let handle = builder.and_then(PrometheusBuilder::install_recorder);
+    match handle {
+        Ok(handle) => {
+            describe();
+            Some(handle)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "metrics are not available");
+            None
+        }
+    }
+}
+
+fn describe() {
+    describe_histogram!(
+        "millrace_publish_seconds",
+        "From a produce call to its acknowledgement"
+    );
+    describe_histogram!("millrace_commit_seconds", "Commits of the engine");
+    describe_histogram!(
+        "millrace_batch_messages",
+        "Messages in a batch given to a processor"
+    );
+    describe_histogram!("millrace_guest_seconds", "Calls into components");
+    describe_counter!("millrace_messages_in_total", "Messages produced, by topic");
+    describe_counter!(
+        "millrace_messages_processed_total",
+        "Messages processed, by outcome"
+    );
+    describe_counter!("millrace_retries_total", "Retries planned");
+    describe_counter!("millrace_dead_letters_total", "Messages given up on");
+    describe_counter!(
+        "millrace_traps_total",
+        "Calls that failed in the component, by cause"
+    );
+    describe_counter!(
+        "millrace_dropped_total",
+        "Messages dropped by an error handler"
+    );
+    describe_counter!(
+        "millrace_guest_log_lines_dropped_total",
+        "Guest log lines over the rate"
+    );
+    describe_gauge!(
+        "millrace_processors_running",
+        "Processors that take batches"
+    );
+    describe_gauge!(
+        "millrace_lag_messages",
+        "Messages that a processor has still to read"
+    );
+    describe_gauge!(
+        "millrace_parked_messages",
+        "Messages that wait for a retry or their key"
+    );
+    describe_gauge!("millrace_instances", "Component instances, by processor");
+    describe_gauge!(
+        "millrace_guest_memory_bytes",
+        "Linear memory of a processor's instances"
+    );
+}

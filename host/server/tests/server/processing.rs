@@ -1,0 +1,177 @@
+//! The whole way of a message over HTTP: uploaded, deployed, produced, processed, read.
+
+use std::time::{Duration, Instant};
+
+use millrace::Config;
+use millrace::config::EngineKind;
+
+use crate::support::{TestHost, config};
+use serde_json::{Value, json};
+
+/// Durability `os`, in a directory.
+fn on_disk() -> (tempfile::TempDir, TestHost) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let host = TestHost::with(Config {
+        engine: EngineKind::Local,
+        data_dir: directory.path().to_owned(),
+        ..config()
+    });
+    (directory, host)
+}
+
+const SPEC: &str = r#"{"topics":["in"],"module":"upper@1.0.0","output":"out"}"#;
+
+fn with_uppercase(host: TestHost) -> TestHost {
+    let host = host.with_topic("in", 1).with_topic("out", 1);
+    let wasm = [("content-type", "application/wasm")];
+    let upload = || {
+        let bytes = guest_artifacts::UPPERCASE.to_vec();
+        host.call("POST", "/v1/modules?tag=upper@1.0.0", &wasm, bytes)
+    };
+    let first = upload();
+    assert_eq!(first.status, 201, "{}", first.json());
+    assert_eq!(first.json()["exports"], json!(["message-processor"]));
+    assert_eq!(upload().status, 200);
+    let put = || host.call("PUT", "/v1/processors/shout", &[], SPEC);
+    let first = put();
+    assert_eq!(first.status, 201, "{}", first.json());
+    assert_eq!(put().json()["current"], 1);
+    host
+}
+
+/// Produces a value and gives what the processor made of it.
+fn round(host: &TestHost, value: &str, at: u64) -> Value {
+    let body = json!({"value": value}).to_string();
+    assert_eq!(host.post_json("/v1/topics/in/messages", body).status, 200);
+    let path = format!("/v1/topics/out/partitions/0/messages?from={at}&wait_ms=20000");
+    host.get(&path).json()["messages"][0].clone()
+}
+
+#[test]
+fn a_message_is_processed_by_an_uploaded_component() {
+    let host = with_uppercase(TestHost::start());
+    assert_eq!(round(&host, "quiet", 0)["value"], "QUIET");
+
+    let module = host.get("/v1/modules/upper@1.0.0").json();
+    let digest = module["digest"].as_str().expect("a digest");
+    assert_eq!(
+        host.get(&format!("/v1/modules/{}", &digest[..12])).json()["tag"],
+        "upper@1.0.0"
+    );
+    host.call("DELETE", "/v1/modules/upper@1.0.0", &[], "")
+        .refused(409, "in-use");
+    host.call("DELETE", "/v1/topics/in", &[], "")
+        .refused(409, "in-use");
+    host.post_json("/v1/processors/shout/rollback", "")
+        .refused(409, "nothing-to-roll-back");
+
+    assert_eq!(
+        host.post_json("/v1/processors/shout/pause", "").json()["paused"],
+        true
+    );
+    assert_eq!(
+        host.post_json("/v1/processors/shout/resume", "").json()["paused"],
+        false
+    );
+    let shown = host.get("/v1/processors/shout").json();
+    assert_eq!(
+        (&shown["name"], &shown["partitions"][0]["topic"]),
+        (&json!("shout"), &json!("in"))
+    );
+    assert_eq!(
+        host.get("/v1/processors").json()["processors"][0]["current"],
+        1
+    );
+    assert_eq!(
+        host.get("/v1/processors/shout/logs").json(),
+        json!({"lines": []})
+    );
+    assert_eq!(
+        host.get("/v1/processors/shout/dead-letters").json(),
+        json!({"dead_letters": []})
+    );
+    assert_eq!(
+        host.call("DELETE", "/v1/processors/shout", &[], "").status,
+        204
+    );
+    assert_eq!(
+        host.call("DELETE", "/v1/modules/upper@1.0.0", &[], "")
+            .status,
+        204
+    );
+}
+
+#[test]
+fn a_dead_letter_is_listed_shown_and_sent_again_once() {
+    let host = TestHost::start().with_topic("in", 1).with_topic("out", 1);
+    let bytes = guest_artifacts::POISON.to_vec();
+    let module = host.call("POST", "/v1/modules", &[], bytes).json();
+    let spec = json!({
+        "topics": ["in"], "module": module["digest"], "output": "out", "retry": {"attempts_max": 1},
+    });
+    assert_eq!(
+        host.call("PUT", "/v1/processors/p", &[], spec.to_string())
+            .status,
+        201
+    );
+    host.post_json("/v1/topics/in/messages", r#"{"key":"k","value":"poison"}"#);
+    let letters = eventually(|| {
+        let letters = host.get("/v1/processors/p/dead-letters").json();
+        letters["dead_letters"].get(0).is_some().then_some(letters)
+    });
+    let letter = &letters["dead_letters"][0];
+    assert_eq!(
+        (&letter["cause"], &letter["message"]["value"]),
+        (&json!("trap"), &json!("poison"))
+    );
+    let path = format!(
+        "/v1/processors/p/dead-letters/in.p.dlq/0/{}",
+        letter["offset"]
+    );
+    assert_eq!(host.get(&path).json()["origin_offset"], 0);
+    host.get("/v1/processors/p/dead-letters/in.p.dlq/0/99")
+        .refused(404, "unknown-dead-letter");
+
+    let place = json!({"dead_letters": [{"topic": "in.p.dlq", "partition": 0, "offset": letter["offset"]}]});
+    let redrive = || {
+        host.post_json("/v1/processors/p/dead-letters/redrive", place.to_string())
+            .json()
+    };
+    assert_eq!(redrive(), json!({"sent": 1, "already": 0}));
+    assert_eq!(redrive(), json!({"sent": 0, "already": 1}));
+}
+
+fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "it did not come about"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Measures rather than judges: the machine may be busy. Run with `--nocapture` to see the figures.
+#[test]
+fn a_message_goes_the_whole_way_without_a_pause() {
+    let (_directory, host) = on_disk();
+    let host = with_uppercase(host);
+    let mut times: Vec<Duration> = (0..300u64)
+        .map(|at| {
+            let begun = Instant::now();
+            assert_eq!(round(&host, "quiet", at)["value"], "QUIET");
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!(
+        "produce, process, read: p50 {:?}, p99 {:?}",
+        times[150], times[297]
+    );
+    // A poll or a timer anywhere on the way would show as tens of milliseconds.
+    assert!(times[150] < Duration::from_millis(20), "{:?}", times[150]);
+}

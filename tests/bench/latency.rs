@@ -1,0 +1,108 @@
+//! One message at a time over HTTP: from the producer's request until the processed message stands at the reader's.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use guest_artifacts as guests;
+use millrace::{Config, Host};
+use millrace_tests::{Client, Deploy};
+use serde_json::json;
+
+use crate::table::{Table, percentile};
+
+const WARM_UP: usize = 200;
+const MESSAGES: usize = 2_000;
+
+/// One row: `os` beside `durable`.
+pub(crate) async fn measure(table: &mut Table) -> Result<()> {
+    let os = end_to_end("os").await?;
+    let durable = end_to_end("durable").await?;
+    let figure = |times: &[f64]| {
+        format!(
+            "p50 {:.2} ms, p99 {:.2} ms",
+            percentile(times.to_vec(), 0.5),
+            percentile(times.to_vec(), 0.99)
+        )
+    };
+    table.row(
+        "produce → processed → read over HTTP, one message, os",
+        figure(&os),
+        "durable",
+        figure(&durable),
+        "p50 ≤ 1 ms os, ≤ 2 ms durable".to_owned(),
+    );
+    Ok(())
+}
+
+/// Milliseconds of each message.
+async fn end_to_end(durability: &'static str) -> Result<Vec<f64>> {
+    let directory = tempfile::tempdir()?;
+    let config = Config {
+        listen: "127.0.0.1:0".to_owned(),
+        data_dir: directory.path().join("data"),
+        ..Config::default()
+    };
+    let host = Host::start(config).await?;
+    let url = host.url();
+    let times = tokio::task::spawn_blocking(move || messages(&url, durability)).await??;
+    host.stop().await;
+    Ok(times)
+}
+
+fn messages(url: &str, durability: &str) -> Result<Vec<f64>> {
+    let client = Client::new(url);
+    for name in ["in", "out"] {
+        let topic = json!({"name": name, "durability": durability});
+        client.post_json("/v1/topics", &topic)?.ok()?;
+    }
+    let module = client.push(guests::UPPERCASE)?;
+    client.deploy(&Deploy {
+        name: "worker",
+        module: &module,
+        topic: "in",
+        output: "out",
+        more: json!({}),
+    })?;
+
+    let (arrived, arrivals) = mpsc::channel();
+    let reader = std::thread::spawn({
+        let client = Client::new(url);
+        move || read_all(&client, &arrived)
+    });
+    let mut times = Vec::with_capacity(MESSAGES);
+    for number in 0..WARM_UP + MESSAGES {
+        let began = Instant::now();
+        client
+            .post(
+                "/v1/topics/in/messages",
+                "application/octet-stream",
+                b"hello, one message",
+            )?
+            .ok()?;
+        let at: Instant = arrivals
+            .recv_timeout(Duration::from_secs(30))
+            .context("nothing arrived")?;
+        if number >= WARM_UP {
+            times.push(at.duration_since(began).as_secs_f64() * 1_000.0);
+        }
+    }
+    reader.join().ok().context("the reader panicked")??;
+    Ok(times)
+}
+
+/// Long-polls for each message and tells when it came.
+fn read_all(client: &Client, arrived: &mpsc::Sender<Instant>) -> Result<()> {
+    let mut next = 0;
+    while next < (WARM_UP + MESSAGES) as u64 {
+        let path = format!("/v1/topics/out/partitions/0/messages?from={next}&max=1&wait_ms=10000");
+        let page = client.get(&path)?;
+        let now = Instant::now();
+        let page = page.ok()?;
+        for _ in page["messages"].as_array().context("no messages")? {
+            arrived.send(now)?;
+        }
+        next = page["next"].as_u64().context("no next")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! The bench: `cargo run -p millrace-tests --bin bench [-- calls path commits latency memory]`. One table, each row a ratio
+//! of two things measured in turns within the same run, because machines differ and are shared. It never gates a test.
+#![forbid(unsafe_code)]
+
+mod calls;
+mod commits;
+mod latency;
+mod memory;
+mod native;
+mod path;
+mod setup;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::table::Table;
+
+/// The hidden subcommand under which the host compiles components, so that this program can be its own compile child.
+const COMPILE: &str = "compile-module";
+
+const PARTS: [&str; 5] = ["calls", "path", "commits", "latency", "memory"];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == COMPILE) {
+        return millrace_wasm::compile_child_main(&arguments[1..]);
+    }
+    match bench(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(parts: &[String]) -> Result<()> {
+    if let Some(unknown) = parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
+        bail!(
+            "{unknown} is no part of the bench; there are {}",
+            PARTS.join(", ")
+        );
+    }
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mut table = Table::default();
+    for part in PARTS {
+        if !parts.is_empty() && !parts.iter().any(|asked| asked == part) {
+            continue;
+        }
+        eprintln!("measuring {part} …");
+        match part {
+            "calls" => runtime.block_on(calls::measure(&mut table))?,
+            "path" => runtime.block_on(path::measure(&mut table))?,
+            "commits" => runtime.block_on(commits::measure(&mut table))?,
+            "latency" => runtime.block_on(latency::measure(&mut table))?,
+            _ => runtime.block_on(memory::measure(&mut table))?,
+        }
+    }
+    print!("{table}");
+    Ok(())
+}

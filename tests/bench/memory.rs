@@ -1,0 +1,52 @@
+//! Whether memory stays flat while five million messages go the whole path.
+
+use anyhow::{Context, Result};
+use millrace_model::Durability;
+
+use crate::table::Table;
+use crate::{path, setup};
+
+const WARM_UP: u64 = 1_000_000;
+const MESSAGES: u64 = 5_000_000;
+const STEPS: u64 = 10;
+
+/// One row: after the warm-up, beside after all.
+pub(crate) async fn measure(table: &mut Table) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let components = setup::components(directory.path())?;
+    let engine = setup::engine(directory.path()).await?;
+    let broker = path::pipeline(&engine, components, Durability::Os).await?;
+    let start = resident_mib()?;
+    path::through(&engine, &broker, WARM_UP).await?;
+    let warm = resident_mib()?;
+    let mut highest = warm;
+    for step in 1..=STEPS {
+        path::through(&engine, &broker, MESSAGES / STEPS).await?;
+        let resident = resident_mib()?;
+        eprintln!(
+            "  after {} more: {resident:.0} MiB",
+            step * MESSAGES / STEPS
+        );
+        highest = highest.max(resident);
+    }
+    let end = resident_mib()?;
+    broker.stop().await;
+    table.row(
+        "resident memory after 5,000,000 more messages",
+        format!("{end:.0} MiB, highest {highest:.0} MiB"),
+        "after the first 1,000,000",
+        format!("{warm:.0} MiB (empty: {start:.0} MiB)"),
+        format!("{:.2}", end / warm),
+    );
+    Ok(())
+}
+
+fn resident_mib() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+    Ok(kib / 1024.0)
+}

@@ -1,0 +1,129 @@
+//! The whole path: commit of the input, the handler, commit of the output, on the local engine at durability `os`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use guest_artifacts as guests;
+use millrace_broker::{Broker, ModuleHost};
+use millrace_engine::{Append, Engine, Transaction};
+use millrace_model::{Durability, PartitionId, ProcessorSpec, RecordBatch, TopicPartition};
+
+use crate::native::NativeModules;
+use crate::setup;
+use crate::table::{Table, median};
+
+const MESSAGES: u64 = 1_000_000;
+const PER_COMMIT: usize = 1_000;
+const PARTITIONS: u32 = 2;
+const VALUE_BYTES: usize = 100;
+const ROUNDS: usize = 5;
+
+/// One row: through the guest, beside through a native handler.
+pub(crate) async fn measure(table: &mut Table) -> Result<()> {
+    let (mut guest, mut native) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        guest.push(run(true).await?);
+        native.push(run(false).await?);
+    }
+    let (guest, native) = (median(guest), median(native));
+    table.row(
+        "whole path (commit → upper-case → commit), 100 B, os",
+        format!("{guest:.0} messages/s"),
+        "native handler",
+        format!("{native:.0} messages/s"),
+        format!("{:.0} % (≥ 60 %, ≥ 250,000/s)", guest / native * 100.0),
+    );
+    Ok(())
+}
+
+/// Messages a second.
+async fn run(guest: bool) -> Result<f64> {
+    let directory = tempfile::tempdir()?;
+    let components = setup::components(directory.path())?;
+    let modules: Arc<dyn ModuleHost> = if guest {
+        components
+    } else {
+        Arc::new(NativeModules(components))
+    };
+    let engine = setup::engine(directory.path()).await?;
+    let broker = pipeline(&engine, modules, Durability::Os).await?;
+    let began = Instant::now();
+    through(&engine, &broker, MESSAGES).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    broker.stop().await;
+    Ok(MESSAGES as f64 / seconds)
+}
+
+/// Topics `in` and `out` and the upper-case processor between them.
+pub(crate) async fn pipeline(
+    engine: &Arc<dyn Engine>,
+    modules: Arc<dyn ModuleHost>,
+    durability: Durability,
+) -> Result<Broker> {
+    let broker = setup::broker(engine, modules).await?;
+    setup::topic(&broker, "in", PARTITIONS, durability).await?;
+    setup::topic(&broker, "out", PARTITIONS, durability).await?;
+    let module = broker
+        .upload_module(Bytes::from_static(guests::UPPERCASE), None)
+        .await?;
+    let spec: ProcessorSpec = serde_json::from_value(serde_json::json!({
+        "topics": ["in"], "output": "out", "module": module.facts.digest,
+    }))?;
+    broker
+        .deploy(&"worker".parse().context("a name")?, spec)
+        .await?;
+    Ok(broker)
+}
+
+/// Commits `messages` to `in`, two producers at once, and waits until as many more stand in `out`.
+pub(crate) async fn through(
+    engine: &Arc<dyn Engine>,
+    broker: &Broker,
+    messages: u64,
+) -> Result<()> {
+    let target = count(broker, "out")? + messages;
+    let batch = setup::batch(PER_COMMIT, VALUE_BYTES)?;
+    let commits = messages / PER_COMMIT as u64 / u64::from(PARTITIONS);
+    let topic = broker.topic(&"in".parse()?).context("topic in")?.id;
+    let producers: Vec<_> = (0..PARTITIONS)
+        .map(|partition| {
+            let partition = TopicPartition {
+                topic,
+                partition: PartitionId(partition),
+            };
+            tokio::spawn(produce(engine.clone(), partition, batch.clone(), commits))
+        })
+        .collect();
+    for producer in producers {
+        producer.await??;
+    }
+    while count(broker, "out")? < target {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
+async fn produce(
+    engine: Arc<dyn Engine>,
+    partition: TopicPartition,
+    batch: RecordBatch,
+    commits: u64,
+) -> Result<()> {
+    for _ in 0..commits {
+        let append = Append {
+            partition,
+            batch: batch.clone(),
+        };
+        engine.commit(Transaction::produce(vec![append])).await?;
+    }
+    Ok(())
+}
+
+fn count(broker: &Broker, topic: &str) -> Result<u64> {
+    let topic = broker.topic(&topic.parse()?).context("a topic")?;
+    let ends = (0..topic.spec.partitions)
+        .filter_map(|partition| broker.ends(&topic, PartitionId(partition)));
+    Ok(ends.map(|ends| ends.end.0 - ends.start.0).sum())
+}

@@ -1,0 +1,142 @@
+//! The command line, as a person and as a script would use it.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result};
+use guest_artifacts as guests;
+use millrace_tests::Host;
+use serde_json::Value;
+
+use crate::{MILLRACE, host};
+
+fn run(host: &Host, arguments: &[&str]) -> Result<Output> {
+    Ok(host.command(arguments).output()?)
+}
+
+fn json(host: &Host, arguments: &[&str]) -> Result<Value> {
+    let output = run(host, &[arguments, &["--json"]].concat())?;
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("{arguments:?}: {}", String::from_utf8_lossy(&output.stdout)))
+}
+
+#[test]
+fn a_whole_pipeline_is_built_used_and_taken_down_from_the_command_line() -> Result<()> {
+    let host = host()?;
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), guests::UPPERCASE)?;
+    let component = file.path().to_str().context("a text path")?;
+    for topic in ["in", "out"] {
+        assert!(run(&host, &["topic", "create", topic])?.status.success());
+    }
+    json(
+        &host,
+        &["module", "push", component, "--tag", "upper@1.0.0"],
+    )?;
+    json(
+        &host,
+        &[
+            "processor",
+            "deploy",
+            "worker",
+            "--module",
+            "upper@1.0.0",
+            "--topic",
+            "in",
+            "--output",
+            "out",
+        ],
+    )?;
+    assert!(
+        run(&host, &["produce", "in", "hello", "world"])?
+            .status
+            .success()
+    );
+    host.client().wait_for_messages("out", 2)?;
+    let read = run(&host, &["consume", "out"])?;
+    let text = String::from_utf8(read.stdout)?;
+    assert!(text.contains("HELLO") && text.contains("WORLD"), "{text}");
+    let listed = json(&host, &["processor", "list"])?;
+    assert!(listed.to_string().contains("worker"));
+    assert!(
+        run(&host, &["processor", "delete", "worker"])?
+            .status
+            .success()
+    );
+    assert!(run(&host, &["topic", "delete", "in"])?.status.success());
+    Ok(())
+}
+
+#[test]
+fn lines_are_produced_from_standard_input() -> Result<()> {
+    let host = host()?;
+    host.client().topic("t", 1)?;
+    let mut command = host.command(&["produce", "t", "--ndjson", "--file", "-"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("stdin is piped")?;
+    for n in 0..5_000 {
+        writeln!(stdin, "{{\"key\":\"{n}\",\"value\":\"v{n}\"}}")?;
+    }
+    drop(stdin);
+    assert!(child.wait()?.success());
+    assert_eq!(host.client().count("t")?, 5_000);
+    Ok(())
+}
+
+#[test]
+fn exit_codes_tell_what_went_wrong() -> Result<()> {
+    let host = host()?;
+    assert_eq!(
+        run(&host, &["topic", "show", "nope"])?.status.code(),
+        Some(3)
+    );
+    assert_eq!(
+        run(&host, &["topic", "create", "a b"])?.status.code(),
+        Some(2)
+    );
+    assert_eq!(run(&host, &["no-such-command"])?.status.code(), Some(2));
+    let nobody = Command::new(MILLRACE)
+        .args(["topic", "list", "--host", "http://127.0.0.1:1"])
+        .output()?;
+    assert_eq!(nobody.status.code(), Some(5));
+    let says = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert!(
+        says.contains("millrace serve"),
+        "it says what to do: {says}"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_unknown_configuration_key_is_refused_with_the_nearest_right_name() -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), "lisen = \"127.0.0.1:0\"\n")?;
+    let output = Command::new(MILLRACE)
+        .args(["serve", "--config"])
+        .arg(file.path())
+        .output()?;
+    assert_eq!(output.status.code(), Some(2));
+    let says = String::from_utf8_lossy(&output.stderr);
+    assert!(says.contains("lisen") && says.contains("listen"), "{says}");
+    Ok(())
+}
+
+#[test]
+fn an_address_that_others_can_reach_is_refused_without_the_explicit_flag() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let output = Command::new(MILLRACE)
+        .args(["serve", "--listen", "0.0.0.0:0", "--data-dir"])
+        .arg(directory.path())
+        .output()?;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--insecure-no-auth"));
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! Scenarios: what is true of a whole host, asked of the real binary over HTTP and its command line.
+#![forbid(unsafe_code)]
+
+mod command_line;
+mod delivery;
+mod demo;
+mod guests;
+mod hostile;
+mod kill;
+mod requests;
+mod restart;
+mod swap;
+mod uploads;
+
+use anyhow::Result;
+use millrace_tests::Host;
+
+/// The binary under test, built by the same cargo run.
+const MILLRACE: &str = env!("CARGO_BIN_EXE_millrace");
+
+fn host() -> Result<Host> {
+    Host::start(MILLRACE)
+}

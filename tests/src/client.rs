@@ -1,0 +1,308 @@
+//! What a user does over HTTP, in few words.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::wait_for;
+
+/// Longer than any long-poll of a scenario.
+const TIMEOUT: Duration = Duration::from_secs(60);
+const READ_BYTES_MAX: u64 = 64 << 20;
+
+/// Talks to one host; cheap to clone, one connection pool per clone family.
+#[derive(Clone)]
+pub struct Client {
+    url: String,
+    agent: ureq::Agent,
+}
+
+/// An answer as it came.
+#[derive(Debug)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// A message as read over HTTP.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct Message {
+    /// Where it stands.
+    pub partition: u32,
+    /// Where it stands.
+    pub offset: u64,
+    /// Its key, if it is text.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// Its value, if it is text.
+    #[serde(default)]
+    pub value: Option<String>,
+    /// Its headers that are text.
+    #[serde(default)]
+    pub headers: BTreeMap<String, Value>,
+}
+
+/// A processor to deploy; fields beyond the usual ones go into `more`.
+pub struct Deploy<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The module's digest.
+    pub module: &'a str,
+    /// The topic that it reads.
+    pub topic: &'a str,
+    /// Where its outputs go.
+    pub output: &'a str,
+    /// Merged over the rest of the specification.
+    pub more: Value,
+}
+
+impl Message {
+    /// A header's text.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.as_str()
+    }
+
+    /// The value, or an empty text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.value.as_deref().unwrap_or_default()
+    }
+}
+
+impl Reply {
+    /// The body as JSON.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_slice(&self.body)
+            .with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The body as JSON if the status says success.
+    pub fn ok(self) -> Result<Value> {
+        ensure!(
+            (200..300).contains(&self.status),
+            "{}: {}",
+            self.status,
+            String::from_utf8_lossy(&self.body)
+        );
+        if self.body.is_empty() {
+            return Ok(Value::Null);
+        }
+        self.json()
+    }
+
+    /// The one error shape's code, message and hint; all three must be there.
+    pub fn error(&self) -> Result<(String, String, String)> {
+        let json = self.json()?;
+        let part = |name: &str| {
+            json["error"][name]
+                .as_str()
+                .map(str::to_owned)
+                .with_context(|| format!("no error.{name} in {json}"))
+        };
+        Ok((part("code")?, part("message")?, part("hint")?))
+    }
+}
+
+impl Client {
+    /// A client of the host at `url`.
+    #[must_use]
+    pub fn new(url: &str) -> Self {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(TIMEOUT))
+            .build();
+        Self {
+            url: url.to_owned(),
+            agent: config.new_agent(),
+        }
+    }
+
+    /// GET.
+    pub fn get(&self, path: &str) -> Result<Reply> {
+        read(self.agent.get(self.at(path)).call()?)
+    }
+
+    /// DELETE.
+    pub fn delete(&self, path: &str) -> Result<Reply> {
+        read(self.agent.delete(self.at(path)).call()?)
+    }
+
+    /// POST of bytes of a content type.
+    pub fn post(&self, path: &str, content_type: &str, body: &[u8]) -> Result<Reply> {
+        let request = self.agent.post(self.at(path));
+        read(request.header("content-type", content_type).send(body)?)
+    }
+
+    /// POST of JSON.
+    pub fn post_json(&self, path: &str, body: &Value) -> Result<Reply> {
+        self.post(path, "application/json", body.to_string().as_bytes())
+    }
+
+    /// PUT of JSON.
+    pub fn put_json(&self, path: &str, body: &Value) -> Result<Reply> {
+        let request = self.agent.put(self.at(path));
+        let request = request.header("content-type", "application/json");
+        read(request.send(body.to_string().as_bytes())?)
+    }
+
+    /// Makes a topic that is acknowledged from the page cache.
+    pub fn topic(&self, name: &str, partitions: u32) -> Result<()> {
+        let body = json!({"name": name, "partitions": partitions, "durability": "os"});
+        self.post_json("/v1/topics", &body)?.ok().map(drop)
+    }
+
+    /// Produces messages in one atomic request.
+    pub fn produce(&self, topic: &str, messages: &[Value]) -> Result<()> {
+        let path = format!("/v1/topics/{topic}/messages");
+        self.post_json(&path, &json!({"messages": messages}))?
+            .ok()
+            .map(drop)
+    }
+
+    /// All messages of a topic, partition after partition.
+    pub fn read(&self, topic: &str) -> Result<Vec<Message>> {
+        let described = self.get(&format!("/v1/topics/{topic}"))?.ok()?;
+        let partitions = described["ends"].as_array().context("no ends")?.len();
+        let mut messages = Vec::new();
+        for partition in 0..partitions {
+            self.read_partition(topic, partition, &mut messages)?;
+        }
+        Ok(messages)
+    }
+
+    fn read_partition(&self, topic: &str, partition: usize, into: &mut Vec<Message>) -> Result<()> {
+        let mut from = "earliest".to_owned();
+        loop {
+            let page = self
+                .get(&format!(
+                    "/v1/topics/{topic}/partitions/{partition}/messages?from={from}&max=10000&max_bytes=8000000"
+                ))?
+                .ok()?;
+            let found: Vec<Message> = serde_json::from_value(page["messages"].clone())?;
+            let next = page["next"].as_u64().context("no next")?;
+            into.extend(found);
+            if next >= page["end"].as_u64().context("no end")? {
+                return Ok(());
+            }
+            from = next.to_string();
+        }
+    }
+
+    /// How many messages a topic's partitions hold together, by their ends.
+    pub fn count(&self, topic: &str) -> Result<u64> {
+        let described = self.get(&format!("/v1/topics/{topic}"))?.ok()?;
+        let ends = described["ends"].as_array().context("no ends")?;
+        Ok(ends
+            .iter()
+            .map(|end| end["end"].as_u64().unwrap_or(0) - end["start"].as_u64().unwrap_or(0))
+            .sum())
+    }
+
+    /// Waits until the topic holds at least `count` messages, and reads them.
+    pub fn wait_for_messages(&self, topic: &str, count: usize) -> Result<Vec<Message>> {
+        wait_for(&format!("{count} messages in {topic}"), || {
+            Ok((self.count(topic)? >= count as u64).then_some(()))
+        })?;
+        self.read(topic)
+    }
+
+    /// Uploads a component; gives its digest.
+    pub fn push(&self, component: &[u8]) -> Result<String> {
+        let module = self
+            .post("/v1/modules", "application/wasm", component)?
+            .ok()?;
+        digest_of(&module)
+    }
+
+    /// Deploys a processor or its next revision; gives the number of the current one.
+    pub fn deploy(&self, deploy: &Deploy<'_>) -> Result<u64> {
+        let mut body = json!({
+            "module": deploy.module, "topics": [deploy.topic], "output": deploy.output,
+        });
+        if let (Some(body), Some(more)) = (body.as_object_mut(), deploy.more.as_object()) {
+            body.extend(more.clone());
+        }
+        let processor = self
+            .put_json(&format!("/v1/processors/{}", deploy.name), &body)?
+            .ok()?;
+        processor["current"].as_u64().context("no current")
+    }
+
+    /// Messages that the processor has not yet read or has parked.
+    pub fn backlog(&self, processor: &str) -> Result<u64> {
+        let status = self.get(&format!("/v1/processors/{processor}"))?.ok()?;
+        let partitions = status["partitions"].as_array().context("no partitions")?;
+        Ok(partitions
+            .iter()
+            .map(|at| at["lag"].as_u64().unwrap_or(0) + at["parked"].as_u64().unwrap_or(0))
+            .sum())
+    }
+
+    /// Waits until the processor has nothing left to do; if it never has, the failure tells where it stands.
+    pub fn wait_until_idle(&self, processor: &str) -> Result<()> {
+        wait_for(&format!("{processor} to have nothing left"), || {
+            Ok((self.backlog(processor)? == 0).then_some(()))
+        })
+        .with_context(|| {
+            let status = self.get(&format!("/v1/processors/{processor}"));
+            let status = status.and_then(|reply| reply.json());
+            status.map_or_else(
+                |error| error.to_string(),
+                |json| json["partitions"].to_string(),
+            )
+        })
+    }
+
+    /// The processor's dead letters.
+    pub fn dead_letters(&self, processor: &str) -> Result<Vec<Value>> {
+        let path = format!("/v1/processors/{processor}/dead-letters?redriven=true&max=10000");
+        let answer = self.get(&path)?.ok()?;
+        answer["dead_letters"]
+            .as_array()
+            .cloned()
+            .context("no dead_letters")
+    }
+
+    /// A metric's value, summed over its labels.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let reply = self.get("/metrics")?;
+        let text = String::from_utf8(reply.body)?;
+        let found: Vec<f64> = text
+            .lines()
+            .filter(|line| line.split(['{', ' ']).next() == Some(name))
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect();
+        if found.is_empty() {
+            bail!("no metric {name}");
+        }
+        Ok(found.iter().sum())
+    }
+
+    fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+}
+
+fn digest_of(module: &Value) -> Result<String> {
+    let digest = module["digest"].as_str();
+    let digest = digest.or_else(|| module["facts"]["digest"].as_str());
+    digest
+        .map(str::to_owned)
+        .with_context(|| format!("no digest in {module}"))
+}
+
+fn read(mut response: ureq::http::Response<ureq::Body>) -> Result<Reply> {
+    let status = response.status().as_u16();
+    let body = response
+        .body_mut()
+        .with_config()
+        .limit(READ_BYTES_MAX)
+        .read_to_vec()?;
+    Ok(Reply { status, body })
+}

@@ -1,0 +1,11 @@
+//! The harness: starts the real `millrace` binary on a free port and a directory of its own, talks to it over HTTP, and
+//! waits for conditions. Scenarios read as what a user does.
+#![forbid(unsafe_code)]
+
+mod client;
+mod host;
+mod wait;
+
+pub use client::{Client, Deploy, Message, Reply};
+pub use host::Host;
+pub use wait::{hold_for, wait_for};
