@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::bounds::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, MESSAGE_HEADERS_MAX};
+use crate::bounds::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, RECORD_HEADERS_MAX};
 use crate::clock::Timestamp;
 use crate::message::{Header, Message};
 use crate::offset::Offset;
@@ -355,7 +355,7 @@ impl Records<'_> {
         let value = take_range(bytes, &mut at)?;
         let header_count = usize::try_from(varint::take(bytes, &mut at)?).ok()?;
         let offset = self.batch.base_offset().plus(u64::from(offset_delta));
-        if header_count > MESSAGE_HEADERS_MAX || offset >= self.batch.end_offset() {
+        if header_count > RECORD_HEADERS_MAX || offset >= self.batch.end_offset() {
             return None;
         }
         let base_timestamp = i64::from_be_bytes(self.batch.field(27));

@@ -12,6 +12,9 @@ pub const BATCH_MESSAGES_MAX: usize = 100_000;
 /// Headers of one message. A message with more is refused.
 pub const MESSAGE_HEADERS_MAX: usize = 1_024;
 
+/// Headers of one stored record: a message's own, and those that the host adds (a dead letter's evidence). More is malformed.
+pub const RECORD_HEADERS_MAX: usize = MESSAGE_HEADERS_MAX + 32;
+
 /// Characters of a topic's name, as Kafka has it.
 pub const TOPIC_NAME_CHARS_MAX: usize = 249;
 
@@ -62,3 +65,6 @@ pub const BACKTRACE_BYTES_MAX: usize = 4 << 10;
 
 /// Dead letters that one listing gives.
 pub const DEAD_LETTERS_LISTED_MAX: usize = 10_000;
+
+/// Bytes of their messages, about: a listing ends at whichever bound is met first.
+pub const DEAD_LETTERS_LISTED_BYTES_MAX: usize = 64 << 20;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use millrace_model::batch::HEADER_BYTES;
-use millrace_model::bounds::{BATCH_MESSAGES_MAX, MESSAGE_HEADERS_MAX};
+use millrace_model::bounds::{BATCH_MESSAGES_MAX, RECORD_HEADERS_MAX};
 use millrace_model::{BatchBuilder, BatchError, Message, Offset, RecordBatch, Timestamp, varint};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -49,7 +49,7 @@ fn read_everything(batch: &RecordBatch) -> usize {
         return 0;
     };
     let sound = records.flatten().filter_map(|record| {
-        assert!(record.header_count() <= MESSAGE_HEADERS_MAX);
+        assert!(record.header_count() <= RECORD_HEADERS_MAX);
         assert!(record.offset >= batch.base_offset() && record.offset < batch.end_offset());
         record.to_message(batch.bytes()).ok()
     });

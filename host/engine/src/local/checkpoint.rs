@@ -121,6 +121,11 @@ pub(super) fn is_full(error: &sqlx::Error) -> bool {
 }
 
 fn unusable(path: &Path, error: &sqlx::Error) -> OpenError {
+    // Nothing is wrong with the file then, and no backup would help.
+    if is_full(error) {
+        let dir = path.parent().unwrap_or(path).to_owned();
+        return OpenError::DiskFull { dir };
+    }
     OpenError::Checkpoint {
         path: path.to_owned(),
         reason: error.to_string(),
@@ -279,4 +284,22 @@ async fn remove_topic(on: &mut SqliteConnection, topic: TopicId) -> Result<(), s
         removal.execute(&mut *on).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_not_taken_for_a_damaged_checkpoint() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("checkpoint.sqlite");
+        let mut store = CheckpointStore::open(&path).expect("a checkpoint");
+        // SQLite says the same to a bound of its own as to a disk without room.
+        let fill = "PRAGMA max_page_count = 1; CREATE TABLE more (x); CREATE TABLE most (x);";
+        let filled = sqlx::raw_sql(fill).execute(&mut store.connection);
+        let error = store.runtime.block_on(filled).expect_err("no room");
+        let told = unusable(&path, &error);
+        assert!(matches!(told, OpenError::DiskFull { .. }), "{told}");
+    }
 }

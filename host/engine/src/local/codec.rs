@@ -135,14 +135,14 @@ fn take_operation(body: &mut Bytes) -> Option<Operation> {
         PROGRESS => Operation::Progress {
             partition: take_partition(body)?,
             group: take_text(body)?.into(),
-            progress: take_bytes(body)?,
+            progress: take_own_bytes(body)?,
         },
         ENTRY => Operation::Entry {
             kind: EntryKind::parse(&take_text(body)?)?,
             key: take_text(body)?,
             value: {
                 let present = body.try_get_u8().ok()? != 0;
-                Some(take_bytes(body)?).filter(|_| present)
+                Some(take_own_bytes(body)?).filter(|_| present)
             },
         },
         CLAIM => Operation::Claim {
@@ -166,6 +166,11 @@ fn take_partition(body: &mut Bytes) -> Option<TopicPartition> {
 fn take_bytes(body: &mut Bytes) -> Option<Bytes> {
     let length = body.try_get_u32_le().ok()? as usize;
     (length <= body.len()).then(|| body.split_to(length))
+}
+
+/// Bytes that stay in memory for long, and must not keep those of the whole body there.
+fn take_own_bytes(body: &mut Bytes) -> Option<Bytes> {
+    Some(Bytes::copy_from_slice(&take_bytes(body)?))
 }
 
 fn take_text(body: &mut Bytes) -> Option<String> {
@@ -234,6 +239,20 @@ mod tests {
     fn operations_read_back_as_written() {
         let operations = operations();
         assert_eq!(decode(body(&operations)), Ok(operations));
+    }
+
+    #[test]
+    fn what_stays_in_memory_does_not_keep_the_bytes_of_the_whole_journal_file() {
+        for operation in decode(body(&operations())).unwrap() {
+            let kept = match operation {
+                Operation::Progress { progress, .. } => progress,
+                Operation::Entry {
+                    value: Some(value), ..
+                } => value,
+                _ => continue,
+            };
+            assert!(kept.is_empty() || kept.is_unique());
+        }
     }
 
     #[test]

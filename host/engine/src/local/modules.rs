@@ -11,8 +11,8 @@ use millrace_log::disk::final_error;
 use millrace_model::Digest;
 use parking_lot::Mutex;
 
-const SUFFIX: &str = ".wasm";
-const UNFINISHED_SUFFIX: &str = ".unfinished";
+pub(super) const SUFFIX: &str = ".wasm";
+pub(super) const UNFINISHED_SUFFIX: &str = ".unfinished";
 
 pub(super) struct ModuleFiles {
     disk: Arc<dyn Disk>,
@@ -22,13 +22,15 @@ pub(super) struct ModuleFiles {
 }
 
 impl ModuleFiles {
-    /// The files in `dir`; those that a crash left unfinished are removed.
+    /// The files in `dir`; those that a crash left unfinished are removed, and the others are durable on return: a process that
+    /// was killed may have left names that only the page cache knows.
     pub(super) fn open(disk: Arc<dyn Disk>, dir: PathBuf) -> io::Result<Self> {
         for name in disk.list(&dir)? {
             if name.ends_with(UNFINISHED_SUFFIX) {
                 disk.remove(&dir.join(name))?;
             }
         }
+        disk.sync_dir(&dir).map_err(final_error)?;
         Ok(Self {
             disk,
             dir,

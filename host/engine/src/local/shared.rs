@@ -88,7 +88,9 @@ impl Shared {
 
     /// Notes what a group added, and calls the flusher when it is time.
     pub(super) fn note_growth(&self, weight: usize, journal_bytes: u64) {
-        let held = self.tail_bytes.fetch_add(weight, Ordering::Relaxed) + weight;
+        // What the group showed to readers may be in the files and out of memory again before it is counted here.
+        let before = self.tail_bytes.fetch_add(weight, Ordering::Relaxed);
+        let held = before.wrapping_add(weight);
         let flush = held > self.options.tail_bytes_max / 2;
         let since = journal_bytes - self.checkpointed_bytes.load(Ordering::Relaxed);
         let checkpoint = since >= self.options.checkpoint_journal_bytes;

@@ -154,3 +154,19 @@ async fn files_of_a_deleted_topic_go_and_their_room_is_free() {
     engine.delete_topic(&name).await.unwrap();
     eventually(async || !has_files()).await;
 }
+
+#[tokio::test]
+async fn batches_may_leave_memory_before_the_committer_has_counted_them() {
+    let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    let held = || {
+        engine
+            .shared
+            .tail_bytes
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let written = engine.shared.journal.lock().written_bytes();
+    engine.shared.release(100);
+    engine.shared.note_growth(100, written);
+    assert_eq!(held(), 0);
+}
