@@ -5,6 +5,8 @@
 //! one before it is durable, and its header is durable before its first frame: so what may be missing after a crash is
 //! always the end, and anything missing before that is damage, which [`scan`] refuses to take for a torn tail.
 
+pub mod examine;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,22 +75,31 @@ pub fn scan(
     first_file: u64,
     after_sequence: u64,
 ) -> Result<JournalScan, JournalError> {
+    let mut scan = scan_unread(disk, dir, first_file, after_sequence)?;
+    scan.walk()?;
+    Ok(scan)
+}
+
+fn scan_unread(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    first_file: u64,
+    after_sequence: u64,
+) -> io::Result<JournalScan> {
     let mut numbers: Vec<u64> = disk
         .list(dir)?
         .iter()
         .filter_map(|name| name.strip_suffix(SUFFIX)?.parse().ok())
         .collect();
     numbers.sort_unstable();
-    let mut scan = JournalScan {
+    Ok(JournalScan {
         disk,
         dir: dir.to_owned(),
         parts: Vec::new(),
         last_sequence: after_sequence,
         numbers,
         first_file,
-    };
-    scan.walk()?;
-    Ok(scan)
+    })
 }
 
 impl JournalScan {

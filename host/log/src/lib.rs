@@ -8,6 +8,7 @@ pub mod cache;
 pub mod disk;
 pub mod frame;
 pub mod index;
+pub mod inspect;
 pub mod journal;
 mod mapping;
 pub mod partition;

@@ -3,6 +3,8 @@
 //! Written by one flusher in large runs, read by many. What counts is what a checkpoint wrote down ([`Mark`]): bytes after it
 //! may be there after a crash, mean nothing, and are written again from the journal.
 
+pub mod examine;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -3,6 +3,8 @@
 //! A segment is nothing but batches. Their checksums cover all but the base offset, and that is known: every batch begins where
 //! the one before it ended. So a batch that decodes and stands at the expected offset is the one that was written there.
 
+pub mod examine;
+
 use std::io;
 use std::sync::Arc;
 

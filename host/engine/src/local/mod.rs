@@ -14,6 +14,7 @@
 mod checkpoint;
 mod codec;
 mod committer;
+pub mod examine;
 mod flusher;
 mod keeper;
 mod lock;
@@ -43,6 +44,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task;
 
 pub use self::options::{LocalOptions, OpenError};
+pub use millrace_log::segment::examine as segment;
 
 use self::codec::OPERATION_OVERHEAD_BYTES;
 use self::committer::{Answer, Committer, Request};

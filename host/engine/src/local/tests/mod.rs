@@ -3,6 +3,7 @@
 mod conformance;
 mod crashes;
 mod disk;
+mod examine;
 mod restart;
 mod speed;
 

@@ -1,0 +1,133 @@
+//! The journal in words: what would be replayed, what cut, what refused, and which offsets are behind a damage.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use bytes::Bytes;
+use millrace_log::journal::examine::{self, Gap, JournalExamination};
+
+use super::super::codec::{self, Operation};
+use super::catalogue::Catalogue;
+use super::report::{Finding, Report};
+
+/// Why a replay ends early.
+enum Stopped {
+    Contradiction { sequence: u64, reason: String },
+    Io(io::Error),
+}
+
+impl From<io::Error> for Stopped {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+pub(super) fn examine(
+    report: &mut Report,
+    catalogue: &mut Catalogue,
+    first_file: u64,
+    after_sequence: u64,
+) -> io::Result<()> {
+    let dir = report.dir.join("journal");
+    let found = examine::examine(&dir, first_file, after_sequence)?;
+    let replayed = found.replay(|sequence, body| replay(catalogue, sequence, body));
+    match replayed {
+        Ok(()) => {}
+        Err(Stopped::Io(error)) => return Err(error),
+        Err(Stopped::Contradiction { sequence, reason }) => report.add(
+            Finding::damage(
+                &dir,
+                format!("transaction {sequence} cannot be replayed, so a host does not start: {reason}"),
+            )
+            .advise("use the version of millrace that wrote it, or restore the data directory from a backup"),
+        ),
+    }
+    if let Some(gap) = &found.damage {
+        add_damage(report, catalogue, gap, &found);
+    }
+    if let Some(gap) = &found.torn {
+        report.add(
+            Finding::note(
+                &gap.path,
+                format!("the last write, transaction {} and on, did not get to the disk whole", gap.sequence),
+            )
+            .in_bytes(gap.bytes.clone())
+            .advise("nothing to do: cut by the next start; nothing that was acknowledged at `durable` is in it"),
+        );
+    }
+    for path in &found.damaged_headers {
+        report.add(
+            Finding::note(path, "the file's header is damaged; its frames are sound")
+                .advise("nothing to do: the frames make up for it; have an eye on this disk"),
+        );
+    }
+    for name in &found.strays {
+        report.add(Finding::stray(&dir.join(name)));
+    }
+    if !found.has_first_file && found.live_files == 0 && first_file > 0 {
+        report.add(
+            Finding::note(&dir, format!("journal file {first_file}, where the checkpoint says it goes on, is not there"))
+                .advise("fine if a start was interrupted; if files were moved away, put them back before the next start"),
+        );
+    }
+    if found.damage.is_none() {
+        let transactions = found.last_sequence() - after_sequence;
+        let (live, spare) = (found.live_files, found.spare_files);
+        report.add(Finding::ok(
+            &dir,
+            format!("{transactions} transactions to replay; files: {live} in use, {spare} to be used again"),
+        ));
+    }
+    Ok(())
+}
+
+fn replay(catalogue: &mut Catalogue, sequence: u64, body: Bytes) -> Result<(), Stopped> {
+    let contradiction = |reason| Stopped::Contradiction { sequence, reason };
+    let operations = codec::decode(body).map_err(|reason| contradiction(reason.to_owned()))?;
+    for operation in &operations {
+        catalogue.apply(operation).map_err(contradiction)?;
+    }
+    Ok(())
+}
+
+fn add_damage(report: &mut Report, catalogue: &Catalogue, gap: &Gap, found: &JournalExamination) {
+    let last = found.after_damage.last().map_or_else(
+        || format!("transaction {} and those after it", gap.sequence),
+        |(last, _)| format!("transactions {} to {last}, or parts of them,", gap.sequence),
+    );
+    let meaning =
+        format!("{last} cannot be replayed, though they were durable; a host does not start");
+    let advice = "restore the data directory from a backup; or move this file and those with higher numbers away, to start with \
+                  what came before";
+    let finding = Finding::damage(&gap.path, meaning).advise(advice);
+    report.add(finding.in_bytes(gap.bytes.clone()));
+    let mut seen = BTreeSet::new();
+    for (_, body) in &found.after_damage {
+        let operations = codec::decode(body.clone()).unwrap_or_default();
+        for operation in operations {
+            let Operation::Append { partition, batch } = operation else {
+                continue;
+            };
+            // The first append after the damage tells where the partition was by then.
+            if !seen.insert(partition) {
+                continue;
+            }
+            let Ok(end) = catalogue.end(partition) else {
+                continue;
+            };
+            if end < batch.base_offset() {
+                let topic = catalogue.topic_name(partition.topic);
+                let meaning = format!(
+                    "offsets {end} to {} (exclusive) stood in the damaged part of the journal",
+                    batch.base_offset()
+                );
+                report.add(
+                    Finding::damage(&gap.path, meaning)
+                        .in_bytes(gap.bytes.clone())
+                        .of_partition(&topic, partition.partition)
+                        .at_offsets(end..batch.base_offset()),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What an examination found, for people and programs.
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use millrace_log::partition::examine::{Fault, FaultKind};
+use millrace_model::{Offset, PartitionId};
+
+/// Findings that are kept; more are only counted. A disk that lost everything should not fill memory as well.
+pub const FINDINGS_MAX: usize = 10_000;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// Worth knowing; nothing acknowledged is lost.
+    Note,
+    /// Something that was acknowledged is not there as it was written.
+    Damage,
+}
+
+impl Severity {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Damage => "damage",
+        }
+    }
+}
+
+/// One thing that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// The file or directory, as seen from the data directory.
+    pub place: PathBuf,
+    /// Where in the file, if it is about a part of it.
+    pub bytes: Option<Range<u64>>,
+    /// The topic's name, or its number where the name is not known.
+    pub topic: Option<String>,
+    /// Which of its partitions.
+    pub partition: Option<PartitionId>,
+    /// The offsets affected. The end is [`Offset::MAX`] where nothing tells it.
+    pub offsets: Option<Range<Offset>>,
+    /// What it means.
+    pub meaning: String,
+    /// What to do.
+    pub advice: Option<String>,
+}
+
+impl Finding {
+    fn new(severity: Severity, place: &Path, meaning: impl Into<String>) -> Self {
+        Self {
+            severity,
+            place: place.to_owned(),
+            bytes: None,
+            topic: None,
+            partition: None,
+            offsets: None,
+            meaning: meaning.into(),
+            advice: None,
+        }
+    }
+
+    pub(super) fn ok(place: &Path, meaning: impl Into<String>) -> Self {
+        Self::new(Severity::Ok, place, meaning)
+    }
+
+    pub(super) fn note(place: &Path, meaning: impl Into<String>) -> Self {
+        Self::new(Severity::Note, place, meaning)
+    }
+
+    pub(super) fn damage(place: &Path, meaning: impl Into<String>) -> Self {
+        Self::new(Severity::Damage, place, meaning)
+    }
+
+    pub(super) fn stray(place: &Path) -> Self {
+        Self::note(place, "this is not the host's").advise("the host leaves it alone; so may you")
+    }
+
+    pub(super) fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    pub(super) fn in_bytes(mut self, bytes: Range<u64>) -> Self {
+        self.bytes = Some(bytes);
+        self
+    }
+
+    pub(super) fn of_topic(mut self, topic: impl Into<String>) -> Self {
+        self.topic = Some(topic.into());
+        self
+    }
+
+    pub(super) fn of_partition(self, topic: &str, partition: PartitionId) -> Self {
+        let partition = Some(partition);
+        Self { partition, ..self }.of_topic(topic)
+    }
+
+    pub(super) fn at_offsets(mut self, offsets: Range<Offset>) -> Self {
+        self.offsets = Some(offsets);
+        self
+    }
+
+    /// A fault in a partition's files, in words.
+    pub(super) fn of_fault(fault: Fault) -> Self {
+        let range = fault.offsets.as_ref().map_or_else(String::new, range);
+        let reads_fail = || match &fault.offsets {
+            Some(offsets) if offsets.end < Offset::MAX => format!(
+                "reads give an error there and go on at {}; restore the directory from a backup, or accept the loss",
+                offsets.end
+            ),
+            _ => "restore the directory from a backup, or accept the loss".to_owned(),
+        };
+        let path = &fault.path;
+        let finding = match &fault.kind {
+            FaultKind::Damaged => {
+                Self::damage(path, format!("{range} are damaged")).advise(reads_fail())
+            }
+            FaultKind::Missing => Self::damage(
+                path,
+                format!("{range} are missing: a segment file was removed or cut"),
+            )
+            .advise(format!(
+                "if a segment file was moved away, put it back; else {}",
+                reads_fail()
+            )),
+            FaultKind::Unreadable(error) => Self::damage(
+                path,
+                format!("{range} were not examined, or not to the end: {error}"),
+            )
+            .advise("look at the disk and the file's permissions, then examine again"),
+            FaultKind::IndexMisleads => {
+                Self::damage(path, "the index leads to wrong places in its segment")
+                    .advise("move the index file away while no host runs; reading makes a new one")
+            }
+            FaultKind::IndexDamaged => Self::note(path, "the index is damaged")
+                .advise("nothing to do: the segment is read through where its index is of no use"),
+            FaultKind::IndexAlone => Self::note(path, "an index without a segment")
+                .advise("nothing to do, unless its segment was moved away: then put that back"),
+            FaultKind::PastEnd => Self::note(path, "bytes after the segment's last message")
+                .advise("nothing to do: they belong to no message"),
+            FaultKind::AfterMark => Self::note(path, "bytes written after the last checkpoint")
+                .advise("nothing to do: the next start writes them again from the journal"),
+            FaultKind::AfterCheckpoint => {
+                Self::note(path, "a segment begun after the last checkpoint").advise(
+                    "nothing to do: the next start removes it and writes it again from the journal",
+                )
+            }
+            FaultKind::Stray => Self::stray(path),
+        };
+        Self {
+            bytes: fault.bytes,
+            offsets: fault.offsets,
+            ..finding
+        }
+    }
+}
+
+fn range(offsets: &Range<Offset>) -> String {
+    match offsets.end {
+        Offset::MAX => format!("offsets from {} on", offsets.start),
+        end => format!("offsets {} to {end} (exclusive)", offsets.start),
+    }
+}
+
+/// All that was found.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The data directory.
+    pub dir: PathBuf,
+    /// In the order in which a start meets them.
+    pub findings: Vec<Finding>,
+    /// Findings over [`FINDINGS_MAX`]: counted, not kept.
+    pub findings_dropped: usize,
+    worst: Severity,
+}
+
+impl Report {
+    pub(super) fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            findings: Vec::new(),
+            findings_dropped: 0,
+            worst: Severity::Ok,
+        }
+    }
+
+    pub(super) fn add(&mut self, mut finding: Finding) {
+        self.worst = self.worst.max(finding.severity);
+        if self.findings.len() >= FINDINGS_MAX {
+            self.findings_dropped += 1;
+            return;
+        }
+        if let Ok(inside) = finding.place.strip_prefix(&self.dir) {
+            let inside = match inside.as_os_str().is_empty() {
+                true => Path::new("."),
+                false => inside,
+            };
+            finding.place = inside.to_owned();
+        }
+        self.findings.push(finding);
+    }
+
+    /// What could not be read may hold anything; the rest is examined all the same.
+    pub(super) fn expect_read(&mut self, place: &str, result: io::Result<()>) {
+        if let Err(error) = result {
+            let meaning = format!("it was not examined, or not to the end: {error}");
+            self.add(
+                Finding::damage(&self.dir.join(place), meaning)
+                    .advise("look at the disk and the permissions, then examine again"),
+            );
+        }
+    }
+
+    /// The worst of all findings.
+    #[must_use]
+    pub fn worst(&self) -> Severity {
+        self.worst
+    }
+}

@@ -1,0 +1,312 @@
+//! One partition's files, looked at without opening the partition: every batch is read, and everything compared with the mark.
+
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use millrace_model::Offset;
+
+use super::{INDEX_SUFFIX, Mark, Place, SEGMENT_SUFFIX};
+use crate::cache::SealedCache;
+use crate::index::Index;
+use crate::inspect::{ReadOnlyDisk, read_whole};
+use crate::segment::examine::{Found, walk, whole};
+
+/// What is met on the way, in order.
+#[derive(Debug)]
+pub enum Met {
+    /// Bytes of segments that were read since the last time.
+    Read(u64),
+    /// Something that is not as written, or not needed.
+    Fault(Fault),
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug)]
+pub struct Fault {
+    /// Which file.
+    pub path: PathBuf,
+    /// Where in it, if it is about a part.
+    pub bytes: Option<Range<u64>>,
+    /// The offsets affected, if any are. The end is [`Offset::MAX`] where nothing tells it.
+    pub offsets: Option<Range<Offset>>,
+    /// What it is.
+    pub kind: FaultKind,
+}
+
+/// Kinds of faults. The first four are damage; the others cost nothing.
+#[derive(Debug)]
+pub enum FaultKind {
+    /// Bytes are not those that were written.
+    Damaged,
+    /// The file, or its end, is not there.
+    Missing,
+    /// The disk gave an error.
+    Unreadable(io::Error),
+    /// The index leads to wrong places, though its checksum is right.
+    IndexMisleads,
+    /// The index is damaged; reading makes a new one in memory.
+    IndexDamaged,
+    /// An index without its segment.
+    IndexAlone,
+    /// Bytes after the last message of a sealed segment.
+    PastEnd,
+    /// Bytes that the checkpoint does not know yet: the journal has them.
+    AfterMark,
+    /// A segment that the checkpoint does not know yet: the journal has it.
+    AfterCheckpoint,
+    /// Not a partition's file.
+    Stray,
+}
+
+/// How much was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Segment files.
+    pub segments: u64,
+    /// Sound batches.
+    pub batches: u64,
+    /// Messages in them.
+    pub messages: u64,
+    /// Bytes of the files.
+    pub bytes: u64,
+}
+
+/// Reads all files of the partition in `dir`. Without a mark the files themselves must tell how far they reach.
+///
+/// # Errors
+/// Only if the directory cannot be listed; whatever else the disk refuses is a [`Fault`].
+pub fn examine(dir: &Path, mark: Option<Mark>, visit: &mut dyn FnMut(Met)) -> io::Result<Sums> {
+    let place = Place {
+        disk: Arc::new(ReadOnlyDisk),
+        cache: Arc::new(SealedCache::default()),
+        dir: dir.to_owned(),
+        segment_bytes: 0,
+    };
+    let bases = place.segments()?;
+    let mark = match mark {
+        Some(mark) => mark,
+        None => place.guessed_mark(&bases)?,
+    };
+    let mut examination = Examination {
+        place,
+        mark,
+        visit,
+        sums: Sums::default(),
+    };
+    examination.look_at_names(&bases)?;
+    examination.look_at_segments(&bases);
+    Ok(examination.sums)
+}
+
+impl Place {
+    fn guessed_mark(&self, bases: &[Offset]) -> io::Result<Mark> {
+        let (Some(&first), Some(&last)) = (bases.first(), bases.last()) else {
+            return Ok(Mark::default());
+        };
+        Ok(Mark {
+            start: first,
+            end: Offset::MAX,
+            segment: last,
+            bytes: self.disk.open(&self.path(last, SEGMENT_SUFFIX))?.length()?,
+        })
+    }
+}
+
+struct Examination<'a> {
+    place: Place,
+    mark: Mark,
+    visit: &'a mut dyn FnMut(Met),
+    sums: Sums,
+}
+
+impl Examination<'_> {
+    fn fault(
+        &mut self,
+        path: PathBuf,
+        bytes: Option<Range<u64>>,
+        offsets: Option<Range<Offset>>,
+        kind: FaultKind,
+    ) {
+        (self.visit)(Met::Fault(Fault {
+            path,
+            bytes,
+            offsets,
+            kind,
+        }));
+    }
+
+    fn look_at_names(&mut self, bases: &[Offset]) -> io::Result<()> {
+        for name in self.place.disk.list(&self.place.dir)? {
+            let base = |suffix| name.strip_suffix(suffix)?.parse().ok().map(Offset);
+            let kind = match base(INDEX_SUFFIX) {
+                Some(base) if bases.contains(&base) => continue,
+                Some(_) => FaultKind::IndexAlone,
+                None if base(SEGMENT_SUFFIX).is_some() => continue,
+                None => FaultKind::Stray,
+            };
+            self.fault(self.place.dir.join(name), None, None, kind);
+        }
+        Ok(())
+    }
+
+    fn look_at_segments(&mut self, bases: &[Offset]) {
+        let Mark {
+            start,
+            end,
+            segment: active,
+            bytes: active_bytes,
+        } = self.mark;
+        let written = |&base: &Offset| base < active || (base == active && active_bytes > 0);
+        let (known, later): (Vec<Offset>, Vec<Offset>) = bases.iter().copied().partition(written);
+        let first = known.first().copied().unwrap_or(end);
+        if start < first {
+            let dir = self.place.dir.clone();
+            self.fault(dir, None, Some(start..first), FaultKind::Missing);
+        }
+        let has_active = known.last() == Some(&active);
+        if active_bytes > 0 && !has_active && !known.is_empty() {
+            let path = self.place.path(active, SEGMENT_SUFFIX);
+            self.fault(path, None, Some(active..end), FaultKind::Missing);
+        }
+        for (at, &base) in known.iter().enumerate() {
+            let next = known.get(at + 1).copied().unwrap_or(active);
+            if base == active {
+                self.look_at(base, end, Some(active_bytes));
+            } else if next > start {
+                self.look_at(base, next, None);
+            }
+        }
+        for base in later {
+            let path = self.place.path(base, SEGMENT_SUFFIX);
+            self.fault(path, None, None, FaultKind::AfterCheckpoint);
+        }
+    }
+
+    /// One segment with offsets `base..end`; of the active one, the bytes that the mark vouches for.
+    fn look_at(&mut self, base: Offset, end: Offset, marked_bytes: Option<u64>) {
+        let path = self.place.path(base, SEGMENT_SUFFIX);
+        if let Err(error) = self.read(&path, base, end, marked_bytes) {
+            self.fault(path, None, Some(base..end), FaultKind::Unreadable(error));
+        }
+    }
+
+    fn read(
+        &mut self,
+        path: &Path,
+        base: Offset,
+        end: Offset,
+        marked_bytes: Option<u64>,
+    ) -> io::Result<()> {
+        let file = self.place.disk.open(path)?;
+        let length = file.length()?;
+        let segment = whole(file, base, end, marked_bytes.unwrap_or(length));
+        let mut guide = marked_bytes.is_none().then(|| self.index(base, length));
+        let mut read = 0;
+        self.sums.segments += 1;
+        self.sums.bytes += length;
+        walk::<io::Error>(&segment, |found| {
+            let reached = match found {
+                Found::Batch { batch, position } => {
+                    self.sums.batches += 1;
+                    self.sums.messages += batch.message_count() as u64;
+                    if let Some(Guide::Index(index)) = &mut guide {
+                        index.check(batch.base_offset(), position);
+                    }
+                    position + batch.byte_count() as u64
+                }
+                Found::Damage { bytes, offsets } => {
+                    let reached = bytes.end;
+                    if let Some(Guide::Index(index)) = &mut guide {
+                        index.after_damage = true;
+                    }
+                    self.damaged(path, length, bytes, offsets);
+                    reached
+                }
+            };
+            (self.visit)(Met::Read(reached.min(length).saturating_sub(read)));
+            read = reached.min(length);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if segment.bytes < length {
+            let after = Some(segment.bytes..length);
+            self.fault(path.to_owned(), after, None, FaultKind::AfterMark);
+        }
+        (self.visit)(Met::Read(length.saturating_sub(read)));
+        if let Some(kind) = guide.and_then(Guide::verdict) {
+            self.fault(self.place.path(base, INDEX_SUFFIX), None, None, kind);
+        }
+        Ok(())
+    }
+
+    fn damaged(&mut self, path: &Path, length: u64, bytes: Range<u64>, offsets: Range<Offset>) {
+        let kind = match offsets.is_empty() {
+            true => FaultKind::PastEnd,
+            false if bytes.start >= length => FaultKind::Missing,
+            false => FaultKind::Damaged,
+        };
+        let offsets = Some(offsets).filter(|offsets| !offsets.is_empty());
+        self.fault(path.to_owned(), Some(bytes), offsets, kind);
+    }
+
+    fn index(&self, base: Offset, segment_bytes: u64) -> Guide {
+        let path = self.place.path(base, INDEX_SUFFIX);
+        let stored = self.place.disk.open(&path);
+        match stored.and_then(|file| read_whole(&*file)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Guide::None,
+            Err(_) => Guide::Damaged,
+            Ok(bytes) => Index::decode(&bytes, segment_bytes).map_or(Guide::Damaged, |index| {
+                Guide::Index(Checked {
+                    index,
+                    last: None,
+                    after_damage: false,
+                    misleads: false,
+                })
+            }),
+        }
+    }
+}
+
+/// The index beside a sealed segment.
+enum Guide {
+    /// There is none, which is as good: one is made when the segment is read.
+    None,
+    Damaged,
+    Index(Checked),
+}
+
+impl Guide {
+    fn verdict(self) -> Option<FaultKind> {
+        match self {
+            Self::None => None,
+            Self::Damaged => Some(FaultKind::IndexDamaged),
+            Self::Index(checked) => checked.misleads.then_some(FaultKind::IndexMisleads),
+        }
+    }
+}
+
+/// An index whose entries are compared with the batches as they come.
+struct Checked {
+    index: Index,
+    last: Option<(Offset, u64)>,
+    /// An entry may stand for a batch that cannot be read any more.
+    after_damage: bool,
+    misleads: bool,
+}
+
+impl Checked {
+    /// The entry for a batch is that of one before it, or its own.
+    fn check(&mut self, base: Offset, position: u64) {
+        let entry = self.index.before(base);
+        if entry != self.last {
+            let (own, of_damaged) = entry.map_or((false, false), |(offset, at)| {
+                let own = (offset, at) == (base, position);
+                (own, offset < base && at < position)
+            });
+            self.misleads |= !(own || self.after_damage && of_damaged);
+            self.last = entry;
+        }
+        self.after_damage = false;
+    }
+}
