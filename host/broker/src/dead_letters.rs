@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
 
-use millrace_engine::{Append, CommitError, Ends, EntryKind, Transaction};
-use millrace_model::bounds::DEAD_LETTERS_LISTED_MAX;
+use millrace_engine::{Append, CommitError, Ends, EntryKind, ReadError, Transaction};
+use millrace_model::bounds::{DEAD_LETTERS_LISTED_BYTES_MAX, DEAD_LETTERS_LISTED_MAX};
 use millrace_model::{
     BatchBuilder, Message, Offset, PartitionId, ProcessorName, Timestamp, Topic, TopicName,
     TopicPartition,
@@ -142,16 +142,19 @@ impl Broker {
             class.is_none_or(|class| *class == letter.class)
                 && (filter.include_redriven || !letter.redriven)
         };
-        let mut letters = Vec::new();
+        let (mut letters, mut bytes) = (Vec::new(), 0);
         for shelf in self.shelves(name)? {
             let mut next = self.ends_of(&shelf)?.start;
-            while letters.len() < max {
+            while letters.len() < max && bytes < DEAD_LETTERS_LISTED_BYTES_MAX {
                 let (found, after) = self.letters(&shelf, next).await?;
                 if after == next {
                     break;
                 }
                 next = after;
-                letters.extend(found.into_iter().filter(wanted));
+                for letter in found.into_iter().filter(wanted) {
+                    bytes += letter.message.byte_count();
+                    letters.push(letter);
+                }
             }
         }
         letters.truncate(max);
@@ -346,7 +349,17 @@ impl Broker {
             messages: REDRIVE_MESSAGES,
             bytes: REDRIVE_BYTES,
         };
-        let (messages, next) = self.read(shelf.partition, from, room).await?;
+        let (messages, next) = match self.read(shelf.partition, from, room).await {
+            // What cannot be read must not hide what comes after it.
+            Err(
+                FetchError::Read(ReadError::Damaged { to: next, .. })
+                | FetchError::Malformed { next, .. },
+            ) if next > from => {
+                tracing::error!(topic = %shelf.topic.spec.name, partition = %shelf.partition.partition, %from, to = %next, "dead letters cannot be read; going on after them");
+                (Vec::new(), next)
+            }
+            read => read?,
+        };
         let sent = self.sent(shelf);
         let letters = messages
             .into_iter()

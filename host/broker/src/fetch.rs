@@ -146,7 +146,11 @@ impl Broker {
                         next = messages.last().map_or(next, |last| last.offset.next());
                         return Ok((messages, next));
                     }
-                    Err(_) if !messages.is_empty() => return Ok((messages, next)),
+                    // What stands before it in its batch was given.
+                    Err(_) if !messages.is_empty() => {
+                        next = messages.last().map_or(next, |last| last.offset.next());
+                        return Ok((messages, next));
+                    }
                     Err(error) => return Err(error),
                 }
             }

@@ -80,6 +80,11 @@ pub enum AdmitError {
     /// It compiles but does not start within the limits.
     #[error("the component does not start: {0}")]
     Start(String),
+    /// No room on the disk for the compiled code.
+    #[error(
+        "the disk is full: free some space and upload the component again; nothing of it was kept"
+    )]
+    DiskFull,
     /// Our fault.
     #[error("admission itself failed: {0}; try again, and see the host's log")]
     Host(String),

@@ -46,6 +46,16 @@ pub enum ModuleError {
         /// Whose it is.
         digest: Digest,
     },
+    /// The module has another tag; giving it this one would take that one away from those who use it.
+    #[error(
+        "module {digest} has the tag {tag} already; a module has one tag, and tags do not move"
+    )]
+    Tagged {
+        /// Which module.
+        digest: Digest,
+        /// Its tag.
+        tag: String,
+    },
     /// Processors or topics need it.
     #[error("module {digest} is used by {}; deploy another one there or delete them first", .by.join(", "))]
     InUse {
@@ -60,7 +70,8 @@ pub enum ModuleError {
 }
 
 impl Broker {
-    /// Admits a module and keeps it. Uploading the same bytes again gives the module that is there; with another tag, that tag.
+    /// Admits a module and keeps it. Uploading the same bytes again gives the module that is there; a tag may come later, and does
+    /// not change.
     ///
     /// # Errors
     /// [`ModuleError`]; nothing was kept.
@@ -81,6 +92,9 @@ impl Broker {
             && (tag.is_none() || tag == known.tag)
         {
             return Ok(known.clone());
+        }
+        if let Some(tag) = known.as_ref().and_then(|known| known.tag.clone()) {
+            return Err(ModuleError::Tagged { digest, tag });
         }
         let uploaded_at = known.map_or_else(|| self.inner.clock.wall(), |known| known.uploaded_at);
         let module = Module {

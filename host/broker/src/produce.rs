@@ -303,6 +303,8 @@ fn stamp(messages: &mut [NewMessage], now: Timestamp) {
         if new.message.timestamp == Timestamp::default() {
             new.message.timestamp = now;
         }
+        // A record's field is signed: what goes beyond would be stored and never read again.
+        new.message.timestamp = new.message.timestamp.min(Timestamp(i64::MAX as u64));
     }
 }
 

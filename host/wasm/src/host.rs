@@ -1,6 +1,7 @@
 //! The whole of it: admits uploads, compiles them once, loads them for processors, partitioners and error handlers.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -172,7 +173,10 @@ impl WasmHost {
         let code = code.inspect_err(|error| self.remember_bomb(digest, error))?;
         let cache = Arc::clone(&self.cache);
         let kept = self.aside(move || cache.keep(&digest, code)).await?;
-        kept.map_err(|error| AdmitError::Host(format!("cannot write the code cache: {error}")))
+        kept.map_err(|error| match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => AdmitError::DiskFull,
+            _ => AdmitError::Host(format!("cannot write the code cache: {error}")),
+        })
     }
 
     /// Looks at the bytes; `expected` is the digest that they must have.

@@ -38,11 +38,14 @@ impl Batch {
     }
 }
 
+/// What every message's order hangs on where the whole partition keeps it.
+const WHOLE_PARTITION: u64 = 0;
+
 /// What a message's order hangs on. Stored with progress, so it must never change: FNV-1a, 64 bits.
 pub(crate) fn ordering(order: Order, key: Option<&[u8]>) -> Option<u64> {
     match order {
         Order::None => None,
-        Order::Partition => Some(0),
+        Order::Partition => Some(WHOLE_PARTITION),
         Order::Key => key.map(|key| {
             key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -116,9 +119,15 @@ fn fails_batches(message: &Parked) -> bool {
         .any(|cause| last == Some(cause.as_str()))
 }
 
-/// How many new messages may be read: none while the whole partition waits, and never more than could be parked.
+/// How many new messages may be read: none while the whole partition waits, and never more than could be parked. What an earlier
+/// revision parked in the order of the partition may be of any key, so it holds back keys, too.
 pub(crate) fn new_messages_max(order: Order, parked: &[Parked]) -> usize {
-    if order == Order::Partition && !parked.is_empty() {
+    let waits = match order {
+        Order::Partition => !parked.is_empty(),
+        Order::Key => parked.iter().any(|p| p.ordering == Some(WHOLE_PARTITION)),
+        Order::None => false,
+    };
+    if waits {
         return 0;
     }
     PARKED_MESSAGES_MAX.saturating_sub(parked.len())

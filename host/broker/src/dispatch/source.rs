@@ -9,6 +9,8 @@ use millrace_model::{Offset, RecordBatch, TopicPartition};
 
 /// Bytes asked for at once when parked messages are read: they lie apart, so little more than the batch itself is of use.
 const PARKED_READ_BYTES: usize = 16 << 10;
+/// Bytes of batches held for parked messages, about: each message holds the whole batch that it lies in.
+const PARKED_HELD_BYTES: usize = 16 << 20;
 /// Bytes asked for at once at the least: one call for many small batches.
 const READ_BYTES_MIN: usize = 256 << 10;
 
@@ -189,16 +191,24 @@ impl Source {
         };
     }
 
-    /// Messages by ascending offsets; `None` where one is no longer there.
+    /// Messages by ascending offsets; `None` where one is no longer there. Fewer than asked for, but at least one, where more
+    /// would hold too much memory.
     pub(crate) async fn load(&self, offsets: &[Offset]) -> Result<Vec<Option<Located>>, ReadError> {
         let mut found = Vec::with_capacity(offsets.len());
-        while let Some(&wanted) = offsets.get(found.len()) {
+        let mut held_bytes = 0;
+        while let Some(&wanted) = offsets.get(found.len())
+            && held_bytes < PARKED_HELD_BYTES
+        {
             let read = self.engine.read(self.partition, wanted, PARKED_READ_BYTES);
             let gone_below = match read.await {
                 Ok(batches) if batches.is_empty() => Offset::MAX,
                 Ok(batches) => {
                     for batch in &batches {
+                        let before = found.len();
                         locate(batch, offsets, &mut found);
+                        if found.len() > before {
+                            held_bytes += batch.byte_count();
+                        }
                     }
                     continue;
                 }
@@ -230,5 +240,52 @@ fn locate(batch: &RecordBatch, offsets: &[Offset], found: &mut Vec<Option<Locate
         while records.next_if(|view| view.offset < wanted).is_some() {}
         let view = records.next_if(|view| view.offset == wanted);
         found.push(view.map(|view| (batch.clone(), view)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use millrace_engine::{Append, MemoryEngine, Transaction};
+    use millrace_model::{
+        BatchBuilder, Durability, Message, PartitionId, SystemClock, Timestamp, TopicName,
+        TopicSpec,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn parked_messages_are_loaded_in_order_and_no_more_than_memory_may_hold() {
+        let engine = MemoryEngine::new(Arc::new(SystemClock::new()));
+        let topic = engine.create_topic(TopicSpec {
+            name: TopicName::parse("in").unwrap(),
+            partitions: 1,
+            durability: Durability::Os,
+            partitioner: None,
+            owner: None,
+            created_at: Timestamp(1),
+        });
+        let partition = topic.await.unwrap().partition(PartitionId(0)).unwrap();
+        let value = bytes::Bytes::from(vec![0; 1 << 20]);
+        for _ in 0..40 {
+            let mut builder = BatchBuilder::with_capacity(0);
+            builder.push(&Message {
+                value: Some(value.clone()),
+                ..Message::default()
+            });
+            let batch = builder.finish().unwrap();
+            let append = Append { partition, batch };
+            let transaction = Transaction::produce(vec![append]);
+            engine.commit(transaction).await.unwrap();
+        }
+        let watch = engine.watch(partition).unwrap();
+        let source = Source::new(engine, partition, watch, Offset(0));
+        let offsets: Vec<Offset> = (0..40).map(Offset).collect();
+        let loaded = source.load(&offsets).await.unwrap();
+        assert!((1..=17).contains(&loaded.len()), "{}", loaded.len());
+        for (offset, located) in offsets.iter().zip(loaded) {
+            assert_eq!(located.unwrap().1.offset, *offset);
+        }
     }
 }

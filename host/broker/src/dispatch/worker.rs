@@ -105,7 +105,7 @@ pub(crate) async fn run(
     let mut backoff = Backoff::default();
     let mut rng = fastrand::Rng::new();
     let reason = loop {
-        if commands.borrow_and_update().stopped {
+        if !wants(&commands.borrow_and_update(), &input) {
             break None;
         }
         match Worker::open(&context, &input, &commands, &window).await {
@@ -122,6 +122,11 @@ pub(crate) async fn run(
     }
     let reason = reason.unwrap_or_else(|| "no longer deployed".to_owned());
     window.lock().state = State::Stopped(reason);
+}
+
+/// Whether the processor still reads this input.
+fn wants(command: &Command, input: &Input) -> bool {
+    !command.stopped && command.live.spec.topics.contains(&input.origin)
 }
 
 /// Waits for the delay or the next command, whichever comes first; false if nobody commands any more.
@@ -202,8 +207,7 @@ impl Worker {
     async fn command(&mut self) -> Option<Arc<Live>> {
         loop {
             let command = self.commands.borrow_and_update().clone();
-            let wanted = command.live.spec.topics.contains(&self.input.origin);
-            if command.stopped || !wanted || self.commands.has_changed().is_err() {
+            if !wants(&command, &self.input) || self.commands.has_changed().is_err() {
                 return None;
             }
             if !command.paused {

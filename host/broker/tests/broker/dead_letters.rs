@@ -4,9 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use millrace_broker::{DeadLetterError, DeadLetterFilter, Redriven};
+use millrace_engine::{Append, Transaction};
+use millrace_model::bounds::{DEAD_LETTERS_LISTED_BYTES_MAX, MESSAGE_HEADERS_MAX};
 use millrace_model::{Offset, PartitionId};
 
-use crate::rig::{Rig, Say, digest, processor, text, topic, trap};
+use crate::rig::{
+    Rig, Say, digest, per_message, processor, spec, text, topic, trap, unreadable_after,
+};
 
 fn all() -> DeadLetterFilter {
     DeadLetterFilter {
@@ -228,4 +232,83 @@ async fn what_is_no_dead_letter_of_the_processor_is_not_sent() {
     }
     let unknown = rig.broker.redrive(&processor("nobody"), None).await;
     assert!(matches!(unknown, Err(DeadLetterError::UnknownProcessor(_))));
+}
+
+#[tokio::test]
+async fn a_message_with_as_many_headers_as_may_be_dies_and_is_sent_again_like_any_other() {
+    let rig = Rig::deployed(
+        1,
+        |_| (),
+        |batch, message| match batch.offsets[message] {
+            0 if batch.attempts[message] == 1 => Say::Retry(Some(1)),
+            0 => Say::Reject("no"),
+            _ => Say::Pass,
+        },
+    )
+    .await;
+    let name = processor("p");
+    let mut laden = crate::rig::message("k", "laden");
+    let header = laden.message.headers[0].clone();
+    laden.message.headers = vec![header; MESSAGE_HEADERS_MAX];
+    let produced = laden.message.clone();
+    rig.broker.produce(&topic("in"), vec![laden]).await.unwrap();
+    rig.settled().await;
+    let letters = rig.letters().await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].message.value, produced.value);
+    let spec = spec(
+        rig.upload_handler("passes", per_message(|_, _| Say::Pass))
+            .await,
+    );
+    rig.deploy(spec).await;
+    assert_eq!(rig.broker.redrive(&name, None).await.unwrap().sent, 1);
+    rig.hold("out", &["laden"]).await;
+    assert_eq!(rig.messages("out").await, [produced]);
+}
+
+#[tokio::test]
+async fn a_damaged_dead_letter_does_not_hide_those_after_it() {
+    let (rig, open) = three_dead().await;
+    let dead = rig.broker.topic(&topic("in.p.dlq")).unwrap();
+    for partition in dead.partitions() {
+        let append = Append {
+            partition,
+            batch: unreadable_after(&[]),
+        };
+        let transaction = Transaction::produce(vec![append]);
+        rig.engine().commit(transaction).await.unwrap();
+    }
+    rig.produce(&[("a", "4"), ("b", "5"), ("c", "6")]).await;
+    let name = processor("p");
+    rig.settled().await;
+    assert_eq!(rig.letters().await.len(), 6);
+    open.store(true, Ordering::SeqCst);
+    assert_eq!(rig.broker.redrive(&name, None).await.unwrap().sent, 6);
+    rig.hold("out", &["1", "2", "3", "4", "5", "6"]).await;
+}
+
+#[tokio::test]
+async fn a_listing_of_large_dead_letters_ends_at_its_bytes() {
+    let rig = Rig::deployed(1, |_| (), |_, _| Say::Reject("no")).await;
+    let value = "x".repeat(4 << 20);
+    for _ in 0..10 {
+        rig.produce(&[("a", &value), ("b", &value)]).await;
+    }
+    rig.settled().await;
+    let listed: usize = rig
+        .letters()
+        .await
+        .iter()
+        .map(|letter| letter.message.byte_count())
+        .sum();
+    let max = DEAD_LETTERS_LISTED_BYTES_MAX;
+    assert!((max..max + (16 << 20)).contains(&listed), "{listed} bytes");
+    assert_eq!(
+        rig.broker
+            .redrive(&processor("p"), None)
+            .await
+            .unwrap()
+            .sent,
+        20
+    );
 }

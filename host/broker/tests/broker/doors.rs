@@ -8,10 +8,13 @@ use millrace_broker::{
     CallError, FetchError, FetchRequest, ModuleError, NewMessage, NewTopic, ProduceError,
     TopicCreateError,
 };
+use millrace_engine::{Append, Transaction};
 use millrace_model::bounds::MESSAGE_BYTES_MAX;
-use millrace_model::{Durability, Header, Offset, PartitionId};
+use millrace_model::{Durability, Header, Offset, PartitionId, Timestamp};
 
-use crate::rig::{Export, Rig, Say, assign, message, per_message, processor, spec, text, topic};
+use crate::rig::{
+    Export, Rig, Say, assign, message, per_message, processor, spec, text, topic, unreadable_after,
+};
 
 fn new_topic(name: &str) -> NewTopic {
     NewTopic {
@@ -258,6 +261,11 @@ async fn modules_are_found_by_digest_prefix_and_tag_and_kept_while_in_use() {
         Err(ModuleError::TagTaken { .. })
     ));
     assert!(matches!(
+        upload("two", "two@2.0.0").await,
+        Err(ModuleError::Tagged { .. })
+    ));
+    assert_eq!(rig.broker.find_module("two@1.0.0"), Some(two.clone()));
+    assert!(matches!(
         upload("two", "no tag").await,
         Err(ModuleError::Tag(_))
     ));
@@ -283,4 +291,51 @@ async fn modules_are_found_by_digest_prefix_and_tag_and_kept_while_in_use() {
     rig.broker.delete_module(two.facts.digest).await.unwrap();
     let gone = rig.broker.delete_module(two.facts.digest).await;
     assert!(matches!(gone, Err(ModuleError::Unknown(_))));
+}
+
+#[tokio::test]
+async fn timestamps_that_a_record_cannot_carry_stay_at_the_last_one_it_can() {
+    let rig = Rig::start(1).await;
+    let last = i64::MAX as u64;
+    let stamped = |timestamp| {
+        let mut new = message("k", "v");
+        new.message.timestamp = Timestamp(timestamp);
+        new
+    };
+    let times = [last, last + 2, 5, u64::MAX];
+    let produced = rig
+        .broker
+        .produce(&topic("in"), times.map(stamped).to_vec())
+        .await;
+    assert_eq!(produced.unwrap().len(), 4);
+    let found = rig.messages("in").await;
+    let found: Vec<u64> = found.iter().map(|message| message.timestamp.0).collect();
+    assert_eq!(found, [last, last, 5, last]);
+}
+
+#[tokio::test]
+async fn a_fetch_gives_what_stands_before_an_unreadable_message_once_and_then_says_so() {
+    let rig = Rig::start(1).await;
+    let partition = rig
+        .broker
+        .topic(&topic("in"))
+        .unwrap()
+        .partition(PartitionId(0));
+    for batch in [unreadable_after(&["1", "2"]), unreadable_after(&[])] {
+        let append = Append {
+            partition: partition.unwrap(),
+            batch,
+        };
+        rig.engine()
+            .commit(Transaction::produce(vec![append]))
+            .await
+            .unwrap();
+    }
+    let first = rig.broker.fetch(fetch(0, 100, 0)).await.unwrap();
+    assert_eq!((first.messages.len(), first.next), (2, Offset(2)));
+    let refused = rig.broker.fetch(fetch(2, 100, 0)).await;
+    let Err(FetchError::Malformed { next, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(next, Offset(3));
 }

@@ -25,6 +25,8 @@ struct Moody {
     /// What commits of progress fail with.
     refusal: Mutex<Option<CommitError>>,
     refused: AtomicUsize,
+    /// What claims fail with.
+    claims: Mutex<Option<CommitError>>,
     /// Commits of produce calls wait for a permit.
     gate: Semaphore,
 }
@@ -63,6 +65,9 @@ impl Engine for Moody {
         self.engine.ends(partition)
     }
     async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
+        if let Some(error) = self.claims.lock().clone() {
+            return Err(error);
+        }
         self.engine.claim(group, partition).await
     }
     async fn progress(
@@ -112,6 +117,7 @@ async fn moody(say: impl Fn(&str, u32) -> Say + Send + Sync + 'static) -> (Rig, 
         engine: Arc::clone(&memory),
         refusal: Mutex::default(),
         refused: AtomicUsize::default(),
+        claims: Mutex::default(),
         gate: Semaphore::new(1_000),
     });
     let modules = Arc::new(Modules::default());
@@ -259,4 +265,27 @@ async fn more_bytes_in_flight_than_the_bound_are_refused_as_busy_and_later_taken
         .produce(&topic("in"), vec![large()])
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_begin_does_not_hold_up_the_deployment_that_dismisses_it() {
+    let (rig, engine) = moody(|_, _| Say::Pass).await;
+    rig.topic("also", 1).await;
+    let deployed = rig
+        .broker
+        .processor(&crate::rig::processor("p"))
+        .await
+        .unwrap();
+    let spec = deployed.processor.current().unwrap().spec.clone();
+    *engine.claims.lock() = Some(CommitError::DiskFull);
+    let mut both = spec.clone();
+    both.topics.push(topic("also"));
+    rig.deploy(both).await;
+    rig.until(|all| all[0].state.starts_with("waiting: the disk is full"))
+        .await;
+    let one = tokio::time::timeout(std::time::Duration::from_secs(20), rig.deploy(spec));
+    one.await.expect("it does not wait for room on the disk");
+    *engine.claims.lock() = None;
+    rig.produce(&[("a", "1")]).await;
+    rig.hold("out", &["1"]).await;
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_broker::{ProcessorError, TopicDeleteError};
+use millrace_model::processor::Order;
 use millrace_model::{Digest, Durability, PartitionId, TopicSpec};
 
 use crate::rig::{Export, Rig, Say, per_message, processor, spec, text, topic, whole};
@@ -320,4 +321,26 @@ async fn stopping_ends_the_workers_and_closes_the_engine() {
     rig.broker.ready().await.unwrap();
     rig.broker.stop().await;
     assert!(rig.broker.ready().await.is_err());
+}
+
+#[tokio::test]
+async fn what_is_parked_for_the_whole_partition_is_not_overtaken_under_an_order_by_key() {
+    let rig = Rig::deployed(
+        1,
+        |spec| spec.order = Order::Partition,
+        |batch, message| match text(batch.value(message)).as_str() {
+            "1" if batch.attempts[message] == 1 => Say::Retry(Some(500)),
+            _ => Say::Pass,
+        },
+    )
+    .await;
+    rig.produce(&[("k", "1"), ("k", "2")]).await;
+    rig.until(|all| all[0].parked == 2).await;
+    let deployed = rig.broker.processor(&processor("p")).await.unwrap();
+    let mut spec = deployed.processor.current().unwrap().spec.clone();
+    spec.order = Order::Key;
+    rig.deploy(spec).await;
+    rig.produce(&[("k", "3")]).await;
+    rig.settled().await;
+    assert_eq!(rig.values("out").await, ["1", "2", "3"]);
 }

@@ -14,11 +14,12 @@ use millrace_broker::{
     Interface, ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed,
 };
 use millrace_engine::{Engine, MemoryEngine};
+use millrace_model::bounds::MESSAGE_HEADERS_MAX;
 use millrace_model::columns::{Detail, OutcomeCode};
 use millrace_model::processor::RetryPolicy;
 use millrace_model::{
-    Answer, ColumnBatch, Digest, Durability, Header, Message, Offset, PartitionId, ProcessorName,
-    ProcessorSpec, SystemClock, TopicName,
+    Answer, BatchBuilder, ColumnBatch, Digest, Durability, Header, Message, Offset, PartitionId,
+    ProcessorName, ProcessorSpec, RecordBatch, SystemClock, TopicName,
 };
 use parking_lot::Mutex;
 
@@ -443,4 +444,16 @@ pub(crate) fn spec(module: Digest) -> ProcessorSpec {
         error_handler: None,
         limits: Default::default(),
     }
+}
+
+/// A batch whose checksum is good, and whose last record nobody can read.
+pub(crate) fn unreadable_after(values: &[&str]) -> RecordBatch {
+    let mut builder = BatchBuilder::with_capacity(0);
+    for value in values {
+        builder.push(&message("k", value).message);
+    }
+    let headers = std::iter::repeat_n((&b"h"[..], None), 2 * MESSAGE_HEADERS_MAX);
+    let count = 2 * MESSAGE_HEADERS_MAX;
+    builder.push_parts(millrace_model::Timestamp(77), None, None, count, headers);
+    builder.finish().unwrap()
 }

@@ -31,8 +31,8 @@ pub(super) struct Args {
     /// Requests at once
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=CONNECTIONS_MAX as i64))]
     connections: u32,
-    /// durable, os or none
-    #[arg(long, default_value = "os")]
+    /// When messages are acknowledged
+    #[arg(long, default_value = "os", value_parser = ["durable", "os", "none"])]
     durability: String,
 }
 

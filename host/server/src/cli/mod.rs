@@ -9,11 +9,13 @@ mod client;
 mod consume;
 mod demo;
 mod dlq;
+mod doctor;
 mod failure;
 mod module;
 mod output;
 mod processor;
 mod produce;
+mod segment;
 mod serve;
 mod table;
 mod topic;
@@ -37,13 +39,14 @@ Examples:
   millrace produce orders --key 17 '{\"item\":\"mill\"}'
   millrace consume loud --follow
   millrace dlq list shout
+  millrace doctor                                  is the data directory sound?
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable,
             6 data directory in use, 7 engine stopped by a disk error";
 
 /// A message broker that runs your WebAssembly.
 #[derive(Parser)]
-#[command(name = "millrace", version, about, after_help = AFTER_HELP, max_term_width = 110)]
+#[command(name = "millrace", version, about = "A message broker that runs your WebAssembly", arg_required_else_help = true, after_help = AFTER_HELP, max_term_width = 110)]
 struct Cli {
     /// The host to ask
     #[arg(long, global = true, value_name = "URL", env = "MILLRACE_HOST", default_value_t = format!("http://{LISTEN_DEFAULT}"))]
@@ -79,6 +82,11 @@ enum Command {
     Dlq(dlq::Verb),
     /// Measure a running host
     Bench(bench::Args),
+    /// Examine a data directory; nothing is changed
+    Doctor(doctor::Args),
+    /// Look into a segment file; nothing is changed
+    #[command(subcommand)]
+    Segment(segment::Verb),
     /// Compiles one upload, in the process that the host starts for it
     #[command(hide = true, name = COMPILE_COMMAND)]
     CompileModule(CompileArgs),
@@ -108,6 +116,8 @@ impl Cli {
         let client = Client::new(&self.host, self.json);
         match self.command {
             Command::Serve(args) => serve::run(args),
+            Command::Doctor(args) => doctor::run(args, self.json),
+            Command::Segment(verb) => segment::run(verb, self.json),
             Command::CompileModule(_) => Ok(()),
             Command::Demo(args) => wait_for(demo::run(args)),
             Command::Bench(args) => bench::run(args, &client?),

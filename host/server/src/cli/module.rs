@@ -1,6 +1,7 @@
 //! `module`: upload, list, show and delete modules.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -74,7 +75,12 @@ fn path(reference: &str) -> String {
 fn push(client: &Client, file: &Path, tag: Option<&str>) -> Result<Value, Failure> {
     let unreadable = |error| Failure::usage(format!("{} cannot be read: {error}", file.display()));
     let opened = File::open(file).map_err(unreadable)?;
-    let bytes = opened.metadata().map_err(unreadable)?.len();
+    let about = opened.metadata().map_err(unreadable)?;
+    // Nothing else ends where it says it does.
+    if !about.is_file() {
+        return Err(unreadable(io::Error::other("it is not a file")));
+    }
+    let bytes = about.len();
     if bytes > MODULE_BYTES_MAX as u64 {
         let message = format!("the module has {bytes} bytes, at most {MODULE_BYTES_MAX} are taken");
         return Err(

@@ -57,7 +57,7 @@ pub(super) struct Args {
     )]
     file: Option<PathBuf>,
     /// Each line of the file is a message as JSON: {"key", "value", "headers", "timestamp", "partition"}
-    #[arg(long, requires = "file")]
+    #[arg(long, requires = "file", conflicts_with = "values")]
     ndjson: bool,
     /// Values, a message each
     #[arg(value_name = "VALUE")]
@@ -98,7 +98,11 @@ fn read(file: &PathBuf, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
     }
     let unreadable = |error| Failure::usage(format!("{} cannot be read: {error}", file.display()));
     let opened = File::open(file).map_err(unreadable)?;
-    let bytes = opened.metadata().map_err(unreadable)?.len();
+    let about = opened.metadata().map_err(unreadable)?;
+    if about.is_dir() {
+        return Err(unreadable(io::ErrorKind::IsADirectory.into()));
+    }
+    let bytes = about.len();
     let style = ProgressStyle::with_template("producing {bar:32} {bytes}/{total_bytes} {eta}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(bytes).with_style(style);
@@ -214,9 +218,14 @@ impl<'a> Chunks<'a> {
                         place["partition"], place["offset"]
                     )
                 }
+                (sent, _) if self.requests == 1 => format!("{sent} messages in 1 commit"),
                 (sent, _) => format!("{sent} messages in {} commits", self.requests),
             };
             self.output.line(&line)?;
+        } else if self.requests == 0 {
+            // A program that reads JSON gets some, even if there was nothing to send.
+            self.output
+                .line(&json!({"count": 0, "placed": []}).to_string())?;
         }
         self.output.flush()
     }

@@ -20,6 +20,8 @@ use super::bounds::{
 use super::error::ApiError;
 use crate::nearest::hint_of;
 
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// A body, and its share of the memory that bodies may take; keep it as long as the bytes are used.
 pub(super) struct Taken {
     pub(super) bytes: Bytes,
@@ -150,10 +152,27 @@ fn broken_off(error: axum::Error) -> ApiError {
 
 /// Understands JSON; the error says line, column and field.
 pub(super) fn json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiError> {
+    // Some editors begin a file with a byte order mark; it says nothing.
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    // Everything taken here is an object, and a list would be read as its fields in order.
+    if let Some(kind) = no_object(bytes) {
+        let message = format!("the JSON is not understood: it is {kind}, not an object");
+        let hint = "send {…} with named fields; GET /openapi.json describes them";
+        return Err(ApiError::malformed(message, hint));
+    }
     serde_json::from_slice(bytes).map_err(|error| match field_of::<T>(bytes) {
         Some(field) => not_understood(&format!("{field}: "), &error),
         None => not_understood("", &error),
     })
+}
+
+fn no_object(bytes: &[u8]) -> Option<&'static str> {
+    match bytes.trim_ascii_start().first()? {
+        b'[' => Some("a list"),
+        b'"' => Some("a string"),
+        b'0'..=b'9' | b'-' => Some("a number"),
+        _ => None,
+    }
 }
 
 /// The field that is wrong. Reads once more, keeping track of the path: what is well-formed need not pay for that.

@@ -4,12 +4,14 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::response::Response;
 use millrace_broker::{DeadLetter, DeadLetterFilter, Redriven};
 use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::bounds::DEAD_LETTERS_MAX;
+use super::answers::worst;
+use super::bounds::{DEAD_LETTER_ROOM_BYTES, DEAD_LETTERS_MAX, DEAD_LETTERS_ROOM_BYTES};
 use super::error::{ApiError, ErrorBody};
 use super::messages::MessageOut;
 use super::openapi::{DeadLetterSchema, RedrivenSchema};
@@ -39,10 +41,10 @@ impl Default for ListQuery {
     }
 }
 
-#[derive(Serialize, ToSchema)]
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "describes what written writes by hand")]
 pub(super) struct DeadLettersBody {
-    #[schema(value_type = Vec<DeadLetterSchema>)]
-    dead_letters: Vec<serde_json::Value>,
+    dead_letters: Vec<DeadLetterSchema>,
 }
 
 /// A dead letter's evidence and its message.
@@ -56,24 +58,47 @@ struct WithMessage<'a> {
 /// Dead letters of a processor that were not sent again, oldest first.
 #[utoipa::path(get, path = "/v1/processors/{name}/dead-letters", tag = "dead letters",
     params(("name" = String, Path,), ListQuery),
-    responses((status = 200, body = DeadLettersBody), (status = 404, body = ErrorBody))
+    responses(
+        (status = 200, body = DeadLettersBody),
+        (status = 404, body = ErrorBody),
+        (status = 503, body = ErrorBody),
+    )
 )]
 pub(super) async fn list(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
     InQuery(query): InQuery<ListQuery>,
-) -> Result<Json<DeadLettersBody>, ApiError> {
+) -> Result<Response, ApiError> {
     let filter = DeadLetterFilter {
         class: Some(query.class).filter(|class| !class.is_empty()),
         include_redriven: query.redriven,
         messages_max: query.max.clamp(1, DEAD_LETTERS_MAX),
     };
+    let room = app.answer_room(DEAD_LETTERS_ROOM_BYTES).await?;
     let letters = app.broker.dead_letters(&name, filter).await?;
-    let dead_letters = letters.iter().map(shown).collect::<Result<_, _>>()?;
-    Ok(Json(DeadLettersBody { dead_letters }))
+    Ok(room.answer("application/json", written(letters)?))
 }
 
-fn shown(letter: &DeadLetter) -> Result<serde_json::Value, ApiError> {
+/// As many as there is room for, and one at least; each goes from memory when it is written.
+fn written(letters: Vec<DeadLetter>) -> Result<Vec<u8>, ApiError> {
+    let size = |letter: &DeadLetter| letter.message.byte_count();
+    let mut unwritten: usize = letters.iter().map(size).sum();
+    let mut out = br#"{"dead_letters":["#.to_vec();
+    for (at, letter) in letters.into_iter().enumerate() {
+        if at > 0 {
+            if unwritten + out.len() + worst(&letter.message) > DEAD_LETTERS_ROOM_BYTES {
+                break;
+            }
+            out.push(b',');
+        }
+        write(&mut out, &letter)?;
+        unwritten -= size(&letter);
+    }
+    out.extend_from_slice(b"]}");
+    Ok(out)
+}
+
+fn write(out: &mut Vec<u8>, letter: &DeadLetter) -> Result<(), ApiError> {
     let with_message = WithMessage {
         evidence: letter,
         message: MessageOut {
@@ -81,24 +106,31 @@ fn shown(letter: &DeadLetter) -> Result<serde_json::Value, ApiError> {
             message: &letter.message,
         },
     };
-    serde_json::to_value(with_message).map_err(|error| ApiError::internal(error.to_string()))
+    serde_json::to_writer(out, &with_message).map_err(|error| ApiError::internal(error.to_string()))
 }
 
 /// One dead letter with all its evidence.
 #[utoipa::path(get, path = "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}", tag = "dead letters",
     params(("name" = String, Path,), ("topic" = String, Path,), ("partition" = u32, Path,), ("offset" = u64, Path,)),
-    responses((status = 200, body = DeadLetterSchema), (status = 404, body = ErrorBody))
+    responses(
+        (status = 200, body = DeadLetterSchema),
+        (status = 404, body = ErrorBody),
+        (status = 503, body = ErrorBody),
+    )
 )]
 pub(super) async fn show(
     State(app): Shared,
     InPath((name, topic, partition, offset)): InPath<(ProcessorName, TopicName, u32, u64)>,
-) -> Result<Json<serde_json::Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let (partition, offset) = (PartitionId(partition), Offset(offset));
+    let room = app.answer_room(DEAD_LETTER_ROOM_BYTES).await?;
     let letter = app
         .broker
         .dead_letter(&name, &topic, partition, offset)
         .await?;
-    Ok(Json(shown(&letter)?))
+    let mut out = Vec::new();
+    write(&mut out, &letter)?;
+    Ok(room.answer("application/json", out))
 }
 
 /// Which dead letters to send again: `{"all": true}`, or a list of their places.

@@ -100,6 +100,12 @@ impl ApiError {
         self.message = format!("{place}: {}", self.message);
         self
     }
+
+    /// The same, saying in which line of the request; the column stays, the line that the parser counted goes.
+    pub(crate) fn at_line(mut self, line: usize) -> Self {
+        self.message = self.message.replace(" at line 1 column ", " at column ");
+        self.at(&format!("line {line}"))
+    }
 }
 
 impl IntoResponse for ApiError {
@@ -333,6 +339,7 @@ impl From<AdmitError> for ApiError {
                 "does-not-start",
                 "make it start within the limits, or raise them",
             ),
+            AdmitError::DiskFull => CommitError::DiskFull.into(),
             AdmitError::Host(_) => Self::internal(text),
         }
     }
@@ -351,6 +358,11 @@ impl From<ModuleError> for ApiError {
                 "tag-taken",
                 text,
                 "tags do not move; choose the next version",
+            ),
+            ModuleError::Tagged { .. } => Self::conflict(
+                "already-tagged",
+                text,
+                "upload it without a tag, or build the next version",
             ),
             ModuleError::InUse { .. } => Self::conflict("in-use", text, "delete its users first"),
             ModuleError::Commit(error) => error.into(),

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::http::header::{ACCEPT, CONTENT_DISPOSITION, CONTENT_TYPE};
-use axum::response::{IntoResponse, Response};
+use axum::http::header::{ACCEPT, CONTENT_DISPOSITION};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::Response;
 use millrace_broker::{FetchRequest, FetchResult};
 use millrace_engine::{Ends, ReadError};
 use millrace_model::{Offset, PartitionId, Topic, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::answers::{Room, worst};
 use super::bounds::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, FETCH_WAIT_MS_MAX};
 use super::error::{ApiError, ErrorBody};
 use super::messages::{MessageOut, MessageSchema};
@@ -76,6 +76,7 @@ pub(super) struct FetchSchema {
         (status = 200, content((FetchSchema = "application/json"), (MessageSchema = "application/x-ndjson"))),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
+        (status = 503, body = ErrorBody),
     )
 )]
 pub(super) async fn fetch(
@@ -95,11 +96,13 @@ pub(super) async fn fetch(
         bytes_max: query.max_bytes.clamp(1, FETCH_BYTES_MAX),
         wait: Duration::from_millis(query.wait_ms.min(FETCH_WAIT_MS_MAX)),
     };
-    let result = app.fetched(request).await?;
-    Ok(match wants_lines(&headers) {
-        true => lines(partition, &result)?,
-        false => whole(partition, &result),
-    })
+    let (result, room) = app.fetched(request).await?;
+    let (content_type, written) = match wants_lines(&headers) {
+        true => ("application/x-ndjson", lines(partition, &result)),
+        false => ("application/json", whole(partition, &result)),
+    };
+    let answer = written.map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(room.answer(content_type, answer))
 }
 
 /// Where to begin. A number that is not there is refused rather than moved: a reader should know that it misses something.
@@ -136,17 +139,41 @@ impl App {
         })
     }
 
-    /// Fetches; a host that stops keeps nobody waiting.
-    async fn fetched(&self, request: FetchRequest) -> Result<FetchResult, ApiError> {
+    /// Fetches, and gives room for the answer with it.
+    async fn fetched(&self, request: FetchRequest) -> Result<(FetchResult, Room), ApiError> {
+        self.awaited(&request).await?;
         let at_once = FetchRequest {
             wait: Duration::ZERO,
+            ..request
+        };
+        let mut room = self.answer_room(at_once.bytes_max).await?;
+        loop {
+            let result = self.broker.fetch(at_once.clone()).await?;
+            let needed = result.messages.iter().map(|f| worst(&f.message)).sum();
+            if room.grow(needed) {
+                return Ok((result, room));
+            }
+            // Nobody keeps what was read while waiting for more room.
+            drop((result, room));
+            room = self.answer_room(needed).await?;
+        }
+    }
+
+    /// Waits for messages without reading them, so that no room is held; a host that stops keeps nobody waiting.
+    async fn awaited(&self, request: &FetchRequest) -> Result<(), ApiError> {
+        if request.wait.is_zero() {
+            return Ok(());
+        }
+        let nothing = FetchRequest {
+            messages_max: 0,
             ..request.clone()
         };
         tokio::select! {
             biased;
-            result = self.broker.fetch(request) => Ok(result?),
-            () = self.stopping.cancelled() => Ok(self.broker.fetch(at_once).await?),
+            waited = self.broker.fetch(nothing) => waited.map(drop)?,
+            () = self.stopping.cancelled() => {}
         }
+        Ok(())
     }
 }
 
@@ -155,25 +182,23 @@ fn wants_lines(headers: &HeaderMap) -> bool {
     accept.is_some_and(|accept| accept.contains("application/x-ndjson"))
 }
 
-fn whole(partition: PartitionId, result: &FetchResult) -> Response {
+fn whole(partition: PartitionId, result: &FetchResult) -> serde_json::Result<Vec<u8>> {
     let shown = |fetched| MessageOut::of(partition, fetched);
-    Json(FetchBody {
+    serde_json::to_vec(&FetchBody {
         messages: result.messages.iter().map(shown).collect(),
         next: result.next,
         start: result.ends.start,
         end: result.ends.end,
     })
-    .into_response()
 }
 
-fn lines(partition: PartitionId, result: &FetchResult) -> Result<Response, ApiError> {
+fn lines(partition: PartitionId, result: &FetchResult) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::new();
     for fetched in &result.messages {
-        serde_json::to_writer(&mut out, &MessageOut::of(partition, fetched))
-            .map_err(|error| ApiError::internal(error.to_string()))?;
+        serde_json::to_writer(&mut out, &MessageOut::of(partition, fetched))?;
         out.push(b'\n');
     }
-    Ok(([(CONTENT_TYPE, "application/x-ndjson")], out).into_response())
+    Ok(out)
 }
 
 /// The value of one message, as it is stored.
@@ -182,6 +207,7 @@ fn lines(partition: PartitionId, result: &FetchResult) -> Result<Response, ApiEr
     responses(
         (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 404, body = ErrorBody),
+        (status = 503, body = ErrorBody),
     )
 )]
 pub(super) async fn value(
@@ -196,7 +222,8 @@ pub(super) async fn value(
         bytes_max: 1,
         wait: Duration::ZERO,
     };
-    let found = app.fetched(request).await?.messages.into_iter().next();
+    let (result, room) = app.fetched(request).await?;
+    let found = result.messages.into_iter().next();
     let found = found.filter(|fetched| fetched.offset.0 == offset);
     let value = found.and_then(|fetched| fetched.message.value);
     let value = value.ok_or_else(|| {
@@ -207,10 +234,12 @@ pub(super) async fn value(
             "a message may have no value; fetch it to see",
         )
     })?;
+    // A copy, because the value is a part of its batch and would keep all of that.
+    let mut response = room.answer("application/octet-stream", value.to_vec());
     // Never shown by a browser: whoever produced it is a stranger.
-    let headers = [
-        (CONTENT_TYPE, "application/octet-stream"),
-        (CONTENT_DISPOSITION, "attachment"),
-    ];
-    Ok((headers, value).into_response())
+    let attachment = HeaderValue::from_static("attachment");
+    response
+        .headers_mut()
+        .insert(CONTENT_DISPOSITION, attachment);
+    Ok(response)
 }

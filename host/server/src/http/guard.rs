@@ -102,15 +102,16 @@ impl Callers {
     }
 
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
-        let host = headers.get(HOST).map(HeaderValue::as_bytes);
-        if !host.is_none_or(|host| self.is_ours(name_of_bytes(host))) {
+        // All of them: which of several counts, others might decide otherwise.
+        let mut hosts = headers.get_all(HOST).iter();
+        if !hosts.all(|host| self.is_ours(name_of_bytes(host.as_bytes()))) {
             return Err(foreign("the Host header names another host"));
         }
         if !uri.host().is_none_or(|host| self.is_ours(host)) {
             return Err(foreign("the request names another host"));
         }
-        let origin = headers.get(ORIGIN).map(HeaderValue::as_bytes);
-        if !origin.is_none_or(|origin| self.is_our_origin(origin)) {
+        let mut origins = headers.get_all(ORIGIN).iter();
+        if !origins.all(|origin| self.is_our_origin(origin.as_bytes())) {
             return Err(foreign("the request comes from a page of another site"));
         }
         if headers

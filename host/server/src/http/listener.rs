@@ -1,4 +1,4 @@
-//! Connections: so many at once, no patience for slow heads, no waiting for small packets, and a polite end.
+//! Connections: so many at once, no patience for slow heads or readers that do not read, no waiting for small packets, and a polite end.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::bounds::{HEAD_BYTES_MAX, HEAD_LINES_MAX, HEAD_MS_MAX};
+use super::bounds::{HEAD_BYTES_MAX, HEAD_LINES_MAX, HEAD_MS_MAX, WRITE_SILENCE_MS_MAX};
+use super::stream::Impatient;
 use super::{App, router};
 
 /// After an accept that failed (too many open files, say): long enough to let some close.
@@ -64,6 +65,7 @@ async fn converse(stream: TcpStream, router: Router, stopping: CancellationToken
     if stream.set_nodelay(true).is_err() {
         return;
     }
+    let stream = Impatient::new(stream, Duration::from_millis(WRITE_SILENCE_MS_MAX));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(HEAD_MS_MAX))

@@ -84,6 +84,7 @@ impl MessageIn<'_> {
         headers.extend(self::headers(self.headers_base64, |text| {
             binary("headers_base64", &text)
         })?);
+        let timestamp = self.timestamp.map_or(Ok(now), stored_timestamp)?;
         let key = self.key.map(Bytes::from);
         let value = self.value.map(value_bytes).transpose()?;
         Ok(NewMessage {
@@ -92,10 +93,20 @@ impl MessageIn<'_> {
                 key: one_of("key", key, self.key_base64)?,
                 value: one_of("value", value, self.value_base64)?,
                 headers,
-                timestamp: self.timestamp.map_or(now, Timestamp),
+                timestamp,
             },
         })
     }
+}
+
+/// What is stored is signed, as in Kafka; a larger number would come back as another one.
+fn stored_timestamp(ms: u64) -> Result<Timestamp, ApiError> {
+    if i64::try_from(ms).is_ok() {
+        return Ok(Timestamp(ms));
+    }
+    let message = format!("timestamp {ms} is more than {}", i64::MAX);
+    let hint = "give milliseconds since the Unix epoch, or leave it out";
+    Err(ApiError::malformed(message, hint))
 }
 
 fn headers(

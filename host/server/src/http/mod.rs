@@ -1,8 +1,9 @@
 //! The front door for HTTP: routes, bounds, and the one shape of every answer that is not what was asked for.
 //!
-//! A request passes [`listener`] (connections and slow senders), [`guard`] (who may call, request ids, panics) and arrives at the
+//! A request passes [`listener`] (connections, slow senders and slow readers), [`guard`] (who may call, request ids, panics) and arrives at the
 //! file of the noun that it is about. What comes out of the broker is turned into JSON here and nowhere else.
 
+mod answers;
 mod body;
 mod dead_letters;
 mod error;
@@ -16,6 +17,7 @@ mod openapi;
 mod processors;
 mod produce;
 mod query;
+mod stream;
 mod topics;
 
 use std::future::Future;
@@ -48,6 +50,8 @@ pub(crate) mod bounds {
     /// Bodies held in memory at once, all requests together, in KiB. Full means that senders wait, at most
     /// [`BODY_ROOM_WAIT_MS_MAX`], and then get 503.
     pub(crate) const BODIES_KIB_MAX: usize = 256 << 10;
+    /// Uploads that are checked and compiled, or wait for it, at once; a further one gets 503. Fewer than the module host lets wait.
+    pub(crate) const UPLOADS_MAX: usize = 32;
     /// How long a request waits for room for its body.
     pub(crate) const BODY_ROOM_WAIT_MS_MAX: u64 = 5_000;
     /// Silence within a body after which the sender gets 408.
@@ -70,6 +74,17 @@ pub(crate) mod bounds {
     pub(crate) const FETCH_BYTES_MAX: usize = 16 << 20;
     /// How long a fetch waits for messages; asking for longer waits this long.
     pub(crate) const FETCH_WAIT_MS_MAX: u64 = 30_000;
+    /// Answers that carry messages, held in memory at once, all readers together, in KiB. Full means that a reader waits, at
+    /// most [`ANSWER_ROOM_WAIT_MS_MAX`], and then gets 503. The worst single answer fits: 16 MiB, of which each byte takes seven.
+    pub(crate) const ANSWERS_KIB_MAX: usize = 256 << 10;
+    /// How long a request waits for room for its answer.
+    pub(crate) const ANSWER_ROOM_WAIT_MS_MAX: u64 = 1_000;
+    /// A reader that takes nothing of its answer for so long is disconnected.
+    pub(crate) const WRITE_SILENCE_MS_MAX: u64 = 30_000;
+    /// What a list of dead letters may take, read and as JSON; it ends where the next one might not fit.
+    pub(crate) const DEAD_LETTERS_ROOM_BYTES: usize = 128 << 20;
+    /// What one dead letter may take, read and as JSON.
+    pub(crate) const DEAD_LETTER_ROOM_BYTES: usize = 64 << 20;
     /// Dead letters of one list; asking for more gives this many.
     pub(crate) const DEAD_LETTERS_MAX: usize = 1_000;
     /// Characters of a request id that is taken over from the caller; a longer one is replaced.
@@ -85,6 +100,8 @@ pub(crate) struct App {
     stopping: CancellationToken,
     callers: Callers,
     bodies_kib: Arc<Semaphore>,
+    answers_kib: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
     requests: AtomicU64,
     /// Makes request ids of different runs differ.
     run: u32,
@@ -105,6 +122,8 @@ impl App {
             stopping,
             callers: Callers::new(config),
             bodies_kib: Arc::new(Semaphore::new(bounds::BODIES_KIB_MAX)),
+            answers_kib: Arc::new(Semaphore::new(bounds::ANSWERS_KIB_MAX)),
+            uploads: Arc::new(Semaphore::new(bounds::UPLOADS_MAX)),
             requests: AtomicU64::new(0),
             run: fastrand::u32(..),
         })

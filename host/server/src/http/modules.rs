@@ -11,6 +11,7 @@ use millrace_model::{Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::bounds::UPLOADS_MAX;
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
 use super::{App, Shared, to_the_end};
@@ -84,6 +85,7 @@ impl App {
         (status = 409, body = ErrorBody, description = "The tag names another module"),
         (status = 413, body = ErrorBody),
         (status = 422, body = ErrorBody, description = "Refused; the error says why"),
+        (status = 503, body = ErrorBody, description = "Too many uploads at once; send it again"),
     )
 )]
 pub(super) async fn upload(
@@ -93,7 +95,10 @@ pub(super) async fn upload(
     body: Body,
 ) -> Result<Response, ApiError> {
     let taken = app.take_body(&headers, body, MODULE_BYTES_MAX).await?;
+    let turn = app.uploads.clone().try_acquire_owned();
+    let turn = turn.map_err(|_| too_many_uploads())?;
     to_the_end(async move {
+        let _turn = turn;
         let known: Vec<Digest> = digests(&app.broker.modules());
         let module = app
             .broker
@@ -106,6 +111,11 @@ pub(super) async fn upload(
         Ok((status, Json(ModuleBody::from(module))).into_response())
     })
     .await
+}
+
+fn too_many_uploads() -> ApiError {
+    let message = format!("{UPLOADS_MAX} uploads are being checked and compiled already");
+    ApiError::unavailable("busy", message, "send it again; nothing was kept", 1)
 }
 
 fn digests(modules: &[Module]) -> Vec<Digest> {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Shared;
-use super::body::{json, turn_away};
+use super::body::{BYTE_ORDER_MARK, json, turn_away};
 use super::bounds::{PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX};
 use super::error::{ApiError, ErrorBody};
 use super::messages::MessageIn;
@@ -124,6 +124,7 @@ impl Form {
 
 /// `{"messages": …}` has no other field, so its first one tells.
 fn is_many(body: &[u8]) -> bool {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     let rest = body.trim_ascii_start().strip_prefix(b"{");
     rest.is_some_and(|rest| rest.trim_ascii_start().starts_with(b"\"messages\""))
 }
@@ -148,7 +149,7 @@ fn lines(body: &[u8], now: Timestamp) -> Result<Vec<NewMessage>, ApiError> {
         }
         check_count(messages.len() + 1)?;
         let message = json::<MessageIn<'_>>(line).and_then(|message| message.understood(now));
-        messages.push(message.map_err(|error| error.at(&format!("line {}", index + 1)))?);
+        messages.push(message.map_err(|error| error.at_line(index + 1))?);
     }
     Ok(messages)
 }

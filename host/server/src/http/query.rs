@@ -30,6 +30,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for InQuery<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        if !is_utf8_unescaped(parts.uri.query().unwrap_or_default()) {
+            let hint =
+                "escape UTF-8; what is not UTF-8 goes into JSON as base64, such as key_base64";
+            return Err(ApiError::malformed("the query is not UTF-8", hint));
+        }
         let found = Query::<T>::from_request_parts(parts, state).await;
         found.map(|Query(value)| Self(value)).map_err(|rejection| {
             let text = rejection.body_text();
@@ -38,4 +43,27 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for InQuery<T> {
             ApiError::malformed(text, hint)
         })
     }
+}
+
+/// Whether the query means text: the framework would put replacement characters where it does not.
+fn is_utf8_unescaped(query: &str) -> bool {
+    let mut rest = query.as_bytes();
+    let mut bytes = Vec::with_capacity(rest.len());
+    while let Some((&first, after)) = rest.split_first() {
+        let digits = after
+            .get(..2)
+            .and_then(|digits| str::from_utf8(digits).ok());
+        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match escaped.filter(|_| first == b'%') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    str::from_utf8(&bytes).is_ok()
 }

@@ -53,7 +53,7 @@ fn a_topic_is_made_filled_and_read_from_the_command_line() {
             "world",
         ],
     );
-    assert_eq!(out(&produced), "2 messages in 1 commits\n");
+    assert_eq!(out(&produced), "2 messages in 1 commit\n");
     let text = out(&ask(&host, &["consume", "orders"]));
     assert_eq!(text, "1/0\tk\thello\n1/1\tk\tworld\n");
     let text = out(&ask(
@@ -262,4 +262,36 @@ fn what_was_kept_is_there_after_a_restart_and_the_directory_has_one_owner() {
     let served = serve(&["--data-dir", path]);
     assert_eq!(ask(&served.url, &["consume", "orders"]), "0/0\t-\tkept\n");
     assert_eq!(served.stop(), 0);
+}
+
+#[test]
+fn what_is_no_file_is_named_and_not_blamed_on_the_host() {
+    let host = TestHost::start().with_topic("orders", 1);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().to_str().expect("a path");
+    let text = failed(&ask(&host, &["module", "push", path]), 2);
+    assert!(text.contains(path), "{text}");
+    failed(&ask(&host, &["module", "push", "/dev/zero"]), 2);
+    let text = failed(&ask(&host, &["produce", "orders", "--file", path]), 2);
+    assert!(text.contains(path), "{text}");
+    failed(&ask(&host, &["produce", "orders", "--ndjson", "x"]), 2);
+    failed(&ask(&host, &["bench", "--durability", "forever"]), 2);
+}
+
+#[test]
+fn an_empty_file_is_answered_in_json_too() {
+    let host = TestHost::start().with_topic("orders", 1);
+    let arguments = ["produce", "orders", "--file", "/dev/null", "--json"];
+    let text = out(&ask(&host, &arguments));
+    assert_eq!(text, "{\"count\":0,\"placed\":[]}\n");
+}
+
+#[test]
+fn no_command_at_all_shows_the_help() {
+    let text = failed(&millrace(&[]).output().expect("the binary runs"), 2);
+    assert!(text.starts_with("A message broker"), "{text}");
+    assert!(
+        text.contains("Exit codes") && !text.contains("compile-module"),
+        "{text}"
+    );
 }

@@ -423,3 +423,75 @@ fn more_connections_than_allowed_wait_for_their_turn() {
         assert_eq!(second.join().expect("an answer"), 200);
     });
 }
+
+#[test]
+fn a_timestamp_that_cannot_be_stored_is_refused_not_changed() {
+    let host = TestHost::start().with_topic("orders", 1);
+    let largest = host.post_json(MESSAGES, r#"{"timestamp":9223372036854775807}"#);
+    assert_eq!(largest.status, 200);
+    let larger = host.post_json(MESSAGES, r#"{"timestamp":9223372036854775808}"#);
+    larger.refused(400, "malformed");
+    let messages = host.get(FETCH).json()["messages"].clone();
+    assert_eq!(messages[0]["timestamp"], json!(i64::MAX));
+    assert_eq!(messages[1], json!(null));
+}
+
+#[test]
+fn a_list_is_no_message_and_the_error_says_so() {
+    let host = TestHost::start().with_topic("orders", 1);
+    for body in [
+        r#"["k",null,"v",null,null,null,null,null]"#,
+        r#"[{"value":1}]"#,
+    ] {
+        let text = host.post_json(MESSAGES, body).refused(400, "malformed");
+        assert!(text.contains("a list, not an object"), "{text}");
+    }
+}
+
+#[test]
+fn an_error_of_a_line_names_that_line_only() {
+    let host = TestHost::start().with_topic("orders", 1);
+    let headers = [("content-type", "application/x-ndjson")];
+    let answer = host.call("POST", MESSAGES, &headers, "{}\r\n\r\n{\"value\":}\n");
+    let text = answer.refused(400, "malformed");
+    assert!(text.starts_with("line 3: "), "{text}");
+    assert!(!text.contains("line 1"), "{text}");
+}
+
+#[test]
+fn a_byte_order_mark_before_json_is_skipped() {
+    let host = TestHost::start().with_topic("orders", 1);
+    for (kind, body) in [
+        (
+            "application/json",
+            "\u{feff}{\"messages\":[{\"value\":\"a\"}]}",
+        ),
+        ("application/x-ndjson", "\u{feff}{\"value\":\"a\"}\n"),
+    ] {
+        let answer = host.call("POST", MESSAGES, &[("content-type", kind)], body);
+        assert_eq!(answer.status, 200, "{kind}");
+    }
+}
+
+#[test]
+fn a_key_in_the_query_that_is_not_utf8_is_refused_not_changed() {
+    let host = TestHost::start().with_topic("orders", 1);
+    let answer = host.call("POST", &format!("{MESSAGES}?key=%ff"), &[], "raw");
+    answer.refused(400, "malformed");
+    let answer = host.call("POST", &format!("{MESSAGES}?key=%C3%A9+%25"), &[], "raw");
+    assert_eq!(answer.status, 200);
+    assert_eq!(host.get(FETCH).json()["messages"][0]["key"], "é %");
+}
+
+#[test]
+fn a_second_host_or_origin_header_is_checked_as_well() {
+    let host = TestHost::start();
+    for second in [
+        "Host: evil.example",
+        "Origin: http://localhost\r\nOrigin: http://evil.example",
+    ] {
+        let head = format!("GET /health/live HTTP/1.1\r\nHost: localhost\r\n{second}\r\n");
+        let answer = host.raw(format!("{head}Connection: close\r\n\r\n").as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    }
+}

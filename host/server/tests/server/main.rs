@@ -1,6 +1,8 @@
 //! The server from outside: over HTTP, and as the built binary. One test binary, because linking a host takes its time.
 
 mod cli;
+mod doctor;
 mod http;
 mod processing;
+mod slow_readers;
 mod support;

@@ -175,3 +175,23 @@ fn a_message_goes_the_whole_way_without_a_pause() {
     // A poll or a timer anywhere on the way would show as tens of milliseconds.
     assert!(times[150] < Duration::from_millis(20), "{:?}", times[150]);
 }
+
+#[test]
+fn more_uploads_at_once_than_fit_are_asked_to_come_again() {
+    let host = TestHost::start();
+    let upload = || {
+        let bytes = guest_artifacts::UPPERCASE.to_vec();
+        host.call("POST", "/v1/modules?tag=upper@1.0.0", &[], bytes)
+    };
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let uploads: Vec<_> = (0..60).map(|_| scope.spawn(upload)).collect();
+        let answer = |upload: std::thread::ScopedJoinHandle<'_, _>| upload.join().expect("sent");
+        uploads.into_iter().map(answer).collect()
+    });
+    let (taken, busy): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status < 300);
+    assert!(!taken.is_empty() && !busy.is_empty(), "{}", taken.len());
+    for answer in busy {
+        answer.refused(503, "busy");
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+}

@@ -1,0 +1,163 @@
+//! `doctor`: says what state a data directory is in, and what to do about it. Reads only.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use millrace_engine::local::examine::{ExamineError, Finding, Report, Severity, examine};
+use millrace_model::Offset;
+use serde_json::{Value, json};
+
+use super::failure::{Exit, Failure};
+use super::output::Output;
+use super::table::table;
+use crate::config::Config;
+
+const AFTER_HELP: &str = "\
+Examples:
+  millrace doctor                          ./millrace-data, or where MILLRACE_DATA_DIR says
+  millrace doctor backups/monday
+  millrace doctor --json | jq '.findings[] | select(.severity == \"damage\")'
+
+No host may run on the directory meanwhile. Nothing in it is changed, and every byte of every segment is read.
+Exit codes: 0 nothing is damaged, 1 damage was found, 3 no such data directory, 6 a host runs on it.";
+
+/// Examine a data directory
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    /// The data directory [default: millrace-data]
+    #[arg(env = "MILLRACE_DATA_DIR")]
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
+    let dir = args.dir.unwrap_or_else(|| Config::default().data_dir);
+    let bar = bar();
+    let report = examine(&dir, &mut |reached| {
+        bar.set_length(reached.bytes_total);
+        bar.set_position(reached.bytes);
+    });
+    bar.finish_and_clear();
+    let report = report.map_err(not_examined)?;
+    Output::new(as_json).answer(&shown(&report), |_| for_people(&report))?;
+    match report.worst() {
+        Severity::Damage => Err(damaged(&report)),
+        Severity::Ok | Severity::Note => Ok(()),
+    }
+}
+
+/// On standard error, if that is a terminal.
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("examining {bar:32} {bytes}/{total_bytes} {eta}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style)
+}
+
+fn not_examined(error: ExamineError) -> Failure {
+    let (exit, code, hint) = match &error {
+        ExamineError::NoSuchDirectory { .. } | ExamineError::NotADataDirectory { .. } => (
+            Exit::Unknown,
+            "no-data-directory",
+            "name the directory that `millrace serve` was given as --data-dir",
+        ),
+        ExamineError::InUse { .. } => (
+            Exit::DataDirInUse,
+            "data-dir-in-use",
+            "stop the host first: what is read while it is being written would look like damage",
+        ),
+        ExamineError::Io { .. } => (
+            Exit::Failed,
+            "failed",
+            "run this as the user that owns the data directory",
+        ),
+    };
+    Failure::new(exit, code, error.to_string()).with_hint(hint)
+}
+
+fn damaged(report: &Report) -> Failure {
+    let dir = report.dir.display();
+    Failure::new(Exit::Failed, "damaged", format!("{dir} is damaged"))
+        .with_hint("keep a copy of it as it is before you change anything")
+}
+
+fn shown(report: &Report) -> Value {
+    let findings: Vec<Value> = report.findings.iter().map(finding).collect();
+    json!({
+        "data_dir": report.dir.display().to_string(),
+        "worst": report.worst().as_str(),
+        "findings": findings,
+        "findings_dropped": report.findings_dropped,
+    })
+}
+
+fn finding(finding: &Finding) -> Value {
+    let bytes = finding.bytes.as_ref();
+    let offsets = finding.offsets.as_ref();
+    json!({
+        "severity": finding.severity.as_str(),
+        "place": finding.place.display().to_string(),
+        "bytes": bytes.map(|range| json!({"from": range.start, "to": range.end})),
+        "topic": finding.topic,
+        "partition": finding.partition,
+        "offsets": offsets.map(|range| json!({"from": range.start, "to": known_end(range)})),
+        "meaning": finding.meaning,
+        "advice": finding.advice,
+    })
+}
+
+fn known_end(range: &Range<Offset>) -> Option<Offset> {
+    (range.end < Offset::MAX).then_some(range.end)
+}
+
+fn for_people(report: &Report) -> String {
+    let row = |finding: &Finding| {
+        let what = match &finding.advice {
+            Some(advice) => format!("{}\n→ {advice}", finding.meaning),
+            None => finding.meaning.clone(),
+        };
+        vec![finding.severity.as_str().to_owned(), place(finding), what]
+    };
+    let rows = report.findings.iter().map(row).collect();
+    let mut text = table(&["", "WHERE", "WHAT"], rows, "nothing was found");
+    if report.findings_dropped > 0 {
+        let more = report.findings_dropped;
+        text.push_str(&format!("\nand {more} more findings"));
+    }
+    format!("{text}\n\n{}", verdict(report))
+}
+
+fn place(finding: &Finding) -> String {
+    let mut text = name(&finding.place);
+    if let Some(bytes) = &finding.bytes {
+        text.push_str(&format!("\nbytes {}..{}", bytes.start, bytes.end));
+    }
+    match (&finding.topic, finding.partition) {
+        (Some(topic), Some(partition)) => {
+            text.push_str(&format!("\ntopic {topic}, partition {partition}"));
+        }
+        (Some(topic), None) => text.push_str(&format!("\ntopic {topic}")),
+        _ => {}
+    }
+    if let Some(offsets) = &finding.offsets {
+        let end = known_end(offsets).map_or_else(String::new, |end| end.to_string());
+        text.push_str(&format!("\noffsets {}..{end}", offsets.start));
+    }
+    text
+}
+
+fn name(place: &Path) -> String {
+    match place == Path::new(".") {
+        true => "the directory".to_owned(),
+        false => place.display().to_string(),
+    }
+}
+
+fn verdict(report: &Report) -> String {
+    let dir = report.dir.display();
+    match report.worst() {
+        Severity::Ok => format!("{dir} is sound"),
+        Severity::Note => format!("{dir} is sound; the notes say what a start will tidy up"),
+        Severity::Damage => format!("{dir} is damaged; nothing was changed"),
+    }
+}

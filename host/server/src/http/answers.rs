@@ -1,0 +1,157 @@
+//! Answers that carry messages: held in memory within one common bound, however many readers there are and however slowly they read.
+//!
+//! Room is taken before messages are read, and goes back when the last byte of the answer is sent or its connection is gone: it
+//! belongs to the bytes themselves, so what waits in a connection's buffer counts too.
+
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use millrace_model::Message;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::App;
+use super::bounds::{ANSWER_ROOM_WAIT_MS_MAX, ANSWERS_KIB_MAX};
+use super::error::ApiError;
+
+/// What a byte of a message takes at the worst: itself, and `\u0000` in JSON.
+const BYTES_PER_BYTE: usize = 7;
+/// What a message takes beside its bytes: names of fields, numbers, brackets.
+const BYTES_PER_MESSAGE: usize = 256;
+/// What a header takes beside its bytes.
+const BYTES_PER_HEADER: usize = 24;
+
+/// What a message and its JSON take at the worst.
+pub(super) fn worst(message: &Message) -> usize {
+    let beside = BYTES_PER_MESSAGE + BYTES_PER_HEADER * message.headers.len();
+    beside + BYTES_PER_BYTE * message.byte_count()
+}
+
+/// An answer's share of the memory that answers may take.
+pub(super) struct Room(OwnedSemaphorePermit);
+
+impl App {
+    /// Waits a little for room for `bytes`, then says that the host is busy.
+    pub(super) async fn answer_room(&self, bytes: usize) -> Result<Room, ApiError> {
+        let wait = Duration::from_millis(ANSWER_ROOM_WAIT_MS_MAX);
+        let permits = self.answers_kib.clone().acquire_many_owned(kib(bytes));
+        match timeout(wait, permits).await {
+            Ok(Ok(permit)) => Ok(Room(permit)),
+            _ => Err(busy()),
+        }
+    }
+}
+
+fn busy() -> ApiError {
+    let message = "too many bytes are being sent already";
+    let hint = "try again; ask for fewer bytes at once, and read answers as they come";
+    ApiError::unavailable("busy", message, hint, 1)
+}
+
+/// Nothing takes more than all there is.
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 10).min(ANSWERS_KIB_MAX)).unwrap_or(u32::MAX)
+}
+
+impl Room {
+    /// Holds room for `bytes` if that can be had at once. Whoever holds room does not wait for more: others might do the same.
+    pub(super) fn grow(&mut self, bytes: usize) -> bool {
+        let missing = (kib(bytes) as usize).saturating_sub(self.0.num_permits());
+        if missing == 0 {
+            return true;
+        }
+        let semaphore = self.0.semaphore().clone();
+        match semaphore.try_acquire_many_owned(u32::try_from(missing).unwrap_or(u32::MAX)) {
+            Ok(more) => {
+                self.0.merge(more);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The answer, which keeps the room that it needs as long as any of it is there.
+    pub(super) fn answer(self, content_type: &'static str, bytes: Vec<u8>) -> Response {
+        let content_type = HeaderValue::from_static(content_type);
+        ([(CONTENT_TYPE, content_type)], self.keep(bytes)).into_response()
+    }
+
+    fn keep(mut self, bytes: Vec<u8>) -> Bytes {
+        let spare = self
+            .0
+            .num_permits()
+            .saturating_sub(kib(bytes.len()) as usize);
+        drop(self.0.split(spare));
+        Bytes::from_owner(Kept { bytes, _room: self })
+    }
+}
+
+struct Kept {
+    bytes: Vec<u8>,
+    _room: Room,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use millrace_model::{Header, Timestamp};
+    use tokio::sync::Semaphore;
+
+    use super::super::messages::MessageOut;
+    use super::*;
+
+    fn room(all: &Arc<Semaphore>, bytes: usize) -> Room {
+        let permit = all.clone().try_acquire_many_owned(kib(bytes));
+        Room(permit.expect("room"))
+    }
+
+    #[test]
+    fn an_answer_keeps_what_it_needs_until_its_last_byte_is_gone() {
+        let all = Arc::new(Semaphore::new(100));
+        let mut held = room(&all, 10 << 10);
+        assert!(held.grow(90 << 10) && !held.grow(101 << 10));
+        assert_eq!(all.available_permits(), 10);
+        let mut bytes = held.keep(vec![1; 3 << 10]);
+        assert_eq!(all.available_permits(), 97);
+        let rest = bytes.split_off(1);
+        drop(bytes);
+        assert_eq!(all.available_permits(), 97);
+        drop(rest);
+        assert_eq!(all.available_permits(), 100);
+    }
+
+    #[test]
+    fn no_json_is_larger_than_the_worst() {
+        let zeros = Bytes::from(vec![0; 1_000]);
+        let not_text = Bytes::from(vec![0xff; 1_000]);
+        let header = |name: &Bytes, value: &Option<Bytes>| Header {
+            name: name.clone(),
+            value: value.clone(),
+        };
+        for bytes in [None, Some(Bytes::new()), Some(zeros), Some(not_text)] {
+            let name = bytes.clone().unwrap_or_default();
+            let message = Message {
+                key: bytes.clone(),
+                value: bytes.clone(),
+                headers: vec![header(&name, &bytes); 100],
+                timestamp: Timestamp(u64::MAX),
+            };
+            let out = MessageOut {
+                place: None,
+                message: &message,
+            };
+            let json = serde_json::to_vec(&out).expect("JSON");
+            assert!(json.len() + message.byte_count() < worst(&message));
+        }
+    }
+}

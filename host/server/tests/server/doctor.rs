@@ -1,0 +1,159 @@
+//! `doctor` and `segment dump` as the built binary, over a directory that a real host filled.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use millrace::Config;
+use millrace::config::EngineKind;
+use serde_json::Value;
+
+use crate::support::{TestHost, config};
+
+fn millrace(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    command.args(arguments).env_remove("MILLRACE_DATA_DIR");
+    command.output().expect("the binary runs")
+}
+
+fn out(output: &Output, code: i32) -> String {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn host(dir: &Path) -> TestHost {
+    TestHost::with(Config {
+        engine: EngineKind::Local,
+        data_dir: dir.to_owned(),
+        ..config()
+    })
+}
+
+/// A host's directory with three batches in a segment, closed in order.
+fn filled() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let host = host(dir.path()).with_topic("orders", 1);
+    for body in [
+        r#"{"messages":[{"key":"k","value":"the first","headers":{"a":"1"}}]}"#,
+        r#"{"messages":[{"value":"the second"},{"value_base64":"/wAb"}]}"#,
+        r#"{"messages":[{"value":"the last"}]}"#,
+    ] {
+        let produced = host.post_json("/v1/topics/orders/messages", body);
+        assert!(produced.status < 300, "{}", produced.json());
+    }
+    host.stop();
+    let topics = fs::read_dir(dir.path().join("topics")).expect("topics");
+    let topic = topics.flatten().next().expect("a topic").path();
+    let segment = topic.join("0/00000000000000000000.segment");
+    assert!(segment.exists());
+    (dir, segment)
+}
+
+fn hurt(segment: &Path, text: &str) {
+    let mut bytes = fs::read(segment).expect("a segment");
+    let at = bytes.windows(text.len()).position(|w| w == text.as_bytes());
+    bytes[at.expect("the text")] ^= 1;
+    fs::write(segment, bytes).expect("written");
+}
+
+#[test]
+fn doctor_tells_sound_damaged_absent_and_busy_directories_apart_by_exit_code() {
+    let (dir, segment) = filled();
+    let path = dir.path().to_str().expect("a path");
+    let text = out(&millrace(&["doctor", path]), 0);
+    assert!(
+        text.contains("is sound") && text.contains("4 messages"),
+        "{text}"
+    );
+
+    hurt(&segment, "the second");
+    let damaged = millrace(&["doctor", path]);
+    let text = out(&damaged, 1);
+    assert!(
+        text.contains("damage") && text.contains("offsets 1..3"),
+        "{text}"
+    );
+    let told = String::from_utf8_lossy(&damaged.stderr);
+    assert!(told.contains("keep a copy"), "{told}");
+    let json = out(&millrace(&["doctor", path, "--json"]), 1);
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    let findings = json["findings"].as_array().expect("findings");
+    let found = findings.iter().find(|f| f["severity"] == "damage");
+    let found = found.expect("the damage");
+    assert_eq!(
+        (&found["topic"], &found["partition"]),
+        (&"orders".into(), &0.into())
+    );
+    assert_eq!(found["offsets"], serde_json::json!({"from": 1, "to": 3}));
+
+    let running = host(dir.path());
+    let busy = millrace(&["doctor", path]);
+    assert!(out(&busy, 6).is_empty());
+    assert!(String::from_utf8_lossy(&busy.stderr).contains("stop the host first"));
+    running.stop();
+
+    let nowhere = dir.path().join("nowhere");
+    out(&millrace(&["doctor", nowhere.to_str().expect("a path")]), 3);
+    let empty = tempfile::tempdir().expect("a directory");
+    out(
+        &millrace(&["doctor", empty.path().to_str().expect("a path")]),
+        3,
+    );
+}
+
+#[test]
+fn a_segment_is_dumped_and_damage_in_it_does_not_end_the_dump() {
+    let (dir, segment) = filled();
+    let path = segment.to_str().expect("a path");
+    let text = out(&millrace(&["segment", "dump", path]), 0);
+    assert!(text.contains("batch at byte 0: offsets 0..1"), "{text}");
+    assert!(
+        text.contains(r#"key "k"  value "the first"  "a"="1""#),
+        "{text}"
+    );
+    assert!(text.contains("0xff001b"), "{text}");
+    assert!(
+        text.contains("3 batches, 4 messages shown, 0 damaged ranges"),
+        "{text}"
+    );
+    let one = out(
+        &millrace(&[
+            "segment", "dump", path, "--from", "2", "--max", "1", "--json",
+        ]),
+        0,
+    );
+    let one: Vec<Value> = one
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(one.len(), 2, "{one:?}");
+    assert_eq!(one[0]["base_offset"], 1);
+    assert_eq!(
+        (&one[1]["offset"], &one[1]["value_base64"]),
+        (&2.into(), &"/wAb".into())
+    );
+
+    hurt(&segment, "the second");
+    let text = out(&millrace(&["segment", "dump", path]), 0);
+    assert!(
+        text.contains("offsets 1 to 3 (exclusive) cannot be read"),
+        "{text}"
+    );
+    assert!(
+        text.contains("the first") && text.contains("the last"),
+        "{text}"
+    );
+
+    let checkpoint = dir.path().join("checkpoint.sqlite");
+    let refused = millrace(&["segment", "dump", checkpoint.to_str().expect("a path")]);
+    assert!(out(&refused, 4).is_empty());
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        told.contains("is no segment") && told.contains("OFFSET.segment"),
+        "{told}"
+    );
+    out(
+        &millrace(&["segment", "dump", &format!("{path}.absent")]),
+        3,
+    );
+}
