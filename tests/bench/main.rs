@@ -1,10 +1,11 @@
-//! The bench: `cargo run -p millrace-tests --bin bench [-- calls path commits latency memory]`. One table, each row a ratio
+//! The bench: `cargo run -p millrace-tests --bin bench [-- calls path commits log latency memory]`. One table, each row a ratio
 //! of two things measured in turns within the same run, because machines differ and are shared. It never gates a test.
 #![forbid(unsafe_code)]
 
 mod calls;
 mod commits;
 mod latency;
+mod log;
 mod memory;
 mod native;
 mod path;
@@ -20,7 +21,7 @@ use crate::table::Table;
 /// The hidden subcommand under which the host compiles components, so that this program can be its own compile child.
 const COMPILE: &str = "compile-module";
 
-const PARTS: [&str; 5] = ["calls", "path", "commits", "latency", "memory"];
+const PARTS: [&str; 6] = ["calls", "path", "commits", "log", "latency", "memory"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,6 +55,7 @@ fn bench(parts: &[String]) -> Result<()> {
             "calls" => runtime.block_on(calls::measure(&mut table))?,
             "path" => runtime.block_on(path::measure(&mut table))?,
             "commits" => runtime.block_on(commits::measure(&mut table))?,
+            "log" => runtime.block_on(log::measure(&mut table))?,
             "latency" => runtime.block_on(latency::measure(&mut table))?,
             _ => runtime.block_on(memory::measure(&mut table))?,
         }

@@ -310,6 +310,34 @@ fn keys_go_where_the_clients_of_kafka_would_put_them() -> Result<()> {
 }
 
 #[test]
+fn an_outage_spends_nobody_s_attempts_and_makes_no_dead_letters() -> Result<()> {
+    let host = host()?;
+    let client = host.client();
+    pipeline(&client, guests::FLAKY, quick_retries(1))?;
+    let needs_it =
+        json!({"key": "k", "value": "later", "headers": {"unavailable": "the register is down"}});
+    client.produce("in", &[needs_it])?;
+    wait_for("the processor to wait for what is down", || {
+        let status = client.get("/v1/processors/worker")?.ok()?;
+        let states = status["partitions"].as_array().cloned().unwrap_or_default();
+        let waits = |at: &Value| at["state"].to_string().contains("the register is down");
+        Ok(states.iter().any(waits).then_some(()))
+    })?;
+    assert_eq!(client.dead_letters("worker")?, Vec::<Value>::new());
+    assert_eq!(client.backlog("worker")?, 1, "nothing moved on without it");
+    let module = client.push(guests::UPPERCASE)?;
+    client.deploy(&Deploy {
+        name: "worker",
+        module: &module,
+        topic: "in",
+        output: "out",
+        more: json!({}),
+    })?;
+    assert_eq!(values(&client.wait_for_messages("out", 1)?), ["LATER"]);
+    Ok(())
+}
+
+#[test]
 fn a_paused_processor_takes_nothing_until_it_is_resumed() -> Result<()> {
     let host = host()?;
     let client = host.client();
