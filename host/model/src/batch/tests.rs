@@ -1,0 +1,136 @@
+//! What a record batch promises: the same messages come back, and nothing malformed is believed.
+
+use super::*;
+use proptest::prelude::*;
+
+fn any_bytes() -> impl Strategy<Value = Bytes> {
+    proptest::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
+}
+
+fn any_message() -> impl Strategy<Value = Message> {
+    let header = (any_bytes(), proptest::option::of(any_bytes()))
+        .prop_map(|(name, value)| Header { name, value });
+    (
+        proptest::option::of(any_bytes()),
+        proptest::option::of(any_bytes()),
+        proptest::collection::vec(header, 0..4),
+        0..u64::from(u32::MAX),
+    )
+        .prop_map(|(key, value, headers, at)| Message {
+            key,
+            value,
+            headers,
+            timestamp: Timestamp(at),
+        })
+}
+
+fn batch_of(messages: &[Message]) -> RecordBatch {
+    let mut builder = BatchBuilder::with_capacity(0);
+    messages.iter().for_each(|message| builder.push(message));
+    builder.finish().expect("not empty")
+}
+
+fn messages_of(batch: &RecordBatch) -> Vec<Message> {
+    let records = batch.records().expect("uncompressed");
+    records
+        .map(|record| record.unwrap().to_message(batch.bytes()).unwrap())
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_back_at_its_offsets(
+        messages in proptest::collection::vec(any_message(), 1..20),
+        base in 0u64..1 << 40,
+    ) {
+        let batch = batch_of(&messages).at_offset(Offset(base));
+        let again = RecordBatch::decode(batch.bytes()).expect("sound");
+        prop_assert_eq!(&messages_of(&again), &messages);
+        let offsets: Vec<u64> = again.records().unwrap().map(|r| r.unwrap().offset.0).collect();
+        prop_assert_eq!(offsets, (base..base + messages.len() as u64).collect::<Vec<_>>());
+        prop_assert_eq!(again.end_offset(), Offset(base).plus(messages.len() as u64));
+    }
+
+    #[test]
+    fn every_flipped_bit_under_the_checksum_is_noticed(
+        messages in proptest::collection::vec(any_message(), 1..5),
+        place: proptest::sample::Index,
+        bit in 0u8..8,
+    ) {
+        let batch = batch_of(&messages);
+        let mut bytes = batch.bytes().to_vec();
+        let at = CRC_START + place.index(bytes.len() - CRC_START);
+        bytes[at] ^= 1 << bit;
+        let decoded = RecordBatch::decode(&bytes.into());
+        prop_assert!(matches!(decoded, Err(BatchError::Checksum { .. })), "{:?}", decoded);
+    }
+
+    #[test]
+    fn every_prefix_is_incomplete_and_asks_for_more(
+        messages in proptest::collection::vec(any_message(), 1..5),
+        place: proptest::sample::Index,
+    ) {
+        let whole = batch_of(&messages).bytes().clone();
+        let cut = whole.slice(..place.index(whole.len()));
+        let decoded = RecordBatch::decode(&cut);
+        prop_assert!(matches!(decoded, Err(BatchError::Incomplete { .. })), "{:?}", decoded);
+    }
+
+    #[test]
+    fn hostile_records_under_a_good_checksum_are_errors_not_panics(
+        records in proptest::collection::vec(any::<u8>(), 0..200),
+        count in 1u32..50,
+    ) {
+        let mut builder = BatchBuilder::with_capacity(0);
+        builder.bytes.extend_from_slice(&records);
+        builder.count = count;
+        let batch = builder.finish().unwrap();
+        let batch = RecordBatch::decode(batch.bytes()).expect("the frame is sound");
+        for record in batch.records().unwrap().flatten() {
+            let _ = record.to_message(batch.bytes());
+        }
+    }
+}
+
+#[test]
+fn a_batch_by_another_writer_of_the_format_is_read() {
+    // key "k", value "v", one header h=x, timestamp 1000, base offset 7: laid out by hand from the format's text.
+    let records = [24u8, 0, 0, 0, 2, b'k', 2, b'v', 2, 2, b'h', 2, b'x'];
+    let mut bytes = Vec::new();
+    bytes.extend(7i64.to_be_bytes());
+    bytes.extend(((HEADER_BYTES - LENGTH_END + records.len()) as i32).to_be_bytes());
+    bytes.extend(0i32.to_be_bytes());
+    bytes.extend([2, 0, 0, 0, 0]);
+    bytes.extend(0i16.to_be_bytes());
+    bytes.extend(0i32.to_be_bytes());
+    bytes.extend(1000i64.to_be_bytes());
+    bytes.extend(1000i64.to_be_bytes());
+    bytes.extend((-1i64).to_be_bytes());
+    bytes.extend((-1i16).to_be_bytes());
+    bytes.extend((-1i32).to_be_bytes());
+    bytes.extend(1i32.to_be_bytes());
+    bytes.extend(records);
+    let crc = crc32c::crc32c(&bytes[CRC_COVERS_FROM..]);
+    bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
+    let batch = RecordBatch::decode(&bytes.into()).unwrap();
+    assert_eq!(batch.base_offset(), Offset(7));
+    let message = &messages_of(&batch)[0];
+    assert_eq!(message.key.as_deref(), Some(&b"k"[..]));
+    assert_eq!(message.value.as_deref(), Some(&b"v"[..]));
+    assert_eq!(message.headers[0].name, "h");
+    assert_eq!(message.timestamp, Timestamp(1000));
+}
+
+#[test]
+fn a_claimed_length_over_the_bound_is_refused_from_the_header() {
+    let mut header = [0u8; HEADER_BYTES];
+    header[16] = 2;
+    header[8..12].copy_from_slice(&i32::MAX.to_be_bytes());
+    let refused = RecordBatch::framed_length(&header);
+    assert!(matches!(refused, Err(BatchError::TooLarge { .. })));
+}
+
+#[test]
+fn an_empty_builder_makes_no_batch() {
+    assert!(BatchBuilder::with_capacity(10).finish().is_none());
+}
