@@ -3,13 +3,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, DiskFile, RealDisk};
+use crate::disk::{Disk, DiskFile, RealDisk, read_fully};
 
 /// The machine's file system, opened for reading only. Whatever would change something is an error.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,16 +59,7 @@ struct ReadOnlyFile(File);
 
 impl DiskFile for ReadOnlyFile {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.0.read_at(&mut buffer[filled..], at + filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
+        read_fully(&self.0, buffer, at)
     }
 
     fn write_all_at(&self, _bytes: &[u8], _at: u64) -> io::Result<()> {
