@@ -107,6 +107,9 @@ pub enum DeadLetterError {
         /// The offset asked for.
         offset: Offset,
     },
+    /// An entry of the catalogue is not one of ours.
+    #[error("{0}; the data directory may be of a newer version of this host")]
+    Catalogue(String),
     /// The processor does not read the topic that they came from.
     #[error("processor {processor} does not read topic {topic}; deploy it with that input first")]
     NotAnInput {
@@ -253,7 +256,7 @@ impl Broker {
         target: TopicPartition,
         letters: Vec<DeadLetter>,
     ) -> Result<Redriven, DeadLetterError> {
-        let mut sent = self.sent(shelf);
+        let mut sent = self.sent(shelf)?;
         let mut builder = BatchBuilder::with_capacity(0);
         let mut redriven = Redriven::default();
         for letter in letters {
@@ -360,7 +363,7 @@ impl Broker {
             }
             read => read?,
         };
-        let sent = self.sent(shelf);
+        let sent = self.sent(shelf)?;
         let letters = messages
             .into_iter()
             .filter_map(|fetched| shelf.letter(fetched, &sent));
@@ -385,7 +388,7 @@ impl Broker {
         let fetched = messages
             .into_iter()
             .find(|fetched| fetched.offset == offset);
-        let sent = self.sent(shelf);
+        let sent = self.sent(shelf)?;
         let letter = fetched.and_then(|fetched| shelf.letter(fetched, &sent));
         letter.ok_or_else(missing)
     }
@@ -395,10 +398,17 @@ impl Broker {
         Ok(ends.map_err(FetchError::Read)?)
     }
 
-    fn sent(&self, shelf: &Shelf) -> Sent {
-        let entry = self.inner.engine.entry(EntryKind::Redriven, &shelf.key());
-        let sent = entry.and_then(|value| serde_json::from_slice(&value).ok());
-        sent.unwrap_or_default()
+    /// What was sent again. An entry that cannot be read is no empty one: all of its letters would be sent twice.
+    fn sent(&self, shelf: &Shelf) -> Result<Sent, DeadLetterError> {
+        let key = shelf.key();
+        let entry = self.inner.engine.entry(EntryKind::Redriven, &key);
+        let sent = entry
+            .map(|value| serde_json::from_slice(&value))
+            .transpose();
+        let unreadable =
+            |error| format!("the catalogue's entry of what was redriven from {key}: {error}");
+        let sent = sent.map_err(|error| DeadLetterError::Catalogue(unreadable(error)))?;
+        Ok(sent.unwrap_or_default())
     }
 }
 

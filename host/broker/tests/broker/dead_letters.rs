@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use millrace_broker::{DeadLetterError, DeadLetterFilter, Redriven};
-use millrace_engine::{Append, Transaction};
+use millrace_engine::{Append, Engine, EntryKind, EntryWrite, Transaction};
 use millrace_model::bounds::{DEAD_LETTERS_LISTED_BYTES_MAX, MESSAGE_HEADERS_MAX};
 use millrace_model::{Offset, PartitionId};
 
@@ -155,6 +155,28 @@ async fn dead_letters_are_sent_again_once_even_if_asked_for_at_the_same_time() {
     assert!(fresh.is_empty());
     let letters = rig.broker.dead_letters(&name, all()).await.unwrap();
     assert!(letters.len() == 3 && letters.iter().all(|letter| letter.redriven));
+}
+
+#[tokio::test]
+async fn when_what_was_sent_again_cannot_be_read_nothing_is_sent_twice() {
+    let (rig, open) = three_dead().await;
+    open.store(true, Ordering::SeqCst);
+    let name = processor("p");
+    rig.broker.redrive(&name, None).await.unwrap();
+    let spoilt = rig.engine.entries(EntryKind::Redriven).into_iter();
+    let spoilt = spoilt.map(|(key, _)| EntryWrite {
+        kind: EntryKind::Redriven,
+        key,
+        value: Some("of another time".into()),
+    });
+    let transaction = Transaction {
+        entries: spoilt.collect(),
+        ..Transaction::default()
+    };
+    assert!(!transaction.entries.is_empty());
+    rig.engine.commit(transaction).await.unwrap();
+    let refused = rig.broker.redrive(&name, None).await;
+    assert!(matches!(refused, Err(DeadLetterError::Catalogue(_))));
 }
 
 #[tokio::test]

@@ -144,10 +144,12 @@ pub(crate) async fn unknown_method(method: Method, uri: Uri) -> ApiError {
     )
 }
 
-const LIST_TOPICS: &str = "GET /v1/topics lists the topics that exist";
-const LIST_MODULES: &str = "GET /v1/modules lists the modules that are here";
-const LIST_PROCESSORS: &str = "GET /v1/processors lists the processors that exist";
-const SEE_ENDS: &str = "GET /v1/topics/{topic} shows each partition's start and end";
+const LIST_TOPICS: &str = "GET /v1/topics or `millrace topic list` shows the topics that exist";
+const LIST_MODULES: &str = "GET /v1/modules or `millrace module list` shows those that are here";
+const LIST_PROCESSORS: &str =
+    "GET /v1/processors or `millrace processor list` shows those that exist";
+const SEE_ENDS: &str =
+    "GET /v1/topics/{topic} or `millrace topic show` shows where each partition starts and ends";
 const SMALLER: &str = "send less at once";
 
 impl From<NameError> for ApiError {
@@ -262,9 +264,11 @@ impl From<ProduceError> for ApiError {
     fn from(error: ProduceError) -> Self {
         let text = error.to_string();
         match error {
-            ProduceError::UnknownTopic(_) => {
-                Self::unknown("unknown-topic", text, "POST /v1/topics creates it")
-            }
+            ProduceError::UnknownTopic(_) => Self::unknown(
+                "unknown-topic",
+                text,
+                "POST /v1/topics or `millrace topic create` makes it",
+            ),
             ProduceError::UnknownPartition { .. } => {
                 let hint = "leave the partition out, and the topic's partitioner chooses";
                 Self::unknown("unknown-partition", text, hint)
@@ -375,9 +379,11 @@ impl From<ProcessorError> for ApiError {
         let text = error.to_string();
         match error {
             ProcessorError::Unknown(_) => Self::unknown("unknown-processor", text, LIST_PROCESSORS),
-            ProcessorError::UnknownTopic(_) => {
-                Self::unknown("unknown-topic", text, "POST /v1/topics creates it")
-            }
+            ProcessorError::UnknownTopic(_) => Self::unknown(
+                "unknown-topic",
+                text,
+                "POST /v1/topics or `millrace topic create` makes it",
+            ),
             ProcessorError::UnknownModule(_) => Self::unknown("unknown-module", text, LIST_MODULES),
             ProcessorError::WrongInterface { .. } => wrong_interface(text),
             ProcessorError::NothingToRollBack(_) => {
@@ -401,7 +407,7 @@ impl From<ProcessorError> for ApiError {
 }
 
 fn wrong_interface(text: String) -> ApiError {
-    let hint = "GET /v1/modules shows what each module exports";
+    let hint = "GET /v1/modules or `millrace module list` shows what each module exports";
     ApiError::refused("wrong-interface", text, hint)
 }
 
@@ -413,13 +419,15 @@ impl From<DeadLetterError> for ApiError {
                 Self::unknown("unknown-processor", text, LIST_PROCESSORS)
             }
             DeadLetterError::NoSuchDeadLetter { .. } => {
-                let hint = "GET /v1/processors/{name}/dead-letters lists them";
+                let hint =
+                    "GET /v1/processors/{name}/dead-letters or `millrace dlq list` shows them";
                 Self::unknown("unknown-dead-letter", text, hint)
             }
             DeadLetterError::NotAnInput { .. } => {
                 let hint = "deploy a revision that reads the topic, then redrive";
                 Self::conflict("not-an-input", text, hint)
             }
+            DeadLetterError::Catalogue(_) => Self::internal(text),
             DeadLetterError::Fetch(error) => error.into(),
             DeadLetterError::Commit(error) => error.into(),
         }
