@@ -16,6 +16,7 @@ pub(super) enum Verb {
     /// List the dead letters of a processor
     #[command(after_help = "Example:\n  millrace dlq list classify --class quarry-blast")]
     List {
+        /// The processor's name
         processor: ProcessorName,
         /// Only those of this class
         #[arg(long)]
@@ -30,6 +31,7 @@ pub(super) enum Verb {
     /// Show a dead letter with all its evidence
     #[command(after_help = "Example:\n  millrace dlq show classify quakes.classify.dlq/0/17")]
     Show {
+        /// The processor's name
         processor: ProcessorName,
         /// As `dlq list` shows it: TOPIC/PARTITION/OFFSET
         dead_letter: Place,
@@ -39,6 +41,7 @@ pub(super) enum Verb {
         after_help = "Examples:\n  millrace dlq redrive classify --all\n  millrace dlq redrive classify quakes.classify.dlq/0/17"
     )]
     Redrive {
+        /// The processor's name
         processor: ProcessorName,
         /// All that were not sent again yet
         #[arg(
