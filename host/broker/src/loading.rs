@@ -219,6 +219,7 @@ impl Broker {
             partitioner: None,
             owner: Some(name.clone()),
             created_at: self.inner.clock.wall(),
+            settings: Default::default(),
         };
         self.inner.engine.create_topic(spec).await
     }

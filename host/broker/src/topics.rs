@@ -106,6 +106,7 @@ impl Broker {
             partitioner: topic.partitioner,
             owner: None,
             created_at: self.inner.clock.wall(),
+            settings: Default::default(),
         };
         Ok(self.inner.engine.create_topic(spec).await?)
     }

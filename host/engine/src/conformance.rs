@@ -160,6 +160,7 @@ fn spec(topic: &str, partitions: u32) -> TopicSpec {
         partitioner: None,
         owner: None,
         created_at: Timestamp(1_700_000_000_000),
+        settings: Default::default(),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::clock::Timestamp;
 use crate::digest::Digest;
 use crate::name::{ProcessorName, TopicName};
 use crate::offset::PartitionId;
+use crate::settings::TopicSettings;
 
 /// A topic's identity: given once, never reused, so a topic deleted and made again under its name is another one.
 #[derive(
@@ -67,6 +68,9 @@ pub struct TopicSpec {
     pub owner: Option<ProcessorName>,
     /// When it was made.
     pub created_at: Timestamp,
+    /// What may be changed later.
+    #[serde(default)]
+    pub settings: TopicSettings,
 }
 
 /// A topic that exists.

@@ -265,6 +265,7 @@ mod tests {
             partitioner: None,
             owner: None,
             created_at: Timestamp(1),
+            settings: Default::default(),
         });
         let partition = topic.await.unwrap().partition(PartitionId(0)).unwrap();
         let value = bytes::Bytes::from(vec![0; 1 << 20]);

@@ -305,6 +305,7 @@ async fn a_foreign_topic_of_the_dead_letter_name_is_not_taken_over() {
         partitioner: None,
         owner: None,
         created_at: Default::default(),
+        settings: Default::default(),
     };
     rig.engine().create_topic(foreign).await.unwrap();
     let module = marker(&rig, "a").await;

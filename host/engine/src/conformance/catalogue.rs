@@ -87,6 +87,7 @@ pub async fn topics_are_kept_as_asked_for_and_listed_by_name(engine: Arc<dyn Eng
         partitioner: Some(Digest([7; 32])),
         owner: Some(ProcessorName::parse("copier").expect("a valid name")),
         created_at: Timestamp(5),
+        settings: Default::default(),
         ..spec("orders.copier.dlq", 3)
     };
     let mut made = Vec::new();

@@ -196,6 +196,7 @@ mod tests {
             partitioner: None,
             owner: None,
             created_at: Timestamp(5),
+            settings: Default::default(),
         };
         let entry = |value| Operation::Entry {
             kind: EntryKind::Processor,

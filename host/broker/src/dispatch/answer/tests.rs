@@ -18,6 +18,7 @@ fn topics(default: bool) -> OutputTopics {
         partitioner: None,
         owner: None,
         created_at: Timestamp::default(),
+        settings: Default::default(),
     };
     let topics = ["out", "other"].map(|name| OutputTopic {
         topic: Topic {

@@ -22,6 +22,7 @@ fn input() -> Input {
             partitioner: None,
             owner: None,
             created_at: Timestamp::default(),
+            settings: Default::default(),
         },
     };
     Input {

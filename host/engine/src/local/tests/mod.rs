@@ -49,6 +49,7 @@ fn spec(name: &str, partitions: u32, durability: Durability) -> TopicSpec {
         partitioner: None,
         owner: None,
         created_at: Timestamp(1),
+        settings: Default::default(),
     }
 }
 
