@@ -48,9 +48,11 @@ pub(crate) fn metrics() -> Option<PrometheusHandle> {
 
 fn install() -> Option<PrometheusHandle> {
     let messages = Matcher::Full("millrace_batch_messages".to_owned());
+    let transactions = Matcher::Full("millrace_commit_group_transactions".to_owned());
     let builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
-        .and_then(|builder| builder.set_buckets_for_metric(messages, MESSAGES));
+        .and_then(|builder| builder.set_buckets_for_metric(messages, MESSAGES))
+        .and_then(|builder| builder.set_buckets_for_metric(transactions, MESSAGES));
     let handle = builder.and_then(PrometheusBuilder::install_recorder);
     match handle {
         Ok(handle) => {
@@ -69,7 +71,20 @@ fn describe() {
         "millrace_publish_seconds",
         "From a produce call to its acknowledgement"
     );
-    describe_histogram!("millrace_commit_seconds", "Commits of the engine");
+    describe_histogram!(
+        "millrace_commit_seconds",
+        "Commits of a processor's batches"
+    );
+    describe_histogram!(
+        "millrace_commit_group_transactions",
+        "Transactions in one frame of the journal"
+    );
+    describe_histogram!("millrace_journal_sync_seconds", "Syncs of the journal");
+    describe_counter!("millrace_checkpoints_total", "Checkpoints made");
+    describe_counter!(
+        "millrace_commit_stalls_total",
+        "Times that commits waited because memory was full of what is not in files yet"
+    );
     describe_histogram!(
         "millrace_batch_messages",
         "Messages in a batch given to a processor"
