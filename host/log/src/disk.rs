@@ -40,6 +40,13 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// The file system that a directory is on. It knows of what fails from now on, so it is asked for before anything is written.
     fn file_system(&self, dir: &Path) -> io::Result<Arc<dyn FileSystem>>;
+    /// Says that something kept beside this disk is about to change or just did: a simulated disk loses its power there, too.
+    ///
+    /// # Errors
+    /// Only simulated ones.
+    fn moment(&self, _what: &str) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A whole file system, for what is in more files than one would make durable singly.
