@@ -38,6 +38,9 @@ pub(super) enum Stop {
 pub(super) struct OrderBook {
     orders: Mutex<Orders>,
     changed: Condvar,
+    /// Whether the flusher has nothing to do. Changed under the lock of the orders.
+    #[cfg(test)]
+    idle: std::sync::atomic::AtomicBool,
 }
 
 impl OrderBook {
@@ -47,12 +50,24 @@ impl OrderBook {
         self.changed.notify_one();
     }
 
+    /// Whether everything asked for was done, and nothing will be done before more is asked for.
+    #[cfg(test)]
+    pub(super) fn are_done(&self) -> bool {
+        let orders = self.orders.lock();
+        let asked = orders.flush || orders.checkpoint || orders.stop.is_some();
+        !asked && self.idle.load(Ordering::Relaxed)
+    }
+
     /// Waits for orders, at most so long; takes them.
     fn take(&self, patience: Duration) -> Orders {
         let mut orders = self.orders.lock();
         if !orders.flush && !orders.checkpoint && orders.stop.is_none() {
+            #[cfg(test)]
+            self.idle.store(true, Ordering::Relaxed);
             self.changed.wait_for(&mut orders, patience);
         }
+        #[cfg(test)]
+        self.idle.store(false, Ordering::Relaxed);
         let stop = orders.stop;
         let taken = std::mem::take(&mut *orders);
         orders.stop = stop;

@@ -1,7 +1,6 @@
 //! Brings what is committed from memory into the partitions' files, and writes checkpoints of it. Used by recovery, and then by
 //! the flusher: always by one thread.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use millrace_log::partition::Unsynced;
 use millrace_model::{Offset, TopicId, TopicPartition};
 
 use super::checkpoint::{self, CheckpointStore, Step};
-use super::state::{Changes, Store};
+use super::state::{ByPartition, Changes, Store};
 use super::tail::Partition;
 
 /// Bytes taken from memory at once on the way into a file.
@@ -40,11 +39,11 @@ pub(super) struct Keeper {
     layout: Store,
     store: CheckpointStore,
     /// Partitions whose files went on since the last checkpoint.
-    changed: HashMap<TopicPartition, Arc<Partition>>,
+    changed: ByPartition<Arc<Partition>>,
     /// Those of them whose files are not synced.
-    unsynced: HashMap<TopicPartition, Arc<Partition>>,
+    unsynced: ByPartition<Arc<Partition>>,
     /// Those whose files are open to be written, and when they last were, counted.
-    open: HashMap<TopicPartition, (u64, Arc<Partition>)>,
+    open: ByPartition<(u64, Arc<Partition>)>,
     open_max: usize,
     flushes: u64,
     /// Files were closed before they were synced.
@@ -66,9 +65,9 @@ impl Keeper {
             file_system: layout.disk.file_system(&layout.topics_dir)?,
             layout,
             store,
-            changed: HashMap::new(),
-            unsynced: HashMap::new(),
-            open: HashMap::new(),
+            changed: ByPartition::default(),
+            unsynced: ByPartition::default(),
+            open: ByPartition::default(),
             open_max: disk::open_files_max(),
             flushes: 0,
             lost_sight: false,
@@ -163,7 +162,10 @@ impl Keeper {
             marks: &marks,
             swept_topics: &self.swept,
         };
-        match self.store.save(&step) {
+        self.layout.disk.moment("checkpoint begins")?;
+        let saved = self.store.save(&step);
+        self.layout.disk.moment("checkpoint is made")?;
+        match saved {
             Ok(()) => {}
             Err(error) if checkpoint::is_full(&error) => return Err(KeepError::Full),
             Err(error) => return Err(KeepError::Failed(format!("the checkpoint: {error}"))),
@@ -177,15 +179,29 @@ impl Keeper {
 
     /// Removes the files of topics that the checkpoint no longer has; what fails stays for the next time.
     pub(super) fn sweep(&mut self) {
-        for topic in std::mem::take(&mut self.removed) {
+        let removed = std::mem::take(&mut self.removed);
+        if removed.is_empty() {
+            return;
+        }
+        let (mut gone, mut failed) = (Vec::new(), Vec::new());
+        for topic in removed {
             let dir = self.layout.topic_dir(topic);
             self.layout.cache.forget_under(&dir);
             match self.layout.disk.remove_dir_all(&dir) {
-                Ok(()) => self.swept.push(topic),
+                Ok(()) => gone.push(topic),
                 Err(error) => {
                     tracing::warn!(%topic, %error, "files of a deleted topic could not be removed");
-                    self.removed.push(topic);
+                    failed.push(topic);
                 }
+            }
+        }
+        self.removed = failed;
+        // The checkpoint forgets these topics next: files that a power cut brought back would then stay for ever.
+        match self.layout.disk.sync_dir(&self.layout.topics_dir) {
+            Ok(()) => self.swept.extend(gone),
+            Err(error) => {
+                tracing::warn!(%error, "the removal of deleted topics' files could not be made durable");
+                self.removed.extend(gone);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! it durable, and applies it. Recovery applies the same operations. A group that could not be written leaves no trace.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -25,11 +26,15 @@ pub(super) struct Submission {
     pub(super) durability: Option<Durability>,
 }
 
+/// By partition, in an order that depends on nothing but what was put in: then the disk sees the same work in the same order
+/// again, which is what tests of it stand on. The engine gives the keys, so nobody can choose them to collide.
+pub(super) type ByPartition<T> = HashMap<TopicPartition, T, BuildHasherDefault<DefaultHasher>>;
+
 /// Everything but the messages, as committed; the messages are with their [`Partition`].
 pub(super) struct State {
     store: Store,
     topics: BTreeMap<TopicName, Topic>,
-    pub(super) partitions: HashMap<TopicPartition, Arc<Partition>>,
+    pub(super) partitions: ByPartition<Arc<Partition>>,
     groups: HashMap<TopicPartition, HashMap<Arc<str>, Group>>,
     entries: [BTreeMap<String, Bytes>; EntryKind::ALL.len()],
     next_topic: TopicId,
@@ -134,7 +139,7 @@ impl State {
         Self {
             store,
             topics: BTreeMap::new(),
-            partitions: HashMap::new(),
+            partitions: ByPartition::default(),
             groups: HashMap::new(),
             entries: std::array::from_fn(|_| BTreeMap::new()),
             next_topic,

@@ -46,10 +46,12 @@ impl World {
         if self.off {
             return Err(io::Error::other("the simulated machine is off"));
         }
+        let first_dir = path.parent().filter(|_| kind == OperationKind::CreateDir);
+        let root = self.image.root.as_deref().or(first_dir);
         let operation = Operation {
             number: self.operation_count,
             kind,
-            path: trace::below(self.image.root.as_deref(), path),
+            path: trace::below(root, path),
             at,
             length: length as u64,
         };

@@ -183,6 +183,26 @@ impl Image {
             .retain(|file, f| f.open > 0 || named.contains(file));
     }
 
+    /// Moves everything under `from` to `to`, for a copy to be opened elsewhere.
+    pub fn relocate(&mut self, from: &Path, to: &Path) {
+        let moved = |path: &Path| match path.strip_prefix(from) {
+            Ok(below) if below.as_os_str().is_empty() => to.to_owned(),
+            Ok(below) => to.join(below),
+            Err(_) => path.to_owned(),
+        };
+        for names in [&mut self.names, &mut self.durable_names] {
+            let old = std::mem::take(names);
+            names.extend(old.iter().map(|(path, node)| (moved(path), *node)));
+        }
+        for (_, change) in &mut self.pending_names {
+            match change {
+                NameChange::Set(path, _) | NameChange::Remove(path) => *path = moved(path),
+                NameChange::Rename(old, new, _) => (*old, *new) = (moved(old), moved(new)),
+            }
+        }
+        self.root = self.root.as_deref().map(moved);
+    }
+
     /// A number for what a start would find here if the power had been cut and everything pending were lost: equal images
     /// need not be recovered twice.
     #[must_use]

@@ -4,6 +4,7 @@ mod conformance;
 mod crashes;
 mod disk;
 mod examine;
+mod exhaustive;
 mod restart;
 mod speed;
 
