@@ -73,14 +73,14 @@ impl Dump {
         self.groups.get(&(partition, group)).map_or(0, |g| g.0)
     }
 
-    /// Whether the step, once acknowledged, must survive everything.
+    /// Whether the step, once acknowledged, must survive everything, and all before it. Modules are beside the journal.
     pub(super) fn is_durable(&self, step: &Step) -> bool {
         let durable = |topic: &str| self.topics[topic].spec.durability == Durability::Durable;
         match step {
             Step::Append(to, _) => to.iter().any(|(topic, _)| durable(topic)),
             Step::Work(_, _, (output, _)) => durable(output),
             Step::Entry(..) => true,
-            Step::Flush => false,
+            Step::Flush | Step::PutModule(_) | Step::DeleteModule(_) => false,
             _ => true,
         }
     }

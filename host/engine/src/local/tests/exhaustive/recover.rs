@@ -138,14 +138,18 @@ impl<'a> Worker<'a> {
 
     /// The state must be the one after some step: so nothing has a hole, is out of order, torn, or there twice.
     fn compare(&self, point: &Point, found: &Found, what: &str) {
-        let possible = &self.run.states[point.steps.clone()];
-        assert!(
-            possible.contains(&found.dump),
-            "{what}: steps {:?} are possible. At least: {:#?}\nfound: {:#?}",
-            point.steps,
-            possible[0],
-            found.dump
-        );
+        let states = &self.run.states;
+        if !states[point.steps.clone()].contains(&found.dump) {
+            let after = states.iter().position(|state| *state == found.dump);
+            panic!(
+                "{what}: after one of the steps {:?} was to be found, not after {after:?}. Steps: {:?}\nfound: {:?}\nat \
+                 least: {:?}",
+                point.steps,
+                self.run.script,
+                found.dump,
+                states[*point.steps.start()],
+            );
+        }
         assert!(
             point.modules.contains(&found.modules),
             "{what}: modules {:?}",

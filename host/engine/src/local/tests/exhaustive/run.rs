@@ -43,6 +43,7 @@ struct History {
 /// A script that was run.
 pub(super) struct Run {
     pub(super) name: &'static str,
+    pub(super) script: Vec<Step>,
     pub(super) dir: PathBuf,
     /// What is there after each step, from none on.
     pub(super) states: Vec<Dump>,
@@ -98,6 +99,7 @@ pub(super) fn run(name: &'static str, script: &[Step]) -> Run {
     history.points.push(end);
     Run {
         name,
+        script: script.to_vec(),
         dir: home.path().to_owned(),
         states,
         points: std::mem::take(&mut history.points),
