@@ -5,12 +5,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
 
 use crate::mapping;
 
@@ -108,18 +109,15 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        regular(OpenOptions::new().read(true).write(true), path)
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        let mut options = OpenOptions::new();
+        regular(
+            options.read(true).write(true).create(true).truncate(true),
+            path,
+        )
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -167,6 +165,29 @@ impl FileSystem for RealFileSystem {
     }
 }
 
+/// Opens a file that is one: what a link, a pipe or a device leads to is not ours, and a pipe would wait for its other end.
+fn regular(options: &mut OpenOptions, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let refused = || {
+        let what = format!("{} is not a regular file; move it away", path.display());
+        io::Error::other(what)
+    };
+    let file = match options.custom_flags(flags.bits() as i32).open(path) {
+        Err(error) if is_errno(&error, Errno::LOOP) || is_errno(&error, Errno::ISDIR) => {
+            return Err(refused());
+        }
+        file => file?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(refused());
+    }
+    Ok(Arc::new(RealFile(file)))
+}
+
+fn is_errno(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -212,7 +233,7 @@ impl DiskFile for RealFile {
                         at += count as u64;
                         IoSlice::advance_slices(&mut left, count);
                     }
-                    Err(rustix::io::Errno::INTR) => {}
+                    Err(Errno::INTR) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -229,10 +250,10 @@ impl DiskFile for RealFile {
         loop {
             match rustix::fs::fallocate(&self.0, flags, 0, length) {
                 Ok(()) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 // A file system without reservations: growing still gives the zeros, a full disk shows at the write.
-                Err(rustix::io::Errno::OPNOTSUPP) if grow => return self.0.set_len(length),
-                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+                Err(Errno::OPNOTSUPP) if grow => return self.0.set_len(length),
+                Err(Errno::OPNOTSUPP) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }

@@ -89,7 +89,7 @@ fn scan_unread(
     let mut numbers: Vec<u64> = disk
         .list(dir)?
         .iter()
-        .filter_map(|name| name.strip_suffix(SUFFIX)?.parse().ok())
+        .filter_map(|name| number_of(name))
         .collect();
     numbers.sort_unstable();
     Ok(JournalScan {
@@ -499,7 +499,17 @@ fn read_whole(disk: &dyn Disk, path: &Path) -> io::Result<Bytes> {
 }
 
 fn file_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:012}{SUFFIX}"))
+    dir.join(file_name(number))
+}
+
+fn file_name(number: u64) -> String {
+    format!("{number:012}{SUFFIX}")
+}
+
+/// The number of a file that is named as ours are; other names that hold a number are not ours.
+fn number_of(name: &str) -> Option<u64> {
+    let number = name.strip_suffix(SUFFIX)?.parse().ok()?;
+    (file_name(number) == name).then_some(number)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub(super) struct World {
     pub(super) off: bool,
     pub(super) capacity_bytes: Option<u64>,
     pub(super) faults: Vec<Fault>,
+    pub(super) fault_met: bool,
     pub(super) trace: Trace,
     pub(super) watcher: Option<Watcher>,
 }
@@ -60,6 +61,7 @@ impl World {
         }
         self.trace.note(&operation);
         let effect = faults::meet(&mut self.faults, &operation);
+        self.fault_met |= effect.is_some();
         match effect.as_ref().and_then(Effect::error) {
             Some(error) => Err(error),
             None => Ok(effect),

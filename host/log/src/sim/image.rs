@@ -116,11 +116,11 @@ impl Image {
         self.files.values().map(SimFile::room).sum()
     }
 
-    /// Changes that a power cut may take back.
+    /// Whether a power cut would take nothing back.
     #[must_use]
-    pub fn pending_count(&self) -> usize {
-        let writes: usize = self.files.values().map(|file| file.unsynced.len()).sum();
-        writes + self.pending_names.len()
+    pub fn is_settled(&self) -> bool {
+        let settled = |file: &SimFile| file.unsynced.is_empty() && file.now == file.durable;
+        self.pending_names.is_empty() && self.files.values().all(settled)
     }
 
     pub(super) fn change_name(&mut self, number: u64, change: NameChange) {
@@ -181,6 +181,12 @@ impl Image {
         let named: std::collections::HashSet<u64> = named.collect();
         self.files
             .retain(|file, f| f.open > 0 || named.contains(file));
+    }
+
+    /// Nobody has a file open any more.
+    pub fn close_all(&mut self) {
+        self.files.values_mut().for_each(|file| file.open = 0);
+        self.drop_unnamed();
     }
 
     /// Moves everything under `from` to `to`, for a copy to be opened elsewhere.

@@ -126,6 +126,12 @@ impl SimDisk {
         self.world.lock().faults.push(fault);
     }
 
+    /// Whether a fault has met an operation, since the disk was made.
+    #[must_use]
+    pub fn is_fault_met(&self) -> bool {
+        self.world.lock().fault_met
+    }
+
     /// Nothing goes wrong any more.
     pub fn heal(&self) {
         self.world.lock().faults.clear();

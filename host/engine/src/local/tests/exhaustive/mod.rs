@@ -8,6 +8,7 @@
 //! ```
 //! `docs/reliability.md` says what is covered, what not, and how to run it for longer.
 
+mod faults;
 mod model;
 mod recover;
 mod run;
@@ -35,11 +36,11 @@ fn exhaustive_crash_points_lose_nothing_that_was_acknowledged() {
     let began_at = std::time::Instant::now();
     let mut total = Tally::default();
     for (name, script) in scripts::all() {
-        total += explore(&run(name, &script), RANDOM_LOSSES * effort());
+        total += explore(&run(name, &script, &[]), RANDOM_LOSSES * effort());
     }
     for seed in 0..RANDOM_SCRIPTS * effort() {
         let script = scripts::random(seed);
-        total += explore(&run("a random script", &script), RANDOM_LOSSES);
+        total += explore(&run("a random script", &script, &[]), RANDOM_LOSSES);
     }
     println!("in all: {total}, {} s", began_at.elapsed().as_secs());
     assert!(total.recoveries() >= 10_000, "{total}");
@@ -49,7 +50,7 @@ fn exhaustive_crash_points_lose_nothing_that_was_acknowledged() {
 fn exhaustive_scripts_leave_the_same_trace_every_time() {
     let scripts = scripts::all().into_iter();
     for (name, script) in scripts.chain([("random", scripts::random(1))]) {
-        let [first, second] = [run(name, &script), run(name, &script)];
+        let [first, second] = [run(name, &script, &[]), run(name, &script, &[])];
         assert_eq!(first.trace_hash, second.trace_hash, "{name}");
         assert_eq!(first.points.len(), second.points.len());
     }

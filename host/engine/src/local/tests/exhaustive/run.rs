@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use millrace_log::sim::{Image, Loss, Operation};
+use millrace_log::sim::{Fault, Image, Loss, Operation};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -69,28 +69,20 @@ pub(super) fn options() -> LocalOptions {
     }
 }
 
-pub(super) fn run(name: &'static str, script: &[Step]) -> Run {
+/// Runs the script whole, on a disk with these faults, of which nobody may notice anything.
+pub(super) fn run(name: &'static str, script: &[Step], faults: &[Fault]) -> Run {
     let home = directory();
     let disk = SimDisk::default();
+    for fault in faults {
+        disk.inject(fault.clone());
+    }
     let history = Arc::new(Mutex::new(History::default()));
     keep_points(&disk, home.path(), &history);
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_all().build().expect("a runtime");
-    let mut runner = Runner {
-        engine: Some(open(&runtime, &disk, home.path())),
-        runtime,
-        disk: disk.clone(),
-        dir: home.path().to_owned(),
-        history: Arc::clone(&history),
-        leases: Vec::new(),
-    };
-    let mut states = vec![Dump::default()];
-    let mut next_topic = 1;
+    let mut runner = Runner::new(&disk, home.path(), &history);
+    let states = states(script);
     for (number, step) in script.iter().enumerate() {
-        let before = &states[number];
-        let after = before.after(number as u64 + 1, step, &mut next_topic);
-        runner.step(number + 1, step, before);
-        states.push(after);
+        let done = runner.step(number + 1, step, &states[number]);
+        done.unwrap_or_else(|error| panic!("{name}, step {number}, {step:?}: {error}"));
     }
     disk.watch(None);
     let trace_hash = disk.trace_hash();
@@ -105,6 +97,17 @@ pub(super) fn run(name: &'static str, script: &[Step]) -> Run {
         points: std::mem::take(&mut history.points),
         trace_hash,
     }
+}
+
+/// What is there after each step, from none on.
+fn states(script: &[Step]) -> Vec<Dump> {
+    let mut states = vec![Dump::default()];
+    let mut next_topic = 1;
+    for (number, step) in script.iter().enumerate() {
+        let after = states[number].after(number as u64 + 1, step, &mut next_topic);
+        states.push(after);
+    }
+    states
 }
 
 fn keep_points(disk: &SimDisk, dir: &Path, history: &Arc<Mutex<History>>) {
@@ -148,26 +151,15 @@ pub(super) fn read_checkpoint(dir: &Path, last: Option<Arc<Vec<u8>>>) -> Option<
     )
 }
 
-fn open(runtime: &Runtime, disk: &SimDisk, dir: &Path) -> Arc<LocalEngine> {
-    let clock = Arc::new(SystemClock::new());
-    let opened = LocalEngine::open_on(Arc::new(disk.clone()), dir, options(), clock);
-    let engine = runtime.block_on(opened).expect("it opens");
-    settle(&engine);
-    engine
-}
-
 /// Waits until the flusher has nothing to do.
 fn settle(engine: &LocalEngine) {
     for _ in 0..200_000 {
-        if engine.shared.orders.are_done() {
+        if engine.shared.orders.are_done() || engine.shared.poisoned().is_some() {
             return;
         }
         std::thread::sleep(Duration::from_micros(50));
     }
-    panic!(
-        "the flusher does not come to rest: {:?}",
-        engine.shared.poisoned()
-    );
+    panic!("the flusher does not come to rest");
 }
 
 struct Runner {
@@ -180,7 +172,34 @@ struct Runner {
 }
 
 impl Runner {
-    fn step(&mut self, number: usize, step: &Step, before: &Dump) {
+    fn new(disk: &SimDisk, dir: &Path, history: &Arc<Mutex<History>>) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        Self {
+            engine: None,
+            runtime: { runtime }.enable_all().build().expect("a runtime"),
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            history: Arc::clone(history),
+            leases: Vec::new(),
+        }
+    }
+
+    /// The engine; opened if it is not.
+    fn engine(&mut self) -> Result<Arc<LocalEngine>, String> {
+        if let Some(engine) = &self.engine {
+            return Ok(Arc::clone(engine));
+        }
+        let clock = Arc::new(SystemClock::new());
+        let on = Arc::new(self.disk.clone());
+        let opened = LocalEngine::open_on(on, &self.dir, options(), clock);
+        let engine = self.runtime.block_on(opened).map_err(text)?;
+        settle(&engine);
+        self.engine = Some(Arc::clone(&engine));
+        Ok(engine)
+    }
+
+    /// Takes one step and waits for all that follows from it.
+    fn step(&mut self, number: usize, step: &Step, before: &Dump) -> Result<(), String> {
         {
             let mut history = self.history.lock();
             history.attempted = number;
@@ -190,50 +209,47 @@ impl Runner {
                 _ => {}
             }
         }
-        self.work(number as u64, step, before);
-        if let Some(engine) = &self.engine {
-            settle(engine);
-        }
+        self.work(number as u64, step, before)?;
+        let engine = self.engine()?;
+        settle(&engine);
         let mut history = self.history.lock();
         history.modules[0] = history.modules[1].clone();
-        if before.is_durable(step) {
+        if before.is_durable(step) && engine.shared.poisoned().is_none() {
             history.durable = number;
         }
+        Ok(())
     }
 
-    fn work(&mut self, number: u64, step: &Step, before: &Dump) {
-        let engine = Arc::clone(self.engine.as_ref().expect("open"));
+    fn work(&mut self, number: u64, step: &Step, before: &Dump) -> Result<(), String> {
+        let engine = self.engine()?;
+        let runtime = &self.runtime;
         let commit = |transaction| {
-            self.runtime
-                .block_on(engine.commit(transaction))
-                .expect("it commits");
+            let committed = runtime.block_on(engine.commit(transaction));
+            committed.map(drop).map_err(text)
         };
         match step {
             Step::Create(name, partitions, durability) => {
                 let made = engine.create_topic(spec(name, *partitions, *durability));
-                self.runtime.block_on(made).expect("it is made");
+                runtime.block_on(made).map(drop).map_err(text)
             }
             Step::Delete(name) => {
                 let name = &before.topic(name).spec.name;
-                self.runtime
-                    .block_on(engine.delete_topic(name))
-                    .expect("it is deleted");
+                let deleted = runtime.block_on(engine.delete_topic(name));
+                deleted.map(drop).map_err(text)
             }
             Step::Append(to, bytes) => {
                 let value = value(number, *bytes);
                 let appends = to.iter().map(|to| append(before.at(*to), &value));
-                commit(Transaction::produce(appends.collect()));
+                commit(Transaction::produce(appends.collect()))
             }
             Step::Claim(group, topic, partition) => {
                 let at = before.at((topic, *partition));
-                let lease = self
-                    .runtime
-                    .block_on(engine.claim(group, at))
-                    .expect("claimed");
+                let lease = runtime.block_on(engine.claim(group, at)).map_err(text)?;
                 assert_eq!(lease.epoch, before.epoch(group, at) + 1);
                 self.leases
                     .retain(|l| l.group != lease.group || l.partition != at);
                 self.leases.push(lease);
+                Ok(())
             }
             Step::Work(group, input, output) => {
                 let at = before.at(*input);
@@ -241,7 +257,7 @@ impl Runner {
                     .leases
                     .iter()
                     .find(|l| *l.group == **group && l.partition == at);
-                commit(work(number, lease.expect("a claim"), before.at(*output)));
+                commit(work(number, lease.expect("a claim"), before.at(*output)))
             }
             Step::Entry(kind, key, bytes) => commit(Transaction {
                 entries: vec![EntryWrite {
@@ -254,26 +270,92 @@ impl Runner {
             }),
             Step::PutModule(n) => {
                 let put = engine.put_module(digest(*n), module(*n));
-                self.runtime.block_on(put).expect("it is kept");
+                runtime.block_on(put).map_err(text)
             }
             Step::DeleteModule(n) => {
                 let deleted = engine.delete_module(digest(*n));
-                self.runtime.block_on(deleted).expect("it is forgotten");
+                runtime.block_on(deleted).map_err(text)
             }
-            Step::Flush => engine.shared.orders.ask(|orders| orders.flush = true),
-            Step::Checkpoint => engine.shared.orders.ask(|orders| orders.checkpoint = true),
+            Step::Flush => {
+                engine.shared.orders.ask(|orders| orders.flush = true);
+                Ok(())
+            }
+            Step::Checkpoint => {
+                engine.shared.orders.ask(|orders| orders.checkpoint = true);
+                Ok(())
+            }
             Step::Restart => {
                 self.engine = None;
                 drop(engine);
-                self.engine = Some(open(&self.runtime, &self.disk, &self.dir));
+                self.engine().map(drop)
             }
             Step::Reopen => {
                 self.engine = None;
-                self.runtime.block_on(engine.close());
+                runtime.block_on(engine.close());
                 drop(engine);
-                self.engine = Some(open(&self.runtime, &self.disk, &self.dir));
+                self.engine().map(drop)
             }
         }
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// What became of a script on a disk that fails.
+pub(super) struct Ended {
+    /// The run, with one point: as it ended.
+    pub(super) run: Run,
+    pub(super) disk: SimDisk,
+    /// The step that failed, and how it did.
+    pub(super) failed: Option<(usize, String)>,
+    /// The directory, with the database.
+    pub(super) home: TempDir,
+}
+
+/// Runs the script until a step fails for good. A full disk is no end: there is room again, and the step is tried again.
+pub(super) fn run_until_failure(script: &[Step], fault: Fault) -> Ended {
+    let home = directory();
+    let disk = SimDisk::default();
+    disk.inject(fault);
+    let history = Arc::new(Mutex::new(History::default()));
+    let mut runner = Runner::new(&disk, home.path(), &history);
+    let states = states(script);
+    let mut failed = None;
+    for (number, step) in script.iter().enumerate() {
+        let mut done = runner.step(number + 1, step, &states[number]);
+        for _ in 0..40 {
+            let full = done.as_ref().is_err_and(|error| error.contains("is full"));
+            if !full {
+                break;
+            }
+            disk.heal();
+            std::thread::sleep(Duration::from_millis(25));
+            done = runner.step(number + 1, step, &states[number]);
+        }
+        if let Err(error) = done {
+            failed = Some((number + 1, error));
+            break;
+        }
+    }
+    drop(runner);
+    let point = history
+        .lock()
+        .point(disk.image(), home.path(), "the end".into());
+    let run = Run {
+        name: "on a failing disk",
+        script: script.to_vec(),
+        dir: home.path().to_owned(),
+        states,
+        points: vec![point],
+        trace_hash: disk.trace_hash(),
+    };
+    Ended {
+        run,
+        disk,
+        failed,
+        home,
     }
 }
 
@@ -297,6 +379,14 @@ fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
 }
 
 impl Point {
+    /// The point in a directory of its own, nothing lost: the process ended, the machine did not.
+    pub(super) fn moved(&self, from: &Path, to: &Path) -> Self {
+        let mut moved = self.clone();
+        moved.image.relocate(from, to);
+        moved.image.close_all();
+        moved
+    }
+
     /// Puts the point on a disk and in a directory of its own, after the loss; a number that is the same for the same.
     pub(super) fn lose(&self, loss: Loss, from: &Path, to: &Path) -> (Self, u64) {
         let mut lost = self.clone();

@@ -155,6 +155,30 @@ fn restarts() -> Vec<Step> {
     script
 }
 
+/// A little of everything, to be run once for each of its operations.
+pub(super) fn faulty() -> Vec<Step> {
+    vec![
+        Step::Create("d", 2, Durable),
+        Step::Create("o", 1, Os),
+        Step::PutModule(1),
+        Step::Append(vec![("d", 0), ("o", 0)], 2_500),
+        Step::Claim(GROUPS[0], "d", 0),
+        Step::Flush,
+        to("o", 0, 2_000),
+        Step::Work(GROUPS[0], ("d", 0), ("d", 1)),
+        Step::Checkpoint,
+        to("o", 0, 2_500),
+        to("d", 1, 10),
+        to("o", 0, 9_000),
+        Step::Delete("o"),
+        Step::Entry(EntryKind::Processor, "p", Some(5)),
+        Step::Restart,
+        to("d", 0, 10),
+        Step::Reopen,
+        to("d", 0, 10),
+    ]
+}
+
 /// A script by seed: any steps that make sense, in any order.
 pub(super) fn random(seed: u64) -> Vec<Step> {
     let mut random = Rng::with_seed(seed);
