@@ -506,6 +506,12 @@ fn file_name(number: u64) -> String {
     format!("{number:012}{SUFFIX}")
 }
 
+/// Whether a file of that name is the journal's.
+#[must_use]
+pub fn is_file_name(name: &str) -> bool {
+    number_of(name).is_some()
+}
+
 /// The number of a file that is named as ours are; other names that hold a number are not ours.
 fn number_of(name: &str) -> Option<u64> {
     let number = name.strip_suffix(SUFFIX)?.parse().ok()?;

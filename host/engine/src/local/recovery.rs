@@ -48,6 +48,9 @@ pub(super) fn recover(
     disk.sync_dir(dir).map_err(failed_io)?;
     let mut checkpoints = CheckpointStore::open(&dir.join("checkpoint.sqlite"))?;
     let checkpoint = checkpoints.load()?;
+    if checkpoint.journal_file == 0 {
+        refuse_without_checkpoint(&*disk, dir, [&journal_dir, &topics_dir])?;
+    }
     // The whole journal is checked before anything is changed.
     let scan = journal::scan(
         Arc::clone(&disk),
@@ -89,6 +92,31 @@ pub(super) fn recover(
         journal,
         keeper,
         modules,
+    })
+}
+
+/// Before the first checkpoint there is neither a journal nor a topic. So what is there belongs to a checkpoint that is lost, and
+/// would be overwritten.
+fn refuse_without_checkpoint(
+    disk: &dyn Disk,
+    dir: &Path,
+    [journal, topics]: [&Path; 2],
+) -> Result<(), OpenError> {
+    let list = |dir_listed| {
+        disk.list(dir_listed)
+            .map_err(|error| describe(dir, error.into()))
+    };
+    let in_use = list(journal)?
+        .iter()
+        .any(|name| journal::is_file_name(name))
+        || list(topics)?.iter().any(|name| name.parse::<u64>().is_ok());
+    if !in_use {
+        return Ok(());
+    }
+    Err(OpenError::Checkpoint {
+        path: dir.join("checkpoint.sqlite"),
+        reason: "it is missing or empty, though there are a journal or messages beside it"
+            .to_owned(),
     })
 }
 

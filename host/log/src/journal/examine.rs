@@ -81,8 +81,7 @@ pub fn examine(dir: &Path, first_file: u64, after_sequence: u64) -> io::Result<J
 }
 
 fn is_ours(name: &str) -> bool {
-    let number = name.strip_suffix(SUFFIX);
-    number.is_some_and(|number| number.parse::<u64>().is_ok())
+    super::is_file_name(name)
 }
 
 /// Whether a file that begins so is the journal's.

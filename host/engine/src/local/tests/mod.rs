@@ -2,6 +2,7 @@
 
 mod conformance;
 mod crashes;
+mod damage;
 mod disk;
 mod examine;
 mod exhaustive;
