@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use millrace_log::journal::{self, JournalScan};
-use millrace_log::sim::SimDisk;
 use millrace_log::partition::{Listing, Location};
+use millrace_log::sim::SimDisk;
 use millrace_log::{Disk, FrameBuffer, Journal, JournalError, Mark, PartitionFiles, SegmentError};
 use millrace_model::{BatchBuilder, Message, Offset, RecordBatch};
 

@@ -39,12 +39,7 @@ impl OperationKind {
     pub fn changes_disk(self) -> bool {
         !matches!(
             self,
-            Self::Open
-                | Self::List
-                | Self::Read
-                | Self::FileSystem
-                | Self::Length
-                | Self::Map
+            Self::Open | Self::List | Self::Read | Self::FileSystem | Self::Length | Self::Map
         )
     }
 

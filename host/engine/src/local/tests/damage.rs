@@ -64,7 +64,7 @@ impl Filled {
     }
 
     fn segments(&self) -> Vec<PathBuf> {
-        let dir = self.path(&format!("topics/{}/1", self.orders.topic));
+        let dir = self.path(&format!("topics/{}", self.orders.topic));
         let mut paths: Vec<PathBuf> = fs::read_dir(dir)
             .unwrap()
             .map(|e| e.unwrap().path())
@@ -363,15 +363,15 @@ async fn what_is_no_file_where_a_file_should_be_is_named_and_waited_for_by_nobod
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_stray_files_change_nothing_and_are_left_alone() {
     let filled = Filled::new().await;
-    let partition = format!("topics/{}/1", filled.orders.topic);
+    let topic = format!("topics/{}", filled.orders.topic);
     let mut strays = Vec::new();
-    for place in ["journal", "topics", "modules", &partition] {
+    for place in ["journal", "topics", "modules", &topic] {
         for number in 0..2_500 {
             strays.push(filled.path(&format!("{place}/stray {number}")));
         }
         for name in [
             "99999999999999999999.segment",
-            "7.segment",
+            "1-7.segment",
             "7.journal",
             "x.wasm",
             ".hidden",

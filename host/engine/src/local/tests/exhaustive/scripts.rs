@@ -10,6 +10,7 @@ use millrace_model::Durability::{Durable, Os};
 pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
     vec![
         ("append to many partitions, durable and not", append()),
+        ("more partitions than are synced singly", wide()),
         ("segments roll", roll()),
         ("topics come and go", topics()),
         ("progress with outputs", progress()),
@@ -40,6 +41,21 @@ fn append() -> Vec<Step> {
     script.push(Step::Checkpoint);
     script.push(to("o", 0, 10));
     script
+}
+
+fn wide() -> Vec<Step> {
+    let all: Vec<_> = (0..30).map(|n| ("w", n)).collect();
+    vec![
+        Step::Create("w", 30, Os),
+        Step::Append(all.clone(), 60),
+        Step::Checkpoint,
+        Step::Append(all[..26].to_vec(), 300),
+        Step::Flush,
+        Step::Append(all[2..].to_vec(), 10),
+        Step::Checkpoint,
+        to("w", 29, 10),
+        Step::Checkpoint,
+    ]
 }
 
 fn roll() -> Vec<Step> {
