@@ -12,7 +12,7 @@ pub(super) struct DirLock(#[expect(dead_code, reason = "held, never read")] File
 
 /// Takes the directory, making it if it does not exist.
 pub(super) fn lock(dir: &Path) -> Result<DirLock, OpenError> {
-    let failed = |error: std::io::Error| OpenError::Io {
+    let failed = |error: io::Error| OpenError::Io {
         dir: dir.to_owned(),
         reason: error.to_string(),
     };

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -157,14 +158,17 @@ impl SimDisk {
     }
 
     fn handle(&self, world: &mut World, file: u64, path: &Path) -> Arc<dyn DiskFile> {
+        let mut failures_seen = 0;
         if let Some(file) = world.image.files.get_mut(&file) {
             file.open += 1;
+            failures_seen = file.failed_syncs;
         }
         Arc::new(SimHandle {
             world: Arc::clone(&self.world),
             file,
             life: world.life,
             path: path.to_owned(),
+            failures_seen: AtomicU32::new(failures_seen),
         })
     }
 }
@@ -276,8 +280,9 @@ impl FileSystem for SimDisk {
         let image = &mut self.world.lock().image;
         match effect {
             Some(Effect::DropPages) => {
-                let files = image.files.values_mut();
-                files.for_each(|file| file.unsynced.clear());
+                let dirty = image.files.values_mut();
+                let dirty = dirty.filter(|file| !file.unsynced.is_empty());
+                dirty.for_each(SimFile::drop_pages);
                 return Err(io::Error::other("simulated failure of a sync"));
             }
             Some(Effect::Lie) => {}
@@ -292,6 +297,7 @@ struct SimHandle {
     file: u64,
     life: u64,
     path: PathBuf,
+    failures_seen: AtomicU32,
 }
 
 impl SimHandle {
@@ -372,13 +378,15 @@ impl DiskFile for SimHandle {
         let effect = self.step(OperationKind::Sync, 0, 0)?;
         let world = &mut *self.world.lock();
         let file = world.file(self)?;
-        match effect {
-            Some(Effect::DropPages) => {
-                file.unsynced.clear();
-                return Err(io::Error::other("simulated failure of a sync"));
-            }
-            Some(Effect::Lie) => {}
-            _ => file.sync(),
+        if matches!(effect, Some(Effect::DropPages)) {
+            file.drop_pages();
+        }
+        let failures = file.failed_syncs;
+        if self.failures_seen.swap(failures, Ordering::Relaxed) < failures {
+            return Err(io::Error::other("simulated failure of a sync"));
+        }
+        if !matches!(effect, Some(Effect::Lie)) {
+            file.sync();
         }
         Ok(())
     }

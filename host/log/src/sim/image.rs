@@ -33,6 +33,8 @@ pub(super) struct SimFile {
     /// Each with the number of its operation.
     pub(super) unsynced: Vec<(u64, Change)>,
     pub(super) reserved: u64,
+    /// Each handle that was open then is told once.
+    pub(super) failed_syncs: u32,
     /// Handles; a file without a name lives as long as somebody has it open.
     pub(super) open: usize,
 }
@@ -97,6 +99,12 @@ impl SimFile {
         for (_, change) in self.unsynced.drain(..) {
             Self::apply(&mut self.durable, &change);
         }
+    }
+
+    /// A sync fails: what it was to write is gone, and still read.
+    pub(super) fn drop_pages(&mut self) {
+        self.unsynced.clear();
+        self.failed_syncs += 1;
     }
 
     pub(super) fn room(&self) -> u64 {

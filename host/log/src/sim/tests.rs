@@ -130,11 +130,16 @@ fn a_rename_is_atomic_in_every_loss() {
 #[test]
 fn a_failed_sync_drops_what_reads_still_show_and_the_next_one_succeeds() {
     let (disk, made) = disk_with("f", 1);
+    let other = disk.open(&file("f")).unwrap();
     made.write_all_at(b"x", 0).unwrap();
     disk.fail_syncs(1);
     assert!(made.sync_data().is_err());
     assert_eq!(left(&disk, "f"), b"x");
     made.sync_data().unwrap();
+    // As Linux does it: everybody who had it open is told, once.
+    assert!(other.sync_data().is_err());
+    other.sync_data().unwrap();
+    disk.open(&file("f")).unwrap().sync_data().unwrap();
     assert_eq!(left(&after(&disk, Loss::NAMED[0]), "f"), b"\0");
 }
 

@@ -38,13 +38,14 @@ pub(super) enum Step {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Dump {
     topics: BTreeMap<String, Topic>,
-    /// First offset, and each message's offset, number and length.
-    logs: BTreeMap<TopicPartition, (Offset, Vec<(Offset, u64, usize)>)>,
+    logs: BTreeMap<TopicPartition, Log>,
     /// Epoch and progress.
     groups: BTreeMap<(TopicPartition, &'static str), (u64, Option<u64>)>,
     entries: BTreeMap<(EntryKind, String), usize>,
 }
 
+/// The first offset that is kept, and each message's offset, number and length.
+type Log = (Offset, Vec<(Offset, u64, usize)>);
 pub(super) type Modules = BTreeMap<u8, Bytes>;
 
 /// A message that says which step it is of.

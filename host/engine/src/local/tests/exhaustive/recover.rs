@@ -254,7 +254,7 @@ impl<'a> Worker<'a> {
         });
         disk.cut_power();
         disk.restore_power_after(Loss::NAMED[1]);
-        let recovered = recover(Arc::new(disk.clone()), self.home.path(), &options());
+        let recovered = recover(Arc::new(disk), self.home.path(), &options());
         let recovered = recovered.unwrap_or_else(|error| panic!("{what}, then went on: {error}"));
         let dump = Dump::of(&recovered).without(&name);
         assert_eq!(dump, found.dump, "{what}, then went on");
