@@ -61,6 +61,13 @@ impl From<CommitError> for Trouble {
             CommitError::Fenced { .. } | CommitError::Poisoned(_) | CommitError::Closed => {
                 Self::Stop(error.to_string())
             }
+            // What a worker commits is neither numbered nor marked: its lease and its progress make it take effect once.
+            CommitError::OutOfOrderSequence { .. }
+            | CommitError::ProducerFenced { .. }
+            | CommitError::UnknownProducer(_)
+            | CommitError::PartlyRepeated { .. }
+            | CommitError::ProducerName { .. }
+            | CommitError::RequestReused => Self::Stop(error.to_string()),
         }
     }
 }
@@ -346,6 +353,7 @@ impl Worker {
             }),
             entries: Vec::new(),
             durability: Some(self.input.topic.spec.durability),
+            request: None,
         };
         let before = self.context.clock.monotonic();
         self.context.engine.commit(transaction).await?;

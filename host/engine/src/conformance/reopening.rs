@@ -74,6 +74,7 @@ async fn fill(engine: &dyn Engine) {
                 .map(|kind| entry(kind, group, Some("…")))
                 .to_vec(),
             durability: None,
+            request: None,
         };
         engine.commit(transaction).await.expect("committed");
     }

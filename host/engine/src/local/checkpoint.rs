@@ -1,11 +1,13 @@
 //! The checkpoint: everything but the messages as of one sequence of the journal, in SQLite; and how far each partition's
 //! files reach. Written in one SQL transaction, never on the way of a commit.
 
+mod idempotence;
+
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use millrace_log::Mark;
-use millrace_model::{Offset, PartitionId, Topic, TopicId, TopicPartition};
+use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicId, TopicPartition};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
 };
@@ -16,8 +18,9 @@ use super::codec::topic_json;
 use super::options::OpenError;
 use super::state::Changes;
 use crate::contract::EntryKind;
+use crate::idempotence::Idempotence;
 
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -56,6 +59,7 @@ pub(super) struct Checkpoint {
     pub(super) marks: Vec<(TopicPartition, Mark)>,
     pub(super) groups: Vec<(TopicPartition, String, u64, Option<Bytes>)>,
     pub(super) entries: Vec<(EntryKind, String, Bytes)>,
+    pub(super) idempotence: Idempotence,
 }
 
 /// What changes a checkpoint into the next one.
@@ -93,6 +97,8 @@ impl CheckpointStore {
                 return Err(sqlx::Error::Protocol(format!("it is damaged: {found}")));
             }
             sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
+            let more = sqlx::raw_sql(idempotence::SCHEMA);
+            more.execute(&mut connection).await?;
             Ok(connection)
         })?;
         Ok(Self {
@@ -165,6 +171,11 @@ async fn load(connection: &mut SqliteConnection) -> Result<Checkpoint, sqlx::Err
             "sequence" => loaded.sequence = value,
             "journal_file" => loaded.journal_file = value,
             "next_topic" => loaded.next_topic = TopicId(value),
+            "next_producer" => {
+                let next = i64::try_from(value).map_err(|_| malformed("number"))?;
+                loaded.idempotence.producers.set_next_id(next);
+            }
+            "moment" => loaded.idempotence.apply_moment(Timestamp(value)),
             _ => {}
         }
     }
@@ -202,6 +213,7 @@ async fn load(connection: &mut SqliteConnection) -> Result<Checkpoint, sqlx::Err
         let value: Vec<u8> = row.try_get(2)?;
         loaded.entries.push((kind, row.try_get(1)?, value.into()));
     }
+    idempotence::load(connection, &mut loaded.idempotence).await?;
     Ok(loaded)
 }
 
@@ -213,11 +225,14 @@ async fn save(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), 
         ("sequence", step.sequence),
         ("journal_file", step.journal_file),
         ("next_topic", step.changes.next_topic.0),
+        ("next_producer", step.changes.producers.next_id as u64),
+        ("moment", step.changes.moment.0),
     ] {
         let put = sqlx::query("INSERT OR REPLACE INTO meta VALUES (?, ?)");
         put.bind(key).bind(value as i64).execute(&mut *on).await?;
     }
     save_changes(on, step.changes).await?;
+    idempotence::save(on, step.changes).await?;
     for (id, mark) in step.marks {
         sqlx::query("INSERT OR REPLACE INTO partitions VALUES (?, ?, ?, ?, ?, ?)")
             .bind(id.topic.0 as i64)
@@ -278,6 +293,8 @@ async fn remove_topic(on: &mut SqliteConnection, topic: TopicId) -> Result<(), s
         "DELETE FROM topics WHERE id = ?",
         "DELETE FROM partitions WHERE topic = ?",
         "DELETE FROM groups WHERE topic = ?",
+        "DELETE FROM producers WHERE topic = ?",
+        "DELETE FROM requests WHERE topic = ?",
         "INSERT OR REPLACE INTO removed_topics VALUES (?)",
     ] {
         let removal = sqlx::query(removal).bind(topic.0 as i64);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use millrace_log::{FrameBuffer, Journal, disk};
-use millrace_model::{Topic, TopicId, TopicName, TopicPartition, TopicSpec};
+use millrace_model::{ProducerId, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::codec::{self, OPERATION_OVERHEAD_BYTES};
@@ -40,15 +40,22 @@ pub(super) enum Request {
         name: TopicName,
         answer: Answer<TopicId, TopicError>,
     },
+    InitProducer {
+        name: Option<Arc<str>>,
+        answer: Answer<ProducerId, CommitError>,
+    },
     Stop,
 }
 
 pub(super) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
 impl Request {
-    /// Topics come and go alone: nothing else is decided on a set of topics that may not come true.
+    /// Topics come and go alone: nothing else is decided on a set of topics that may not come true. So do producers.
     fn stands_alone(&self) -> bool {
-        matches!(self, Self::CreateTopic { .. } | Self::DeleteTopic { .. })
+        matches!(
+            self,
+            Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. }
+        )
     }
 
     fn byte_count(&self) -> usize {
@@ -56,7 +63,10 @@ impl Request {
             Self::Commit { bytes, .. } => *bytes,
             Self::Claim { group, .. } => group.len() + OPERATION_OVERHEAD_BYTES,
             // A name and a few numbers, alone in its group.
-            Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::Stop => 0,
+            Self::CreateTopic { .. }
+            | Self::DeleteTopic { .. }
+            | Self::InitProducer { .. }
+            | Self::Stop => 0,
         }
     }
 
@@ -67,6 +77,7 @@ impl Request {
             Self::Claim { answer, .. } => drop(answer.send(Err(error))),
             Self::CreateTopic { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::DeleteTopic { answer, .. } => drop(answer.send(Err(error.into()))),
+            Self::InitProducer { answer, .. } => drop(answer.send(Err(error))),
             Self::Stop => {}
         }
     }
@@ -82,6 +93,7 @@ enum Decided {
     Claim(Answer<Lease, CommitError>, Lease),
     Created(Answer<Topic, TopicError>, Topic),
     Deleted(Answer<TopicId, TopicError>, TopicId),
+    Producer(Answer<ProducerId, CommitError>, ProducerId),
 }
 
 impl Decided {
@@ -91,6 +103,7 @@ impl Decided {
             Self::Claim(answer, lease) => drop(answer.send(Ok(lease))),
             Self::Created(answer, topic) => drop(answer.send(Ok(topic))),
             Self::Deleted(answer, id) => drop(answer.send(Ok(id))),
+            Self::Producer(answer, id) => drop(answer.send(Ok(id))),
         }
     }
 
@@ -100,6 +113,7 @@ impl Decided {
             Self::Claim(answer, _) => drop(answer.send(Err(error))),
             Self::Created(answer, _) => drop(answer.send(Err(error.into()))),
             Self::Deleted(answer, _) => drop(answer.send(Err(error.into()))),
+            Self::Producer(answer, _) => drop(answer.send(Err(error))),
         }
     }
 }
@@ -225,6 +239,7 @@ impl Committer {
         let shared = Arc::clone(&self.shared);
         let state = shared.state.read();
         let pending = &mut self.pending;
+        pending.idempotence.set_now(shared.clock.wall());
         for request in self.group.drain(..) {
             match request {
                 Request::Commit {
@@ -251,6 +266,12 @@ impl Committer {
                 Request::DeleteTopic { name, answer } => {
                     match state.decide_delete(pending, &name) {
                         Ok(id) => self.decided.push(Decided::Deleted(answer, id)),
+                        Err(error) => drop(answer.send(Err(error))),
+                    }
+                }
+                Request::InitProducer { name, answer } => {
+                    match state.decide_producer(pending, name) {
+                        Ok(id) => self.decided.push(Decided::Producer(answer, id)),
                         Err(error) => drop(answer.send(Err(error))),
                     }
                 }

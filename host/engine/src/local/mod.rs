@@ -37,7 +37,8 @@ use bytes::Bytes;
 use millrace_log::{Disk, Journal, RealDisk};
 use millrace_model::Offset;
 use millrace_model::{
-    Clock, Digest, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Clock, Digest, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
+    TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -56,7 +57,8 @@ use self::shared::Shared;
 use self::state::Submission;
 use self::tail::Partition;
 use crate::contract::{
-    CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicError, Transaction, Watch,
+    Append, CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicError,
+    Transaction, Watch,
 };
 
 /// Transactions that wait for the committer; further callers wait for their turn.
@@ -226,13 +228,15 @@ impl Engine for LocalEngine {
         let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.queue_room).acquire_many_owned(kib.min(COMMIT_QUEUE_KIB_MAX));
         let room = room.await.map_err(|_| CommitError::Closed)?;
-        self.ask(|answer| Request::Commit {
+        let asked = self.ask(|answer| Request::Commit {
             submission,
             bytes,
             answer,
             room,
-        })
-        .await
+        });
+        let answered = asked.await;
+        count(&answered);
+        answered
     }
 
     async fn read(
@@ -281,6 +285,12 @@ impl Engine for LocalEngine {
             answer,
         })
         .await
+    }
+
+    async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
+        let name = name.map(Arc::from);
+        self.ask(|answer| Request::InitProducer { name, answer })
+            .await
     }
 
     async fn progress(
@@ -385,6 +395,15 @@ impl Threads {
     }
 }
 
+fn count(answered: &Result<Receipt, CommitError>) {
+    let name = match answered {
+        Ok(receipt) if receipt.repeated => "millrace_produce_repeated_total",
+        Err(CommitError::OutOfOrderSequence { .. }) => "millrace_produce_out_of_order_total",
+        _ => return,
+    };
+    metrics::counter!(name).increment(1);
+}
+
 fn submission(transaction: Transaction) -> Submission {
     let encoded = |write: crate::contract::ProgressWrite| {
         let progress = write.progress.encode();
@@ -395,6 +414,7 @@ fn submission(transaction: Transaction) -> Submission {
         progress: transaction.progress.map(encoded),
         entries: transaction.entries,
         durability: transaction.durability,
+        request: transaction.request,
     }
 }
 
@@ -407,7 +427,13 @@ impl Submission {
         let progress = progress.map(|(lease, bytes)| lease.group.len() + bytes.len());
         let entries = self.entries.iter();
         let entries = entries.map(|e| e.key.len() + e.value.as_ref().map_or(0, Bytes::len));
+        let request = self.request.iter();
+        let request = request.map(|mark| mark.note.len() + 32 + 8 * self.appends.len());
+        let is_numbered = |append: &Append| append.batch.numbering().is_some();
+        let has_moment = self.request.is_some() || self.appends.iter().any(is_numbered);
+        let moment = has_moment.then_some(0);
         let parts = appends.chain(progress).chain(entries);
+        let parts = parts.chain(request).chain(moment);
         1 + parts
             .map(|bytes| bytes + OPERATION_OVERHEAD_BYTES)
             .sum::<usize>()

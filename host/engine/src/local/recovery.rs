@@ -152,6 +152,7 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
     for (kind, key, value) in checkpoint.entries {
         state.insert_entry(kind, key, value);
     }
+    state.idempotence = checkpoint.idempotence;
     Ok(state)
 }
 

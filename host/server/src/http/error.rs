@@ -171,6 +171,32 @@ impl From<CommitError> for ApiError {
                 text,
                 "another host works on this partition; ask that one",
             ),
+            CommitError::OutOfOrderSequence { .. } => {
+                let hint = "send the batches in order, or number from 0 in a new epoch";
+                Self::conflict("out-of-order-sequence", text, hint)
+            }
+            CommitError::ProducerFenced { .. } => Self::conflict(
+                "producer-fenced",
+                text,
+                "stop; a newer producer has this id",
+            ),
+            CommitError::UnknownProducer(_) => Self::unknown(
+                "unknown-producer",
+                text,
+                "ask for a new id, and number from 0",
+            ),
+            CommitError::PartlyRepeated { .. } => {
+                let hint = "repeat the call as it was the first time";
+                Self::conflict("partly-repeated", text, hint)
+            }
+            CommitError::ProducerName { .. } => {
+                Self::refused("bad-producer-name", text, "choose another name")
+            }
+            CommitError::RequestReused => {
+                let hint =
+                    "take a new Idempotency-Key for this call; the first one stands as it is";
+                Self::refused("idempotency-key-reused", text, hint)
+            }
             CommitError::TooLarge { .. } => Self::too_large(text, SMALLER),
             CommitError::DiskFull => Self::unavailable(
                 "disk-full",

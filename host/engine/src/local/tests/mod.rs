@@ -6,6 +6,7 @@ mod damage;
 mod disk;
 mod examine;
 mod exhaustive;
+mod producers;
 mod restart;
 mod speed;
 
