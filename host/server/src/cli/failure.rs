@@ -71,6 +71,17 @@ impl Failure {
         self
     }
 
+    /// Whether nobody answered.
+    pub(super) fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Told {
+                exit: Exit::Unreachable,
+                ..
+            }
+        )
+    }
+
     /// What a host answered that did not do it.
     pub(super) fn answered(status: u16, body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();

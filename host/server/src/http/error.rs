@@ -305,7 +305,9 @@ impl From<ProduceError> for ApiError {
             ProduceError::TooLarge { .. }
             | ProduceError::TooManyHeaders { .. }
             | ProduceError::TooMany { .. }
-            | ProduceError::CallTooLarge { .. } => Self::too_large(text, SMALLER),
+            | ProduceError::CallTooLarge { .. }
+            | ProduceError::Scattered { .. } => Self::too_large(text, SMALLER),
+            ProduceError::PlacesLost => Self::internal(text),
             ProduceError::ReservedHeader { .. } => {
                 Self::refused("reserved-header", text, "choose another header name")
             }

@@ -10,6 +10,7 @@ mod error;
 mod fetch;
 mod guard;
 mod health;
+mod idempotency;
 mod listener;
 mod messages;
 mod modules;

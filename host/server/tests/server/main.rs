@@ -3,6 +3,7 @@
 mod cli;
 mod doctor;
 mod http;
+mod idempotency;
 mod processing;
 mod slow_readers;
 mod support;
