@@ -71,6 +71,14 @@ fn describe() {
         "millrace_publish_seconds",
         "From a produce call to its acknowledgement"
     );
+    describe_counter!(
+        "millrace_produce_repeated_total",
+        "Batches and requests that had taken effect before, and were answered as the first time"
+    );
+    describe_counter!(
+        "millrace_produce_out_of_order_total",
+        "Numbered batches refused because batches before them are missing"
+    );
     describe_histogram!(
         "millrace_commit_seconds",
         "Commits of a processor's batches"
