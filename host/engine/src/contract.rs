@@ -23,6 +23,8 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
+use crate::damage::{DamageReport, DamagedRange};
+
 /// The only thing that an engine writes.
 #[derive(Clone, Debug, Default)]
 pub struct Transaction {
@@ -90,11 +92,13 @@ pub enum EntryKind {
     Processor,
     /// Which dead letters were sent again, by DLQ topic and partition.
     Redriven,
+    /// Messages that are known to be damaged, by partition and first offset. Written by the engine itself.
+    Damage,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Module, Self::Processor, Self::Redriven];
+    pub const ALL: [Self; 4] = [Self::Module, Self::Processor, Self::Redriven, Self::Damage];
 
     /// The kind's word, as stored.
     #[must_use]
@@ -103,6 +107,7 @@ impl EntryKind {
             Self::Module => "module",
             Self::Processor => "processor",
             Self::Redriven => "redriven",
+            Self::Damage => "damage",
         }
     }
 
@@ -265,6 +270,11 @@ pub enum ReadError {
         /// First offset after it.
         to: Offset,
     },
+    /// A module's bytes are not those that were put. Putting them again mends it.
+    #[error(
+        "module {0} is damaged on disk: its bytes are not those that were uploaded; upload the same component again"
+    )]
+    ModuleDamaged(Digest),
     /// The disk failed.
     #[error("reading failed: {0}")]
     Io(Arc<str>),
@@ -395,6 +405,22 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Forgets a module's bytes.
     async fn delete_module(&self, digest: Digest) -> Result<(), CommitError>;
+
+    /// What is known to be damaged.
+    fn damage(&self) -> DamageReport {
+        DamageReport::default()
+    }
+
+    /// Notes that the damaged messages within these offsets are given up: processors go on without them. Durable on return;
+    /// gives the ranges that it is now true for. What is on disk is left as it is.
+    async fn accept_damage(
+        &self,
+        _partition: TopicPartition,
+        _from: Offset,
+        _to: Offset,
+    ) -> Result<Vec<DamagedRange>, CommitError> {
+        Ok(Vec::new())
+    }
 
     /// Writes down what is only in memory and stops. Further commits fail with [`CommitError::Closed`].
     async fn close(&self);

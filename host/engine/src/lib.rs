@@ -8,6 +8,7 @@
 pub mod conformance;
 pub mod contract;
 mod idempotence;
+pub mod damage;
 pub mod local;
 pub mod memory;
 
@@ -15,5 +16,6 @@ pub use contract::{
     Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
     Receipt, RequestMark, TopicError, Transaction, Watch,
 };
+pub use damage::{DamageReport, DamagedRange, FoundBy, ScrubStatus};
 pub use local::{LocalEngine, LocalOptions, OpenError};
 pub use memory::MemoryEngine;

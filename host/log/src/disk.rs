@@ -78,6 +78,8 @@ pub trait DiskFile: Send + Sync {
     fn length(&self) -> io::Result<u64>;
     /// The whole of a sealed file, mapped read-only. The caller promises that the file never changes again.
     fn map_sealed(&self) -> io::Result<Bytes>;
+    /// Asks the system to keep these bytes in memory no longer, where nobody has them mapped or has yet to write them.
+    fn forget_cached(&self, _at: u64, _length: u64) {}
 }
 
 /// Whether the error says that there is no room.
@@ -273,5 +275,13 @@ impl DiskFile for RealFile {
 
     fn map_sealed(&self) -> io::Result<Bytes> {
         mapping::map_sealed(&self.0)
+    }
+
+    fn forget_cached(&self, at: u64, length: u64) {
+        // Only advice: where it is not taken, nothing is wrong. A length of zero would mean all of the file.
+        let length = std::num::NonZeroU64::new(length);
+        if length.is_some() {
+            let _ = rustix::fs::fadvise(&self.0, at, length, rustix::fs::Advice::DontNeed);
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod examine;
 mod layout;
+pub mod verify;
 
 use std::io;
 use std::path::{Path, PathBuf};

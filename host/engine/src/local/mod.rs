@@ -11,6 +11,7 @@
 //!
 //! Lock order: journal, then state, then one partition.
 
+mod care;
 mod checkpoint;
 mod codec;
 mod committer;
@@ -35,10 +36,9 @@ use std::thread::{self, JoinHandle};
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_log::{Disk, Journal, RealDisk};
-use millrace_model::Offset;
 use millrace_model::{
-    Clock, Digest, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
-    TopicSpec,
+    Clock, Digest, Durability, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName,
+    TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -47,6 +47,7 @@ use tokio::task;
 pub use self::options::{LocalOptions, OpenError};
 pub use millrace_log::segment::examine as segment;
 
+use self::care::{Care, Keep};
 use self::codec::OPERATION_OVERHEAD_BYTES;
 use self::committer::{Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
@@ -60,6 +61,7 @@ use crate::contract::{
     Append, CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicError,
     Transaction, Watch,
 };
+use crate::damage::{DamageReport, DamagedRange};
 
 /// Transactions that wait for the committer; further callers wait for their turn.
 const COMMIT_QUEUE_TRANSACTIONS_MAX: usize = 4096;
@@ -70,10 +72,12 @@ const COMMIT_QUEUE_KIB_MAX: u32 = 64 << 10;
 pub struct LocalEngine {
     shared: Arc<Shared>,
     modules: Arc<ModuleFiles>,
+    care: Arc<Care>,
     queue: Option<mpsc::Sender<Request>>,
     queue_room: Arc<Semaphore>,
     closing: AtomicBool,
     threads: Mutex<Option<Threads>>,
+    care_thread: Mutex<Option<JoinHandle<()>>>,
     transaction_bytes_max: usize,
 }
 
@@ -113,8 +117,8 @@ impl LocalEngine {
         let dir = dir.to_owned();
         let opened = task::spawn_blocking(move || {
             let options = options.within_bounds();
-            let recovered = recover(disk, &dir, &options)?;
-            Self::start(recovered, options, clock).map_err(|error| OpenError::Io {
+            let recovered = recover(Arc::clone(&disk), &dir, &options)?;
+            Self::start(recovered, disk, &dir, options, clock).map_err(|error| OpenError::Io {
                 dir,
                 reason: error.to_string(),
             })
@@ -127,6 +131,8 @@ impl LocalEngine {
 
     fn start(
         recovered: Recovered,
+        disk: Arc<dyn Disk>,
+        dir: &Path,
         options: LocalOptions,
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<Self> {
@@ -142,6 +148,19 @@ impl LocalEngine {
         let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
         let committer = Committer::new(Arc::clone(&shared), requests);
         let flusher = Flusher::new(Arc::clone(&shared), keeper);
+        let modules = Arc::new(modules);
+        let queue_room = Arc::new(Semaphore::new(COMMIT_QUEUE_KIB_MAX as usize));
+        let care = Care::new(
+            Arc::clone(&shared),
+            disk,
+            dir.to_owned(),
+            Arc::clone(&modules),
+        );
+        let keep = Keep {
+            queue: queue.clone(),
+            room: Arc::clone(&queue_room),
+        };
+        let care_thread = care.start(keep)?;
         let threads = Threads {
             committer: named("millrace-commit", move || committer.run())?,
             flusher: named("millrace-flush", move || flusher.run())?,
@@ -149,11 +168,13 @@ impl LocalEngine {
         };
         Ok(Self {
             shared,
-            modules: Arc::new(modules),
+            modules,
+            care,
             queue: Some(queue),
-            queue_room: Arc::new(Semaphore::new(COMMIT_QUEUE_KIB_MAX as usize)),
+            queue_room,
             closing: AtomicBool::new(false),
             threads: Mutex::new(Some(threads)),
+            care_thread: Mutex::new(Some(care_thread)),
             transaction_bytes_max,
         })
     }
@@ -260,7 +281,8 @@ impl Engine for LocalEngine {
         }
         let read = task::spawn_blocking(move || found.read_files(from, bytes_max));
         let failed = |_| ReadError::Io("the reading thread failed".into());
-        read.await.map_err(failed)?
+        let read = read.await.map_err(failed)?;
+        read.inspect_err(|error| self.care.note(error))
     }
 
     fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
@@ -342,15 +364,21 @@ impl Engine for LocalEngine {
 
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
         self.change_module(move |modules| modules.put(digest, &bytes))
-            .await
+            .await?;
+        self.care.note_module(digest, false);
+        Ok(())
     }
 
     async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
         let modules = Arc::clone(&self.modules);
         let read = task::spawn_blocking(move || modules.read(digest)).await;
         let io = |reason: String| ReadError::Io(reason.into());
-        read.map_err(|error| io(error.to_string()))?
-            .map_err(|error| io(error.to_string()))
+        let read = read.map_err(|error| io(error.to_string()))?;
+        let read = read.map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidData => ReadError::ModuleDamaged(digest),
+            _ => io(error.to_string()),
+        });
+        read.inspect_err(|error| self.care.note(error))
     }
 
     async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
@@ -358,8 +386,41 @@ impl Engine for LocalEngine {
             .await
     }
 
+    fn damage(&self) -> DamageReport {
+        self.care.report()
+    }
+
+    async fn accept_damage(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Vec<DamagedRange>, CommitError> {
+        self.partition(partition)
+            .map_err(|_| CommitError::UnknownPartition(partition))?;
+        let now = self.shared.clock.wall();
+        let register = self.care.register();
+        let ranges = register.accept(partition, from..to, now);
+        if !ranges.is_empty() {
+            let transaction = Transaction {
+                entries: ranges.iter().map(care::entry_of).collect(),
+                durability: Some(Durability::Durable),
+                ..Transaction::default()
+            };
+            let committed = self.commit(transaction).await;
+            committed.inspect_err(|_| register.reject(&ranges, now))?;
+        }
+        Ok(ranges)
+    }
+
     async fn close(&self) {
         self.closing.store(true, Ordering::Release);
+        // It comes first: what it noted goes the way of every transaction.
+        self.care.stop();
+        let care_thread = self.care_thread.lock().take();
+        if let Some(thread) = care_thread {
+            let _ = task::spawn_blocking(move || thread.join()).await;
+        }
         if let Some(queue) = &self.queue {
             // If nobody takes it the committer has stopped already.
             let _ = queue.send(Request::Stop).await;
@@ -379,6 +440,10 @@ impl Drop for LocalEngine {
     /// Without [`Engine::close`]: as if the process ended, but the directory can be opened again.
     fn drop(&mut self) {
         self.queue = None;
+        self.care.stop();
+        if let Some(thread) = self.care_thread.lock().take() {
+            let _ = thread.join();
+        }
         if let Some(threads) = self.threads.lock().take() {
             threads.stop(&self.shared, Stop::AtOnce);
         }

@@ -24,7 +24,16 @@ pub struct LocalOptions {
     pub checkpoint_journal_bytes: u64,
     /// The longest time between two checkpoints while there is something to keep.
     pub checkpoint_interval: Duration,
+    /// Bytes that the background search for damage reads in a second, at the most; 0 is off.
+    pub scrub_bytes_per_second: u64,
+    /// A round of it begins at the earliest so long after the last one ended.
+    pub scrub_interval: Duration,
 }
+
+/// What the background search reads in a second, unless configured.
+pub(super) const SCRUB_BYTES_PER_SECOND: u64 = 20_000_000;
+/// How long after a round of it the next one begins, unless configured.
+pub(super) const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Default for LocalOptions {
     fn default() -> Self {
@@ -34,6 +43,8 @@ impl Default for LocalOptions {
             tail_bytes_max: 64 << 20,
             checkpoint_journal_bytes: 2 * JOURNAL_FILE_BYTES,
             checkpoint_interval: Duration::from_secs(30),
+            scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
+            scrub_interval: SCRUB_INTERVAL,
         }
     }
 }
