@@ -118,6 +118,38 @@ fn describe() {
         "Guest log lines over the rate"
     );
     describe_gauge!(
+        "millrace_quarantined_ranges",
+        "Ranges of messages that are known to be damaged"
+    );
+    describe_gauge!(
+        "millrace_quarantined_messages",
+        "Messages that are known to be damaged"
+    );
+    describe_gauge!(
+        "millrace_damaged_modules",
+        "Modules that are known to be damaged"
+    );
+    describe_counter!(
+        "millrace_scrub_bytes_total",
+        "Bytes that the background search for damage read"
+    );
+    describe_counter!(
+        "millrace_scrub_rounds_total",
+        "Rounds of the background search through everything"
+    );
+    describe_counter!(
+        "millrace_scrub_errors_total",
+        "Files that the background search could not read"
+    );
+    describe_gauge!(
+        "millrace_scrub_round_seconds",
+        "What the last full round of the background search took"
+    );
+    describe_gauge!(
+        "millrace_scrub_round_done_ratio",
+        "Share of the partitions that the present round is done with"
+    );
+    describe_gauge!(
         "millrace_processors_running",
         "Processors that take batches"
     );

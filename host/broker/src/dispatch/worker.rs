@@ -47,6 +47,10 @@ impl From<ReadError> for Trouble {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::UnknownPartition(_) => Self::Stop(error.to_string()),
+            // Looked at again and again, for it may be mended; nothing is passed over meanwhile.
+            ReadError::Damaged { .. } => Self::Wait(format!(
+                "{error} once the loss is accepted (`millrace damage accept`), or put the file back from a backup"
+            )),
             _ => Self::Wait(error.to_string()),
         }
     }

@@ -31,6 +31,8 @@ pub(super) enum Failure {
         code: String,
         message: String,
         hint: Option<String>,
+        /// Where to read on, after messages that cannot be read.
+        next: Option<u64>,
     },
 }
 
@@ -41,6 +43,7 @@ impl Failure {
             code: code.to_owned(),
             message: message.into(),
             hint: None,
+            next: None,
         }
     }
 
@@ -100,6 +103,7 @@ impl Failure {
             code: text("code").unwrap_or_else(|| "failed".to_owned()),
             message,
             hint: text("hint"),
+            next: error["next"].as_u64(),
         }
     }
 
@@ -110,6 +114,7 @@ impl Failure {
             code,
             message,
             hint,
+            ..
         } = self
         else {
             return ExitCode::SUCCESS;

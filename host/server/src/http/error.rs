@@ -21,6 +21,7 @@ pub(crate) struct ApiError {
     message: String,
     hint: String,
     retry_after_s: Option<u32>,
+    next: Option<u64>,
 }
 
 /// The shape on the wire.
@@ -38,6 +39,9 @@ struct ErrorDetail {
     message: String,
     /// What to do now.
     hint: String,
+    /// Where to read on, after messages that cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<u64>,
 }
 
 impl ApiError {
@@ -53,6 +57,7 @@ impl ApiError {
             message: message.into(),
             hint: hint.into(),
             retry_after_s: None,
+            next: None,
         }
     }
 
@@ -114,6 +119,7 @@ impl IntoResponse for ApiError {
             code: self.code.to_owned(),
             message: self.message,
             hint: self.hint,
+            next: self.next,
         };
         let mut response = (self.status, Json(ErrorBody { error })).into_response();
         if let Some(seconds) = self.retry_after_s {
@@ -228,11 +234,24 @@ impl From<ReadError> for ApiError {
             ReadError::PastEnd { .. } => {
                 Self::unknown("offset-past-end", text, "read on from=latest, or wait")
             }
-            ReadError::Damaged { .. } => {
+            ReadError::Damaged { to, .. } => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
-                let hint = "read on after the damage; the rest of the partition is sound";
-                tracing::error!(%text, "stored messages are damaged");
-                Self::new(status, "damaged", text, hint)
+                let hint = format!(
+                    "read on with from={to}; the rest of the partition is sound. GET /v1/damage lists all damage"
+                );
+                Self {
+                    next: Some(to.0),
+                    ..Self::new(status, "damaged", text, hint)
+                }
+            }
+            ReadError::ModuleDamaged(_) => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                Self::new(
+                    status,
+                    "module-damaged",
+                    text,
+                    "POST /v1/modules with the same bytes mends it",
+                )
             }
             ReadError::Io(_) => Self::internal(text),
         }
@@ -342,9 +361,13 @@ impl From<FetchError> for ApiError {
                 Self::unknown("unknown-partition", text, SEE_ENDS)
             }
             FetchError::Read(error) => error.into(),
-            FetchError::Malformed { .. } => {
+            FetchError::Malformed { next, .. } => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
-                Self::new(status, "unreadable", text, "read on from the offset named")
+                let hint = "read on from the offset named";
+                Self {
+                    next: Some(next.0),
+                    ..Self::new(status, "unreadable", text, hint)
+                }
             }
         }
     }
