@@ -427,6 +427,12 @@ impl Journal {
         self.last_sequence
     }
 
+    /// Up to which sequence everything is known to be durable, and the number of the file being written.
+    #[must_use]
+    pub fn durable(&self) -> (u64, u64) {
+        (self.synced_sequence, self.number)
+    }
+
     /// Bytes written since the start, over all files.
     #[must_use]
     pub fn written_bytes(&self) -> u64 {

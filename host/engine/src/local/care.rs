@@ -182,6 +182,9 @@ impl Care {
     /// What is to be done now and then, however busy the thread is.
     fn tend(&self) {
         self.forget_what_is_gone();
+        if self.shared.options.notes_durable {
+            self.shared.note_durable(false);
+        }
         if let Some(keep) = &*self.keep.lock() {
             keep.write(&self.register);
         }
@@ -222,18 +225,17 @@ impl Care {
                 metrics::counter!("millrace_scrub_bytes_total").increment(bytes);
                 return Ok(());
             }
-            if self.wait((free_at - now).min(TICK)) {
-                self.tend();
-            }
+            self.wait((free_at - now).min(TICK));
+            self.tend();
         }
     }
 
-    /// Waits so long, or until rung; whether it was.
-    fn wait(&self, patience: Duration) -> bool {
+    /// Waits so long, or until rung.
+    fn wait(&self, patience: Duration) {
         let mut rung = self.rung.lock();
         if !*rung {
             self.changed.wait_for(&mut rung, patience);
         }
-        std::mem::take(&mut *rung)
+        *rung = false;
     }
 }

@@ -49,6 +49,8 @@ pub(super) struct CheckpointStore {
 /// What a checkpoint says.
 #[derive(Default)]
 pub(super) struct Checkpoint {
+    /// Whether one was ever made.
+    pub(super) is_made: bool,
     /// Everything up to this sequence is in it.
     pub(super) sequence: u64,
     /// The first journal file that it needs.
@@ -168,6 +170,7 @@ async fn load(connection: &mut SqliteConnection) -> Result<Checkpoint, sqlx::Err
                 let newer = format!("it has format {value}; this version reads up to {FORMAT}");
                 return Err(sqlx::Error::Protocol(newer));
             }
+            "format" => loaded.is_made = true,
             "sequence" => loaded.sequence = value,
             "journal_file" => loaded.journal_file = value,
             "next_topic" => loaded.next_topic = TopicId(value),

@@ -120,6 +120,9 @@ impl Flusher {
             };
             shared.set_disk_full(waits_for_room);
             if orders.stop.is_some() {
+                if !waits_for_room {
+                    shared.note_durable(true);
+                }
                 return;
             }
         }
@@ -200,6 +203,9 @@ impl Flusher {
             return Err(error);
         }
         self.sequence = snapshot.sequence;
+        self.shared
+            .checkpointed
+            .store(snapshot.sequence, Ordering::Relaxed);
         let removed = changes.removed.iter().flat_map(|r| &r.partitions);
         removed.for_each(|partition| self.shared.release(partition.clear()));
         self.keeper.sweep();
@@ -207,9 +213,11 @@ impl Flusher {
         let mut journal = self.shared.journal.lock();
         journal.recycle_before(snapshot.journal_file)?;
         let written = journal.written_bytes();
+        drop(journal);
         self.shared
             .checkpointed_bytes
             .store(written, Ordering::Relaxed);
+        self.shared.note_durable(false);
         Ok(())
     }
 

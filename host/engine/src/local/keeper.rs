@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use millrace_log::disk::{self, FileSystem};
 use millrace_log::partition::Unsynced;
-use millrace_model::{Offset, TopicId, TopicPartition};
+use millrace_model::{Offset, Topic, TopicId, TopicPartition};
 
 use super::checkpoint::{self, CheckpointStore, Step};
+use super::names::Names;
 use super::state::{ByPartition, Changes, Store};
 use super::tail::Partition;
 
@@ -170,11 +171,29 @@ impl Keeper {
             Err(error) if checkpoint::is_full(&error) => return Err(KeepError::Full),
             Err(error) => return Err(KeepError::Failed(format!("the checkpoint: {error}"))),
         }
+        if let Some(topics) = &changes.all_topics {
+            self.copy_names(sequence, changes.next_topic, topics);
+        }
         self.changed.clear();
         self.swept.clear();
         self.removed
             .extend(changes.removed.iter().map(|removed| removed.topic));
         Ok(())
+    }
+
+    /// The copy is for the day on which the checkpoint is lost; until then nobody misses it.
+    fn copy_names(&self, sequence: u64, next_topic: TopicId, topics: &[Topic]) {
+        let names = Names {
+            sequence,
+            next_topic,
+            topics: topics.to_vec(),
+        };
+        let Some(dir) = self.layout.topics_dir.parent() else {
+            return;
+        };
+        if let Err(error) = names.write(&*self.layout.disk, dir) {
+            tracing::warn!(%error, "the copy of the topics' names could not be written");
+        }
     }
 
     /// Removes the files of topics that the checkpoint no longer has; what fails stays for the next time.

@@ -15,11 +15,13 @@ mod care;
 mod checkpoint;
 mod codec;
 mod committer;
+mod evidence;
 pub mod examine;
 mod flusher;
 mod keeper;
 mod lock;
 mod modules;
+mod names;
 mod options;
 mod recovery;
 mod shared;
@@ -143,8 +145,10 @@ impl LocalEngine {
             journal,
             keeper,
             modules,
+            evidence,
         } = recovered;
-        let shared = Arc::new(Shared::new(options, clock, journal, state));
+        let shared = Arc::new(Shared::new(options, clock, journal, state, evidence));
+        shared.note_durable(false);
         let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
         let committer = Committer::new(Arc::clone(&shared), requests);
         let flusher = Flusher::new(Arc::clone(&shared), keeper);

@@ -8,6 +8,7 @@ use millrace_log::Journal;
 use millrace_model::Clock;
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use super::evidence::{Evidence, EvidenceFile};
 use super::flusher::OrderBook;
 use super::options::LocalOptions;
 use super::state::State;
@@ -25,6 +26,9 @@ pub(super) struct Shared {
     pub(super) state: RwLock<State>,
     /// What batches in memory weigh.
     pub(super) tail_bytes: AtomicUsize,
+    /// Up to which transaction the last checkpoint holds everything.
+    pub(super) checkpointed: AtomicU64,
+    evidence: Mutex<EvidenceFile>,
     /// Journal bytes written when the last checkpoint was made.
     pub(super) checkpointed_bytes: AtomicU64,
     pub(super) orders: OrderBook,
@@ -40,13 +44,17 @@ impl Shared {
         clock: Arc<dyn Clock>,
         journal: Journal,
         state: State,
+        evidence: EvidenceFile,
     ) -> Self {
+        let checkpointed = AtomicU64::new(journal.last_sequence());
         Self {
             options,
             clock,
             journal: Mutex::new(journal),
             state: RwLock::new(state),
             tail_bytes: AtomicUsize::new(0),
+            checkpointed,
+            evidence: Mutex::new(evidence),
             checkpointed_bytes: AtomicU64::new(0),
             orders: OrderBook::default(),
             room: Mutex::new(()),
@@ -67,6 +75,19 @@ impl Shared {
     pub(super) fn poisoned(&self) -> Option<CommitError> {
         let reason = self.poison.get()?;
         Some(CommitError::Poisoned(Arc::clone(reason)))
+    }
+
+    /// Writes down what is durable by now, for the start after an accident.
+    pub(super) fn note_durable(&self, is_closed: bool) {
+        let mut evidence = self.evidence.lock();
+        let checkpoint = self.checkpointed.load(Ordering::Relaxed);
+        let (durable, journal_file) = self.journal.lock().durable();
+        evidence.write(Evidence {
+            durable,
+            checkpoint,
+            journal_file,
+            is_closed,
+        });
     }
 
     /// Notes that batches left memory.

@@ -113,6 +113,8 @@ pub(super) struct Removed {
 #[derive(Default)]
 pub(super) struct Changes {
     pub(super) next_topic: TopicId,
+    /// All topics, if there are others than before.
+    pub(super) all_topics: Option<Vec<Topic>>,
     pub(super) topics: Vec<Topic>,
     pub(super) removed: Vec<Removed>,
     pub(super) groups: Vec<(TopicPartition, Arc<str>, Group)>,
@@ -496,6 +498,8 @@ impl State {
     /// Everything that changed since the last call.
     pub(super) fn take_changes(&mut self) -> Changes {
         let changed = std::mem::take(&mut self.changed);
+        let others = !changed.topics.is_empty() || !changed.removed.is_empty();
+        let all_topics = others.then(|| self.topics());
         let topics = self.topics.values();
         let topics = topics.filter(|topic| changed.topics.contains(&topic.id));
         let mut groups = Vec::new();
@@ -512,6 +516,7 @@ impl State {
         });
         Changes {
             next_topic: self.next_topic,
+            all_topics,
             topics: topics.cloned().collect(),
             removed: changed.removed,
             groups,
@@ -527,6 +532,7 @@ impl Changes {
     /// Adds what changed after this.
     pub(super) fn merge(&mut self, later: Self) {
         self.next_topic = later.next_topic;
+        self.all_topics = later.all_topics.or(self.all_topics.take());
         self.topics.extend(later.topics);
         self.removed.extend(later.removed);
         self.groups.extend(later.groups);

@@ -36,6 +36,7 @@ fn small() -> LocalOptions {
         checkpoint_journal_bytes: 12 << 10,
         checkpoint_interval: Duration::from_secs(60),
         scrub_bytes_per_second: 0,
+        notes_durable: false,
         ..LocalOptions::default()
     }
 }
