@@ -33,8 +33,8 @@ pub enum JournalError {
     /// A durable transaction is no longer there as it was written. Nothing was changed.
     #[error(
         "journal file {} is damaged at byte {position}: transaction {sequence} was durable and is not readable. Nothing was \
-         changed. Restore the data directory from a backup, or move this file and those with higher numbers away to start \
-         with what came before",
+         changed. Restore the data directory from a backup; `millrace doctor --repair` goes on with what came before, and says \
+         what is lost",
         path.display()
     )]
     Damaged {

@@ -5,6 +5,7 @@
 
 pub mod examine;
 mod layout;
+pub mod rebuild;
 pub mod verify;
 
 use std::io;

@@ -115,7 +115,7 @@ impl EvidenceFile {
         }
     }
 
-    fn try_write(&mut self, evidence: Evidence) -> io::Result<()> {
+    pub(super) fn try_write(&mut self, evidence: Evidence) -> io::Result<()> {
         let file = match &self.file {
             Some(file) => Arc::clone(file),
             None => self.open()?,

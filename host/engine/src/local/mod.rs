@@ -24,6 +24,7 @@ mod modules;
 mod names;
 mod options;
 mod recovery;
+pub mod repair;
 mod shared;
 mod state;
 mod tail;

@@ -24,8 +24,6 @@ pub struct LocalOptions {
     pub checkpoint_journal_bytes: u64,
     /// The longest time between two checkpoints while there is something to keep.
     pub checkpoint_interval: Duration,
-    /// Whether to go on where transactions that were durable are missing at the journal's end. What they held is lost then.
-    pub accept_loss: bool,
     /// Whether to note in quiet moments what is durable, and not only at checkpoints.
     pub notes_durable: bool,
     /// Bytes that the background search for damage reads in a second, at the most; 0 is off.
@@ -47,7 +45,6 @@ impl Default for LocalOptions {
             tail_bytes_max: 64 << 20,
             checkpoint_journal_bytes: 2 * JOURNAL_FILE_BYTES,
             checkpoint_interval: Duration::from_secs(30),
-            accept_loss: false,
             notes_durable: true,
             scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
             scrub_interval: SCRUB_INTERVAL,
@@ -120,7 +117,7 @@ pub enum OpenError {
     #[error(
         "acknowledged data is missing: transactions {from} to {to} were durable, and the journal in {} ends before them. A file was \
          removed, cut or replaced while no host ran, or the disk lost it. Nothing was changed. Put the files back, or restore the \
-         directory from a backup; to go on without what they held, start with --accept-loss",
+         directory from a backup; `millrace doctor --repair` goes on without what they held, and says what that is",
         dir.display()
     )]
     Missing {

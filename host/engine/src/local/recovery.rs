@@ -76,7 +76,7 @@ pub(super) fn recover(
         checkpoint.sequence,
     )
     .map_err(|error| OpenError::Journal(Arc::new(error)))?;
-    check_end(&scan, &journal_dir, known, options.accept_loss)?;
+    check_end(&scan, &journal_dir, known)?;
     let store = Store {
         disk: Arc::clone(&disk),
         cache: Arc::new(SealedCache::default()),
@@ -125,22 +125,9 @@ fn holds_data(disk: &dyn Disk, journal_dir: &Path, topics_dir: &Path) -> std::io
 }
 
 /// Whether the journal holds everything that was durable.
-fn check_end(
-    scan: &JournalScan,
-    journal_dir: &Path,
-    known: Evidence,
-    accept_loss: bool,
-) -> Result<(), OpenError> {
+fn check_end(scan: &JournalScan, journal_dir: &Path, known: Evidence) -> Result<(), OpenError> {
     let (from, to) = (scan.last_sequence() + 1, known.durable);
     if from > to {
-        return Ok(());
-    }
-    if accept_loss {
-        tracing::error!(
-            from,
-            to,
-            "transactions that were durable are missing; going on without them, as was asked for"
-        );
         return Ok(());
     }
     Err(OpenError::Missing {

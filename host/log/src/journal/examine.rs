@@ -80,6 +80,23 @@ pub fn examine(dir: &Path, first_file: u64, after_sequence: u64) -> io::Result<J
     Ok(found)
 }
 
+/// The files that were put to use, with the sequence that each begins with, by number.
+///
+/// # Errors
+/// The disk's.
+pub fn used_files(dir: &Path) -> io::Result<Vec<(u64, u64)>> {
+    let scan = scan_unread(Arc::new(ReadOnlyDisk), dir, 0, 0)?;
+    let mut used = Vec::new();
+    for number in scan.numbers {
+        let mut header = [0; FILE_HEADER_BYTES];
+        let file = scan.disk.open(&file_path(dir, number))?;
+        file.read_at(&mut header, 0)?;
+        let header = FileHeader::decode(&header).filter(|header| header.number == number);
+        used.extend(header.map(|header| (number, header.first_sequence)));
+    }
+    Ok(used)
+}
+
 fn is_ours(name: &str) -> bool {
     super::is_file_name(name)
 }

@@ -86,7 +86,7 @@ enum Command {
     Damage(damage::Verb),
     /// Measure a running host
     Bench(bench::Args),
-    /// Examine a data directory; nothing is changed
+    /// Examine a data directory; repair it, if told to
     Doctor(doctor::Args),
     /// Look into a segment file; nothing is changed
     #[command(subcommand)]

@@ -8,6 +8,7 @@ mod disk;
 mod examine;
 mod exhaustive;
 mod producers;
+mod loss;
 mod restart;
 mod speed;
 
