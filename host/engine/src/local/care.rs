@@ -53,6 +53,8 @@ struct Scrub {
     status: ScrubStatus,
     /// When the next read may be made, on the monotonic clock.
     free_at: Duration,
+    /// When it was noted last what is durable, on the same clock.
+    noted_at: Duration,
 }
 
 impl Care {
@@ -78,7 +80,7 @@ impl Care {
             keep: Mutex::new(None),
             scrub: Mutex::new(Scrub {
                 status,
-                free_at: Duration::ZERO,
+                ..Scrub::default()
             }),
             bytes: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -124,13 +126,13 @@ impl Care {
 
     /// A reader met this.
     pub(super) fn note(&self, error: &ReadError) {
-        match error {
-            &ReadError::Damaged {
+        match *error {
+            ReadError::Damaged {
                 partition,
                 from,
                 to,
             } => self.suspect(partition, from, to),
-            &ReadError::ModuleDamaged(digest) => self.note_module(digest, true),
+            ReadError::ModuleDamaged(digest) => self.note_module(digest, true),
             _ => {}
         }
     }
@@ -182,11 +184,25 @@ impl Care {
     /// What is to be done now and then, however busy the thread is.
     fn tend(&self) {
         self.forget_what_is_gone();
-        if self.shared.options.notes_durable {
-            self.shared.note_durable(false);
-        }
+        self.note_durable();
         if let Some(keep) = &*self.keep.lock() {
             keep.write(&self.register);
+        }
+    }
+
+    /// Once in a while only: it takes the journal's lock.
+    fn note_durable(&self) {
+        let now = self.shared.clock.monotonic();
+        let due = {
+            let mut scrub = self.scrub.lock();
+            let due = now >= scrub.noted_at + TICK;
+            if due {
+                scrub.noted_at = now;
+            }
+            due
+        };
+        if due && self.shared.options.notes_durable {
+            self.shared.note_durable(false);
         }
     }
 

@@ -532,7 +532,7 @@ impl Changes {
     /// Adds what changed after this.
     pub(super) fn merge(&mut self, later: Self) {
         self.next_topic = later.next_topic;
-        self.all_topics = later.all_topics.or(self.all_topics.take());
+        self.all_topics = later.all_topics.or_else(|| self.all_topics.take());
         self.topics.extend(later.topics);
         self.removed.extend(later.removed);
         self.groups.extend(later.groups);

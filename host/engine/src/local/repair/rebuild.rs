@@ -132,7 +132,7 @@ impl Tail {
                 match operation {
                     Operation::Append { partition, batch } => {
                         let first = tail.first_offsets.entry(partition);
-                        first.or_insert(batch.base_offset());
+                        first.or_insert_with(|| batch.base_offset());
                     }
                     Operation::CreateTopic(topic) => {
                         tail.created.insert(topic.id);
