@@ -7,8 +7,8 @@ mod damage;
 mod disk;
 mod examine;
 mod exhaustive;
-mod producers;
 mod loss;
+mod producers;
 mod restart;
 mod speed;
 
