@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::bounds::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, RECORD_HEADERS_MAX};
 use crate::clock::Timestamp;
+use crate::compression::{Compression, InflateError};
 use crate::message::{Header, Message};
 use crate::offset::Offset;
 use crate::producer::{Numbering, ProducerId, sequence_after};
@@ -27,6 +28,8 @@ pub const HEADER_BYTES: usize = 61;
 const LENGTH_END: usize = 12;
 const CRC_START: usize = 17;
 const CRC_COVERS_FROM: usize = 21;
+const LENGTH_AT: usize = 8;
+const ATTRIBUTES_AT: usize = 21;
 const CODEC_MASK: i16 = 0b111;
 const CONTROL_FLAG: i16 = 0b10_0000;
 /// As Kafka writes it, of a producer that does not number its batches.
@@ -67,11 +70,25 @@ pub enum BatchError {
         /// As computed.
         computed: u32,
     },
-    /// A compression codec that is not read yet.
-    #[error("compression codec {codec} is not read yet; send uncompressed batches")]
+    /// The records are compressed; whoever looks into them inflates them first.
+    #[error("the records are compressed with codec {codec}; inflate the batch first")]
     Compressed {
         /// Kafka's number of the codec.
         codec: i16,
+    },
+    /// A compression codec that nobody knows.
+    #[error("compression codec {number} does not exist; use gzip, snappy, lz4 or zstd (1 to 4)")]
+    Codec {
+        /// The number found.
+        number: i16,
+    },
+    /// Compressed records that cannot be inflated.
+    #[error("its records, compressed with {codec}, cannot be read: {error}")]
+    Inflate {
+        /// The codec that the batch names.
+        codec: Compression,
+        /// What is wrong.
+        error: InflateError,
     },
     /// The structure contradicts itself.
     #[error("malformed batch: {0}")]
@@ -265,7 +282,7 @@ impl RecordBatch {
     /// The records, decoded one by one without copying.
     ///
     /// # Errors
-    /// [`BatchError::Compressed`] where the records are compressed. Each item is an error where its record is malformed;
+    /// [`BatchError::Compressed`] where the records are compressed: ask [`RecordBatch::inflated`] for them. Each item is an error where its record is malformed;
     /// the iterator ends after that.
     pub fn records(&self) -> Result<Records<'_>, BatchError> {
         match self.codec() {
@@ -564,5 +581,6 @@ fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     }
 }
 
+mod inflating;
 #[cfg(test)]
 mod tests;
