@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use millrace_engine::local::segment::{Found, NotShown, SegmentFile};
 use millrace_model::batch::{BatchError, RecordView};
-use millrace_model::{Message, Offset, RecordBatch};
+use millrace_model::{Compression, Message, Offset, RecordBatch};
 use serde_json::{Map, Value, json};
 
 use super::failure::{Exit, Failure};
@@ -16,7 +16,6 @@ use super::table::when;
 
 /// Characters of a key, header or value that are shown, unless asked for all.
 const SHOWN_CHARS_MAX: usize = 60;
-const KAFKA_CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -140,6 +139,10 @@ impl Dump {
 
     /// The outer error ends the dump, the inner one the batch.
     fn messages(&mut self, batch: &RecordBatch) -> Result<Result<(), BatchError>, Failure> {
+        let batch = match batch.inflated() {
+            Ok(plain) => plain,
+            Err(error) => return Ok(Err(error)),
+        };
         let records = match batch.records() {
             Ok(records) => records,
             Err(error) => return Ok(Err(error)),
@@ -233,9 +236,8 @@ impl Dump {
 
 fn codec(batch: &RecordBatch) -> String {
     let number = batch.codec();
-    let known = usize::try_from(number).ok();
-    let known = known.and_then(|number| KAFKA_CODECS.get(number));
-    known.map_or_else(|| format!("number {number}"), |name| (*name).to_owned())
+    let known = Compression::from_code(number);
+    known.map_or_else(|| format!("number {number}"), |codec| codec.to_string())
 }
 
 /// Bytes for people: quoted text, or hexadecimal digits; cut where they are many.

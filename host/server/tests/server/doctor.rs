@@ -182,3 +182,41 @@ fn a_repair_is_only_told_until_it_is_meant_and_then_moves_what_makes_way() {
     let busy = millrace(&["doctor", path, "--repair", "--yes"]);
     assert_eq!(busy.status.code(), Some(6), "{busy:?}");
 }
+
+#[test]
+fn messages_of_a_compressed_topic_are_served_and_its_segment_is_dumped() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let host = host(dir.path());
+    let topic = r#"{"name":"orders","settings":{"compression":"zstd"}}"#;
+    let made = host.post_json("/v1/topics", topic);
+    assert_eq!(made.status, 201, "{}", made.json());
+    assert_eq!(made.json()["settings"]["compression"], "zstd");
+    assert_eq!(host.post_json("/v1/topics", topic).status, 200);
+    let plain = host.post_json("/v1/topics", r#"{"name":"orders"}"#);
+    assert_eq!(plain.status, 409, "the same name, other settings");
+    let unknown = r#"{"name":"other","settings":{"compression":"rar"}}"#;
+    assert_eq!(host.post_json("/v1/topics", unknown).status, 400);
+
+    let value = "the same again and again ".repeat(100);
+    let body = serde_json::json!({"messages": [{"key": "k", "value": value}, {"value": "last"}]});
+    let produced = host.post_json("/v1/topics/orders/messages", &body.to_string());
+    assert!(produced.status < 300, "{}", produced.json());
+    let fetched = host.get("/v1/topics/orders/partitions/0/messages?from=0");
+    let messages = &fetched.json()["messages"];
+    assert_eq!(messages[0]["value"], value);
+    assert_eq!(messages[1]["value"], "last");
+    host.stop();
+
+    let segment = dir.path().join("topics");
+    let topic = fs::read_dir(segment).expect("topics").flatten().next();
+    let segment = topic.expect("a topic").path();
+    let segment = segment.join("0/00000000000000000000.segment");
+    assert!(fs::metadata(&segment).expect("a segment").len() < 1000);
+    let dump = ["segment", "dump", segment.to_str().expect("a path")];
+    let text = out(&millrace(&dump), 0);
+    assert!(text.contains("compression zstd"), "{text}");
+    assert!(
+        text.contains("last") && text.contains("2 messages shown"),
+        "{text}"
+    );
+}
