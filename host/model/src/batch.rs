@@ -90,6 +90,9 @@ pub enum BatchError {
         /// What is wrong.
         error: InflateError,
     },
+    /// The records are encrypted: a stored batch, as it lies in its file.
+    #[error("the records are encrypted; give the key to read them")]
+    Encrypted,
     /// The structure contradicts itself.
     #[error("malformed batch: {0}")]
     Malformed(&'static str),
@@ -108,6 +111,14 @@ impl RecordBatch {
     /// # Errors
     /// [`BatchError`] where the bytes are no whole, sound batch of at least one record.
     pub fn decode(bytes: &Bytes) -> Result<Self, BatchError> {
+        let batch = Self::decode_any(bytes)?;
+        match batch.is_encrypted() {
+            true => Err(BatchError::Encrypted),
+            false => Ok(batch),
+        }
+    }
+
+    fn decode_any(bytes: &Bytes) -> Result<Self, BatchError> {
         let end = Self::framed_length(bytes)?;
         if bytes.len() < end {
             return Err(BatchError::Incomplete {
@@ -148,8 +159,13 @@ impl RecordBatch {
         if end < HEADER_BYTES {
             return Err(BatchError::Malformed("length shorter than the header"));
         }
-        if end > BATCH_BYTES_MAX {
-            let (found, max) = (end, BATCH_BYTES_MAX);
+        let marked = i16::from_be_bytes([bytes[ATTRIBUTES_AT], bytes[ATTRIBUTES_AT + 1]]);
+        let max = match marked & encrypted::ENCRYPTED_FLAG {
+            0 => BATCH_BYTES_MAX,
+            _ => BATCH_BYTES_MAX + encrypted::ENCRYPTION_BYTES_MAX,
+        };
+        if end > max {
+            let found = end;
             return Err(BatchError::TooLarge {
                 what: "size in bytes",
                 found,
@@ -190,6 +206,10 @@ impl RecordBatch {
             ));
         }
         Ok(())
+    }
+
+    fn attributes(&self) -> i16 {
+        i16::from_be_bytes(self.field(ATTRIBUTES_AT))
     }
 
     fn field<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -286,6 +306,7 @@ impl RecordBatch {
     /// the iterator ends after that.
     pub fn records(&self) -> Result<Records<'_>, BatchError> {
         match self.codec() {
+            _ if self.is_encrypted() => Err(BatchError::Encrypted),
             0 => Ok(Records {
                 batch: self,
                 at: HEADER_BYTES,
@@ -571,6 +592,18 @@ impl BatchBuilder {
     }
 }
 
+/// A batch of these bytes, whose header is right but for the attributes, the length and the checksum.
+fn framed(mut bytes: Vec<u8>, attributes: i16) -> RecordBatch {
+    let length = (bytes.len() - LENGTH_END) as u32;
+    bytes[LENGTH_AT..LENGTH_END].copy_from_slice(&length.to_be_bytes());
+    bytes[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
+    let crc = crc32c::crc32c(&bytes[CRC_COVERS_FROM..]);
+    bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
+    RecordBatch {
+        bytes: bytes.into(),
+    }
+}
+
 fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     match bytes {
         None => varint::put(out, -1),
@@ -581,6 +614,7 @@ fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     }
 }
 
+mod encrypted;
 mod inflating;
 #[cfg(test)]
 mod tests;

@@ -89,6 +89,7 @@ proptest! {
                 read_everything(&batch);
             }
             Err(BatchError::TooLarge { .. }) => prop_assert_eq!(count, i32::MAX),
+            Err(BatchError::Encrypted) => prop_assert_ne!(attributes & 0x4000, 0),
             Err(error) => prop_assert!(contradicts, "{error}"),
         }
     }

@@ -12,6 +12,9 @@ impl RecordBatch {
     /// [`BatchError::Codec`] where nobody knows the codec, [`BatchError::Inflate`] where the bytes are not what it writes or hold
     /// more than [`BATCH_INFLATED_BYTES_MAX`], [`BatchError::Malformed`] where they hold other than the header says.
     pub fn inflated(&self) -> Result<Self, BatchError> {
+        if self.is_encrypted() {
+            return Err(BatchError::Encrypted);
+        }
         let number = self.codec();
         if number == 0 {
             return Ok(self.clone());
@@ -45,10 +48,6 @@ impl RecordBatch {
         framed(bytes, self.attributes() | codec.code())
     }
 
-    fn attributes(&self) -> i16 {
-        i16::from_be_bytes(self.field(ATTRIBUTES_AT))
-    }
-
     /// Whether there are as many records as the header says, and nothing behind them. Looks at their lengths only.
     fn check_records(&self) -> Result<(), BatchError> {
         let (bytes, mut at) = (&self.bytes[..], HEADER_BYTES);
@@ -72,17 +71,5 @@ impl BatchBuilder {
     #[must_use]
     pub fn finish_with(self, codec: Compression) -> Option<RecordBatch> {
         self.finish().map(|batch| batch.deflated(codec))
-    }
-}
-
-/// A batch of these bytes, whose header is right but for the attributes, the length and the checksum.
-fn framed(mut bytes: Vec<u8>, attributes: i16) -> RecordBatch {
-    let length = (bytes.len() - LENGTH_END) as u32;
-    bytes[LENGTH_AT..LENGTH_END].copy_from_slice(&length.to_be_bytes());
-    bytes[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
-    let crc = crc32c::crc32c(&bytes[CRC_COVERS_FROM..]);
-    bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
-    RecordBatch {
-        bytes: bytes.into(),
     }
 }
