@@ -283,11 +283,14 @@ impl Committer {
     /// One frame, and one sync if a member needs it: those that do not are answered a little later, never wrongly.
     fn write(&mut self, journal: &mut Journal) -> Result<(), CommitError> {
         self.frame.clear(2 * GROUP_BYTES_MAX);
+        let cipher = self.shared.options.encryption.as_deref();
         let body = self.frame.body();
-        codec::begin(body);
+        let start = body.len();
+        codec::begin(body, cipher);
         for operation in &self.pending.operations {
             codec::encode(body, operation);
         }
+        codec::finish(body, start, cipher, journal.last_sequence() + 1);
         match journal.append(&mut self.frame) {
             Ok(_) => {}
             Err(error) if disk::is_full(&error) => {

@@ -199,7 +199,7 @@ fn look_at_checkpoint(dir: &Path, report: &mut Report) -> io::Result<Option<Chec
             "keep this file beside the database: the next start rolls back to the checkpoint before, and the journal has the rest",
         ));
     }
-    let opened = CheckpointStore::open(&copy.path().join(CHECKPOINT));
+    let opened = CheckpointStore::open(&copy.path().join(CHECKPOINT), None);
     match opened.and_then(|mut store| store.load()) {
         Ok(checkpoint) if !checkpoint.is_made => Ok(without_checkpoint(dir, &path, report)),
         Ok(checkpoint) => {
