@@ -76,9 +76,7 @@ impl CheckpointStore {
     /// Whether the keys are those that this directory needs. Changes nothing.
     pub(in crate::local) fn check_keys(&mut self) -> Result<(), OpenError> {
         let known = self.keys()?;
-        let active = known.iter().find(|(key, _)| key == ACTIVE);
-        let active = active.and_then(|(_, id)| u32::try_from(*id).ok());
-        match (active, &self.cipher) {
+        match (active(&known), &self.cipher) {
             (None, _) => Ok(()),
             (Some(id), None) => Err(self.refused(format!(
                 "it is encrypted with key {id}; name the key file with --encryption-key-file, or set MILLRACE_ENCRYPTION_KEY"
@@ -107,13 +105,18 @@ impl CheckpointStore {
         }
     }
 
+    /// The key that values are encrypted with.
+    pub(in crate::local) fn active_key(&mut self) -> Result<Option<u32>, OpenError> {
+        Ok(active(&self.keys()?))
+    }
+
     fn refused(&self, reason: String) -> OpenError {
         let dir = self.path.parent().unwrap_or(&self.path).to_owned();
         OpenError::Encryption { dir, reason }
     }
 
     /// What is known about keys: names in `meta`, and their numbers.
-    pub(in crate::local) fn keys(&mut self) -> Result<Vec<(String, u64)>, OpenError> {
+    fn keys(&mut self) -> Result<Vec<(String, u64)>, OpenError> {
         let read = self.runtime.block_on(async {
             let rows = sqlx::query("SELECT key, value FROM meta WHERE key LIKE 'encryption_key%'");
             let rows = rows.fetch_all(&mut self.connection).await?;
@@ -135,6 +138,11 @@ impl CheckpointStore {
         let adopted = self.runtime.block_on(adopt(&mut self.connection, &cipher));
         adopted.map_err(|error| unusable(&self.path, &error))
     }
+}
+
+fn active(known: &[(String, u64)]) -> Option<u32> {
+    let active = known.iter().find(|(key, _)| key == ACTIVE);
+    active.and_then(|(_, id)| u32::try_from(*id).ok())
 }
 
 async fn adopt(connection: &mut SqliteConnection, cipher: &Cipher) -> Result<(), sqlx::Error> {
