@@ -5,6 +5,7 @@ mod conformance;
 mod crashes;
 mod damage;
 mod disk;
+mod encryption;
 mod examine;
 mod exhaustive;
 mod loss;
@@ -39,6 +40,7 @@ fn small() -> LocalOptions {
         scrub_bytes_per_second: 0,
         notes_durable: false,
         ..LocalOptions::default()
+        encryption: None,
     }
 }
 
