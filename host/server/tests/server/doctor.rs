@@ -220,3 +220,82 @@ fn messages_of_a_compressed_topic_are_served_and_its_segment_is_dumped() {
         "{text}"
     );
 }
+
+#[test]
+fn an_encrypted_host_serves_and_its_files_are_read_with_the_key_file_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a directory");
+    let keys = tempfile::tempdir().expect("a directory");
+    let key_file = keys.path().join("keys");
+    let key = "0123456789abcdef".repeat(4);
+    fs::write(&key_file, format!("# of this test\n3:{key}\n")).expect("written");
+    let allow = |mode| fs::set_permissions(&key_file, fs::Permissions::from_mode(mode));
+    allow(0o600).expect("owned");
+    let host = TestHost::with(Config {
+        engine: EngineKind::Local,
+        data_dir: dir.path().to_owned(),
+        encryption_key_file: Some(key_file.clone()),
+        ..config()
+    });
+    let host = host.with_topic("orders", 1);
+    let body = r#"{"messages":[{"key":"k","value":"nobody may read this"}]}"#;
+    assert!(host.post_json("/v1/topics/orders/messages", body).status < 300);
+    let fetched = host.get("/v1/topics/orders/partitions/0/messages?from=0");
+    assert_eq!(
+        fetched.json()["messages"][0]["value"],
+        "nobody may read this"
+    );
+    let metrics = host.get("/metrics").bytes;
+    assert!(
+        !metrics
+            .windows(16)
+            .any(|text| text == &key.as_bytes()[..16])
+    );
+    host.stop();
+
+    let path = dir.path().to_str().expect("a path");
+    let text = out(&millrace(&["doctor", path]), 0);
+    assert!(text.contains("still needed: key 3"), "{text}");
+    let key_path = key_file.to_str().expect("a path");
+    let with_key = ["--encryption-key-file", key_path];
+    out(&millrace(&[&["doctor", path][..], &with_key].concat()), 0);
+    let mut segments = Vec::new();
+    find(&dir.path().join("topics"), &mut segments);
+    let segment = segments.iter().find(|path| path.ends_with(".segment"));
+    let dump = ["segment", "dump", segment.expect("a segment")];
+    let blind = out(&millrace(&dump), 0);
+    assert!(
+        blind.contains("encrypted with key 3") && !blind.contains("nobody"),
+        "{blind}"
+    );
+    let seeing = out(&millrace(&[&dump[..], &with_key].concat()), 0);
+    assert!(seeing.contains("nobody may read this"), "{seeing}");
+
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir", path];
+    let without = millrace(&serve);
+    assert_eq!(without.status.code(), Some(1), "{without:?}");
+    let told = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert!(told.contains("it is encrypted with key 3"), "{told}");
+    allow(0o644).expect("owned");
+    let exposed = millrace(&[&serve[..], &with_key].concat());
+    assert_eq!(exposed.status.code(), Some(2), "{exposed:?}");
+    let told = String::from_utf8_lossy(&exposed.stderr).into_owned();
+    assert!(told.contains("chmod 600") && !told.contains(&key), "{told}");
+    let mut help = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    help.args(["serve", "--help"])
+        .env("MILLRACE_ENCRYPTION_KEY", format!("1:{key}"));
+    let help = out(&help.output().expect("the binary runs"), 0);
+    assert!(
+        help.contains("MILLRACE_ENCRYPTION_KEY") && !help.contains(&key),
+        "{help}"
+    );
+}
+
+fn find(dir: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).expect("a directory").flatten() {
+        match entry.path() {
+            path if path.is_dir() => find(&path, found),
+            path => found.push(path.to_str().expect("a path").to_owned()),
+        }
+    }
+}
