@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use millrace_log::{Disk, RealDisk};
+use millrace_log::{Cipher, Disk, RealDisk};
 use millrace_model::Timestamp;
 
 use super::OpenError;
@@ -33,6 +33,14 @@ pub enum RepairError {
     /// The directory cannot be examined, or a host runs on it. Nothing was changed.
     #[error(transparent)]
     Examine(#[from] ExamineError),
+    /// It is encrypted, and no key was given.
+    #[error(
+        "the directory is encrypted with key {key}; name the key file with --encryption-key-file. Nothing was changed"
+    )]
+    Encrypted {
+        /// With which key.
+        key: u32,
+    },
     /// It cannot be rebuilt from what is there.
     #[error(
         "the checkpoint cannot be built again: {0}. Nothing was changed; restore the directory from a backup"
@@ -114,22 +122,29 @@ fn said(place: &Path, repair: &Repair, meaning: &str) -> Done {
     }
 }
 
-/// Examines the directory, which no host may run on, and repairs all that a repair is known for. Blocks.
+/// Examines the directory, which no host may run on, and repairs all that a repair is known for; an encrypted one with its keys.
+/// Blocks.
 ///
 /// # Errors
 /// [`RepairError`] says how far it came.
 pub fn repair(
     dir: &Path,
+    cipher: Option<Arc<Cipher>>,
     now: Timestamp,
     progress: &mut dyn FnMut(Reached),
 ) -> Result<Vec<Done>, RepairError> {
     examine::check_is_data_directory(dir)?;
     let _lock = lock(dir).map_err(|error| locked_out(dir, &error))?;
-    let report = examine::look(Report::new(dir), progress)?;
+    let report = examine::look(Report::new(dir), cipher.clone(), progress)?;
+    // What stands in the journal would be taken for unknown.
+    if let Some(key) = report.key_needed().filter(|_| cipher.is_none()) {
+        return Err(RepairError::Encrypted { key });
+    }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let work = Work {
         disk,
         dir,
+        cipher,
         quarantine: dir.join(QUARANTINE).join(now.0.to_string()),
     };
     let mut done = Vec::new();
@@ -155,6 +170,7 @@ fn locked_out(dir: &Path, error: &OpenError) -> ExamineError {
 struct Work<'a> {
     disk: Arc<dyn Disk>,
     dir: &'a Path,
+    cipher: Option<Arc<Cipher>>,
     quarantine: PathBuf,
 }
 

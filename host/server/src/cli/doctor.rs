@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use millrace_engine::local::Cipher;
 use millrace_engine::local::examine::{ExamineError, Finding, Report, Severity, examine_with};
 use millrace_engine::local::repair::{Done, RepairError, plan, repair};
 use millrace_model::{Clock, Offset, SystemClock};
@@ -48,7 +50,7 @@ pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     let dir = args.dir.unwrap_or_else(|| Config::default().data_dir);
     let keys = encryption_keys(args.encryption_key_file.as_deref())?;
     if args.yes {
-        return repair_now(&dir, as_json);
+        return repair_now(&dir, keys, as_json);
     }
     let bar = bar();
     let report = examine_with(&dir, keys, &mut |reached| {
@@ -68,16 +70,16 @@ pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     }
 }
 
-fn repair_now(dir: &Path, as_json: bool) -> Result<(), Failure> {
+fn repair_now(dir: &Path, keys: Option<Arc<Cipher>>, as_json: bool) -> Result<(), Failure> {
     let bar = bar();
-    let done = repair(dir, SystemClock::new().wall(), &mut |reached| {
+    let done = repair(dir, keys, SystemClock::new().wall(), &mut |reached| {
         bar.set_length(reached.bytes_total);
         bar.set_position(reached.bytes);
     });
     bar.finish_and_clear();
     let done = done.map_err(|error| match error {
         RepairError::Examine(error) => not_examined(error),
-        error @ RepairError::Rebuild(_) => {
+        error @ (RepairError::Rebuild(_) | RepairError::Encrypted { .. }) => {
             Failure::new(Exit::Refused, "not-repaired", error.to_string())
         }
         error @ RepairError::Io { .. } => Failure::failed(error.to_string()),

@@ -199,7 +199,7 @@ fn messages_of_a_compressed_topic_are_served_and_its_segment_is_dumped() {
 
     let value = "the same again and again ".repeat(100);
     let body = serde_json::json!({"messages": [{"key": "k", "value": value}, {"value": "last"}]});
-    let produced = host.post_json("/v1/topics/orders/messages", &body.to_string());
+    let produced = host.post_json("/v1/topics/orders/messages", body.to_string());
     assert!(produced.status < 300, "{}", produced.json());
     let fetched = host.get("/v1/topics/orders/partitions/0/messages?from=0");
     let messages = &fetched.json()["messages"];

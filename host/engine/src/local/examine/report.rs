@@ -240,6 +240,11 @@ impl Report {
         self.keys.entry(key).or_default().insert(kind);
     }
 
+    /// A key that something is encrypted with.
+    pub(in crate::local) fn key_needed(&self) -> Option<u32> {
+        self.keys.keys().find_map(|key| *key)
+    }
+
     /// Which keys are still needed, in words; nothing where none is.
     pub(super) fn conclude_keys(&mut self) {
         let words = |kinds: &BTreeSet<_>| kinds.iter().copied().collect::<Vec<_>>().join(", ");

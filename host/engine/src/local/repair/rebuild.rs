@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use millrace_log::Cipher;
 use millrace_log::journal::examine::{self as journal, JournalExamination};
 use millrace_log::partition::rebuild::told;
 use millrace_log::partition::{Listing, Mark};
@@ -39,7 +40,7 @@ pub(super) fn rebuild(work: &Work<'_>) -> Result<(), RepairError> {
     })?;
     let known = evidence::read(&*work.disk, work.dir).map_err(failed)?;
     let known = known.unwrap_or_default();
-    let tail = Tail::find(&work.dir.join("journal"), &names, known)?;
+    let tail = Tail::find(work, &names, known)?;
     let marks = marks(work, &names, &tail).map_err(failed)?;
     for file in [CHECKPOINT, "checkpoint.sqlite-journal"] {
         work.move_away(Path::new(file)).map_err(failed)?;
@@ -61,8 +62,11 @@ pub(super) fn rebuild(work: &Work<'_>) -> Result<(), RepairError> {
         swept_topics: &[],
     };
     let unwritten = |error: String| failed(io::Error::other(error));
-    let store = CheckpointStore::open(&work.dir.join(CHECKPOINT));
+    let store = CheckpointStore::open(&work.dir.join(CHECKPOINT), work.cipher.clone());
     let mut store = store.map_err(|error| unwritten(error.to_string()))?;
+    store
+        .adopt_keys()
+        .map_err(|error| unwritten(error.to_string()))?;
     store
         .save(&step)
         .map_err(|error| unwritten(error.to_string()))?;
@@ -88,7 +92,8 @@ struct Tail {
 }
 
 impl Tail {
-    fn find(dir: &Path, names: &Names, known: Evidence) -> Result<Self, RepairError> {
+    fn find(work: &Work<'_>, names: &Names, known: Evidence) -> Result<Self, RepairError> {
+        let dir = &work.dir.join("journal");
         let failed = |source| RepairError::Io {
             path: dir.to_owned(),
             source,
@@ -106,7 +111,7 @@ impl Tail {
             }
             let found = journal::examine(dir, number, after).map_err(failed)?;
             if found.damage.is_none() {
-                return Self::of(&found, number, after);
+                return Self::of(&found, number, after, work.cipher.as_deref());
             }
         }
         Err(RepairError::Rebuild(format!(
@@ -125,10 +130,15 @@ impl Tail {
         }
     }
 
-    fn of(found: &JournalExamination, first_file: u64, after: u64) -> Result<Self, RepairError> {
+    fn of(
+        found: &JournalExamination,
+        first_file: u64,
+        after: u64,
+        cipher: Option<&Cipher>,
+    ) -> Result<Self, RepairError> {
         let mut tail = Self::none(first_file, after);
         let replayed = found.replay::<io::Error>(|sequence, body| {
-            for operation in codec::decode(body).map_err(io::Error::other)? {
+            for operation in codec::open(body, cipher, sequence).map_err(io::Error::other)? {
                 match operation {
                     Operation::Append { partition, batch } => {
                         let first = tail.first_offsets.entry(partition);

@@ -75,6 +75,7 @@ async fn fill(engine: &LocalEngine) -> Topic {
                 value: Some(format!("{CANARY} specification {number}").into()),
             }],
             durability: None,
+            request: None,
         };
         engine.commit(transaction).await.unwrap();
     }
@@ -344,4 +345,35 @@ async fn after_power_cuts_nothing_durable_is_lost_though_the_key_changes_at_ever
         }
         assert!(acknowledged.len() > 4, "something was written");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repair_needs_the_keys_and_rebuilds_an_encrypted_checkpoint_with_them() {
+    use crate::local::repair::{RepairError, repair};
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_real(dir.path(), with(&[5])).await.unwrap();
+    let topic = topic(&engine, "in", Durability::Durable).await;
+    produce(&engine, at(&topic, 0), "kept").await.unwrap();
+    engine.close().await;
+    drop(engine);
+    fs::remove_file(dir.path().join("checkpoint.sqlite")).unwrap();
+    let mend = async |keys: Option<Arc<Cipher>>| {
+        let dir = dir.path().to_owned();
+        let mending = move || repair(&dir, keys, Timestamp(7), &mut |_| ());
+        tokio::task::spawn_blocking(mending).await.unwrap()
+    };
+    let refused = mend(None).await.unwrap_err();
+    assert!(
+        matches!(refused, RepairError::Encrypted { key: 5 }),
+        "{refused}"
+    );
+    assert!(!mend(Some(cipher(&[5]))).await.unwrap().is_empty());
+    refused_without(dir.path()).await;
+    let engine = open_real(dir.path(), with(&[5])).await.unwrap();
+    assert_eq!(values(&engine, at(&topic, 0)).await, ["kept"]);
+}
+
+async fn refused_without(dir: &Path) {
+    let told = refused(dir, with(&[])).await;
+    assert!(told.contains("encrypted with key 5"), "{told}");
 }

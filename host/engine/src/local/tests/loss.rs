@@ -72,7 +72,7 @@ async fn repaired(dir: &Path) -> Vec<Done> {
     let before = all_bytes(dir);
     let work = move || {
         let planned = plan(&examine(&owned, &mut |_| {}).unwrap());
-        let done = repair(&owned, Timestamp(7), &mut |_| {}).expect("it is repaired");
+        let done = repair(&owned, None, Timestamp(7), &mut |_| {}).expect("it is repaired");
         assert_eq!(planned, done);
         done
     };
@@ -256,7 +256,7 @@ async fn files_that_are_not_the_hosts_are_moved_aside_and_a_running_host_is_not_
     let (dir, orders) = killed().await;
     let engine = open_real(dir.path(), small()).await.unwrap();
     let owned = dir.path().to_owned();
-    let busy = move || repair(&owned, Timestamp(1), &mut |_| {}).unwrap_err();
+    let busy = move || repair(&owned, None, Timestamp(1), &mut |_| {}).unwrap_err();
     let error = tokio::task::spawn_blocking(busy).await.unwrap();
     assert!(
         matches!(

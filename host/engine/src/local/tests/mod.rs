@@ -40,7 +40,6 @@ fn small() -> LocalOptions {
         scrub_bytes_per_second: 0,
         notes_durable: false,
         ..LocalOptions::default()
-        encryption: None,
     }
 }
 
