@@ -4,7 +4,7 @@
 //! sealed files, which never change again, are mapped, read-only.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,12 @@ use bytes::Bytes;
 use rustix::fs::FallocateFlags;
 
 use crate::mapping;
+
+/// Bounds of [`open_files_max`], whatever the system says.
+const OPEN_FILES_MIN: usize = 64;
+const OPEN_FILES_MAX: usize = 16 << 10;
+/// Pieces that the kernel takes in one call.
+const PIECES_AT_ONCE_MAX: usize = 1024;
 
 /// Where files are. Paths are whole paths; directories are made durable by [`Disk::sync_dir`].
 pub trait Disk: Send + Sync + 'static {
@@ -32,6 +38,15 @@ pub trait Disk: Send + Sync + 'static {
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
     /// Makes creations, renames and removals in the directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The file system that a directory is on. It knows of what fails from now on, so it is asked for before anything is written.
+    fn file_system(&self, dir: &Path) -> io::Result<Arc<dyn FileSystem>>;
+}
+
+/// A whole file system, for what is in more files than one would make durable singly.
+pub trait FileSystem: Send + Sync {
+    /// Makes everything in all files and directories durable, whether or not they are still open. After an error nobody knows
+    /// what is.
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// One open file.
@@ -40,6 +55,10 @@ pub trait DiskFile: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
     /// Writes all of `bytes` at `at`.
     fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
+    /// Writes all pieces one after the other, the first at `at`.
+    fn write_pieces_at(&self, pieces: &[&[u8]], at: u64) -> io::Result<()> {
+        self.write_all_at(&pieces.concat(), at)
+    }
     /// Reserves room for bytes `0..length`, so that writing there cannot find the disk full. With `grow` the file reads as
     /// zeros there at once; without it the length stays as it is.
     fn preallocate(&self, length: u64, grow: bool) -> io::Result<()>;
@@ -66,6 +85,14 @@ pub fn is_full(error: &io::Error) -> bool {
 #[must_use]
 pub fn final_error(error: io::Error) -> io::Error {
     io::Error::other(format!("a sync failed: {error}"))
+}
+
+/// Files that the process may hold open for writing: half of what the system allows it, for sockets and readers need the rest.
+#[must_use]
+pub fn open_files_max() -> usize {
+    let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let half = allowed.map_or(OPEN_FILES_MAX, |allowed| (allowed / 2) as usize);
+    half.clamp(OPEN_FILES_MIN, OPEN_FILES_MAX)
 }
 
 /// The machine's file system.
@@ -118,6 +145,19 @@ impl Disk for RealDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
+
+    fn file_system(&self, dir: &Path) -> io::Result<Arc<dyn FileSystem>> {
+        Ok(Arc::new(RealFileSystem(File::open(dir)?)))
+    }
+}
+
+/// A directory that stays open: the kernel tells each descriptor of the failures since it was opened (Linux 5.8 and later).
+struct RealFileSystem(File);
+
+impl FileSystem for RealFileSystem {
+    fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.0)?)
+    }
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -151,6 +191,26 @@ impl DiskFile for RealFile {
     // Goes on after interruptions and short writes.
     fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.0.write_all_at(bytes, at)
+    }
+
+    fn write_pieces_at(&self, pieces: &[&[u8]], mut at: u64) -> io::Result<()> {
+        for pieces in pieces.chunks(PIECES_AT_ONCE_MAX) {
+            let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|p| IoSlice::new(p)).collect();
+            let mut left = &mut slices[..];
+            IoSlice::advance_slices(&mut left, 0); // over empty pieces
+            while !left.is_empty() {
+                match rustix::io::pwritev(&self.0, left, at) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(count) => {
+                        at += count as u64;
+                        IoSlice::advance_slices(&mut left, count);
+                    }
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
     }
 
     fn preallocate(&self, length: u64, grow: bool) -> io::Result<()> {

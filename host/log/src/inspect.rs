@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, DiskFile, RealDisk, read_fully};
+use crate::disk::{Disk, DiskFile, FileSystem, RealDisk, read_fully};
 
 /// The machine's file system, opened for reading only. Whatever would change something is an error.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +51,10 @@ impl Disk for ReadOnlyDisk {
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+        refused()
+    }
+
+    fn file_system(&self, _dir: &Path) -> io::Result<Arc<dyn FileSystem>> {
         refused()
     }
 }

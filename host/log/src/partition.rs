@@ -4,6 +4,7 @@
 //! may be there after a crash, mean nothing, and are written again from the journal.
 
 pub mod examine;
+mod layout;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,14 +18,17 @@ use crate::disk::{Disk, DiskFile, final_error};
 use crate::index::Index;
 use crate::segment::{Segment, SegmentError, Source};
 
+pub(crate) use self::layout::base_in_file_name;
+pub use self::layout::{Files, Listing, Location};
+
 /// Bytes of a segment before the next one begins, unless configured.
 pub const SEGMENT_BYTES: u64 = 1 << 30;
 /// Bytes written at once, about.
 const RUN_BYTES_MAX: usize = 1 << 20;
-/// Room that a growing segment reserves at first; it doubles from there.
-const RESERVE_BYTES_MIN: u64 = 64 << 10;
-const SEGMENT_SUFFIX: &str = ".segment";
-const INDEX_SUFFIX: &str = ".index";
+/// Batches of at least so many bytes, on average, are written from where they lie; smaller ones are first put together.
+const PIECE_BYTES_MIN: usize = 1 << 10;
+/// From this length on a growing segment reserves room, twice what it needs; many small ones cost less without.
+const RESERVE_FROM_BYTES: u64 = 1 << 20;
 
 /// How far a partition's files reach; enough to open them again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +58,7 @@ pub struct PartitionFiles {
 struct Place {
     disk: Arc<dyn Disk>,
     cache: Arc<SealedCache>,
-    dir: PathBuf,
+    location: Location,
     segment_bytes: u64,
 }
 
@@ -63,8 +67,9 @@ struct Active {
     bytes: u64,
     reserved_bytes: u64,
     index: Arc<Mutex<Index>>,
-    /// Open from the first write to the next sync: idle partitions hold no descriptor.
+    /// Open from the first write until [`PartitionFiles::let_go`].
     file: Option<Arc<dyn DiskFile>>,
+    is_unsynced: bool,
 }
 
 impl Active {
@@ -75,6 +80,7 @@ impl Active {
             reserved_bytes: 0,
             index: Arc::default(),
             file: None,
+            is_unsynced: false,
         }
     }
 }
@@ -88,6 +94,12 @@ pub struct Unsynced {
 }
 
 impl Unsynced {
+    /// Whether there is nothing to make durable.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.dirs.is_empty()
+    }
+
     /// Makes them durable.
     ///
     /// # Errors
@@ -107,13 +119,13 @@ impl PartitionFiles {
     pub fn fresh(
         disk: Arc<dyn Disk>,
         cache: Arc<SealedCache>,
-        dir: PathBuf,
+        location: Location,
         segment_bytes: u64,
     ) -> Self {
         let place = Place {
             disk,
             cache,
-            dir,
+            location,
             segment_bytes,
         };
         Self::at(place, Vec::new(), Mark::default())
@@ -137,22 +149,22 @@ impl PartitionFiles {
     pub fn open(
         disk: Arc<dyn Disk>,
         cache: Arc<SealedCache>,
-        dir: PathBuf,
+        files: Files,
         segment_bytes: u64,
         mark: Mark,
     ) -> io::Result<Self> {
+        let mut sealed = files.segments();
         let place = Place {
             disk,
             cache,
-            dir,
+            location: files.location,
             segment_bytes,
         };
-        let mut sealed = place.segments()?;
         let active = sealed.partition_point(|&base| base < mark.segment);
         for base in sealed.split_off(active) {
-            place.disk.remove(&place.path(base, INDEX_SUFFIX))?;
+            place.disk.remove(&place.location.index(base))?;
             if base > mark.segment || mark.bytes == 0 {
-                place.disk.remove(&place.path(base, SEGMENT_SUFFIX))?;
+                place.disk.remove(&place.location.segment(base))?;
             }
         }
         Ok(Self::at(place, sealed, mark))
@@ -200,14 +212,18 @@ impl PartitionFiles {
     }
 
     fn write_run(&mut self, run: &[RecordBatch]) -> io::Result<()> {
-        let byte_count = run.iter().map(RecordBatch::byte_count).sum();
-        let mut bytes = Vec::with_capacity(byte_count);
-        for batch in run {
-            bytes.extend_from_slice(batch.bytes());
-        }
+        let byte_count: usize = run.iter().map(RecordBatch::byte_count).sum();
         let position = self.active.bytes;
         let file = self.active_file(position + byte_count as u64)?;
-        file.write_all_at(&bytes, position)?;
+        if byte_count / run.len() >= PIECE_BYTES_MIN {
+            let pieces: Vec<&[u8]> = run.iter().map(|batch| &batch.bytes()[..]).collect();
+            file.write_pieces_at(&pieces, position)?;
+        } else {
+            let mut bytes = Vec::with_capacity(byte_count);
+            run.iter()
+                .for_each(|batch| bytes.extend_from_slice(batch.bytes()));
+            file.write_all_at(&bytes, position)?;
+        }
         self.note(run, position);
         self.active.bytes += byte_count as u64;
         self.end = run.last().map_or(self.end, RecordBatch::end_offset);
@@ -226,24 +242,25 @@ impl PartitionFiles {
         }
     }
 
-    /// The active segment, open, with room reserved up to `length`.
+    /// The active segment, open to be written up to `length`.
     fn active_file(&mut self, length: u64) -> io::Result<Arc<dyn DiskFile>> {
         let file = match &self.active.file {
             Some(file) => Arc::clone(file),
             None => self.open_active()?,
         };
-        if self.active.reserved_bytes < length {
+        self.active.file = Some(Arc::clone(&file));
+        self.active.is_unsynced = true;
+        if length >= RESERVE_FROM_BYTES && self.active.reserved_bytes < length {
             let most = self.place.segment_bytes.max(length);
-            let reserved_bytes = (length * 2).max(RESERVE_BYTES_MIN).min(most);
+            let reserved_bytes = (length * 2).min(most);
             file.preallocate(reserved_bytes, false)?;
             self.active.reserved_bytes = reserved_bytes;
         }
-        self.active.file = Some(Arc::clone(&file));
         Ok(file)
     }
 
     fn open_active(&mut self) -> io::Result<Arc<dyn DiskFile>> {
-        let path = self.place.path(self.active.base, SEGMENT_SUFFIX);
+        let path = self.place.location.segment(self.active.base);
         if self.active.bytes > 0 {
             match self.place.disk.open(&path) {
                 // Somebody took the file away: what it held is lost and will read as damaged; what comes now is kept.
@@ -251,15 +268,20 @@ impl PartitionFiles {
                 opened => return opened,
             }
         }
-        let dir = &self.place.dir;
-        self.place.disk.create_dir_all(dir)?;
-        // The partition's directory, and the two above it that may be new with it.
-        for dir in dir.ancestors().take(3) {
+        let file = match self.place.disk.create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.place.disk.create_dir_all(self.place.location.dir())?;
+                self.place.disk.create(&path)?
+            }
+            created => created?,
+        };
+        // The directory of the file, and the one or two above it that may be new with it.
+        for dir in self.place.location.dir().ancestors().take(3) {
             if !self.unsynced.dirs.iter().any(|known| known == dir) {
                 self.unsynced.dirs.push(dir.to_owned());
             }
         }
-        self.place.disk.create(&path)
+        Ok(file)
     }
 
     /// Ends the active segment: it never changes again and may be mapped.
@@ -283,23 +305,28 @@ impl PartitionFiles {
             bytes: self.active.bytes,
         };
         segment.extend(&mut index)?;
-        let path = self.place.path(self.active.base, INDEX_SUFFIX);
+        let path = self.place.location.index(self.active.base);
         let written = self.place.disk.create(&path)?;
         written.write_all_at(&index.encode(), 0)
     }
 
     /// What has to be synced so that everything up to the present [`PartitionFiles::mark`] is durable. Taken out, so that the
-    /// sync itself holds up no reader.
+    /// sync itself holds up nobody.
     pub fn take_unsynced(&mut self) -> Unsynced {
         let mut unsynced = std::mem::take(&mut self.unsynced);
-        unsynced.files.extend(self.active.file.take());
+        if std::mem::take(&mut self.active.is_unsynced) {
+            unsynced.files.extend(self.active.file.clone());
+        }
         unsynced
     }
 
-    /// Whether files are open until the next sync.
-    #[must_use]
-    pub fn has_unsynced(&self) -> bool {
-        self.active.file.is_some() || !self.unsynced.files.is_empty()
+    /// Closes what is open. Returns whether something of it was not synced: then only [`crate::disk::FileSystem::sync`] makes it
+    /// durable.
+    pub fn let_go(&mut self) -> bool {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        self.active.file = None;
+        let is_unsynced = std::mem::take(&mut self.active.is_unsynced);
+        is_unsynced || !unsynced.is_empty()
     }
 
     /// How far the files reach.
@@ -326,6 +353,7 @@ impl PartitionFiles {
                 base: self.active.base,
                 bytes: self.active.bytes,
                 index: Arc::clone(&self.active.index),
+                file: self.active.file.clone(),
             }
         } else {
             match after.checked_sub(1) {
@@ -349,23 +377,6 @@ impl PartitionFiles {
     }
 }
 
-impl Place {
-    fn path(&self, base: Offset, suffix: &str) -> PathBuf {
-        self.dir.join(format!("{:020}{suffix}", base.0))
-    }
-
-    fn segments(&self) -> io::Result<Vec<Offset>> {
-        let names = self.disk.list(&self.dir)?;
-        let mut bases: Vec<Offset> = names
-            .iter()
-            .filter_map(|name| name.strip_suffix(SEGMENT_SUFFIX)?.parse().ok())
-            .map(Offset)
-            .collect();
-        bases.sort_unstable();
-        Ok(bases)
-    }
-}
-
 /// One segment as it was when asked for.
 pub struct SegmentReader {
     place: Place,
@@ -382,6 +393,8 @@ enum Part {
         base: Offset,
         bytes: u64,
         index: Arc<Mutex<Index>>,
+        /// If it is open to be written anyway.
+        file: Option<Arc<dyn DiskFile>>,
     },
     /// No file holds these offsets, though they were written.
     Missing,
@@ -396,9 +409,15 @@ impl SegmentReader {
         let read = match &self.part {
             Part::Missing => Err(io::Error::from(io::ErrorKind::NotFound).into()),
             Part::Sealed { base } => self.read_sealed(*base, bytes_max),
-            Part::Active { base, bytes, index } => {
-                self.read_active(*base, *bytes, index, bytes_max)
-            }
+            Part::Active {
+                base,
+                bytes,
+                index,
+                file,
+            } => self
+                .open_active(*base, file)
+                .map_err(SegmentError::from)
+                .and_then(|file| self.read_active(file, *base, *bytes, index, bytes_max)),
         };
         match read {
             // The file is gone, so everything in it is.
@@ -417,7 +436,7 @@ impl SegmentReader {
         base: Offset,
         bytes_max: usize,
     ) -> Result<Vec<RecordBatch>, SegmentError> {
-        let path = self.place.path(base, SEGMENT_SUFFIX);
+        let path = self.place.location.segment(base);
         let sealed = self
             .place
             .cache
@@ -438,7 +457,7 @@ impl SegmentReader {
     }
 
     fn stored_index(&self, base: Offset, segment_bytes: u64) -> Option<Index> {
-        let path = self.place.path(base, INDEX_SUFFIX);
+        let path = self.place.location.index(base);
         let bytes = self.place.disk.open(&path).ok()?.map_sealed().ok()?;
         Index::decode(&bytes, segment_bytes)
     }
@@ -452,16 +471,27 @@ impl SegmentReader {
         }
     }
 
+    fn open_active(
+        &self,
+        base: Offset,
+        file: &Option<Arc<dyn DiskFile>>,
+    ) -> io::Result<Arc<dyn DiskFile>> {
+        match file {
+            Some(file) => Ok(Arc::clone(file)),
+            None => self.place.disk.open(&self.place.location.segment(base)),
+        }
+    }
+
     fn read_active(
         &self,
+        file: Arc<dyn DiskFile>,
         base: Offset,
         bytes: u64,
         index: &Mutex<Index>,
         bytes_max: usize,
     ) -> Result<Vec<RecordBatch>, SegmentError> {
-        let path = self.place.path(base, SEGMENT_SUFFIX);
         let segment = Segment {
-            source: Source::File(self.place.disk.open(&path)?),
+            source: Source::File(file),
             base,
             end: self.end,
             bytes,

@@ -30,11 +30,13 @@ fn batches(shape: &[(u64, usize)]) -> Vec<RecordBatch> {
 }
 
 fn open_on(disk: Arc<dyn Disk>, dir: &Path, mark: Mark) -> PartitionFiles {
-    PartitionFiles::open(disk, Arc::default(), dir.to_owned(), 20_000, mark).unwrap()
+    let listing = Listing::read(&*disk, dir).unwrap();
+    let files = listing.files(&*disk, 0).unwrap();
+    PartitionFiles::open(disk, Arc::default(), files, 20_000, mark).unwrap()
 }
 
 fn open(disk: &SimDisk, mark: Mark) -> PartitionFiles {
-    open_on(Arc::new(disk.clone()), Path::new("/data/topics/1/0"), mark)
+    open_on(Arc::new(disk.clone()), Path::new("/data/topics/1"), mark)
 }
 
 fn read_all(files: &PartitionFiles, mut from: Offset, bytes_max: usize) -> Vec<RecordBatch> {
@@ -56,7 +58,7 @@ proptest! {
         bytes_max in 1usize..30_000,
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("topics/1/0");
+        let dir = dir.path().join("topics/1");
         let written = batches(&shape);
         let mut files = open_on(Arc::new(RealDisk), &dir, Mark::default());
         let mut rest = &written[..];
@@ -115,7 +117,7 @@ fn damage_is_named_by_its_offsets_and_all_else_stays_readable() {
             .take_while(|b| b.base_offset() < batch.base_offset())
             .map(RecordBatch::byte_count)
             .sum();
-        disk.flip_bit(&files.place.path(base, SEGMENT_SUFFIX), before + byte, 1);
+        disk.flip_bit(&files.place.location.segment(base), before + byte, 1);
         let files = if reopen {
             open(&disk, files.mark())
         } else {
@@ -153,7 +155,7 @@ fn a_missing_segment_is_damage_of_its_offsets_only() {
     let mut files = open(&disk, Mark::default());
     files.append(&written).unwrap();
     let second = files.sealed[1];
-    disk.remove(&files.place.path(Offset(0), SEGMENT_SUFFIX))
+    disk.remove(&files.place.location.segment(Offset(0)))
         .unwrap();
     for files in [&files, &open(&disk, files.mark())] {
         let read = files.reader(Offset(3)).unwrap().read(1);
@@ -171,8 +173,8 @@ fn a_damaged_or_missing_index_is_built_again() {
     let written = small_batches(61);
     let mut files = open(&disk, Mark::default());
     files.append(&written).unwrap();
-    disk.flip_bit(&files.place.path(Offset(0), INDEX_SUFFIX), 3, 3);
-    disk.remove(&files.place.path(files.sealed[1], INDEX_SUFFIX))
+    disk.flip_bit(&files.place.location.index(Offset(0)), 3, 3);
+    disk.remove(&files.place.location.index(files.sealed[1]))
         .unwrap();
     assert_eq!(read_all(&files, Offset(0), 3_000), written);
 }
@@ -219,4 +221,81 @@ fn a_full_disk_stops_an_append_where_it_is_and_it_goes_on_later() {
     let rest = written.partition_point(|b| b.base_offset() < end);
     files.append(&written[rest..]).unwrap();
     assert_eq!(read_all(&files, Offset(0), 3_000), written);
+}
+
+#[test]
+fn a_partition_that_has_a_directory_of_its_own_goes_on_in_it() {
+    let disk = SimDisk::default();
+    let topic_dir = Path::new("/data/topics/1");
+    let written = small_batches(121);
+    let (older, newer) = written.split_at(60);
+    let own = Location::own_dir(topic_dir, 0);
+    let mut files =
+        PartitionFiles::fresh(Arc::new(disk.clone()), Arc::default(), own.clone(), 20_000);
+    files.append(older).unwrap();
+    assert!(
+        disk.contents(&topic_dir.join("0/00000000000000000000.segment"))
+            .is_some()
+    );
+    let mut files = open(&disk, files.mark());
+    assert_eq!(files.place.location, own);
+    files.append(newer).unwrap();
+    assert_eq!(
+        read_all(&open(&disk, files.mark()), Offset(0), 3_000),
+        written
+    );
+    // Its neighbour, which is new, does without.
+    let listing = Listing::read(&disk, topic_dir).unwrap();
+    let neighbour = listing.files(&disk, 1).unwrap();
+    assert_eq!(neighbour.location, Location::new(topic_dir, 1));
+}
+
+#[test]
+fn what_is_written_is_durable_by_single_syncs_or_by_one_of_the_whole_file_system() {
+    for (whole, closed) in [(false, false), (true, false), (true, true)] {
+        let disk = SimDisk::default();
+        let written = small_batches(61);
+        let mut files = open(&disk, Mark::default());
+        files.append(&written).unwrap();
+        let file_system = disk.file_system(Path::new("/data")).unwrap();
+        if closed {
+            assert!(files.let_go(), "something is unsynced");
+            assert!(files.take_unsynced().is_empty());
+        }
+        if whole {
+            file_system.sync().unwrap();
+        } else {
+            files.take_unsynced().sync(&disk).unwrap();
+        }
+        let mark = files.mark();
+        disk.cut_power();
+        disk.restore_power(1);
+        assert_eq!(read_all(&open(&disk, mark), Offset(0), 3_000), written);
+    }
+}
+
+#[test]
+fn files_in_a_topics_directory_are_told_apart_by_their_names() {
+    let disk = SimDisk::default();
+    let dir = Path::new("/data/topics/1");
+    for name in [
+        "0-00000000000000000000.segment",
+        "1/00000000000000000000.segment",
+        "12-x",
+        "07-x",
+        "note",
+    ] {
+        disk.create(&dir.join(name)).unwrap();
+    }
+    let listing = Listing::read(&disk, dir).unwrap();
+    assert_eq!(listing.partitions(), [0, 1, 12].into());
+    for partition in [0, 1] {
+        let files = listing.files(&disk, partition).unwrap();
+        assert_eq!(files.segments(), [Offset(0)]);
+    }
+    let strangers = listing.strangers(2);
+    assert_eq!(
+        strangers,
+        ["07-x", "note", "12-x"].map(|name| dir.join(name))
+    );
 }

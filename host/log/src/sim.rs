@@ -13,7 +13,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use parking_lot::Mutex;
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, FileSystem};
 
 /// The simulated disk. Clones are the same disk.
 #[derive(Clone, Default)]
@@ -344,6 +344,29 @@ impl Disk for SimDisk {
         world.pending_names = others;
         let ours: Vec<NameChange> = ours;
         for change in &ours {
+            change.apply(&mut world.durable_names);
+        }
+        world.drop_unnamed();
+        Ok(())
+    }
+
+    fn file_system(&self, _: &Path) -> io::Result<Arc<dyn FileSystem>> {
+        self.world.lock().step()?;
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl FileSystem for SimDisk {
+    fn sync(&self) -> io::Result<()> {
+        let world = &mut *self.world.lock();
+        world.step()?;
+        if world.syncs_to_fail > 0 {
+            world.syncs_to_fail -= 1;
+            world.files.values_mut().for_each(|f| f.unsynced.clear());
+            return Err(io::Error::other("simulated failure of a sync"));
+        }
+        world.files.values_mut().for_each(SimFile::sync);
+        for change in std::mem::take(&mut world.pending_names) {
             change.apply(&mut world.durable_names);
         }
         world.drop_unnamed();

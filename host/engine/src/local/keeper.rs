@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use millrace_log::disk;
+use millrace_log::disk::{self, FileSystem};
+use millrace_log::partition::Unsynced;
 use millrace_model::{Offset, TopicId, TopicPartition};
 
 use super::checkpoint::{self, CheckpointStore, Step};
@@ -14,8 +15,8 @@ use super::tail::Partition;
 
 /// Bytes taken from memory at once on the way into a file.
 const FLUSH_BYTES_MAX: usize = 4 << 20;
-/// Partitions whose files are open until the next sync; at the bound they are synced early.
-const UNSYNCED_PARTITIONS_MAX: usize = 128;
+/// Partitions whose files are made durable one by one; of more, the whole file system is at once.
+const SYNCED_SINGLY_MAX: usize = 24;
 
 /// Why something is not in the files or not in the checkpoint.
 #[derive(Debug)]
@@ -42,21 +43,38 @@ pub(super) struct Keeper {
     changed: HashMap<TopicPartition, Arc<Partition>>,
     /// Those of them whose files are not synced.
     unsynced: HashMap<TopicPartition, Arc<Partition>>,
+    /// Those whose files are open to be written, and when they last were, counted.
+    open: HashMap<TopicPartition, (u64, Arc<Partition>)>,
+    open_max: usize,
+    flushes: u64,
+    /// Files were closed before they were synced.
+    lost_sight: bool,
+    file_system: Arc<dyn FileSystem>,
     /// Topics that the checkpoint knows to be removed, and whose files are still there.
     removed: Vec<TopicId>,
     swept: Vec<TopicId>,
 }
 
 impl Keeper {
-    pub(super) fn new(layout: Store, store: CheckpointStore, removed: Vec<TopicId>) -> Self {
-        Self {
+    /// Before anything is written to the files.
+    pub(super) fn new(
+        layout: Store,
+        store: CheckpointStore,
+        removed: Vec<TopicId>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            file_system: layout.disk.file_system(&layout.topics_dir)?,
             layout,
             store,
             changed: HashMap::new(),
             unsynced: HashMap::new(),
+            open: HashMap::new(),
+            open_max: disk::open_files_max(),
+            flushes: 0,
+            lost_sight: false,
             removed,
             swept: Vec::new(),
-        }
+        })
     }
 
     /// Writes a partition's batches before `until` to its files: into the page cache, in large runs.
@@ -70,7 +88,7 @@ impl Keeper {
             if batches.is_empty() {
                 return Ok(());
             }
-            self.note(partition)?;
+            self.note(partition);
             let (written, flushed) = {
                 let mut files = partition.files.write();
                 (files.append(&batches), files.mark().end)
@@ -80,21 +98,40 @@ impl Keeper {
         }
     }
 
-    fn note(&mut self, partition: &Arc<Partition>) -> Result<(), KeepError> {
-        if self.unsynced.contains_key(&partition.id) {
-            return Ok(());
+    fn note(&mut self, partition: &Arc<Partition>) {
+        let id = partition.id;
+        self.changed.entry(id).or_insert_with(|| partition.clone());
+        self.unsynced.entry(id).or_insert_with(|| partition.clone());
+        self.flushes += 1;
+        let opened = self.open.insert(id, (self.flushes, partition.clone()));
+        if opened.is_none() && self.open.len() > self.open_max {
+            self.close_idle();
         }
-        if self.unsynced.len() >= UNSYNCED_PARTITIONS_MAX {
-            self.sync()?;
+    }
+
+    /// Closes the half of the open files that was not written for longest.
+    fn close_idle(&mut self) {
+        let mut written_at: Vec<u64> = self.open.values().map(|(at, _)| *at).collect();
+        let (_, middle, _) = written_at.select_nth_unstable(self.open.len() / 2);
+        let middle = *middle;
+        let idle = self.open.extract_if(|_, (at, _)| *at < middle);
+        for (_, (_, partition)) in idle {
+            self.lost_sight |= partition.files.write().let_go();
         }
-        self.changed.insert(partition.id, Arc::clone(partition));
-        self.unsynced.insert(partition.id, Arc::clone(partition));
-        Ok(())
     }
 
     fn sync(&mut self) -> Result<(), KeepError> {
-        for (_, partition) in self.unsynced.drain() {
-            let unsynced = partition.files.write().take_unsynced();
+        let unsynced: Vec<Unsynced> = self
+            .unsynced
+            .drain()
+            .map(|(_, partition)| partition.files.write().take_unsynced())
+            .collect();
+        if self.lost_sight || unsynced.len() > SYNCED_SINGLY_MAX {
+            self.file_system.sync().map_err(disk::final_error)?;
+            self.lost_sight = false;
+            return Ok(());
+        }
+        for unsynced in unsynced {
             unsynced.sync(&*self.layout.disk)?;
         }
         Ok(())
@@ -112,6 +149,7 @@ impl Keeper {
             let stays = |id: &TopicPartition| id.topic != removed.topic;
             self.changed.retain(|id, _| stays(id));
             self.unsynced.retain(|id, _| stays(id));
+            self.open.retain(|id, _| stays(id));
         }
         self.sync()?;
         let changed = self.changed.iter();

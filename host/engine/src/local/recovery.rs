@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use millrace_log::partition::Listing;
 use millrace_log::{Disk, Journal, JournalScan, PartitionFiles, SealedCache, journal};
 
 use super::checkpoint::{Checkpoint, CheckpointStore};
@@ -62,7 +63,7 @@ pub(super) fn recover(
         segment_bytes: options.segment_bytes,
     };
     let removed = checkpoint.removed_topics.clone();
-    let mut keeper = Keeper::new(store.clone(), checkpoints, removed);
+    let mut keeper = Keeper::new(store.clone(), checkpoints, removed).map_err(failed_io)?;
     keeper.sweep();
     let replayed_from = checkpoint.sequence;
     let mut state = restore(store, checkpoint).map_err(failed_io)?;
@@ -104,11 +105,12 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
     let mut state = State::new(store.clone(), checkpoint.next_topic);
     let marks: HashMap<_, _> = checkpoint.marks.into_iter().collect();
     for topic in checkpoint.topics {
+        let listing = Listing::read(&*store.disk, &store.topic_dir(topic.id))?;
         for id in topic.partitions() {
             let files = PartitionFiles::open(
                 Arc::clone(&store.disk),
                 Arc::clone(&store.cache),
-                store.partition_dir(id),
+                listing.files(&*store.disk, id.partition.0)?,
                 store.segment_bytes,
                 marks.get(&id).copied().unwrap_or_default(),
             )?;

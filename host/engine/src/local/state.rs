@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use millrace_log::partition::Location;
 use millrace_log::{Disk, PartitionFiles, SealedCache};
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{Durability, Offset, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
@@ -49,15 +50,11 @@ impl Store {
         self.topics_dir.join(topic.to_string())
     }
 
-    pub(super) fn partition_dir(&self, id: TopicPartition) -> PathBuf {
-        self.topic_dir(id.topic).join(id.partition.to_string())
-    }
-
     fn fresh(&self, id: TopicPartition, durability: Durability) -> Partition {
         let files = PartitionFiles::fresh(
             Arc::clone(&self.disk),
             Arc::clone(&self.cache),
-            self.partition_dir(id),
+            Location::new(&self.topic_dir(id.topic), id.partition.0),
             self.segment_bytes,
         );
         Partition::new(id, durability, files)

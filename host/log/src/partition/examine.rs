@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use millrace_model::Offset;
 
-use super::{INDEX_SUFFIX, Mark, Place, SEGMENT_SUFFIX};
-use crate::cache::SealedCache;
+use super::layout::{INDEX_SUFFIX, SEGMENT_SUFFIX, base_in};
+use super::{Files, Listing, Mark};
+use crate::disk::Disk;
 use crate::index::Index;
 use crate::inspect::{ReadOnlyDisk, read_whole};
 use crate::segment::examine::{Found, walk, whole};
@@ -73,49 +74,47 @@ pub struct Sums {
     pub bytes: u64,
 }
 
-/// Reads all files of the partition in `dir`. Without a mark the files themselves must tell how far they reach.
+/// Reads all files of a partition. Without a mark the files themselves must tell how far they reach.
 ///
 /// # Errors
 /// Only if the directory cannot be listed; whatever else the disk refuses is a [`Fault`].
-pub fn examine(dir: &Path, mark: Option<Mark>, visit: &mut dyn FnMut(Met)) -> io::Result<Sums> {
-    let place = Place {
-        disk: Arc::new(ReadOnlyDisk),
-        cache: Arc::new(SealedCache::default()),
-        dir: dir.to_owned(),
-        segment_bytes: 0,
-    };
-    let bases = place.segments()?;
+pub fn examine(
+    listing: &Listing,
+    partition: u32,
+    mark: Option<Mark>,
+    visit: &mut dyn FnMut(Met),
+) -> io::Result<Sums> {
+    let files = listing.files(&ReadOnlyDisk, partition)?;
+    let bases = files.segments();
     let mark = match mark {
         Some(mark) => mark,
-        None => place.guessed_mark(&bases)?,
+        None => guessed_mark(&files, &bases)?,
     };
     let mut examination = Examination {
-        place,
+        files,
         mark,
         visit,
         sums: Sums::default(),
     };
-    examination.look_at_names(&bases)?;
+    examination.look_at_names(&bases);
     examination.look_at_segments(&bases);
     Ok(examination.sums)
 }
 
-impl Place {
-    fn guessed_mark(&self, bases: &[Offset]) -> io::Result<Mark> {
-        let (Some(&first), Some(&last)) = (bases.first(), bases.last()) else {
-            return Ok(Mark::default());
-        };
-        Ok(Mark {
-            start: first,
-            end: Offset::MAX,
-            segment: last,
-            bytes: self.disk.open(&self.path(last, SEGMENT_SUFFIX))?.length()?,
-        })
-    }
+fn guessed_mark(files: &Files, bases: &[Offset]) -> io::Result<Mark> {
+    let (Some(&first), Some(&last)) = (bases.first(), bases.last()) else {
+        return Ok(Mark::default());
+    };
+    Ok(Mark {
+        start: first,
+        end: Offset::MAX,
+        segment: last,
+        bytes: ReadOnlyDisk.open(&files.location.segment(last))?.length()?,
+    })
 }
 
 struct Examination<'a> {
-    place: Place,
+    files: Files,
     mark: Mark,
     visit: &'a mut dyn FnMut(Met),
     sums: Sums,
@@ -137,18 +136,16 @@ impl Examination<'_> {
         }));
     }
 
-    fn look_at_names(&mut self, bases: &[Offset]) -> io::Result<()> {
-        for name in self.place.disk.list(&self.place.dir)? {
-            let base = |suffix| name.strip_suffix(suffix)?.parse().ok().map(Offset);
-            let kind = match base(INDEX_SUFFIX) {
+    fn look_at_names(&mut self, bases: &[Offset]) {
+        for name in std::mem::take(&mut self.files.names) {
+            let kind = match base_in(&name, INDEX_SUFFIX) {
                 Some(base) if bases.contains(&base) => continue,
                 Some(_) => FaultKind::IndexAlone,
-                None if base(SEGMENT_SUFFIX).is_some() => continue,
+                None if base_in(&name, SEGMENT_SUFFIX).is_some() => continue,
                 None => FaultKind::Stray,
             };
-            self.fault(self.place.dir.join(name), None, None, kind);
+            self.fault(self.files.location.file(&name), None, None, kind);
         }
-        Ok(())
     }
 
     fn look_at_segments(&mut self, bases: &[Offset]) {
@@ -162,12 +159,12 @@ impl Examination<'_> {
         let (known, later): (Vec<Offset>, Vec<Offset>) = bases.iter().copied().partition(written);
         let first = known.first().copied().unwrap_or(end);
         if start < first {
-            let dir = self.place.dir.clone();
+            let dir = self.files.location.dir().to_owned();
             self.fault(dir, None, Some(start..first), FaultKind::Missing);
         }
         let has_active = known.last() == Some(&active);
         if active_bytes > 0 && !has_active && !known.is_empty() {
-            let path = self.place.path(active, SEGMENT_SUFFIX);
+            let path = self.files.location.segment(active);
             self.fault(path, None, Some(active..end), FaultKind::Missing);
         }
         for (at, &base) in known.iter().enumerate() {
@@ -179,14 +176,14 @@ impl Examination<'_> {
             }
         }
         for base in later {
-            let path = self.place.path(base, SEGMENT_SUFFIX);
+            let path = self.files.location.segment(base);
             self.fault(path, None, None, FaultKind::AfterCheckpoint);
         }
     }
 
     /// One segment with offsets `base..end`; of the active one, the bytes that the mark vouches for.
     fn look_at(&mut self, base: Offset, end: Offset, marked_bytes: Option<u64>) {
-        let path = self.place.path(base, SEGMENT_SUFFIX);
+        let path = self.files.location.segment(base);
         if let Err(error) = self.read(&path, base, end, marked_bytes) {
             self.fault(path, None, Some(base..end), FaultKind::Unreadable(error));
         }
@@ -199,7 +196,7 @@ impl Examination<'_> {
         end: Offset,
         marked_bytes: Option<u64>,
     ) -> io::Result<()> {
-        let file = self.place.disk.open(path)?;
+        let file = ReadOnlyDisk.open(path)?;
         let length = file.length()?;
         let segment = whole(file, base, end, marked_bytes.unwrap_or(length));
         let mut guide = marked_bytes.is_none().then(|| self.index(base, length));
@@ -235,7 +232,7 @@ impl Examination<'_> {
         }
         (self.visit)(Met::Read(length.saturating_sub(read)));
         if let Some(kind) = guide.and_then(Guide::verdict) {
-            self.fault(self.place.path(base, INDEX_SUFFIX), None, None, kind);
+            self.fault(self.files.location.index(base), None, None, kind);
         }
         Ok(())
     }
@@ -251,8 +248,8 @@ impl Examination<'_> {
     }
 
     fn index(&self, base: Offset, segment_bytes: u64) -> Guide {
-        let path = self.place.path(base, INDEX_SUFFIX);
-        let stored = self.place.disk.open(&path);
+        let path = self.files.location.index(base);
+        let stored = ReadOnlyDisk.open(&path);
         match stored.and_then(|file| read_whole(&*file)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Guide::None,
             Err(_) => Guide::Damaged,

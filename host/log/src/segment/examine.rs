@@ -11,6 +11,7 @@ use super::{Segment, Source, Step};
 use crate::disk::{Disk, DiskFile};
 use crate::inspect::ReadOnlyDisk;
 use crate::journal;
+use crate::partition::base_in_file_name;
 
 /// What stands in a segment, in order.
 #[derive(Debug)]
@@ -118,8 +119,7 @@ impl SegmentFile {
 }
 
 fn base_in_name(path: &Path) -> Option<Offset> {
-    let base = path.file_name()?.to_str()?.strip_suffix(".segment")?;
-    base.parse().ok().map(Offset)
+    base_in_file_name(path.file_name()?.to_str()?)
 }
 
 pub(crate) fn whole(file: Arc<dyn DiskFile>, base: Offset, end: Offset, bytes: u64) -> Segment {
@@ -192,7 +192,11 @@ mod tests {
         let batches = batches(2..6);
         let size = batches[0].byte_count();
         let mut bytes: Vec<u8> = batches.iter().flat_map(|b| b.bytes().to_vec()).collect();
-        for name in ["00000000000000000020.segment", "a copy"] {
+        for name in [
+            "00000000000000000020.segment",
+            "7-00000000000000000020.segment",
+            "a copy",
+        ] {
             let all = [20, 30, 40, 50].map(|base| (base, base + 10, true));
             assert_eq!(shown(&bytes, name).unwrap(), all);
         }

@@ -20,7 +20,7 @@ const KAFKA_CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
 const AFTER_HELP: &str = "\
 Examples:
-  millrace segment dump millrace-data/topics/1/0/00000000000000000000.segment
+  millrace segment dump millrace-data/topics/1/0-00000000000000000000.segment
   millrace segment dump FILE --from 120 --max 10 --values
   millrace segment dump FILE --json | jq 'select(.kind == \"message\") | .value'
 
@@ -71,7 +71,7 @@ fn not_shown(error: NotShown) -> Failure {
     let failure = |exit, code| Failure::new(exit, code, error.to_string());
     match &error {
         NotShown::NotASegment { .. } => failure(Exit::Refused, "not-a-segment")
-            .with_hint("segments are topics/TOPIC/PARTITION/OFFSET.segment in the data directory"),
+            .with_hint("segments are topics/TOPIC/PARTITION-OFFSET.segment in the data directory"),
         NotShown::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             failure(Exit::Unknown, "unknown-file")
         }

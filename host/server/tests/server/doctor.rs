@@ -44,7 +44,7 @@ fn filled() -> (tempfile::TempDir, PathBuf) {
     host.stop();
     let topics = fs::read_dir(dir.path().join("topics")).expect("topics");
     let topic = topics.flatten().next().expect("a topic").path();
-    let segment = topic.join("0/00000000000000000000.segment");
+    let segment = topic.join("0-00000000000000000000.segment");
     assert!(segment.exists());
     (dir, segment)
 }

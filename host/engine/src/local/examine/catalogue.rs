@@ -6,6 +6,8 @@ use std::io;
 use std::path::Path;
 
 use millrace_log::Mark;
+use millrace_log::inspect::ReadOnlyDisk;
+use millrace_log::partition::Listing;
 use millrace_model::{Offset, PartitionId, TopicId, TopicPartition};
 
 use super::super::checkpoint::Checkpoint;
@@ -60,11 +62,11 @@ impl Catalogue {
     pub(super) fn guessed(dir: &Path) -> io::Result<Self> {
         let mut topics = BTreeMap::new();
         for topic in numbers_in(&dir.join("topics"))? {
-            let partitions = numbers_in(&dir.join(format!("topics/{topic}")))?;
-            let highest = partitions.into_iter().max().unwrap_or(0);
+            let listing = Listing::read(&ReadOnlyDisk, &dir.join(format!("topics/{topic}")))?;
+            let highest = listing.partitions().last().copied().unwrap_or(0);
             let known = Known {
                 name: format!("number {topic}"),
-                partitions: u32::try_from(highest).map_or(u32::MAX, |highest| highest + 1),
+                partitions: highest.saturating_add(1),
             };
             topics.insert(TopicId(topic), known);
         }

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use millrace_log::inspect::ReadOnlyDisk;
+use millrace_log::partition::Listing;
 use millrace_log::partition::examine::{self, Met, Sums};
 use millrace_model::TopicId;
 
@@ -30,11 +32,15 @@ fn examine_topic(
 ) {
     let name = catalogue.topic_name(topic);
     let dir = report.dir.join(format!("topics/{topic}"));
+    let listing = match Listing::read(&ReadOnlyDisk, &dir) {
+        Ok(listing) => listing,
+        Err(error) => return report.expect_read(&format!("topics/{topic}"), Err(error)),
+    };
     let mut sums = Sums::default();
     let mut worst = Severity::Ok;
     for id in catalogue.partitions(topic) {
-        let partition_dir = dir.join(id.partition.to_string());
-        let of = examine::examine(&partition_dir, catalogue.mark(id), &mut |met| match met {
+        let mark = catalogue.mark(id);
+        let of = examine::examine(&listing, id.partition.0, mark, &mut |met| match met {
             Met::Read(bytes) => read(bytes),
             Met::Fault(fault) => {
                 let finding = Finding::of_fault(fault).of_partition(&name, id.partition);
@@ -104,11 +110,8 @@ fn look_at_partition_names(
     dir: &Path,
 ) -> io::Result<()> {
     let known = catalogue.topics.get(&topic).map_or(0, |t| t.partitions);
-    for name in names(dir)? {
-        let number = name.to_str().and_then(|name| name.parse::<u32>().ok());
-        if number.is_none_or(|number| number >= known) {
-            report.add(Finding::stray(&dir.join(name)));
-        }
+    for stranger in Listing::read(&ReadOnlyDisk, dir)?.strangers(known) {
+        report.add(Finding::stray(&stranger));
     }
     Ok(())
 }

@@ -76,7 +76,7 @@ async fn damage_in_a_segment_is_named_and_the_rest_stays_readable() {
     drop(engine);
     let segment = dir
         .path()
-        .join(format!("topics/{}/0/{:020}.segment", orders.topic, 0));
+        .join(format!("topics/{}/0-{:020}.segment", orders.topic, 0));
     let bytes = disk.contents(&segment).expect("the first segment");
     let third = bytes.windows(3).position(|three| three == b"3 w").unwrap();
     disk.flip_bit(&segment, third, 0);

@@ -92,7 +92,7 @@ async fn filled() -> (tempfile::TempDir, TopicPartition, Digest) {
 
 /// The partition's segments, in order.
 fn segments(dir: &Path, id: TopicPartition) -> Vec<PathBuf> {
-    let dir = dir.join(format!("topics/{}/{}", id.topic, id.partition));
+    let dir = dir.join(format!("topics/{}", id.topic));
     let names = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
     let mut segments: Vec<PathBuf> = names
         .filter(|p| p.extension().unwrap() == "segment")
@@ -108,6 +108,9 @@ fn base(segment: &Path) -> u64 {
         .unwrap()
         .to_str()
         .unwrap()
+        .split_once('-')
+        .unwrap()
+        .1
         .parse()
         .unwrap()
 }

@@ -1,0 +1,204 @@
+//! Which files of a topic's directory belong to which partition.
+//!
+//! All segments of a topic stand in its one directory, the partition in their names: `PARTITION-OFFSET.segment`. Thousands of
+//! partitions then cost neither thousands of directories nor as many listings at the start. Version 0.1 gave each partition a
+//! directory of its own, `PARTITION/OFFSET.segment`; where one is found the partition goes on in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use millrace_model::Offset;
+
+use crate::disk::Disk;
+
+pub(super) const SEGMENT_SUFFIX: &str = ".segment";
+pub(super) const INDEX_SUFFIX: &str = ".index";
+
+/// Where one partition's files stand, and how they are called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    dir: PathBuf,
+    prefix: String,
+}
+
+impl Location {
+    /// In the topic's directory, as new partitions do.
+    #[must_use]
+    pub fn new(topic_dir: &Path, partition: u32) -> Self {
+        Self {
+            dir: topic_dir.to_owned(),
+            prefix: format!("{partition}-"),
+        }
+    }
+
+    /// In a directory of its own, as partitions of version 0.1 do.
+    #[must_use]
+    pub fn own_dir(topic_dir: &Path, partition: u32) -> Self {
+        Self {
+            dir: topic_dir.join(partition.to_string()),
+            prefix: String::new(),
+        }
+    }
+
+    /// The directory that the files are in.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The segment that begins with `base`.
+    #[must_use]
+    pub fn segment(&self, base: Offset) -> PathBuf {
+        self.path(base, SEGMENT_SUFFIX)
+    }
+
+    /// The index beside it.
+    #[must_use]
+    pub fn index(&self, base: Offset) -> PathBuf {
+        self.path(base, INDEX_SUFFIX)
+    }
+
+    fn path(&self, base: Offset, suffix: &str) -> PathBuf {
+        self.file(&format!("{:020}{suffix}", base.0))
+    }
+
+    /// The file that [`Files::names`] calls so.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{}{name}", self.prefix))
+    }
+}
+
+/// What is in a topic's directory, listed once for all its partitions.
+#[derive(Debug)]
+pub struct Listing {
+    topic_dir: PathBuf,
+    names: BTreeMap<u32, Vec<String>>,
+    own_dirs: BTreeSet<u32>,
+    strangers: Vec<PathBuf>,
+}
+
+/// One partition's files.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// Where they are.
+    pub location: Location,
+    /// Their names without what says the partition.
+    pub(super) names: Vec<String>,
+}
+
+impl Listing {
+    /// Lists the directory; fine if there is none.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn read(disk: &dyn Disk, topic_dir: &Path) -> io::Result<Self> {
+        let mut listing = Self {
+            topic_dir: topic_dir.to_owned(),
+            names: BTreeMap::new(),
+            own_dirs: BTreeSet::new(),
+            strangers: Vec::new(),
+        };
+        for name in disk.list(topic_dir)? {
+            listing.sort_in(&name);
+        }
+        Ok(listing)
+    }
+
+    fn sort_in(&mut self, name: &str) {
+        if let Some(partition) = number(name) {
+            self.own_dirs.insert(partition);
+            return;
+        }
+        let flat = name.split_once('-');
+        match flat.and_then(|(partition, rest)| Some((number(partition)?, rest))) {
+            Some((partition, rest)) => {
+                self.names
+                    .entry(partition)
+                    .or_default()
+                    .push(rest.to_owned());
+            }
+            None => self.strangers.push(self.topic_dir.join(name)),
+        }
+    }
+
+    /// A partition's files; lists the partition's own directory where it has one.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn files(&self, disk: &dyn Disk, partition: u32) -> io::Result<Files> {
+        if self.own_dirs.contains(&partition) {
+            let location = Location::own_dir(&self.topic_dir, partition);
+            let names = disk.list(&location.dir)?;
+            return Ok(Files { location, names });
+        }
+        Ok(Files {
+            location: Location::new(&self.topic_dir, partition),
+            names: self.names.get(&partition).cloned().unwrap_or_default(),
+        })
+    }
+
+    /// The partitions that have files.
+    #[must_use]
+    pub fn partitions(&self) -> BTreeSet<u32> {
+        let flat = self.names.keys().copied();
+        flat.chain(self.own_dirs.iter().copied()).collect()
+    }
+
+    /// What belongs to no partition below `partitions`.
+    #[must_use]
+    pub fn strangers(&self, partitions: u32) -> Vec<PathBuf> {
+        let mut strangers = self.strangers.clone();
+        for partition in self.own_dirs.range(partitions..) {
+            strangers.push(self.topic_dir.join(partition.to_string()));
+        }
+        let flat = self.names.iter().filter(|&(&partition, _)| {
+            // Beside a directory of its own nobody looks for it.
+            partition >= partitions || self.own_dirs.contains(&partition)
+        });
+        for (partition, names) in flat {
+            let location = Location::new(&self.topic_dir, *partition);
+            strangers.extend(names.iter().map(|name| location.file(name)));
+        }
+        strangers
+    }
+}
+
+impl Files {
+    /// Of a partition that has none yet.
+    #[must_use]
+    pub fn none(location: Location) -> Self {
+        Self {
+            location,
+            names: Vec::new(),
+        }
+    }
+
+    /// Base offsets of the segments, ascending.
+    #[must_use]
+    pub fn segments(&self) -> Vec<Offset> {
+        let bases = self.names.iter();
+        let mut bases: Vec<Offset> = bases
+            .filter_map(|name| base_in(name, SEGMENT_SUFFIX))
+            .collect();
+        bases.sort_unstable();
+        bases
+    }
+}
+
+/// A number as this program writes it.
+fn number(text: &str) -> Option<u32> {
+    let number = text.parse().ok()?;
+    let plain = text == "0" || !text.starts_with(['0', '+']);
+    plain.then_some(number)
+}
+
+pub(super) fn base_in(name: &str, suffix: &str) -> Option<Offset> {
+    name.strip_suffix(suffix)?.parse().ok().map(Offset)
+}
+
+/// The first offset of a segment by its file's name, of either layout.
+pub(crate) fn base_in_file_name(name: &str) -> Option<Offset> {
+    let base = name.split_once('-').map_or(name, |(_, base)| base);
+    base_in(base, SEGMENT_SUFFIX)
+}
