@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -43,6 +44,8 @@ struct SimFile {
     durable: Vec<u8>,
     unsynced: Vec<Change>,
     reserved: u64,
+    /// Syncs that failed: each handle that was open is told once.
+    failed_syncs: u32,
 }
 
 enum Change {
@@ -268,6 +271,7 @@ impl SimDisk {
             world: Arc::clone(&self.world),
             file,
             life: world.life,
+            failures_seen: AtomicU32::new(world.files[&file].failed_syncs),
         })
     }
 }
@@ -378,6 +382,7 @@ struct SimHandle {
     world: Arc<Mutex<World>>,
     file: u64,
     life: u64,
+    failures_seen: AtomicU32,
 }
 
 impl DiskFile for SimHandle {
@@ -433,10 +438,19 @@ impl DiskFile for SimHandle {
         world.step()?;
         if world.syncs_to_fail > 0 {
             world.syncs_to_fail -= 1;
-            world.file(self)?.unsynced.clear();
+            let file = world.file(self)?;
+            file.unsynced.clear();
+            file.failed_syncs += 1;
+        }
+        let file = world.file(self)?;
+        if self
+            .failures_seen
+            .swap(file.failed_syncs, Ordering::Relaxed)
+            < file.failed_syncs
+        {
             return Err(io::Error::other("simulated failure of a sync"));
         }
-        world.file(self)?.sync();
+        file.sync();
         Ok(())
     }
 

@@ -7,10 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{
-    FILE_HEADER_BYTES, FileHeader, JournalError, JournalScan, MAGIC, SUFFIX, ScannedFile,
-    file_path, next_frame, read_whole, scan_unread,
-};
+use super::files::{FILE_HEADER_BYTES, FileHeader, MAGIC_ALL, file_path};
+use super::{JournalError, JournalScan, SUFFIX, ScannedFile, next_frame, read_whole, scan_unread};
 use crate::disk::Disk;
 use crate::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
 use crate::inspect::ReadOnlyDisk;
@@ -87,7 +85,7 @@ fn is_ours(name: &str) -> bool {
 
 /// Whether a file that begins so is the journal's.
 pub(crate) fn begins_file(bytes: &[u8]) -> bool {
-    bytes.starts_with(&MAGIC)
+    bytes.starts_with(&MAGIC_ALL)
 }
 
 impl JournalExamination {
