@@ -26,7 +26,7 @@ use crate::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, Frame, FrameBuff
 /// Bytes of one journal file, unless configured.
 pub const JOURNAL_FILE_BYTES: u64 = 64 << 20;
 /// Those who may sync at the same time; each has a handle of its own, for the kernel tells each handle of a failure once.
-pub const SYNCS_AT_ONCE_MAX: usize = 4;
+pub const SYNCS_AT_ONCE_MAX: usize = 5;
 const SUFFIX: &str = ".journal";
 
 /// Why a journal cannot be read.
@@ -257,6 +257,12 @@ pub struct JournalSync {
 }
 
 impl JournalSync {
+    /// The last sequence that it covers.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// Makes it durable; frames may be written meanwhile.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use millrace_log::FrameBuffer;
 use millrace_model::{PartitionId, RecordBatch, Topic, TopicId, TopicPartition};
 
 use crate::contract::EntryKind;
@@ -51,6 +52,20 @@ pub(super) enum Operation {
 /// Begins a body.
 pub(super) fn begin(out: &mut Vec<u8>) {
     out.push(VERSION);
+}
+
+/// Appends one operation to a frame's body; a large batch without copying it.
+pub(super) fn encode_into(frame: &mut FrameBuffer, operation: &Operation) {
+    match operation {
+        Operation::Append { partition, batch } => {
+            let out = frame.body();
+            out.push(APPEND);
+            put_partition(out, *partition);
+            out.extend((batch.byte_count() as u32).to_le_bytes());
+            frame.push(batch.bytes());
+        }
+        operation => encode(frame.body(), operation),
+    }
 }
 
 /// Appends one operation to a body.

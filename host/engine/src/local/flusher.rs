@@ -9,6 +9,7 @@ use millrace_model::Offset;
 use parking_lot::{Condvar, Mutex};
 
 use super::keeper::{KeepError, Keeper};
+use super::pipeline::FLUSHER;
 use super::shared::{PoisonOnPanic, Shared};
 use super::state::Changes;
 use super::tail::Partition;
@@ -201,6 +202,11 @@ impl Flusher {
     /// Everything as of one moment between two groups; the journal goes on in a new file from there.
     fn snapshot(&self) -> Result<Snapshot, KeepError> {
         let mut journal = self.shared.journal.lock();
+        if !self.shared.pipeline.line().is_empty() {
+            // What it holds must be shown, or the files would end before it does.
+            let settled = self.shared.settle(&mut journal, FLUSHER);
+            settled.map_err(|error| KeepError::Failed(error.to_string()))?;
+        }
         let sequence = journal.last_sequence();
         let journal_file = journal.rotate()?;
         let mut state = self.shared.state.write();

@@ -6,10 +6,11 @@
 //!           (durable)        (bounded)                       sealed: mapped read-only
 //!               └──── checkpoint: segments flushed, everything else in SQLite, then journal files used again
 //! ```
-//! Two threads work: the [`committer`] makes groups of transactions durable, the [`flusher`] empties memory into files. Readers
-//! take from memory without waiting, and from files on blocking threads. [`recovery`] runs before either.
+//! The [`committer`]'s thread writes groups of transactions, a few syncers make them durable meanwhile ([`pipeline`]), and the
+//! [`flusher`] empties memory into files. Readers take from memory without waiting, and from files on blocking threads.
+//! [`recovery`] runs before all of them.
 //!
-//! Lock order: journal, then state, then one partition.
+//! Lock order: journal, then state, then the pipeline's line, then one partition.
 
 mod checkpoint;
 mod codec;
@@ -20,6 +21,7 @@ mod keeper;
 mod lock;
 mod modules;
 mod options;
+mod pipeline;
 mod recovery;
 mod shared;
 mod state;
@@ -51,6 +53,7 @@ use self::committer::{Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
 use self::lock::DirLock;
 use self::modules::ModuleFiles;
+use self::pipeline::SYNCERS;
 use self::recovery::{Recovered, recover};
 use self::shared::Shared;
 use self::state::Submission;
@@ -78,6 +81,7 @@ pub struct LocalEngine {
 /// What works for the engine, and its right to do so.
 struct Threads {
     committer: JoinHandle<()>,
+    syncers: Vec<JoinHandle<()>>,
     flusher: JoinHandle<()>,
     /// Released last.
     _lock: DirLock,
@@ -140,7 +144,14 @@ impl LocalEngine {
         let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
         let committer = Committer::new(Arc::clone(&shared), requests);
         let flusher = Flusher::new(Arc::clone(&shared), keeper);
+        let syncer = |who| {
+            let shared = Arc::clone(&shared);
+            named(&format!("millrace-sync-{who}"), move || {
+                shared.sync_until_stopped(who)
+            })
+        };
         let threads = Threads {
+            syncers: SYNCERS.map(syncer).collect::<std::io::Result<_>>()?,
             committer: named("millrace-commit", move || committer.run())?,
             flusher: named("millrace-flush", move || flusher.run())?,
             _lock: lock,
@@ -288,15 +299,24 @@ impl Engine for LocalEngine {
         group: &str,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
-        let state = self.shared.state.read();
-        if !state.partitions.contains_key(&partition) {
-            return Err(ReadError::UnknownPartition(partition));
+        let (bytes, written) = {
+            let state = self.shared.state.read();
+            if !state.partitions.contains_key(&partition) {
+                return Err(ReadError::UnknownPartition(partition));
+            }
+            let found = state.group(partition, group);
+            let bytes = found.and_then(|group| group.progress.clone());
+            (bytes, self.shared.pipeline.line().needed())
+        };
+        // It may come from a transaction that is not shown yet.
+        self.shared.pipeline.shown(written).await;
+        if let Some(poisoned) = self.shared.poisoned() {
+            return Err(ReadError::Io(poisoned.to_string().into()));
         }
-        let found = state.group(partition, group);
-        let Some(bytes) = found.and_then(|group| group.progress.as_ref()) else {
+        let Some(bytes) = bytes else {
             return Ok(None);
         };
-        let progress = Progress::decode(bytes);
+        let progress = Progress::decode(&bytes);
         let malformed = || ReadError::Io("the stored progress is malformed".into());
         progress.ok_or_else(malformed).map(Some)
     }
@@ -380,6 +400,10 @@ impl Threads {
         // A thread that panicked has poisoned the engine and said so.
         // The committer goes first: it may wait for the flusher to make room.
         let _ = self.committer.join();
+        shared.pipeline.stop();
+        for syncer in self.syncers {
+            let _ = syncer.join();
+        }
         shared.orders.ask(|orders| orders.stop = Some(how));
         let _ = self.flusher.join();
     }

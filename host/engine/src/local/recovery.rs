@@ -171,6 +171,7 @@ fn replay(
 /// with where the partition ends now, or those who wait would sleep on what was replayed.
 fn flush(state: &mut State, keeper: &mut Keeper) -> Result<(), KeepError> {
     for partition in state.partitions.values() {
+        partition.show(partition.end());
         keeper.flush(partition, Offset::MAX)?;
         partition.clear();
         partition.announce();

@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::flusher::OrderBook;
 use super::options::LocalOptions;
+use super::pipeline::Pipeline;
 use super::state::State;
 use crate::contract::CommitError;
 
@@ -21,8 +22,10 @@ pub(super) struct Shared {
     pub(super) clock: Arc<dyn Clock>,
     /// Locked before `state`, by the committer for a group, by the flusher for a snapshot.
     pub(super) journal: Mutex<Journal>,
-    /// Written by the committer only, a group at once: so a reader sees a transaction whole.
+    /// Written for a group at once, and for what is shown at once: so a reader sees a transaction whole.
     pub(super) state: RwLock<State>,
+    /// Locked after `journal` and `state`.
+    pub(super) pipeline: Pipeline,
     /// What batches in memory weigh.
     pub(super) tail_bytes: AtomicUsize,
     /// Journal bytes written when the last checkpoint was made.
@@ -44,6 +47,7 @@ impl Shared {
         Self {
             options,
             clock,
+            pipeline: Pipeline::new(journal.synced_sequence()),
             journal: Mutex::new(journal),
             state: RwLock::new(state),
             tail_bytes: AtomicUsize::new(0),
@@ -60,6 +64,9 @@ impl Shared {
     pub(super) fn poison(&self, reason: &str) {
         if self.poison.set(reason.into()).is_ok() {
             tracing::error!(reason, "the engine stopped: what is durable is not known");
+        }
+        if let Some(poisoned) = self.poisoned() {
+            self.pipeline.fail(&poisoned);
         }
         self.wake_committer();
     }
