@@ -6,9 +6,12 @@ mod calls;
 mod commits;
 mod latency;
 mod log;
+mod machine;
 mod memory;
 mod native;
 mod path;
+mod reading;
+mod restart;
 mod setup;
 mod table;
 

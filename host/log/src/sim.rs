@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use fastrand::Rng;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::disk::{Disk, DiskFile, FileSystem};
 
@@ -20,6 +20,24 @@ use crate::disk::{Disk, DiskFile, FileSystem};
 #[derive(Clone, Default)]
 pub struct SimDisk {
     world: Arc<Mutex<World>>,
+    held: Arc<HeldSyncs>,
+}
+
+/// Syncs that hang: those of files whose path contains the text.
+#[derive(Default)]
+struct HeldSyncs {
+    of: Mutex<Option<String>>,
+    changed: Condvar,
+}
+
+impl HeldSyncs {
+    fn pass(&self, path: &Path) {
+        let is_held = |of: &mut Option<String>| {
+            let of = of.as_ref();
+            of.is_some_and(|of| path.to_string_lossy().contains(of))
+        };
+        self.changed.wait_while(&mut self.of.lock(), is_held);
+    }
 }
 
 #[derive(Default)]
@@ -241,6 +259,12 @@ impl SimDisk {
         self.world.lock().syncs_to_fail = count;
     }
 
+    /// Lets syncs of files whose path contains `of` hang from now on; lets all others, and those that hang, go on.
+    pub fn hold_syncs(&self, of: Option<&str>) {
+        *self.held.of.lock() = of.map(str::to_owned);
+        self.held.changed.notify_all();
+    }
+
     /// Inverts one bit of a file, durably.
     ///
     /// # Panics
@@ -269,6 +293,7 @@ impl SimDisk {
     fn handle(&self, world: &World, file: u64) -> Arc<dyn DiskFile> {
         Arc::new(SimHandle {
             world: Arc::clone(&self.world),
+            held: Arc::clone(&self.held),
             file,
             life: world.life,
             failures_seen: AtomicU32::new(world.files[&file].failed_syncs),
@@ -380,6 +405,7 @@ impl FileSystem for SimDisk {
 
 struct SimHandle {
     world: Arc<Mutex<World>>,
+    held: Arc<HeldSyncs>,
     file: u64,
     life: u64,
     failures_seen: AtomicU32,
@@ -434,6 +460,13 @@ impl DiskFile for SimHandle {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let path = {
+            let world = self.world.lock();
+            let mut names = world.names.iter();
+            let named = names.find(|(_, file)| **file == self.file);
+            named.map(|(path, _)| path.clone()).unwrap_or_default()
+        };
+        self.held.pass(&path);
         let mut world = self.world.lock();
         world.step()?;
         if world.syncs_to_fail > 0 {

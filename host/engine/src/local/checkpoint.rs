@@ -9,7 +9,7 @@ use millrace_model::{Offset, PartitionId, Topic, TopicId, TopicPartition};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Connection, Row};
+use sqlx::{Connection, QueryBuilder, Row, Sqlite};
 use tokio::runtime::Runtime;
 
 use super::codec::topic_json;
@@ -18,6 +18,9 @@ use super::state::Changes;
 use crate::contract::EntryKind;
 
 const FORMAT: u64 = 1;
+
+/// Rows that one statement writes: each statement is a way to the database's thread and back.
+const ROWS_AT_ONCE_MAX: usize = 500;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -218,16 +221,17 @@ async fn save(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), 
         put.bind(key).bind(value as i64).execute(&mut *on).await?;
     }
     save_changes(on, step.changes).await?;
-    for (id, mark) in step.marks {
-        sqlx::query("INSERT OR REPLACE INTO partitions VALUES (?, ?, ?, ?, ?, ?)")
-            .bind(id.topic.0 as i64)
-            .bind(i64::from(id.partition.0))
-            .bind(mark.start.0 as i64)
-            .bind(mark.end.0 as i64)
-            .bind(mark.segment.0 as i64)
-            .bind(mark.bytes as i64)
-            .execute(&mut *on)
-            .await?;
+    for marks in step.marks.chunks(ROWS_AT_ONCE_MAX) {
+        let mut put = QueryBuilder::<Sqlite>::new("INSERT OR REPLACE INTO partitions ");
+        put.push_values(marks, |mut row, (id, mark)| {
+            row.push_bind(id.topic.0 as i64)
+                .push_bind(i64::from(id.partition.0))
+                .push_bind(mark.start.0 as i64)
+                .push_bind(mark.end.0 as i64)
+                .push_bind(mark.segment.0 as i64)
+                .push_bind(mark.bytes as i64);
+        });
+        put.build().execute(&mut *on).await?;
     }
     for topic in step.changes.removed.iter().map(|removed| removed.topic) {
         remove_topic(on, topic).await?;
@@ -247,15 +251,16 @@ async fn save_changes(on: &mut SqliteConnection, changes: &Changes) -> Result<()
             .execute(&mut *on)
             .await?;
     }
-    for (id, name, group) in &changes.groups {
-        sqlx::query("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?)")
-            .bind(id.topic.0 as i64)
-            .bind(i64::from(id.partition.0))
-            .bind(&**name)
-            .bind(group.epoch as i64)
-            .bind(group.progress.as_deref())
-            .execute(&mut *on)
-            .await?;
+    for groups in changes.groups.chunks(ROWS_AT_ONCE_MAX) {
+        let mut put = QueryBuilder::<Sqlite>::new("INSERT OR REPLACE INTO groups ");
+        put.push_values(groups, |mut row, (id, name, group)| {
+            row.push_bind(id.topic.0 as i64)
+                .push_bind(i64::from(id.partition.0))
+                .push_bind(&**name)
+                .push_bind(group.epoch as i64)
+                .push_bind(group.progress.as_deref());
+        });
+        put.build().execute(&mut *on).await?;
     }
     for (kind, key, value) in &changes.entries {
         let change = match value {

@@ -7,7 +7,7 @@
 //!               └──── checkpoint: segments flushed, everything else in SQLite, then journal files used again
 //! ```
 //! The [`committer`]'s thread writes groups of transactions, a few syncers make them durable meanwhile ([`pipeline`]), and the
-//! [`flusher`] empties memory into files. Readers take from memory without waiting, and from files on blocking threads.
+//! [`flusher`] empties memory into files; checkpoints become durable beside it ([`saver`]). Readers take from memory without waiting, and from files on blocking threads.
 //! [`recovery`] runs before all of them.
 //!
 //! Lock order: journal, then state, then the pipeline's line, then one partition.
@@ -23,6 +23,7 @@ mod modules;
 mod options;
 mod pipeline;
 mod recovery;
+mod saver;
 mod shared;
 mod state;
 mod tail;
@@ -138,12 +139,13 @@ impl LocalEngine {
             state,
             journal,
             keeper,
+            saver,
             modules,
         } = recovered;
         let shared = Arc::new(Shared::new(options, clock, journal, state));
         let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
         let committer = Committer::new(Arc::clone(&shared), requests);
-        let flusher = Flusher::new(Arc::clone(&shared), keeper);
+        let flusher = Flusher::new(Arc::clone(&shared), keeper, saver);
         let syncer = |who| {
             let shared = Arc::clone(&shared);
             named(&format!("millrace-sync-{who}"), move || {

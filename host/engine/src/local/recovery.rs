@@ -17,6 +17,7 @@ use super::keeper::{KeepError, Keeper};
 use super::lock::{DirLock, lock};
 use super::modules::ModuleFiles;
 use super::options::{LocalOptions, OpenError};
+use super::saver::Saver;
 use super::state::{Group, State, Store};
 use super::tail::Partition;
 use millrace_model::Offset;
@@ -27,6 +28,7 @@ pub(super) struct Recovered {
     pub(super) state: State,
     pub(super) journal: Journal,
     pub(super) keeper: Keeper,
+    pub(super) saver: Saver,
     pub(super) modules: ModuleFiles,
 }
 
@@ -63,8 +65,9 @@ pub(super) fn recover(
         segment_bytes: options.segment_bytes,
     };
     let removed = checkpoint.removed_topics.clone();
-    let mut keeper = Keeper::new(store.clone(), checkpoints, removed).map_err(failed_io)?;
-    keeper.sweep();
+    let mut saver = Saver::new(store.clone(), checkpoints, removed).map_err(failed_io)?;
+    saver.sweep();
+    let mut keeper = Keeper::new();
     let replayed_from = checkpoint.sequence;
     let mut state = restore(store, checkpoint).map_err(failed_io)?;
     replay(&scan, &mut state, &mut keeper, options, dir)?;
@@ -77,10 +80,11 @@ pub(super) fn recover(
     }
     flush(&mut state, &mut keeper).map_err(failed)?;
     let changes = state.take_changes();
-    keeper
-        .checkpoint(sequence, scan.next_file(), &changes)
+    let flushed = keeper.take_flushed(&changes);
+    saver
+        .save(sequence, scan.next_file(), &changes, flushed)
         .map_err(failed)?;
-    keeper.sweep();
+    saver.sweep();
     let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
     let modules = ModuleFiles::open(disk, modules_dir).map_err(failed_io)?;
     Ok(Recovered {
@@ -88,6 +92,7 @@ pub(super) fn recover(
         state,
         journal,
         keeper,
+        saver,
         modules,
     })
 }

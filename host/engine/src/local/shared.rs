@@ -17,6 +17,10 @@ use crate::contract::CommitError;
 /// How long the committer sleeps at most before it looks again whether there is room.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 
+/// Checkpoints' worth of journal that may be written before a checkpoint is durable; at the bound commits wait. It bounds what a
+/// start has to replay.
+const JOURNAL_BYTES_FACTOR_MAX: u64 = 4;
+
 pub(super) struct Shared {
     pub(super) options: LocalOptions,
     pub(super) clock: Arc<dyn Clock>,
@@ -28,8 +32,9 @@ pub(super) struct Shared {
     pub(super) pipeline: Pipeline,
     /// What batches in memory weigh.
     pub(super) tail_bytes: AtomicUsize,
-    /// Journal bytes written when the last checkpoint was made.
-    pub(super) checkpointed_bytes: AtomicU64,
+    /// Journal bytes written, and how many were when the last checkpoint was decided.
+    journal_bytes: AtomicU64,
+    checkpointed_bytes: AtomicU64,
     pub(super) orders: OrderBook,
     pub(super) room: Mutex<()>,
     pub(super) room_changed: Condvar,
@@ -51,6 +56,7 @@ impl Shared {
             journal: Mutex::new(journal),
             state: RwLock::new(state),
             tail_bytes: AtomicUsize::new(0),
+            journal_bytes: AtomicU64::new(0),
             checkpointed_bytes: AtomicU64::new(0),
             orders: OrderBook::default(),
             room: Mutex::new(()),
@@ -99,8 +105,8 @@ impl Shared {
         let before = self.tail_bytes.fetch_add(weight, Ordering::Relaxed);
         let held = before.wrapping_add(weight);
         let flush = held > self.options.tail_bytes_max / 2;
-        let since = journal_bytes - self.checkpointed_bytes.load(Ordering::Relaxed);
-        let checkpoint = since >= self.options.checkpoint_journal_bytes;
+        self.journal_bytes.store(journal_bytes, Ordering::Relaxed);
+        let checkpoint = self.journal_is_long();
         if flush || checkpoint {
             self.orders.ask(|orders| {
                 orders.flush |= flush;
@@ -126,7 +132,10 @@ impl Shared {
             if self.has_room() {
                 return Ok(());
             }
-            self.orders.ask(|orders| orders.flush = true);
+            self.orders.ask(|orders| {
+                orders.flush = true;
+                orders.checkpoint |= self.journal_is_long();
+            });
             if self.disk_full.load(Ordering::Relaxed) {
                 return Err(CommitError::DiskFull);
             }
@@ -135,7 +144,28 @@ impl Shared {
     }
 
     fn has_room(&self) -> bool {
+        let journal_bytes_max = self.options.checkpoint_journal_bytes;
+        let journal_bytes_max = journal_bytes_max.saturating_mul(JOURNAL_BYTES_FACTOR_MAX);
         self.tail_bytes.load(Ordering::Relaxed) <= self.options.tail_bytes_max
+            && self.journal_bytes_since_checkpoint() <= journal_bytes_max
+    }
+
+    fn journal_bytes_since_checkpoint(&self) -> u64 {
+        let checkpointed = self.checkpointed_bytes.load(Ordering::Relaxed);
+        let written = self.journal_bytes.load(Ordering::Relaxed);
+        written.saturating_sub(checkpointed)
+    }
+
+    /// Whether it is time for a checkpoint.
+    pub(super) fn journal_is_long(&self) -> bool {
+        self.journal_bytes_since_checkpoint() >= self.options.checkpoint_journal_bytes
+    }
+
+    /// Notes that a checkpoint holds what was written of the journal when it was decided.
+    pub(super) fn note_checkpoint(&self, journal_bytes: u64) {
+        self.checkpointed_bytes
+            .store(journal_bytes, Ordering::Relaxed);
+        self.wake_committer();
     }
 
     fn wake_committer(&self) {

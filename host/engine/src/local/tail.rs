@@ -35,6 +35,7 @@ struct Tail {
     /// Where the partition ends for its readers; what is written after it waits for a sync.
     shown: Offset,
     flushed: Offset,
+    unflushed_bytes: usize,
 }
 
 /// What a batch weighs in the bound on memory.
@@ -55,6 +56,7 @@ impl Partition {
                 end: mark.end,
                 shown: mark.end,
                 flushed: mark.end,
+                unflushed_bytes: 0,
             }),
             files: RwLock::new(files),
             ends: Mutex::new(Some(watch::Sender::new(mark.end))),
@@ -69,6 +71,7 @@ impl Partition {
             "offsets follow each other in a partition"
         );
         tail.end = batch.end_offset();
+        tail.unflushed_bytes += batch.byte_count();
         tail.batches.push_back(batch);
     }
 
@@ -117,6 +120,11 @@ impl Partition {
         tail.flushed < tail.shown
     }
 
+    /// Bytes of the batches that only memory and the journal hold, about: it may count what readers do not see yet.
+    pub(super) fn unflushed_bytes(&self) -> usize {
+        self.tail.lock().unflushed_bytes
+    }
+
     /// The next batches to write to the files, about `bytes_max`, none at or after `until` and none that readers do not see.
     pub(super) fn unflushed(&self, until: Offset, bytes_max: usize) -> Vec<RecordBatch> {
         let tail = self.tail.lock();
@@ -133,7 +141,11 @@ impl Partition {
 
     /// Notes that the files hold everything before `flushed`.
     pub(super) fn set_flushed(&self, flushed: Offset) {
-        self.tail.lock().flushed = flushed;
+        let tail = &mut *self.tail.lock();
+        let written = tail.position(tail.flushed)..tail.position(flushed);
+        let written = tail.batches.range(written).map(RecordBatch::byte_count);
+        tail.unflushed_bytes -= written.sum::<usize>();
+        tail.flushed = flushed;
     }
 
     /// Forgets the oldest batches that are in the files until `wanted` is reached; returns the weight of those forgotten.
@@ -156,7 +168,9 @@ impl Partition {
 
     /// Forgets everything, of a topic that is gone; returns the weight.
     pub(super) fn clear(&self) -> usize {
-        let batches = std::mem::take(&mut self.tail.lock().batches);
+        let mut tail = self.tail.lock();
+        tail.unflushed_bytes = 0;
+        let batches = std::mem::take(&mut tail.batches);
         batches.iter().map(weight).sum()
     }
 

@@ -4,6 +4,7 @@ mod conformance;
 mod crashes;
 mod disk;
 mod examine;
+mod pipeline;
 mod restart;
 mod speed;
 
