@@ -7,6 +7,7 @@ mod demo;
 mod guests;
 mod hostile;
 mod kill;
+mod once;
 mod requests;
 mod restart;
 mod swap;

@@ -165,6 +165,32 @@ impl Client {
             .map(drop)
     }
 
+    /// As [`Client::produce`], under a key: it may be tried again. Gives partition and offset of each message.
+    pub fn produce_once(
+        &self,
+        topic: &str,
+        key: &str,
+        messages: &[Value],
+    ) -> Result<Vec<(u32, u64)>> {
+        let request = self
+            .agent
+            .post(self.at(&format!("/v1/topics/{topic}/messages")));
+        let request = request
+            .header("content-type", "application/json")
+            .header("idempotency-key", key);
+        let body = json!({"messages": messages}).to_string();
+        let answer = read(request.send(body.as_bytes())?)?.ok()?;
+        let place = |place: &Value| {
+            let partition = place["partition"].as_u64().context("no partition")?;
+            Ok((
+                partition as u32,
+                place["offset"].as_u64().context("no offset")?,
+            ))
+        };
+        let placed = answer["placed"].as_array().context("no placed")?;
+        placed.iter().map(place).collect()
+    }
+
     /// All messages of a topic, partition after partition.
     pub fn read(&self, topic: &str) -> Result<Vec<Message>> {
         let described = self.get(&format!("/v1/topics/{topic}"))?.ok()?;

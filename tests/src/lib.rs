@@ -4,6 +4,7 @@
 
 mod client;
 mod host;
+pub mod tree;
 mod wait;
 
 pub use client::{Client, Deploy, Message, Reply};

@@ -5,7 +5,8 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+
+use millrace_tests::tree::{Source, repository, sources};
 
 const FILE_LINES_MAX: usize = 700;
 
@@ -192,44 +193,6 @@ fn hold(rule: fn(&str, &str) -> Vec<String>) {
     let complaints = sources.iter().flat_map(|file| rule(&file.path, &file.text));
     let complaints: Vec<String> = complaints.collect();
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
-}
-
-struct Source {
-    /// From the repository's root, with forward slashes.
-    path: String,
-    text: String,
-}
-
-fn repository() -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().expect("tests is in it").to_path_buf()
-}
-
-/// Every file that people write, of the kinds that have rules.
-fn sources() -> Vec<Source> {
-    let root = repository();
-    let mut sources = Vec::new();
-    let mut directories = vec![root.clone()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory).expect("a readable directory") {
-            let path = entry.expect("a readable entry").path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if path.is_dir() && !name.starts_with('.') && name != "target" {
-                directories.push(path);
-            } else if [".rs", ".md", ".toml", ".wit"]
-                .iter()
-                .any(|end| name.ends_with(end))
-            {
-                let inside = path.strip_prefix(&root).expect("found inside");
-                sources.push(Source {
-                    path: inside.to_string_lossy().replace('\\', "/"),
-                    text: fs::read_to_string(&path).expect("text"),
-                });
-            }
-        }
-    }
-    sources.sort_by(|one, other| one.path.cmp(&other.path));
-    sources
 }
 
 fn dependencies(path: &str, text: &str) -> Vec<String> {

@@ -1,13 +1,14 @@
-//! Produce: messages in, offsets out. One call is one commit: all of its messages are there, or none.
+//! Produce: messages in, offsets out. One call is one commit: all of its messages are there, or none. A call with a key takes
+//! effect once, however often it is made.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use metrics::{Counter, counter};
-use millrace_engine::{Append, CommitError, Transaction};
+use millrace_engine::{Append, CommitError, Receipt, RequestMark, Transaction};
 use millrace_model::bounds::{
     MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX, PRODUCE_CALL_BYTES_MAX,
-    PRODUCE_CALL_MESSAGES_MAX,
+    PRODUCE_CALL_MESSAGES_MAX, REQUEST_NOTE_BYTES_MAX,
 };
 use millrace_model::{
     BatchBuilder, ColumnBatch, Header, Message, Offset, PartitionId, ProcessorName, Timestamp,
@@ -21,6 +22,7 @@ use crate::columns;
 use crate::dispatch::dead_letter;
 use crate::handler::CallError;
 use crate::partitioner::Partitioner;
+use crate::placement::Placement;
 
 /// A message to produce.
 #[derive(Clone, Debug)]
@@ -38,6 +40,24 @@ pub struct Placed {
     pub partition: PartitionId,
     /// Its offset there.
     pub offset: Offset,
+}
+
+/// By what a call is known again when it is made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallKey {
+    /// The caller's key, by its digest.
+    pub key: [u8; 16],
+    /// Everything that the caller sent, by its digest.
+    pub fingerprint: [u8; 16],
+}
+
+/// What became of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Produced {
+    /// Where each message went, in order.
+    pub placed: Vec<Placed>,
+    /// Whether an earlier call with the same key did it, and this one did nothing.
+    pub repeated: bool,
 }
 
 /// Why nothing was produced. `index` counts the messages of the call from 0.
@@ -137,6 +157,20 @@ pub enum ProduceError {
     /// The partitioner failed.
     #[error("the topic's partitioner failed: {0}")]
     Partitioner(CallError),
+    /// The places of the messages take more than may be remembered.
+    #[error(
+        "with a key, where each message goes is remembered, and here that takes {bytes} bytes, at most {max} are kept; send fewer \
+         messages at once, or name their partitions in runs"
+    )]
+    Scattered {
+        /// What it takes.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The call took effect earlier, and nobody knows any more where its messages went.
+    #[error("the call took effect earlier, but where its messages went cannot be read any more")]
+    PlacesLost,
     /// The engine did not take it.
     #[error(transparent)]
     Commit(#[from] CommitError),
@@ -151,8 +185,33 @@ impl Broker {
     pub async fn produce(
         &self,
         topic: &TopicName,
-        mut messages: Vec<NewMessage>,
+        messages: Vec<NewMessage>,
     ) -> Result<Vec<Placed>, ProduceError> {
+        let produced = self.produce_as(topic, messages, None).await?;
+        Ok(produced.placed)
+    }
+
+    /// As [`Broker::produce`], once: the same key again gives the answer of the first time, within the topic's window
+    /// ([`REQUESTS_PER_TOPIC_MAX`](millrace_model::bounds::REQUESTS_PER_TOPIC_MAX) and the bounds after it). A call that is made
+    /// while the first one is under way waits for it.
+    ///
+    /// # Errors
+    /// As of [`Broker::produce`]; [`CommitError::RequestReused`] where the key came with something else.
+    pub async fn produce_once(
+        &self,
+        topic: &TopicName,
+        messages: Vec<NewMessage>,
+        key: CallKey,
+    ) -> Result<Produced, ProduceError> {
+        self.produce_as(topic, messages, Some(key)).await
+    }
+
+    async fn produce_as(
+        &self,
+        topic: &TopicName,
+        mut messages: Vec<NewMessage>,
+        key: Option<CallKey>,
+    ) -> Result<Produced, ProduceError> {
         let before = self.inner.clock.monotonic();
         let unknown = || ProduceError::UnknownTopic(topic.clone());
         let topic = self.topic(topic).ok_or_else(unknown)?;
@@ -160,17 +219,20 @@ impl Broker {
         let _room = self.room(bytes)?;
         stamp(&mut messages, self.inner.clock.wall());
         let partitions = self.partitions_of(&topic, &messages).await?;
-        let grouped = Grouped::of(&topic, &messages, &partitions, bytes);
-        let transaction = Transaction::produce(grouped.appends);
+        let (appends, placement) = grouped(&topic, &messages, &partitions, bytes);
+        let request = key.map(|key| mark(&topic, key, &placement)).transpose()?;
+        let transaction = Transaction {
+            request,
+            ..Transaction::produce(appends)
+        };
         let receipt = self.inner.engine.commit(transaction).await?;
-        self.received(&topic).increment(messages.len() as u64);
+        let produced = produced(placement, &receipt)?;
+        if !produced.repeated {
+            self.received(&topic).increment(messages.len() as u64);
+        }
         let took = self.inner.clock.monotonic().saturating_sub(before);
         self.inner.publish_seconds.record(took.as_secs_f64());
-        let place = |(index, place): (u32, u32)| Placed {
-            partition: PartitionId(grouped.partitions[index as usize]),
-            offset: receipt.base_offsets[index as usize].plus(u64::from(place)),
-        };
-        Ok(grouped.places.into_iter().map(place).collect())
+        Ok(produced)
     }
 
     /// Room for so many bytes on their way to the engine.
@@ -308,38 +370,60 @@ fn stamp(messages: &mut [NewMessage], now: Timestamp) {
     }
 }
 
-/// Messages in one batch per partition.
-struct Grouped {
-    appends: Vec<Append>,
-    /// The partition of each append.
-    partitions: Vec<u32>,
-    /// For each message, which append it is in and where.
-    places: Vec<(u32, u32)>,
+/// Messages in one batch per partition, and where each of them is.
+fn grouped(
+    topic: &Topic,
+    messages: &[NewMessage],
+    partitions: &[u32],
+    bytes: usize,
+) -> (Vec<Append>, Placement) {
+    let mut builders: Vec<(u32, BatchBuilder)> = Vec::new();
+    let mut groups = HashMap::new();
+    let mut places = Vec::with_capacity(messages.len());
+    for (new, &partition) in messages.iter().zip(partitions) {
+        let group = *groups.entry(partition).or_insert_with(|| {
+            let capacity = (bytes + messages.len() * 20) / (builders.len() + 1);
+            builders.push((partition, BatchBuilder::with_capacity(capacity)));
+            builders.len() - 1
+        });
+        let builder = &mut builders[group].1;
+        places.push((group as u32, builder.message_count() as u32));
+        builder.push(&new.message);
+    }
+    let placement = Placement {
+        partitions: builders.iter().map(|(partition, _)| *partition).collect(),
+        places,
+    };
+    let append = |(partition, builder): (u32, BatchBuilder)| {
+        let partition = topic.partition(PartitionId(partition))?;
+        builder.finish().map(|batch| Append { partition, batch })
+    };
+    (builders.into_iter().filter_map(append).collect(), placement)
 }
 
-impl Grouped {
-    fn of(topic: &Topic, messages: &[NewMessage], partitions: &[u32], bytes: usize) -> Self {
-        let mut builders: Vec<(u32, BatchBuilder)> = Vec::new();
-        let mut groups = HashMap::new();
-        let mut places = Vec::with_capacity(messages.len());
-        for (new, &partition) in messages.iter().zip(partitions) {
-            let group = *groups.entry(partition).or_insert_with(|| {
-                let capacity = (bytes + messages.len() * 20) / (builders.len() + 1);
-                builders.push((partition, BatchBuilder::with_capacity(capacity)));
-                builders.len() - 1
-            });
-            let builder = &mut builders[group].1;
-            places.push((group as u32, builder.message_count() as u32));
-            builder.push(&new.message);
-        }
-        let append = |(partition, builder): (u32, BatchBuilder)| {
-            let partition = topic.partition(PartitionId(partition))?;
-            builder.finish().map(|batch| Append { partition, batch })
-        };
-        Self {
-            partitions: builders.iter().map(|(partition, _)| *partition).collect(),
-            appends: builders.into_iter().filter_map(append).collect(),
-            places,
-        }
+fn mark(topic: &Topic, key: CallKey, placement: &Placement) -> Result<RequestMark, ProduceError> {
+    let note = placement.encode();
+    if note.len() > REQUEST_NOTE_BYTES_MAX {
+        let (bytes, max) = (note.len(), REQUEST_NOTE_BYTES_MAX);
+        return Err(ProduceError::Scattered { bytes, max });
     }
+    Ok(RequestMark {
+        topic: topic.id,
+        key: key.key,
+        fingerprint: key.fingerprint,
+        note: note.into(),
+    })
+}
+
+/// A repeat is placed as it was the first time: a partitioner may choose otherwise now.
+fn produced(placement: Placement, receipt: &Receipt) -> Result<Produced, ProduceError> {
+    let placement = match receipt.repeated {
+        true => Placement::decode(&receipt.note).ok_or(ProduceError::PlacesLost)?,
+        false => placement,
+    };
+    let placed = placement.at(&receipt.base_offsets);
+    Ok(Produced {
+        placed: placed.ok_or(ProduceError::PlacesLost)?,
+        repeated: receipt.repeated,
+    })
 }

@@ -1,8 +1,8 @@
 //! Topics: made, listed, deleted. The engine keeps them; here stand the rules about who may have which name.
 
-use millrace_engine::{CommitError, Ends, TopicError};
+use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, TopicError};
 use millrace_model::{
-    Digest, Durability, PartitionId, Processor, ProcessorName, Topic, TopicName, TopicSpec,
+    Digest, Durability, Offset, PartitionId, Processor, ProcessorName, Topic, TopicName, TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -183,6 +183,30 @@ impl Broker {
     #[must_use]
     pub fn topic(&self, name: &TopicName) -> Option<Topic> {
         self.inner.engine.topic(name)
+    }
+
+    /// What is known to be damaged.
+    #[must_use]
+    pub fn damage(&self) -> DamageReport {
+        self.inner.engine.damage()
+    }
+
+    /// Gives up the damaged messages within these offsets: processors that wait before them go on after them. Gives the ranges;
+    /// none if nothing that is known to be damaged lies wholly within.
+    ///
+    /// # Errors
+    /// [`CommitError`]; nothing was accepted.
+    pub async fn accept_damage(
+        &self,
+        topic: &Topic,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Vec<DamagedRange>, CommitError> {
+        let Some(partition) = topic.partition(partition) else {
+            return Ok(Vec::new());
+        };
+        self.inner.engine.accept_damage(partition, from, to).await
     }
 
     /// Where a partition begins and ends; `None` if it does not exist.

@@ -23,6 +23,7 @@ use crate::contract::{Append, Engine, EntryKind, EntryWrite, ProgressWrite, Tran
 
 pub mod catalogue;
 pub mod messages;
+pub mod once;
 pub mod progress;
 pub mod reopening;
 
@@ -60,6 +61,13 @@ macro_rules! conformance_tests {
             progress::a_claim_leaves_progress_alone,
             progress::progress_is_replaced_whole,
             progress::progress_is_kept_per_group_and_partition,
+            once::a_repeated_batch_is_told_its_offset_and_not_appended,
+            once::a_gap_between_batches_is_refused,
+            once::a_producer_started_anew_fences_its_earlier_life,
+            once::no_producer_id_is_given_twice,
+            once::a_transaction_repeats_whole_or_not_at_all,
+            once::a_request_takes_effect_once,
+            once::of_many_at_once_with_one_key_one_takes_effect,
             catalogue::entries_are_set_replaced_removed_and_listed_by_key,
             catalogue::changes_of_entries_happen_in_the_order_listed,
             catalogue::topics_are_kept_as_asked_for_and_listed_by_name,
@@ -94,6 +102,7 @@ macro_rules! reopening_tests {
             reopening::leases_are_numbered_on,
             reopening::topic_identities_are_not_given_again,
             reopening::nothing_wears_off,
+            once::what_took_effect_is_known_after_reopening,
         }
     };
 }
@@ -280,6 +289,7 @@ mod tests {
         for (part, source) in [
             ("catalogue", include_str!("conformance/catalogue.rs")),
             ("messages", include_str!("conformance/messages.rs")),
+            ("once", include_str!("conformance/once.rs")),
             ("progress", include_str!("conformance/progress.rs")),
             ("reopening", include_str!("conformance/reopening.rs")),
         ] {

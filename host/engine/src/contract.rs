@@ -8,7 +8,9 @@
 //!    appends, as [`Transaction::durability`] says). Readers see nothing that is less durable than its topic asks.
 //! 4. **Fenced.** Progress is written only under the newest lease of its group and partition; a commit under an older one
 //!    fails whole with [`CommitError::Fenced`].
-//! 5. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
+//! 5. **Once.** A batch whose producer numbered it, and a transaction that carries a [`RequestMark`], take effect once, however
+//!    often they are committed: a repeat gets the receipt of the first time, and is as durable as asked when it gets it.
+//! 6. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
 //!    with [`CommitError::Poisoned`] until it is opened again.
 
 use std::sync::Arc;
@@ -16,10 +18,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_model::{
-    Digest, Durability, Offset, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
-    TopicSpec,
+    Digest, Durability, Offset, PartitionId, ProducerId, Progress, RecordBatch, Topic, TopicId,
+    TopicName, TopicPartition, TopicSpec,
 };
 use tokio::sync::watch;
+
+use crate::damage::{DamageReport, DamagedRange};
 
 /// The only thing that an engine writes.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +36,22 @@ pub struct Transaction {
     pub entries: Vec<EntryWrite>,
     /// At least this durable; each append's topic may ask for more.
     pub durability: Option<Durability>,
+    /// Which request this is, so that it takes effect once.
+    pub request: Option<RequestMark>,
+}
+
+/// By what a request is known again within its topic's window ([`millrace_model::bounds::REQUESTS_PER_TOPIC_MAX`] and those
+/// after it).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestMark {
+    /// Whose window.
+    pub topic: TopicId,
+    /// The key, by its digest.
+    pub key: [u8; 16],
+    /// What is asked for, by its digest: the same key with another one is refused.
+    pub fingerprint: [u8; 16],
+    /// What the caller needs beside the offsets to give the same answer again; opaque to the engine.
+    pub note: Bytes,
 }
 
 /// A batch for a partition.
@@ -72,11 +92,13 @@ pub enum EntryKind {
     Processor,
     /// Which dead letters were sent again, by DLQ topic and partition.
     Redriven,
+    /// Messages that are known to be damaged, by partition and first offset. Written by the engine itself.
+    Damage,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Module, Self::Processor, Self::Redriven];
+    pub const ALL: [Self; 4] = [Self::Module, Self::Processor, Self::Redriven, Self::Damage];
 
     /// The kind's word, as stored.
     #[must_use]
@@ -85,6 +107,7 @@ impl EntryKind {
             Self::Module => "module",
             Self::Processor => "processor",
             Self::Redriven => "redriven",
+            Self::Damage => "damage",
         }
     }
 
@@ -111,6 +134,10 @@ pub struct EntryWrite {
 pub struct Receipt {
     /// For each append, in order, the offset of its first message.
     pub base_offsets: Vec<Offset>,
+    /// Whether all of it took effect earlier. Nothing of it was written now, and the offsets are those given then.
+    pub repeated: bool,
+    /// Of a repeated request, the note that it carried the first time.
+    pub note: Bytes,
 }
 
 /// Why nothing was committed (or, for `Poisoned`, why it is not known).
@@ -127,6 +154,59 @@ pub enum CommitError {
         /// Where.
         partition: TopicPartition,
     },
+    /// A batch is missing, or this one was sent before those that are remembered. Nothing was written.
+    #[error(
+        "producer {producer} in partition {partition}: sequence {found} came where {expected} is next; below it, it was written long \
+         ago; above it, batches are missing: send those first, or start a new epoch and number from 0"
+    )]
+    OutOfOrderSequence {
+        /// Where.
+        partition: TopicPartition,
+        /// Whose id.
+        producer: i64,
+        /// The sequence that is next.
+        expected: i32,
+        /// The one that came.
+        found: i32,
+    },
+    /// The producer was started anew. Stop: its place is taken.
+    #[error("producer {producer} has epoch {newest} now; the one with epoch {epoch} must stop")]
+    ProducerFenced {
+        /// Whose id.
+        producer: i64,
+        /// The epoch that came.
+        epoch: i16,
+        /// The newest.
+        newest: i16,
+    },
+    /// The id was never given, or the partition has forgotten what it sent.
+    #[error(
+        "producer {0} is not known here, or was idle for so long that it was forgotten; ask for a new id and number from 0"
+    )]
+    UnknownProducer(i64),
+    /// A transaction is whole: each append repeats one that was written, or none does.
+    #[error(
+        "{repeated} of {appends} appends were written earlier and the others not; repeat a transaction as it was, or send what is new"
+    )]
+    PartlyRepeated {
+        /// Appends that were written earlier.
+        repeated: usize,
+        /// All appends.
+        appends: usize,
+    },
+    /// No name for a producer.
+    #[error("a producer's name has 1 to {max} bytes, not {bytes}")]
+    ProducerName {
+        /// Its bytes.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The key of a request was used for another one.
+    #[error(
+        "this key was used for another request; take a new key for each request, and the same only to repeat it"
+    )]
+    RequestReused,
     /// Larger than the engine's journal takes at once. Send less.
     #[error("the transaction has {bytes} bytes, at most {max} fit; send less at once")]
     TooLarge {
@@ -190,6 +270,11 @@ pub enum ReadError {
         /// First offset after it.
         to: Offset,
     },
+    /// A module's bytes are not those that were put. Putting them again mends it.
+    #[error(
+        "module {0} is damaged on disk: its bytes are not those that were uploaded; upload the same component again"
+    )]
+    ModuleDamaged(Digest),
     /// The disk failed.
     #[error("reading failed: {0}")]
     Io(Arc<str>),
@@ -280,6 +365,13 @@ pub trait Engine: Send + Sync + 'static {
     /// Takes the right to commit the group's progress in the partition; whoever had it is fenced. Durable on return.
     async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError>;
 
+    /// Gives a producer its identity: a new id, or with a name the one that the name had before, with the next epoch; earlier
+    /// epochs of it are fenced. Durable on return.
+    ///
+    /// # Errors
+    /// [`CommitError::ProducerName`], or why it could not be made durable.
+    async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError>;
+
     /// The group's progress in the partition; `None` before its first commit.
     async fn progress(
         &self,
@@ -314,8 +406,34 @@ pub trait Engine: Send + Sync + 'static {
     /// Forgets a module's bytes.
     async fn delete_module(&self, digest: Digest) -> Result<(), CommitError>;
 
+    /// What is known to be damaged.
+    fn damage(&self) -> DamageReport {
+        DamageReport::default()
+    }
+
+    /// Notes that the damaged messages within these offsets are given up: processors go on without them. Durable on return;
+    /// gives the ranges that it is now true for. What is on disk is left as it is.
+    async fn accept_damage(
+        &self,
+        _partition: TopicPartition,
+        _from: Offset,
+        _to: Offset,
+    ) -> Result<Vec<DamagedRange>, CommitError> {
+        Ok(Vec::new())
+    }
+
     /// Writes down what is only in memory and stops. Further commits fail with [`CommitError::Closed`].
     async fn close(&self);
+}
+
+impl RequestMark {
+    /// A partition that is there if the topic is.
+    pub(crate) fn first_partition(&self) -> TopicPartition {
+        TopicPartition {
+            topic: self.topic,
+            partition: PartitionId(0),
+        }
+    }
 }
 
 impl Transaction {

@@ -7,12 +7,15 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod contract;
+pub mod damage;
+mod idempotence;
 pub mod local;
 pub mod memory;
 
 pub use contract::{
     Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
-    Receipt, TopicError, Transaction, Watch,
+    Receipt, RequestMark, TopicError, Transaction, Watch,
 };
+pub use damage::{DamageReport, DamagedRange, FoundBy, ScrubStatus};
 pub use local::{LocalEngine, LocalOptions, OpenError};
 pub use memory::MemoryEngine;

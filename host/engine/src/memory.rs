@@ -11,26 +11,38 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
-    Clock, Digest, Offset, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
-    TopicSpec,
+    Clock, Digest, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName,
+    TopicPartition, TopicSpec,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::contract::{
     Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
-    Receipt, TopicError, Transaction, Watch,
+    Receipt, RequestMark, TopicError, Transaction, Watch,
 };
+use crate::idempotence::requests::Request;
+use crate::idempotence::{Idempotence, Judgement, Overlay};
 
 /// An engine without a disk.
-#[derive(Debug, Default)]
-pub struct MemoryEngine(Mutex<State>);
+pub struct MemoryEngine {
+    state: Mutex<State>,
+    clock: Arc<dyn Clock>,
+}
 
 impl MemoryEngine {
-    /// An empty engine. It takes the clock as every engine does; nothing that it does depends on the time.
+    /// An empty engine.
     #[must_use]
-    pub fn new(_clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::default()
+    pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+        let state = Mutex::default();
+        Arc::new(Self { state, clock })
+    }
+
+    /// The state, which knows what time it is.
+    fn now(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        state.idempotence.apply_moment(self.clock.wall());
+        state
     }
 }
 
@@ -42,6 +54,7 @@ struct State {
     partitions: HashMap<TopicPartition, Partition>,
     entries: BTreeMap<(EntryKind, String), Bytes>,
     modules: HashMap<Digest, Bytes>,
+    idempotence: Idempotence,
 }
 
 /// Goes with its topic, and everything in it: messages, progress, whoever waits.
@@ -73,8 +86,19 @@ impl Default for Partition {
 #[async_trait]
 impl Engine for MemoryEngine {
     async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
-        let mut state = self.0.lock();
-        state.check(&transaction)?;
+        let mut state = self.now();
+        state.check_appends(&transaction)?;
+        let overlay = Overlay::default();
+        let mark = transaction.request.as_ref();
+        let judged = state
+            .idempotence
+            .judge(&overlay, &transaction.appends, mark)?;
+        if let Judgement::Repeat(receipt) = judged {
+            return Ok(receipt);
+        }
+        if let Some(write) = &transaction.progress {
+            state.check_lease(&write.lease)?;
+        }
         Ok(state.apply(transaction))
     }
 
@@ -84,20 +108,23 @@ impl Engine for MemoryEngine {
         from: Offset,
         bytes_max: usize,
     ) -> Result<Vec<RecordBatch>, ReadError> {
-        self.0.lock().partition(partition)?.read(from, bytes_max)
+        self.state
+            .lock()
+            .partition(partition)?
+            .read(from, bytes_max)
     }
 
     fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
-        let state = self.0.lock();
+        let state = self.state.lock();
         Ok(Watch::new(state.partition(partition)?.end.subscribe()))
     }
 
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
-        Ok(self.0.lock().partition(partition)?.ends())
+        Ok(self.state.lock().partition(partition)?.ends())
     }
 
     async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.check_open()?;
         let unknown = CommitError::UnknownPartition(partition);
         let groups = &mut state.partitions.get_mut(&partition).ok_or(unknown)?.groups;
@@ -111,41 +138,50 @@ impl Engine for MemoryEngine {
         })
     }
 
+    async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
+        let mut state = self.now();
+        state.check_open()?;
+        let given = state.idempotence.producers.decide(name)?;
+        state.idempotence.give(given, name.map(Arc::from));
+        Ok(given)
+    }
+
     async fn progress(
         &self,
         group: &str,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
-        let state = self.0.lock();
+        let state = self.state.lock();
         let group = state.partition(partition)?.groups.get(group);
         Ok(group.and_then(|group| group.progress.clone()))
     }
 
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
-        self.0.lock().create_topic(spec)
+        self.state.lock().create_topic(spec)
     }
 
     async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.check_open()?;
         let unknown = || TopicError::Unknown(name.clone());
         let topic = state.topics.remove(name).ok_or_else(unknown)?;
         for partition in topic.partitions() {
             state.partitions.remove(&partition);
         }
+        state.idempotence.forget_topic(topic.id, topic.partitions());
         Ok(topic.id)
     }
 
     fn topics(&self) -> Vec<Topic> {
-        self.0.lock().topics.values().cloned().collect()
+        self.state.lock().topics.values().cloned().collect()
     }
 
     fn topic(&self, name: &TopicName) -> Option<Topic> {
-        self.0.lock().topics.get(name).cloned()
+        self.state.lock().topics.get(name).cloned()
     }
 
     fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)> {
-        let state = self.0.lock();
+        let state = self.state.lock();
         let of_kind = state.entries.iter().filter(|((of, _), _)| *of == kind);
         of_kind
             .map(|((_, key), value)| (key.clone(), value.clone()))
@@ -153,46 +189,45 @@ impl Engine for MemoryEngine {
     }
 
     fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes> {
-        let state = self.0.lock();
+        let state = self.state.lock();
         state.entries.get(&(kind, key.to_owned())).cloned()
     }
 
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.check_open()?;
         state.modules.insert(digest, bytes);
         Ok(())
     }
 
     async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
-        Ok(self.0.lock().modules.get(&digest).cloned())
+        Ok(self.state.lock().modules.get(&digest).cloned())
     }
 
     async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.check_open()?;
         state.modules.remove(&digest);
         Ok(())
     }
 
     async fn close(&self) {
-        self.0.lock().closed = true;
+        self.state.lock().closed = true;
     }
 }
 
 impl State {
-    /// Whether the transaction may take effect. After this nothing may fail.
-    fn check(&self, transaction: &Transaction) -> Result<(), CommitError> {
+    /// Whether everything that the transaction appends to is there.
+    fn check_appends(&self, transaction: &Transaction) -> Result<(), CommitError> {
         self.check_open()?;
-        for Append { partition, .. } in &transaction.appends {
-            if !self.partitions.contains_key(partition) {
-                return Err(CommitError::UnknownPartition(*partition));
+        let appended = transaction.appends.iter().map(|append| append.partition);
+        let marked = transaction.request.iter().map(RequestMark::first_partition);
+        for partition in appended.chain(marked) {
+            if !self.partitions.contains_key(&partition) {
+                return Err(CommitError::UnknownPartition(partition));
             }
         }
-        match &transaction.progress {
-            Some(write) => self.check_lease(&write.lease),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn check_open(&self) -> Result<(), CommitError> {
@@ -217,19 +252,34 @@ impl State {
 
     fn apply(&mut self, transaction: Transaction) -> Receipt {
         let appends = transaction.appends.into_iter();
-        let base_offsets = appends.map(|append| self.append(append)).collect();
+        let base_offsets: Vec<Offset> = appends.map(|append| self.append(append)).collect();
+        if let Some(mark) = transaction.request {
+            let (topic, at) = (mark.topic, self.idempotence.written_moment());
+            let request = Request::new(mark, at, base_offsets.clone());
+            self.idempotence.apply_request(topic, Arc::new(request));
+        }
         if let Some(write) = transaction.progress {
             self.set_progress(write);
         }
         for write in transaction.entries {
             self.set_entry(write);
         }
-        Receipt { base_offsets }
+        Receipt {
+            base_offsets,
+            ..Receipt::default()
+        }
     }
 
-    fn append(&mut self, Append { partition, batch }: Append) -> Offset {
-        let partition = self.partitions.get_mut(&partition).expect("was checked");
+    fn append(&mut self, append: Append) -> Offset {
+        let Append {
+            partition: id,
+            batch,
+        } = append;
+        let partition = self.partitions.get_mut(&id).expect("was checked");
         let base = partition.ends().end;
+        if let Some(numbering) = batch.numbering() {
+            self.idempotence.apply_append(id, numbering, base);
+        }
         let batch = batch.at_offset(base);
         let end = batch.end_offset();
         partition.batches.push(batch);

@@ -5,12 +5,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::mapping;
@@ -41,6 +42,13 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// The file system that a directory is on. It knows of what fails from now on, so it is asked for before anything is written.
     fn file_system(&self, dir: &Path) -> io::Result<Arc<dyn FileSystem>>;
+    /// Says that something kept beside this disk is about to change or just did: a simulated disk loses its power there, too.
+    ///
+    /// # Errors
+    /// Only simulated ones.
+    fn moment(&self, _what: &str) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A whole file system, for what is in more files than one would make durable singly.
@@ -71,6 +79,8 @@ pub trait DiskFile: Send + Sync {
     fn length(&self) -> io::Result<u64>;
     /// The whole of a sealed file, mapped read-only. The caller promises that the file never changes again.
     fn map_sealed(&self) -> io::Result<Bytes>;
+    /// Asks the system to keep these bytes in memory no longer, where nobody has them mapped or has yet to write them.
+    fn forget_cached(&self, _at: u64, _length: u64) {}
 }
 
 /// Whether the error says that there is no room.
@@ -118,18 +128,15 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        regular(OpenOptions::new().read(true).write(true), path)
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        let mut options = OpenOptions::new();
+        regular(
+            options.read(true).write(true).create(true).truncate(true),
+            path,
+        )
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -177,6 +184,29 @@ impl FileSystem for RealFileSystem {
     }
 }
 
+/// Opens a file that is one: what a link, a pipe or a device leads to is not ours, and a pipe would wait for its other end.
+fn regular(options: &mut OpenOptions, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let refused = || {
+        let what = format!("{} is not a regular file; move it away", path.display());
+        io::Error::other(what)
+    };
+    let file = match options.custom_flags(flags.bits() as i32).open(path) {
+        Err(error) if is_errno(&error, Errno::LOOP) || is_errno(&error, Errno::ISDIR) => {
+            return Err(refused());
+        }
+        file => file?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(refused());
+    }
+    Ok(Arc::new(RealFile(file)))
+}
+
+fn is_errno(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -222,7 +252,7 @@ impl DiskFile for RealFile {
                         at += count as u64;
                         IoSlice::advance_slices(&mut left, count);
                     }
-                    Err(rustix::io::Errno::INTR) => {}
+                    Err(Errno::INTR) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -239,10 +269,10 @@ impl DiskFile for RealFile {
         loop {
             match rustix::fs::fallocate(&self.0, flags, 0, length) {
                 Ok(()) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 // A file system without reservations: growing still gives the zeros, a full disk shows at the write.
-                Err(rustix::io::Errno::OPNOTSUPP) if grow => return self.0.set_len(length),
-                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+                Err(Errno::OPNOTSUPP) if grow => return self.0.set_len(length),
+                Err(Errno::OPNOTSUPP) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -262,5 +292,13 @@ impl DiskFile for RealFile {
 
     fn map_sealed(&self) -> io::Result<Bytes> {
         mapping::map_sealed(&self.0)
+    }
+
+    fn forget_cached(&self, at: u64, length: u64) {
+        // Only advice: where it is not taken, nothing is wrong. A length of zero would mean all of the file.
+        let length = std::num::NonZeroU64::new(length);
+        if length.is_some() {
+            let _ = rustix::fs::fadvise(&self.0, at, length, rustix::fs::Advice::DontNeed);
+        }
     }
 }

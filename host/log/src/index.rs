@@ -7,6 +7,8 @@ use millrace_model::Offset;
 /// Bytes between two entries, at least.
 pub const INDEX_SPACING_BYTES: u64 = 4096;
 const ENTRY_BYTES: usize = 16;
+/// Entries of a stored index that are held against the segment before it is believed.
+const PROBES: usize = 16;
 
 /// A sparse index of one segment: offsets and positions, both ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +47,19 @@ impl Index {
     pub fn before(&self, offset: Offset) -> Option<(Offset, u64)> {
         let after = self.entries.partition_point(|&(entry, _)| entry <= offset);
         self.entries[..after].last().copied()
+    }
+
+    /// Whether this is the index of that segment, as far as a few of its entries tell: another one of the same length would
+    /// make sound messages look damaged.
+    pub(crate) fn describes(&self, segment: &[u8], base: Offset) -> bool {
+        let begins = |&(offset, position): &(Offset, u64)| {
+            let found = usize::try_from(position).ok();
+            let found = found.and_then(|at| segment.get(at..)?.first_chunk::<8>());
+            found.is_some_and(|found| u64::from_be_bytes(*found) == offset.0)
+        };
+        let step = self.entries.len().div_ceil(PROBES).max(1);
+        let mut probed = self.entries.iter().step_by(step);
+        self.entries.first().is_none_or(|first| *first == (base, 0)) && probed.all(begins)
     }
 
     /// As stored.

@@ -19,7 +19,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use self::files::{FILE_HEADER_BYTES, FileHeader, NextFiles, Ready, file_path};
+pub use self::files::is_file_name;
+use self::files::{FILE_HEADER_BYTES, FileHeader, NextFiles, Ready, file_path, number_of};
 use crate::disk::{Disk, DiskFile, final_error};
 use crate::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, Frame, FrameBuffer};
 
@@ -35,8 +36,8 @@ pub enum JournalError {
     /// A durable transaction is no longer there as it was written. Nothing was changed.
     #[error(
         "journal file {} is damaged at byte {position}: transaction {sequence} was durable and is not readable. Nothing was \
-         changed. Restore the data directory from a backup, or move this file and those with higher numbers away to start \
-         with what came before",
+         changed. Restore the data directory from a backup; `millrace doctor --repair` goes on with what came before, and says \
+         what is lost",
         path.display()
     )]
     Damaged {
@@ -93,7 +94,7 @@ fn scan_unread(
     let mut numbers: Vec<u64> = disk
         .list(dir)?
         .iter()
-        .filter_map(|name| name.strip_suffix(SUFFIX)?.parse().ok())
+        .filter_map(|name| number_of(name))
         .collect();
     numbers.sort_unstable();
     Ok(JournalScan {
@@ -441,6 +442,12 @@ impl Journal {
     #[must_use]
     pub fn synced_sequence(&self) -> u64 {
         self.synced_sequence.load(Ordering::Acquire)
+    }
+
+    /// Up to which sequence everything is known to be durable, and the number of the file being written.
+    #[must_use]
+    pub fn durable(&self) -> (u64, u64) {
+        (self.synced_sequence(), self.file.number)
     }
 
     /// Bytes written since the start, over all files.

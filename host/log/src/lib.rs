@@ -11,6 +11,7 @@ pub mod index;
 pub mod inspect;
 pub mod journal;
 mod mapping;
+pub mod pace;
 pub mod partition;
 pub mod segment;
 pub mod sim;

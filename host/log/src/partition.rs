@@ -5,6 +5,8 @@
 
 pub mod examine;
 mod layout;
+pub mod rebuild;
+pub mod verify;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -448,6 +450,7 @@ impl SegmentReader {
     fn load(&self, path: &Path, base: Offset) -> io::Result<Sealed> {
         let bytes = self.place.disk.open(path)?.map_sealed()?;
         let stored = self.stored_index(base, bytes.len() as u64);
+        let stored = stored.filter(|index| index.describes(&bytes, base));
         let mut index = stored.unwrap_or_default();
         self.segment(&bytes, base).extend(&mut index)?;
         Ok(Sealed {

@@ -18,6 +18,7 @@ use crate::bounds::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, RECORD_HEADERS_MAX};
 use crate::clock::Timestamp;
 use crate::message::{Header, Message};
 use crate::offset::Offset;
+use crate::producer::{Numbering, ProducerId, sequence_after};
 use crate::varint;
 
 /// Bytes before the first record.
@@ -28,8 +29,8 @@ const CRC_START: usize = 17;
 const CRC_COVERS_FROM: usize = 21;
 const CODEC_MASK: i16 = 0b111;
 const CONTROL_FLAG: i16 = 0b10_0000;
-/// A producer that does not number its batches.
-const NO_PRODUCER: i64 = -1;
+/// As Kafka writes it, of a producer that does not number its batches.
+const NOT_NUMBERED: (ProducerId, i32) = (ProducerId { id: -1, epoch: -1 }, -1);
 
 /// Why bytes are not a record batch that we keep.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -164,6 +165,13 @@ impl RecordBatch {
         if i64::from_be_bytes(self.field(0)) < 0 {
             return Err(BatchError::Malformed("negative base offset"));
         }
+        let numbering = self.numbering();
+        let sound = |n: Numbering| n.producer.epoch >= 0 && n.first >= 0;
+        if !numbering.is_none_or(sound) && !self.is_control() {
+            return Err(BatchError::Malformed(
+                "a batch with a producer id has an epoch and a sequence of at least 0",
+            ));
+        }
         Ok(())
     }
 
@@ -220,6 +228,22 @@ impl RecordBatch {
     #[must_use]
     pub fn is_control(&self) -> bool {
         i16::from_be_bytes(self.field(21)) & CONTROL_FLAG != 0
+    }
+
+    /// Who numbered it, and how; `None` for a producer that does not number its batches.
+    #[must_use]
+    pub fn numbering(&self) -> Option<Numbering> {
+        let id = i64::from_be_bytes(self.field(43));
+        if id < 0 {
+            return None;
+        }
+        let epoch = i16::from_be_bytes(self.field(51));
+        let first = i32::from_be_bytes(self.field(53));
+        Some(Numbering {
+            producer: ProducerId { id, epoch },
+            first,
+            last: sequence_after(first, u32::from_be_bytes(self.field(23))),
+        })
     }
 
     /// The same batch, standing at `base`. The checksum holds: it does not cover the base offset.
@@ -405,6 +429,8 @@ pub struct BatchBuilder {
     count: u32,
     base_timestamp: u64,
     max_timestamp: u64,
+    /// The producer, and the number of the first message.
+    numbered: Option<(ProducerId, i32)>,
 }
 
 impl BatchBuilder {
@@ -419,7 +445,15 @@ impl BatchBuilder {
             count: 0,
             base_timestamp: 0,
             max_timestamp: 0,
+            numbered: None,
         }
+    }
+
+    /// Numbers the messages: the first one has `sequence`, which is at least 0. The producer's id was given by the engine.
+    #[must_use]
+    pub fn numbered(mut self, producer: ProducerId, sequence: i32) -> Self {
+        self.numbered = Some((producer, sequence));
+        self
     }
 
     /// Messages so far.
@@ -507,9 +541,10 @@ impl BatchBuilder {
         put(23, &(self.count - 1).to_be_bytes());
         put(27, &self.base_timestamp.to_be_bytes());
         put(35, &self.max_timestamp.to_be_bytes());
-        put(43, &NO_PRODUCER.to_be_bytes());
-        put(51, &(-1i16).to_be_bytes());
-        put(53, &(-1i32).to_be_bytes());
+        let (producer, sequence) = self.numbered.unwrap_or(NOT_NUMBERED);
+        put(43, &producer.id.to_be_bytes());
+        put(51, &producer.epoch.to_be_bytes());
+        put(53, &sequence.to_be_bytes());
         put(57, &self.count.to_be_bytes());
         let crc = crc32c::crc32c(&self.bytes[CRC_COVERS_FROM..]);
         self.bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());

@@ -68,3 +68,41 @@ pub const DEAD_LETTERS_LISTED_MAX: usize = 10_000;
 
 /// Bytes of their messages, about: a listing ends at whichever bound is met first.
 pub const DEAD_LETTERS_LISTED_BYTES_MAX: usize = 64 << 20;
+
+/// Batches of one producer in one partition that are known again when they are repeated, as Kafka has it. An older repeat is
+/// refused as out of order.
+pub const PRODUCER_BATCHES_KEPT_MAX: usize = 5;
+
+/// Producers that one partition remembers. The one idle for longest goes; if it comes back it is unknown.
+pub const PRODUCERS_PER_PARTITION_MAX: usize = 10_000;
+
+/// Producers that all partitions together remember, but that each may remember one. The partition written to forgets its idlest.
+pub const PRODUCERS_MAX: usize = 500_000;
+
+/// How long a partition remembers a producer that sends nothing: seven days.
+pub const PRODUCER_IDLE_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+
+/// Names of producers that are kept. The one whose producer was started longest ago goes; its next start gets a new id.
+pub const PRODUCER_NAMES_MAX: usize = 100_000;
+
+/// Bytes of a producer's name.
+pub const PRODUCER_NAME_BYTES_MAX: usize = 249;
+
+/// Idempotency keys that one topic remembers. The oldest goes.
+pub const REQUESTS_PER_TOPIC_MAX: usize = 100_000;
+
+/// How long a topic remembers an idempotency key: a day.
+pub const REQUEST_AGE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+/// Bytes that one topic's idempotency keys and their answers take in memory, about. The oldest go.
+pub const REQUESTS_PER_TOPIC_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes that all topics' idempotency keys take in memory, about. The topic written to forgets its oldest.
+pub const REQUESTS_BYTES_MAX: usize = 256 << 20;
+
+/// Bytes of what has to be remembered to answer a request again. A request that needs more is refused: its messages go to too
+/// many partitions in turns.
+pub const REQUEST_NOTE_BYTES_MAX: usize = 256 << 10;
+
+/// Characters of an idempotency key.
+pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use millrace_engine::LocalOptions;
 use serde::Deserialize;
 
 use crate::nearest::hint_of;
@@ -56,6 +57,10 @@ pub struct Config {
     pub connections_max: usize,
     /// How long a stop waits for requests that are under way.
     pub stop_deadline: Duration,
+    /// Bytes that the background search for damage reads in a second, at the most; 0 is off.
+    pub scrub_bytes_per_second: u64,
+    /// How long after one round through everything the next one begins.
+    pub scrub_interval: Duration,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs.
@@ -74,6 +79,8 @@ impl Default for Config {
             allowed_hosts: Vec::new(),
             connections_max: CONNECTIONS_MAX_DEFAULT,
             stop_deadline: Duration::from_secs(10),
+            scrub_bytes_per_second: LocalOptions::default().scrub_bytes_per_second,
+            scrub_interval: LocalOptions::default().scrub_interval,
             log_format: LogFormat::default(),
             log_filter: "info".to_owned(),
             compile_program: None,
@@ -111,6 +118,12 @@ pub struct Settings {
     /// How long a stop waits for requests under way [default: 10000]
     #[arg(long, value_name = "MS", env = "MILLRACE_STOP_DEADLINE_MS")]
     pub stop_deadline_ms: Option<u64>,
+    /// Bytes a second that the background search for damage reads at the most; 0 is off [default: 20000000]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_SCRUB_BYTES_PER_SECOND")]
+    pub scrub_bytes_per_second: Option<u64>,
+    /// How long after one round through everything the next one begins [default: 86400]
+    #[arg(long, value_name = "SECONDS", env = "MILLRACE_SCRUB_INTERVAL_S")]
+    pub scrub_interval_s: Option<u64>,
     /// How log lines look [default: text]
     #[arg(long, value_enum, env = "MILLRACE_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -184,6 +197,12 @@ impl Config {
             stop_deadline: over
                 .stop_deadline_ms
                 .map_or(self.stop_deadline, Duration::from_millis),
+            scrub_bytes_per_second: over
+                .scrub_bytes_per_second
+                .unwrap_or(self.scrub_bytes_per_second),
+            scrub_interval: over
+                .scrub_interval_s
+                .map_or(self.scrub_interval, Duration::from_secs),
             log_format: over.log_format.unwrap_or(self.log_format),
             log_filter: over.log_filter.unwrap_or(self.log_filter),
             compile_program: self.compile_program,

@@ -188,7 +188,11 @@ async fn open_engine(
     match config.engine {
         EngineKind::Memory => Ok(MemoryEngine::new(clock.clone())),
         EngineKind::Local => {
-            let options = LocalOptions::default();
+            let options = LocalOptions {
+                scrub_bytes_per_second: config.scrub_bytes_per_second,
+                scrub_interval: config.scrub_interval,
+                ..LocalOptions::default()
+            };
             let engine = LocalEngine::open(&config.data_dir, options, clock.clone()).await;
             Ok(engine.map_err(not_opened)?)
         }

@@ -48,9 +48,11 @@ pub(crate) fn metrics() -> Option<PrometheusHandle> {
 
 fn install() -> Option<PrometheusHandle> {
     let messages = Matcher::Full("millrace_batch_messages".to_owned());
+    let transactions = Matcher::Full("millrace_commit_group_transactions".to_owned());
     let builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
-        .and_then(|builder| builder.set_buckets_for_metric(messages, MESSAGES));
+        .and_then(|builder| builder.set_buckets_for_metric(messages, MESSAGES))
+        .and_then(|builder| builder.set_buckets_for_metric(transactions, MESSAGES));
     let handle = builder.and_then(PrometheusBuilder::install_recorder);
     match handle {
         Ok(handle) => {
@@ -69,7 +71,28 @@ fn describe() {
         "millrace_publish_seconds",
         "From a produce call to its acknowledgement"
     );
-    describe_histogram!("millrace_commit_seconds", "Commits of the engine");
+    describe_counter!(
+        "millrace_produce_repeated_total",
+        "Batches and requests that had taken effect before, and were answered as the first time"
+    );
+    describe_counter!(
+        "millrace_produce_out_of_order_total",
+        "Numbered batches refused because batches before them are missing"
+    );
+    describe_histogram!(
+        "millrace_commit_seconds",
+        "Commits of a processor's batches"
+    );
+    describe_histogram!(
+        "millrace_commit_group_transactions",
+        "Transactions in one frame of the journal"
+    );
+    describe_histogram!("millrace_journal_sync_seconds", "Syncs of the journal");
+    describe_counter!("millrace_checkpoints_total", "Checkpoints made");
+    describe_counter!(
+        "millrace_commit_stalls_total",
+        "Times that commits waited because memory was full of what is not in files yet"
+    );
     describe_histogram!(
         "millrace_batch_messages",
         "Messages in a batch given to a processor"
@@ -93,6 +116,38 @@ fn describe() {
     describe_counter!(
         "millrace_guest_log_lines_dropped_total",
         "Guest log lines over the rate"
+    );
+    describe_gauge!(
+        "millrace_quarantined_ranges",
+        "Ranges of messages that are known to be damaged"
+    );
+    describe_gauge!(
+        "millrace_quarantined_messages",
+        "Messages that are known to be damaged"
+    );
+    describe_gauge!(
+        "millrace_damaged_modules",
+        "Modules that are known to be damaged"
+    );
+    describe_counter!(
+        "millrace_scrub_bytes_total",
+        "Bytes that the background search for damage read"
+    );
+    describe_counter!(
+        "millrace_scrub_rounds_total",
+        "Rounds of the background search through everything"
+    );
+    describe_counter!(
+        "millrace_scrub_errors_total",
+        "Files that the background search could not read"
+    );
+    describe_gauge!(
+        "millrace_scrub_round_seconds",
+        "What the last full round of the background search took"
+    );
+    describe_gauge!(
+        "millrace_scrub_round_done_ratio",
+        "Share of the partitions that the present round is done with"
     );
     describe_gauge!(
         "millrace_processors_running",

@@ -128,11 +128,14 @@ impl Source {
         self.batches.push_back(batch);
     }
 
-    /// What is gone or damaged cannot be waited for: the partition stays readable after it.
+    /// What is no longer kept cannot be waited for. What is damaged is passed over only if somebody said so: it may be mended,
+    /// and messages that a processor never saw are not for us to give up.
     fn pass_over(&mut self, error: ReadError) -> Result<(), ReadError> {
         let to = match &error {
             ReadError::BelowStart { start, .. } => *start,
-            ReadError::Damaged { to, .. } if *to > self.read_next => *to,
+            ReadError::Damaged { to, .. } if *to > self.read_next && self.is_given_up(&error) => {
+                *to
+            }
             _ => return Err(error),
         };
         tracing::error!(partition = %self.partition, from = %self.read_next, %to, %error, "messages cannot be read; going on after them");
@@ -140,6 +143,30 @@ impl Source {
         self.read_next = to;
         self.position = to;
         Ok(())
+    }
+
+    /// Whether the loss of these damaged messages was accepted.
+    fn is_given_up(&self, error: &ReadError) -> bool {
+        let &ReadError::Damaged {
+            partition,
+            from,
+            to,
+        } = error
+        else {
+            return false;
+        };
+        let from = from.max(self.engine.ends(partition).map_or(from, |ends| ends.start));
+        let ranges = self.engine.damage().ranges.into_iter();
+        let accepted = ranges.filter(|r| r.partition == partition && r.accepted_at.is_some());
+        // What was accepted may by now be known as several ranges that follow each other.
+        let covered = accepted.fold(from, |covered, range| {
+            if range.from <= covered {
+                covered.max(range.to)
+            } else {
+                covered
+            }
+        });
+        covered >= to
     }
 
     /// The next message, if one is at hand.
@@ -213,8 +240,12 @@ impl Source {
                     continue;
                 }
                 Err(ReadError::BelowStart { start, .. }) => start,
-                Err(ReadError::Damaged { to, .. }) => to.max(wanted.next()),
+                Err(ref error @ ReadError::Damaged { to, .. }) if self.is_given_up(error) => {
+                    to.max(wanted.next())
+                }
                 Err(ReadError::PastEnd { .. }) => Offset::MAX,
+                // What was found before it can be processed meanwhile.
+                Err(ReadError::Damaged { .. }) if !found.is_empty() => break,
                 Err(error) => return Err(error),
             };
             let rest = &offsets[found.len()..];

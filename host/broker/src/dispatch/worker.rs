@@ -47,6 +47,10 @@ impl From<ReadError> for Trouble {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::UnknownPartition(_) => Self::Stop(error.to_string()),
+            // Looked at again and again, for it may be mended; nothing is passed over meanwhile.
+            ReadError::Damaged { .. } => Self::Wait(format!(
+                "{error} once the loss is accepted (`millrace damage accept`), or put the file back from a backup"
+            )),
             _ => Self::Wait(error.to_string()),
         }
     }
@@ -61,6 +65,13 @@ impl From<CommitError> for Trouble {
             CommitError::Fenced { .. } | CommitError::Poisoned(_) | CommitError::Closed => {
                 Self::Stop(error.to_string())
             }
+            // What a worker commits is neither numbered nor marked: its lease and its progress make it take effect once.
+            CommitError::OutOfOrderSequence { .. }
+            | CommitError::ProducerFenced { .. }
+            | CommitError::UnknownProducer(_)
+            | CommitError::PartlyRepeated { .. }
+            | CommitError::ProducerName { .. }
+            | CommitError::RequestReused => Self::Stop(error.to_string()),
         }
     }
 }
@@ -346,6 +357,7 @@ impl Worker {
             }),
             entries: Vec::new(),
             durability: Some(self.input.topic.spec.durability),
+            request: None,
         };
         let before = self.context.clock.monotonic();
         self.context.engine.commit(transaction).await?;

@@ -12,8 +12,8 @@ use millrace_engine::{
 };
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::{
-    Digest, Offset, Progress, RecordBatch, SystemClock, Topic, TopicId, TopicName, TopicPartition,
-    TopicSpec,
+    Digest, Offset, ProducerId, Progress, RecordBatch, SystemClock, Topic, TopicId, TopicName,
+    TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -69,6 +69,9 @@ impl Engine for Moody {
             return Err(error);
         }
         self.engine.claim(group, partition).await
+    }
+    async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
+        self.engine.init_producer(name).await
     }
     async fn progress(
         &self,

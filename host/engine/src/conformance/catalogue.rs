@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{Digest, Durability, ProcessorName, Timestamp, TopicSpec};
+use sha2::{Digest as _, Sha256};
 
 use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, up_to};
@@ -223,8 +224,9 @@ pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
 
 /// By digest: what was put is got, twice is once, and forgetting one forgets no other.
 pub async fn modules_are_kept_once_and_forgotten(engine: Arc<dyn Engine>) {
-    let (one, other) = (Digest([1; 32]), Digest([2; 32]));
     let bytes = |fill: u8| Bytes::from(vec![fill; 100_000]);
+    let digest = |fill: u8| Digest(Sha256::digest(bytes(fill)).into());
+    let (one, other) = (digest(1), digest(2));
     assert_eq!(engine.module(one).await.unwrap(), None);
     for (digest, fill) in [(one, 1), (other, 2), (one, 1)] {
         let put = engine.put_module(digest, bytes(fill)).await;

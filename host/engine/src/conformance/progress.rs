@@ -49,7 +49,7 @@ pub(super) async fn commit_progress(
     engine.commit(progress(write)).await
 }
 
-fn assert_fenced(refused: &Result<Receipt, CommitError>, lease: &Lease) {
+pub(super) fn assert_fenced(refused: &Result<Receipt, CommitError>, lease: &Lease) {
     assert!(
         matches!(refused, Err(CommitError::Fenced { group, partition })
             if *group == lease.group && *partition == lease.partition),
@@ -80,6 +80,7 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
             }),
             entries: vec![entry(EntryKind::Redriven, "key", Some("by the old one"))],
             durability: None,
+            request: None,
         })
         .await;
     assert_fenced(&fenced, &old);

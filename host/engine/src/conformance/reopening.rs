@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_model::{Digest, Offset, Progress, Topic, TopicPartition};
+use sha2::{Digest as _, Sha256};
 
 use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, up_to, with_parked};
@@ -16,7 +17,12 @@ use super::{
 use crate::contract::{CommitError, Ends, Engine, EntryKind, Lease, ProgressWrite, Transaction};
 
 const GROUPS: [&str; 2] = ["copier", "counter"];
-const MODULES: [Digest; 2] = [Digest([1; 32]), Digest([2; 32])];
+static MODULE: [u8; 300_000] = [7; 300_000];
+
+/// The module's, and one that nothing has.
+fn modules() -> [Digest; 2] {
+    [Digest(Sha256::digest(MODULE).into()), Digest([2; 32])]
+}
 
 /// Everything that an engine can be asked.
 #[derive(Debug, PartialEq)]
@@ -40,9 +46,9 @@ async fn contents(engine: &dyn Engine) -> Contents {
             progress.push(engine.progress(group, partition).await.expect("readable"));
         }
     }
-    let mut modules = Vec::new();
-    for digest in MODULES {
-        modules.push(engine.module(digest).await.expect("readable"));
+    let mut kept = Vec::new();
+    for digest in modules() {
+        kept.push(engine.module(digest).await.expect("readable"));
     }
     Contents {
         topics,
@@ -50,7 +56,7 @@ async fn contents(engine: &dyn Engine) -> Contents {
         messages,
         progress,
         entries: EntryKind::ALL.map(|kind| engine.entries(kind)).to_vec(),
-        modules,
+        modules: kept,
     }
 }
 
@@ -74,11 +80,12 @@ async fn fill(engine: &dyn Engine) {
                 .map(|kind| entry(kind, group, Some("…")))
                 .to_vec(),
             durability: None,
+            request: None,
         };
         engine.commit(transaction).await.expect("committed");
     }
-    let module = Bytes::from(vec![7; 300_000]);
-    let put = engine.put_module(MODULES[0], module).await;
+    let module = Bytes::from_static(&MODULE);
+    let put = engine.put_module(modules()[0], module).await;
     put.expect("kept");
 }
 
@@ -116,7 +123,7 @@ where
     let removed = entry(EntryKind::Module, GROUPS[0], None);
     let removed = engine.commit(entries(vec![removed])).await;
     removed.expect("committed");
-    engine.delete_module(MODULES[0]).await.expect("forgotten");
+    engine.delete_module(modules()[0]).await.expect("forgotten");
     let before = contents(&*engine).await;
 
     let engine = place.reopen(engine).await;

@@ -1,11 +1,13 @@
 //! The checkpoint: everything but the messages as of one sequence of the journal, in SQLite; and how far each partition's
 //! files reach. Written in one SQL transaction, never on the way of a commit.
 
+mod idempotence;
+
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use millrace_log::Mark;
-use millrace_model::{Offset, PartitionId, Topic, TopicId, TopicPartition};
+use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicId, TopicPartition};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
 };
@@ -16,8 +18,9 @@ use super::codec::topic_json;
 use super::options::OpenError;
 use super::state::Changes;
 use crate::contract::EntryKind;
+use crate::idempotence::Idempotence;
 
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// Rows that one statement writes: each statement is a way to the database's thread and back.
 const ROWS_AT_ONCE_MAX: usize = 500;
@@ -49,6 +52,8 @@ pub(super) struct CheckpointStore {
 /// What a checkpoint says.
 #[derive(Default)]
 pub(super) struct Checkpoint {
+    /// Whether one was ever made.
+    pub(super) is_made: bool,
     /// Everything up to this sequence is in it.
     pub(super) sequence: u64,
     /// The first journal file that it needs.
@@ -59,6 +64,7 @@ pub(super) struct Checkpoint {
     pub(super) marks: Vec<(TopicPartition, Mark)>,
     pub(super) groups: Vec<(TopicPartition, String, u64, Option<Bytes>)>,
     pub(super) entries: Vec<(EntryKind, String, Bytes)>,
+    pub(super) idempotence: Idempotence,
 }
 
 /// What changes a checkpoint into the next one.
@@ -96,6 +102,8 @@ impl CheckpointStore {
                 return Err(sqlx::Error::Protocol(format!("it is damaged: {found}")));
             }
             sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
+            let more = sqlx::raw_sql(idempotence::SCHEMA);
+            more.execute(&mut connection).await?;
             Ok(connection)
         })?;
         Ok(Self {
@@ -165,9 +173,15 @@ async fn load(connection: &mut SqliteConnection) -> Result<Checkpoint, sqlx::Err
                 let newer = format!("it has format {value}; this version reads up to {FORMAT}");
                 return Err(sqlx::Error::Protocol(newer));
             }
+            "format" => loaded.is_made = true,
             "sequence" => loaded.sequence = value,
             "journal_file" => loaded.journal_file = value,
             "next_topic" => loaded.next_topic = TopicId(value),
+            "next_producer" => {
+                let next = i64::try_from(value).map_err(|_| malformed("number"))?;
+                loaded.idempotence.producers.set_next_id(next);
+            }
+            "moment" => loaded.idempotence.apply_moment(Timestamp(value)),
             _ => {}
         }
     }
@@ -205,6 +219,7 @@ async fn load(connection: &mut SqliteConnection) -> Result<Checkpoint, sqlx::Err
         let value: Vec<u8> = row.try_get(2)?;
         loaded.entries.push((kind, row.try_get(1)?, value.into()));
     }
+    idempotence::load(connection, &mut loaded.idempotence).await?;
     Ok(loaded)
 }
 
@@ -216,11 +231,14 @@ async fn save(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), 
         ("sequence", step.sequence),
         ("journal_file", step.journal_file),
         ("next_topic", step.changes.next_topic.0),
+        ("next_producer", step.changes.producers.next_id as u64),
+        ("moment", step.changes.moment.0),
     ] {
         let put = sqlx::query("INSERT OR REPLACE INTO meta VALUES (?, ?)");
         put.bind(key).bind(value as i64).execute(&mut *on).await?;
     }
     save_changes(on, step.changes).await?;
+    idempotence::save(on, step.changes).await?;
     for marks in step.marks.chunks(ROWS_AT_ONCE_MAX) {
         let mut put = QueryBuilder::<Sqlite>::new("INSERT OR REPLACE INTO partitions ");
         put.push_values(marks, |mut row, (id, mark)| {
@@ -283,6 +301,8 @@ async fn remove_topic(on: &mut SqliteConnection, topic: TopicId) -> Result<(), s
         "DELETE FROM topics WHERE id = ?",
         "DELETE FROM partitions WHERE topic = ?",
         "DELETE FROM groups WHERE topic = ?",
+        "DELETE FROM producers WHERE topic = ?",
+        "DELETE FROM requests WHERE topic = ?",
         "INSERT OR REPLACE INTO removed_topics VALUES (?)",
     ] {
         let removal = sqlx::query(removal).bind(topic.0 as i64);
@@ -306,5 +326,22 @@ mod tests {
         let error = store.runtime.block_on(filled).expect_err("no room");
         let told = unusable(&path, &error);
         assert!(matches!(told, OpenError::DiskFull { .. }), "{told}");
+    }
+
+    #[test]
+    fn a_checkpoint_of_the_version_before_is_read() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("checkpoint.sqlite");
+        let mut store = CheckpointStore::open(&path).expect("a checkpoint");
+        let older = "DROP TABLE producers; DROP TABLE producer_names; DROP TABLE requests;
+            INSERT INTO meta VALUES ('format', 1), ('sequence', 7), ('next_topic', 3);";
+        let made_older = sqlx::raw_sql(older).execute(&mut store.connection);
+        store.runtime.block_on(made_older).expect("made older");
+        drop(store);
+        let mut store = CheckpointStore::open(&path).expect("opened");
+        let loaded = store.load().expect("read");
+        assert_eq!((loaded.sequence, loaded.next_topic), (7, TopicId(3)));
+        let first = loaded.idempotence.producers.decide(None);
+        assert_eq!(first.expect("an id").id, 0);
     }
 }

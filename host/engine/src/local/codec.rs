@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use millrace_log::FrameBuffer;
-use millrace_model::{PartitionId, RecordBatch, Topic, TopicId, TopicPartition};
+use millrace_model::{
+    Offset, PartitionId, ProducerId, RecordBatch, Timestamp, Topic, TopicId, TopicPartition,
+};
 
 use crate::contract::EntryKind;
+use crate::idempotence::requests::Request;
 
 const VERSION: u8 = 1;
 const APPEND: u8 = 1;
@@ -18,6 +21,12 @@ const ENTRY: u8 = 3;
 const CLAIM: u8 = 4;
 const CREATE_TOPIC: u8 = 5;
 const DELETE_TOPIC: u8 = 6;
+/// Then what it says of producers.
+const PRODUCERS: u8 = 9;
+const PRODUCERS_MOMENT: u8 = 0;
+const PRODUCERS_UNNAMED: u8 = 1;
+const PRODUCERS_NAMED: u8 = 2;
+const REQUEST: u8 = 10;
 
 /// At most what an operation takes beside its names and bytes.
 pub(super) const OPERATION_OVERHEAD_BYTES: usize = 40;
@@ -47,6 +56,16 @@ pub(super) enum Operation {
     },
     CreateTopic(Topic),
     DeleteTopic(TopicId),
+    /// What time it is for those that come after it: whatever is forgotten with age is forgotten by this time.
+    Moment(Timestamp),
+    Producer {
+        producer: ProducerId,
+        name: Option<Arc<str>>,
+    },
+    Request {
+        topic: TopicId,
+        request: Arc<Request>,
+    },
 }
 
 /// Begins a body.
@@ -111,7 +130,43 @@ pub(super) fn encode(out: &mut Vec<u8>, operation: &Operation) {
             out.push(DELETE_TOPIC);
             out.extend(topic.0.to_le_bytes());
         }
+        Operation::Moment(moment) => {
+            out.extend([PRODUCERS, PRODUCERS_MOMENT]);
+            out.extend(moment.0.to_le_bytes());
+        }
+        Operation::Producer { producer, name } => {
+            let form = name.as_ref().map_or(PRODUCERS_UNNAMED, |_| PRODUCERS_NAMED);
+            out.extend([PRODUCERS, form]);
+            out.extend(producer.id.to_le_bytes());
+            out.extend(producer.epoch.to_le_bytes());
+            if let Some(name) = name {
+                put_bytes(out, name.as_bytes());
+            }
+        }
+        Operation::Request { topic, request } => {
+            out.push(REQUEST);
+            out.extend(topic.0.to_le_bytes());
+            out.extend(request.key);
+            out.extend(request.fingerprint);
+            out.extend(request.at.0.to_le_bytes());
+            put_bytes(out, &offsets_bytes(&request.base_offsets));
+            put_bytes(out, &request.note);
+        }
     }
+}
+
+/// Offsets as bytes, for the journal and the checkpoint.
+pub(super) fn offsets_bytes(offsets: &[Offset]) -> Vec<u8> {
+    let bytes = offsets.iter().flat_map(|offset| offset.0.to_le_bytes());
+    bytes.collect()
+}
+
+/// Offsets as [`offsets_bytes`] gave them.
+pub(super) fn offsets_of(bytes: &[u8]) -> Option<Vec<Offset>> {
+    let (offsets, rest) = bytes.as_chunks::<8>();
+    let offset = |bytes: &[u8; 8]| Offset(u64::from_le_bytes(*bytes));
+    rest.is_empty()
+        .then(|| offsets.iter().map(offset).collect())
 }
 
 /// A topic as text, for the journal and the checkpoint.
@@ -167,8 +222,47 @@ fn take_operation(body: &mut Bytes) -> Option<Operation> {
         },
         CREATE_TOPIC => Operation::CreateTopic(serde_json::from_slice(&take_bytes(body)?).ok()?),
         DELETE_TOPIC => Operation::DeleteTopic(TopicId(body.try_get_u64_le().ok()?)),
+        PRODUCERS => take_of_producers(body)?,
+        REQUEST => Operation::Request {
+            topic: TopicId(body.try_get_u64_le().ok()?),
+            request: Arc::new(take_request(body)?),
+        },
         _ => return None,
     })
+}
+
+fn take_of_producers(body: &mut Bytes) -> Option<Operation> {
+    let form = body.try_get_u8().ok()?;
+    if form == PRODUCERS_MOMENT {
+        return Some(Operation::Moment(Timestamp(body.try_get_u64_le().ok()?)));
+    }
+    Some(Operation::Producer {
+        producer: ProducerId {
+            id: body.try_get_i64_le().ok()?,
+            epoch: body.try_get_i16_le().ok()?,
+        },
+        name: match form {
+            PRODUCERS_UNNAMED => None,
+            PRODUCERS_NAMED => Some(take_text(body)?.into()),
+            _ => return None,
+        },
+    })
+}
+
+fn take_request(body: &mut Bytes) -> Option<Request> {
+    Some(Request {
+        key: take_digest(body)?,
+        fingerprint: take_digest(body)?,
+        at: Timestamp(body.try_get_u64_le().ok()?),
+        base_offsets: offsets_of(&take_bytes(body)?)?,
+        note: take_own_bytes(body)?,
+    })
+}
+
+fn take_digest(body: &mut Bytes) -> Option<[u8; 16]> {
+    let mut digest = [0; 16];
+    body.try_copy_to_slice(&mut digest).ok()?;
+    Some(digest)
 }
 
 fn take_partition(body: &mut Bytes) -> Option<TopicPartition> {
@@ -218,6 +312,10 @@ mod tests {
             key: "p".into(),
             value,
         };
+        let producer = |name| Operation::Producer {
+            producer: ProducerId { id: 5, epoch: 6 },
+            name,
+        };
         vec![
             Operation::Append {
                 partition,
@@ -241,6 +339,19 @@ mod tests {
                 spec,
             }),
             Operation::DeleteTopic(TopicId(7)),
+            Operation::Moment(Timestamp(77)),
+            producer(None),
+            producer(Some("shop".into())),
+            Operation::Request {
+                topic: TopicId(7),
+                request: Arc::new(Request {
+                    key: [1; 16],
+                    fingerprint: [2; 16],
+                    at: Timestamp(9),
+                    base_offsets: vec![Offset(3), Offset(1 << 40)],
+                    note: Bytes::from_static(b"note"),
+                }),
+            },
         ]
     }
 
@@ -265,6 +376,7 @@ mod tests {
                 Operation::Entry {
                     value: Some(value), ..
                 } => value,
+                Operation::Request { request, .. } => request.note.clone(),
                 _ => continue,
             };
             assert!(kept.is_empty() || kept.is_unique());

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use millrace_log::{FrameBuffer, Journal, disk};
-use millrace_model::{Topic, TopicId, TopicName, TopicPartition, TopicSpec};
+use millrace_model::{ProducerId, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::codec::{self, OPERATION_OVERHEAD_BYTES, Operation};
@@ -42,15 +42,22 @@ pub(super) enum Request {
         name: TopicName,
         answer: Answer<TopicId, TopicError>,
     },
+    InitProducer {
+        name: Option<Arc<str>>,
+        answer: Answer<ProducerId, CommitError>,
+    },
     Stop,
 }
 
 pub(super) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
 impl Request {
-    /// Topics come and go alone: nothing else is decided on a set of topics that may not come true.
+    /// Topics come and go alone: nothing else is decided on a set of topics that may not come true. So do producers.
     fn stands_alone(&self) -> bool {
-        matches!(self, Self::CreateTopic { .. } | Self::DeleteTopic { .. })
+        matches!(
+            self,
+            Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. }
+        )
     }
 
     /// Whether it changes what is not shown by offsets: such a group is made durable before anything of it is applied.
@@ -58,7 +65,7 @@ impl Request {
         match self {
             Self::Commit { submission, .. } => !submission.entries.is_empty(),
             Self::Claim { .. } | Self::Stop => false,
-            Self::CreateTopic { .. } | Self::DeleteTopic { .. } => true,
+            Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. } => true,
         }
     }
 
@@ -67,7 +74,10 @@ impl Request {
             Self::Commit { bytes, .. } => *bytes,
             Self::Claim { group, .. } => group.len() + OPERATION_OVERHEAD_BYTES,
             // A name and a few numbers, alone in its group.
-            Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::Stop => 0,
+            Self::CreateTopic { .. }
+            | Self::DeleteTopic { .. }
+            | Self::InitProducer { .. }
+            | Self::Stop => 0,
         }
     }
 
@@ -78,6 +88,7 @@ impl Request {
             Self::Claim { answer, .. } => drop(answer.send(Err(error))),
             Self::CreateTopic { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::DeleteTopic { answer, .. } => drop(answer.send(Err(error.into()))),
+            Self::InitProducer { answer, .. } => drop(answer.send(Err(error))),
             Self::Stop => {}
         }
     }
@@ -102,6 +113,7 @@ pub(super) enum Decided {
     Claim(Answer<Lease, CommitError>, Lease),
     Created(Answer<Topic, TopicError>, Topic),
     Deleted(Answer<TopicId, TopicError>, TopicId),
+    Producer(Answer<ProducerId, CommitError>, ProducerId),
 }
 
 impl Decided {
@@ -111,6 +123,7 @@ impl Decided {
             Self::Claim(answer, lease) => drop(answer.send(Ok(lease))),
             Self::Created(answer, topic) => drop(answer.send(Ok(topic))),
             Self::Deleted(answer, id) => drop(answer.send(Ok(id))),
+            Self::Producer(answer, id) => drop(answer.send(Ok(id))),
         }
     }
 
@@ -120,6 +133,7 @@ impl Decided {
             Self::Claim(answer, _) => drop(answer.send(Err(error))),
             Self::Created(answer, _) => drop(answer.send(Err(error.into()))),
             Self::Deleted(answer, _) => drop(answer.send(Err(error.into()))),
+            Self::Producer(answer, _) => drop(answer.send(Err(error))),
         }
     }
 }
@@ -254,6 +268,7 @@ impl Committer {
     fn decide_group(&mut self, sequence: u64) {
         let shared = Arc::clone(&self.shared);
         let state = shared.state.read();
+        self.pending.idempotence.set_now(shared.clock.wall());
         let mut needed = {
             let line = shared.pipeline.line();
             if line.is_empty() {
@@ -270,11 +285,13 @@ impl Committer {
             };
             is_durable |= self.pending.durable;
             let operations = &self.pending.operations[operations_before..];
-            let needs = match (self.pending.durable, operations) {
+            let repeats = operations.iter().all(|o| matches!(o, Operation::Moment(_)));
+            let needs = match self.pending.durable {
+                // A group without operations has no frame, and is not to wait for one.
+                true if !self.pending.operations.is_empty() => sequence,
                 // It says what others did, if anything; that counts once it is durable.
-                (_, []) => needed,
-                (true, _) => sequence,
-                (false, _) => 0,
+                _ if repeats => needed,
+                _ => 0,
             };
             let needs = self.unsynced.follow(operations, needs);
             needed = needed.max(needs);
@@ -379,6 +396,10 @@ fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Deci
         },
         Request::DeleteTopic { name, answer } => match state.decide_delete(pending, &name) {
             Ok(id) => return Some(Decided::Deleted(answer, id)),
+            Err(error) => drop(answer.send(Err(error))),
+        },
+        Request::InitProducer { name, answer } => match state.decide_producer(pending, name) {
+            Ok(id) => return Some(Decided::Producer(answer, id)),
             Err(error) => drop(answer.send(Err(error))),
         },
         Request::Stop => {}

@@ -13,20 +13,32 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use self::report::{FINDINGS_MAX, Finding, Report, Severity};
+pub use self::report::{FINDINGS_MAX, Finding, Repair, Report, Severity};
 
 use self::catalogue::Catalogue;
-use super::OpenError;
 use super::checkpoint::{Checkpoint, CheckpointStore};
+use super::{OpenError, evidence, names};
+use millrace_log::inspect::ReadOnlyDisk;
 
 /// Less room than this is worth a word: the journal alone takes several files of 64 MiB.
 const FREE_BYTES_MIN: u64 = 512 << 20;
 const CHECKPOINT: &str = "checkpoint.sqlite";
 const ROLLBACK: &str = "checkpoint.sqlite-journal";
 /// What may stand in a data directory; `code` is the cache of compiled modules, which the host can do without.
-const KNOWN: [&str; 7] = [
-    "lock", "journal", "topics", "modules", CHECKPOINT, ROLLBACK, "code",
+const KNOWN: [&str; 10] = [
+    "lock",
+    "journal",
+    "topics",
+    "modules",
+    CHECKPOINT,
+    ROLLBACK,
+    "code",
+    evidence::FILE,
+    names::FILE,
+    QUARANTINE,
 ];
+/// Where repairs move what has to make way.
+pub(super) const QUARANTINE: &str = "quarantine";
 
 /// Why a directory was not examined.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +89,15 @@ pub fn examine(dir: &Path, progress: &mut dyn FnMut(Reached)) -> Result<Report, 
     check_is_data_directory(dir)?;
     let mut report = Report::new(dir);
     let _lock = look_at_lock(dir, &mut report)?;
+    look(report, progress)
+}
+
+/// The examination itself; whoever asks for it holds the lock.
+pub(super) fn look(
+    mut report: Report,
+    progress: &mut dyn FnMut(Reached),
+) -> Result<Report, ExamineError> {
+    let dir = &report.dir.clone();
     let failed = |path: &Path| {
         let path = dir.join(path);
         move |source| ExamineError::Io { path, source }
@@ -86,8 +107,15 @@ pub fn examine(dir: &Path, progress: &mut dyn FnMut(Reached)) -> Result<Report, 
     let catalogue = match checkpoint {
         Some(checkpoint) => {
             let (file, sequence) = (checkpoint.journal_file, checkpoint.sequence);
+            let known =
+                evidence::read(&ReadOnlyDisk, dir).map_err(failed(evidence::FILE.as_ref()))?;
+            let known = known.unwrap_or_default();
+            if sequence < known.checkpoint {
+                report.add(replaced(&dir.join(CHECKPOINT), sequence, known.checkpoint));
+            }
             let mut catalogue = Catalogue::of(checkpoint);
-            let journal = journal::examine(&mut report, &mut catalogue, file, sequence);
+            let durable = known.durable;
+            let journal = journal::examine(&mut report, &mut catalogue, file, sequence, durable);
             report.expect_read("journal", journal);
             catalogue
         }
@@ -111,7 +139,7 @@ pub fn examine(dir: &Path, progress: &mut dyn FnMut(Reached)) -> Result<Report, 
     Ok(report)
 }
 
-fn check_is_data_directory(dir: &Path) -> Result<(), ExamineError> {
+pub(super) fn check_is_data_directory(dir: &Path) -> Result<(), ExamineError> {
     let owned = || dir.to_owned();
     match fs::metadata(dir) {
         Ok(found) if found.is_dir() => {}
@@ -173,6 +201,7 @@ fn look_at_checkpoint(dir: &Path, report: &mut Report) -> io::Result<Option<Chec
     }
     let opened = CheckpointStore::open(&copy.path().join(CHECKPOINT));
     match opened.and_then(|mut store| store.load()) {
+        Ok(checkpoint) if !checkpoint.is_made => Ok(without_checkpoint(dir, &path, report)),
         Ok(checkpoint) => {
             let topics = checkpoint.topics.len();
             let sequence = checkpoint.sequence;
@@ -192,8 +221,9 @@ fn look_at_checkpoint(dir: &Path, report: &mut Report) -> io::Result<Option<Chec
                  and segments only on their own"
             );
             report.add(Finding::damage(&path, meaning).advise(
-                "restore the data directory from a backup; if the format is newer, use the version of millrace that wrote it",
-            ));
+                "restore the data directory from a backup; if the format is newer, use the version of millrace that wrote it; else \
+                 `--repair` builds again what can be",
+            ).repaired_by(Repair::RebuildCheckpoint));
             Ok(None)
         }
     }
@@ -210,12 +240,22 @@ fn without_checkpoint(dir: &Path, path: &Path, report: &mut Report) -> Option<Ch
     report.add(
         Finding::damage(
             path,
-            "the checkpoint is missing, and with it the names of all topics. The journal was not examined, and segments only on \
-             their own",
+            "the checkpoint is missing or empty, and with it all progress; a host does not start. The journal was not examined, and \
+             segments only on their own",
         )
-        .advise("do not start a host on this directory; put the checkpoint back, or restore the directory from a backup"),
+        .advise("put the checkpoint back, or restore the directory from a backup; `--repair` builds again what can be")
+        .repaired_by(Repair::RebuildCheckpoint),
     );
     None
+}
+
+fn replaced(path: &Path, found: u64, expected: u64) -> Finding {
+    let meaning = format!(
+        "it is of transaction {found}, but one of transaction {expected} was made here since: it was replaced by an older one, and a \
+         host does not start"
+    );
+    Finding::damage(path, meaning)
+        .advise("put the newer one back, or restore the whole directory from one backup")
 }
 
 fn look_at_strangers(dir: &Path, report: &mut Report) -> io::Result<()> {

@@ -44,6 +44,9 @@ pub(super) enum Stop {
 pub(super) struct OrderBook {
     orders: Mutex<Orders>,
     changed: Condvar,
+    /// Whether the flusher has nothing to do. Changed under the lock of the orders.
+    #[cfg(test)]
+    idle: std::sync::atomic::AtomicBool,
 }
 
 impl OrderBook {
@@ -53,12 +56,29 @@ impl OrderBook {
         self.changed.notify_one();
     }
 
+    /// Whether everything asked for was done, and nothing will be done before more is asked for.
+    #[cfg(test)]
+    pub(super) fn are_done(&self) -> bool {
+        let orders = self.orders.lock();
+        let asked = orders.flush || orders.checkpoint || orders.saved || orders.stop.is_some();
+        !asked && self.idle.load(Ordering::Relaxed)
+    }
+
     /// Waits for orders, at most so long; takes them.
-    fn take(&self, patience: Duration) -> Orders {
+    fn take(
+        &self,
+        patience: Duration,
+        #[cfg_attr(not(test), expect(unused_variables))] is_saving: bool,
+    ) -> Orders {
         let mut orders = self.orders.lock();
-        if !orders.flush && !orders.checkpoint && !orders.saved && orders.stop.is_none() {
+        let asked = orders.flush || orders.checkpoint || orders.saved || orders.stop.is_some();
+        if !asked {
+            #[cfg(test)]
+            self.idle.store(!is_saving, Ordering::Relaxed);
             self.changed.wait_for(&mut orders, patience);
         }
+        #[cfg(test)]
+        self.idle.store(false, Ordering::Relaxed);
         let stop = orders.stop;
         let taken = std::mem::take(&mut *orders);
         orders.stop = stop;
@@ -121,7 +141,9 @@ impl Flusher {
             } else {
                 shared.options.checkpoint_interval
             };
-            let orders = shared.orders.take(patience);
+            let orders = shared
+                .orders
+                .take(patience, matches!(self.saving, Saving::Yes(_)));
             if orders.stop == Some(Stop::AtOnce) || shared.poisoned().is_some() {
                 // Whoever opens the directory next must not meet it at work.
                 let _ = self.finish_checkpoint();
@@ -138,6 +160,9 @@ impl Flusher {
             };
             shared.set_disk_full(waits_for_room);
             if orders.stop.is_some() {
+                if !waits_for_room {
+                    shared.note_durable(true);
+                }
                 return;
             }
         }
@@ -320,8 +345,10 @@ fn save(
         removed.for_each(|partition| shared.release(partition.clear()));
         saver.sweep();
         metrics::counter!("millrace_checkpoints_total").increment(1);
-        shared.note_checkpoint(snapshot.journal_bytes);
-        Ok(shared.journal.lock().recycle_before(journal_file)?)
+        shared.note_checkpoint(sequence, snapshot.journal_bytes);
+        shared.journal.lock().recycle_before(journal_file)?;
+        shared.note_durable(false);
+        Ok(())
     });
     // The flusher looks after what came of it.
     shared.orders.ask(|orders| orders.saved = true);

@@ -1,7 +1,6 @@
 //! Brings what is committed from memory into the partitions' files, and knows what of it a checkpoint has to make durable. Used by
 //! recovery, and then by the flusher: always by one thread.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use millrace_log::disk;
 use millrace_model::{Offset, TopicPartition};
 
 use super::saver::Flushed;
-use super::state::Changes;
+use super::state::{ByPartition, Changes};
 use super::tail::Partition;
 
 /// Bytes taken from memory at once on the way into a file.
@@ -36,9 +35,9 @@ impl From<io::Error> for KeepError {
 #[derive(Default)]
 pub(super) struct Keeper {
     /// Partitions whose files went on since the last checkpoint that was decided.
-    changed: HashMap<TopicPartition, Arc<Partition>>,
+    changed: ByPartition<Arc<Partition>>,
     /// Those whose files are open to be written, and when they last were, counted.
-    open: HashMap<TopicPartition, (u64, Arc<Partition>)>,
+    open: ByPartition<(u64, Arc<Partition>)>,
     open_max: usize,
     flushes: u64,
     /// Files were closed before they were synced.

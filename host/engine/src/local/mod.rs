@@ -7,22 +7,26 @@
 //!               └──── checkpoint: segments flushed, everything else in SQLite, then journal files used again
 //! ```
 //! The [`committer`]'s thread writes groups of transactions, a few syncers make them durable meanwhile ([`pipeline`]), and the
-//! [`flusher`] empties memory into files; checkpoints become durable beside it ([`saver`]). Readers take from memory without waiting, and from files on blocking threads.
-//! [`recovery`] runs before all of them.
+//! [`flusher`] empties memory into files; checkpoints become durable beside it ([`saver`]). Readers take from memory without
+//! waiting, and from files on blocking threads. [`recovery`] runs before all of them.
 //!
 //! Lock order: journal, then state, then the pipeline's line, then one partition.
 
+mod care;
 mod checkpoint;
 mod codec;
 mod committer;
+mod evidence;
 pub mod examine;
 mod flusher;
 mod keeper;
 mod lock;
 mod modules;
+mod names;
 mod options;
 mod pipeline;
 mod recovery;
+pub mod repair;
 mod saver;
 mod shared;
 mod state;
@@ -38,9 +42,9 @@ use std::thread::{self, JoinHandle};
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_log::{Disk, Journal, RealDisk};
-use millrace_model::Offset;
 use millrace_model::{
-    Clock, Digest, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Clock, Digest, Durability, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId,
+    TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -49,6 +53,7 @@ use tokio::task;
 pub use self::options::{LocalOptions, OpenError};
 pub use millrace_log::segment::examine as segment;
 
+use self::care::{Care, Keep};
 use self::codec::OPERATION_OVERHEAD_BYTES;
 use self::committer::{Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
@@ -60,8 +65,10 @@ use self::shared::Shared;
 use self::state::Submission;
 use self::tail::Partition;
 use crate::contract::{
-    CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicError, Transaction, Watch,
+    Append, CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicError,
+    Transaction, Watch,
 };
+use crate::damage::{DamageReport, DamagedRange};
 
 /// Transactions that wait for the committer; further callers wait for their turn.
 const COMMIT_QUEUE_TRANSACTIONS_MAX: usize = 4096;
@@ -72,10 +79,12 @@ const COMMIT_QUEUE_KIB_MAX: u32 = 64 << 10;
 pub struct LocalEngine {
     shared: Arc<Shared>,
     modules: Arc<ModuleFiles>,
+    care: Arc<Care>,
     queue: Option<mpsc::Sender<Request>>,
     queue_room: Arc<Semaphore>,
     closing: AtomicBool,
     threads: Mutex<Option<Threads>>,
+    care_thread: Mutex<Option<JoinHandle<()>>>,
     transaction_bytes_max: usize,
 }
 
@@ -116,8 +125,8 @@ impl LocalEngine {
         let dir = dir.to_owned();
         let opened = task::spawn_blocking(move || {
             let options = options.within_bounds();
-            let recovered = recover(disk, &dir, &options)?;
-            Self::start(recovered, options, clock).map_err(|error| OpenError::Io {
+            let recovered = recover(Arc::clone(&disk), &dir, &options)?;
+            Self::start(recovered, disk, &dir, options, clock).map_err(|error| OpenError::Io {
                 dir,
                 reason: error.to_string(),
             })
@@ -130,6 +139,8 @@ impl LocalEngine {
 
     fn start(
         recovered: Recovered,
+        disk: Arc<dyn Disk>,
+        dir: &Path,
         options: LocalOptions,
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<Self> {
@@ -141,8 +152,10 @@ impl LocalEngine {
             keeper,
             saver,
             modules,
+            evidence,
         } = recovered;
-        let shared = Arc::new(Shared::new(options, clock, journal, state));
+        let shared = Arc::new(Shared::new(options, clock, journal, state, evidence));
+        shared.note_durable(false);
         let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
         let committer = Committer::new(Arc::clone(&shared), requests);
         let flusher = Flusher::new(Arc::clone(&shared), keeper, saver);
@@ -152,6 +165,19 @@ impl LocalEngine {
                 shared.sync_until_stopped(who)
             })
         };
+        let modules = Arc::new(modules);
+        let queue_room = Arc::new(Semaphore::new(COMMIT_QUEUE_KIB_MAX as usize));
+        let care = Care::new(
+            Arc::clone(&shared),
+            disk,
+            dir.to_owned(),
+            Arc::clone(&modules),
+        );
+        let keep = Keep {
+            queue: queue.clone(),
+            room: Arc::clone(&queue_room),
+        };
+        let care_thread = care.start(keep)?;
         let threads = Threads {
             syncers: SYNCERS.map(syncer).collect::<std::io::Result<_>>()?,
             committer: named("millrace-commit", move || committer.run())?,
@@ -160,11 +186,13 @@ impl LocalEngine {
         };
         Ok(Self {
             shared,
-            modules: Arc::new(modules),
+            modules,
+            care,
             queue: Some(queue),
-            queue_room: Arc::new(Semaphore::new(COMMIT_QUEUE_KIB_MAX as usize)),
+            queue_room,
             closing: AtomicBool::new(false),
             threads: Mutex::new(Some(threads)),
+            care_thread: Mutex::new(Some(care_thread)),
             transaction_bytes_max,
         })
     }
@@ -239,13 +267,15 @@ impl Engine for LocalEngine {
         let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.queue_room).acquire_many_owned(kib.min(COMMIT_QUEUE_KIB_MAX));
         let room = room.await.map_err(|_| CommitError::Closed)?;
-        self.ask(|answer| Request::Commit {
+        let asked = self.ask(|answer| Request::Commit {
             submission,
             bytes,
             answer,
             room,
-        })
-        .await
+        });
+        let answered = asked.await;
+        count(&answered);
+        answered
     }
 
     async fn read(
@@ -269,7 +299,8 @@ impl Engine for LocalEngine {
         }
         let read = task::spawn_blocking(move || found.read_files(from, bytes_max));
         let failed = |_| ReadError::Io("the reading thread failed".into());
-        read.await.map_err(failed)?
+        let read = read.await.map_err(failed)?;
+        read.inspect_err(|error| self.care.note(error))
     }
 
     fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
@@ -294,6 +325,12 @@ impl Engine for LocalEngine {
             answer,
         })
         .await
+    }
+
+    async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
+        let name = name.map(Arc::from);
+        self.ask(|answer| Request::InitProducer { name, answer })
+            .await
     }
 
     async fn progress(
@@ -354,15 +391,21 @@ impl Engine for LocalEngine {
 
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
         self.change_module(move |modules| modules.put(digest, &bytes))
-            .await
+            .await?;
+        self.care.note_module(digest, false);
+        Ok(())
     }
 
     async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
         let modules = Arc::clone(&self.modules);
         let read = task::spawn_blocking(move || modules.read(digest)).await;
         let io = |reason: String| ReadError::Io(reason.into());
-        read.map_err(|error| io(error.to_string()))?
-            .map_err(|error| io(error.to_string()))
+        let read = read.map_err(|error| io(error.to_string()))?;
+        let read = read.map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidData => ReadError::ModuleDamaged(digest),
+            _ => io(error.to_string()),
+        });
+        read.inspect_err(|error| self.care.note(error))
     }
 
     async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
@@ -370,8 +413,41 @@ impl Engine for LocalEngine {
             .await
     }
 
+    fn damage(&self) -> DamageReport {
+        self.care.report()
+    }
+
+    async fn accept_damage(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Vec<DamagedRange>, CommitError> {
+        self.partition(partition)
+            .map_err(|_| CommitError::UnknownPartition(partition))?;
+        let now = self.shared.clock.wall();
+        let register = self.care.register();
+        let ranges = register.accept(partition, from..to, now);
+        if !ranges.is_empty() {
+            let transaction = Transaction {
+                entries: ranges.iter().map(care::entry_of).collect(),
+                durability: Some(Durability::Durable),
+                ..Transaction::default()
+            };
+            let committed = self.commit(transaction).await;
+            committed.inspect_err(|_| register.reject(&ranges, now))?;
+        }
+        Ok(ranges)
+    }
+
     async fn close(&self) {
         self.closing.store(true, Ordering::Release);
+        // It comes first: what it noted goes the way of every transaction.
+        self.care.stop();
+        let care_thread = self.care_thread.lock().take();
+        if let Some(thread) = care_thread {
+            let _ = task::spawn_blocking(move || thread.join()).await;
+        }
         if let Some(queue) = &self.queue {
             // If nobody takes it the committer has stopped already.
             let _ = queue.send(Request::Stop).await;
@@ -391,6 +467,10 @@ impl Drop for LocalEngine {
     /// Without [`Engine::close`]: as if the process ended, but the directory can be opened again.
     fn drop(&mut self) {
         self.queue = None;
+        self.care.stop();
+        if let Some(thread) = self.care_thread.lock().take() {
+            let _ = thread.join();
+        }
         if let Some(threads) = self.threads.lock().take() {
             threads.stop(&self.shared, Stop::AtOnce);
         }
@@ -411,6 +491,15 @@ impl Threads {
     }
 }
 
+fn count(answered: &Result<Receipt, CommitError>) {
+    let name = match answered {
+        Ok(receipt) if receipt.repeated => "millrace_produce_repeated_total",
+        Err(CommitError::OutOfOrderSequence { .. }) => "millrace_produce_out_of_order_total",
+        _ => return,
+    };
+    metrics::counter!(name).increment(1);
+}
+
 fn submission(transaction: Transaction) -> Submission {
     let encoded = |write: crate::contract::ProgressWrite| {
         let progress = write.progress.encode();
@@ -421,6 +510,7 @@ fn submission(transaction: Transaction) -> Submission {
         progress: transaction.progress.map(encoded),
         entries: transaction.entries,
         durability: transaction.durability,
+        request: transaction.request,
     }
 }
 
@@ -433,7 +523,13 @@ impl Submission {
         let progress = progress.map(|(lease, bytes)| lease.group.len() + bytes.len());
         let entries = self.entries.iter();
         let entries = entries.map(|e| e.key.len() + e.value.as_ref().map_or(0, Bytes::len));
+        let request = self.request.iter();
+        let request = request.map(|mark| mark.note.len() + 32 + 8 * self.appends.len());
+        let is_numbered = |append: &Append| append.batch.numbering().is_some();
+        let has_moment = self.request.is_some() || self.appends.iter().any(is_numbered);
+        let moment = has_moment.then_some(0);
         let parts = appends.chain(progress).chain(entries);
+        let parts = parts.chain(request).chain(moment);
         1 + parts
             .map(|bytes| bytes + OPERATION_OVERHEAD_BYTES)
             .sum::<usize>()

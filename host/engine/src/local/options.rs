@@ -24,7 +24,18 @@ pub struct LocalOptions {
     pub checkpoint_journal_bytes: u64,
     /// The longest time between two checkpoints while there is something to keep.
     pub checkpoint_interval: Duration,
+    /// Whether to note in quiet moments what is durable, and not only at checkpoints.
+    pub notes_durable: bool,
+    /// Bytes that the background search for damage reads in a second, at the most; 0 is off.
+    pub scrub_bytes_per_second: u64,
+    /// A round of it begins at the earliest so long after the last one ended.
+    pub scrub_interval: Duration,
 }
+
+/// What the background search reads in a second, unless configured.
+pub(super) const SCRUB_BYTES_PER_SECOND: u64 = 20_000_000;
+/// How long after a round of it the next one begins, unless configured.
+pub(super) const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Default for LocalOptions {
     fn default() -> Self {
@@ -34,6 +45,9 @@ impl Default for LocalOptions {
             tail_bytes_max: 64 << 20,
             checkpoint_journal_bytes: 2 * JOURNAL_FILE_BYTES,
             checkpoint_interval: Duration::from_secs(30),
+            notes_durable: true,
+            scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
+            scrub_interval: SCRUB_INTERVAL,
         }
     }
 }
@@ -72,6 +86,47 @@ pub enum OpenError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// The checkpoint is gone, and there is something that it would tell about.
+    #[error(
+        "checkpoint {} is missing or empty, and the directory holds messages or a journal: without it nobody knows whose they are, \
+         nor how far processors came. Nothing was changed. Put the file back, or restore the directory from a backup; failing \
+         that, `millrace doctor --repair` says what can be built again",
+        path.display()
+    )]
+    CheckpointMissing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The checkpoint is not the last one that was made here.
+    #[error(
+        "checkpoint {} is of transaction {found}, but one of transaction {expected} was made here since: it was replaced by an older \
+         one. Nothing was changed. Put the newer one back, or restore the whole directory, journal and topics included, from the \
+         same backup",
+        path.display()
+    )]
+    CheckpointOld {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: u64,
+        /// What it should hold, at the least.
+        expected: u64,
+    },
+    /// The journal ends before what was durable.
+    #[error(
+        "acknowledged data is missing: transactions {from} to {to} were durable, and the journal in {} ends before them. A file was \
+         removed, cut or replaced while no host ran, or the disk lost it. Nothing was changed. Put the files back, or restore the \
+         directory from a backup; `millrace doctor --repair` goes on without what they held, and says what that is",
+        dir.display()
+    )]
+    Missing {
+        /// The journal's directory.
+        dir: PathBuf,
+        /// The first that is missing.
+        from: u64,
+        /// The last one that was known to be durable.
+        to: u64,
     },
     /// The journal's bytes are sound but say what cannot be.
     #[error(

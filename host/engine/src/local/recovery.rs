@@ -13,6 +13,7 @@ use millrace_log::{Disk, Journal, JournalScan, PartitionFiles, SealedCache, jour
 
 use super::checkpoint::{Checkpoint, CheckpointStore};
 use super::codec;
+use super::evidence::{self, Evidence, EvidenceFile};
 use super::keeper::{KeepError, Keeper};
 use super::lock::{DirLock, lock};
 use super::modules::ModuleFiles;
@@ -30,6 +31,7 @@ pub(super) struct Recovered {
     pub(super) keeper: Keeper,
     pub(super) saver: Saver,
     pub(super) modules: ModuleFiles,
+    pub(super) evidence: EvidenceFile,
 }
 
 /// Opens the directory, blocking.
@@ -48,8 +50,26 @@ pub(super) fn recover(
         disk.create_dir_all(made).map_err(failed_io)?;
     }
     disk.sync_dir(dir).map_err(failed_io)?;
-    let mut checkpoints = CheckpointStore::open(&dir.join("checkpoint.sqlite"))?;
+    let path = dir.join("checkpoint.sqlite");
+    let holds_data = holds_data(&*disk, &journal_dir, &topics_dir).map_err(failed_io)?;
+    if holds_data && !path.exists() {
+        return Err(OpenError::CheckpointMissing { path });
+    }
+    let mut checkpoints = CheckpointStore::open(&path)?;
     let checkpoint = checkpoints.load()?;
+    let known = evidence::read(&*disk, dir).map_err(failed_io)?;
+    let known = known.unwrap_or_default();
+    if holds_data && !checkpoint.is_made {
+        return Err(OpenError::CheckpointMissing { path });
+    }
+    if checkpoint.sequence < known.checkpoint {
+        let (found, expected) = (checkpoint.sequence, known.checkpoint);
+        return Err(OpenError::CheckpointOld {
+            path,
+            found,
+            expected,
+        });
+    }
     // The whole journal is checked before anything is changed.
     let scan = journal::scan(
         Arc::clone(&disk),
@@ -58,6 +78,7 @@ pub(super) fn recover(
         checkpoint.sequence,
     )
     .map_err(|error| OpenError::Journal(Arc::new(error)))?;
+    check_end(&scan, &journal_dir, known)?;
     let store = Store {
         disk: Arc::clone(&disk),
         cache: Arc::new(SealedCache::default()),
@@ -79,13 +100,15 @@ pub(super) fn recover(
         );
     }
     flush(&mut state, &mut keeper).map_err(failed)?;
-    let changes = state.take_changes();
+    let mut changes = state.take_changes();
+    changes.all_topics.get_or_insert_with(|| state.topics());
     let flushed = keeper.take_flushed(&changes);
     saver
         .save(sequence, scan.next_file(), &changes, flushed)
         .map_err(failed)?;
     saver.sweep();
     let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
+    let evidence = EvidenceFile::new(Arc::clone(&disk), dir);
     let modules = ModuleFiles::open(disk, modules_dir).map_err(failed_io)?;
     Ok(Recovered {
         lock,
@@ -94,6 +117,28 @@ pub(super) fn recover(
         keeper,
         saver,
         modules,
+        evidence,
+    })
+}
+
+/// Whether there is anything that only a checkpoint explains: before the first one there is neither a journal nor a topic.
+fn holds_data(disk: &dyn Disk, journal_dir: &Path, topics_dir: &Path) -> std::io::Result<bool> {
+    let journal = disk.list(journal_dir)?;
+    let topics = disk.list(topics_dir)?;
+    Ok(journal.iter().any(|name| journal::is_file_name(name))
+        || topics.iter().any(|name| name.parse::<u64>().is_ok()))
+}
+
+/// Whether the journal holds everything that was durable.
+fn check_end(scan: &JournalScan, journal_dir: &Path, known: Evidence) -> Result<(), OpenError> {
+    let (from, to) = (scan.last_sequence() + 1, known.durable);
+    if from > to {
+        return Ok(());
+    }
+    Err(OpenError::Missing {
+        dir: journal_dir.to_owned(),
+        from,
+        to,
     })
 }
 
@@ -129,6 +174,7 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
     for (kind, key, value) in checkpoint.entries {
         state.insert_entry(kind, key, value);
     }
+    state.idempotence = checkpoint.idempotence;
     Ok(state)
 }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use millrace_log::Mark;
 use millrace_log::disk::{self, FileSystem};
 use millrace_log::partition::Unsynced;
-use millrace_model::{TopicId, TopicPartition};
+use millrace_model::{Topic, TopicId, TopicPartition};
 
 use super::checkpoint::{self, CheckpointStore, Step};
 use super::keeper::KeepError;
+use super::names::Names;
 use super::state::{Changes, Store};
 
 /// Partitions whose files are made durable one by one; of more, the whole file system is at once.
@@ -67,15 +68,36 @@ impl Saver {
             marks: &flushed.marks,
             swept_topics: &self.swept,
         };
-        match self.store.save(&step) {
+        self.layout.disk.moment("checkpoint begins")?;
+        let saved = self.store.save(&step);
+        self.layout.disk.moment("checkpoint is made")?;
+        match saved {
             Ok(()) => {}
             Err(error) if checkpoint::is_full(&error) => return Err(KeepError::Full),
             Err(error) => return Err(KeepError::Failed(format!("the checkpoint: {error}"))),
+        }
+        if let Some(topics) = &changes.all_topics {
+            self.copy_names(sequence, changes.next_topic, topics);
         }
         self.swept.clear();
         self.removed
             .extend(changes.removed.iter().map(|removed| removed.topic));
         Ok(())
+    }
+
+    /// The copy is for the day on which the checkpoint is lost; until then nobody misses it.
+    fn copy_names(&self, sequence: u64, next_topic: TopicId, topics: &[Topic]) {
+        let names = Names {
+            sequence,
+            next_topic,
+            topics: topics.to_vec(),
+        };
+        let Some(dir) = self.layout.topics_dir.parent() else {
+            return;
+        };
+        if let Err(error) = names.write(&*self.layout.disk, dir) {
+            tracing::warn!(%error, "the copy of the topics' names could not be written");
+        }
     }
 
     fn sync(&self, unsynced: Vec<Unsynced>, lost_sight: bool) -> Result<(), KeepError> {
@@ -90,15 +112,29 @@ impl Saver {
 
     /// Removes the files of topics that the checkpoint no longer has; what fails stays for the next time.
     pub(super) fn sweep(&mut self) {
-        for topic in std::mem::take(&mut self.removed) {
+        let removed = std::mem::take(&mut self.removed);
+        if removed.is_empty() {
+            return;
+        }
+        let (mut gone, mut failed) = (Vec::new(), Vec::new());
+        for topic in removed {
             let dir = self.layout.topic_dir(topic);
             self.layout.cache.forget_under(&dir);
             match self.layout.disk.remove_dir_all(&dir) {
-                Ok(()) => self.swept.push(topic),
+                Ok(()) => gone.push(topic),
                 Err(error) => {
                     tracing::warn!(%topic, %error, "files of a deleted topic could not be removed");
-                    self.removed.push(topic);
+                    failed.push(topic);
                 }
+            }
+        }
+        self.removed = failed;
+        // The checkpoint forgets these topics next: files that a power cut brought back would then stay for ever.
+        match self.layout.disk.sync_dir(&self.layout.topics_dir) {
+            Ok(()) => self.swept.extend(gone),
+            Err(error) => {
+                tracing::warn!(%error, "the removal of deleted topics' files could not be made durable");
+                self.removed.extend(gone);
             }
         }
     }

@@ -8,6 +8,7 @@ use millrace_log::Journal;
 use millrace_model::Clock;
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use super::evidence::{Evidence, EvidenceFile};
 use super::flusher::OrderBook;
 use super::options::LocalOptions;
 use super::pipeline::Pipeline;
@@ -32,6 +33,9 @@ pub(super) struct Shared {
     pub(super) pipeline: Pipeline,
     /// What batches in memory weigh.
     pub(super) tail_bytes: AtomicUsize,
+    /// Up to which transaction the last checkpoint holds everything.
+    checkpointed: AtomicU64,
+    evidence: Mutex<EvidenceFile>,
     /// Journal bytes written, and how many were when the last checkpoint was decided.
     journal_bytes: AtomicU64,
     checkpointed_bytes: AtomicU64,
@@ -48,7 +52,9 @@ impl Shared {
         clock: Arc<dyn Clock>,
         journal: Journal,
         state: State,
+        evidence: EvidenceFile,
     ) -> Self {
+        let checkpointed = AtomicU64::new(journal.last_sequence());
         Self {
             options,
             clock,
@@ -56,6 +62,8 @@ impl Shared {
             journal: Mutex::new(journal),
             state: RwLock::new(state),
             tail_bytes: AtomicUsize::new(0),
+            checkpointed,
+            evidence: Mutex::new(evidence),
             journal_bytes: AtomicU64::new(0),
             checkpointed_bytes: AtomicU64::new(0),
             orders: OrderBook::default(),
@@ -80,6 +88,19 @@ impl Shared {
     pub(super) fn poisoned(&self) -> Option<CommitError> {
         let reason = self.poison.get()?;
         Some(CommitError::Poisoned(Arc::clone(reason)))
+    }
+
+    /// Writes down what is durable by now, for the start after an accident.
+    pub(super) fn note_durable(&self, is_closed: bool) {
+        let mut evidence = self.evidence.lock();
+        let checkpoint = self.checkpointed.load(Ordering::Relaxed);
+        let (durable, journal_file) = self.journal.lock().durable();
+        evidence.write(Evidence {
+            durable,
+            checkpoint,
+            journal_file,
+            is_closed,
+        });
     }
 
     /// Notes that batches left memory.
@@ -162,7 +183,8 @@ impl Shared {
     }
 
     /// Notes that a checkpoint holds what was written of the journal when it was decided.
-    pub(super) fn note_checkpoint(&self, journal_bytes: u64) {
+    pub(super) fn note_checkpoint(&self, sequence: u64, journal_bytes: u64) {
+        self.checkpointed.store(sequence, Ordering::Relaxed);
         self.checkpointed_bytes
             .store(journal_bytes, Ordering::Relaxed);
         self.wake_committer();

@@ -4,6 +4,7 @@
 //! it durable, and applies it. Recovery applies the same operations. A group that could not be written leaves no trace.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,11 +12,18 @@ use bytes::Bytes;
 use millrace_log::partition::Location;
 use millrace_log::{Disk, PartitionFiles, SealedCache};
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
-use millrace_model::{Durability, Offset, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
+use millrace_model::{
+    Durability, Offset, ProducerId, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+};
 
 use super::codec::Operation;
 use super::tail::{Partition, weight};
-use crate::contract::{Append, CommitError, EntryKind, EntryWrite, Lease, Receipt, TopicError};
+use crate::contract::{
+    Append, CommitError, EntryKind, EntryWrite, Lease, Receipt, RequestMark, TopicError,
+};
+use crate::idempotence::producers::ProducerChanges;
+use crate::idempotence::requests::{Request, WindowChange};
+use crate::idempotence::{Idempotence, Judgement, Overlay};
 
 /// A transaction, its progress encoded already.
 pub(super) struct Submission {
@@ -23,15 +31,21 @@ pub(super) struct Submission {
     pub(super) progress: Option<(Lease, Bytes)>,
     pub(super) entries: Vec<EntryWrite>,
     pub(super) durability: Option<Durability>,
+    pub(super) request: Option<RequestMark>,
 }
+
+/// By partition, in an order that depends on nothing but what was put in: then the disk sees the same work in the same order
+/// again, which is what tests of it stand on. The engine gives the keys, so nobody can choose them to collide.
+pub(super) type ByPartition<T> = HashMap<TopicPartition, T, BuildHasherDefault<DefaultHasher>>;
 
 /// Everything but the messages, as committed; the messages are with their [`Partition`].
 pub(super) struct State {
     store: Store,
     topics: BTreeMap<TopicName, Topic>,
-    pub(super) partitions: HashMap<TopicPartition, Arc<Partition>>,
+    pub(super) partitions: ByPartition<Arc<Partition>>,
     groups: HashMap<TopicPartition, HashMap<Arc<str>, Group>>,
     entries: [BTreeMap<String, Bytes>; EntryKind::ALL.len()],
+    pub(super) idempotence: Idempotence,
     next_topic: TopicId,
     changed: Changed,
 }
@@ -99,10 +113,15 @@ pub(super) struct Removed {
 #[derive(Default)]
 pub(super) struct Changes {
     pub(super) next_topic: TopicId,
+    /// All topics, if there are others than before.
+    pub(super) all_topics: Option<Vec<Topic>>,
     pub(super) topics: Vec<Topic>,
     pub(super) removed: Vec<Removed>,
     pub(super) groups: Vec<(TopicPartition, Arc<str>, Group)>,
     pub(super) entries: Vec<(EntryKind, String, Option<Bytes>)>,
+    pub(super) moment: Timestamp,
+    pub(super) producers: ProducerChanges,
+    pub(super) requests: Vec<WindowChange>,
 }
 
 /// What the group of transactions being decided will have changed.
@@ -110,6 +129,9 @@ pub(super) struct Changes {
 pub(super) struct Pending {
     ends: HashMap<TopicPartition, Offset>,
     epochs: HashMap<(TopicPartition, Arc<str>), u64>,
+    pub(super) idempotence: Overlay,
+    /// Whether the operations say what time it is.
+    has_moment: bool,
     /// What to write and then apply.
     pub(super) operations: Vec<Operation>,
     /// Whether one of them must survive a power cut.
@@ -121,6 +143,8 @@ impl Pending {
     pub(super) fn clear(&mut self) {
         self.ends.clear();
         self.epochs.clear();
+        self.idempotence.clear();
+        self.has_moment = false;
         self.operations.clear();
         self.durable = false;
     }
@@ -134,9 +158,10 @@ impl State {
         Self {
             store,
             topics: BTreeMap::new(),
-            partitions: HashMap::new(),
+            partitions: ByPartition::default(),
             groups: HashMap::new(),
             entries: std::array::from_fn(|_| BTreeMap::new()),
+            idempotence: Idempotence::default(),
             next_topic,
             changed: Changed::default(),
         }
@@ -148,11 +173,29 @@ impl State {
         pending: &mut Pending,
         submission: Submission,
     ) -> Result<Receipt, CommitError> {
-        let durability = self.check(pending, &submission)?;
+        let durability = self.demanded(&submission)?;
+        let mark = submission.request.as_ref();
+        let judged = self
+            .idempotence
+            .judge(&pending.idempotence, &submission.appends, mark)?;
+        if let Judgement::Repeat(receipt) = judged {
+            // Something is written, so that the answer waits its turn: behind the first one, and for a sync if it needs one.
+            pending.durable |= durability == Durability::Durable;
+            self.write_moment(pending);
+            return Ok(receipt);
+        }
+        self.check_lease(pending, &submission)?;
         pending.durable |= durability == Durability::Durable;
+        if judged == Judgement::New {
+            self.write_moment(pending);
+        }
         let mut receipt = Receipt::default();
         for Append { partition, batch } in submission.appends {
             let base = self.next_offset(pending, partition);
+            if let Some(numbering) = batch.numbering() {
+                let overlay = &mut pending.idempotence;
+                overlay.accept(&self.idempotence, partition, numbering, base);
+            }
             let batch = batch.at_offset(base);
             pending.ends.insert(partition, batch.end_offset());
             receipt.base_offsets.push(base);
@@ -166,6 +209,15 @@ impl State {
                 progress,
             });
         }
+        if let Some(mark) = submission.request {
+            let at = self.idempotence.moment(&pending.idempotence);
+            let topic = mark.topic;
+            let request = Arc::new(Request::new(mark, at, receipt.base_offsets.clone()));
+            pending.idempotence.remember(topic, Arc::clone(&request));
+            pending
+                .operations
+                .push(Operation::Request { topic, request });
+        }
         let entries = submission.entries.into_iter();
         pending
             .operations
@@ -177,13 +229,21 @@ impl State {
         Ok(receipt)
     }
 
-    /// Whether the transaction may commit, and how durable it has to be.
-    fn check(&self, pending: &Pending, submission: &Submission) -> Result<Durability, CommitError> {
+    /// How durable the transaction has to be; what it appends to must exist.
+    fn demanded(&self, submission: &Submission) -> Result<Durability, CommitError> {
         let mut durability = submission.durability;
         for append in &submission.appends {
             let partition = self.existing(append.partition)?;
             durability = durability.max(Some(partition.durability));
         }
+        if let Some(mark) = &submission.request {
+            self.existing(mark.first_partition())?;
+        }
+        Ok(durability.unwrap_or_default())
+    }
+
+    /// Whether the transaction has the right to its progress.
+    fn check_lease(&self, pending: &Pending, submission: &Submission) -> Result<(), CommitError> {
         if let Some((lease, _)) = &submission.progress {
             self.existing(lease.partition)?;
             if self.epoch(pending, lease.partition, &lease.group) != lease.epoch {
@@ -193,7 +253,14 @@ impl State {
                 });
             }
         }
-        Ok(durability.unwrap_or_default())
+        Ok(())
+    }
+
+    fn write_moment(&self, pending: &mut Pending) {
+        if !std::mem::replace(&mut pending.has_moment, true) {
+            let moment = self.idempotence.moment(&pending.idempotence);
+            pending.operations.push(Operation::Moment(moment));
+        }
     }
 
     fn existing(&self, id: TopicPartition) -> Result<&Arc<Partition>, CommitError> {
@@ -279,18 +346,39 @@ impl State {
         Ok(id)
     }
 
+    /// Gives a producer its identity. Must be alone in its group, as a topic that is made.
+    pub(super) fn decide_producer(
+        &self,
+        pending: &mut Pending,
+        name: Option<Arc<str>>,
+    ) -> Result<ProducerId, CommitError> {
+        let producer = self.idempotence.producers.decide(name.as_deref())?;
+        pending.durable = true;
+        self.write_moment(pending);
+        let give = Operation::Producer { producer, name };
+        pending.operations.push(give);
+        Ok(producer)
+    }
+
     /// Takes over what is committed; returns what it weighs in memory. An operation of the journal may contradict the state
     /// only if it was written by a broken version.
     pub(super) fn apply(&mut self, operation: Operation) -> Result<usize, Contradiction> {
         match operation {
-            Operation::Append { partition, batch } => {
-                let partition = self.partitions.get(&partition);
+            Operation::Append {
+                partition: id,
+                batch,
+            } => {
+                let partition = self.partitions.get(&id);
                 let partition = partition.ok_or("it appends to an unknown partition")?;
-                if partition.end() != batch.base_offset() {
+                let base = batch.base_offset();
+                if partition.end() != base {
                     return Err("its offsets do not follow those before");
                 }
-                let weight = weight(&batch);
+                let (weight, numbering) = (weight(&batch), batch.numbering());
                 partition.push(batch);
+                if let Some(numbering) = numbering {
+                    self.idempotence.apply_append(id, numbering, base);
+                }
                 return Ok(weight);
             }
             Operation::Progress {
@@ -306,6 +394,11 @@ impl State {
             Operation::Entry { kind, key, value } => self.apply_entry(kind, key, value),
             Operation::CreateTopic(topic) => self.apply_create(topic),
             Operation::DeleteTopic(id) => self.apply_delete(id),
+            Operation::Moment(moment) => self.idempotence.apply_moment(moment),
+            Operation::Producer { producer, name } => self.idempotence.give(producer, name),
+            Operation::Request { topic, request } => {
+                self.idempotence.apply_request(topic, request);
+            }
         }
         Ok(0)
     }
@@ -354,6 +447,7 @@ impl State {
         }
         partitions.iter().for_each(|p| p.end_watches());
         self.topics.remove(&topic.spec.name);
+        self.idempotence.forget_topic(id, topic.partitions());
         let removed = Removed {
             topic: id,
             partitions,
@@ -404,6 +498,8 @@ impl State {
     /// Everything that changed since the last call.
     pub(super) fn take_changes(&mut self) -> Changes {
         let changed = std::mem::take(&mut self.changed);
+        let others = !changed.topics.is_empty() || !changed.removed.is_empty();
+        let all_topics = others.then(|| self.topics());
         let topics = self.topics.values();
         let topics = topics.filter(|topic| changed.topics.contains(&topic.id));
         let mut groups = Vec::new();
@@ -420,10 +516,14 @@ impl State {
         });
         Changes {
             next_topic: self.next_topic,
+            all_topics,
             topics: topics.cloned().collect(),
             removed: changed.removed,
             groups,
             entries: entries.collect(),
+            moment: self.idempotence.written_moment(),
+            producers: self.idempotence.producers.take_changes(),
+            requests: self.idempotence.requests.take_changes(),
         }
     }
 }
@@ -432,9 +532,13 @@ impl Changes {
     /// Adds what changed after this.
     pub(super) fn merge(&mut self, later: Self) {
         self.next_topic = later.next_topic;
+        self.all_topics = later.all_topics.or_else(|| self.all_topics.take());
         self.topics.extend(later.topics);
         self.removed.extend(later.removed);
         self.groups.extend(later.groups);
         self.entries.extend(later.entries);
+        self.moment = later.moment;
+        self.producers.merge(later.producers);
+        self.requests.extend(later.requests);
     }
 }

@@ -78,9 +78,27 @@ pub fn examine(dir: &Path, first_file: u64, after_sequence: u64) -> io::Result<J
     Ok(found)
 }
 
+/// The files that were put to use, with the sequence that each begins with, by number.
+///
+/// # Errors
+/// The disk's.
+pub fn used_files(dir: &Path) -> io::Result<Vec<(u64, u64)>> {
+    let scan = scan_unread(Arc::new(ReadOnlyDisk), dir, 0, 0)?;
+    let mut used = Vec::new();
+    for number in scan.numbers {
+        let mut bytes = [0; FILE_HEADER_BYTES + FRAME_HEADER_BYTES];
+        let file = scan.disk.open(&file_path(dir, number))?;
+        file.read_at(&mut bytes, 0)?;
+        let header = FileHeader::decode(&bytes).filter(|header| header.number == number);
+        let first =
+            header.filter(|header| word(&bytes, FILE_HEADER_BYTES + 8) == Some(header.salt));
+        used.extend(first.and_then(|_| Some((number, word(&bytes, FILE_HEADER_BYTES + 16)?))));
+    }
+    Ok(used)
+}
+
 fn is_ours(name: &str) -> bool {
-    let number = name.strip_suffix(SUFFIX);
-    number.is_some_and(|number| number.parse::<u64>().is_ok())
+    super::is_file_name(name)
 }
 
 /// Whether a file that begins so is the journal's.

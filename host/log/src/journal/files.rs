@@ -227,5 +227,21 @@ fn make(disk: &dyn Disk, path: &Path, file_bytes: u64) -> io::Result<Arc<dyn Dis
 }
 
 pub(super) fn file_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:012}{SUFFIX}"))
+    dir.join(file_name(number))
+}
+
+fn file_name(number: u64) -> String {
+    format!("{number:012}{SUFFIX}")
+}
+
+/// Whether a file of that name is the journal's.
+#[must_use]
+pub fn is_file_name(name: &str) -> bool {
+    number_of(name).is_some()
+}
+
+/// The number of a file that is named as ours are; other names that hold a number are not ours.
+pub(super) fn number_of(name: &str) -> Option<u64> {
+    let number = name.strip_suffix(SUFFIX)?.parse().ok()?;
+    (file_name(number) == name).then_some(number)
 }

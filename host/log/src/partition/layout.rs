@@ -60,7 +60,7 @@ impl Location {
     }
 
     fn path(&self, base: Offset, suffix: &str) -> PathBuf {
-        self.file(&format!("{:020}{suffix}", base.0))
+        self.file(&file_name(base, suffix))
     }
 
     /// The file that [`Files::names`] calls so.
@@ -193,8 +193,14 @@ fn number(text: &str) -> Option<u32> {
     plain.then_some(number)
 }
 
+/// The base offset of a file that is named as ours are; other names that hold a number are not ours.
 pub(super) fn base_in(name: &str, suffix: &str) -> Option<Offset> {
-    name.strip_suffix(suffix)?.parse().ok().map(Offset)
+    let base = Offset(name.strip_suffix(suffix)?.parse().ok()?);
+    (file_name(base, suffix) == name).then_some(base)
+}
+
+fn file_name(base: Offset, suffix: &str) -> String {
+    format!("{:020}{suffix}", base.0)
 }
 
 /// The first offset of a segment by its file's name, of either layout.

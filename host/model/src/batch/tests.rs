@@ -134,3 +134,32 @@ fn a_claimed_length_over_the_bound_is_refused_from_the_header() {
 fn an_empty_builder_makes_no_batch() {
     assert!(BatchBuilder::with_capacity(10).finish().is_none());
 }
+
+#[test]
+fn a_batch_says_how_its_producer_numbered_it() {
+    let numbered = |id, epoch, first, count: usize| {
+        let producer = ProducerId { id, epoch };
+        let mut builder = BatchBuilder::with_capacity(0).numbered(producer, first);
+        (0..count).for_each(|_| builder.push(&Message::default()));
+        builder.finish().expect("not empty")
+    };
+    let batch = numbered(1 << 40, 7, i32::MAX - 1, 5);
+    let decoded = RecordBatch::decode(batch.bytes()).expect("sound");
+    let numbering = decoded.numbering().expect("numbered");
+    assert_eq!(numbering.producer.id, 1 << 40);
+    assert_eq!(numbering.producer.epoch, 7);
+    assert_eq!(
+        (numbering.first, numbering.last, numbering.next()),
+        (i32::MAX - 1, 2, 3)
+    );
+    assert_eq!(batch_of(&[Message::default()]).numbering(), None);
+    for half in [numbered(5, -1, 0, 1), numbered(5, 0, -1, 1)] {
+        let refused = RecordBatch::decode(half.bytes());
+        assert!(matches!(refused, Err(BatchError::Malformed(_))));
+    }
+    // The number is under the checksum.
+    let mut changed = batch.bytes().to_vec();
+    changed[53] ^= 1;
+    let refused = RecordBatch::decode(&changed.into());
+    assert!(matches!(refused, Err(BatchError::Checksum { .. })));
+}

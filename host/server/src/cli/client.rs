@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use millrace_model::{Clock, SystemClock};
 use serde_json::Value;
 use ureq::http::{Method, Request};
 use ureq::{Agent, AsSendBody};
@@ -13,6 +14,32 @@ use super::output::Output;
 const ANSWER_BYTES_MAX: u64 = 128 << 20;
 /// Nobody there, if it takes longer.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// How long to wait before a request is sent again; twice as long each time.
+const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
+/// And at most so long, unless the host asks for more.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
+
+/// What a host answered.
+struct Reply {
+    status: u16,
+    retry_after: Option<Duration>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    /// Whether the same request may succeed later.
+    fn asks_to_come_back(&self) -> bool {
+        matches!(self.status, 408 | 429 | 503)
+    }
+
+    fn success(self) -> Result<Vec<u8>, Failure> {
+        match self.status {
+            200..300 => Ok(self.body),
+            status => Err(Failure::answered(status, &self.body)),
+        }
+    }
+}
 
 /// One host, asked over kept connections. Cheap to clone.
 #[derive(Clone)]
@@ -71,6 +98,37 @@ impl Client {
         self.json_of(&self.call(Method::POST, path, Some(content_type), body)?)
     }
 
+    /// As [`Client::upload`], again and again within `patience` while the host is not there or asks to come back: under its key the
+    /// request takes effect once.
+    pub(super) fn upload_once(
+        &self,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+        key: &str,
+        patience: Duration,
+    ) -> Result<Value, Failure> {
+        let clock = SystemClock::new();
+        let mut delay = RETRY_DELAY_FIRST;
+        loop {
+            let headers = [("content-type", content_type), ("idempotency-key", key)];
+            let failure = match self.exchange(Method::POST, path, &headers, body) {
+                Ok(reply) if !reply.asks_to_come_back() => return self.json_of(&reply.success()?),
+                Ok(reply) => {
+                    delay = delay.max(reply.retry_after.unwrap_or_default());
+                    Failure::answered(reply.status, &reply.body)
+                }
+                Err(failure) if failure.is_unreachable() => failure,
+                Err(failure) => return Err(failure),
+            };
+            if clock.monotonic() + delay >= patience {
+                return Err(failure);
+            }
+            std::thread::sleep(delay);
+            delay = (delay * 2).min(RETRY_DELAY_MAX);
+        }
+    }
+
     fn call(
         &self,
         method: Method,
@@ -78,11 +136,23 @@ impl Client {
         content_type: Option<&str>,
         body: impl AsSendBody,
     ) -> Result<Vec<u8>, Failure> {
+        let headers = content_type.map(|content_type| ("content-type", content_type));
+        self.exchange(method, path, headers.as_slice(), body)?
+            .success()
+    }
+
+    fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl AsSendBody,
+    ) -> Result<Reply, Failure> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base));
-        if let Some(content_type) = content_type {
-            request = request.header("content-type", content_type);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let request = request.body(body).map_err(|error| {
             Failure::usage(format!("--host {} is not understood: {error}", self.base))
@@ -91,16 +161,19 @@ impl Client {
             .agent
             .run(request)
             .map_err(|error| self.unreached(error))?;
-        let status = response.status();
+        let status = response.status().as_u16();
+        let retry_after = response.headers().get("retry-after");
+        let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
         let body = response
             .into_body()
             .into_with_config()
             .limit(ANSWER_BYTES_MAX);
         let body = body.read_to_vec().map_err(|error| self.unreached(error))?;
-        if status.is_success() {
-            return Ok(body);
-        }
-        Err(Failure::answered(status.as_u16(), &body))
+        Ok(Reply {
+            status,
+            retry_after: retry_after.map(Duration::from_secs),
+            body,
+        })
     }
 
     fn json_of(&self, body: &[u8]) -> Result<Value, Failure> {

@@ -6,7 +6,7 @@ use std::thread;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_model::TopicName;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::Client;
 use super::failure::Failure;
@@ -28,6 +28,7 @@ Examples:
   millrace consume alerts --follow               and what comes, until interrupted
   millrace consume alerts --from latest --follow
   millrace consume alerts --partition 2 --from 1000 --max 10 --json
+  millrace consume alerts --skip-damaged
 
 A line for people is PARTITION/OFFSET, key, value. With --json it is the message as the HTTP API gives it.";
 
@@ -45,6 +46,9 @@ pub(super) struct Args {
     /// Wait for further messages, until interrupted
     #[arg(long)]
     follow: bool,
+    /// Go on after messages that are damaged, saying so; without this they end the command
+    #[arg(long)]
+    skip_damaged: bool,
     /// Stop after so many messages
     #[arg(long, value_name = "COUNT")]
     max: Option<u64>,
@@ -125,7 +129,14 @@ fn read(
     for (&partition, ends) in ends {
         let mut next = ends.begin(&args.from);
         while next < ends.end && printer.left > 0 {
-            let answer = client.get(&path(&args.topic, partition, next, printer.left, 0))?;
+            let path = path(&args.topic, partition, next, printer.left, 0);
+            let answer = match client.get(&path) {
+                Err(failure) if args.skip_damaged => {
+                    next = after_damage(failure, partition, next)?;
+                    continue;
+                }
+                answer => answer?,
+            };
             let messages = items(&answer["messages"]).iter();
             let before_end = messages.filter(|m| m["offset"].as_u64() < Some(ends.end));
             printer.print(before_end)?;
@@ -137,6 +148,21 @@ fn read(
     }
     bar.finish_and_clear();
     printer.output.flush()
+}
+
+/// Where to go on after messages that cannot be read; any other failure stays one.
+fn after_damage(failure: Failure, partition: u64, from: u64) -> Result<u64, Failure> {
+    match failure {
+        Failure::Told {
+            next: Some(next),
+            message,
+            ..
+        } if next > from => {
+            eprintln!("{partition}/{from}: {message}; going on from {next}");
+            Ok(next)
+        }
+        failure => Err(failure),
+    }
 }
 
 fn bar(total: u64, printer: &Printer) -> ProgressBar {
@@ -172,9 +198,12 @@ fn follow(
     let share = followers.len().div_ceil(FOLLOWERS_MAX).max(1);
     for followers in followers.chunks(share) {
         let (topic, client) = (args.topic.clone(), client.clone());
+        let skip_damaged = args.skip_damaged;
         let (mut followers, sender) = (followers.to_vec(), sender.clone());
         // Not waited for: whoever waits at the host for a message would keep us from ending.
-        thread::spawn(move || keep_reading(&topic, &client, &mut followers, &sender));
+        thread::spawn(move || {
+            keep_reading(&topic, &client, skip_damaged, &mut followers, &sender);
+        });
     }
     drop(sender);
     for answer in answers {
@@ -195,12 +224,24 @@ struct Follower {
 
 type Answers = mpsc::SyncSender<Result<Value, Failure>>;
 
-fn keep_reading(topic: &TopicName, client: &Client, followers: &mut [Follower], to: &Answers) {
+fn keep_reading(
+    topic: &TopicName,
+    client: &Client,
+    skip_damaged: bool,
+    followers: &mut [Follower],
+    to: &Answers,
+) {
     let wait_ms = WAIT_MS_MAX / followers.len() as u64;
     loop {
         for follower in &mut *followers {
             let path = path(topic, follower.partition, follower.next, u64::MAX, wait_ms);
-            let answer = client.get(&path);
+            let answer = match client.get(&path) {
+                Err(failure) if skip_damaged => {
+                    let after = after_damage(failure, follower.partition, follower.next);
+                    after.map(|next| json!({"messages": [], "next": next}))
+                }
+                answer => answer,
+            };
             if let Ok(answer) = &answer {
                 follower.next = answer["next"].as_u64().unwrap_or(follower.next);
             }

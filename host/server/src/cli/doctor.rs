@@ -1,11 +1,12 @@
-//! `doctor`: says what state a data directory is in, and what to do about it. Reads only.
+//! `doctor`: says what state a data directory is in, and what to do about it. Reads only, unless told to repair.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_engine::local::examine::{ExamineError, Finding, Report, Severity, examine};
-use millrace_model::Offset;
+use millrace_engine::local::repair::{Done, RepairError, plan, repair};
+use millrace_model::{Clock, Offset, SystemClock};
 use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
@@ -18,8 +19,11 @@ Examples:
   millrace doctor                          ./millrace-data, or where MILLRACE_DATA_DIR says
   millrace doctor backups/monday
   millrace doctor --json | jq '.findings[] | select(.severity == \"damage\")'
+  millrace doctor --repair                 what a repair would do, and what is lost by it
+  millrace doctor --repair --yes           does it; what has to make way is moved to quarantine/
 
-No host may run on the directory meanwhile. Nothing in it is changed, and every byte of every segment is read.
+No host may run on the directory meanwhile. Every byte of every segment is read, and nothing is changed without --repair --yes; not
+even that removes anything.
 Exit codes: 0 nothing is damaged, 1 damage was found, 3 no such data directory, 6 a host runs on it.";
 
 /// Examine a data directory
@@ -29,10 +33,19 @@ pub(super) struct Args {
     /// The data directory [default: millrace-data]
     #[arg(env = "MILLRACE_DATA_DIR")]
     dir: Option<PathBuf>,
+    /// Say what a repair would do
+    #[arg(long)]
+    repair: bool,
+    /// And do it
+    #[arg(long, requires = "repair")]
+    yes: bool,
 }
 
 pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     let dir = args.dir.unwrap_or_else(|| Config::default().data_dir);
+    if args.yes {
+        return repair_now(&dir, as_json);
+    }
     let bar = bar();
     let report = examine(&dir, &mut |reached| {
         bar.set_length(reached.bytes_total);
@@ -40,11 +53,62 @@ pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     });
     bar.finish_and_clear();
     let report = report.map_err(not_examined)?;
-    Output::new(as_json).answer(&shown(&report), |_| for_people(&report))?;
+    let planned = args.repair.then(|| plan(&report));
+    Output::new(as_json).answer(&shown(&report, planned.as_deref()), |_| match &planned {
+        None => for_people(&report),
+        Some(planned) => format!("{}\n\n{}", for_people(&report), repairs(planned, false)),
+    })?;
     match report.worst() {
         Severity::Damage => Err(damaged(&report)),
         Severity::Ok | Severity::Note => Ok(()),
     }
+}
+
+fn repair_now(dir: &Path, as_json: bool) -> Result<(), Failure> {
+    let bar = bar();
+    let done = repair(dir, SystemClock::new().wall(), &mut |reached| {
+        bar.set_length(reached.bytes_total);
+        bar.set_position(reached.bytes);
+    });
+    bar.finish_and_clear();
+    let done = done.map_err(|error| match error {
+        RepairError::Examine(error) => not_examined(error),
+        error @ RepairError::Rebuild(_) => {
+            Failure::new(Exit::Refused, "not-repaired", error.to_string())
+        }
+        error @ RepairError::Io { .. } => Failure::failed(error.to_string()),
+    })?;
+    let shown: Vec<Value> = done.iter().map(one_repair).collect();
+    let answer = json!({"data_dir": dir.display().to_string(), "repaired": shown});
+    Output::new(as_json).answer(&answer, |_| repairs(&done, true))
+}
+
+fn repairs(all: &[Done], are_done: bool) -> String {
+    let row = |one: &Done| {
+        let lost = one.lost.as_ref();
+        let lost = lost.map_or_else(String::new, |lost| format!("\n→ lost: {lost}"));
+        vec![name(&one.place), format!("{}{lost}", one.what)]
+    };
+    let headings = ["WHERE", if are_done { "DONE" } else { "A REPAIR WOULD" }];
+    let rows = all.iter().map(row).collect();
+    let text = table(
+        &headings,
+        rows,
+        "there is nothing that a repair is known for",
+    );
+    match (all.is_empty(), are_done) {
+        (true, _) => text,
+        (false, false) => format!(
+            "{text}\n\nnothing was changed; add --yes to do it. Keep a copy of the directory as it is"
+        ),
+        (false, true) => {
+            format!("{text}\n\nnothing was removed; what made way is in quarantine/. Examine again")
+        }
+    }
+}
+
+fn one_repair(one: &Done) -> Value {
+    json!({"place": one.place.display().to_string(), "what": one.what, "lost": one.lost})
 }
 
 /// On standard error, if that is a terminal.
@@ -81,13 +145,14 @@ fn damaged(report: &Report) -> Failure {
         .with_hint("keep a copy of it as it is before you change anything")
 }
 
-fn shown(report: &Report) -> Value {
+fn shown(report: &Report, planned: Option<&[Done]>) -> Value {
     let findings: Vec<Value> = report.findings.iter().map(finding).collect();
     json!({
         "data_dir": report.dir.display().to_string(),
         "worst": report.worst().as_str(),
         "findings": findings,
         "findings_dropped": report.findings_dropped,
+        "repairs": planned.map(|planned| planned.iter().map(one_repair).collect::<Vec<_>>()),
     })
 }
 
@@ -158,6 +223,8 @@ fn verdict(report: &Report) -> String {
     match report.worst() {
         Severity::Ok => format!("{dir} is sound"),
         Severity::Note => format!("{dir} is sound; the notes say what a start will tidy up"),
-        Severity::Damage => format!("{dir} is damaged; nothing was changed"),
+        Severity::Damage => {
+            format!("{dir} is damaged; nothing was changed. `--repair` says what can be done")
+        }
     }
 }

@@ -31,6 +31,8 @@ pub(super) enum Failure {
         code: String,
         message: String,
         hint: Option<String>,
+        /// Where to read on, after messages that cannot be read.
+        next: Option<u64>,
     },
 }
 
@@ -41,6 +43,7 @@ impl Failure {
             code: code.to_owned(),
             message: message.into(),
             hint: None,
+            next: None,
         }
     }
 
@@ -71,6 +74,17 @@ impl Failure {
         self
     }
 
+    /// Whether nobody answered.
+    pub(super) fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Told {
+                exit: Exit::Unreachable,
+                ..
+            }
+        )
+    }
+
     /// What a host answered that did not do it.
     pub(super) fn answered(status: u16, body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -89,6 +103,7 @@ impl Failure {
             code: text("code").unwrap_or_else(|| "failed".to_owned()),
             message,
             hint: text("hint"),
+            next: error["next"].as_u64(),
         }
     }
 
@@ -99,6 +114,7 @@ impl Failure {
             code,
             message,
             hint,
+            ..
         } = self
         else {
             return ExitCode::SUCCESS;

@@ -7,6 +7,7 @@
 mod bench;
 mod client;
 mod consume;
+mod damage;
 mod demo;
 mod dlq;
 mod doctor;
@@ -80,9 +81,12 @@ enum Command {
     /// Look at dead letters and send them again
     #[command(subcommand)]
     Dlq(dlq::Verb),
+    /// See what is damaged, and give up what is lost
+    #[command(subcommand)]
+    Damage(damage::Verb),
     /// Measure a running host
     Bench(bench::Args),
-    /// Examine a data directory; nothing is changed
+    /// Examine a data directory; repair it, if told to
     Doctor(doctor::Args),
     /// Look into a segment file; nothing is changed
     #[command(subcommand)]
@@ -122,6 +126,7 @@ impl Cli {
             Command::Demo(args) => wait_for(demo::run(args)),
             Command::Bench(args) => bench::run(args, &client?),
             Command::Topic(verb) => topic::run(verb, &client?),
+            Command::Damage(verb) => damage::run(verb, &client?),
             Command::Produce(args) => produce::run(args, &client?),
             Command::Consume(args) => consume::run(args, &client?),
             Command::Module(verb) => module::run(verb, &client?),

@@ -1,9 +1,11 @@
 //! `produce`: appends messages to a topic, from arguments, a file or standard input, in chunks of bounded size.
 
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -24,6 +26,9 @@ const CHUNK_BYTES_MAX: usize = 4 << 20;
 /// A line longer than any message could be.
 const LINE_BYTES_MAX: u64 = 2 * MESSAGE_BYTES_MAX as u64;
 
+/// Characters of a key that the user gives; each chunk's has its number behind it.
+const KEY_CHARS_MAX: usize = 200;
+
 const AFTER_HELP: &str = "\
 Examples:
   millrace produce orders hello world                        two messages
@@ -31,8 +36,9 @@ Examples:
   millrace produce events --file events.txt                  a message a line
   generate | millrace produce events --ndjson --file -       {\"key\":…,\"value\":…,\"headers\":{…}} a line
 
-Long inputs go in chunks, each committed whole. If one fails, those before it are kept, and the error says
-where it begins.";
+Long inputs go in chunks, each committed whole. A chunk that is not answered is sent again under its
+Idempotency-Key, so it takes effect once. If it fails for good, those before it are kept, and the error says
+where it begins. With --idempotency-key the same command may be run again: what is there is not added twice.";
 
 /// Append messages to a topic
 #[derive(clap::Args)]
@@ -59,6 +65,12 @@ pub(super) struct Args {
     /// Each line of the file is a message as JSON: {"key", "value", "headers", "timestamp", "partition"}
     #[arg(long, requires = "file", conflicts_with = "values")]
     ndjson: bool,
+    /// How long to go on while the host is not there or busy
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    retry_for: u64,
+    /// Name this input, to run the command again with the same one; a topic remembers it for a day
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<KeyArg>,
     /// Values, a message each
     #[arg(value_name = "VALUE")]
     values: Vec<String>,
@@ -74,6 +86,30 @@ impl FromStr for HeaderArg {
         let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
         Ok(Self(name.to_owned(), value.to_owned()))
     }
+}
+
+/// The beginning of each chunk's key.
+#[derive(Clone, Debug)]
+struct KeyArg(String);
+
+impl FromStr for KeyArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"\"\\".contains(&byte);
+        match !text.is_empty() && text.len() <= KEY_CHARS_MAX && text.bytes().all(is_plain) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(format!(
+                "write 1 to {KEY_CHARS_MAX} visible ASCII characters without quotes and backslashes"
+            )),
+        }
+    }
+}
+
+/// A key that nobody else has, from the randomness that the standard library gives its hash maps.
+fn new_key() -> String {
+    let half = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", half(), half())
 }
 
 pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
@@ -149,6 +185,9 @@ struct Chunks<'a> {
     line: u64,
     first_line: u64,
     output: Output,
+    /// Each chunk's key begins with this.
+    key: String,
+    retry_for: Duration,
     sent: usize,
     requests: usize,
     last_answer: Value,
@@ -165,6 +204,11 @@ impl<'a> Chunks<'a> {
             line: 1,
             first_line: 1,
             output: client.output(),
+            key: args
+                .idempotency_key
+                .as_ref()
+                .map_or_else(new_key, |key| key.0.clone()),
+            retry_for: Duration::from_secs(args.retry_for),
             sent: 0,
             requests: 0,
             last_answer: Value::Null,
@@ -192,9 +236,11 @@ impl<'a> Chunks<'a> {
             return Ok(());
         }
         let body = std::mem::take(&mut self.body);
+        let key = format!("\"{}-{}\"", self.key, self.requests);
+        let lines = "application/x-ndjson";
         let answer = self
             .client
-            .upload(&self.path, "application/x-ndjson", &body);
+            .upload_once(&self.path, lines, &body, &key, self.retry_for);
         let answer = answer.map_err(|failure| match self.first_line {
             1 => failure,
             first => failure.about(&format!("in the chunk that begins at line {first}")),

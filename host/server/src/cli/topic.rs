@@ -101,9 +101,13 @@ fn show(topic: &Value) -> String {
         let number = |field: &str| ends[field].as_u64().unwrap_or(0);
         let count = number("end").saturating_sub(number("start"));
         let cells = ["partition", "start", "end"].map(|field| cell(&ends[field]));
-        [cells.as_slice(), &[count.to_string()]].concat()
+        let damaged = items(&ends["damaged"]).iter();
+        let damaged = damaged.map(|range| format!("{}..{}", range["from"], range["to"]));
+        let damaged = damaged.collect::<Vec<_>>().join(", ");
+        [cells.as_slice(), &[count.to_string(), damaged]].concat()
     };
     let rows = items(&topic["ends"]).iter().map(row).collect();
-    let ends = table(&["PARTITION", "START", "END", "OFFSETS"], rows, "");
+    let headings = ["PARTITION", "START", "END", "OFFSETS", "DAMAGED"];
+    let ends = table(&headings, rows, "");
     format!("{facts}\n\n{ends}")
 }

@@ -21,6 +21,7 @@ pub(crate) struct ApiError {
     message: String,
     hint: String,
     retry_after_s: Option<u32>,
+    next: Option<u64>,
 }
 
 /// The shape on the wire.
@@ -38,6 +39,9 @@ struct ErrorDetail {
     message: String,
     /// What to do now.
     hint: String,
+    /// Where to read on, after messages that cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<u64>,
 }
 
 impl ApiError {
@@ -53,6 +57,7 @@ impl ApiError {
             message: message.into(),
             hint: hint.into(),
             retry_after_s: None,
+            next: None,
         }
     }
 
@@ -114,6 +119,7 @@ impl IntoResponse for ApiError {
             code: self.code.to_owned(),
             message: self.message,
             hint: self.hint,
+            next: self.next,
         };
         let mut response = (self.status, Json(ErrorBody { error })).into_response();
         if let Some(seconds) = self.retry_after_s {
@@ -171,6 +177,32 @@ impl From<CommitError> for ApiError {
                 text,
                 "another host works on this partition; ask that one",
             ),
+            CommitError::OutOfOrderSequence { .. } => {
+                let hint = "send the batches in order, or number from 0 in a new epoch";
+                Self::conflict("out-of-order-sequence", text, hint)
+            }
+            CommitError::ProducerFenced { .. } => Self::conflict(
+                "producer-fenced",
+                text,
+                "stop; a newer producer has this id",
+            ),
+            CommitError::UnknownProducer(_) => Self::unknown(
+                "unknown-producer",
+                text,
+                "ask for a new id, and number from 0",
+            ),
+            CommitError::PartlyRepeated { .. } => {
+                let hint = "repeat the call as it was the first time";
+                Self::conflict("partly-repeated", text, hint)
+            }
+            CommitError::ProducerName { .. } => {
+                Self::refused("bad-producer-name", text, "choose another name")
+            }
+            CommitError::RequestReused => {
+                let hint =
+                    "take a new Idempotency-Key for this call; the first one stands as it is";
+                Self::refused("idempotency-key-reused", text, hint)
+            }
             CommitError::TooLarge { .. } => Self::too_large(text, SMALLER),
             CommitError::DiskFull => Self::unavailable(
                 "disk-full",
@@ -202,11 +234,24 @@ impl From<ReadError> for ApiError {
             ReadError::PastEnd { .. } => {
                 Self::unknown("offset-past-end", text, "read on from=latest, or wait")
             }
-            ReadError::Damaged { .. } => {
+            ReadError::Damaged { to, .. } => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
-                let hint = "read on after the damage; the rest of the partition is sound";
-                tracing::error!(%text, "stored messages are damaged");
-                Self::new(status, "damaged", text, hint)
+                let hint = format!(
+                    "read on with from={to}; the rest of the partition is sound. GET /v1/damage lists all damage"
+                );
+                Self {
+                    next: Some(to.0),
+                    ..Self::new(status, "damaged", text, hint)
+                }
+            }
+            ReadError::ModuleDamaged(_) => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                Self::new(
+                    status,
+                    "module-damaged",
+                    text,
+                    "POST /v1/modules with the same bytes mends it",
+                )
             }
             ReadError::Io(_) => Self::internal(text),
         }
@@ -279,7 +324,9 @@ impl From<ProduceError> for ApiError {
             ProduceError::TooLarge { .. }
             | ProduceError::TooManyHeaders { .. }
             | ProduceError::TooMany { .. }
-            | ProduceError::CallTooLarge { .. } => Self::too_large(text, SMALLER),
+            | ProduceError::CallTooLarge { .. }
+            | ProduceError::Scattered { .. } => Self::too_large(text, SMALLER),
+            ProduceError::PlacesLost => Self::internal(text),
             ProduceError::ReservedHeader { .. } => {
                 Self::refused("reserved-header", text, "choose another header name")
             }
@@ -314,9 +361,13 @@ impl From<FetchError> for ApiError {
                 Self::unknown("unknown-partition", text, SEE_ENDS)
             }
             FetchError::Read(error) => error.into(),
-            FetchError::Malformed { .. } => {
+            FetchError::Malformed { next, .. } => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
-                Self::new(status, "unreadable", text, "read on from the offset named")
+                let hint = "read on from the offset named";
+                Self {
+                    next: Some(next.0),
+                    ..Self::new(status, "unreadable", text, hint)
+                }
             }
         }
     }

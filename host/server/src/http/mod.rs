@@ -5,11 +5,13 @@
 
 mod answers;
 mod body;
+mod damage;
 mod dead_letters;
 mod error;
 mod fetch;
 mod guard;
 mod health;
+mod idempotency;
 mod listener;
 mod messages;
 mod modules;
@@ -188,6 +190,11 @@ fn routes() -> Vec<Route> {
         get(
             "/v1/topics/{topic}/partitions/{partition}/messages/{offset}/value",
             on::get(fetch::value),
+        ),
+        get("/v1/damage", on::get(damage::list)),
+        post(
+            "/v1/topics/{topic}/partitions/{partition}/damage/accept",
+            on::post(damage::accept),
         ),
         post("/v1/modules", on::post(modules::upload)),
         get("/v1/modules", on::get(modules::list)),

@@ -5,7 +5,7 @@
 use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{dead_letters, fetch, health, modules, processors, produce, topics};
+use super::{damage, dead_letters, fetch, health, modules, processors, produce, topics};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -25,6 +25,8 @@ use super::{dead_letters, fetch, health, modules, processors, produce, topics};
         produce::produce,
         fetch::fetch,
         fetch::value,
+        damage::list,
+        damage::accept,
         modules::upload,
         modules::list,
         modules::show,

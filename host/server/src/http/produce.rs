@@ -1,10 +1,14 @@
-//! Produce over HTTP: JSON, JSON a line, or raw bytes. Whatever the form, one request is one commit.
+//! Produce over HTTP: JSON, JSON a line, or raw bytes. Whatever the form, one request is one commit; with an `Idempotency-Key` it
+//! is one however often it is sent.
+
+use std::borrow::Cow;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use millrace_broker::{NewMessage, Placed};
 use millrace_model::{Header, Message, PartitionId, Timestamp, TopicName};
@@ -15,6 +19,7 @@ use super::Shared;
 use super::body::{BYTE_ORDER_MARK, json, turn_away};
 use super::bounds::{PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX};
 use super::error::{ApiError, ErrorBody};
+use super::idempotency::{self, REPLAYED};
 use super::messages::MessageIn;
 use super::query::{InPath, InQuery};
 
@@ -56,14 +61,25 @@ struct PlaceBody {
 ///
 /// By content type: `application/json` is one message or `{"messages": […]}`; `application/x-ndjson` is a message a line; any other
 /// is one message whose value is the body, with `?key=`, `?partition=` and `millrace-header-<name>` headers.
+///
+/// With the header `Idempotency-Key` the request may be sent again until it is answered, and takes effect once: a repeat gets the
+/// first answer, marked `idempotent-replayed: true`. A topic remembers its last 100,000 keys, for at most 24 hours.
 #[utoipa::path(post, path = "/v1/topics/{topic}/messages", tag = "messages",
-    params(("topic" = String, Path,), ProduceQuery),
+    params(
+        ("topic" = String, Path,),
+        ProduceQuery,
+        ("idempotency-key" = Option<String>, Header,
+            description = "1 to 255 visible ASCII characters, such as a UUID; a new one for each request"),
+    ),
     request_body(content((Many = "application/json"), (MessageIn = "application/x-ndjson"), (Vec<u8> = "application/octet-stream"))),
     responses(
-        (status = 200, body = PlacedBody, description = "Committed"),
+        (status = 200, body = PlacedBody, description = "Committed", headers(
+            ("idempotent-replayed" = Option<bool>, description = "The answer of an earlier request with this key; nothing was added now"),
+        )),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 413, body = ErrorBody),
+        (status = 422, body = ErrorBody, description = "`idempotency-key-reused`: the key came with another request"),
         (status = 429, body = ErrorBody),
         (status = 503, body = ErrorBody),
     )
@@ -74,25 +90,43 @@ pub(super) async fn produce(
     InQuery(query): InQuery<ProduceQuery>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<PlacedBody>, ApiError> {
+) -> Result<Response, ApiError> {
     // Asked before the body is read: nobody should send megabytes to a misspelt topic.
     if app.broker.topic(&topic).is_none() {
         turn_away(&headers, body).await;
         return Err(millrace_broker::ProduceError::UnknownTopic(topic).into());
     }
+    let key = match idempotency::key_of(&headers) {
+        Ok(key) => key,
+        Err(error) => {
+            turn_away(&headers, body).await;
+            return Err(error);
+        }
+    };
     let taken = app
         .take_body(&headers, body, PRODUCE_BODY_BYTES_MAX)
         .await?;
+    let form = Form::of(&headers);
+    let key = key.map(|key| idempotency::call(key, &form.asked(&query, &headers, &taken.bytes)));
     let now = app.clock.wall();
-    let messages = match Form::of(&headers) {
+    let messages = match form {
         Form::Raw => vec![raw(query, &headers, taken.bytes.clone(), now)],
         form => {
             query.refuse_for_json()?;
             form.messages(&taken.bytes, now)?
         }
     };
-    let placed = app.broker.produce(&topic, messages).await?;
-    Ok(Json(placed.into()))
+    let Some(key) = key else {
+        let placed = app.broker.produce(&topic, messages).await?;
+        return Ok(Json(PlacedBody::from(placed)).into_response());
+    };
+    let produced = app.broker.produce_once(&topic, messages, key).await?;
+    let body = Json(PlacedBody::from(produced.placed));
+    let replayed = [(REPLAYED, "true")];
+    Ok(match produced.repeated {
+        true => (replayed, body).into_response(),
+        false => body.into_response(),
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -111,6 +145,32 @@ impl Form {
             t if t.eq_ignore_ascii_case("application/x-ndjson") => Self::Lines,
             _ => Self::Raw,
         }
+    }
+
+    /// Everything that says what a request asks for.
+    fn asked<'a>(
+        self,
+        query: &'a ProduceQuery,
+        headers: &'a HeaderMap,
+        body: &'a [u8],
+    ) -> Vec<Cow<'a, [u8]>> {
+        let form: &[u8] = match self {
+            Self::Json => b"json",
+            Self::Lines => b"lines",
+            Self::Raw => b"raw",
+        };
+        let mut parts: Vec<Cow<'a, [u8]>> = vec![form.into(), body.into()];
+        if let Self::Raw = self {
+            let partition = query.partition.map(|partition| partition.to_string());
+            parts.push(format!("{:?} {partition:?}", query.key).into_bytes().into());
+            for (name, value) in headers {
+                if name.as_str().starts_with(HEADER_PREFIX) {
+                    parts.push(name.as_str().as_bytes().into());
+                    parts.push(value.as_bytes().into());
+                }
+            }
+        }
+        parts
     }
 
     fn messages(self, body: &[u8], now: Timestamp) -> Result<Vec<NewMessage>, ApiError> {

@@ -13,6 +13,7 @@ use millrace_model::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::damage::DamagedOffsets;
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
 use super::{App, Shared, to_the_end};
@@ -72,6 +73,9 @@ struct EndsBody {
     /// The offset that the next message will have.
     #[schema(value_type = u64)]
     end: Offset,
+    /// Offsets that are known to be damaged.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<DamagedOffsets>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -166,11 +170,14 @@ pub(super) async fn show(
     InPath(name): InPath<TopicName>,
 ) -> Result<Json<TopicBody>, ApiError> {
     let topic = app.known_topic(&name)?;
+    let damage = app.broker.damage();
     let ends_of = |partition: PartitionId| {
+        let id = topic.partition(partition)?;
         app.broker.ends(&topic, partition).map(|ends| EndsBody {
             partition,
             start: ends.start,
             end: ends.end,
+            damaged: App::damaged(&damage, id),
         })
     };
     let ends = topic

@@ -157,3 +157,28 @@ fn a_segment_is_dumped_and_damage_in_it_does_not_end_the_dump() {
         3,
     );
 }
+
+#[test]
+fn a_repair_is_only_told_until_it_is_meant_and_then_moves_what_makes_way() {
+    let (dir, _) = filled();
+    let stray = dir.path().join("notes.txt");
+    fs::write(&stray, "mine").expect("written");
+    fs::remove_file(dir.path().join("checkpoint.sqlite")).expect("removed");
+    let path = dir.path().to_str().expect("text");
+    let told = out(&millrace(&["doctor", path, "--repair"]), 1);
+    assert!(told.contains("A REPAIR WOULD"), "{told}");
+    assert!(told.contains("nothing was changed"), "{told}");
+    assert!(stray.exists());
+    let done = out(
+        &millrace(&["doctor", path, "--repair", "--yes", "--json"]),
+        0,
+    );
+    let done: Value = serde_json::from_str(&done).expect("JSON");
+    assert_eq!(done["repaired"].as_array().map(Vec::len), Some(2), "{done}");
+    assert!(!stray.exists());
+    let host = host(dir.path());
+    let messages = host.get("/v1/topics/orders/partitions/0/messages").json();
+    assert_eq!(messages["messages"].as_array().map(Vec::len), Some(4));
+    let busy = millrace(&["doctor", path, "--repair", "--yes"]);
+    assert_eq!(busy.status.code(), Some(6), "{busy:?}");
+}

@@ -1,8 +1,10 @@
 //! The server from outside: over HTTP, and as the built binary. One test binary, because linking a host takes its time.
 
 mod cli;
+mod damage;
 mod doctor;
 mod http;
+mod idempotency;
 mod processing;
 mod slow_readers;
 mod support;

@@ -38,7 +38,11 @@ impl Worker {
         self.take_due(&due, &mut cut).await?;
         if reads && !due.alone && !cut.is_full() {
             self.linger(live, &cut).await?;
-            self.source.fill(messages_max, bytes_max).await?;
+            match self.source.fill(messages_max, bytes_max).await {
+                // Retries go on, whatever stands in the way of new messages.
+                Err(_) if !cut.is_empty() => {}
+                filled => filled?,
+            }
             cut.reserve(messages_max.min(self.source.at_hand()), self.bytes_before);
             let parked = &self.progress.parked;
             cut.take_new(&mut self.source, live.spec.order, parked, room);

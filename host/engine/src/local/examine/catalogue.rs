@@ -105,7 +105,12 @@ impl Catalogue {
                     None => modules.remove(key),
                 };
             }
-            Operation::Entry { .. } | Operation::Progress { .. } | Operation::Claim { .. } => {}
+            Operation::Entry { .. }
+            | Operation::Progress { .. }
+            | Operation::Claim { .. }
+            | Operation::Moment(_)
+            | Operation::Producer { .. }
+            | Operation::Request { .. } => {}
         }
         Ok(())
     }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 
 use bytes::Bytes;
 use millrace_log::journal::examine::{self, Gap, JournalExamination};
 
 use super::super::codec::{self, Operation};
 use super::catalogue::Catalogue;
-use super::report::{Finding, Report};
+use super::report::{Finding, Repair, Report};
 
 /// Why a replay ends early.
 enum Stopped {
@@ -27,6 +28,7 @@ pub(super) fn examine(
     catalogue: &mut Catalogue,
     first_file: u64,
     after_sequence: u64,
+    durable: u64,
 ) -> io::Result<()> {
     let dir = report.dir.join("journal");
     let found = examine::examine(&dir, first_file, after_sequence)?;
@@ -43,7 +45,7 @@ pub(super) fn examine(
         ),
     }
     if let Some(gap) = &found.damage {
-        add_damage(report, catalogue, gap, &found);
+        add_damage(report, catalogue, gap, &found, durable);
     }
     if let Some(gap) = &found.torn {
         report.add(
@@ -70,8 +72,11 @@ pub(super) fn examine(
                 .advise("fine if a start was interrupted; if files were moved away, put them back before the next start"),
         );
     }
-    if found.damage.is_none() {
-        let transactions = found.last_sequence() - after_sequence;
+    let last_sequence = found.last_sequence();
+    if found.damage.is_none() && last_sequence < durable {
+        report.add(missing_end(&dir, last_sequence, durable));
+    } else if found.damage.is_none() {
+        let transactions = last_sequence - after_sequence;
         let (live, spare) = (found.live_files, found.spare_files);
         report.add(Finding::ok(
             &dir,
@@ -90,16 +95,39 @@ fn replay(catalogue: &mut Catalogue, sequence: u64, body: Bytes) -> Result<(), S
     Ok(())
 }
 
-fn add_damage(report: &mut Report, catalogue: &Catalogue, gap: &Gap, found: &JournalExamination) {
-    let last = found.after_damage.last().map_or_else(
-        || format!("transaction {} and those after it", gap.sequence),
-        |(last, _)| format!("transactions {} to {last}, or parts of them,", gap.sequence),
+/// The journal ends whole, and too early.
+fn missing_end(dir: &Path, last_sequence: u64, durable: u64) -> Finding {
+    let meaning = format!(
+        "transactions {} to {durable} were durable and are not there: a file was removed, cut or replaced while no host ran, or \
+         the last write was damaged afterwards; a host does not start",
+        last_sequence + 1
     );
+    Finding::damage(dir, meaning)
+        .advise("put the journal's files back, or restore the directory from a backup; `--repair` goes on without what is missing")
+        .repaired_by(Repair::AcceptMissing { last_sequence })
+}
+
+fn add_damage(
+    report: &mut Report,
+    catalogue: &Catalogue,
+    gap: &Gap,
+    found: &JournalExamination,
+    durable: u64,
+) {
+    let last = found.after_damage.last().map_or(0, |(last, _)| *last);
+    let last = match last.max(durable) {
+        0 => format!("transaction {} and those after it", gap.sequence),
+        last => format!("transactions {} to {last}, or parts of them,", gap.sequence),
+    };
     let meaning =
         format!("{last} cannot be replayed, though they were durable; a host does not start");
-    let advice = "restore the data directory from a backup; or move this file and those with higher numbers away, to start with \
-                  what came before";
-    let finding = Finding::damage(&gap.path, meaning).advise(advice);
+    let advice = "restore the data directory from a backup; `--repair` goes on with what came before the damage";
+    let finding = Finding::damage(&gap.path, meaning)
+        .advise(advice)
+        .repaired_by(Repair::CutJournal {
+            position: gap.bytes.start,
+            last_sequence: gap.sequence - 1,
+        });
     report.add(finding.in_bytes(gap.bytes.clone()));
     let mut seen = BTreeSet::new();
     for (_, body) in &found.after_damage {

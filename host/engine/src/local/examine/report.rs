@@ -52,6 +52,31 @@ pub struct Finding {
     pub meaning: String,
     /// What to do.
     pub advice: Option<String>,
+    /// What a repair would do about it.
+    pub repair: Option<Repair>,
+}
+
+/// What a repair does about a finding. Nothing is ever removed: what has to make way is moved to `quarantine/`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Moves the file there.
+    Quarantine,
+    /// Puts a copy of the file there, if another repair gives up transactions: the next start would write over it.
+    KeepCopy,
+    /// Goes on with the journal up to this byte of the file: what stands there and in later files is moved away.
+    CutJournal {
+        /// Where the sound part ends.
+        position: u64,
+        /// The last transaction that is kept.
+        last_sequence: u64,
+    },
+    /// Takes the journal's end for its end, though more was durable.
+    AcceptMissing {
+        /// The last transaction that is kept.
+        last_sequence: u64,
+    },
+    /// Builds the checkpoint again from the topics' copy, the segments and the journal.
+    RebuildCheckpoint,
 }
 
 impl Finding {
@@ -65,6 +90,7 @@ impl Finding {
             offsets: None,
             meaning: meaning.into(),
             advice: None,
+            repair: None,
         }
     }
 
@@ -81,11 +107,18 @@ impl Finding {
     }
 
     pub(super) fn stray(place: &Path) -> Self {
-        Self::note(place, "this is not the host's").advise("the host leaves it alone; so may you")
+        Self::note(place, "this is not the host's")
+            .advise("the host leaves it alone; so may you")
+            .repaired_by(Repair::Quarantine)
     }
 
     pub(super) fn advise(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());
+        self
+    }
+
+    pub(super) fn repaired_by(mut self, repair: Repair) -> Self {
+        self.repair = Some(repair);
         self
     }
 
@@ -139,21 +172,26 @@ impl Finding {
             .advise("look at the disk and the file's permissions, then examine again"),
             FaultKind::IndexMisleads => {
                 Self::damage(path, "the index leads to wrong places in its segment")
-                    .advise("move the index file away while no host runs; reading makes a new one")
+                    .advise("`--repair` moves the index file away; reading makes a new one")
+                    .repaired_by(Repair::Quarantine)
             }
             FaultKind::IndexDamaged => Self::note(path, "the index is damaged")
-                .advise("nothing to do: the segment is read through where its index is of no use"),
+                .advise("nothing to do: the segment is read through where its index is of no use")
+                .repaired_by(Repair::Quarantine),
             FaultKind::IndexAlone => Self::note(path, "an index without a segment")
-                .advise("nothing to do, unless its segment was moved away: then put that back"),
+                .advise("nothing to do, unless its segment was moved away: then put that back")
+                .repaired_by(Repair::Quarantine),
             FaultKind::PastEnd => Self::note(path, "bytes after the segment's last message")
                 .advise("nothing to do: they belong to no message"),
             FaultKind::AfterMark => Self::note(path, "bytes written after the last checkpoint")
-                .advise("nothing to do: the next start writes them again from the journal"),
-            FaultKind::AfterCheckpoint => {
-                Self::note(path, "a segment begun after the last checkpoint").advise(
-                    "nothing to do: the next start removes it and writes it again from the journal",
-                )
-            }
+                .advise("nothing to do: the next start writes them again from the journal")
+                .repaired_by(Repair::KeepCopy),
+            FaultKind::AfterCheckpoint => Self::note(
+                path,
+                "a segment begun after the last checkpoint",
+            )
+            .advise("nothing to do: the next start removes it and writes it again from the journal")
+            .repaired_by(Repair::KeepCopy),
             FaultKind::Stray => Self::stray(path),
         };
         Self {
@@ -184,7 +222,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn new(dir: &Path) -> Self {
+    pub(in super::super) fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
             findings: Vec::new(),

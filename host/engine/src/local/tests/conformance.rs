@@ -22,6 +22,7 @@ async fn open_small(dir: PathBuf) -> Arc<dyn Engine> {
         tail_bytes_max: 16 << 10,
         checkpoint_journal_bytes: 64 << 10,
         checkpoint_interval: std::time::Duration::from_millis(5),
+        ..LocalOptions::default()
     };
     let opened = LocalEngine::open(&dir, options, Arc::new(SystemClock::new())).await;
     opened.expect("the directory opens")

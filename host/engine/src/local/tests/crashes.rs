@@ -54,6 +54,7 @@ async fn work(
                 value: Some(number.to_string().into()),
             }],
             durability: None,
+            request: None,
         };
         record.attempted = number;
         if engine.commit(transaction).await.is_err() {

@@ -6,9 +6,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use millrace_model::Digest;
-use sha2::{Digest as _, Sha256};
-
 use super::*;
 use crate::local::examine::{ExamineError, Finding, Reached, Report, Severity, examine};
 use crate::{EntryKind, EntryWrite};
@@ -72,7 +69,7 @@ async fn filled() -> (tempfile::TempDir, TopicPartition, Digest) {
         produce(&engine, orders, &value).await.unwrap();
     }
     let module = b"the bytes of a module";
-    let digest = Digest(Sha256::digest(module).into());
+    let digest = digest_of(module);
     let put = engine.put_module(digest, Bytes::from_static(module));
     put.await.unwrap();
     let entry = EntryWrite {

@@ -1,10 +1,15 @@
 //! The local engine's own promises, beside those of the conformance suite.
 
+mod care;
 mod conformance;
 mod crashes;
+mod damage;
 mod disk;
 mod examine;
+mod exhaustive;
+mod loss;
 mod pipeline;
+mod producers;
 mod restart;
 mod speed;
 
@@ -15,9 +20,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use millrace_log::sim::SimDisk;
 use millrace_model::{
-    BatchBuilder, Durability, Message, Offset, PartitionId, RecordBatch, SystemClock, Timestamp,
-    Topic, TopicName, TopicPartition, TopicSpec,
+    BatchBuilder, Digest, Durability, Message, Offset, PartitionId, RecordBatch, SystemClock,
+    Timestamp, Topic, TopicName, TopicPartition, TopicSpec,
 };
+
+use sha2::{Digest as _, Sha256};
 
 use super::{LocalEngine, LocalOptions, OpenError};
 use crate::{Append, CommitError, Engine, Receipt, Transaction};
@@ -30,6 +37,9 @@ fn small() -> LocalOptions {
         tail_bytes_max: 8 << 10,
         checkpoint_journal_bytes: 12 << 10,
         checkpoint_interval: Duration::from_secs(60),
+        scrub_bytes_per_second: 0,
+        notes_durable: false,
+        ..LocalOptions::default()
     }
 }
 
@@ -107,6 +117,11 @@ fn values_of(batch: &RecordBatch) -> Vec<String> {
         String::from_utf8(batch.bytes()[record.value.unwrap()].to_vec()).unwrap()
     };
     records.map(|record| value(record.unwrap())).collect()
+}
+
+/// What a module with these bytes is called.
+fn digest_of(module: &[u8]) -> Digest {
+    Digest(Sha256::digest(module).into())
 }
 
 /// Waits until what is true in the end is true.

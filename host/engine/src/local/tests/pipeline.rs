@@ -1,5 +1,6 @@
 //! What is shown and answered, and what waits, while a sync is under way.
 
+use millrace_log::sim::{Effect, Fault, Gate, OperationKind};
 use millrace_model::Progress;
 
 use super::*;
@@ -25,6 +26,14 @@ async fn setting() -> Setting {
     }
 }
 
+/// Syncs of these files wait until the gate is opened.
+fn hold_syncs(disk: &SimDisk, of: &str) -> Gate {
+    let gate = Gate::default();
+    let wait = Fault::new(Effect::Wait(gate.clone()));
+    disk.inject(wait.on(OperationKind::Sync).at_path(of).for_ever());
+    gate
+}
+
 type Committing = tokio::task::JoinHandle<Result<Receipt, CommitError>>;
 
 fn begin(engine: &Arc<LocalEngine>, transaction: Transaction) -> Committing {
@@ -47,7 +56,7 @@ async fn what_is_not_synced_is_not_shown_and_what_needs_no_sync_is_answered_mean
         ..
     } = &setting;
     engine.shared.keep_syncs_from_the_committer();
-    disk.hold_syncs(Some("journal"));
+    let gate = hold_syncs(disk, "journal");
     let many: Vec<Committing> = (0..10)
         .map(|number| begin_produce(engine, *durable, &number.to_string()))
         .collect();
@@ -58,7 +67,7 @@ async fn what_is_not_synced_is_not_shown_and_what_needs_no_sync_is_answered_mean
         assert!(read.is_empty());
     }
     assert!(many.iter().all(|commit| !commit.is_finished()));
-    disk.hold_syncs(None);
+    gate.open();
     for commit in many {
         commit.await.unwrap().unwrap();
     }
@@ -76,7 +85,7 @@ async fn an_os_commit_after_an_unsynced_durable_one_of_its_partition_waits_and_o
         ..*os
     };
     engine.shared.keep_syncs_from_the_committer();
-    disk.hold_syncs(Some("journal"));
+    let gate = hold_syncs(disk, "journal");
     let demanding = Transaction {
         durability: Some(Durability::Durable),
         ..Transaction::produce(vec![append(*os, "durable")])
@@ -92,7 +101,7 @@ async fn an_os_commit_after_an_unsynced_durable_one_of_its_partition_waits_and_o
     produce(engine, other, "elsewhere").await.unwrap();
     assert!(!demanding.is_finished() && !behind.is_finished());
     assert_eq!(engine.ends(*os).unwrap().end, Offset(0));
-    disk.hold_syncs(None);
+    gate.open();
     demanding.await.unwrap().unwrap();
     behind.await.unwrap().unwrap();
     assert_eq!(values(engine, *os).await, ["durable", "behind"]);
@@ -110,7 +119,7 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
     } = &setting;
     let lease = engine.claim("group", *os).await.unwrap();
     engine.shared.keep_syncs_from_the_committer();
-    disk.hold_syncs(Some("journal"));
+    let gate = hold_syncs(disk, "journal");
     let next = Offset(7);
     let transaction = Transaction {
         appends: vec![append(*os, "both"), append(*durable, "both")],
@@ -132,7 +141,7 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
         let (engine, os) = (Arc::clone(engine), *os);
         async move { engine.progress("group", os).await }
     });
-    disk.hold_syncs(None);
+    gate.open();
     committing.await.unwrap().unwrap();
     for partition in [os, durable] {
         assert_eq!(values(engine, *partition).await, ["both"]);
@@ -177,7 +186,7 @@ async fn commits_go_on_while_a_checkpoint_becomes_durable() {
     let engine = LocalEngine::open_on(Arc::new(disk.clone()), dir.path(), options, clock).await;
     let engine = engine.unwrap();
     let os = at(&topic(&engine, "os", Durability::Os).await, 0);
-    disk.hold_syncs(Some("topics"));
+    let gate = hold_syncs(&disk, "topics");
     let value = "v".repeat(1_000);
     let mut written = Vec::new();
     // Far more than memory takes and than is between two checkpoints, and less than the bound on the journal.
@@ -186,7 +195,7 @@ async fn commits_go_on_while_a_checkpoint_becomes_durable() {
         produce(&engine, os, &value).await.unwrap();
         written.push(value);
     }
-    disk.hold_syncs(None);
+    gate.open();
     assert_eq!(values(&engine, os).await, written);
     engine.close().await;
     drop(engine);

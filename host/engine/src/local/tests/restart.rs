@@ -2,7 +2,6 @@
 
 use super::*;
 use millrace_log::Disk;
-use millrace_model::Digest;
 
 fn numbered(numbers: std::ops::Range<u32>) -> Vec<String> {
     let value = |number| format!("{number} {}", "v".repeat(number as usize % 200));
@@ -15,8 +14,8 @@ async fn everything_acknowledged_is_there_after_the_process_ended_without_closin
         let dir = tempfile::tempdir().unwrap();
         let mut engine = open_real(dir.path(), small()).await.unwrap();
         let orders = at(&topic(&engine, "orders", durability).await, 2);
-        let digest = Digest([7; 32]);
         let bytes = Bytes::from_static(b"a module");
+        let digest = digest_of(&bytes);
         engine.put_module(digest, bytes.clone()).await.unwrap();
         for round in 0..4 {
             let all = numbered(0..round * 100 + 100);
@@ -110,7 +109,7 @@ async fn a_module_that_a_killed_process_left_is_durable_once_it_is_put_again() {
     for seed in 0..20 {
         let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
         drop(open_sim(&disk, dir.path()).await.unwrap());
-        let digest = Digest([7; 32]);
+        let digest = digest_of(b"module");
         let path = dir.path().join(format!("modules/{digest}.wasm"));
         let file = disk.create(&path).unwrap();
         file.write_all_at(b"module", 0).unwrap();

@@ -1,0 +1,77 @@
+//! What an engine knows to be damaged, and how far the search for more of it is. Damage is found, named and kept; never removed.
+
+use std::ops::Range;
+
+use millrace_model::{Digest, Offset, Timestamp, TopicPartition};
+use serde::{Deserialize, Serialize};
+
+/// What is known to be damaged.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DamageReport {
+    /// Messages that cannot be read, by partition and offset.
+    pub ranges: Vec<DamagedRange>,
+    /// Modules whose bytes are not those that were uploaded.
+    pub modules: Vec<Digest>,
+    /// The background search, where the engine has one.
+    pub scrub: Option<ScrubStatus>,
+}
+
+/// Messages that are not there as they were written. Those around them are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedRange {
+    /// Where.
+    pub partition: TopicPartition,
+    /// The first of them.
+    pub from: Offset,
+    /// The offset after the last of them: where to read on.
+    pub to: Offset,
+    /// The file, as seen from the data directory.
+    pub file: String,
+    /// Where in the file; `None` until the file was read through.
+    pub bytes: Option<Range<u64>>,
+    /// When it was met first.
+    pub found_at: Timestamp,
+    /// Who met it.
+    pub found_by: FoundBy,
+    /// When somebody said that processors go on without them.
+    pub accepted_at: Option<Timestamp>,
+}
+
+impl DamagedRange {
+    /// How many offsets.
+    #[must_use]
+    pub fn message_count(&self) -> u64 {
+        self.to.0.saturating_sub(self.from.0)
+    }
+
+    /// Whether the ranges have an offset in common.
+    #[must_use]
+    pub fn meets(&self, from: Offset, to: Offset) -> bool {
+        self.from < to && from < self.to
+    }
+}
+
+/// Who met a damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FoundBy {
+    /// Somebody who wanted to read the messages.
+    Read,
+    /// The background search.
+    Scrub,
+}
+
+/// How far the background search is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ScrubStatus {
+    /// Bytes that it reads in a second at the most; 0 is off.
+    pub bytes_per_second: u64,
+    /// Bytes read since the host started.
+    pub bytes: u64,
+    /// When the present round began; `None` between rounds.
+    pub round_began_at: Option<Timestamp>,
+    /// The share of the partitions that the present round is done with.
+    pub round_done: f64,
+    /// When the last full round ended.
+    pub round_finished_at: Option<Timestamp>,
+}

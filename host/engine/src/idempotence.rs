@@ -1,0 +1,206 @@
+//! Doing things once: producers that number their batches, and requests that carry a key. The same rules for every engine.
+//!
+//! A transaction is judged before anything is written ([`Idempotence::judge`]); what it leaves to be remembered follows from
+//! what is written, so a replay of the journal remembers the same. Time is written down as well ([`Idempotence::moment`]) and
+//! never asked of a clock while something is applied: what is forgotten for its age is forgotten at the same place again.
+
+pub(crate) mod producers;
+pub(crate) mod requests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use millrace_model::{Numbering, Offset, ProducerId, Timestamp, TopicId, TopicPartition};
+
+use self::producers::{ProducerState, Producers};
+use self::requests::{Request, Requests};
+use crate::contract::{Append, CommitError, Receipt, RequestMark};
+
+/// What is remembered of producers and requests.
+#[derive(Debug, Default)]
+pub(crate) struct Idempotence {
+    /// The latest time that was written down.
+    moment: Timestamp,
+    pub(crate) producers: Producers,
+    pub(crate) requests: Requests,
+}
+
+/// What a transaction is.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Judgement {
+    /// Nobody numbered or marked it.
+    Plain,
+    /// New, and it leaves something to be remembered.
+    New,
+    /// It took effect earlier.
+    Repeat(Receipt),
+}
+
+/// What the transactions that are decided and not yet applied will have changed.
+#[derive(Debug, Default)]
+pub(crate) struct Overlay {
+    now: Timestamp,
+    producers: HashMap<(TopicPartition, i64), ProducerState>,
+    requests: HashMap<(TopicId, [u8; 16]), Arc<Request>>,
+}
+
+impl Overlay {
+    /// Starts over, at this time.
+    pub(crate) fn clear(&mut self) {
+        self.producers.clear();
+        self.requests.clear();
+    }
+
+    /// Notes what time it is.
+    pub(crate) fn set_now(&mut self, now: Timestamp) {
+        self.now = now;
+    }
+
+    /// Takes in a numbered batch that was judged to be new.
+    pub(crate) fn accept(
+        &mut self,
+        kept: &Idempotence,
+        partition: TopicPartition,
+        numbering: Numbering,
+        base: Offset,
+    ) {
+        let now = kept.now(self);
+        let key = (partition, numbering.producer.id);
+        let before = kept.producers.state(partition, numbering.producer.id);
+        let before = self.producers.get(&key).or(before).copied();
+        let after = ProducerState::after(before, numbering, base, now);
+        self.producers.insert(key, after);
+    }
+
+    /// Takes in a request that was judged to be new.
+    pub(crate) fn remember(&mut self, topic: TopicId, request: Arc<Request>) {
+        self.requests.insert((topic, request.key), request);
+    }
+}
+
+impl Idempotence {
+    /// Says whether a transaction is new, or a repeat and what it was answered then.
+    ///
+    /// # Errors
+    /// Where it is neither: a gap, an older epoch, an unknown producer, a key used for something else.
+    pub(crate) fn judge(
+        &self,
+        overlay: &Overlay,
+        appends: &[Append],
+        mark: Option<&RequestMark>,
+    ) -> Result<Judgement, CommitError> {
+        if mark.is_none() && !appends.iter().any(is_numbered) {
+            return Ok(Judgement::Plain);
+        }
+        if let Some(mark) = mark
+            && let Some(request) = self.request(overlay, mark)
+        {
+            return request.repeat(mark).map(Judgement::Repeat);
+        }
+        self.judge_numbers(overlay, appends)
+    }
+
+    fn request<'a>(&'a self, overlay: &'a Overlay, mark: &RequestMark) -> Option<&'a Request> {
+        let undecided = overlay.requests.get(&(mark.topic, mark.key));
+        let found = undecided.or_else(|| self.requests.get(mark.topic, &mark.key));
+        let young = |request: &&Arc<Request>| !request.is_old(self.now(overlay));
+        found.filter(young).map(|request| &**request)
+    }
+
+    /// A transaction is whole: each append repeats, or none does.
+    fn judge_numbers(
+        &self,
+        overlay: &Overlay,
+        appends: &[Append],
+    ) -> Result<Judgement, CommitError> {
+        let now = self.now(overlay);
+        let mut repeated = Vec::new();
+        // What the transaction's own appends change for those after them.
+        let mut own: HashMap<(TopicPartition, i64), ProducerState> = HashMap::new();
+        for Append { partition, batch } in appends {
+            let Some(numbering) = batch.numbering() else {
+                continue;
+            };
+            let key = (*partition, numbering.producer.id);
+            let state = own.get(&key).or_else(|| overlay.producers.get(&key));
+            let state = state.or_else(|| self.producers.state(key.0, key.1));
+            match self.producers.judge(state, *partition, numbering, now)? {
+                Some(base) => repeated.push(base),
+                None if appends.len() > 1 => {
+                    let state = state.copied();
+                    let after = ProducerState::after(state, numbering, Offset::MAX, now);
+                    own.insert(key, after);
+                }
+                None => {}
+            }
+        }
+        match repeated.len() {
+            0 => Ok(Judgement::New),
+            all if all == appends.len() && !repeated.contains(&Offset::MAX) => {
+                Ok(Judgement::Repeat(Receipt {
+                    base_offsets: repeated,
+                    repeated: true,
+                    ..Receipt::default()
+                }))
+            }
+            repeated => Err(CommitError::PartlyRepeated {
+                repeated,
+                appends: appends.len(),
+            }),
+        }
+    }
+
+    fn now(&self, overlay: &Overlay) -> Timestamp {
+        self.moment.max(overlay.now)
+    }
+
+    /// The time to write down before what is decided now.
+    pub(crate) fn moment(&self, overlay: &Overlay) -> Timestamp {
+        self.now(overlay)
+    }
+
+    /// The latest time that was written down, for a checkpoint.
+    pub(crate) fn written_moment(&self) -> Timestamp {
+        self.moment
+    }
+
+    /// Takes over a time that was written down; time does not go back.
+    pub(crate) fn apply_moment(&mut self, moment: Timestamp) {
+        self.moment = self.moment.max(moment);
+    }
+
+    /// Takes over an append.
+    pub(crate) fn apply_append(
+        &mut self,
+        partition: TopicPartition,
+        numbering: Numbering,
+        base: Offset,
+    ) {
+        self.producers
+            .apply(partition, numbering, base, self.moment);
+    }
+
+    /// Takes over a producer's identity.
+    pub(crate) fn give(&mut self, producer: ProducerId, name: Option<Arc<str>>) {
+        self.producers.give(producer, name, self.moment);
+    }
+
+    /// Takes over a request.
+    pub(crate) fn apply_request(&mut self, topic: TopicId, request: Arc<Request>) {
+        self.requests.apply(topic, request, self.moment);
+    }
+
+    /// Forgets what was remembered for a topic that is gone.
+    pub(crate) fn forget_topic(
+        &mut self,
+        topic: TopicId,
+        partitions: impl Iterator<Item = TopicPartition>,
+    ) {
+        partitions.for_each(|partition| self.producers.forget(partition));
+        self.requests.forget(topic);
+    }
+}
+
+fn is_numbered(append: &Append) -> bool {
+    append.batch.numbering().is_some()
+}

@@ -1,0 +1,398 @@
+//! Runs a script on the whole engine, one step after the other, and keeps the disk as it was before every operation that
+//! changed it: the crash points.
+//!
+//! What makes a run the same every time: one caller that waits for each answer, and for the flusher to have nothing more to do;
+//! bounds that never call the flusher by themselves; partitions visited in a fixed order.
+
+use std::fs;
+use std::path::PathBuf;
+
+use millrace_log::sim::{Fault, Image, Loss, Operation};
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use super::super::*;
+use super::model::{Dump, Modules, Step, digest, module, value};
+use crate::{EntryWrite, Lease, ProgressWrite};
+
+/// A moment at which the power may fail.
+#[derive(Clone)]
+pub(super) struct Point {
+    pub(super) image: Image,
+    /// The checkpoint's database, which is on a real disk.
+    pub(super) checkpoint: Option<Arc<Vec<u8>>>,
+    /// What was about to happen.
+    pub(super) before: String,
+    /// Steps whose results must be there, and steps that may be.
+    pub(super) steps: std::ops::RangeInclusive<usize>,
+    /// The modules as they were and, while one is being changed, as they will be.
+    pub(super) modules: [Modules; 2],
+}
+
+/// What was asked for and answered so far.
+#[derive(Default)]
+struct History {
+    durable: usize,
+    attempted: usize,
+    modules: [Modules; 2],
+    points: Vec<Point>,
+    last_checkpoint: Option<Arc<Vec<u8>>>,
+}
+
+/// A script that was run.
+pub(super) struct Run {
+    pub(super) name: &'static str,
+    pub(super) script: Vec<Step>,
+    pub(super) dir: PathBuf,
+    /// What is there after each step, from none on.
+    pub(super) states: Vec<Dump>,
+    pub(super) points: Vec<Point>,
+    pub(super) trace_hash: u64,
+}
+
+/// In memory where the machine has a place for that: databases are opened by the thousand.
+pub(super) fn directory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = tempfile::tempdir_in(memory);
+    made.or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
+/// Small files, and nothing that happens unless it is asked for.
+pub(super) fn options() -> LocalOptions {
+    LocalOptions {
+        journal_file_bytes: 16 << 10,
+        segment_bytes: 4 << 10,
+        tail_bytes_max: 1 << 30,
+        checkpoint_journal_bytes: u64::MAX,
+        checkpoint_interval: Duration::from_secs(24 * 3600),
+    }
+}
+
+/// Runs the script whole, on a disk with these faults, of which nobody may notice anything.
+pub(super) fn run(name: &'static str, script: &[Step], faults: &[Fault]) -> Run {
+    let home = directory();
+    let disk = SimDisk::default();
+    for fault in faults {
+        disk.inject(fault.clone());
+    }
+    let history = Arc::new(Mutex::new(History::default()));
+    keep_points(&disk, home.path(), &history);
+    let mut runner = Runner::new(&disk, home.path(), &history);
+    let states = states(script);
+    for (number, step) in script.iter().enumerate() {
+        let done = runner.step(number + 1, step, &states[number]);
+        done.unwrap_or_else(|error| panic!("{name}, step {number}, {step:?}: {error}"));
+    }
+    disk.watch(None);
+    let trace_hash = disk.trace_hash();
+    let mut history = history.lock();
+    let end = history.point(disk.image(), home.path(), "the end".into());
+    history.points.push(end);
+    Run {
+        name,
+        script: script.to_vec(),
+        dir: home.path().to_owned(),
+        states,
+        points: std::mem::take(&mut history.points),
+        trace_hash,
+    }
+}
+
+/// What is there after each step, from none on.
+fn states(script: &[Step]) -> Vec<Dump> {
+    let mut states = vec![Dump::default()];
+    let mut next_topic = 1;
+    for (number, step) in script.iter().enumerate() {
+        let after = states[number].after(number as u64 + 1, step, &mut next_topic);
+        states.push(after);
+    }
+    states
+}
+
+fn keep_points(disk: &SimDisk, dir: &Path, history: &Arc<Mutex<History>>) {
+    let (dir, history) = (dir.to_owned(), Arc::clone(history));
+    disk.watch(Some(Arc::new(
+        move |operation: &Operation, image: &Image| {
+            if operation.kind.changes_disk() {
+                let mut history = history.lock();
+                let what = format!(
+                    "operation {}: {:?} {}",
+                    operation.number,
+                    operation.kind,
+                    operation.path.display()
+                );
+                let point = history.point(image.clone(), &dir, what);
+                history.points.push(point);
+            }
+        },
+    )));
+}
+
+impl History {
+    fn point(&mut self, image: Image, dir: &Path, before: String) -> Point {
+        self.last_checkpoint = read_checkpoint(dir, self.last_checkpoint.take());
+        Point {
+            image,
+            checkpoint: self.last_checkpoint.clone(),
+            before,
+            steps: self.durable..=self.attempted,
+            modules: self.modules.clone(),
+        }
+    }
+}
+
+/// The database as it is now; the same bytes are kept once.
+pub(super) fn read_checkpoint(dir: &Path, last: Option<Arc<Vec<u8>>>) -> Option<Arc<Vec<u8>>> {
+    let bytes = fs::read(dir.join("checkpoint.sqlite")).ok()?;
+    Some(
+        last.filter(|last| **last == bytes)
+            .unwrap_or_else(|| Arc::new(bytes)),
+    )
+}
+
+/// Waits until the flusher has nothing to do.
+fn settle(engine: &LocalEngine) {
+    for _ in 0..200_000 {
+        if engine.shared.orders.are_done() || engine.shared.poisoned().is_some() {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    panic!("the flusher does not come to rest");
+}
+
+struct Runner {
+    engine: Option<Arc<LocalEngine>>,
+    runtime: Runtime,
+    disk: SimDisk,
+    dir: PathBuf,
+    history: Arc<Mutex<History>>,
+    leases: Vec<Lease>,
+}
+
+impl Runner {
+    fn new(disk: &SimDisk, dir: &Path, history: &Arc<Mutex<History>>) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        Self {
+            engine: None,
+            runtime: { runtime }.enable_all().build().expect("a runtime"),
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            history: Arc::clone(history),
+            leases: Vec::new(),
+        }
+    }
+
+    /// The engine; opened if it is not.
+    fn engine(&mut self) -> Result<Arc<LocalEngine>, String> {
+        if let Some(engine) = &self.engine {
+            return Ok(Arc::clone(engine));
+        }
+        let clock = Arc::new(SystemClock::new());
+        let on = Arc::new(self.disk.clone());
+        let opened = LocalEngine::open_on(on, &self.dir, options(), clock);
+        let engine = self.runtime.block_on(opened).map_err(text)?;
+        settle(&engine);
+        self.engine = Some(Arc::clone(&engine));
+        Ok(engine)
+    }
+
+    /// Takes one step and waits for all that follows from it.
+    fn step(&mut self, number: usize, step: &Step, before: &Dump) -> Result<(), String> {
+        {
+            let mut history = self.history.lock();
+            history.attempted = number;
+            match step {
+                Step::PutModule(n) => drop(history.modules[1].insert(*n, module(*n))),
+                Step::DeleteModule(n) => drop(history.modules[1].remove(n)),
+                _ => {}
+            }
+        }
+        self.work(number as u64, step, before)?;
+        let engine = self.engine()?;
+        settle(&engine);
+        let mut history = self.history.lock();
+        history.modules[0] = history.modules[1].clone();
+        if before.is_durable(step) && engine.shared.poisoned().is_none() {
+            history.durable = number;
+        }
+        Ok(())
+    }
+
+    fn work(&mut self, number: u64, step: &Step, before: &Dump) -> Result<(), String> {
+        let engine = self.engine()?;
+        let runtime = &self.runtime;
+        let commit = |transaction| {
+            let committed = runtime.block_on(engine.commit(transaction));
+            committed.map(drop).map_err(text)
+        };
+        match step {
+            Step::Create(name, partitions, durability) => {
+                let made = engine.create_topic(spec(name, *partitions, *durability));
+                runtime.block_on(made).map(drop).map_err(text)
+            }
+            Step::Delete(name) => {
+                let name = &before.topic(name).spec.name;
+                let deleted = runtime.block_on(engine.delete_topic(name));
+                deleted.map(drop).map_err(text)
+            }
+            Step::Append(to, bytes) => {
+                let value = value(number, *bytes);
+                let appends = to.iter().map(|to| append(before.at(*to), &value));
+                commit(Transaction::produce(appends.collect()))
+            }
+            Step::Claim(group, topic, partition) => {
+                let at = before.at((topic, *partition));
+                let lease = runtime.block_on(engine.claim(group, at)).map_err(text)?;
+                assert_eq!(lease.epoch, before.epoch(group, at) + 1);
+                self.leases
+                    .retain(|l| l.group != lease.group || l.partition != at);
+                self.leases.push(lease);
+                Ok(())
+            }
+            Step::Work(group, input, output) => {
+                let at = before.at(*input);
+                let lease = self
+                    .leases
+                    .iter()
+                    .find(|l| *l.group == **group && l.partition == at);
+                commit(work(number, lease.expect("a claim"), before.at(*output)))
+            }
+            Step::Entry(kind, key, bytes) => commit(Transaction {
+                entries: vec![EntryWrite {
+                    kind: *kind,
+                    key: (*key).to_owned(),
+                    value: bytes.map(|bytes| vec![7; bytes].into()),
+                }],
+                durability: Some(Durability::Durable),
+                ..Transaction::default()
+            }),
+            Step::PutModule(n) => {
+                let put = engine.put_module(digest(*n), module(*n));
+                runtime.block_on(put).map_err(text)
+            }
+            Step::DeleteModule(n) => {
+                let deleted = engine.delete_module(digest(*n));
+                runtime.block_on(deleted).map_err(text)
+            }
+            Step::Flush => {
+                engine.shared.orders.ask(|orders| orders.flush = true);
+                Ok(())
+            }
+            Step::Checkpoint => {
+                engine.shared.orders.ask(|orders| orders.checkpoint = true);
+                Ok(())
+            }
+            Step::Restart => {
+                self.engine = None;
+                drop(engine);
+                self.engine().map(drop)
+            }
+            Step::Reopen => {
+                self.engine = None;
+                runtime.block_on(engine.close());
+                drop(engine);
+                self.engine().map(drop)
+            }
+        }
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// What became of a script on a disk that fails.
+pub(super) struct Ended {
+    /// The run, with one point: as it ended.
+    pub(super) run: Run,
+    pub(super) disk: SimDisk,
+    /// The step that failed, and how it did.
+    pub(super) failed: Option<(usize, String)>,
+    /// The directory, with the database.
+    pub(super) home: TempDir,
+}
+
+/// Runs the script until a step fails for good. A full disk is no end: there is room again, and the step is tried again.
+pub(super) fn run_until_failure(script: &[Step], fault: Fault) -> Ended {
+    let home = directory();
+    let disk = SimDisk::default();
+    disk.inject(fault);
+    let history = Arc::new(Mutex::new(History::default()));
+    let mut runner = Runner::new(&disk, home.path(), &history);
+    let states = states(script);
+    let mut failed = None;
+    for (number, step) in script.iter().enumerate() {
+        let mut done = runner.step(number + 1, step, &states[number]);
+        for _ in 0..40 {
+            let full = done.as_ref().is_err_and(|error| error.contains("is full"));
+            if !full {
+                break;
+            }
+            disk.heal();
+            std::thread::sleep(Duration::from_millis(25));
+            done = runner.step(number + 1, step, &states[number]);
+        }
+        if let Err(error) = done {
+            failed = Some((number + 1, error));
+            break;
+        }
+    }
+    drop(runner);
+    let point = history
+        .lock()
+        .point(disk.image(), home.path(), "the end".into());
+    let run = Run {
+        name: "on a failing disk",
+        script: script.to_vec(),
+        dir: home.path().to_owned(),
+        states,
+        points: vec![point],
+        trace_hash: disk.trace_hash(),
+    };
+    Ended {
+        run,
+        disk,
+        failed,
+        home,
+    }
+}
+
+fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
+    Transaction {
+        appends: vec![append(output, &value(number, 20))],
+        progress: Some(ProgressWrite {
+            lease: lease.clone(),
+            progress: millrace_model::Progress {
+                next: Offset(number),
+                ..Default::default()
+            },
+        }),
+        entries: vec![EntryWrite {
+            kind: crate::EntryKind::Redriven,
+            key: "work".to_owned(),
+            value: Some(vec![7; number as usize].into()),
+        }],
+        durability: None,
+    }
+}
+
+impl Point {
+    /// The point in a directory of its own, nothing lost: the process ended, the machine did not.
+    pub(super) fn moved(&self, from: &Path, to: &Path) -> Self {
+        let mut moved = self.clone();
+        moved.image.relocate(from, to);
+        moved.image.close_all();
+        moved
+    }
+
+    /// Puts the point on a disk and in a directory of its own, after the loss; a number that is the same for the same.
+    pub(super) fn lose(&self, loss: Loss, from: &Path, to: &Path) -> (Self, u64) {
+        let mut lost = self.clone();
+        lost.image.lose_power(loss);
+        let fingerprint = lost.image.durable_fingerprint();
+        lost.image.relocate(from, to);
+        (lost, fingerprint)
+    }
+}

@@ -1,0 +1,74 @@
+//! How far a partition's files reach, told by the files alone: for the day on which the checkpoint that knew it is lost.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use millrace_model::Offset;
+
+use super::{Listing, Mark};
+use crate::disk::Disk;
+use crate::inspect::ReadOnlyDisk;
+use crate::segment::examine::{Found, walk, whole};
+
+/// What the files hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// How far they reach.
+    pub mark: Mark,
+    /// The segment at the mark, where it goes on after it.
+    pub cut: Option<PathBuf>,
+    /// Segments that begin after the mark.
+    pub after: Vec<PathBuf>,
+}
+
+/// Reads what the partition's files hold; of what the journal holds as well, from `journal_from` on, nothing.
+///
+/// # Errors
+/// The disk's.
+pub fn told(listing: &Listing, partition: u32, journal_from: Option<Offset>) -> io::Result<Told> {
+    let files = listing.files(&ReadOnlyDisk, partition)?;
+    let bases = files.segments();
+    let limit = journal_from.unwrap_or(Offset::MAX);
+    let before = bases.partition_point(|&base| base < limit);
+    let (kept, after) = bases.split_at(before);
+    let after = after.iter().map(|&base| files.location.segment(base));
+    let mut told = Told {
+        mark: Mark::default(),
+        cut: None,
+        after: after.collect(),
+    };
+    if let (Some(&first), Some(&last)) = (kept.first(), kept.last()) {
+        let path = files.location.segment(last);
+        let file = ReadOnlyDisk.open(&path)?;
+        let length = file.length()?;
+        (told.mark.start, told.mark.segment, told.mark.end) = (first, last, last);
+        let mark = &mut told.mark;
+        walk::<io::Error>(&whole(file, last, Offset::MAX, length), |found| {
+            if let Found::Batch { batch, position } = found {
+                if batch.end_offset() > limit {
+                    return Ok(ControlFlow::Break(()));
+                }
+                mark.bytes = position + batch.byte_count() as u64;
+                mark.end = batch.end_offset();
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if told.mark.bytes < length {
+            told.cut = Some(path);
+        }
+    }
+    // What lies between the files and the journal is lost: the files are closed before the hole, and it reads as damaged.
+    if let Some(from) = journal_from
+        && told.mark.end < from
+    {
+        let start = kept.first().copied().unwrap_or(from);
+        told.mark = Mark {
+            start,
+            end: from,
+            segment: from,
+            bytes: 0,
+        };
+    }
+    Ok(told)
+}

@@ -1,0 +1,87 @@
+//! What a running host's files are found to be: read from the disk, batch by batch, beside those who read and write them.
+
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use millrace_model::Offset;
+
+use super::PartitionFiles;
+use crate::disk::Disk;
+use crate::pace::{Pace, PacedFile};
+use crate::segment::examine::{Found, walk, whole};
+
+/// One segment as it stood when it was asked for; what stood then does not change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptSegment {
+    /// Its file.
+    pub path: PathBuf,
+    /// The offsets in it.
+    pub offsets: Range<Offset>,
+    /// Bytes of the active segment; of a sealed one, the whole file counts.
+    active_bytes: Option<u64>,
+}
+
+/// Messages that are not there as they were written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Which.
+    pub offsets: Range<Offset>,
+    /// Where in the file; empty if the file, or this end of it, is gone.
+    pub bytes: Range<u64>,
+}
+
+impl PartitionFiles {
+    /// All segments, ascending. Where one is missing before the first, it stands there as well.
+    #[must_use]
+    pub fn kept(&self) -> Vec<KeptSegment> {
+        let bases = self.sealed.iter().copied().chain([self.active.base]);
+        let mut bases: Vec<Offset> = bases.collect();
+        if self.start < bases[0] {
+            bases.insert(0, self.start);
+        }
+        let ends = bases.iter().skip(1).copied().chain([self.end]);
+        let kept = bases.iter().zip(ends).map(|(&base, end)| KeptSegment {
+            path: self.place.location.segment(base),
+            offsets: base..end,
+            active_bytes: (base == self.active.base).then_some(self.active.bytes),
+        });
+        kept.filter(|segment| !segment.offsets.is_empty()).collect()
+    }
+}
+
+/// Reads a segment from the disk to its end, at a pace; says what is damaged in it.
+///
+/// # Errors
+/// The disk's, or the pace's. A file that is not there is damage, not an error.
+pub fn verify(disk: &dyn Disk, segment: &KeptSegment, pace: &Pace) -> io::Result<Vec<Damage>> {
+    let Range { start, end } = segment.offsets;
+    let Some(file) = open(disk, &segment.path)? else {
+        let (offsets, bytes) = (start..end, 0..0);
+        return Ok(vec![Damage { offsets, bytes }]);
+    };
+    let length = file.length()?;
+    let paced = Arc::new(PacedFile {
+        file,
+        pace: Arc::clone(pace),
+    });
+    let bytes = segment.active_bytes.unwrap_or(length);
+    let mut damaged: Vec<Damage> = Vec::new();
+    walk::<io::Error>(&whole(paced, start, end, bytes), |found| {
+        if let Found::Damage { bytes, offsets } = found
+            && !offsets.is_empty()
+        {
+            damaged.push(Damage { offsets, bytes });
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(damaged)
+}
+
+fn open(disk: &dyn Disk, path: &Path) -> io::Result<Option<Arc<dyn crate::DiskFile>>> {
+    match disk.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        file => file.map(Some),
+    }
+}

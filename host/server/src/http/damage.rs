@@ -1,0 +1,202 @@
+//! Damage over HTTP: what is known to be damaged, how far the search for more is, and giving up what is lost.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use millrace_engine::{DamagedRange, FoundBy, ScrubStatus};
+use millrace_model::{Offset, PartitionId, TopicName};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::{ApiError, ErrorBody};
+use super::query::InPath;
+use super::{App, Shared, to_the_end};
+
+/// What is known to be damaged.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DamageBody {
+    /// Messages that cannot be read.
+    ranges: Vec<RangeBody>,
+    /// Modules whose bytes are not those that were uploaded, by digest; uploading them again mends them.
+    modules: Vec<String>,
+    /// The background search for damage; absent where the engine has none.
+    scrub: Option<ScrubBody>,
+}
+
+/// Messages that are not there as they were written.
+#[derive(Serialize, ToSchema)]
+struct RangeBody {
+    topic: String,
+    partition: u32,
+    /// The first of them.
+    from: u64,
+    /// The offset after the last of them: where to read on.
+    to: u64,
+    /// The file, as seen from the data directory.
+    file: String,
+    /// Where in the file; absent until it was read through.
+    bytes: Option<BytesBody>,
+    /// Milliseconds since the Unix epoch.
+    found_at: u64,
+    /// `read` or `scrub`.
+    found_by: &'static str,
+    /// When the loss was accepted; processors wait before the range until then.
+    accepted_at: Option<u64>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct BytesBody {
+    from: u64,
+    to: u64,
+}
+
+/// How far the background search is.
+#[derive(Serialize, ToSchema)]
+struct ScrubBody {
+    /// At the most; 0 is off.
+    bytes_per_second: u64,
+    /// Read since the host started.
+    bytes: u64,
+    /// Absent between rounds.
+    round_began_at: Option<u64>,
+    /// The share of the partitions that the present round is done with.
+    round_done: f64,
+    round_finished_at: Option<u64>,
+}
+
+/// Which damaged messages to give up.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AcceptBody {
+    /// The first offset.
+    from: u64,
+    /// The offset after the last one.
+    to: u64,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct AcceptedBody {
+    accepted: Vec<RangeBody>,
+}
+
+impl RangeBody {
+    fn of(topic: &str, range: DamagedRange) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            partition: range.partition.partition.0,
+            from: range.from.0,
+            to: range.to.0,
+            file: range.file,
+            bytes: range.bytes.map(|bytes| BytesBody {
+                from: bytes.start,
+                to: bytes.end,
+            }),
+            found_at: range.found_at.0,
+            found_by: match range.found_by {
+                FoundBy::Read => "read",
+                FoundBy::Scrub => "scrub",
+            },
+            accepted_at: range.accepted_at.map(|at| at.0),
+        }
+    }
+}
+
+impl From<ScrubStatus> for ScrubBody {
+    fn from(status: ScrubStatus) -> Self {
+        Self {
+            bytes_per_second: status.bytes_per_second,
+            bytes: status.bytes,
+            round_began_at: status.round_began_at.map(|at| at.0),
+            round_done: status.round_done,
+            round_finished_at: status.round_finished_at.map(|at| at.0),
+        }
+    }
+}
+
+/// Everything that is known to be damaged, and how far the search for more is.
+#[utoipa::path(get, path = "/v1/damage", tag = "damage", responses((status = 200, body = DamageBody)))]
+pub(super) async fn list(State(app): Shared) -> Json<DamageBody> {
+    let report = app.broker.damage();
+    let topics = app.broker.topics();
+    let named = |range: DamagedRange| {
+        let topic = topics.iter().find(|t| t.id == range.partition.topic)?;
+        Some(RangeBody::of(topic.spec.name.as_str(), range))
+    };
+    Json(DamageBody {
+        ranges: report.ranges.into_iter().filter_map(named).collect(),
+        modules: report.modules.iter().map(ToString::to_string).collect(),
+        scrub: report.scrub.map(ScrubBody::from),
+    })
+}
+
+/// Gives up the damaged messages within these offsets: processors go on without them. Nothing is removed.
+#[utoipa::path(post, path = "/v1/topics/{topic}/partitions/{partition}/damage/accept", tag = "damage",
+    params(("topic" = String, Path,), ("partition" = u32, Path,)), request_body = AcceptBody,
+    responses(
+        (status = 200, body = AcceptedBody),
+        (status = 404, body = ErrorBody, description = "Nothing within these offsets is known to be damaged"),
+    )
+)]
+pub(super) async fn accept(
+    State(app): Shared,
+    InPath((topic, partition)): InPath<(TopicName, u32)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<AcceptedBody>, ApiError> {
+    let AcceptBody { from, to } = app.take_json(&headers, body).await?;
+    let topic = app.known_topic(&topic)?;
+    let partition = PartitionId(partition);
+    let known = topic.partition(partition);
+    let unknown = || millrace_broker::FetchError::UnknownPartition {
+        topic: topic.spec.name.clone(),
+        partition,
+        partitions: topic.spec.partitions,
+    };
+    known.ok_or_else(unknown)?;
+    let name = topic.spec.name.clone();
+    let accepted = to_the_end(async move {
+        let (from, to) = (Offset(from), Offset(to));
+        Ok(app
+            .broker
+            .accept_damage(&topic, partition, from, to)
+            .await?)
+    });
+    let accepted = accepted.await?;
+    if accepted.is_empty() {
+        return Err(ApiError::unknown(
+            "no-such-damage",
+            format!(
+                "nothing is known to be damaged that lies wholly within offsets {from} to {to} (exclusive) of {name}/{partition}"
+            ),
+            "GET /v1/damage or `millrace damage list` shows what is",
+        ));
+    }
+    let accepted = accepted.into_iter();
+    let shown = accepted.map(|range| RangeBody::of(name.as_str(), range));
+    Ok(Json(AcceptedBody {
+        accepted: shown.collect(),
+    }))
+}
+
+/// A range of one partition, as a topic shows it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DamagedOffsets {
+    from: u64,
+    to: u64,
+}
+
+impl App {
+    /// The damaged offsets of a topic's partition.
+    pub(super) fn damaged(
+        report: &millrace_engine::DamageReport,
+        partition: millrace_model::TopicPartition,
+    ) -> Vec<DamagedOffsets> {
+        let ranges = report.ranges.iter().filter(|r| r.partition == partition);
+        let offsets = ranges.map(|range| DamagedOffsets {
+            from: range.from.0,
+            to: range.to.0,
+        });
+        offsets.collect()
+    }
+}

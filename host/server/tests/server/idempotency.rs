@@ -1,0 +1,119 @@
+//! `Idempotency-Key` over a real host: once, the same answer, and what is said to those who use a key twice.
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, TestHost};
+
+const MESSAGES: &str = "/v1/topics/orders/messages";
+
+fn send(host: &TestHost, path: &str, content_type: &str, key: &str, body: &str) -> Answer {
+    let headers = [("content-type", content_type), ("idempotency-key", key)];
+    host.call("POST", path, &headers, body)
+}
+
+fn is_replayed(answer: &Answer) -> bool {
+    answer
+        .headers
+        .get("idempotent-replayed")
+        .is_some_and(|value| value == "true")
+}
+
+fn count(host: &TestHost, topic: &str) -> u64 {
+    let shown = host.get(&format!("/v1/topics/{topic}")).json();
+    let ends = shown["ends"].as_array().expect("ends").iter();
+    ends.map(|end| end["end"].as_u64().expect("an end")).sum()
+}
+
+#[test]
+fn a_request_with_a_key_takes_effect_once_and_is_answered_the_same_again() {
+    let host = TestHost::start()
+        .with_topic("orders", 3)
+        .with_topic("returns", 3);
+    let many =
+        r#"{"messages":[{"value":1},{"key":"k","value":2},{"value":3},{"partition":2,"value":4}]}"#;
+    let lines = "{\"value\":\"a\"}\n{\"key\":\"x\",\"value\":\"b\"}\n";
+    for (content_type, body, messages) in [
+        ("application/json", many, 4),
+        ("application/x-ndjson", lines, 2),
+        ("text/plain", "raw", 1),
+    ] {
+        let key = format!("\"key of {messages}\"").replace(' ', "-");
+        let before = count(&host, "orders");
+        let first = send(&host, MESSAGES, content_type, &key, body);
+        assert_eq!((first.status, is_replayed(&first)), (200, false));
+        for _ in 0..5 {
+            let again = send(&host, MESSAGES, content_type, &key, body);
+            assert_eq!((again.status, is_replayed(&again)), (200, true));
+            assert_eq!(again.json(), first.json());
+        }
+        assert_eq!(count(&host, "orders"), before + messages);
+        // The key belongs to its topic.
+        let elsewhere = "/v1/topics/returns/messages";
+        let elsewhere = send(&host, elsewhere, content_type, &key, body);
+        assert_eq!((elsewhere.status, is_replayed(&elsewhere)), (200, false));
+    }
+    // Without a key, and with a new one, the same body is another request.
+    let plain = host.post_json(MESSAGES, many);
+    assert_eq!((plain.status, is_replayed(&plain)), (200, false));
+    let new = send(&host, MESSAGES, "application/json", "new", many);
+    assert_eq!((new.status, is_replayed(&new)), (200, false));
+}
+
+#[test]
+fn a_key_that_comes_with_something_else_is_refused_and_nothing_is_added() {
+    let host = TestHost::start().with_topic("orders", 1);
+    let raw = |path: &str, name: &str, body: &str| {
+        let headers = [("idempotency-key", "k"), (name, "v")];
+        host.call("POST", path, &headers, body)
+    };
+    let keyed = format!("{MESSAGES}?key=a");
+    assert_eq!(raw(&keyed, "millrace-header-a", "body").status, 200);
+    assert!(is_replayed(&raw(&keyed, "millrace-header-a", "body")));
+    // Another header of the message, another key of the message, another body, another form.
+    for other in [
+        raw(&keyed, "millrace-header-b", "body"),
+        raw(&format!("{MESSAGES}?key=b"), "millrace-header-a", "body"),
+        raw(&keyed, "millrace-header-a", "other"),
+        send(
+            &host,
+            MESSAGES,
+            "application/json",
+            "k",
+            r#"{"value":"body"}"#,
+        ),
+    ] {
+        let told = other.refused(422, "idempotency-key-reused");
+        assert!(told.contains("new"), "{told}");
+    }
+    assert_eq!(count(&host, "orders"), 1);
+    let long = "x".repeat(256);
+    for bad in ["\"open", "two words", &long] {
+        let refused = send(&host, MESSAGES, "application/json", bad, r#"{"value":1}"#);
+        refused.refused(400, "bad-idempotency-key");
+    }
+    // A refused request uses no key up.
+    let refused = send(&host, MESSAGES, "application/json", "later", "{");
+    refused.refused(400, "malformed");
+    let taken = send(
+        &host,
+        MESSAGES,
+        "application/json",
+        "later",
+        r#"{"value":1}"#,
+    );
+    assert_eq!((taken.status, is_replayed(&taken)), (200, false));
+}
+
+#[test]
+fn requests_with_one_key_at_once_are_all_told_the_same() {
+    let host = TestHost::start().with_topic("orders", 2);
+    let answers: Vec<Value> = std::thread::scope(|scope| {
+        let send = || send(&host, MESSAGES, "application/json", "k", r#"{"value":1}"#);
+        let sending: Vec<_> = (0..8).map(|_| scope.spawn(send)).collect();
+        let sent = sending.into_iter().map(|sending| sending.join());
+        sent.map(|sent| sent.expect("an answer").json()).collect()
+    });
+    assert!(answers.iter().all(|answer| *answer == answers[0]));
+    assert_eq!(answers[0]["count"], json!(1));
+    assert_eq!(count(&host, "orders"), 1);
+}
