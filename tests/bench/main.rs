@@ -1,4 +1,4 @@
-//! The bench: `cargo run -p millrace-tests --bin bench [-- calls path commits log latency memory]`. One table, each row a ratio
+//! The bench: `cargo run -p millrace-tests --bin bench [-- calls path commits log latency storage memory]`. One table, each row a ratio
 //! of two things measured in turns within the same run, because machines differ and are shared. It never gates a test.
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ mod path;
 mod reading;
 mod restart;
 mod setup;
+mod storage;
 mod table;
 
 use std::process::ExitCode;
@@ -24,7 +25,9 @@ use crate::table::Table;
 /// The hidden subcommand under which the host compiles components, so that this program can be its own compile child.
 const COMPILE: &str = "compile-module";
 
-const PARTS: [&str; 6] = ["calls", "path", "commits", "log", "latency", "memory"];
+const PARTS: [&str; 7] = [
+    "calls", "path", "commits", "log", "latency", "storage", "memory",
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -60,6 +63,7 @@ fn bench(parts: &[String]) -> Result<()> {
             "commits" => runtime.block_on(commits::measure(&mut table))?,
             "log" => runtime.block_on(log::measure(&mut table))?,
             "latency" => runtime.block_on(latency::measure(&mut table))?,
+            "storage" => runtime.block_on(storage::measure(&mut table))?,
             _ => runtime.block_on(memory::measure(&mut table))?,
         }
     }

@@ -50,6 +50,7 @@ pub(crate) async fn topic(
         partitions,
         durability,
         partitioner: None,
+        settings: Default::default(),
     };
     broker.create_topic(topic).await?;
     Ok(())

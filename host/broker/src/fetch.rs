@@ -8,6 +8,7 @@ use millrace_model::{
 };
 
 use crate::broker::Broker;
+use crate::packing;
 
 /// Bytes that one read asks the engine for.
 const FETCH_READ_BYTES: usize = 1 << 20;
@@ -140,7 +141,9 @@ impl Broker {
                 break;
             }
             for batch in &batches {
-                match take(batch, next, &mut room, &mut messages) {
+                let readable = packing::readable(batch).await;
+                let readable = readable.map_err(|error| malformed(batch, error));
+                match readable.and_then(|batch| take(&batch, next, &mut room, &mut messages)) {
                     Ok(Some(end)) => next = end,
                     Ok(None) => {
                         next = messages.last().map_or(next, |last| last.offset.next());
@@ -166,18 +169,22 @@ pub(crate) struct Room {
     pub(crate) bytes: usize,
 }
 
-/// Takes a batch's messages from `from` on; where the batch ends, or `None` if there was no room for all.
+fn malformed(batch: &RecordBatch, error: BatchError) -> FetchError {
+    FetchError::Malformed {
+        at: batch.base_offset(),
+        next: batch.end_offset(),
+        error,
+    }
+}
+
+/// Takes a readable batch's messages from `from` on; where the batch ends, or `None` if there was no room for all.
 fn take(
     batch: &RecordBatch,
     from: Offset,
     room: &mut Room,
     messages: &mut Vec<Fetched>,
 ) -> Result<Option<Offset>, FetchError> {
-    let malformed = |error| FetchError::Malformed {
-        at: batch.base_offset(),
-        next: batch.end_offset(),
-        error,
-    };
+    let malformed = |error| malformed(batch, error);
     if batch.is_control() {
         return Ok(Some(batch.end_offset()));
     }

@@ -16,6 +16,7 @@ mod fetch;
 pub mod handler;
 mod loading;
 mod modules;
+mod packing;
 mod partitioner;
 mod placement;
 mod processors;

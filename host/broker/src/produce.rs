@@ -11,8 +11,8 @@ use millrace_model::bounds::{
     PRODUCE_CALL_MESSAGES_MAX, REQUEST_NOTE_BYTES_MAX,
 };
 use millrace_model::{
-    BatchBuilder, ColumnBatch, Header, Message, Offset, PartitionId, ProcessorName, Timestamp,
-    Topic, TopicName,
+    BatchBuilder, ColumnBatch, Compression, Header, Message, Offset, PartitionId, ProcessorName,
+    Timestamp, Topic, TopicName,
 };
 use serde::Serialize;
 use tokio::sync::SemaphorePermit;
@@ -21,6 +21,7 @@ use crate::broker::Broker;
 use crate::columns;
 use crate::dispatch::dead_letter;
 use crate::handler::CallError;
+use crate::packing;
 use crate::partitioner::Partitioner;
 use crate::placement::Placement;
 
@@ -219,7 +220,8 @@ impl Broker {
         let _room = self.room(bytes)?;
         stamp(&mut messages, self.inner.clock.wall());
         let partitions = self.partitions_of(&topic, &messages).await?;
-        let (appends, placement) = grouped(&topic, &messages, &partitions, bytes);
+        let (mut appends, placement) = grouped(&topic, &messages, &partitions, bytes);
+        pack(&mut appends, topic.spec.settings.compression).await;
         let request = key.map(|key| mark(&topic, key, &placement)).transpose()?;
         let transaction = Transaction {
             request,
@@ -426,4 +428,13 @@ fn produced(placement: Placement, receipt: &Receipt) -> Result<Produced, Produce
         placed: placed.ok_or(ProduceError::PlacesLost)?,
         repeated: receipt.repeated,
     })
+}
+
+/// Compresses the batches as their topic wants it.
+async fn pack(appends: &mut [Append], codec: Compression) {
+    let batches = appends.iter().map(|append| append.batch.clone());
+    let packed = packing::packed(batches.collect(), |_| codec).await;
+    for (append, batch) in appends.iter_mut().zip(packed) {
+        append.batch = batch;
+    }
 }

@@ -2,7 +2,8 @@
 
 use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, TopicError};
 use millrace_model::{
-    Digest, Durability, Offset, PartitionId, Processor, ProcessorName, Topic, TopicName, TopicSpec,
+    Digest, Durability, Offset, PartitionId, Processor, ProcessorName, Topic, TopicName,
+    TopicSettings, TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -25,6 +26,8 @@ pub struct NewTopic {
     pub durability: Durability,
     /// A module that exports `partitioner`; `None` is the built-in one.
     pub partitioner: Option<Digest>,
+    /// What may be changed later.
+    pub settings: TopicSettings,
 }
 
 /// Why a topic was not made.
@@ -106,7 +109,7 @@ impl Broker {
             partitioner: topic.partitioner,
             owner: None,
             created_at: self.inner.clock.wall(),
-            settings: Default::default(),
+            settings: topic.settings,
         };
         Ok(self.inner.engine.create_topic(spec).await?)
     }

@@ -5,6 +5,7 @@
 //! `unsafe` is in `mapping`.
 
 pub mod cache;
+pub mod cipher;
 pub mod disk;
 pub mod frame;
 pub mod index;
@@ -17,6 +18,7 @@ pub mod segment;
 pub mod sim;
 
 pub use cache::SealedCache;
+pub use cipher::Cipher;
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use frame::FrameBuffer;
 pub use journal::{Journal, JournalError, JournalScan};

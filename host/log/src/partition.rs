@@ -3,6 +3,7 @@
 //! Written by one flusher in large runs, read by many. What counts is what a checkpoint wrote down ([`Mark`]): bytes after it
 //! may be there after a crash, mean nothing, and are written again from the journal.
 
+pub mod encryption;
 pub mod examine;
 mod layout;
 pub mod rebuild;
@@ -15,7 +16,9 @@ use std::sync::Arc;
 use millrace_model::{Offset, RecordBatch};
 use parking_lot::Mutex;
 
+use self::encryption::BatchCipher;
 use crate::cache::{Sealed, SealedCache};
+use crate::cipher::DecryptError;
 use crate::disk::{Disk, DiskFile, final_error};
 use crate::index::Index;
 use crate::segment::{Segment, SegmentError, Source};
@@ -62,6 +65,7 @@ struct Place {
     cache: Arc<SealedCache>,
     location: Location,
     segment_bytes: u64,
+    cipher: Option<BatchCipher>,
 }
 
 struct Active {
@@ -129,6 +133,7 @@ impl PartitionFiles {
             cache,
             location,
             segment_bytes,
+            cipher: None,
         };
         Self::at(place, Vec::new(), Mark::default())
     }
@@ -161,6 +166,7 @@ impl PartitionFiles {
             cache,
             location: files.location,
             segment_bytes,
+            cipher: None,
         };
         let active = sealed.partition_point(|&base| base < mark.segment);
         for base in sealed.split_off(active) {
@@ -172,6 +178,13 @@ impl PartitionFiles {
         Ok(Self::at(place, sealed, mark))
     }
 
+    /// From now on batches are encrypted on their way into files, and those that are encrypted can be read.
+    #[must_use]
+    pub fn encrypted_with(mut self, cipher: Option<BatchCipher>) -> Self {
+        self.place.cipher = cipher;
+        self
+    }
+
     /// Writes batches, which follow each other and what is there, in large runs. They are in the page cache then.
     ///
     /// # Errors
@@ -180,6 +193,14 @@ impl PartitionFiles {
     /// # Panics
     /// If a batch does not begin where the one before it ended.
     pub fn append(&mut self, batches: &[RecordBatch]) -> io::Result<()> {
+        let Some(cipher) = &self.place.cipher else {
+            return self.append_stored(batches);
+        };
+        let encrypted: Vec<RecordBatch> = batches.iter().map(|b| cipher.encrypt(b)).collect();
+        self.append_stored(&encrypted)
+    }
+
+    fn append_stored(&mut self, batches: &[RecordBatch]) -> io::Result<()> {
         let mut rest = batches;
         while let Some(first) = rest.first() {
             assert!(
@@ -379,6 +400,11 @@ impl PartitionFiles {
     }
 }
 
+/// Nothing is damaged: with the key it can be read.
+fn missing(error: DecryptError) -> SegmentError {
+    io::Error::new(io::ErrorKind::PermissionDenied, error).into()
+}
+
 /// One segment as it was when asked for.
 pub struct SegmentReader {
     place: Place,
@@ -421,7 +447,7 @@ impl SegmentReader {
                 .map_err(SegmentError::from)
                 .and_then(|file| self.read_active(file, *base, *bytes, index, bytes_max)),
         };
-        match read {
+        match read.and_then(|batches| self.plain(batches)) {
             // The file is gone, so everything in it is.
             Err(SegmentError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
                 Err(SegmentError::Damaged {
@@ -431,6 +457,39 @@ impl SegmentReader {
             }
             read => read,
         }
+    }
+
+    /// The batches as they were produced; up to the first that cannot be decrypted.
+    fn plain(&self, stored: Vec<RecordBatch>) -> Result<Vec<RecordBatch>, SegmentError> {
+        if !stored.iter().any(RecordBatch::is_encrypted) {
+            return Ok(stored);
+        }
+        let mut plain = Vec::with_capacity(stored.len());
+        for batch in &stored {
+            match self.decrypt(batch) {
+                Ok(batch) => plain.push(batch),
+                Err(_) if !plain.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(plain)
+    }
+
+    fn decrypt(&self, stored: &RecordBatch) -> Result<RecordBatch, SegmentError> {
+        if !stored.is_encrypted() {
+            return Ok(stored.clone());
+        }
+        let key = encryption::key_id(stored).unwrap_or_default();
+        let Some(cipher) = &self.place.cipher else {
+            return Err(missing(DecryptError::MissingKey { id: key }));
+        };
+        cipher.decrypt(stored).map_err(|error| match error {
+            DecryptError::MissingKey { .. } => missing(error),
+            DecryptError::Changed { .. } | DecryptError::Short => SegmentError::Damaged {
+                from: stored.base_offset(),
+                to: stored.end_offset(),
+            },
+        })
     }
 
     fn read_sealed(

@@ -204,7 +204,7 @@ impl Cursor<'_> {
 
     fn decode_at(&self, at: u64) -> Result<RecordBatch, BatchError> {
         let skip = (at - self.window_at) as usize;
-        RecordBatch::decode(&self.window.slice(skip.min(self.window.len())..))
+        RecordBatch::decode_stored(&self.window.slice(skip.min(self.window.len())..))
     }
 
     /// Makes the window hold `length` bytes from `at` on, where the segment has them.

@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::bounds::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, RECORD_HEADERS_MAX};
 use crate::clock::Timestamp;
+use crate::compression::{Compression, InflateError};
 use crate::message::{Header, Message};
 use crate::offset::Offset;
 use crate::producer::{Numbering, ProducerId, sequence_after};
@@ -27,6 +28,8 @@ pub const HEADER_BYTES: usize = 61;
 const LENGTH_END: usize = 12;
 const CRC_START: usize = 17;
 const CRC_COVERS_FROM: usize = 21;
+const LENGTH_AT: usize = 8;
+const ATTRIBUTES_AT: usize = 21;
 const CODEC_MASK: i16 = 0b111;
 const CONTROL_FLAG: i16 = 0b10_0000;
 /// As Kafka writes it, of a producer that does not number its batches.
@@ -67,12 +70,29 @@ pub enum BatchError {
         /// As computed.
         computed: u32,
     },
-    /// A compression codec that is not read yet.
-    #[error("compression codec {codec} is not read yet; send uncompressed batches")]
+    /// The records are compressed; whoever looks into them inflates them first.
+    #[error("the records are compressed with codec {codec}; inflate the batch first")]
     Compressed {
         /// Kafka's number of the codec.
         codec: i16,
     },
+    /// A compression codec that nobody knows.
+    #[error("compression codec {number} does not exist; use gzip, snappy, lz4 or zstd (1 to 4)")]
+    Codec {
+        /// The number found.
+        number: i16,
+    },
+    /// Compressed records that cannot be inflated.
+    #[error("its records, compressed with {codec}, cannot be read: {error}")]
+    Inflate {
+        /// The codec that the batch names.
+        codec: Compression,
+        /// What is wrong.
+        error: InflateError,
+    },
+    /// The records are encrypted: a stored batch, as it lies in its file.
+    #[error("the records are encrypted; give the key to read them")]
+    Encrypted,
     /// The structure contradicts itself.
     #[error("malformed batch: {0}")]
     Malformed(&'static str),
@@ -91,6 +111,14 @@ impl RecordBatch {
     /// # Errors
     /// [`BatchError`] where the bytes are no whole, sound batch of at least one record.
     pub fn decode(bytes: &Bytes) -> Result<Self, BatchError> {
+        let batch = Self::decode_any(bytes)?;
+        match batch.is_encrypted() {
+            true => Err(BatchError::Encrypted),
+            false => Ok(batch),
+        }
+    }
+
+    fn decode_any(bytes: &Bytes) -> Result<Self, BatchError> {
         let end = Self::framed_length(bytes)?;
         if bytes.len() < end {
             return Err(BatchError::Incomplete {
@@ -131,8 +159,13 @@ impl RecordBatch {
         if end < HEADER_BYTES {
             return Err(BatchError::Malformed("length shorter than the header"));
         }
-        if end > BATCH_BYTES_MAX {
-            let (found, max) = (end, BATCH_BYTES_MAX);
+        let marked = i16::from_be_bytes([bytes[ATTRIBUTES_AT], bytes[ATTRIBUTES_AT + 1]]);
+        let max = match marked & encrypted::ENCRYPTED_FLAG {
+            0 => BATCH_BYTES_MAX,
+            _ => BATCH_BYTES_MAX + encrypted::ENCRYPTION_BYTES_MAX,
+        };
+        if end > max {
+            let found = end;
             return Err(BatchError::TooLarge {
                 what: "size in bytes",
                 found,
@@ -173,6 +206,10 @@ impl RecordBatch {
             ));
         }
         Ok(())
+    }
+
+    fn attributes(&self) -> i16 {
+        i16::from_be_bytes(self.field(ATTRIBUTES_AT))
     }
 
     fn field<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -265,10 +302,11 @@ impl RecordBatch {
     /// The records, decoded one by one without copying.
     ///
     /// # Errors
-    /// [`BatchError::Compressed`] where the records are compressed. Each item is an error where its record is malformed;
+    /// [`BatchError::Compressed`] where the records are compressed: ask [`RecordBatch::inflated`] for them. Each item is an error where its record is malformed;
     /// the iterator ends after that.
     pub fn records(&self) -> Result<Records<'_>, BatchError> {
         match self.codec() {
+            _ if self.is_encrypted() => Err(BatchError::Encrypted),
             0 => Ok(Records {
                 batch: self,
                 at: HEADER_BYTES,
@@ -554,6 +592,18 @@ impl BatchBuilder {
     }
 }
 
+/// A batch of these bytes, whose header is right but for the attributes, the length and the checksum.
+fn framed(mut bytes: Vec<u8>, attributes: i16) -> RecordBatch {
+    let length = (bytes.len() - LENGTH_END) as u32;
+    bytes[LENGTH_AT..LENGTH_END].copy_from_slice(&length.to_be_bytes());
+    bytes[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
+    let crc = crc32c::crc32c(&bytes[CRC_COVERS_FROM..]);
+    bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
+    RecordBatch {
+        bytes: bytes.into(),
+    }
+}
+
 fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     match bytes {
         None => varint::put(out, -1),
@@ -564,5 +614,7 @@ fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     }
 }
 
+mod encrypted;
+mod inflating;
 #[cfg(test)]
 mod tests;

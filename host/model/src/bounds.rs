@@ -6,6 +6,9 @@ pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// A record batch as stored, header included. A larger one is refused before it is read into memory.
 pub const BATCH_BYTES_MAX: usize = 32 << 20;
 
+/// The records of a compressed batch, once inflated. A batch that holds more is not read: it is treated as malformed.
+pub const BATCH_INFLATED_BYTES_MAX: usize = 64 << 20;
+
 /// Messages in one record batch. A batch that claims more is malformed.
 pub const BATCH_MESSAGES_MAX: usize = 100_000;
 

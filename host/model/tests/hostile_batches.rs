@@ -44,10 +44,11 @@ fn read_everything(batch: &RecordBatch) -> usize {
     let decoded = RecordBatch::decode(moved.bytes());
     assert_eq!(decoded.expect("still sound"), moved);
     let _ = (batch.max_timestamp(), batch.is_control());
-    let Ok(records) = batch.records() else {
+    let Ok(batch) = batch.inflated() else {
         assert_ne!(batch.codec(), 0, "only compressed records are not given");
         return 0;
     };
+    let records = batch.records().expect("inflated");
     let sound = records.flatten().filter_map(|record| {
         assert!(record.header_count() <= RECORD_HEADERS_MAX);
         assert!(record.offset >= batch.base_offset() && record.offset < batch.end_offset());
@@ -88,6 +89,7 @@ proptest! {
                 read_everything(&batch);
             }
             Err(BatchError::TooLarge { .. }) => prop_assert_eq!(count, i32::MAX),
+            Err(BatchError::Encrypted) => prop_assert_ne!(attributes & 0x4000, 0),
             Err(error) => prop_assert!(contradicts, "{error}"),
         }
     }

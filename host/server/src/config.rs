@@ -3,10 +3,12 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use millrace_engine::LocalOptions;
+use millrace_engine::local::{Cipher, KeyError};
 use serde::Deserialize;
 
 use crate::nearest::hint_of;
@@ -17,6 +19,9 @@ pub const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
 pub const CONNECTIONS_MAX_DEFAULT: usize = 1_024;
 /// A configuration file larger than this is none.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The variable that may hold encryption keys instead of a file. No flag: a command line is seen by everybody.
+pub const KEY_VARIABLE: &str = "MILLRACE_ENCRYPTION_KEY";
 
 /// Where data is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -65,6 +70,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs.
     pub log_filter: String,
+    /// The file with the keys that the data directory is encrypted with.
+    pub encryption_key_file: Option<PathBuf>,
     /// The `millrace` binary that compiles uploads in a child process; this process's own by default.
     pub compile_program: Option<PathBuf>,
 }
@@ -83,6 +90,7 @@ impl Default for Config {
             scrub_interval: LocalOptions::default().scrub_interval,
             log_format: LogFormat::default(),
             log_filter: "info".to_owned(),
+            encryption_key_file: None,
             compile_program: None,
         }
     }
@@ -130,6 +138,10 @@ pub struct Settings {
     /// What is logged: a level, or target=level pairs separated by commas [default: info]
     #[arg(long, value_name = "FILTER", env = "MILLRACE_LOG_FILTER")]
     pub log_filter: Option<String>,
+    /// Encrypt what is kept with the first key of this file (lines of ID:KEY, 64 hexadecimal digits); later keys only read. The
+    /// variable MILLRACE_ENCRYPTION_KEY holds such lines themselves
+    #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
+    pub encryption_key_file: Option<PathBuf>,
 }
 
 /// Why a configuration is refused. Nothing was started.
@@ -162,6 +174,18 @@ pub enum ConfigError {
         value: String,
         /// The rule.
         why: String,
+    },
+    /// The keys for encryption are none.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The keys are in two places.
+    #[error(
+        "encryption keys are given in the file {} and in {KEY_VARIABLE}; give them in one place only",
+        file.display()
+    )]
+    KeysTwice {
+        /// The file.
+        file: PathBuf,
     },
     /// Everybody could do everything.
     #[error(
@@ -205,6 +229,7 @@ impl Config {
                 .map_or(self.scrub_interval, Duration::from_secs),
             log_format: over.log_format.unwrap_or(self.log_format),
             log_filter: over.log_filter.unwrap_or(self.log_filter),
+            encryption_key_file: over.encryption_key_file.or(self.encryption_key_file),
             compile_program: self.compile_program,
         }
     }
@@ -244,6 +269,25 @@ impl Config {
         }
         Ok(found)
     }
+}
+
+/// The encryption keys of the file, or of [`KEY_VARIABLE`]; `None` where neither is given.
+///
+/// # Errors
+/// [`ConfigError::Keys`], [`ConfigError::KeysTwice`]; neither shows a key.
+pub fn encryption_keys(file: Option<&Path>) -> Result<Option<Arc<Cipher>>, ConfigError> {
+    let variable = std::env::var(KEY_VARIABLE).ok();
+    let variable = variable.filter(|text| !text.trim().is_empty());
+    let cipher = match (file, variable) {
+        (Some(file), Some(_)) => {
+            let file = file.to_owned();
+            return Err(ConfigError::KeysTwice { file });
+        }
+        (Some(file), None) => Cipher::from_file(file)?,
+        (None, Some(text)) => Cipher::parse(&text)?,
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(Arc::new(cipher)))
 }
 
 fn refused(key: &'static str, value: impl Into<String>, why: &str) -> ConfigError {
@@ -293,7 +337,7 @@ fn known_variables() -> Vec<String> {
     let of_settings = command
         .get_arguments()
         .filter_map(|argument| argument.get_env().and_then(|name| name.to_str()));
-    let others = ["MILLRACE_CONFIG", "MILLRACE_HOST"];
+    let others = ["MILLRACE_CONFIG", "MILLRACE_HOST", KEY_VARIABLE];
     of_settings.chain(others).map(str::to_owned).collect()
 }
 

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ConfigError, EngineKind};
+use crate::config::{Config, ConfigError, EngineKind, encryption_keys};
 use crate::http::{self, App};
 use crate::telemetry;
 
@@ -191,6 +191,7 @@ async fn open_engine(
             let options = LocalOptions {
                 scrub_bytes_per_second: config.scrub_bytes_per_second,
                 scrub_interval: config.scrub_interval,
+                encryption: encryption_keys(config.encryption_key_file.as_deref())?,
                 ..LocalOptions::default()
             };
             let engine = LocalEngine::open(&config.data_dir, options, clock.clone()).await;
@@ -219,7 +220,10 @@ fn open_modules(
         program,
         args: vec![COMPILE_COMMAND.to_owned()],
     };
-    let host = WasmHost::new(WasmOptions::new(cache_dir, compile_child), clock.clone());
+    let mut options = WasmOptions::new(cache_dir, compile_child);
+    // Compiled code holds what the component holds, and is not encrypted.
+    options.keeps_code = encryption_keys(config.encryption_key_file.as_deref())?.is_none();
+    let host = WasmHost::new(options, clock.clone());
     let host = host.map_err(|error| StartError::Modules(error.to_string()))?;
     Ok(host)
 }

@@ -43,13 +43,14 @@ pub(crate) struct TrustedCode {
 /// A directory of compiled code.
 pub(crate) struct CodeCache {
     directory: PathBuf,
+    keeps: bool,
     secret: [u8; TAG_BYTES],
     compatibility: String,
 }
 
 impl CodeCache {
-    /// Opens or makes the directory, and removes what other versions of the host left there.
-    pub(crate) fn open(directory: PathBuf, engine: &Engine) -> io::Result<Self> {
+    /// Opens or makes the directory, and removes what other versions of the host left there; all code, if none is to be kept.
+    pub(crate) fn open(directory: PathBuf, keeps: bool, engine: &Engine) -> io::Result<Self> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -57,6 +58,7 @@ impl CodeCache {
         let secret = secret(&directory.join(SECRET_FILE))?;
         let cache = Self {
             directory,
+            keeps,
             secret,
             compatibility: compatibility(engine),
         };
@@ -81,6 +83,9 @@ impl CodeCache {
 
     /// Keeps what the compile child made. Needs no sync: a torn file fails its check and is compiled again.
     pub(crate) fn keep(&self, digest: &Digest, code: Vec<u8>) -> io::Result<TrustedCode> {
+        if !self.keeps {
+            return Ok(TrustedCode { code, start: 0 });
+        }
         let path = self.path(digest);
         let draft = path.with_extension(format!("draft-{}", std::process::id()));
         let mut file = private_file(&draft)?;
@@ -115,7 +120,8 @@ impl CodeCache {
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != SECRET_FILE && !name.ends_with(&ours) && entry.file_type()?.is_file() {
+            let is_kept = self.keeps && name.ends_with(&ours);
+            if name != SECRET_FILE && !is_kept && entry.file_type()?.is_file() {
                 fs::remove_file(entry.path())?;
             }
         }

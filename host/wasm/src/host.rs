@@ -41,6 +41,8 @@ const TRIAL_OWNER: &str = "(admission)";
 pub struct WasmOptions {
     /// Where compiled code is kept; made if it is not there.
     pub cache_dir: PathBuf,
+    /// Whether compiled code is kept there from one start to the next; without, modules are compiled at every start.
+    pub keeps_code: bool,
     /// The program that compiles.
     pub compile_child: CompileChild,
     /// What one compile may use.
@@ -57,6 +59,7 @@ impl WasmOptions {
     pub fn new(cache_dir: PathBuf, compile_child: CompileChild) -> Self {
         Self {
             cache_dir,
+            keeps_code: true,
             compile_child,
             compile_limits: CompileLimits::default(),
             instances_max: 512,
@@ -105,7 +108,7 @@ impl WasmHost {
         let mut linker = Linker::new(&engine);
         interfaces::link(&mut linker).map_err(engine_error)?;
         let directory = options.cache_dir.clone();
-        let cache = CodeCache::open(options.cache_dir, &engine)
+        let cache = CodeCache::open(options.cache_dir, options.keeps_code, &engine)
             .map_err(|error| StartError::Cache { directory, error })?;
         let shared = Shared {
             ticker: Ticker::start(engine.clone()).map_err(StartError::Threads)?,

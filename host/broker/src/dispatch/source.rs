@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millrace_engine::{Engine, ReadError, Watch};
 use millrace_model::batch::RecordView;
-use millrace_model::{Offset, RecordBatch, TopicPartition};
+use millrace_model::{BatchError, Offset, RecordBatch, TopicPartition};
 
 /// Bytes asked for at once when parked messages are read: they lie apart, so little more than the batch itself is of use.
 const PARKED_READ_BYTES: usize = 16 << 10;
@@ -180,16 +180,10 @@ impl Source {
         Some((self.open.as_ref()?, &self.views[self.at]))
     }
 
-    fn open(&mut self, batch: RecordBatch) {
+    fn open(&mut self, mut batch: RecordBatch) {
         self.close();
         if !batch.is_control() {
-            let records = batch.records().and_then(|records| {
-                for record in records {
-                    self.views.push(record?);
-                }
-                Ok(())
-            });
-            if let Err(error) = records {
+            if let Err(error) = self.view(&mut batch) {
                 self.lost += (batch.message_count() - self.views.len()) as u64;
                 tracing::error!(partition = %self.partition, at = %batch.base_offset(), %error, "a batch cannot be decoded; going on after it");
             }
@@ -200,6 +194,15 @@ impl Source {
             self.position = self.position.max(batch.end_offset());
         }
         self.open = Some(batch);
+    }
+
+    /// Views the batch's records, up to the first that cannot be read. A compressed batch is exchanged for its plain form.
+    fn view(&mut self, batch: &mut RecordBatch) -> Result<(), BatchError> {
+        *batch = batch.inflated()?;
+        for record in batch.records()? {
+            self.views.push(record?);
+        }
+        Ok(())
     }
 
     fn close(&mut self) {
@@ -231,11 +234,7 @@ impl Source {
                 Ok(batches) if batches.is_empty() => Offset::MAX,
                 Ok(batches) => {
                     for batch in &batches {
-                        let before = found.len();
-                        locate(batch, offsets, &mut found);
-                        if found.len() > before {
-                            held_bytes += batch.byte_count();
-                        }
+                        held_bytes += locate(batch, offsets, &mut found);
                     }
                     continue;
                 }
@@ -256,8 +255,16 @@ impl Source {
     }
 }
 
-/// Finds those of the next wanted offsets that lie in the batch, or before it and are gone.
-fn locate(batch: &RecordBatch, offsets: &[Offset], found: &mut Vec<Option<Located>>) {
+/// Finds those of the next wanted offsets that lie in the batch, or before it and are gone. Returns the bytes that are held
+/// for them: those of the plain form, if the batch is compressed.
+fn locate(batch: &RecordBatch, offsets: &[Offset], found: &mut Vec<Option<Located>>) -> usize {
+    let before = found.len();
+    let in_reach = |wanted: &Offset| *wanted < batch.end_offset();
+    if !offsets.get(before).is_some_and(in_reach) {
+        return 0;
+    }
+    let plain = batch.inflated();
+    let batch = plain.as_ref().unwrap_or(batch);
     let mut records = batch
         .records()
         .ok()
@@ -271,6 +278,10 @@ fn locate(batch: &RecordBatch, offsets: &[Offset], found: &mut Vec<Option<Locate
         while records.next_if(|view| view.offset < wanted).is_some() {}
         let view = records.next_if(|view| view.offset == wanted);
         found.push(view.map(|view| (batch.clone(), view)));
+    }
+    match found[before..].iter().any(Option::is_some) {
+        true => batch.byte_count(),
+        false => 0,
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use millrace_engine::{Append, CommitError, Engine, Lease, ProgressWrite, ReadError, Transaction};
 use millrace_model::{
-    Clock, Offset, PartitionId, Progress, RecordBatch, Timestamp, Topic, TopicPartition,
+    Clock, Compression, Offset, PartitionId, Progress, RecordBatch, Timestamp, Topic,
+    TopicPartition,
 };
 use tokio::sync::watch;
 
@@ -19,9 +20,10 @@ use super::meters::Meters;
 use super::retry::Backoff;
 use super::source::Source;
 use super::standing::{Standing, State, Window};
-use super::{Command, Input, Live, placing};
+use super::{Command, Input, Live, OutputTopic, placing};
 use crate::columns;
 use crate::handler::{CallError, Decision};
+use crate::packing;
 
 mod cutting;
 
@@ -328,6 +330,7 @@ impl Worker {
         settling.decisions = &decisions;
         loop {
             let mut effects = delivery::settle(&settling, &mut self.rng);
+            self.pack(live, &mut effects).await;
             match self.commit(live, &mut effects).await {
                 Ok(took) => {
                     self.committed(batch, effects, took);
@@ -344,6 +347,21 @@ impl Worker {
                 self.rewind();
                 return Ok(());
             }
+        }
+    }
+
+    /// Compresses outputs as their topics want it now. Dead letters stay plain: there are few, and people read them.
+    async fn pack(&self, live: &Live, effects: &mut Effects) {
+        let compression = |output: &OutputTopic| {
+            let topic = self.context.engine.topic(&output.topic.spec.name);
+            topic.map_or(Compression::None, |topic| topic.spec.settings.compression)
+        };
+        let codecs: Vec<Compression> = live.outputs.topics.iter().map(compression).collect();
+        let batches = effects.outputs.iter().map(|output| output.2.clone());
+        let codec = |output: usize| codecs[effects.outputs[output].0 as usize];
+        let packed = packing::packed(batches.collect(), codec).await;
+        for (output, batch) in effects.outputs.iter_mut().zip(packed) {
+            output.2 = batch;
         }
     }
 

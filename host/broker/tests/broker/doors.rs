@@ -22,6 +22,7 @@ fn new_topic(name: &str) -> NewTopic {
         partitions: 2,
         durability: Durability::Os,
         partitioner: None,
+        settings: Default::default(),
     }
 }
 

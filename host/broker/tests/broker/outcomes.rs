@@ -402,6 +402,7 @@ async fn an_output_topics_partitioner_component_places_outputs_and_its_faults_ar
         partitions: 4,
         durability: Default::default(),
         partitioner: Some(partitioner),
+        settings: Default::default(),
     };
     rig.broker.create_topic(new).await.unwrap();
     let module = rig

@@ -301,6 +301,7 @@ impl Rig {
             partitions,
             durability: Durability::Os,
             partitioner: None,
+            settings: Default::default(),
         };
         self.broker.create_topic(new).await.unwrap();
     }

@@ -1,12 +1,14 @@
 //! The checkpoint: everything but the messages as of one sequence of the journal, in SQLite; and how far each partition's
 //! files reach. Written in one SQL transaction, never on the way of a commit.
 
+mod encryption;
 mod idempotence;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use millrace_log::Mark;
+use millrace_log::{Cipher, Mark};
 use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicId, TopicPartition};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
@@ -20,6 +22,7 @@ use super::state::Changes;
 use crate::contract::EntryKind;
 use crate::idempotence::Idempotence;
 
+/// 2: values may be encrypted, and say with which key.
 const FORMAT: u64 = 2;
 
 /// Rows that one statement writes: each statement is a way to the database's thread and back.
@@ -47,6 +50,7 @@ pub(super) struct CheckpointStore {
     runtime: Runtime,
     connection: SqliteConnection,
     path: PathBuf,
+    cipher: Option<Arc<Cipher>>,
 }
 
 /// What a checkpoint says.
@@ -79,11 +83,11 @@ pub(super) struct Step<'a> {
 
 impl CheckpointStore {
     /// Opens the database, making it if it does not exist, and checks it.
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
-        Self::try_open(path).map_err(|error| unusable(path, &error))
+    pub(super) fn open(path: &Path, cipher: Option<Arc<Cipher>>) -> Result<Self, OpenError> {
+        Self::try_open(path, cipher).map_err(|error| unusable(path, &error))
     }
 
-    fn try_open(path: &Path) -> Result<Self, sqlx::Error> {
+    fn try_open(path: &Path, cipher: Option<Arc<Cipher>>) -> Result<Self, sqlx::Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         // Extra: with a rollback journal only this makes the last commit survive a power cut, and the journal files that it
         // makes needless are recycled right after it.
@@ -93,7 +97,9 @@ impl CheckpointStore {
             .journal_mode(SqliteJournalMode::Delete)
             .synchronous(SqliteSynchronous::Extra)
             .pragma("trusted_schema", "OFF")
-            .pragma("mmap_size", "0");
+            .pragma("mmap_size", "0")
+            // What is replaced by its encrypted form must not stay behind in free pages.
+            .pragma("secure_delete", if cipher.is_some() { "ON" } else { "OFF" });
         let connection = runtime.block_on(async {
             let mut connection = SqliteConnection::connect_with(&options).await?;
             let check = sqlx::query("PRAGMA quick_check(1)");
@@ -104,24 +110,29 @@ impl CheckpointStore {
             sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
             let more = sqlx::raw_sql(idempotence::SCHEMA);
             more.execute(&mut connection).await?;
+            encryption::add_columns(&mut connection).await?;
             Ok(connection)
         })?;
         Ok(Self {
             runtime,
             connection,
             path: path.to_owned(),
+            cipher,
         })
     }
 
     /// Reads everything.
     pub(super) fn load(&mut self) -> Result<Checkpoint, OpenError> {
-        let loaded = self.runtime.block_on(load(&mut self.connection));
+        let cipher = self.cipher.as_deref();
+        let loaded = self.runtime.block_on(load(&mut self.connection, cipher));
         loaded.map_err(|error| unusable(&self.path, &error))
     }
 
     /// Makes the step, whole or not at all, durable on return.
     pub(super) fn save(&mut self, step: &Step<'_>) -> Result<(), sqlx::Error> {
-        self.runtime.block_on(save(&mut self.connection, step))
+        let cipher = self.cipher.as_deref();
+        self.runtime
+            .block_on(save(&mut self.connection, step, cipher))
     }
 }
 
@@ -160,7 +171,10 @@ fn partition(row: &SqliteRow) -> Result<TopicPartition, sqlx::Error> {
     })
 }
 
-async fn load(connection: &mut SqliteConnection) -> Result<Checkpoint, sqlx::Error> {
+async fn load(
+    connection: &mut SqliteConnection,
+    cipher: Option<&Cipher>,
+) -> Result<Checkpoint, sqlx::Error> {
     let mut loaded = Checkpoint {
         next_topic: TopicId(1),
         ..Checkpoint::default()
@@ -206,24 +220,35 @@ async fn load(connection: &mut SqliteConnection) -> Result<Checkpoint, sqlx::Err
         };
         loaded.marks.push((partition(&row)?, mark));
     }
-    let rows = sqlx::query("SELECT topic, partition, name, epoch, progress FROM groups");
+    let rows =
+        sqlx::query("SELECT topic, partition, name, epoch, progress, encryption_key FROM groups");
     for row in rows.fetch_all(&mut *connection).await? {
         let progress: Option<Vec<u8>> = row.try_get(4)?;
-        let (name, epoch) = (row.try_get(2)?, number(&row, 3)?);
-        let group = (partition(&row)?, name, epoch, progress.map(Bytes::from));
+        let (name, epoch): (String, _) = (row.try_get(2)?, number(&row, 3)?);
+        let id = partition(&row)?;
+        let belongs_to = encryption::group(id, &name);
+        let key = row.try_get(5)?;
+        let plain = |progress| encryption::plain(progress, key, cipher, &belongs_to);
+        let group = (id, name, epoch, progress.map(plain).transpose()?);
         loaded.groups.push(group);
     }
-    let rows = sqlx::query("SELECT kind, key, value FROM entries");
+    let rows = sqlx::query("SELECT kind, key, value, encryption_key FROM entries");
     for row in rows.fetch_all(&mut *connection).await? {
         let kind = EntryKind::parse(row.try_get(0)?).ok_or_else(|| malformed("entry's kind"))?;
-        let value: Vec<u8> = row.try_get(2)?;
-        loaded.entries.push((kind, row.try_get(1)?, value.into()));
+        let key: String = row.try_get(1)?;
+        let belongs_to = encryption::entry(kind.as_str(), &key);
+        let value = encryption::plain(row.try_get(2)?, row.try_get(3)?, cipher, &belongs_to)?;
+        loaded.entries.push((kind, key, value));
     }
     idempotence::load(connection, &mut loaded.idempotence).await?;
     Ok(loaded)
 }
 
-async fn save(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), sqlx::Error> {
+async fn save(
+    connection: &mut SqliteConnection,
+    step: &Step<'_>,
+    cipher: Option<&Cipher>,
+) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
     let on = &mut *transaction;
     for (key, value) in [
@@ -237,7 +262,7 @@ async fn save(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), 
         let put = sqlx::query("INSERT OR REPLACE INTO meta VALUES (?, ?)");
         put.bind(key).bind(value as i64).execute(&mut *on).await?;
     }
-    save_changes(on, step.changes).await?;
+    save_changes(on, step.changes, cipher).await?;
     idempotence::save(on, step.changes).await?;
     for marks in step.marks.chunks(ROWS_AT_ONCE_MAX) {
         let mut put = QueryBuilder::<Sqlite>::new("INSERT OR REPLACE INTO partitions ");
@@ -261,7 +286,12 @@ async fn save(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), 
     transaction.commit().await
 }
 
-async fn save_changes(on: &mut SqliteConnection, changes: &Changes) -> Result<(), sqlx::Error> {
+async fn save_changes(
+    on: &mut SqliteConnection,
+    changes: &Changes,
+    cipher: Option<&Cipher>,
+) -> Result<(), sqlx::Error> {
+    let active = cipher.map(|cipher| i64::from(cipher.active()));
     for topic in &changes.topics {
         sqlx::query("INSERT OR REPLACE INTO topics VALUES (?, ?)")
             .bind(topic.id.0 as i64)
@@ -270,22 +300,36 @@ async fn save_changes(on: &mut SqliteConnection, changes: &Changes) -> Result<()
             .await?;
     }
     for groups in changes.groups.chunks(ROWS_AT_ONCE_MAX) {
-        let mut put = QueryBuilder::<Sqlite>::new("INSERT OR REPLACE INTO groups ");
+        let mut put = QueryBuilder::<Sqlite>::new(
+            "INSERT OR REPLACE INTO groups (topic, partition, name, epoch, progress, encryption_key) ",
+        );
         put.push_values(groups, |mut row, (id, name, group)| {
+            let belongs_to = encryption::group(*id, name);
+            let progress = group.progress.as_deref();
+            let progress =
+                progress.map(|p| encryption::stored(p, cipher, &belongs_to).into_owned());
             row.push_bind(id.topic.0 as i64)
                 .push_bind(i64::from(id.partition.0))
                 .push_bind(&**name)
                 .push_bind(group.epoch as i64)
-                .push_bind(group.progress.as_deref());
+                .push_bind(progress)
+                .push_bind(active);
         });
         put.build().execute(&mut *on).await?;
     }
     for (kind, key, value) in &changes.entries {
         let change = match value {
-            Some(value) => sqlx::query("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)")
-                .bind(kind.as_str())
-                .bind(key)
-                .bind(&**value),
+            Some(value) => sqlx::query(
+                "INSERT OR REPLACE INTO entries (kind, key, value, encryption_key) VALUES (?, ?, ?, ?)",
+            )
+            .bind(kind.as_str())
+            .bind(key)
+            .bind(encryption::stored(
+                value,
+                cipher,
+                &encryption::entry(kind.as_str(), key),
+            ))
+            .bind(active),
             None => sqlx::query("DELETE FROM entries WHERE kind = ? AND key = ?")
                 .bind(kind.as_str())
                 .bind(key),
@@ -319,7 +363,7 @@ mod tests {
     fn a_full_disk_is_not_taken_for_a_damaged_checkpoint() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("checkpoint.sqlite");
-        let mut store = CheckpointStore::open(&path).expect("a checkpoint");
+        let mut store = CheckpointStore::open(&path, None).expect("a checkpoint");
         // SQLite says the same to a bound of its own as to a disk without room.
         let fill = "PRAGMA max_page_count = 1; CREATE TABLE more (x); CREATE TABLE most (x);";
         let filled = sqlx::raw_sql(fill).execute(&mut store.connection);

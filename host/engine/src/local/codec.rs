@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use millrace_log::FrameBuffer;
+use millrace_log::cipher::{self, Cipher, DecryptError};
 use millrace_model::{
     Offset, PartitionId, ProducerId, RecordBatch, Timestamp, Topic, TopicId, TopicPartition,
 };
@@ -15,6 +16,9 @@ use crate::contract::EntryKind;
 use crate::idempotence::requests::Request;
 
 const VERSION: u8 = 1;
+const ENCRYPTED: u8 = 2;
+/// At most what a body has beside its operations.
+pub(super) const BODY_OVERHEAD_BYTES: usize = 2 + cipher::OVERHEAD_BYTES;
 const APPEND: u8 = 1;
 const PROGRESS: u8 = 2;
 const ENTRY: u8 = 3;
@@ -68,9 +72,33 @@ pub(super) enum Operation {
     },
 }
 
-/// Begins a body.
-pub(super) fn begin(out: &mut Vec<u8>) {
+/// Begins a body: an encrypted one is a version of its own, then one piece that holds a plain body.
+pub(super) fn begin(out: &mut Vec<u8>, cipher: Option<&Cipher>) {
+    if let Some(cipher) = cipher {
+        out.push(ENCRYPTED);
+        cipher.begin(out);
+    }
     out.push(VERSION);
+}
+
+/// Ends the body that began at `start`, for the frame of this sequence.
+pub(super) fn finish(out: &mut Vec<u8>, start: usize, cipher: Option<&Cipher>, sequence: u64) {
+    if let Some(cipher) = cipher {
+        cipher.finish(out, start + 1, &belongs_to(sequence));
+    }
+}
+
+/// The key that a body is encrypted with; `None` for a plain one.
+pub(super) fn key_id(body: &[u8]) -> Option<u32> {
+    let piece = body.strip_prefix(&[ENCRYPTED])?;
+    cipher::key_id(piece)
+}
+
+/// What an encrypted body is bound to.
+fn belongs_to(sequence: u64) -> [u8; 16] {
+    let mut bytes = *b"journal\0\0\0\0\0\0\0\0\0";
+    bytes[8..].copy_from_slice(&sequence.to_le_bytes());
+    bytes
 }
 
 /// Appends one operation to a frame's body; a large batch without copying it.
@@ -184,7 +212,22 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Reads a body back; the batches share its bytes. The error says what is wrong.
+/// Reads the body of the frame of this sequence back, encrypted or not. The error says what is wrong.
+pub(super) fn open(
+    body: Bytes,
+    cipher: Option<&Cipher>,
+    sequence: u64,
+) -> Result<Vec<Operation>, String> {
+    let Some(id) = key_id(&body) else {
+        return decode(body).map_err(str::to_owned);
+    };
+    let cipher = cipher.ok_or(DecryptError::MissingKey { id });
+    let plain = cipher.and_then(|cipher| cipher.decrypt(&body[1..], &belongs_to(sequence)));
+    let plain = plain.map_err(|error| error.to_string())?;
+    decode(plain.into()).map_err(str::to_owned)
+}
+
+/// Reads a plain body back; the batches share its bytes. The error says what is wrong.
 pub(super) fn decode(mut body: Bytes) -> Result<Vec<Operation>, &'static str> {
     if body.try_get_u8() != Ok(VERSION) {
         return Err("its format is of another version");
@@ -357,7 +400,7 @@ mod tests {
 
     fn body(operations: &[Operation]) -> Bytes {
         let mut out = Vec::new();
-        begin(&mut out);
+        begin(&mut out, None);
         operations.iter().for_each(|o| encode(&mut out, o));
         out.into()
     }
@@ -366,6 +409,25 @@ mod tests {
     fn operations_read_back_as_written() {
         let operations = operations();
         assert_eq!(decode(body(&operations)), Ok(operations));
+    }
+
+    #[test]
+    fn an_encrypted_body_reads_back_with_its_key_and_only_under_its_sequence() {
+        let keys = |id| Cipher::parse(&format!("{id}:{}", "0f".repeat(31) + "01")).unwrap();
+        let cipher = keys(3);
+        let mut out = b"before".to_vec();
+        begin(&mut out, Some(&cipher));
+        operations().iter().for_each(|o| encode(&mut out, o));
+        finish(&mut out, 6, Some(&cipher), 77);
+        let body = Bytes::from(out.split_off(6));
+        assert!(!body.windows(6).any(|bytes| bytes == b"orders"));
+        assert_eq!(key_id(&body), Some(3));
+        assert_eq!(open(body.clone(), Some(&cipher), 77), Ok(operations()));
+        assert!(open(body.clone(), Some(&cipher), 78).is_err());
+        let told = open(body.clone(), None, 77).unwrap_err();
+        assert!(told.contains("key 3"), "{told}");
+        assert!(open(body.clone(), Some(&keys(4)), 77).is_err());
+        assert!(decode(body).is_err());
     }
 
     #[test]

@@ -307,10 +307,18 @@ impl Committer {
     /// One frame.
     fn write(&mut self, journal: &mut Journal) -> Result<(), CommitError> {
         self.frame.clear(2 * GROUP_BYTES_MAX);
-        codec::begin(self.frame.body());
+        let cipher = self.shared.options.encryption.as_deref();
+        let start = self.frame.body().len();
+        codec::begin(self.frame.body(), cipher);
         for operation in &self.pending.operations {
-            codec::encode_into(&mut self.frame, operation);
+            match cipher {
+                None => codec::encode_into(&mut self.frame, operation),
+                // What is encrypted is in one piece.
+                Some(_) => codec::encode(self.frame.body(), operation),
+            }
         }
+        let sequence = journal.last_sequence() + 1;
+        codec::finish(self.frame.body(), start, cipher, sequence);
         match journal.append(&mut self.frame) {
             Ok(_) => Ok(()),
             Err(error) if disk::is_full(&error) => {

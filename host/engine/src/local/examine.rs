@@ -12,6 +12,9 @@ mod report;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use millrace_log::Cipher;
 
 pub use self::report::{FINDINGS_MAX, Finding, Repair, Report, Severity};
 
@@ -86,6 +89,18 @@ pub struct Reached {
 /// # Errors
 /// [`ExamineError`]; damage is none, it is in the [`Report`].
 pub fn examine(dir: &Path, progress: &mut dyn FnMut(Reached)) -> Result<Report, ExamineError> {
+    examine_with(dir, None, progress)
+}
+
+/// As [`examine`], with the keys of an encrypted directory: its journal and its modules are then looked into, too.
+///
+/// # Errors
+/// [`ExamineError`]; damage is none, it is in the [`Report`].
+pub fn examine_with(
+    dir: &Path,
+    cipher: Option<Arc<Cipher>>,
+    progress: &mut dyn FnMut(Reached),
+) -> Result<Report, ExamineError> {
     check_is_data_directory(dir)?;
     let mut report = Report::new(dir);
     let _lock = look_at_lock(dir, &mut report)?;
@@ -102,7 +117,8 @@ pub(super) fn look(
         let path = dir.join(path);
         move |source| ExamineError::Io { path, source }
     };
-    let checkpoint = look_at_checkpoint(dir, &mut report).map_err(failed(CHECKPOINT.as_ref()))?;
+    let checkpoint = look_at_checkpoint(dir, cipher.clone(), &mut report)
+        .map_err(failed(CHECKPOINT.as_ref()))?;
     let topics = Path::new("topics");
     let catalogue = match checkpoint {
         Some(checkpoint) => {
@@ -114,8 +130,12 @@ pub(super) fn look(
                 report.add(replaced(&dir.join(CHECKPOINT), sequence, known.checkpoint));
             }
             let mut catalogue = Catalogue::of(checkpoint);
-            let durable = known.durable;
-            let journal = journal::examine(&mut report, &mut catalogue, file, sequence, durable);
+            let journal = journal::examine(
+                &mut report,
+                &mut catalogue,
+                (file, sequence, known.durable),
+                cipher.as_deref(),
+            );
             report.expect_read("journal", journal);
             catalogue
         }
@@ -132,8 +152,9 @@ pub(super) fn look(
     };
     let partitions = partitions::examine(&mut report, &catalogue, &mut read);
     report.expect_read("topics", partitions);
-    let modules = modules::examine(&mut report, &catalogue, &mut read);
+    let modules = modules::examine(&mut report, &catalogue, &mut read, cipher.as_deref());
     report.expect_read("modules", modules);
+    report.conclude_keys();
     look_at_strangers(dir, &mut report).map_err(failed("".as_ref()))?;
     look_at_room(dir, &mut report).map_err(failed("".as_ref()))?;
     Ok(report)
@@ -184,7 +205,11 @@ fn look_at_lock(dir: &Path, report: &mut Report) -> Result<Option<File>, Examine
 }
 
 /// What the checkpoint says; `None` if it cannot be used.
-fn look_at_checkpoint(dir: &Path, report: &mut Report) -> io::Result<Option<Checkpoint>> {
+fn look_at_checkpoint(
+    dir: &Path,
+    cipher: Option<Arc<Cipher>>,
+    report: &mut Report,
+) -> io::Result<Option<Checkpoint>> {
     let path = dir.join(CHECKPOINT);
     if !path.exists() {
         return Ok(without_checkpoint(dir, &path, report));
@@ -199,8 +224,17 @@ fn look_at_checkpoint(dir: &Path, report: &mut Report) -> io::Result<Option<Chec
             "keep this file beside the database: the next start rolls back to the checkpoint before, and the journal has the rest",
         ));
     }
-    let opened = CheckpointStore::open(&copy.path().join(CHECKPOINT));
-    match opened.and_then(|mut store| store.load()) {
+    let opened = CheckpointStore::open(&copy.path().join(CHECKPOINT), cipher.clone());
+    let loaded = opened.and_then(|mut store| {
+        if cipher.is_some() {
+            store.check_keys()?;
+        }
+        if let Some(active) = store.active_key()? {
+            report.note_key(Some(active), "checkpoint");
+        }
+        store.load()
+    });
+    match loaded {
         Ok(checkpoint) if !checkpoint.is_made => Ok(without_checkpoint(dir, &path, report)),
         Ok(checkpoint) => {
             let topics = checkpoint.topics.len();
@@ -212,6 +246,10 @@ fn look_at_checkpoint(dir: &Path, report: &mut Report) -> io::Result<Option<Chec
         Err(error) => {
             let reason = match error {
                 OpenError::Checkpoint { reason, .. } => reason,
+                OpenError::Encryption { reason, .. } => {
+                    let meaning = format!("the encryption keys given do not fit: {reason}");
+                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, meaning));
+                }
                 // About the copy, not about the checkpoint.
                 OpenError::DiskFull { .. } => return Err(io::ErrorKind::StorageFull.into()),
                 other => other.to_string(),

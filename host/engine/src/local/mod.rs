@@ -51,10 +51,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task;
 
 pub use self::options::{LocalOptions, OpenError};
+pub use millrace_log::cipher::{Cipher, KeyError};
+pub use millrace_log::partition::encryption;
 pub use millrace_log::segment::examine as segment;
 
 use self::care::{Care, Keep};
-use self::codec::OPERATION_OVERHEAD_BYTES;
+use self::codec::{BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES};
 use self::committer::{Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
 use self::lock::DirLock;
@@ -144,7 +146,8 @@ impl LocalEngine {
         options: LocalOptions,
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<Self> {
-        let transaction_bytes_max = Journal::body_bytes_max(options.journal_file_bytes);
+        let transaction_bytes_max =
+            Journal::body_bytes_max(options.journal_file_bytes) - BODY_OVERHEAD_BYTES;
         let Recovered {
             lock,
             state,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use millrace_log::cipher::{self, Cipher, DecryptError};
 use millrace_log::disk::final_error;
 use millrace_log::pace::Pace;
 use millrace_log::{Disk, DiskFile};
@@ -16,9 +17,36 @@ use sha2::{Digest as _, Sha256};
 pub(super) const SUFFIX: &str = ".wasm";
 pub(super) const UNFINISHED_SUFFIX: &str = ".unfinished";
 
+/// Begins an encrypted file; no component begins so.
+const MAGIC: &[u8] = b"MRENC01\n";
+
+/// The key that a stored file is encrypted with; `None` for a plain one.
+pub(super) fn key_id(stored: &[u8]) -> Option<u32> {
+    cipher::key_id(stored.strip_prefix(MAGIC)?)
+}
+
+/// A module's bytes from those of its file.
+pub(super) fn plain(
+    digest: Digest,
+    stored: Bytes,
+    cipher: Option<&Cipher>,
+) -> Result<Bytes, DecryptError> {
+    let Some(id) = key_id(&stored) else {
+        return Ok(stored);
+    };
+    let cipher = cipher.ok_or(DecryptError::MissingKey { id })?;
+    let bytes = cipher.decrypt(&stored[MAGIC.len()..], &belongs_to(digest))?;
+    Ok(bytes.into())
+}
+
+fn belongs_to(digest: Digest) -> Vec<u8> {
+    [&b"module"[..], &digest.0].concat()
+}
+
 pub(super) struct ModuleFiles {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
+    cipher: Option<Arc<Cipher>>,
     /// One writer at a time.
     writing: Mutex<()>,
 }
@@ -26,28 +54,69 @@ pub(super) struct ModuleFiles {
 impl ModuleFiles {
     /// The files in `dir`; those that a crash left unfinished are removed, and the others are durable on return: a process that
     /// was killed may have left names that only the page cache knows.
-    pub(super) fn open(disk: Arc<dyn Disk>, dir: PathBuf) -> io::Result<Self> {
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        cipher: Option<Arc<Cipher>>,
+    ) -> io::Result<Self> {
         for name in disk.list(&dir)? {
             if name.ends_with(UNFINISHED_SUFFIX) {
                 disk.remove(&dir.join(name))?;
             }
         }
         disk.sync_dir(&dir).map_err(final_error)?;
-        Ok(Self {
+        let files = Self {
             disk,
             dir,
+            cipher,
             writing: Mutex::new(()),
-        })
+        };
+        files.adopt_key()?;
+        Ok(files)
+    }
+
+    /// Writes those anew that are not encrypted with the active key: modules are few, and a key can then be given up.
+    fn adopt_key(&self) -> io::Result<()> {
+        let Some(cipher) = &self.cipher else {
+            return Ok(());
+        };
+        for name in self.disk.list(&self.dir)? {
+            let digest = name.strip_suffix(SUFFIX).and_then(|name| name.parse().ok());
+            let Some(digest) = digest else { continue };
+            let Some(stored) = self.stored(digest)? else {
+                continue;
+            };
+            if key_id(&stored) == Some(cipher.active()) {
+                continue;
+            }
+            match self.plain(digest, stored) {
+                Ok(bytes) => self.replace(digest, &bytes)?,
+                Err(error) => tracing::error!(module = %digest, %error, "a module cannot be read"),
+            }
+        }
+        Ok(())
     }
 
     /// Keeps a module, durable on return: whole under its name, or not there.
     pub(super) fn put(&self, digest: Digest, bytes: &[u8]) -> io::Result<()> {
         let _writing = self.writing.lock();
-        if self.read_file(digest)?.is_some_and(|kept| kept == bytes) {
+        // One that cannot be read is written anew.
+        let kept = self.read(digest).ok().flatten();
+        if kept.is_some_and(|kept| kept == bytes) {
             return Ok(());
         }
+        self.replace(digest, bytes)
+    }
+
+    fn replace(&self, digest: Digest, bytes: &[u8]) -> io::Result<()> {
         let unfinished = self.dir.join(format!("{digest}{UNFINISHED_SUFFIX}"));
-        let written = self.write(&unfinished, bytes);
+        let written = match &self.cipher {
+            Some(cipher) => {
+                let piece = cipher.encrypt(bytes, &belongs_to(digest));
+                self.write(&unfinished, &[MAGIC, &piece].concat())
+            }
+            None => self.write(&unfinished, bytes),
+        };
         if written.is_err() {
             // What is left of it takes room; opening the directory again removes it, too.
             let _ = self.disk.remove(&unfinished);
@@ -68,11 +137,18 @@ impl ModuleFiles {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] if they are others by now.
     pub(super) fn read(&self, digest: Digest) -> io::Result<Option<Bytes>> {
-        let bytes = self.read_file(digest)?;
-        match bytes.as_ref().is_none_or(|bytes| is_sound(digest, bytes)) {
-            true => Ok(bytes),
+        let Some(stored) = self.stored(digest)? else {
+            return Ok(None);
+        };
+        let bytes = self.plain(digest, stored)?;
+        match is_sound(digest, &bytes) {
+            true => Ok(Some(bytes)),
             false => Err(io::ErrorKind::InvalidData.into()),
         }
+    }
+
+    fn plain(&self, digest: Digest, stored: Bytes) -> io::Result<Bytes> {
+        plain(digest, stored, self.cipher.as_deref()).map_err(io::Error::other)
     }
 
     /// Reads all modules from the disk, at a pace; which of them are sound.
@@ -88,8 +164,9 @@ impl ModuleFiles {
             pace(length)?;
             file.forget_cached(0, length);
             // One at a time is in memory; modules are bounded where they are admitted.
-            if let Some(bytes) = self.read_file(digest)? {
-                found.push((digest, is_sound(digest, &bytes)));
+            if let Some(stored) = self.stored(digest)? {
+                let bytes = self.plain(digest, stored);
+                found.push((digest, bytes.is_ok_and(|bytes| is_sound(digest, &bytes))));
             }
         }
         Ok(found)
@@ -102,7 +179,7 @@ impl ModuleFiles {
         }
     }
 
-    fn read_file(&self, digest: Digest) -> io::Result<Option<Bytes>> {
+    fn stored(&self, digest: Digest) -> io::Result<Option<Bytes>> {
         let Some(file) = self.open_file(digest)? else {
             return Ok(None);
         };

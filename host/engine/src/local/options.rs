@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_log::JournalError;
 use millrace_log::journal::JOURNAL_FILE_BYTES;
 use millrace_log::partition::SEGMENT_BYTES;
+use millrace_log::{Cipher, JournalError};
 
 /// The smallest journal file that is of use.
 const JOURNAL_FILE_BYTES_MIN: u64 = 16 << 10;
@@ -30,6 +30,8 @@ pub struct LocalOptions {
     pub scrub_bytes_per_second: u64,
     /// A round of it begins at the earliest so long after the last one ended.
     pub scrub_interval: Duration,
+    /// The keys to encrypt and decrypt what is kept with; `None` keeps it plain.
+    pub encryption: Option<Arc<Cipher>>,
 }
 
 /// What the background search reads in a second, unless configured.
@@ -48,6 +50,7 @@ impl Default for LocalOptions {
             notes_durable: true,
             scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
             scrub_interval: SCRUB_INTERVAL,
+            encryption: None,
         }
     }
 }
@@ -137,6 +140,14 @@ pub enum OpenError {
         /// Which one.
         sequence: u64,
         /// What is wrong.
+        reason: String,
+    },
+    /// What is in it is encrypted, and the keys given are not the right ones.
+    #[error("data directory {} cannot be opened: {reason}. Nothing was changed", dir.display())]
+    Encryption {
+        /// The directory.
+        dir: PathBuf,
+        /// What is missing or wrong.
         reason: String,
     },
     /// No room to make what was recovered durable.

@@ -55,7 +55,8 @@ pub(super) fn recover(
     if holds_data && !path.exists() {
         return Err(OpenError::CheckpointMissing { path });
     }
-    let mut checkpoints = CheckpointStore::open(&path)?;
+    let mut checkpoints = CheckpointStore::open(&path, options.encryption.clone())?;
+    checkpoints.check_keys()?;
     let checkpoint = checkpoints.load()?;
     let known = evidence::read(&*disk, dir).map_err(failed_io)?;
     let known = known.unwrap_or_default();
@@ -79,11 +80,13 @@ pub(super) fn recover(
     )
     .map_err(|error| OpenError::Journal(Arc::new(error)))?;
     check_end(&scan, &journal_dir, known)?;
+    checkpoints.adopt_keys()?;
     let store = Store {
         disk: Arc::clone(&disk),
         cache: Arc::new(SealedCache::default()),
         topics_dir,
         segment_bytes: options.segment_bytes,
+        encryption: options.encryption.clone(),
     };
     let removed = checkpoint.removed_topics.clone();
     let mut saver = Saver::new(store.clone(), checkpoints, removed).map_err(failed_io)?;
@@ -110,6 +113,8 @@ pub(super) fn recover(
     let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
     let evidence = EvidenceFile::new(Arc::clone(&disk), dir);
     let modules = ModuleFiles::open(disk, modules_dir).map_err(failed_io)?;
+    let modules =
+        ModuleFiles::open(disk, modules_dir, options.encryption.clone()).map_err(failed_io)?;
     Ok(Recovered {
         lock,
         state,
@@ -163,7 +168,8 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
                 listing.files(&*store.disk, id.partition.0)?,
                 store.segment_bytes,
                 marks.get(&id).copied().unwrap_or_default(),
-            )?;
+            )?
+            .encrypted_with(store.batch_cipher(id));
             state.insert_partition(Partition::new(id, topic.spec.durability, files));
         }
         state.insert_topic(topic);
@@ -180,7 +186,7 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
 
 /// Why a replay stopped.
 enum ReplayError {
-    Contradiction { sequence: u64, reason: &'static str },
+    Contradiction { sequence: u64, reason: String },
     Keep(KeepError),
 }
 
@@ -200,8 +206,10 @@ fn replay(
     let mut held = 0;
     let replayed = scan.replay(|sequence, body| {
         let contradiction = |reason| ReplayError::Contradiction { sequence, reason };
-        for operation in codec::decode(body).map_err(contradiction)? {
-            held += state.apply(operation).map_err(contradiction)?;
+        let cipher = options.encryption.as_deref();
+        for operation in codec::open(body, cipher, sequence).map_err(contradiction)? {
+            let applied = state.apply(operation);
+            held += applied.map_err(|reason| contradiction(reason.to_owned()))?;
         }
         if held > options.tail_bytes_max {
             flush(state, keeper).map_err(ReplayError::Keep)?;
@@ -210,10 +218,7 @@ fn replay(
         Ok(())
     });
     replayed.map_err(|error| match error {
-        ReplayError::Contradiction { sequence, reason } => OpenError::Replay {
-            sequence,
-            reason: reason.to_owned(),
-        },
+        ReplayError::Contradiction { sequence, reason } => OpenError::Replay { sequence, reason },
         ReplayError::Keep(error) => describe(dir, error),
     })
 }

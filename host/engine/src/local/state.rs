@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_log::partition::Location;
-use millrace_log::{Disk, PartitionFiles, SealedCache};
+use millrace_log::partition::encryption::BatchCipher;
+use millrace_log::{Cipher, Disk, PartitionFiles, SealedCache};
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
     Durability, Offset, ProducerId, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
@@ -57,11 +58,17 @@ pub(super) struct Store {
     pub(super) cache: Arc<SealedCache>,
     pub(super) topics_dir: PathBuf,
     pub(super) segment_bytes: u64,
+    pub(super) encryption: Option<Arc<Cipher>>,
 }
 
 impl Store {
     pub(super) fn topic_dir(&self, topic: TopicId) -> PathBuf {
         self.topics_dir.join(topic.to_string())
+    }
+
+    pub(super) fn batch_cipher(&self, id: TopicPartition) -> Option<BatchCipher> {
+        let cipher = self.encryption.clone()?;
+        Some(BatchCipher::new(cipher, id))
     }
 
     fn fresh(&self, id: TopicPartition, durability: Durability) -> Partition {
@@ -71,7 +78,7 @@ impl Store {
             Location::new(&self.topic_dir(id.topic), id.partition.0),
             self.segment_bytes,
         );
-        Partition::new(id, durability, files)
+        Partition::new(id, durability, files.encrypted_with(self.batch_cipher(id)))
     }
 }
 

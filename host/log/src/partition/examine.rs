@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use millrace_model::Offset;
 
+use super::encryption::key_id;
 use super::layout::{INDEX_SUFFIX, SEGMENT_SUFFIX, base_in};
 use super::{Files, Listing, Mark};
 use crate::disk::Disk;
@@ -18,6 +19,8 @@ use crate::segment::examine::{Found, walk, whole};
 pub enum Met {
     /// Bytes of segments that were read since the last time.
     Read(u64),
+    /// A sound batch: the key that it is encrypted with, if it is.
+    Batch(Option<u32>),
     /// Something that is not as written, or not needed.
     Fault(Fault),
 }
@@ -205,6 +208,7 @@ impl Examination<'_> {
         walk::<io::Error>(&segment, |found| {
             let reached = match found {
                 Found::Batch { batch, position } => {
+                    (self.visit)(Met::Batch(key_id(&batch)));
                     self.sums.batches += 1;
                     self.sums.messages += batch.message_count() as u64;
                     if let Some(Guide::Index(index)) = &mut guide {

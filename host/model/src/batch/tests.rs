@@ -163,3 +163,113 @@ fn a_batch_says_how_its_producer_numbered_it() {
     let refused = RecordBatch::decode(&changed.into());
     assert!(matches!(refused, Err(BatchError::Checksum { .. })));
 }
+
+fn any_codec() -> impl Strategy<Value = Compression> {
+    proptest::sample::select(&Compression::ALL[..])
+}
+
+/// A compressed batch whose header says `count` messages, holding these bytes.
+fn compressed(codec: Compression, records: &[u8], count: u32) -> RecordBatch {
+    let mut builder = BatchBuilder::with_capacity(0);
+    codec.deflate(records, &mut builder.bytes).unwrap();
+    builder.count = count;
+    let mut bytes = builder.finish().unwrap().bytes().to_vec();
+    bytes[ATTRIBUTES_AT + 1] = codec.code() as u8;
+    let crc = crc32c::crc32c(&bytes[CRC_COVERS_FROM..]);
+    bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
+    RecordBatch::decode(&bytes.into()).expect("the frame is sound")
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_with_any_codec_is_read_back_at_its_offsets(
+        messages in proptest::collection::vec(any_message(), 1..20),
+        codec in any_codec(),
+        base in 0u64..1 << 40,
+    ) {
+        let plain = batch_of(&messages);
+        let stored = plain.deflated(codec).at_offset(Offset(base));
+        prop_assert!(stored.byte_count() <= plain.byte_count());
+        let again = RecordBatch::decode(stored.bytes()).expect("sound");
+        let read = again.inflated().unwrap();
+        prop_assert_eq!(&read, &plain.at_offset(Offset(base)), "the very batch, moved");
+        prop_assert_eq!(messages_of(&read), messages);
+        prop_assert_eq!(stored.end_offset(), read.end_offset());
+        prop_assert_eq!(stored.max_timestamp(), read.max_timestamp());
+    }
+
+    #[test]
+    fn any_bytes_as_compressed_records_are_errors_not_panics(
+        records in proptest::collection::vec(any::<u8>(), 0..300),
+        codec in any_codec(),
+        count in 1u32..50,
+    ) {
+        let batch = compressed(Compression::None, &records, count);
+        let mut bytes = batch.bytes().to_vec();
+        bytes[ATTRIBUTES_AT + 1] = codec.code() as u8;
+        let raw = RecordBatch { bytes: bytes.into() };
+        for batch in [raw, compressed(codec, &records, count)] {
+            if let Ok(plain) = batch.inflated() {
+                let _ = plain.records().unwrap().flatten().count();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_compressed_batch_must_hold_what_its_header_says() {
+    let plain = batch_of(&[Message::default(), Message::default()]);
+    let records = &plain.bytes()[HEADER_BYTES..];
+    for codec in &Compression::ALL[1..] {
+        assert!(compressed(*codec, records, 2).inflated().is_ok());
+        for count in [1, 3] {
+            let refused = compressed(*codec, records, count).inflated();
+            assert!(
+                matches!(refused, Err(BatchError::Malformed(_))),
+                "{codec}: {refused:?}"
+            );
+        }
+        let refused = compressed(*codec, &[records, &[0]].concat(), 2).inflated();
+        assert!(
+            matches!(refused, Err(BatchError::Malformed(_))),
+            "{codec}: {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn a_decompression_bomb_is_an_error_that_names_the_bound() {
+    let bomb = vec![0; crate::bounds::BATCH_INFLATED_BYTES_MAX + 1];
+    for codec in [Compression::Gzip, Compression::Zstd] {
+        let batch = compressed(codec, &bomb, 1);
+        assert!(batch.byte_count() < 1 << 20);
+        let refused = batch.inflated().unwrap_err();
+        let error = InflateError::TooLarge {
+            max: crate::bounds::BATCH_INFLATED_BYTES_MAX,
+        };
+        assert_eq!(refused, BatchError::Inflate { codec, error });
+        assert!(refused.to_string().contains("67108864 bytes"), "{refused}");
+    }
+}
+
+#[test]
+fn a_codec_that_nobody_knows_is_named() {
+    let mut bytes = batch_of(&[Message::default()]).bytes().to_vec();
+    bytes[ATTRIBUTES_AT + 1] = 6;
+    let batch = RecordBatch {
+        bytes: bytes.into(),
+    };
+    assert_eq!(batch.inflated(), Err(BatchError::Codec { number: 6 }));
+    assert_eq!(
+        batch.records().err(),
+        Some(BatchError::Compressed { codec: 6 })
+    );
+}
+
+#[test]
+fn what_compressing_does_not_shrink_stays_plain() {
+    let small = batch_of(&[Message::default()]);
+    for codec in Compression::ALL {
+        assert_eq!(small.deflated(codec), small);
+    }
+}

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use millrace_engine::local::examine::{ExamineError, Finding, Report, Severity, examine};
+use millrace_engine::local::examine::{ExamineError, Finding, Report, Severity, examine_with};
 use millrace_engine::local::repair::{Done, RepairError, plan, repair};
 use millrace_model::{Clock, Offset, SystemClock};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::table;
-use crate::config::Config;
+use crate::config::{Config, encryption_keys};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -39,15 +39,19 @@ pub(super) struct Args {
     /// And do it
     #[arg(long, requires = "repair")]
     yes: bool,
+    /// The keys of an encrypted directory: journal and modules are then looked into, too
+    #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
+    encryption_key_file: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     let dir = args.dir.unwrap_or_else(|| Config::default().data_dir);
+    let keys = encryption_keys(args.encryption_key_file.as_deref())?;
     if args.yes {
         return repair_now(&dir, as_json);
     }
     let bar = bar();
-    let report = examine(&dir, &mut |reached| {
+    let report = examine_with(&dir, keys, &mut |reached| {
         bar.set_length(reached.bytes_total);
         bar.set_position(reached.bytes);
     });

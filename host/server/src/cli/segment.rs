@@ -2,21 +2,23 @@
 
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use millrace_engine::local::segment::{Found, NotShown, SegmentFile};
-use millrace_model::batch::{BatchError, RecordView};
-use millrace_model::{Message, Offset, RecordBatch};
+use millrace_engine::local::{Cipher, encryption};
+use millrace_model::batch::RecordView;
+use millrace_model::{Compression, Message, Offset, RecordBatch};
 use serde_json::{Map, Value, json};
 
 use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::when;
+use crate::config::encryption_keys;
 
 /// Characters of a key, header or value that are shown, unless asked for all.
 const SHOWN_CHARS_MAX: usize = 60;
-const KAFKA_CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -44,6 +46,9 @@ pub(super) struct Args {
     /// Stop after so many messages
     #[arg(long, value_name = "COUNT")]
     max: Option<u64>,
+    /// The keys, if messages are encrypted
+    #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
+    encryption_key_file: Option<PathBuf>,
     /// Show keys, headers and values whole
     #[arg(long)]
     values: bool,
@@ -51,8 +56,10 @@ pub(super) struct Args {
 
 pub(super) fn run(verb: Verb, as_json: bool) -> Result<(), Failure> {
     let Verb::Dump(args) = verb;
+    let keys = encryption_keys(args.encryption_key_file.as_deref())?;
     let file = SegmentFile::open(&args.file).map_err(not_shown)?;
     let mut dump = Dump {
+        keys,
         from: Offset(args.from),
         left: args.max.unwrap_or(u64::MAX),
         chars_max: if args.values {
@@ -80,6 +87,7 @@ fn not_shown(error: NotShown) -> Failure {
 }
 
 struct Dump {
+    keys: Option<Arc<Cipher>>,
     from: Offset,
     /// Messages that may still be shown.
     left: u64,
@@ -138,16 +146,36 @@ impl Dump {
         Ok(())
     }
 
+    /// The batch as it was produced, if it is encrypted and the key is there.
+    fn decrypted(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
+        let Some(key) = encryption::key_id(batch) else {
+            return Ok(batch.clone());
+        };
+        let cipher = self.keys.as_ref().ok_or_else(|| {
+            format!(
+                "they are encrypted with key {key}; name the key file with --encryption-key-file"
+            )
+        })?;
+        let cipher = encryption::BatchCipher::as_named(Arc::clone(cipher), batch);
+        let cipher = cipher.ok_or("the batch is cut short")?;
+        cipher.decrypt(batch).map_err(|error| error.to_string())
+    }
+
     /// The outer error ends the dump, the inner one the batch.
-    fn messages(&mut self, batch: &RecordBatch) -> Result<Result<(), BatchError>, Failure> {
+    fn messages(&mut self, batch: &RecordBatch) -> Result<Result<(), String>, Failure> {
+        let batch = match self.decrypted(batch).map(|batch| batch.inflated()) {
+            Ok(Ok(plain)) => plain,
+            Ok(Err(error)) => return Ok(Err(error.to_string())),
+            Err(told) => return Ok(Err(told)),
+        };
         let records = match batch.records() {
             Ok(records) => records,
-            Err(error) => return Ok(Err(error)),
+            Err(error) => return Ok(Err(error.to_string())),
         };
         for record in records {
             let message = record.and_then(|view| Ok((view.to_message(batch.bytes())?, view)));
             match message {
-                Err(error) => return Ok(Err(error)),
+                Err(error) => return Ok(Err(error.to_string())),
                 Ok((_, view)) if view.offset < self.from => {}
                 Ok(_) if self.left == 0 => break,
                 Ok((message, view)) => self.message(&message, &view)?,
@@ -202,7 +230,7 @@ impl Dump {
         ))
     }
 
-    fn unreadable(&mut self, error: &BatchError) -> Result<(), Failure> {
+    fn unreadable(&mut self, error: &str) -> Result<(), Failure> {
         match self.output.is_json() {
             true => self.line(&json!({"kind": "unreadable", "reason": error.to_string()})),
             false => {
@@ -233,9 +261,8 @@ impl Dump {
 
 fn codec(batch: &RecordBatch) -> String {
     let number = batch.codec();
-    let known = usize::try_from(number).ok();
-    let known = known.and_then(|number| KAFKA_CODECS.get(number));
-    known.map_or_else(|| format!("number {number}"), |name| (*name).to_owned())
+    let known = Compression::from_code(number);
+    known.map_or_else(|| format!("number {number}"), |codec| codec.to_string())
 }
 
 /// Bytes for people: quoted text, or hexadecimal digits; cut where they are many.

@@ -1,6 +1,6 @@
 //! `topic`: make, list, show and delete topics.
 
-use millrace_model::TopicName;
+use millrace_model::{Compression, TopicName};
 use serde_json::{Value, json};
 use ureq::http::Method;
 
@@ -27,6 +27,9 @@ pub(super) enum Verb {
         /// A module that exports `partitioner`, by digest or tag
         #[arg(long, value_name = "MODULE")]
         partitioner: Option<String>,
+        /// How the host compresses the batches that it builds for the topic
+        #[arg(long, default_value = "none", value_parser = Compression::ALL.map(Compression::name))]
+        compression: String,
     },
     /// List all topics
     List,
@@ -44,9 +47,11 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             partitions,
             durability,
             partitioner,
+            compression,
         } => {
             let body = json!({
                 "name": name, "partitions": partitions, "durability": durability, "partitioner": partitioner,
+                "settings": {"compression": compression},
             });
             let topic = client.send(Method::POST, "/v1/topics", &body)?;
             out.answer(&topic, |_| {

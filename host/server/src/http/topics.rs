@@ -9,6 +9,7 @@ use millrace_broker::{NewTopic, TopicCreateError};
 use millrace_engine::TopicError;
 use millrace_model::{
     Digest, Durability, Offset, PartitionId, ProcessorName, Timestamp, Topic, TopicName,
+    TopicSettings,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -36,6 +37,10 @@ pub(super) struct NewTopicBody {
     /// A module that exports `partitioner`, by digest, prefix or tag; the built-in one without.
     #[serde(default)]
     partitioner: Option<String>,
+    /// What may be changed later: `{"compression": "none" | "gzip" | "snappy" | "lz4" | "zstd"}` and more.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    settings: TopicSettings,
 }
 
 fn one() -> u32 {
@@ -58,6 +63,8 @@ pub(super) struct TopicBody {
     owner: Option<ProcessorName>,
     #[schema(value_type = u64)]
     created_at: Timestamp,
+    #[schema(value_type = Object)]
+    settings: TopicSettings,
     /// Where each partition begins and ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     ends: Option<Vec<EndsBody>>,
@@ -93,6 +100,7 @@ impl From<Topic> for TopicBody {
             partitioner: topic.spec.partitioner,
             owner: topic.spec.owner,
             created_at: topic.spec.created_at,
+            settings: topic.spec.settings,
             ends: None,
         }
     }
@@ -125,6 +133,7 @@ pub(super) async fn create(
         name: body.name,
         partitions: body.partitions,
         durability: body.durability,
+        settings: body.settings,
     };
     to_the_end(async move {
         let (status, topic) = match app.broker.create_topic(new.clone()).await {
@@ -150,6 +159,7 @@ impl App {
             topic.spec.partitions == new.partitions
                 && topic.spec.durability == new.durability
                 && topic.spec.partitioner == new.partitioner
+                && topic.spec.settings == new.settings
         };
         found.filter(same).ok_or_else(|| error.into())
     }

@@ -182,3 +182,120 @@ fn a_repair_is_only_told_until_it_is_meant_and_then_moves_what_makes_way() {
     let busy = millrace(&["doctor", path, "--repair", "--yes"]);
     assert_eq!(busy.status.code(), Some(6), "{busy:?}");
 }
+
+#[test]
+fn messages_of_a_compressed_topic_are_served_and_its_segment_is_dumped() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let host = host(dir.path());
+    let topic = r#"{"name":"orders","settings":{"compression":"zstd"}}"#;
+    let made = host.post_json("/v1/topics", topic);
+    assert_eq!(made.status, 201, "{}", made.json());
+    assert_eq!(made.json()["settings"]["compression"], "zstd");
+    assert_eq!(host.post_json("/v1/topics", topic).status, 200);
+    let plain = host.post_json("/v1/topics", r#"{"name":"orders"}"#);
+    assert_eq!(plain.status, 409, "the same name, other settings");
+    let unknown = r#"{"name":"other","settings":{"compression":"rar"}}"#;
+    assert_eq!(host.post_json("/v1/topics", unknown).status, 400);
+
+    let value = "the same again and again ".repeat(100);
+    let body = serde_json::json!({"messages": [{"key": "k", "value": value}, {"value": "last"}]});
+    let produced = host.post_json("/v1/topics/orders/messages", &body.to_string());
+    assert!(produced.status < 300, "{}", produced.json());
+    let fetched = host.get("/v1/topics/orders/partitions/0/messages?from=0");
+    let messages = &fetched.json()["messages"];
+    assert_eq!(messages[0]["value"], value);
+    assert_eq!(messages[1]["value"], "last");
+    host.stop();
+
+    let segment = dir.path().join("topics");
+    let topic = fs::read_dir(segment).expect("topics").flatten().next();
+    let segment = topic.expect("a topic").path();
+    let segment = segment.join("0/00000000000000000000.segment");
+    assert!(fs::metadata(&segment).expect("a segment").len() < 1000);
+    let dump = ["segment", "dump", segment.to_str().expect("a path")];
+    let text = out(&millrace(&dump), 0);
+    assert!(text.contains("compression zstd"), "{text}");
+    assert!(
+        text.contains("last") && text.contains("2 messages shown"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_encrypted_host_serves_and_its_files_are_read_with_the_key_file_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a directory");
+    let keys = tempfile::tempdir().expect("a directory");
+    let key_file = keys.path().join("keys");
+    let key = "0123456789abcdef".repeat(4);
+    fs::write(&key_file, format!("# of this test\n3:{key}\n")).expect("written");
+    let allow = |mode| fs::set_permissions(&key_file, fs::Permissions::from_mode(mode));
+    allow(0o600).expect("owned");
+    let host = TestHost::with(Config {
+        engine: EngineKind::Local,
+        data_dir: dir.path().to_owned(),
+        encryption_key_file: Some(key_file.clone()),
+        ..config()
+    });
+    let host = host.with_topic("orders", 1);
+    let body = r#"{"messages":[{"key":"k","value":"nobody may read this"}]}"#;
+    assert!(host.post_json("/v1/topics/orders/messages", body).status < 300);
+    let fetched = host.get("/v1/topics/orders/partitions/0/messages?from=0");
+    assert_eq!(
+        fetched.json()["messages"][0]["value"],
+        "nobody may read this"
+    );
+    let metrics = host.get("/metrics").bytes;
+    assert!(
+        !metrics
+            .windows(16)
+            .any(|text| text == &key.as_bytes()[..16])
+    );
+    host.stop();
+
+    let path = dir.path().to_str().expect("a path");
+    let text = out(&millrace(&["doctor", path]), 0);
+    assert!(text.contains("still needed: key 3"), "{text}");
+    let key_path = key_file.to_str().expect("a path");
+    let with_key = ["--encryption-key-file", key_path];
+    out(&millrace(&[&["doctor", path][..], &with_key].concat()), 0);
+    let mut segments = Vec::new();
+    find(&dir.path().join("topics"), &mut segments);
+    let segment = segments.iter().find(|path| path.ends_with(".segment"));
+    let dump = ["segment", "dump", segment.expect("a segment")];
+    let blind = out(&millrace(&dump), 0);
+    assert!(
+        blind.contains("encrypted with key 3") && !blind.contains("nobody"),
+        "{blind}"
+    );
+    let seeing = out(&millrace(&[&dump[..], &with_key].concat()), 0);
+    assert!(seeing.contains("nobody may read this"), "{seeing}");
+
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir", path];
+    let without = millrace(&serve);
+    assert_eq!(without.status.code(), Some(1), "{without:?}");
+    let told = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert!(told.contains("it is encrypted with key 3"), "{told}");
+    allow(0o644).expect("owned");
+    let exposed = millrace(&[&serve[..], &with_key].concat());
+    assert_eq!(exposed.status.code(), Some(2), "{exposed:?}");
+    let told = String::from_utf8_lossy(&exposed.stderr).into_owned();
+    assert!(told.contains("chmod 600") && !told.contains(&key), "{told}");
+    let mut help = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    help.args(["serve", "--help"])
+        .env("MILLRACE_ENCRYPTION_KEY", format!("1:{key}"));
+    let help = out(&help.output().expect("the binary runs"), 0);
+    assert!(
+        help.contains("MILLRACE_ENCRYPTION_KEY") && !help.contains(&key),
+        "{help}"
+    );
+}
+
+fn find(dir: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).expect("a directory").flatten() {
+        match entry.path() {
+            path if path.is_dir() => find(&path, found),
+            path => found.push(path.to_str().expect("a path").to_owned()),
+        }
+    }
+}

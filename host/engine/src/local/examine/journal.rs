@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
+use millrace_log::Cipher;
 use millrace_log::journal::examine::{self, Gap, JournalExamination};
 
 use super::super::codec::{self, Operation};
@@ -26,13 +27,30 @@ impl From<io::Error> for Stopped {
 pub(super) fn examine(
     report: &mut Report,
     catalogue: &mut Catalogue,
-    first_file: u64,
-    after_sequence: u64,
-    durable: u64,
+    (first_file, after_sequence, durable): (u64, u64, u64),
+    cipher: Option<&Cipher>,
 ) -> io::Result<()> {
     let dir = report.dir.join("journal");
     let found = examine::examine(&dir, first_file, after_sequence)?;
-    let replayed = found.replay(|sequence, body| replay(catalogue, sequence, body));
+    let mut unread = BTreeSet::new();
+    let replayed = found.replay(|sequence, body| {
+        let key = codec::key_id(&body);
+        report.note_key(key, "journal");
+        match key {
+            Some(id) if cipher.is_none() => {
+                unread.insert(id);
+                Ok(())
+            }
+            _ => replay(catalogue, sequence, body, cipher),
+        }
+    });
+    for id in unread {
+        let meaning = format!(
+            "what it holds since the last checkpoint is encrypted with key {id} and was not looked into"
+        );
+        let advice = "name the key file with --encryption-key-file to examine that, too";
+        report.add(Finding::note(&dir, meaning).advise(advice));
+    }
     match replayed {
         Ok(()) => {}
         Err(Stopped::Io(error)) => return Err(error),
@@ -45,7 +63,7 @@ pub(super) fn examine(
         ),
     }
     if let Some(gap) = &found.damage {
-        add_damage(report, catalogue, gap, &found, durable);
+        add_damage(report, catalogue, gap, &found, (durable, cipher));
     }
     if let Some(gap) = &found.torn {
         report.add(
@@ -86,9 +104,14 @@ pub(super) fn examine(
     Ok(())
 }
 
-fn replay(catalogue: &mut Catalogue, sequence: u64, body: Bytes) -> Result<(), Stopped> {
+fn replay(
+    catalogue: &mut Catalogue,
+    sequence: u64,
+    body: Bytes,
+    cipher: Option<&Cipher>,
+) -> Result<(), Stopped> {
     let contradiction = |reason| Stopped::Contradiction { sequence, reason };
-    let operations = codec::decode(body).map_err(|reason| contradiction(reason.to_owned()))?;
+    let operations = codec::open(body, cipher, sequence).map_err(contradiction)?;
     for operation in &operations {
         catalogue.apply(operation).map_err(contradiction)?;
     }
@@ -112,7 +135,7 @@ fn add_damage(
     catalogue: &Catalogue,
     gap: &Gap,
     found: &JournalExamination,
-    durable: u64,
+    (durable, cipher): (u64, Option<&Cipher>),
 ) {
     let last = found.after_damage.last().map_or(0, |(last, _)| *last);
     let last = match last.max(durable) {
@@ -130,8 +153,8 @@ fn add_damage(
         });
     report.add(finding.in_bytes(gap.bytes.clone()));
     let mut seen = BTreeSet::new();
-    for (_, body) in &found.after_damage {
-        let operations = codec::decode(body.clone()).unwrap_or_default();
+    for (sequence, body) in &found.after_damage {
+        let operations = codec::open(body.clone(), cipher, *sequence).unwrap_or_default();
         for operation in operations {
             let Operation::Append { partition, batch } = operation else {
                 continue;

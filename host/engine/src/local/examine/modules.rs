@@ -5,10 +5,11 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
+use millrace_log::Cipher;
 use millrace_model::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::super::modules::{SUFFIX, UNFINISHED_SUFFIX};
+use super::super::modules::{SUFFIX, UNFINISHED_SUFFIX, key_id, plain};
 use super::catalogue::Catalogue;
 use super::report::{Finding, Report, Severity};
 
@@ -21,6 +22,7 @@ pub(super) fn examine(
     report: &mut Report,
     catalogue: &Catalogue,
     read: &mut dyn FnMut(u64),
+    cipher: Option<&Cipher>,
 ) -> io::Result<()> {
     let dir = report.dir.join("modules");
     let mut present = BTreeSet::new();
@@ -38,7 +40,15 @@ pub(super) fn examine(
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.unwrap_or_default();
         if let Some(digest) = name.strip_suffix(SUFFIX).and_then(|d| d.parse().ok()) {
-            if let Some(finding) = look_at(&path, digest, catalogue, read) {
+            let key = key_of(&path);
+            report.note_key(key, "modules");
+            let found = match (key, cipher) {
+                // Nobody can tell without a key; the segments' checksums have no counterpart here.
+                (Some(_), None) => Ok(digest),
+                (Some(_), Some(cipher)) => decrypted_digest(&path, digest, cipher, read),
+                (None, _) => digest_of(&path, read),
+            };
+            if let Some(finding) = look_at(&path, digest, found, catalogue) {
                 add(report, finding);
             }
             present.insert(digest.to_string());
@@ -71,10 +81,10 @@ pub(super) fn examine(
 fn look_at(
     path: &Path,
     digest: Digest,
+    found: io::Result<Digest>,
     catalogue: &Catalogue,
-    read: &mut dyn FnMut(u64),
 ) -> Option<Finding> {
-    match digest_of(path, read) {
+    match found {
         Err(error) => Some(
             Finding::damage(path, format!("the module cannot be read: {error}")).advise(PUT_BACK),
         ),
@@ -94,6 +104,25 @@ fn look_at(
             })
         }
     }
+}
+
+/// The key that a file is encrypted with. A file that cannot be read is told of when its bytes are.
+fn key_of(path: &Path) -> Option<u32> {
+    let mut beginning = [0; 16];
+    File::open(path).ok()?.read_exact(&mut beginning).ok()?;
+    key_id(&beginning)
+}
+
+fn decrypted_digest(
+    path: &Path,
+    digest: Digest,
+    cipher: &Cipher,
+    read: &mut dyn FnMut(u64),
+) -> io::Result<Digest> {
+    let stored = fs::read(path)?;
+    read(stored.len() as u64);
+    let bytes = plain(digest, stored.into(), Some(cipher)).map_err(io::Error::other)?;
+    Ok(Digest(Sha256::digest(&bytes).into()))
 }
 
 fn digest_of(path: &Path, read: &mut dyn FnMut(u64)) -> io::Result<Digest> {

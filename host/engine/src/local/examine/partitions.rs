@@ -42,6 +42,7 @@ fn examine_topic(
         let mark = catalogue.mark(id);
         let of = examine::examine(&listing, id.partition.0, mark, &mut |met| match met {
             Met::Read(bytes) => read(bytes),
+            Met::Batch(key) => report.note_key(key, "segments"),
             Met::Fault(fault) => {
                 let finding = Finding::of_fault(fault).of_partition(&name, id.partition);
                 worst = worst.max(finding.severity);

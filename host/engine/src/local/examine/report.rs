@@ -1,5 +1,6 @@
 //! What an examination found, for people and programs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -219,6 +220,8 @@ pub struct Report {
     /// Findings over [`FINDINGS_MAX`]: counted, not kept.
     pub findings_dropped: usize,
     worst: Severity,
+    /// The keys that something is encrypted with, and what; without a key, what is plain.
+    keys: BTreeMap<Option<u32>, BTreeSet<&'static str>>,
 }
 
 impl Report {
@@ -228,7 +231,35 @@ impl Report {
             findings: Vec::new(),
             findings_dropped: 0,
             worst: Severity::Ok,
+            keys: BTreeMap::new(),
         }
+    }
+
+    /// Something of this kind is encrypted with the key, or plain.
+    pub(super) fn note_key(&mut self, key: Option<u32>, kind: &'static str) {
+        self.keys.entry(key).or_default().insert(kind);
+    }
+
+    /// Which keys are still needed, in words; nothing where none is.
+    pub(super) fn conclude_keys(&mut self) {
+        let words = |kinds: &BTreeSet<_>| kinds.iter().copied().collect::<Vec<_>>().join(", ");
+        let needed: Vec<String> = self
+            .keys
+            .iter()
+            .filter_map(|(key, kinds)| Some(format!("key {} ({})", (*key)?, words(kinds))))
+            .collect();
+        if needed.is_empty() {
+            return;
+        }
+        let plain = self.keys.get(&None).map_or_else(String::new, |kinds| {
+            format!(
+                "; some is plain still, written before there was a key: {}",
+                words(kinds)
+            )
+        });
+        let meaning = format!("encrypted; still needed: {}{plain}", needed.join(", "));
+        let dir = self.dir.clone();
+        self.add(Finding::ok(&dir, meaning));
     }
 
     pub(super) fn add(&mut self, mut finding: Finding) {

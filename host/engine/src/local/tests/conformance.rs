@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use millrace_log::Cipher;
 use millrace_model::SystemClock;
 
 use crate::Engine;
@@ -16,12 +17,24 @@ async fn open(dir: PathBuf) -> Arc<dyn Engine> {
 
 /// Everything small, so that files roll, memory fills and checkpoints are made all the time.
 async fn open_small(dir: PathBuf) -> Arc<dyn Engine> {
+    open_with(dir, None).await
+}
+
+/// The same, encrypted.
+async fn open_encrypted(dir: PathBuf) -> Arc<dyn Engine> {
+    let key = format!("1:{}", "0123456789abcdef".repeat(4));
+    let cipher = Cipher::parse(&key).expect("a key");
+    open_with(dir, Some(Arc::new(cipher))).await
+}
+
+async fn open_with(dir: PathBuf, encryption: Option<Arc<Cipher>>) -> Arc<dyn Engine> {
     let options = LocalOptions {
         journal_file_bytes: 12 << 20,
         segment_bytes: 8 << 10,
         tail_bytes_max: 16 << 10,
         checkpoint_journal_bytes: 64 << 10,
         checkpoint_interval: std::time::Duration::from_millis(5),
+        encryption,
         ..LocalOptions::default()
     };
     let opened = LocalEngine::open(&dir, options, Arc::new(SystemClock::new())).await;
@@ -36,4 +49,9 @@ mod default {
 mod small {
     crate::conformance_tests!(super::open_small);
     crate::reopening_tests!(super::open_small);
+}
+
+mod encrypted {
+    crate::conformance_tests!(super::open_encrypted);
+    crate::reopening_tests!(super::open_encrypted);
 }

@@ -5,6 +5,7 @@ mod conformance;
 mod crashes;
 mod damage;
 mod disk;
+mod encryption;
 mod examine;
 mod exhaustive;
 mod loss;

@@ -134,6 +134,7 @@ impl Demo {
             partitions,
             durability: Durability::Durable,
             partitioner,
+            settings: Default::default(),
         };
         self.broker.create_topic(topic).await?;
         self.story

@@ -57,8 +57,8 @@ pub(super) fn module(number: u8) -> Bytes {
     vec![number; 700].into()
 }
 
-pub(super) fn digest(number: u8) -> millrace_model::Digest {
-    millrace_model::Digest([number; 32])
+pub(super) fn digest(number: u8) -> Digest {
+    Digest([number; 32])
 }
 
 impl Dump {

@@ -66,6 +66,7 @@ pub(super) fn options() -> LocalOptions {
         tail_bytes_max: 1 << 30,
         checkpoint_journal_bytes: u64::MAX,
         checkpoint_interval: Duration::from_secs(24 * 3600),
+        ..small()
     }
 }
 
@@ -375,6 +376,7 @@ fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
             value: Some(vec![7; number as usize].into()),
         }],
         durability: None,
+        request: None,
     }
 }
 

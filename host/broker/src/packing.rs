@@ -1,0 +1,54 @@
+//! Compressed batches on their way through the broker: inflated for whoever looks inside, compressed as their topic wants it.
+//! What takes long is done beside the async threads.
+
+use millrace_model::{BatchError, Compression, RecordBatch};
+
+/// Bytes of a compressed batch that are inflated in place. Even those that grow most take some ten milliseconds.
+const INFLATED_IN_PLACE_BYTES: usize = 16 << 10;
+/// Bytes that are compressed in place.
+const DEFLATED_IN_PLACE_BYTES: usize = 64 << 10;
+
+/// The batch with readable records. A control batch is given as it is: nobody looks inside.
+pub(crate) async fn readable(batch: &RecordBatch) -> Result<RecordBatch, BatchError> {
+    if batch.codec() == 0 || batch.is_control() {
+        return Ok(batch.clone());
+    }
+    if batch.byte_count() <= INFLATED_IN_PLACE_BYTES {
+        return batch.inflated();
+    }
+    let batch = batch.clone();
+    aside(move || batch.inflated()).await
+}
+
+/// The batches, compressed where they become smaller by it.
+pub(crate) async fn packed(
+    batches: Vec<RecordBatch>,
+    codec: impl Fn(usize) -> Compression,
+) -> Vec<RecordBatch> {
+    let wanted: Vec<Compression> = (0..batches.len()).map(codec).collect();
+    let long = |(batch, codec): (&RecordBatch, &Compression)| match codec {
+        Compression::None => 0,
+        _ => batch.byte_count(),
+    };
+    let bytes: usize = batches.iter().zip(&wanted).map(long).sum();
+    let pack = move || {
+        let packed = batches.into_iter().zip(wanted);
+        packed.map(|(batch, codec)| batch.deflated(codec)).collect()
+    };
+    match bytes {
+        0..=DEFLATED_IN_PLACE_BYTES => pack(),
+        _ => aside(pack).await,
+    }
+}
+
+/// Does it on a thread that may be kept busy.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only a runtime that shuts down cancels it; whoever waits here is dropped with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,196 @@
+//! Encrypted values of the checkpoint, and the keys that the data directory has been used with.
+//!
+//! Names, offsets and topics are plain; values of entries and progress of groups are encrypted, each for its place. In `meta` stand
+//! the active key's id, and of every key a number that tells a wrong key from the right one before anything is read with it.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use millrace_log::Cipher;
+use millrace_model::TopicPartition;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection, Row};
+
+use super::{CheckpointStore, malformed, partition, unusable};
+use crate::local::options::OpenError;
+
+const ACTIVE: &str = "encryption_key";
+const CHECK_PREFIX: &str = "encryption_key:";
+
+/// Columns that the first format did not have.
+pub(super) async fn add_columns(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    for table in ["groups", "entries"] {
+        let there = sqlx::query("SELECT 1 FROM pragma_table_info(?) WHERE name = 'encryption_key'");
+        let there = there.bind(table).fetch_optional(&mut *connection).await?;
+        if there.is_none() {
+            let add = match table {
+                "groups" => "ALTER TABLE groups ADD COLUMN encryption_key INTEGER",
+                _ => "ALTER TABLE entries ADD COLUMN encryption_key INTEGER",
+            };
+            sqlx::raw_sql(add).execute(&mut *connection).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What a group's progress belongs to.
+pub(super) fn group(id: TopicPartition, name: &str) -> Vec<u8> {
+    format!("group/{}/{}/{name}", id.topic, id.partition).into_bytes()
+}
+
+/// What an entry's value belongs to.
+pub(super) fn entry(kind: &str, key: &str) -> Vec<u8> {
+    format!("entry/{kind}/{key}").into_bytes()
+}
+
+/// As it is stored.
+pub(super) fn stored<'a>(
+    value: &'a [u8],
+    cipher: Option<&Cipher>,
+    belongs_to: &[u8],
+) -> Cow<'a, [u8]> {
+    match cipher {
+        Some(cipher) => cipher.encrypt(value, belongs_to).into(),
+        None => value.into(),
+    }
+}
+
+/// What was stored. Without any key, as it lies there: that is for those who only look.
+pub(super) fn plain(
+    stored: Vec<u8>,
+    key: Option<i64>,
+    cipher: Option<&Cipher>,
+    belongs_to: &[u8],
+) -> Result<Bytes, sqlx::Error> {
+    match (key, cipher) {
+        (Some(_), Some(cipher)) => {
+            let plain = cipher.decrypt(&stored, belongs_to);
+            let plain = plain.map_err(|error| sqlx::Error::Protocol(error.to_string()))?;
+            Ok(plain.into())
+        }
+        _ => Ok(stored.into()),
+    }
+}
+
+impl CheckpointStore {
+    /// Whether the keys are those that this directory needs. Changes nothing.
+    pub(in crate::local) fn check_keys(&mut self) -> Result<(), OpenError> {
+        let known = self.keys()?;
+        match (active(&known), &self.cipher) {
+            (None, _) => Ok(()),
+            (Some(id), None) => Err(self.refused(format!(
+                "it is encrypted with key {id}; name the key file with --encryption-key-file, or set MILLRACE_ENCRYPTION_KEY"
+            ))),
+            (Some(id), Some(cipher)) => {
+                if cipher.check_value(id).is_none() {
+                    return Err(self.refused(format!(
+                        "it is encrypted with key {id}, which is not among the keys given; add it, after the first line to give it up step by step"
+                    )));
+                }
+                for (key, check) in &known {
+                    let id = key.strip_prefix(CHECK_PREFIX).and_then(|id| id.parse().ok());
+                    let Some(id) = id else { continue };
+                    match cipher.check_value(id) {
+                        Some(given) if given != *check => {
+                            return Err(self.refused(format!(
+                                "key {id} is not the one of this number that it was encrypted with; give the right one"
+                            )));
+                        }
+                        Some(_) => {}
+                        None => tracing::warn!(key = id, "an encryption key that was used before is not given; what is still encrypted with it cannot be read"),
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The key that values are encrypted with.
+    pub(in crate::local) fn active_key(&mut self) -> Result<Option<u32>, OpenError> {
+        Ok(active(&self.keys()?))
+    }
+
+    fn refused(&self, reason: String) -> OpenError {
+        let dir = self.path.parent().unwrap_or(&self.path).to_owned();
+        OpenError::Encryption { dir, reason }
+    }
+
+    /// What is known about keys: names in `meta`, and their numbers.
+    fn keys(&mut self) -> Result<Vec<(String, u64)>, OpenError> {
+        let read = self.runtime.block_on(async {
+            let rows = sqlx::query("SELECT key, value FROM meta WHERE key LIKE 'encryption_key%'");
+            let rows = rows.fetch_all(&mut self.connection).await?;
+            let known = rows.iter().map(|row| {
+                let value: i64 = row.try_get(1)?;
+                let value = u64::try_from(value).map_err(|_| malformed("number"))?;
+                Ok((row.try_get(0)?, value))
+            });
+            known.collect::<Result<_, sqlx::Error>>()
+        });
+        read.map_err(|error| unusable(&self.path, &error))
+    }
+
+    /// Notes the active key, and encrypts with it what is not: values are few, and another key can then be given up.
+    pub(in crate::local) fn adopt_keys(&mut self) -> Result<(), OpenError> {
+        let Some(cipher) = self.cipher.clone() else {
+            return Ok(());
+        };
+        let adopted = self.runtime.block_on(adopt(&mut self.connection, &cipher));
+        adopted.map_err(|error| unusable(&self.path, &error))
+    }
+}
+
+fn active(known: &[(String, u64)]) -> Option<u32> {
+    let active = known.iter().find(|(key, _)| key == ACTIVE);
+    active.and_then(|(_, id)| u32::try_from(*id).ok())
+}
+
+async fn adopt(connection: &mut SqliteConnection, cipher: &Cipher) -> Result<(), sqlx::Error> {
+    let active = i64::from(cipher.active());
+    let check = cipher.check_value(cipher.active()).unwrap_or_default() as i64;
+    let mut transaction = connection.begin().await?;
+    let on = &mut *transaction;
+    for (key, value) in [
+        (ACTIVE.to_owned(), active),
+        (format!("{CHECK_PREFIX}{active}"), check),
+        // Older versions would take encrypted values for plain ones.
+        ("format".to_owned(), super::FORMAT as i64),
+    ] {
+        let put = sqlx::query("INSERT OR REPLACE INTO meta VALUES (?, ?)");
+        put.bind(key).bind(value).execute(&mut *on).await?;
+    }
+    let others = sqlx::query(
+        "SELECT kind, key, value, encryption_key FROM entries WHERE encryption_key IS NOT ?",
+    );
+    for row in others.bind(active).fetch_all(&mut *on).await? {
+        let (kind, key): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let belongs_to = entry(&kind, &key);
+        let value = plain(row.try_get(2)?, row.try_get(3)?, Some(cipher), &belongs_to)?;
+        sqlx::query("UPDATE entries SET value = ?, encryption_key = ? WHERE kind = ? AND key = ?")
+            .bind(cipher.encrypt(&value, &belongs_to))
+            .bind(active)
+            .bind(kind)
+            .bind(key)
+            .execute(&mut *on)
+            .await?;
+    }
+    let others = sqlx::query(
+        "SELECT topic, partition, name, progress, encryption_key FROM groups WHERE progress IS NOT NULL AND encryption_key IS NOT ?",
+    );
+    for row in others.bind(active).fetch_all(&mut *on).await? {
+        let (id, name): (_, String) = (partition(&row)?, row.try_get(2)?);
+        let belongs_to = group(id, &name);
+        let progress = plain(row.try_get(3)?, row.try_get(4)?, Some(cipher), &belongs_to)?;
+        sqlx::query(
+            "UPDATE groups SET progress = ?, encryption_key = ? WHERE topic = ? AND partition = ? AND name = ?",
+        )
+        .bind(cipher.encrypt(&progress, &belongs_to))
+        .bind(active)
+        .bind(id.topic.0 as i64)
+        .bind(i64::from(id.partition.0))
+        .bind(name)
+        .execute(&mut *on)
+        .await?;
+    }
+    transaction.commit().await
+}
