@@ -376,13 +376,13 @@ mod tests {
     fn a_checkpoint_of_the_version_before_is_read() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("checkpoint.sqlite");
-        let mut store = CheckpointStore::open(&path).expect("a checkpoint");
+        let mut store = CheckpointStore::open(&path, None).expect("a checkpoint");
         let older = "DROP TABLE producers; DROP TABLE producer_names; DROP TABLE requests;
             INSERT INTO meta VALUES ('format', 1), ('sequence', 7), ('next_topic', 3);";
         let made_older = sqlx::raw_sql(older).execute(&mut store.connection);
         store.runtime.block_on(made_older).expect("made older");
         drop(store);
-        let mut store = CheckpointStore::open(&path).expect("opened");
+        let mut store = CheckpointStore::open(&path, None).expect("opened");
         let loaded = store.load().expect("read");
         assert_eq!((loaded.sequence, loaded.next_topic), (7, TopicId(3)));
         let first = loaded.idempotence.producers.decide(None);

@@ -104,12 +104,13 @@ pub fn examine_with(
     check_is_data_directory(dir)?;
     let mut report = Report::new(dir);
     let _lock = look_at_lock(dir, &mut report)?;
-    look(report, progress)
+    look(report, cipher, progress)
 }
 
 /// The examination itself; whoever asks for it holds the lock.
 pub(super) fn look(
     mut report: Report,
+    cipher: Option<Arc<Cipher>>,
     progress: &mut dyn FnMut(Reached),
 ) -> Result<Report, ExamineError> {
     let dir = &report.dir.clone();

@@ -112,7 +112,6 @@ pub(super) fn recover(
     saver.sweep();
     let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
     let evidence = EvidenceFile::new(Arc::clone(&disk), dir);
-    let modules = ModuleFiles::open(disk, modules_dir).map_err(failed_io)?;
     let modules =
         ModuleFiles::open(disk, modules_dir, options.encryption.clone()).map_err(failed_io)?;
     Ok(Recovered {

@@ -125,7 +125,7 @@ pub fn repair(
 ) -> Result<Vec<Done>, RepairError> {
     examine::check_is_data_directory(dir)?;
     let _lock = lock(dir).map_err(|error| locked_out(dir, &error))?;
-    let report = examine::look(Report::new(dir), progress)?;
+    let report = examine::look(Report::new(dir), None, progress)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let work = Work {
         disk,

@@ -61,7 +61,7 @@ pub(super) fn rebuild(work: &Work<'_>) -> Result<(), RepairError> {
         swept_topics: &[],
     };
     let unwritten = |error: String| failed(io::Error::other(error));
-    let store = CheckpointStore::open(&work.dir.join(CHECKPOINT));
+    let store = CheckpointStore::open(&work.dir.join(CHECKPOINT), None);
     let mut store = store.map_err(|error| unwritten(error.to_string()))?;
     store
         .save(&step)

@@ -75,6 +75,7 @@ async fn fill(engine: &LocalEngine) -> Topic {
                 value: Some(format!("{CANARY} specification {number}").into()),
             }],
             durability: None,
+            request: None,
         };
         engine.commit(transaction).await.unwrap();
     }
