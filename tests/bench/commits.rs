@@ -1,5 +1,6 @@
 //! What a commit costs at durability `durable` (synced to the disk) and at `os` (in the page cache).
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use anyhow::{Context, Result};
 use millrace_engine::{Append, Engine, Transaction};
 use millrace_model::{Durability, PartitionId, RecordBatch, TopicPartition};
 
+use crate::machine::synced_writes;
 use crate::setup;
 use crate::table::{Table, median, percentile};
 
@@ -30,6 +32,22 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
         row(table, writers, &fast, &safe);
     }
     engine.close().await;
+    groups(table, directory.path(), &batch)
+}
+
+/// What plain writes and syncs of as many messages as there are writers give: the most that one group can hold.
+fn groups(table: &mut Table, directory: &Path, batch: &RecordBatch) -> Result<()> {
+    let bytes = WRITERS * batch.byte_count();
+    let times = synced_writes(&directory.join("groups"), bytes, 1_000)?;
+    let seconds = times.iter().sum::<f64>() / 1e6;
+    let rate = (WRITERS * times.len()) as f64 / seconds;
+    table.row(
+        &format!("plain write + fdatasync of {WRITERS} messages at once"),
+        format!("{rate:.0} messages/s"),
+        "",
+        String::new(),
+        "durable, 64 at once: ≥ 60 % of it, ≥ 70 % of os".to_owned(),
+    );
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::mapping;
 
@@ -97,11 +98,27 @@ pub fn final_error(error: io::Error) -> io::Error {
     io::Error::other(format!("a sync failed: {error}"))
 }
 
-/// Files that the process may hold open for writing: half of what the system allows it, for sockets and readers need the rest.
+/// Files that the engine may hold open for writing: half of what the system allows the process, for sockets and readers need the
+/// rest. Asks the system for as many as it gives without privileges.
 #[must_use]
 pub fn open_files_max() -> usize {
-    let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let half = allowed.map_or(OPEN_FILES_MAX, |allowed| (allowed / 2) as usize);
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit
+        .maximum
+        .unwrap_or(u64::MAX)
+        .min(2 * OPEN_FILES_MAX as u64);
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted),
+            ..limit
+        };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            limit.current = Some(wanted);
+        }
+    }
+    let half = limit
+        .current
+        .map_or(OPEN_FILES_MAX, |allowed| (allowed / 2) as usize);
     half.clamp(OPEN_FILES_MIN, OPEN_FILES_MAX)
 }
 

@@ -6,21 +6,35 @@
 //! Little-endian; frames begin at multiples of eight bytes. `synced` is the highest sequence that was known to be durable when
 //! this frame was written: it tells damage (of a frame that was durable) from a torn tail (of one that never was).
 
+use std::io;
+
+use bytes::Bytes;
+
+use crate::disk::DiskFile;
+
 /// Bytes before the body.
 pub const FRAME_HEADER_BYTES: usize = 32;
 /// Frames begin at multiples of this.
 pub const FRAME_ALIGN_BYTES: usize = 8;
 
+/// Bytes of at least so many are written from where they lie; fewer are first put together.
+const PIECE_BYTES_MIN: usize = 16 << 10;
+
 /// A frame being built: room for the header, then the body. Reused from group to group.
 #[derive(Debug)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
+    /// What belongs between `bytes`, and before which of them.
+    pieces: Vec<(usize, Bytes)>,
+    piece_bytes: usize,
 }
 
 impl Default for FrameBuffer {
     fn default() -> Self {
         Self {
             bytes: vec![0; FRAME_HEADER_BYTES],
+            pieces: Vec::new(),
+            piece_bytes: 0,
         }
     }
 }
@@ -28,6 +42,8 @@ impl Default for FrameBuffer {
 impl FrameBuffer {
     /// Starts over. A buffer that one large group grew is given back.
     pub fn clear(&mut self, bytes_kept_max: usize) {
+        self.pieces.clear();
+        self.piece_bytes = 0;
         self.bytes.truncate(FRAME_HEADER_BYTES);
         if self.bytes.capacity() > bytes_kept_max {
             self.bytes.shrink_to(bytes_kept_max);
@@ -39,24 +55,61 @@ impl FrameBuffer {
         &mut self.bytes
     }
 
+    /// Appends to the body what is shared and may be large.
+    pub fn push(&mut self, bytes: &Bytes) {
+        if bytes.len() < PIECE_BYTES_MIN {
+            self.bytes.extend_from_slice(bytes);
+        } else {
+            self.pieces.push((self.bytes.len(), bytes.clone()));
+            self.piece_bytes += bytes.len();
+        }
+    }
+
     /// Bytes of the body so far.
     #[must_use]
     pub fn body_bytes(&self) -> usize {
-        self.bytes.len().saturating_sub(FRAME_HEADER_BYTES)
+        (self.bytes.len() + self.piece_bytes).saturating_sub(FRAME_HEADER_BYTES)
     }
 
-    /// Fills in the header; the frame is then ready to be written, padded to the next frame's place.
-    pub(crate) fn finish(&mut self, salt: u64, sequence: u64, synced: u64) -> &[u8] {
+    /// Bytes up to where the next frame may begin.
+    pub(crate) fn stride(&self) -> u64 {
+        (FRAME_HEADER_BYTES + self.body_bytes()).next_multiple_of(FRAME_ALIGN_BYTES) as u64
+    }
+
+    /// Fills in the header and writes the frame, padded to the next frame's place.
+    pub(crate) fn write(
+        &mut self,
+        file: &dyn DiskFile,
+        at: u64,
+        [salt, sequence, synced]: [u64; 3],
+    ) -> io::Result<()> {
         let length = self.body_bytes() as u32;
         self.bytes[0..4].copy_from_slice(&length.to_le_bytes());
         self.bytes[8..16].copy_from_slice(&salt.to_le_bytes());
         self.bytes[16..24].copy_from_slice(&sequence.to_le_bytes());
         self.bytes[24..32].copy_from_slice(&synced.to_le_bytes());
-        let crc = checksum(length, &self.bytes[8..]);
+        let start = crc32c::crc32c(&length.to_le_bytes());
+        let mut parts = self.parts();
+        parts[0] = &parts[0][8..];
+        let sum = |sum, part: &&[u8]| crc32c::crc32c_append(sum, part);
+        let crc = parts.iter().fold(start, sum);
         self.bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-        let padded = self.bytes.len().next_multiple_of(FRAME_ALIGN_BYTES);
-        self.bytes.resize(padded, 0);
-        &self.bytes
+        let padding = self.stride() as usize - FRAME_HEADER_BYTES - self.body_bytes();
+        let mut parts = self.parts();
+        parts.push(&[0; FRAME_ALIGN_BYTES][..padding]);
+        file.write_pieces_at(&parts, at)
+    }
+
+    /// The frame's bytes in their order.
+    fn parts(&self) -> Vec<&[u8]> {
+        let mut parts = Vec::with_capacity(2 * self.pieces.len() + 2);
+        let mut from = 0;
+        for (before, piece) in &self.pieces {
+            parts.extend([&self.bytes[from..*before], piece]);
+            from = *before;
+        }
+        parts.push(&self.bytes[from..]);
+        parts
     }
 }
 
@@ -99,12 +152,38 @@ fn checksum(length: u32, rest: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Disk;
+    use crate::sim::SimDisk;
     use proptest::prelude::*;
+    use std::path::Path;
+
+    fn written(buffer: &mut FrameBuffer) -> Vec<u8> {
+        let disk = SimDisk::default();
+        let path = Path::new("/frame");
+        let file = disk.create(path).unwrap();
+        buffer.write(&*file, 0, [7, 8, 6]).unwrap();
+        disk.contents(path).unwrap()
+    }
 
     fn frame(body: &[u8]) -> Vec<u8> {
         let mut buffer = FrameBuffer::default();
         buffer.body().extend_from_slice(body);
-        buffer.finish(7, 8, 6).to_vec()
+        written(&mut buffer)
+    }
+
+    #[test]
+    fn large_pieces_stand_where_they_were_pushed() {
+        let pieces: Vec<Bytes> = [5, PIECE_BYTES_MIN, 7, PIECE_BYTES_MIN + 3, PIECE_BYTES_MIN]
+            .iter()
+            .zip(1..)
+            .map(|(&length, fill)| vec![fill; length].into())
+            .collect();
+        let mut buffer = FrameBuffer::default();
+        for _ in 0..2 {
+            pieces.iter().for_each(|piece| buffer.push(piece));
+            assert_eq!(written(&mut buffer), frame(&pieces.concat()));
+            buffer.clear(1 << 20);
+        }
     }
 
     proptest! {

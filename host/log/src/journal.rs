@@ -1,30 +1,33 @@
 //! The journal: one per data directory, where every transaction becomes durable first.
 //!
 //! Numbered files of one fixed size, preallocated and recycled. A file begins with a header (its number, a fresh random salt,
-//! the first sequence it holds); frames follow ([`crate::frame`]), their sequences without gaps. A file is used only after the
-//! one before it is durable, and its header is durable before its first frame: so what may be missing after a crash is
-//! always the end, and anything missing before that is damage, which [`scan`] refuses to take for a torn tail.
+//! what was durable when it was made ready); frames follow ([`crate::frame`]), their sequences without gaps. A file's header is
+//! durable before its first frame is written. A sync makes the files durable in their order, so what may be missing after a
+//! crash is always the end. What is missing although a later header or frame says that it was durable is damage, which
+//! [`scan`] refuses to take for a torn tail.
+//!
+//! Frames are written by one; syncs may run beside that, several at a time ([`Journal::begin_sync`]).
 
 pub mod examine;
+mod files;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
-use crate::disk::{Disk, DiskFile, final_error, is_full};
+pub use self::files::is_file_name;
+use self::files::{FILE_HEADER_BYTES, FileHeader, NextFiles, Ready, file_path, number_of};
+use crate::disk::{Disk, DiskFile, final_error};
 use crate::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, Frame, FrameBuffer};
 
 /// Bytes of one journal file, unless configured.
 pub const JOURNAL_FILE_BYTES: u64 = 64 << 20;
-/// Files kept for reuse; further ones are removed.
-const SPARE_FILES_MAX: usize = 4;
-/// Spares that appends leave alone: a checkpoint, which gives files back, needs a new one to begin with, and a full disk must
-/// not keep it from that.
-const SPARES_RESERVED: usize = 1;
-const FILE_HEADER_BYTES: usize = 64;
-const MAGIC: [u8; 8] = *b"MRJRNL01";
+/// Those who may sync at the same time; each has a handle of its own, for the kernel tells each handle of a failure once.
+pub const SYNCS_AT_ONCE_MAX: usize = 5;
 const SUFFIX: &str = ".journal";
 
 /// Why a journal cannot be read.
@@ -56,6 +59,8 @@ pub struct JournalScan {
     dir: PathBuf,
     parts: Vec<ScannedFile>,
     last_sequence: u64,
+    /// The file and the place in it where the last frame ends.
+    reached: (u64, usize),
     numbers: Vec<u64>,
     first_file: u64,
 }
@@ -97,6 +102,7 @@ fn scan_unread(
         dir: dir.to_owned(),
         parts: Vec::new(),
         last_sequence: after_sequence,
+        reached: (first_file, FILE_HEADER_BYTES),
         numbers,
         first_file,
     })
@@ -108,32 +114,30 @@ impl JournalScan {
         let live = self.numbers[first_live..].to_vec();
         for number in live {
             let bytes = read_whole(&*self.disk, &file_path(&self.dir, number))?;
-            let expected = self.last_sequence + 1;
-            let missing = self.first_file + self.parts.len() as u64 != number;
-            let Some(salt) = salt_of(&bytes, number, expected) else {
+            let salt = salt_of(&bytes, number, self.last_sequence + 1);
+            let header = FileHeader::decode(&bytes).filter(|header| header.number == number);
+            if header.is_some_and(|header| header.synced > self.last_sequence) {
+                return Err(self.damaged());
+            }
+            let Some(salt) = salt else {
                 // Never used, unless what it holds says otherwise.
-                self.refuse_evidence(number, &bytes, FILE_HEADER_BYTES, None)?;
+                self.refuse_evidence(&bytes, FILE_HEADER_BYTES, None)?;
                 continue;
             };
-            let first = FileHeader::decode(&bytes).map_or(expected, |header| header.first_sequence);
-            if missing || first != expected {
-                // The loss is at the end of what could be read before this file.
-                let last = self.parts.last();
-                let (number, end) = last.map_or((number, FILE_HEADER_BYTES), |p| (p.number, p.end));
-                return Err(self.damaged(number, end));
-            }
-            let end = self.walk_frames(&bytes, salt);
-            self.refuse_evidence(number, &bytes, end, Some(salt))?;
+            let end = self.walk_frames(&bytes, number, salt);
+            self.refuse_evidence(&bytes, end, Some(salt))?;
             self.parts.push(ScannedFile { number, end });
         }
         Ok(())
     }
 
-    fn walk_frames(&mut self, bytes: &[u8], salt: u64) -> usize {
+    /// Where a file does not go on from the ones before it, nothing in it does.
+    fn walk_frames(&mut self, bytes: &[u8], number: u64, salt: u64) -> usize {
         let mut at = FILE_HEADER_BYTES;
         while let Some(frame) = next_frame(bytes, at, salt, self.last_sequence + 1) {
             self.last_sequence = frame.sequence;
             at += frame.stride;
+            self.reached = (number, at);
         }
         at
     }
@@ -141,7 +145,6 @@ impl JournalScan {
     /// A later frame that says "the one missing here was durable" makes this damage and not a torn tail.
     fn refuse_evidence(
         &self,
-        number: u64,
         bytes: &[u8],
         from: usize,
         salt: Option<u64>,
@@ -165,12 +168,13 @@ impl JournalScan {
             .step_by(FRAME_ALIGN_BYTES)
             .any(contradicts)
         {
-            return Err(self.damaged(number, from));
+            return Err(self.damaged());
         }
         Ok(())
     }
 
-    fn damaged(&self, number: u64, position: usize) -> JournalError {
+    fn damaged(&self) -> JournalError {
+        let (number, position) = self.reached;
         JournalError::Damaged {
             path: file_path(&self.dir, number),
             position: position as u64,
@@ -221,67 +225,75 @@ fn next_frame(bytes: &[u8], at: usize, salt: u64, sequence: u64) -> Option<Frame
 fn salt_of(bytes: &[u8], number: u64, expected: u64) -> Option<u64> {
     match FileHeader::decode(bytes) {
         Some(header) => (header.number == number).then_some(header.salt),
-        // A damaged header before a sound first frame costs nothing: the frame knows its salt. An old frame cannot have
-        // the expected sequence at this place: what stands first in a file was durable, or was never readable.
+        // A damaged header before a sound first frame costs nothing: the frame knows its salt. A frame of a former use is made
+        // unreadable before the file is used again.
         None => frame::decode(bytes.get(FILE_HEADER_BYTES..)?)
             .filter(|frame| frame.sequence == expected)
             .map(|frame| frame.salt),
     }
 }
 
-struct FileHeader {
-    number: u64,
-    salt: u64,
-    first_sequence: u64,
-}
-
-impl FileHeader {
-    fn new(number: u64, first_sequence: u64) -> Self {
-        Self {
-            number,
-            salt: fastrand::u64(..),
-            first_sequence,
-        }
-    }
-
-    fn encode(&self) -> [u8; FILE_HEADER_BYTES] {
-        let mut bytes = [0; FILE_HEADER_BYTES];
-        bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..16].copy_from_slice(&self.number.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.salt.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.first_sequence.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..32]);
-        bytes[32..36].copy_from_slice(&crc.to_le_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.first_chunk::<FILE_HEADER_BYTES>()?;
-        let crc = u32::from_le_bytes([bytes[32], bytes[33], bytes[34], bytes[35]]);
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        (bytes[..8] == MAGIC && crc32c::crc32c(&bytes[..32]) == crc).then(|| Self {
-            number: word(8),
-            salt: word(16),
-            first_sequence: word(24),
-        })
-    }
-}
-
 /// The journal, being written.
 pub struct Journal {
-    disk: Arc<dyn Disk>,
     dir: PathBuf,
     file_bytes: u64,
-    file: Arc<dyn DiskFile>,
-    number: u64,
-    salt: u64,
+    file: Ready,
     position: u64,
     last_sequence: u64,
-    synced_sequence: u64,
-    /// Files before the current one that the checkpoint still needs, then those that may be used again.
+    synced_sequence: Arc<AtomicU64>,
+    /// Files before the current one that may not be durable, and their last sequences.
+    unsynced: Vec<(u64, Ready)>,
+    /// Files before the current one that the checkpoint still needs.
     kept: Vec<u64>,
-    spares: Vec<u64>,
+    next: Arc<Mutex<NextFiles>>,
     written_bytes: u64,
+}
+
+/// A sync of everything written before it began.
+#[must_use]
+pub struct JournalSync {
+    files: Vec<Arc<dyn DiskFile>>,
+    sequence: u64,
+    synced_sequence: Arc<AtomicU64>,
+}
+
+impl JournalSync {
+    /// The last sequence that it covers.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Makes it durable; frames may be written meanwhile.
+    ///
+    /// # Errors
+    /// The disk's; it is final: nobody knows then what is durable, and a second try would lie.
+    pub fn run(self) -> io::Result<u64> {
+        for file in &self.files {
+            file.sync_data().map_err(final_error)?;
+        }
+        self.synced_sequence
+            .fetch_max(self.sequence, Ordering::AcqRel);
+        Ok(self.sequence)
+    }
+}
+
+/// Makes the next file ready before it is needed.
+#[must_use]
+pub struct Preparation {
+    next: Arc<Mutex<NextFiles>>,
+    number: u64,
+    synced: u64,
+}
+
+impl Preparation {
+    /// Does it; frames may be written meanwhile, as long as they fit the current file.
+    ///
+    /// # Errors
+    /// The disk's; final if it is that of a sync. A full disk is none: the append that needs the file will meet it.
+    pub fn run(self) -> io::Result<()> {
+        self.next.lock().prepare(self.number, self.synced)
+    }
 }
 
 impl Journal {
@@ -296,35 +308,24 @@ impl Journal {
             disk,
             dir,
             last_sequence,
-            numbers: mut spares,
+            numbers: spares,
             ..
         } = scan;
-        let first = last_sequence + 1;
-        let header = FileHeader::new(number, first);
-        let (file, salt) = take_file(&*disk, &dir, &mut spares, 0, header, file_bytes)?;
-        if spares.is_empty() {
-            // The reserved one. It can wait for room: a checkpoint will leave spares.
-            match make(&*disk, &file_path(&dir, number - 1), file_bytes) {
-                Err(error) if !is_full(&error) => return Err(error),
-                made => spares.extend(made.ok().map(|_| number - 1)),
-            }
-        }
-        let mut journal = Self {
-            disk,
+        let mut next = NextFiles::new(disk, dir.clone(), file_bytes, spares);
+        let file = next.take(number, 0, last_sequence)?;
+        next.reserve_one(number - 1)?;
+        Ok(Self {
             dir,
             file_bytes,
             file,
-            number,
-            salt,
             position: FILE_HEADER_BYTES as u64,
             last_sequence,
-            synced_sequence: last_sequence,
+            synced_sequence: Arc::new(AtomicU64::new(last_sequence)),
+            unsynced: Vec::new(),
             kept: Vec::new(),
-            spares,
+            next: Arc::new(Mutex::new(next)),
             written_bytes: 0,
-        };
-        journal.drop_spares()?;
-        Ok(journal)
+        })
     }
 
     /// The largest body that one frame can carry when files have `file_bytes`.
@@ -337,67 +338,86 @@ impl Journal {
     /// Writes a frame; it is in the page cache then. Returns its sequence.
     ///
     /// # Errors
-    /// If the disk is full ([`is_full`]) nothing was written, and the same call may succeed later. After any other error it is
-    /// not known what was.
+    /// If the disk is full ([`crate::disk::is_full`]) nothing was written, and the same call may succeed later. After any other
+    /// error it is not known what was.
     pub fn append(&mut self, frame: &mut FrameBuffer) -> io::Result<u64> {
-        let stride = (FRAME_HEADER_BYTES + frame.body_bytes()).next_multiple_of(FRAME_ALIGN_BYTES);
-        if self.position + stride as u64 > self.file_bytes {
-            self.next_file(SPARES_RESERVED)?;
+        let stride = frame.stride();
+        if self.position + stride > self.file_bytes {
+            self.next_file(files::SPARES_RESERVED)?;
         }
         assert!(
-            self.position + stride as u64 <= self.file_bytes,
+            self.position + stride <= self.file_bytes,
             "a frame fits one file"
         );
         let sequence = self.last_sequence + 1;
-        let bytes = frame.finish(self.salt, sequence, self.synced_sequence);
-        self.file.write_all_at(bytes, self.position)?;
-        self.position += stride as u64;
-        self.written_bytes += stride as u64;
+        let synced = self.synced_sequence();
+        frame.write(
+            &*self.file.handles[0],
+            self.position,
+            [self.file.salt, sequence, synced],
+        )?;
+        self.position += stride;
+        self.written_bytes += stride;
         self.last_sequence = sequence;
         Ok(sequence)
+    }
+
+    /// A sync of every frame so far, through the handles of number `who`, below [`SYNCS_AT_ONCE_MAX`].
+    pub fn begin_sync(&mut self, who: usize) -> JournalSync {
+        let synced = self.synced_sequence();
+        self.unsynced.retain(|(last, _)| *last > synced);
+        let before = self.unsynced.iter().map(|(_, file)| &file.handles);
+        let files = before.chain([&self.file.handles]);
+        JournalSync {
+            files: files.map(|handles| Arc::clone(&handles[who])).collect(),
+            sequence: self.last_sequence,
+            synced_sequence: Arc::clone(&self.synced_sequence),
+        }
     }
 
     /// Makes every frame durable.
     ///
     /// # Errors
-    /// The disk's; it is final: nobody knows then what is durable, and a second try would lie.
+    /// As [`JournalSync::run`].
     pub fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data().map_err(final_error)?;
-        self.synced_sequence = self.last_sequence;
-        Ok(())
+        self.begin_sync(0).run().map(drop)
     }
 
-    /// Goes on in a new file, everything before it being durable. Returns the new file's number: a checkpoint that holds
-    /// everything up to now needs the files from this number on.
+    /// What makes the next file ready, once the current one is half full.
+    pub fn preparation(&self) -> Option<Preparation> {
+        let number = self.file.number + 1;
+        // Somebody who prepares holds the lock.
+        let is_due = self.position > self.file_bytes / 2
+            && self.next.try_lock().is_some_and(|next| next.lacks(number));
+        is_due.then(|| Preparation {
+            next: Arc::clone(&self.next),
+            number,
+            synced: self.synced_sequence(),
+        })
+    }
+
+    /// Goes on in a new file and returns its number: a checkpoint that holds everything up to now needs the files from this
+    /// number on.
     ///
     /// # Errors
     /// As [`Journal::append`].
     pub fn rotate(&mut self) -> io::Result<u64> {
         if self.position == FILE_HEADER_BYTES as u64 {
-            return Ok(self.number); // nothing in it yet
+            return Ok(self.file.number); // nothing in it yet
         }
         self.next_file(0)
     }
 
     /// Goes on in the next file, leaving `reserved` spares alone.
     fn next_file(&mut self, reserved: usize) -> io::Result<u64> {
-        if self.synced_sequence < self.last_sequence {
-            self.sync()?;
-        }
-        let next = self.number + 1;
-        let first = self.last_sequence + 1;
-        let (file, salt) = take_file(
-            &*self.disk,
-            &self.dir,
-            &mut self.spares,
-            reserved,
-            FileHeader::new(next, first),
-            self.file_bytes,
-        )?;
-        self.kept.push(self.number);
-        (self.file, self.salt, self.number) = (file, salt, next);
+        let number = self.file.number + 1;
+        let synced = self.synced_sequence();
+        let next = self.next.lock().take(number, reserved, synced)?;
+        let before = std::mem::replace(&mut self.file, next);
+        self.kept.push(before.number);
+        self.unsynced.push((self.last_sequence, before));
         self.position = FILE_HEADER_BYTES as u64;
-        Ok(next)
+        Ok(number)
     }
 
     /// Says that a checkpoint made the files before `number` needless.
@@ -407,18 +427,9 @@ impl Journal {
     pub fn recycle_before(&mut self, number: u64) -> io::Result<()> {
         let (free, kept) = self.kept.drain(..).partition(|&kept| kept < number);
         self.kept = kept;
+        self.unsynced.retain(|(_, file)| file.number >= number);
         let free: Vec<u64> = free;
-        self.spares.extend(free);
-        self.drop_spares()
-    }
-
-    fn drop_spares(&mut self) -> io::Result<()> {
-        while self.spares.len() > SPARE_FILES_MAX {
-            if let Some(number) = self.spares.pop() {
-                self.disk.remove(&file_path(&self.dir, number))?;
-            }
-        }
-        Ok(())
+        self.next.lock().give_back(free)
     }
 
     /// The sequence of the last frame written.
@@ -427,10 +438,16 @@ impl Journal {
         self.last_sequence
     }
 
+    /// The highest sequence that is known to be durable.
+    #[must_use]
+    pub fn synced_sequence(&self) -> u64 {
+        self.synced_sequence.load(Ordering::Acquire)
+    }
+
     /// Up to which sequence everything is known to be durable, and the number of the file being written.
     #[must_use]
     pub fn durable(&self) -> (u64, u64) {
-        (self.synced_sequence, self.number)
+        (self.synced_sequence(), self.file.number)
     }
 
     /// Bytes written since the start, over all files.
@@ -438,61 +455,11 @@ impl Journal {
     pub fn written_bytes(&self) -> u64 {
         self.written_bytes
     }
-}
 
-/// A file of the right size, its header durable: a used one, unless only `reserved` of them are left, or else a new one.
-/// Returns it with its salt.
-fn take_file(
-    disk: &dyn Disk,
-    dir: &Path,
-    spares: &mut Vec<u64>,
-    reserved: usize,
-    header: FileHeader,
-    file_bytes: u64,
-) -> io::Result<(Arc<dyn DiskFile>, u64)> {
-    let path = file_path(dir, header.number);
-    let file = match reuse(disk, dir, spares, reserved, &path, file_bytes)? {
-        Some(file) => file,
-        None => make(disk, &path, file_bytes)?,
-    };
-    file.write_all_at(&header.encode(), 0)?;
-    file.sync_data().map_err(final_error)?;
-    disk.sync_dir(dir).map_err(final_error)?;
-    Ok((file, header.salt))
-}
-
-fn reuse(
-    disk: &dyn Disk,
-    dir: &Path,
-    spares: &mut Vec<u64>,
-    reserved: usize,
-    path: &Path,
-    file_bytes: u64,
-) -> io::Result<Option<Arc<dyn DiskFile>>> {
-    while spares.len() > reserved {
-        let Some(spare) = spares.pop() else { break };
-        let old = file_path(dir, spare);
-        let file = disk.open(&old)?;
-        if file.length()? == file_bytes {
-            disk.rename(&old, path)?;
-            return Ok(Some(file));
-        }
-        disk.remove(&old)?; // of another configuration
-    }
-    Ok(None)
-}
-
-fn make(disk: &dyn Disk, path: &Path, file_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-    let file = disk.create(path)?;
-    match file.preallocate(file_bytes, true) {
-        Ok(()) => Ok(file),
-        Err(error) => {
-            if is_full(&error) {
-                // What was reserved before the disk was full is given back; if that fails too, the next try reuses it.
-                let _ = disk.remove(path);
-            }
-            Err(error)
-        }
+    /// Where the files are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 }
 
@@ -502,26 +469,6 @@ fn read_whole(disk: &dyn Disk, path: &Path) -> io::Result<Bytes> {
     let count = file.read_at(&mut bytes, 0)?;
     bytes.truncate(count);
     Ok(bytes.into())
-}
-
-fn file_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(file_name(number))
-}
-
-fn file_name(number: u64) -> String {
-    format!("{number:012}{SUFFIX}")
-}
-
-/// Whether a file of that name is the journal's.
-#[must_use]
-pub fn is_file_name(name: &str) -> bool {
-    number_of(name).is_some()
-}
-
-/// The number of a file that is named as ours are; other names that hold a number are not ours.
-fn number_of(name: &str) -> Option<u64> {
-    let number = name.strip_suffix(SUFFIX)?.parse().ok()?;
-    (file_name(number) == name).then_some(number)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! What the journal keeps, cuts and refuses, on the simulated disk.
 
+use super::files::SPARE_FILES_MAX;
 use super::*;
+use crate::disk::is_full;
 use crate::sim::SimDisk;
 
 const FILE_BYTES: u64 = 4096;
@@ -165,6 +167,7 @@ fn damage_at_the_end_of_a_file_that_is_not_the_last_is_reported() {
     write(&mut journal, 1..=9);
     let at = journal.position as usize;
     write(&mut journal, 10..=10);
+    journal.sync().unwrap();
     journal.rotate().unwrap();
     disk.flip_bit(&file_path(dir(), 1), at + 40, 0);
     let refused = scan_from(&disk, 1, 0);
@@ -178,8 +181,10 @@ fn damage_at_the_end_of_a_file_that_is_not_the_last_is_reported() {
 fn a_missing_file_in_the_middle_is_reported() {
     let disk = SimDisk::default();
     let mut journal = fresh(&disk);
-    write(&mut journal, 1..=200);
-    assert!(journal.number > 3);
+    write(&mut journal, 1..=100);
+    journal.sync().unwrap();
+    write(&mut journal, 101..=200);
+    assert!(journal.file.number > 3);
     disk.remove(&file_path(dir(), 2)).unwrap();
     assert!(matches!(
         scan_from(&disk, 1, 0),
@@ -229,4 +234,75 @@ fn a_journal_goes_on_in_a_new_file_after_a_restart() {
     write(&mut journal, 51..=60);
     journal.sync().unwrap();
     assert_holds(&scan_from(&disk, live, last).unwrap(), 51..=60);
+}
+
+#[test]
+fn files_that_follow_a_lost_unsynced_end_are_cut_with_it() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=9);
+    journal.sync().unwrap();
+    let at = journal.position as usize;
+    write(&mut journal, 10..=200);
+    assert!(journal.file.number > 3);
+    disk.flip_bit(&file_path(dir(), 1), at + 40, 3);
+    let scan = scan_from(&disk, 1, 0).unwrap();
+    assert_holds(&scan, 1..=9);
+    // What was cut does not come back when its files are used again, not even where its sequences would fit.
+    let live = scan.next_file();
+    let mut journal = Journal::start(scan, FILE_BYTES).unwrap();
+    for number in 10..=200 {
+        append(&mut journal, b"another history").unwrap();
+        journal.sync().unwrap();
+        let scan = scan_from(&disk, live, 9).unwrap();
+        assert_eq!(scan.last_sequence(), number);
+    }
+}
+
+#[test]
+fn a_sync_covers_what_was_written_before_it_began_in_all_files() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=100);
+    let (first, second) = (journal.begin_sync(1), journal.begin_sync(2));
+    write(&mut journal, 101..=110);
+    assert_eq!(journal.synced_sequence(), 0);
+    assert_eq!(second.run().unwrap(), 100);
+    assert_eq!(journal.synced_sequence(), 100);
+    disk.cut_power();
+    drop(first);
+    disk.restore_power(7);
+    assert!(scan_from(&disk, 1, 0).unwrap().last_sequence() >= 100);
+}
+
+#[test]
+fn a_file_that_is_made_ready_before_it_is_needed_is_the_next_one() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    let mut prepared = 0;
+    for number in 1..=200 {
+        write(&mut journal, number..=number);
+        if let Some(preparation) = journal.preparation() {
+            preparation.run().unwrap();
+            prepared += 1;
+            assert!(journal.preparation().is_none(), "once for each file");
+        }
+    }
+    assert!(prepared > 3);
+    journal.sync().unwrap();
+    disk.cut_power();
+    disk.restore_power(prepared);
+    assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=200);
+}
+
+#[test]
+fn each_who_syncs_is_told_of_a_failure() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=3);
+    let (first, second) = (journal.begin_sync(1), journal.begin_sync(2));
+    disk.fail_syncs(1);
+    assert!(first.run().is_err());
+    assert!(second.run().is_err(), "it was to cover the same frames");
+    assert_eq!(journal.synced_sequence(), 0);
 }

@@ -13,7 +13,7 @@ use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicId, TopicPartit
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Connection, Row};
+use sqlx::{Connection, QueryBuilder, Row, Sqlite};
 use tokio::runtime::Runtime;
 
 use super::codec::topic_json;
@@ -24,6 +24,9 @@ use crate::idempotence::Idempotence;
 
 /// 2: values may be encrypted, and say with which key.
 const FORMAT: u64 = 2;
+
+/// Rows that one statement writes: each statement is a way to the database's thread and back.
+const ROWS_AT_ONCE_MAX: usize = 500;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -261,16 +264,17 @@ async fn save(
     }
     save_changes(on, step.changes, cipher).await?;
     idempotence::save(on, step.changes).await?;
-    for (id, mark) in step.marks {
-        sqlx::query("INSERT OR REPLACE INTO partitions VALUES (?, ?, ?, ?, ?, ?)")
-            .bind(id.topic.0 as i64)
-            .bind(i64::from(id.partition.0))
-            .bind(mark.start.0 as i64)
-            .bind(mark.end.0 as i64)
-            .bind(mark.segment.0 as i64)
-            .bind(mark.bytes as i64)
-            .execute(&mut *on)
-            .await?;
+    for marks in step.marks.chunks(ROWS_AT_ONCE_MAX) {
+        let mut put = QueryBuilder::<Sqlite>::new("INSERT OR REPLACE INTO partitions ");
+        put.push_values(marks, |mut row, (id, mark)| {
+            row.push_bind(id.topic.0 as i64)
+                .push_bind(i64::from(id.partition.0))
+                .push_bind(mark.start.0 as i64)
+                .push_bind(mark.end.0 as i64)
+                .push_bind(mark.segment.0 as i64)
+                .push_bind(mark.bytes as i64);
+        });
+        put.build().execute(&mut *on).await?;
     }
     for topic in step.changes.removed.iter().map(|removed| removed.topic) {
         remove_topic(on, topic).await?;
@@ -295,21 +299,23 @@ async fn save_changes(
             .execute(&mut *on)
             .await?;
     }
-    for (id, name, group) in &changes.groups {
-        let progress = group.progress.as_deref();
-        let progress =
-            progress.map(|p| encryption::stored(p, cipher, &encryption::group(*id, name)));
-        sqlx::query(
-            "INSERT OR REPLACE INTO groups (topic, partition, name, epoch, progress, encryption_key) VALUES (?, ?, ?, ?, ?, ?)",
-        )
-            .bind(id.topic.0 as i64)
-            .bind(i64::from(id.partition.0))
-            .bind(&**name)
-            .bind(group.epoch as i64)
-            .bind(progress.as_deref())
-            .bind(active)
-            .execute(&mut *on)
-            .await?;
+    for groups in changes.groups.chunks(ROWS_AT_ONCE_MAX) {
+        let mut put = QueryBuilder::<Sqlite>::new(
+            "INSERT OR REPLACE INTO groups (topic, partition, name, epoch, progress, encryption_key) ",
+        );
+        put.push_values(groups, |mut row, (id, name, group)| {
+            let belongs_to = encryption::group(*id, name);
+            let progress = group.progress.as_deref();
+            let progress =
+                progress.map(|p| encryption::stored(p, cipher, &belongs_to).into_owned());
+            row.push_bind(id.topic.0 as i64)
+                .push_bind(i64::from(id.partition.0))
+                .push_bind(&**name)
+                .push_bind(group.epoch as i64)
+                .push_bind(progress)
+                .push_bind(active);
+        });
+        put.build().execute(&mut *on).await?;
     }
     for (kind, key, value) in &changes.entries {
         let change = match value {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use millrace_log::FrameBuffer;
 use millrace_log::cipher::{self, Cipher, DecryptError};
 use millrace_model::{
     Offset, PartitionId, ProducerId, RecordBatch, Timestamp, Topic, TopicId, TopicPartition,
@@ -98,6 +99,20 @@ fn belongs_to(sequence: u64) -> [u8; 16] {
     let mut bytes = *b"journal\0\0\0\0\0\0\0\0\0";
     bytes[8..].copy_from_slice(&sequence.to_le_bytes());
     bytes
+}
+
+/// Appends one operation to a frame's body; a large batch without copying it.
+pub(super) fn encode_into(frame: &mut FrameBuffer, operation: &Operation) {
+    match operation {
+        Operation::Append { partition, batch } => {
+            let out = frame.body();
+            out.push(APPEND);
+            put_partition(out, *partition);
+            out.extend((batch.byte_count() as u32).to_le_bytes());
+            frame.push(batch.bytes());
+        }
+        operation => encode(frame.body(), operation),
+    }
 }
 
 /// Appends one operation to a body.

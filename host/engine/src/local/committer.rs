@@ -1,16 +1,18 @@
-//! The committer's thread: takes everything queued, decides it, writes it as one frame, syncs once if anybody needs it, shows
-//! it to readers, and then answers. When idle nobody waits for company: a single transaction is a group.
+//! The committer's thread: takes everything queued, decides it, writes it as one frame, shows and answers what needs no sync, and
+//! leaves the rest to the [pipeline](super::pipeline). When idle nobody waits for company: a single transaction is a group, and
+//! the committer syncs it itself.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use millrace_log::{FrameBuffer, Journal, disk};
 use millrace_model::{ProducerId, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::codec::{self, OPERATION_OVERHEAD_BYTES};
+use super::codec::{self, OPERATION_OVERHEAD_BYTES, Operation};
+use super::pipeline::{COMMITTER, Written};
 use super::shared::{PoisonOnPanic, Shared};
-use super::state::{Pending, Submission};
-use super::tail::Partition;
+use super::state::{Pending, State, Submission};
 use crate::contract::{CommitError, Lease, Receipt, TopicError};
 
 /// Bytes of transactions that one group takes, unless a single one is larger.
@@ -58,6 +60,15 @@ impl Request {
         )
     }
 
+    /// Whether it changes what is not shown by offsets: such a group is made durable before anything of it is applied.
+    fn changes_catalogue(&self) -> bool {
+        match self {
+            Self::Commit { submission, .. } => !submission.entries.is_empty(),
+            Self::Claim { .. } | Self::Stop => false,
+            Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. } => true,
+        }
+    }
+
     fn byte_count(&self) -> usize {
         match self {
             Self::Commit { bytes, .. } => *bytes,
@@ -83,8 +94,17 @@ impl Request {
     }
 }
 
-/// An answer decided on, to be given when the group is as durable as it must be.
-enum Decided {
+/// A member of the group, decided.
+struct Member {
+    answer: Decided,
+    /// The sequence that must be durable before anybody may see it; what is durable already needs nothing.
+    needs: u64,
+    /// How many of the group's operations are its own.
+    operation_count: usize,
+}
+
+/// An answer decided on, to be given when the transaction is as durable as it must be.
+pub(super) enum Decided {
     Commit(
         Answer<Receipt, CommitError>,
         Receipt,
@@ -97,7 +117,7 @@ enum Decided {
 }
 
 impl Decided {
-    fn give(self) {
+    pub(super) fn give(self) {
         match self {
             Self::Commit(answer, receipt, _) => drop(answer.send(Ok(receipt))),
             Self::Claim(answer, lease) => drop(answer.send(Ok(lease))),
@@ -107,7 +127,7 @@ impl Decided {
         }
     }
 
-    fn refuse(self, error: CommitError) {
+    pub(super) fn refuse(self, error: CommitError) {
         match self {
             Self::Commit(answer, ..) => drop(answer.send(Err(error))),
             Self::Claim(answer, _) => drop(answer.send(Err(error))),
@@ -125,8 +145,9 @@ pub(super) struct Committer {
     next: Option<Request>,
     group: Vec<Request>,
     pending: Pending,
-    decided: Vec<Decided>,
-    moved: Vec<Arc<Partition>>,
+    decided: Vec<Member>,
+    ready: Vec<Written>,
+    unsynced: Unsynced,
     frame: FrameBuffer,
     group_bytes_max: usize,
     stopping: bool,
@@ -143,7 +164,8 @@ impl Committer {
             group: Vec::new(),
             pending: Pending::default(),
             decided: Vec::new(),
-            moved: Vec::new(),
+            ready: Vec::new(),
+            unsynced: Unsynced::default(),
             frame: FrameBuffer::default(),
             stopping: false,
         }
@@ -159,7 +181,7 @@ impl Committer {
                 let undecided = self.group.drain(..);
                 undecided.for_each(|request| request.refuse(error.clone()));
                 let decided = self.decided.drain(..);
-                decided.for_each(|member| member.refuse(error.clone()));
+                decided.for_each(|member| member.answer.refuse(error.clone()));
             }
             self.pending.clear();
             if self.stopping {
@@ -219,94 +241,93 @@ impl Committer {
             return Err(poisoned);
         }
         self.shared.wait_for_room()?;
+        let changes_catalogue = self.group.iter().any(Request::changes_catalogue);
         let shared = Arc::clone(&self.shared);
         let mut journal = shared.journal.lock();
-        self.decide_group();
-        if self.pending.operations.is_empty() {
-            self.decided.drain(..).for_each(Decided::give);
-            return Ok(());
+        self.decide_group(journal.last_sequence() + 1);
+        if !self.pending.operations.is_empty() {
+            self.write(&mut journal)?;
         }
-        self.write(&mut journal)?;
-        self.publish(journal.written_bytes());
-        drop(journal);
+        if changes_catalogue && (self.pending.durable || !shared.pipeline.line().is_empty()) {
+            shared.settle(&mut journal, COMMITTER)?;
+        }
         metrics::histogram!("millrace_commit_group_transactions").record(self.decided.len() as f64);
-        self.moved.drain(..).for_each(|p| p.announce());
-        self.decided.drain(..).for_each(Decided::give);
-        Ok(())
+        self.apply(journal.written_bytes());
+        let is_idle = self.next.is_none() && self.queue.is_empty();
+        let sync = shared.pipeline.sync_soon(is_idle);
+        let sync = sync.then(|| journal.begin_sync(COMMITTER));
+        if let Some(preparation) = journal.preparation() {
+            shared.pipeline.prepare_soon(preparation);
+        }
+        drop(journal);
+        self.ready.drain(..).for_each(Written::tell);
+        // Whom the sync fails has been told.
+        sync.map_or(Ok(()), |sync| shared.finish_sync(sync))
     }
 
-    fn decide_group(&mut self) {
+    fn decide_group(&mut self, sequence: u64) {
         let shared = Arc::clone(&self.shared);
         let state = shared.state.read();
-        let pending = &mut self.pending;
-        pending.idempotence.set_now(shared.clock.wall());
-        for request in self.group.drain(..) {
-            match request {
-                Request::Commit {
-                    submission,
-                    answer,
-                    room,
-                    ..
-                } => match state.decide(pending, submission) {
-                    Ok(receipt) => self.decided.push(Decided::Commit(answer, receipt, room)),
-                    Err(error) => drop(answer.send(Err(error))),
-                },
-                Request::Claim {
-                    partition,
-                    group,
-                    answer,
-                } => match state.decide_claim(pending, partition, group) {
-                    Ok(lease) => self.decided.push(Decided::Claim(answer, lease)),
-                    Err(error) => drop(answer.send(Err(error))),
-                },
-                Request::CreateTopic { spec, answer } => match state.decide_create(pending, spec) {
-                    Ok(topic) => self.decided.push(Decided::Created(answer, topic)),
-                    Err(error) => drop(answer.send(Err(error))),
-                },
-                Request::DeleteTopic { name, answer } => {
-                    match state.decide_delete(pending, &name) {
-                        Ok(id) => self.decided.push(Decided::Deleted(answer, id)),
-                        Err(error) => drop(answer.send(Err(error))),
-                    }
-                }
-                Request::InitProducer { name, answer } => {
-                    match state.decide_producer(pending, name) {
-                        Ok(id) => self.decided.push(Decided::Producer(answer, id)),
-                        Err(error) => drop(answer.send(Err(error))),
-                    }
-                }
-                Request::Stop => {}
+        self.pending.idempotence.set_now(shared.clock.wall());
+        let mut needed = {
+            let line = shared.pipeline.line();
+            if line.is_empty() {
+                self.unsynced.clear();
             }
+            line.needed()
+        };
+        let mut is_durable = false;
+        for request in self.group.drain(..) {
+            self.pending.durable = false;
+            let operations_before = self.pending.operations.len();
+            let Some(answer) = decide(&state, &mut self.pending, request) else {
+                continue;
+            };
+            is_durable |= self.pending.durable;
+            let operations = &self.pending.operations[operations_before..];
+            let repeats = operations.iter().all(|o| matches!(o, Operation::Moment(_)));
+            let needs = match self.pending.durable {
+                // A group without operations has no frame, and is not to wait for one.
+                true if !self.pending.operations.is_empty() => sequence,
+                // It says what others did, if anything; that counts once it is durable.
+                _ if repeats => needed,
+                _ => 0,
+            };
+            let needs = self.unsynced.follow(operations, needs);
+            needed = needed.max(needs);
+            self.decided.push(Member {
+                answer,
+                needs,
+                operation_count: operations.len(),
+            });
         }
+        self.pending.durable = is_durable;
     }
 
-    /// One frame, and one sync if a member needs it: those that do not are answered a little later, never wrongly.
+    /// One frame.
     fn write(&mut self, journal: &mut Journal) -> Result<(), CommitError> {
         self.frame.clear(2 * GROUP_BYTES_MAX);
         let cipher = self.shared.options.encryption.as_deref();
-        let body = self.frame.body();
-        let start = body.len();
-        codec::begin(body, cipher);
+        let start = self.frame.body().len();
+        codec::begin(self.frame.body(), cipher);
         for operation in &self.pending.operations {
-            codec::encode(body, operation);
+            match cipher {
+                None => codec::encode_into(&mut self.frame, operation),
+                // What is encrypted is in one piece.
+                Some(_) => codec::encode(self.frame.body(), operation),
+            }
         }
-        codec::finish(body, start, cipher, journal.last_sequence() + 1);
+        let sequence = journal.last_sequence() + 1;
+        codec::finish(self.frame.body(), start, cipher, sequence);
         match journal.append(&mut self.frame) {
-            Ok(_) => {}
+            Ok(_) => Ok(()),
             Err(error) if disk::is_full(&error) => {
                 // A checkpoint gives journal files back.
                 self.shared.orders.ask(|orders| orders.checkpoint = true);
-                return Err(CommitError::DiskFull);
+                Err(CommitError::DiskFull)
             }
-            Err(error) => return Err(self.poison(&error)),
+            Err(error) => Err(self.poison(&error)),
         }
-        if self.pending.durable {
-            let began_at = self.shared.clock.monotonic();
-            journal.sync().map_err(|error| self.poison(&error))?;
-            let took = self.shared.clock.monotonic().saturating_sub(began_at);
-            metrics::histogram!("millrace_journal_sync_seconds").record(took.as_secs_f64());
-        }
-        Ok(())
     }
 
     fn poison(&self, error: &std::io::Error) -> CommitError {
@@ -315,27 +336,37 @@ impl Committer {
         poisoned.unwrap_or(CommitError::Closed)
     }
 
-    /// Shows the group to readers, all at once.
-    fn publish(&mut self, journal_bytes: u64) {
+    /// Takes the group over into the state, and shows what needs no sync; the rest stands in line for one.
+    fn apply(&mut self, journal_bytes: u64) {
         let mut weight = 0;
         let mut removed_topics = false;
         {
             let mut state = self.shared.state.write();
-            for operation in self.pending.operations.drain(..) {
-                if let codec::Operation::Append { partition, .. } = &operation {
-                    let partition = &state.partitions[partition];
-                    if !self
-                        .moved
-                        .last()
-                        .is_some_and(|last| Arc::ptr_eq(last, partition))
-                    {
-                        self.moved.push(Arc::clone(partition));
+            let mut line = self.shared.pipeline.line();
+            let mut operations = self.pending.operations.drain(..);
+            for member in self.decided.drain(..) {
+                let mut moved = Vec::new();
+                for operation in operations.by_ref().take(member.operation_count) {
+                    removed_topics |= matches!(operation, Operation::DeleteTopic(_));
+                    if let Operation::Append { partition, batch } = &operation {
+                        let partition = Arc::clone(&state.partitions[partition]);
+                        moved.push((partition, batch.end_offset()));
+                    }
+                    match state.apply(operation) {
+                        Ok(added) => weight += added,
+                        Err(reason) => unreachable!("decided under this very state: {reason}"),
                     }
                 }
-                removed_topics |= matches!(operation, codec::Operation::DeleteTopic(_));
-                match state.apply(operation) {
-                    Ok(added) => weight += added,
-                    Err(reason) => unreachable!("decided under this very state: {reason}"),
+                let written = Written {
+                    needs: member.needs,
+                    moved,
+                    answer: member.answer,
+                };
+                if written.needs > line.synced() {
+                    line.wait(written);
+                } else {
+                    written.show();
+                    self.ready.push(written);
                 }
             }
         }
@@ -344,5 +375,85 @@ impl Committer {
             // Their files and what memory holds of them go with a checkpoint.
             self.shared.orders.ask(|orders| orders.checkpoint = true);
         }
+    }
+}
+
+/// Decides a request, or refuses it.
+fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Decided> {
+    match request {
+        Request::Commit {
+            submission,
+            answer,
+            room,
+            ..
+        } => match state.decide(pending, submission) {
+            Ok(receipt) => return Some(Decided::Commit(answer, receipt, room)),
+            Err(error) => drop(answer.send(Err(error))),
+        },
+        Request::Claim {
+            partition,
+            group,
+            answer,
+        } => match state.decide_claim(pending, partition, group) {
+            Ok(lease) => return Some(Decided::Claim(answer, lease)),
+            Err(error) => drop(answer.send(Err(error))),
+        },
+        Request::CreateTopic { spec, answer } => match state.decide_create(pending, spec) {
+            Ok(topic) => return Some(Decided::Created(answer, topic)),
+            Err(error) => drop(answer.send(Err(error))),
+        },
+        Request::DeleteTopic { name, answer } => match state.decide_delete(pending, &name) {
+            Ok(id) => return Some(Decided::Deleted(answer, id)),
+            Err(error) => drop(answer.send(Err(error))),
+        },
+        Request::InitProducer { name, answer } => match state.decide_producer(pending, name) {
+            Ok(id) => return Some(Decided::Producer(answer, id)),
+            Err(error) => drop(answer.send(Err(error))),
+        },
+        Request::Stop => {}
+    }
+    None
+}
+
+/// What was last written where, and needs a sync: whatever follows it there needs the same.
+#[derive(Default)]
+struct Unsynced {
+    partitions: HashMap<TopicPartition, u64>,
+    groups: HashMap<(TopicPartition, Arc<str>), u64>,
+}
+
+impl Unsynced {
+    fn clear(&mut self) {
+        self.partitions.clear();
+        self.groups.clear();
+    }
+
+    /// What a transaction needs that itself needs `needs` and does `operations`.
+    fn follow(&mut self, operations: &[Operation], needs: u64) -> u64 {
+        if needs == 0 && self.partitions.is_empty() && self.groups.is_empty() {
+            return 0;
+        }
+        let before = operations.iter().filter_map(|operation| match operation {
+            Operation::Append { partition, .. } => self.partitions.get(partition).copied(),
+            Operation::Progress {
+                partition, group, ..
+            } => self.groups.get(&(*partition, Arc::clone(group))).copied(),
+            _ => None,
+        });
+        let needs = before.fold(needs, u64::max);
+        for operation in operations.iter().filter(|_| needs > 0) {
+            match operation {
+                Operation::Append { partition, .. } => {
+                    self.partitions.insert(*partition, needs);
+                }
+                Operation::Progress {
+                    partition, group, ..
+                } => {
+                    self.groups.insert((*partition, Arc::clone(group)), needs);
+                }
+                _ => {}
+            }
+        }
+        needs
     }
 }

@@ -1,14 +1,18 @@
-//! The flusher's thread: writes tails to files when memory fills, and makes checkpoints, after which journal files are used
-//! again. Nobody waits for it but the committer, at the bound on memory.
+//! The flusher's thread: writes tails to files when memory fills, and decides checkpoints, after which journal files are used
+//! again. Another thread makes each checkpoint durable, so that flushing goes on meanwhile. Nobody waits for either but the
+//! committer, at the bounds on memory and on the journal.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use millrace_model::Offset;
 use parking_lot::{Condvar, Mutex};
 
 use super::keeper::{KeepError, Keeper};
+use super::pipeline::FLUSHER;
+use super::saver::{Flushed, Saver};
 use super::shared::{PoisonOnPanic, Shared};
 use super::state::Changes;
 use super::tail::Partition;
@@ -21,6 +25,8 @@ const FULL_RETRY_DELAY: Duration = Duration::from_millis(100);
 pub(super) struct Orders {
     pub(super) flush: bool,
     pub(super) checkpoint: bool,
+    /// The checkpoint that was under way is over.
+    saved: bool,
     pub(super) stop: Option<Stop>,
 }
 
@@ -54,16 +60,21 @@ impl OrderBook {
     #[cfg(test)]
     pub(super) fn are_done(&self) -> bool {
         let orders = self.orders.lock();
-        let asked = orders.flush || orders.checkpoint || orders.stop.is_some();
+        let asked = orders.flush || orders.checkpoint || orders.saved || orders.stop.is_some();
         !asked && self.idle.load(Ordering::Relaxed)
     }
 
     /// Waits for orders, at most so long; takes them.
-    fn take(&self, patience: Duration) -> Orders {
+    fn take(
+        &self,
+        patience: Duration,
+        #[cfg_attr(not(test), expect(unused_variables))] is_saving: bool,
+    ) -> Orders {
         let mut orders = self.orders.lock();
-        if !orders.flush && !orders.checkpoint && orders.stop.is_none() {
+        let asked = orders.flush || orders.checkpoint || orders.saved || orders.stop.is_some();
+        if !asked {
             #[cfg(test)]
-            self.idle.store(true, Ordering::Relaxed);
+            self.idle.store(!is_saving, Ordering::Relaxed);
             self.changed.wait_for(&mut orders, patience);
         }
         #[cfg(test)]
@@ -78,21 +89,42 @@ impl OrderBook {
 pub(super) struct Flusher {
     pub(super) shared: Arc<Shared>,
     pub(super) keeper: Keeper,
+    saving: Saving,
     /// What a checkpoint that found the disk full was to write.
     unsaved: Option<Changes>,
+    /// One was asked for while another was under way.
+    wanted: bool,
     /// What the last checkpoint holds.
     sequence: u64,
     made_at: Duration,
 }
 
+/// Whether a checkpoint is under way.
+enum Saving {
+    No(Box<Saver>),
+    Yes(JoinHandle<Saved>),
+    /// Only while it changes, or for ever after the thread panicked.
+    Unknown,
+}
+
+/// A checkpoint that was tried.
+struct Saved {
+    saver: Box<Saver>,
+    made: Result<(), KeepError>,
+    snapshot: Snapshot,
+    partitions: Vec<Arc<Partition>>,
+}
+
 impl Flusher {
-    pub(super) fn new(shared: Arc<Shared>, keeper: Keeper) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, keeper: Keeper, saver: Saver) -> Self {
         let sequence = shared.journal.lock().last_sequence();
         let made_at = shared.clock.monotonic();
         Self {
             shared,
             keeper,
+            saving: Saving::No(Box::new(saver)),
             unsaved: None,
+            wanted: false,
             sequence,
             made_at,
         }
@@ -109,14 +141,22 @@ impl Flusher {
             } else {
                 shared.options.checkpoint_interval
             };
-            let orders = shared.orders.take(patience);
+            let orders = shared
+                .orders
+                .take(patience, matches!(self.saving, Saving::Yes(_)));
             if orders.stop == Some(Stop::AtOnce) || shared.poisoned().is_some() {
+                // Whoever opens the directory next must not meet it at work.
+                let _ = self.finish_checkpoint();
                 return;
             }
             waits_for_room = match self.work(orders) {
                 Ok(()) => false,
                 Err(KeepError::Full) => true,
-                Err(KeepError::Failed(reason)) => return shared.poison(&reason),
+                Err(KeepError::Failed(reason)) => {
+                    shared.poison(&reason);
+                    let _ = self.finish_checkpoint();
+                    return;
+                }
             };
             shared.set_disk_full(waits_for_room);
             if orders.stop.is_some() {
@@ -129,26 +169,44 @@ impl Flusher {
     }
 
     fn work(&mut self, orders: Orders) -> Result<(), KeepError> {
+        self.wanted |= orders.checkpoint;
+        if orders.saved || orders.stop.is_some() {
+            self.finish_checkpoint()?;
+        }
         self.flush_tails()?;
         self.evict();
-        let due = self.shared.clock.monotonic().saturating_sub(self.made_at)
-            >= self.shared.options.checkpoint_interval;
-        let asked = orders.checkpoint || orders.stop.is_some() || self.unsaved.is_some();
-        if due || asked || self.shared.state.read().has_removed_topics() {
-            self.checkpoint()?;
-            self.evict();
+        let now = self.shared.clock.monotonic();
+        let age = now.saturating_sub(self.made_at);
+        metrics::gauge!("millrace_checkpoint_age_seconds").set(age.as_secs_f64());
+        let asked = self.wanted || orders.stop.is_some() || self.unsaved.is_some();
+        let due = age >= self.shared.options.checkpoint_interval
+            || self.shared.journal_is_long()
+            || self.shared.state.read().has_removed_topics();
+        if (due || asked) && matches!(self.saving, Saving::No(_)) {
+            self.begin_checkpoint()?;
+        }
+        if orders.stop.is_some() {
+            self.finish_checkpoint()?;
         }
         Ok(())
     }
 
+    /// The fullest partitions first, until little is left: what is small now can grow, and is then written in larger runs.
     fn flush_tails(&mut self) -> Result<(), KeepError> {
-        let partitions: Vec<Arc<Partition>> = {
+        let mut partitions: Vec<(usize, Arc<Partition>)> = {
             let state = self.shared.state.read();
-            let unflushed = state.partitions.values().filter(|p| p.is_unflushed());
-            unflushed.cloned().collect()
+            let all = state.partitions.values();
+            let with_bytes = all.map(|p| (p.unflushed_bytes(), Arc::clone(p)));
+            with_bytes.filter(|(bytes, _)| *bytes > 0).collect()
         };
-        for partition in partitions {
+        partitions.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        let mut left: usize = partitions.iter().map(|(bytes, _)| bytes).sum();
+        for (bytes, partition) in partitions {
+            if left <= self.shared.options.tail_bytes_max / 4 {
+                break;
+            }
             self.keeper.flush(&partition, Offset::MAX)?;
+            left -= bytes;
         }
         Ok(())
     }
@@ -179,81 +237,125 @@ impl Flusher {
         }
     }
 
-    fn checkpoint(&mut self) -> Result<(), KeepError> {
+    /// Decides a checkpoint, and leaves it to a thread to make it durable.
+    fn begin_checkpoint(&mut self) -> Result<(), KeepError> {
         self.made_at = self.shared.clock.monotonic();
-        let snapshot = self.snapshot()?;
+        self.wanted = false;
+        let mut snapshot = self.snapshot()?;
         if snapshot.sequence == self.sequence && self.unsaved.is_none() {
             return Ok(());
         }
-        let changes = match self.unsaved.take() {
-            Some(mut earlier) => {
-                earlier.merge(snapshot.changes);
-                earlier
+        if let Some(mut earlier) = self.unsaved.take() {
+            earlier.merge(snapshot.changes);
+            snapshot.changes = earlier;
+        }
+        for (partition, end) in std::mem::take(&mut snapshot.ends) {
+            if let Err(error) = self.keeper.flush(&partition, end) {
+                self.unsaved = Some(snapshot.changes);
+                return Err(error);
             }
-            None => snapshot.changes,
+        }
+        let Saving::No(saver) = std::mem::replace(&mut self.saving, Saving::Unknown) else {
+            unreachable!("one checkpoint at a time");
         };
-        let made = self.write(
-            snapshot.sequence,
-            snapshot.journal_file,
-            &snapshot.ends,
-            &changes,
-        );
-        if let Err(error) = made {
-            self.unsaved = Some(changes);
+        let partitions = self.keeper.changed();
+        let flushed = self.keeper.take_flushed(&snapshot.changes);
+        let shared = Arc::clone(&self.shared);
+        let save = move || save(&shared, saver, snapshot, flushed, partitions);
+        let thread = Builder::new().name("millrace-checkpoint".to_owned());
+        let thread = thread
+            .spawn(save)
+            .map_err(|error| KeepError::Failed(format!("no thread for the checkpoint: {error}")))?;
+        self.saving = Saving::Yes(thread);
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is under way, if there is one.
+    fn finish_checkpoint(&mut self) -> Result<(), KeepError> {
+        let thread = match std::mem::replace(&mut self.saving, Saving::Unknown) {
+            Saving::Yes(thread) => thread,
+            other => {
+                self.saving = other;
+                return Ok(());
+            }
+        };
+        let Ok(saved) = thread.join() else {
+            return Err(KeepError::Failed("a checkpoint panicked".to_owned()));
+        };
+        self.saving = Saving::No(saved.saver);
+        if let Err(error) = saved.made {
+            self.unsaved = Some(saved.snapshot.changes);
+            self.keeper.take_back(saved.partitions.iter());
             return Err(error);
         }
-        self.sequence = snapshot.sequence;
-        self.shared
-            .checkpointed
-            .store(snapshot.sequence, Ordering::Relaxed);
-        let removed = changes.removed.iter().flat_map(|r| &r.partitions);
-        removed.for_each(|partition| self.shared.release(partition.clear()));
-        self.keeper.sweep();
-        metrics::counter!("millrace_checkpoints_total").increment(1);
-        let mut journal = self.shared.journal.lock();
-        journal.recycle_before(snapshot.journal_file)?;
-        let written = journal.written_bytes();
-        drop(journal);
-        self.shared
-            .checkpointed_bytes
-            .store(written, Ordering::Relaxed);
-        self.shared.note_durable(false);
+        self.sequence = saved.snapshot.sequence;
         Ok(())
     }
 
     /// Everything as of one moment between two groups; the journal goes on in a new file from there.
     fn snapshot(&self) -> Result<Snapshot, KeepError> {
         let mut journal = self.shared.journal.lock();
+        if !self.shared.pipeline.line().is_empty() {
+            // What it holds must be shown, or the files would end before it does.
+            let settled = self.shared.settle(&mut journal, FLUSHER);
+            settled.map_err(|error| KeepError::Failed(error.to_string()))?;
+        }
         let sequence = journal.last_sequence();
         let journal_file = journal.rotate()?;
+        let journal_bytes = journal.written_bytes();
         let mut state = self.shared.state.write();
         let unflushed = state.partitions.values().filter(|p| p.is_unflushed());
         let ends = unflushed.map(|p| (Arc::clone(p), p.end())).collect();
         Ok(Snapshot {
             sequence,
             journal_file,
+            journal_bytes,
             ends,
             changes: state.take_changes(),
         })
-    }
-
-    fn write(
-        &mut self,
-        sequence: u64,
-        journal_file: u64,
-        ends: &[(Arc<Partition>, Offset)],
-        changes: &Changes,
-    ) -> Result<(), KeepError> {
-        for (partition, end) in ends {
-            self.keeper.flush(partition, *end)?;
-        }
-        self.keeper.checkpoint(sequence, journal_file, changes)
     }
 }
 
 struct Snapshot {
     sequence: u64,
     journal_file: u64,
+    journal_bytes: u64,
     ends: Vec<(Arc<Partition>, Offset)>,
     changes: Changes,
+}
+
+/// The thread of one checkpoint.
+fn save(
+    shared: &Shared,
+    mut saver: Box<Saver>,
+    snapshot: Snapshot,
+    flushed: Flushed,
+    partitions: Vec<Arc<Partition>>,
+) -> Saved {
+    let _poison = PoisonOnPanic(shared);
+    let Snapshot {
+        sequence,
+        journal_file,
+        ref changes,
+        ..
+    } = snapshot;
+    let saved = saver.save(sequence, journal_file, changes, flushed);
+    let made = saved.and_then(|()| {
+        let removed = changes.removed.iter().flat_map(|r| &r.partitions);
+        removed.for_each(|partition| shared.release(partition.clear()));
+        saver.sweep();
+        metrics::counter!("millrace_checkpoints_total").increment(1);
+        shared.note_checkpoint(sequence, snapshot.journal_bytes);
+        shared.journal.lock().recycle_before(journal_file)?;
+        shared.note_durable(false);
+        Ok(())
+    });
+    // The flusher looks after what came of it.
+    shared.orders.ask(|orders| orders.saved = true);
+    Saved {
+        saver,
+        made,
+        snapshot,
+        partitions,
+    }
 }

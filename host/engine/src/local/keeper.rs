@@ -1,22 +1,18 @@
-//! Brings what is committed from memory into the partitions' files, and writes checkpoints of it. Used by recovery, and then by
-//! the flusher: always by one thread.
+//! Brings what is committed from memory into the partitions' files, and knows what of it a checkpoint has to make durable. Used by
+//! recovery, and then by the flusher: always by one thread.
 
 use std::io;
 use std::sync::Arc;
 
-use millrace_log::disk::{self, FileSystem};
-use millrace_log::partition::Unsynced;
-use millrace_model::{Offset, Topic, TopicId, TopicPartition};
+use millrace_log::disk;
+use millrace_model::{Offset, TopicPartition};
 
-use super::checkpoint::{self, CheckpointStore, Step};
-use super::names::Names;
-use super::state::{ByPartition, Changes, Store};
+use super::saver::Flushed;
+use super::state::{ByPartition, Changes};
 use super::tail::Partition;
 
 /// Bytes taken from memory at once on the way into a file.
 const FLUSH_BYTES_MAX: usize = 4 << 20;
-/// Partitions whose files are made durable one by one; of more, the whole file system is at once.
-const SYNCED_SINGLY_MAX: usize = 24;
 
 /// Why something is not in the files or not in the checkpoint.
 #[derive(Debug)]
@@ -36,45 +32,24 @@ impl From<io::Error> for KeepError {
     }
 }
 
+#[derive(Default)]
 pub(super) struct Keeper {
-    layout: Store,
-    store: CheckpointStore,
-    /// Partitions whose files went on since the last checkpoint.
+    /// Partitions whose files went on since the last checkpoint that was decided.
     changed: ByPartition<Arc<Partition>>,
-    /// Those of them whose files are not synced.
-    unsynced: ByPartition<Arc<Partition>>,
     /// Those whose files are open to be written, and when they last were, counted.
     open: ByPartition<(u64, Arc<Partition>)>,
     open_max: usize,
     flushes: u64,
     /// Files were closed before they were synced.
     lost_sight: bool,
-    file_system: Arc<dyn FileSystem>,
-    /// Topics that the checkpoint knows to be removed, and whose files are still there.
-    removed: Vec<TopicId>,
-    swept: Vec<TopicId>,
 }
 
 impl Keeper {
-    /// Before anything is written to the files.
-    pub(super) fn new(
-        layout: Store,
-        store: CheckpointStore,
-        removed: Vec<TopicId>,
-    ) -> io::Result<Self> {
-        Ok(Self {
-            file_system: layout.disk.file_system(&layout.topics_dir)?,
-            layout,
-            store,
-            changed: ByPartition::default(),
-            unsynced: ByPartition::default(),
-            open: ByPartition::default(),
+    pub(super) fn new() -> Self {
+        Self {
             open_max: disk::open_files_max(),
-            flushes: 0,
-            lost_sight: false,
-            removed,
-            swept: Vec::new(),
-        })
+            ..Self::default()
+        }
     }
 
     /// Writes a partition's batches before `until` to its files: into the page cache, in large runs.
@@ -101,7 +76,6 @@ impl Keeper {
     fn note(&mut self, partition: &Arc<Partition>) {
         let id = partition.id;
         self.changed.entry(id).or_insert_with(|| partition.clone());
-        self.unsynced.entry(id).or_insert_with(|| partition.clone());
         self.flushes += 1;
         let opened = self.open.insert(id, (self.flushes, partition.clone()));
         if opened.is_none() && self.open.len() > self.open_max {
@@ -120,108 +94,34 @@ impl Keeper {
         }
     }
 
-    fn sync(&mut self) -> Result<(), KeepError> {
-        let unsynced: Vec<Unsynced> = self
-            .unsynced
-            .drain()
-            .map(|(_, partition)| partition.files.write().take_unsynced())
-            .collect();
-        if self.lost_sight || unsynced.len() > SYNCED_SINGLY_MAX {
-            self.file_system.sync().map_err(disk::final_error)?;
-            self.lost_sight = false;
-            return Ok(());
-        }
-        for unsynced in unsynced {
-            unsynced.sync(&*self.layout.disk)?;
-        }
-        Ok(())
-    }
-
-    /// Makes durable what was flushed, and then a checkpoint that says so. The flushed batches must be exactly those up to
-    /// `sequence`.
-    pub(super) fn checkpoint(
-        &mut self,
-        sequence: u64,
-        journal_file: u64,
-        changes: &Changes,
-    ) -> Result<(), KeepError> {
+    /// What the files hold, for a checkpoint that makes it durable. Whatever is flushed later is for the next one.
+    pub(super) fn take_flushed(&mut self, changes: &Changes) -> Flushed {
         for removed in &changes.removed {
             let stays = |id: &TopicPartition| id.topic != removed.topic;
             self.changed.retain(|id, _| stays(id));
-            self.unsynced.retain(|id, _| stays(id));
             self.open.retain(|id, _| stays(id));
         }
-        self.sync()?;
-        let changed = self.changed.iter();
-        let marks: Vec<_> = changed
-            .map(|(id, partition)| (*id, partition.files.read().mark()))
-            .collect();
-        let step = Step {
-            sequence,
-            journal_file,
-            changes,
-            marks: &marks,
-            swept_topics: &self.swept,
+        let mut flushed = Flushed {
+            marks: Vec::with_capacity(self.changed.len()),
+            unsynced: Vec::with_capacity(self.changed.len()),
+            lost_sight: std::mem::take(&mut self.lost_sight),
         };
-        self.layout.disk.moment("checkpoint begins")?;
-        let saved = self.store.save(&step);
-        self.layout.disk.moment("checkpoint is made")?;
-        match saved {
-            Ok(()) => {}
-            Err(error) if checkpoint::is_full(&error) => return Err(KeepError::Full),
-            Err(error) => return Err(KeepError::Failed(format!("the checkpoint: {error}"))),
+        for (id, partition) in self.changed.drain() {
+            let mut files = partition.files.write();
+            flushed.marks.push((id, files.mark()));
+            flushed.unsynced.push(files.take_unsynced());
         }
-        if let Some(topics) = &changes.all_topics {
-            self.copy_names(sequence, changes.next_topic, topics);
-        }
-        self.changed.clear();
-        self.swept.clear();
-        self.removed
-            .extend(changes.removed.iter().map(|removed| removed.topic));
-        Ok(())
+        flushed
     }
 
-    /// The copy is for the day on which the checkpoint is lost; until then nobody misses it.
-    fn copy_names(&self, sequence: u64, next_topic: TopicId, topics: &[Topic]) {
-        let names = Names {
-            sequence,
-            next_topic,
-            topics: topics.to_vec(),
-        };
-        let Some(dir) = self.layout.topics_dir.parent() else {
-            return;
-        };
-        if let Err(error) = names.write(&*self.layout.disk, dir) {
-            tracing::warn!(%error, "the copy of the topics' names could not be written");
-        }
+    /// The partitions that the next checkpoint is about.
+    pub(super) fn changed(&self) -> Vec<Arc<Partition>> {
+        self.changed.values().cloned().collect()
     }
 
-    /// Removes the files of topics that the checkpoint no longer has; what fails stays for the next time.
-    pub(super) fn sweep(&mut self) {
-        let removed = std::mem::take(&mut self.removed);
-        if removed.is_empty() {
-            return;
-        }
-        let (mut gone, mut failed) = (Vec::new(), Vec::new());
-        for topic in removed {
-            let dir = self.layout.topic_dir(topic);
-            self.layout.cache.forget_under(&dir);
-            match self.layout.disk.remove_dir_all(&dir) {
-                Ok(()) => gone.push(topic),
-                Err(error) => {
-                    tracing::warn!(%topic, %error, "files of a deleted topic could not be removed");
-                    failed.push(topic);
-                }
-            }
-        }
-        self.removed = failed;
-        // The checkpoint forgets these topics next: files that a power cut brought back would then stay for ever.
-        match self.layout.disk.sync_dir(&self.layout.topics_dir) {
-            Ok(()) => self.swept.extend(gone),
-            Err(error) => {
-                tracing::warn!(%error, "the removal of deleted topics' files could not be made durable");
-                self.removed.extend(gone);
-            }
-        }
+    /// Takes back what a checkpoint could not say, for want of room: the next one has to.
+    pub(super) fn take_back<'a>(&mut self, partitions: impl Iterator<Item = &'a Arc<Partition>>) {
+        let again = partitions.map(|partition| (partition.id, Arc::clone(partition)));
+        self.changed.extend(again);
     }
 }

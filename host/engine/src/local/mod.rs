@@ -6,10 +6,11 @@
 //!           (durable)        (bounded)                       sealed: mapped read-only
 //!               └──── checkpoint: segments flushed, everything else in SQLite, then journal files used again
 //! ```
-//! Two threads work: the [`committer`] makes groups of transactions durable, the [`flusher`] empties memory into files. Readers
-//! take from memory without waiting, and from files on blocking threads. [`recovery`] runs before either.
+//! The [`committer`]'s thread writes groups of transactions, a few syncers make them durable meanwhile ([`pipeline`]), and the
+//! [`flusher`] empties memory into files; checkpoints become durable beside it ([`saver`]). Readers take from memory without
+//! waiting, and from files on blocking threads. [`recovery`] runs before all of them.
 //!
-//! Lock order: journal, then state, then one partition.
+//! Lock order: journal, then state, then the pipeline's line, then one partition.
 
 mod care;
 mod checkpoint;
@@ -23,8 +24,10 @@ mod lock;
 mod modules;
 mod names;
 mod options;
+mod pipeline;
 mod recovery;
 pub mod repair;
+mod saver;
 mod shared;
 mod state;
 mod tail;
@@ -58,6 +61,7 @@ use self::committer::{Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
 use self::lock::DirLock;
 use self::modules::ModuleFiles;
+use self::pipeline::SYNCERS;
 use self::recovery::{Recovered, recover};
 use self::shared::Shared;
 use self::state::Submission;
@@ -89,6 +93,7 @@ pub struct LocalEngine {
 /// What works for the engine, and its right to do so.
 struct Threads {
     committer: JoinHandle<()>,
+    syncers: Vec<JoinHandle<()>>,
     flusher: JoinHandle<()>,
     /// Released last.
     _lock: DirLock,
@@ -148,6 +153,7 @@ impl LocalEngine {
             state,
             journal,
             keeper,
+            saver,
             modules,
             evidence,
         } = recovered;
@@ -155,7 +161,13 @@ impl LocalEngine {
         shared.note_durable(false);
         let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
         let committer = Committer::new(Arc::clone(&shared), requests);
-        let flusher = Flusher::new(Arc::clone(&shared), keeper);
+        let flusher = Flusher::new(Arc::clone(&shared), keeper, saver);
+        let syncer = |who| {
+            let shared = Arc::clone(&shared);
+            named(&format!("millrace-sync-{who}"), move || {
+                shared.sync_until_stopped(who)
+            })
+        };
         let modules = Arc::new(modules);
         let queue_room = Arc::new(Semaphore::new(COMMIT_QUEUE_KIB_MAX as usize));
         let care = Care::new(
@@ -170,6 +182,7 @@ impl LocalEngine {
         };
         let care_thread = care.start(keep)?;
         let threads = Threads {
+            syncers: SYNCERS.map(syncer).collect::<std::io::Result<_>>()?,
             committer: named("millrace-commit", move || committer.run())?,
             flusher: named("millrace-flush", move || flusher.run())?,
             _lock: lock,
@@ -328,15 +341,24 @@ impl Engine for LocalEngine {
         group: &str,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
-        let state = self.shared.state.read();
-        if !state.partitions.contains_key(&partition) {
-            return Err(ReadError::UnknownPartition(partition));
+        let (bytes, written) = {
+            let state = self.shared.state.read();
+            if !state.partitions.contains_key(&partition) {
+                return Err(ReadError::UnknownPartition(partition));
+            }
+            let found = state.group(partition, group);
+            let bytes = found.and_then(|group| group.progress.clone());
+            (bytes, self.shared.pipeline.line().needed())
+        };
+        // It may come from a transaction that is not shown yet.
+        self.shared.pipeline.shown(written).await;
+        if let Some(poisoned) = self.shared.poisoned() {
+            return Err(ReadError::Io(poisoned.to_string().into()));
         }
-        let found = state.group(partition, group);
-        let Some(bytes) = found.and_then(|group| group.progress.as_ref()) else {
+        let Some(bytes) = bytes else {
             return Ok(None);
         };
-        let progress = Progress::decode(bytes);
+        let progress = Progress::decode(&bytes);
         let malformed = || ReadError::Io("the stored progress is malformed".into());
         progress.ok_or_else(malformed).map(Some)
     }
@@ -463,6 +485,10 @@ impl Threads {
         // A thread that panicked has poisoned the engine and said so.
         // The committer goes first: it may wait for the flusher to make room.
         let _ = self.committer.join();
+        shared.pipeline.stop();
+        for syncer in self.syncers {
+            let _ = syncer.join();
+        }
         shared.orders.ask(|orders| orders.stop = Some(how));
         let _ = self.flusher.join();
     }

@@ -18,6 +18,7 @@ use super::keeper::{KeepError, Keeper};
 use super::lock::{DirLock, lock};
 use super::modules::ModuleFiles;
 use super::options::{LocalOptions, OpenError};
+use super::saver::Saver;
 use super::state::{Group, State, Store};
 use super::tail::Partition;
 use millrace_model::Offset;
@@ -28,6 +29,7 @@ pub(super) struct Recovered {
     pub(super) state: State,
     pub(super) journal: Journal,
     pub(super) keeper: Keeper,
+    pub(super) saver: Saver,
     pub(super) modules: ModuleFiles,
     pub(super) evidence: EvidenceFile,
 }
@@ -87,8 +89,9 @@ pub(super) fn recover(
         encryption: options.encryption.clone(),
     };
     let removed = checkpoint.removed_topics.clone();
-    let mut keeper = Keeper::new(store.clone(), checkpoints, removed).map_err(failed_io)?;
-    keeper.sweep();
+    let mut saver = Saver::new(store.clone(), checkpoints, removed).map_err(failed_io)?;
+    saver.sweep();
+    let mut keeper = Keeper::new();
     let replayed_from = checkpoint.sequence;
     let mut state = restore(store, checkpoint).map_err(failed_io)?;
     replay(&scan, &mut state, &mut keeper, options, dir)?;
@@ -102,10 +105,11 @@ pub(super) fn recover(
     flush(&mut state, &mut keeper).map_err(failed)?;
     let mut changes = state.take_changes();
     changes.all_topics.get_or_insert_with(|| state.topics());
-    keeper
-        .checkpoint(sequence, scan.next_file(), &changes)
+    let flushed = keeper.take_flushed(&changes);
+    saver
+        .save(sequence, scan.next_file(), &changes, flushed)
         .map_err(failed)?;
-    keeper.sweep();
+    saver.sweep();
     let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
     let evidence = EvidenceFile::new(Arc::clone(&disk), dir);
     let modules =
@@ -115,6 +119,7 @@ pub(super) fn recover(
         state,
         journal,
         keeper,
+        saver,
         modules,
         evidence,
     })
@@ -221,6 +226,7 @@ fn replay(
 /// with where the partition ends now, or those who wait would sleep on what was replayed.
 fn flush(state: &mut State, keeper: &mut Keeper) -> Result<(), KeepError> {
     for partition in state.partitions.values() {
+        partition.show(partition.end());
         keeper.flush(partition, Offset::MAX)?;
         partition.clear();
         partition.announce();

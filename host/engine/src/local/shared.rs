@@ -11,26 +11,34 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::evidence::{Evidence, EvidenceFile};
 use super::flusher::OrderBook;
 use super::options::LocalOptions;
+use super::pipeline::Pipeline;
 use super::state::State;
 use crate::contract::CommitError;
 
 /// How long the committer sleeps at most before it looks again whether there is room.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 
+/// Checkpoints' worth of journal that may be written before a checkpoint is durable; at the bound commits wait. It bounds what a
+/// start has to replay.
+const JOURNAL_BYTES_FACTOR_MAX: u64 = 4;
+
 pub(super) struct Shared {
     pub(super) options: LocalOptions,
     pub(super) clock: Arc<dyn Clock>,
     /// Locked before `state`, by the committer for a group, by the flusher for a snapshot.
     pub(super) journal: Mutex<Journal>,
-    /// Written by the committer only, a group at once: so a reader sees a transaction whole.
+    /// Written for a group at once, and for what is shown at once: so a reader sees a transaction whole.
     pub(super) state: RwLock<State>,
+    /// Locked after `journal` and `state`.
+    pub(super) pipeline: Pipeline,
     /// What batches in memory weigh.
     pub(super) tail_bytes: AtomicUsize,
     /// Up to which transaction the last checkpoint holds everything.
-    pub(super) checkpointed: AtomicU64,
+    checkpointed: AtomicU64,
     evidence: Mutex<EvidenceFile>,
-    /// Journal bytes written when the last checkpoint was made.
-    pub(super) checkpointed_bytes: AtomicU64,
+    /// Journal bytes written, and how many were when the last checkpoint was decided.
+    journal_bytes: AtomicU64,
+    checkpointed_bytes: AtomicU64,
     pub(super) orders: OrderBook,
     pub(super) room: Mutex<()>,
     pub(super) room_changed: Condvar,
@@ -50,11 +58,13 @@ impl Shared {
         Self {
             options,
             clock,
+            pipeline: Pipeline::new(journal.synced_sequence()),
             journal: Mutex::new(journal),
             state: RwLock::new(state),
             tail_bytes: AtomicUsize::new(0),
             checkpointed,
             evidence: Mutex::new(evidence),
+            journal_bytes: AtomicU64::new(0),
             checkpointed_bytes: AtomicU64::new(0),
             orders: OrderBook::default(),
             room: Mutex::new(()),
@@ -68,6 +78,9 @@ impl Shared {
     pub(super) fn poison(&self, reason: &str) {
         if self.poison.set(reason.into()).is_ok() {
             tracing::error!(reason, "the engine stopped: what is durable is not known");
+        }
+        if let Some(poisoned) = self.poisoned() {
+            self.pipeline.fail(&poisoned);
         }
         self.wake_committer();
     }
@@ -113,8 +126,8 @@ impl Shared {
         let before = self.tail_bytes.fetch_add(weight, Ordering::Relaxed);
         let held = before.wrapping_add(weight);
         let flush = held > self.options.tail_bytes_max / 2;
-        let since = journal_bytes - self.checkpointed_bytes.load(Ordering::Relaxed);
-        let checkpoint = since >= self.options.checkpoint_journal_bytes;
+        self.journal_bytes.store(journal_bytes, Ordering::Relaxed);
+        let checkpoint = self.journal_is_long();
         if flush || checkpoint {
             self.orders.ask(|orders| {
                 orders.flush |= flush;
@@ -140,7 +153,10 @@ impl Shared {
             if self.has_room() {
                 return Ok(());
             }
-            self.orders.ask(|orders| orders.flush = true);
+            self.orders.ask(|orders| {
+                orders.flush = true;
+                orders.checkpoint |= self.journal_is_long();
+            });
             if self.disk_full.load(Ordering::Relaxed) {
                 return Err(CommitError::DiskFull);
             }
@@ -149,7 +165,29 @@ impl Shared {
     }
 
     fn has_room(&self) -> bool {
+        let journal_bytes_max = self.options.checkpoint_journal_bytes;
+        let journal_bytes_max = journal_bytes_max.saturating_mul(JOURNAL_BYTES_FACTOR_MAX);
         self.tail_bytes.load(Ordering::Relaxed) <= self.options.tail_bytes_max
+            && self.journal_bytes_since_checkpoint() <= journal_bytes_max
+    }
+
+    fn journal_bytes_since_checkpoint(&self) -> u64 {
+        let checkpointed = self.checkpointed_bytes.load(Ordering::Relaxed);
+        let written = self.journal_bytes.load(Ordering::Relaxed);
+        written.saturating_sub(checkpointed)
+    }
+
+    /// Whether it is time for a checkpoint.
+    pub(super) fn journal_is_long(&self) -> bool {
+        self.journal_bytes_since_checkpoint() >= self.options.checkpoint_journal_bytes
+    }
+
+    /// Notes that a checkpoint holds what was written of the journal when it was decided.
+    pub(super) fn note_checkpoint(&self, sequence: u64, journal_bytes: u64) {
+        self.checkpointed.store(sequence, Ordering::Relaxed);
+        self.checkpointed_bytes
+            .store(journal_bytes, Ordering::Relaxed);
+        self.wake_committer();
     }
 
     fn wake_committer(&self) {

@@ -30,8 +30,12 @@ pub(super) struct Partition {
 /// The newest batches; those before `flushed` are in the files as well.
 struct Tail {
     batches: VecDeque<RecordBatch>,
+    /// Where the next append goes.
     end: Offset,
+    /// Where the partition ends for its readers; what is written after it waits for a sync.
+    shown: Offset,
     flushed: Offset,
+    unflushed_bytes: usize,
 }
 
 /// What a batch weighs in the bound on memory.
@@ -50,14 +54,16 @@ impl Partition {
             tail: Mutex::new(Tail {
                 batches: VecDeque::new(),
                 end: mark.end,
+                shown: mark.end,
                 flushed: mark.end,
+                unflushed_bytes: 0,
             }),
             files: RwLock::new(files),
             ends: Mutex::new(Some(watch::Sender::new(mark.end))),
         }
     }
 
-    /// Shows a committed batch to readers; [`Partition::announce`] wakes those that wait.
+    /// Takes a written batch; [`Partition::show`] shows it to readers.
     pub(super) fn push(&self, batch: RecordBatch) {
         let mut tail = self.tail.lock();
         assert!(
@@ -65,14 +71,23 @@ impl Partition {
             "offsets follow each other in a partition"
         );
         tail.end = batch.end_offset();
+        tail.unflushed_bytes += batch.byte_count();
         tail.batches.push_back(batch);
+    }
+
+    /// Shows readers what is before `end`; [`Partition::announce`] wakes those that wait.
+    pub(super) fn show(&self, end: Offset) {
+        let mut tail = self.tail.lock();
+        tail.shown = tail.shown.max(end);
     }
 
     /// Wakes those that wait for the end to move.
     pub(super) fn announce(&self) {
-        let end = self.end();
         if let Some(ends) = &*self.ends.lock() {
-            ends.send_replace(end);
+            ends.send_if_modified(|end| {
+                let shown = self.tail.lock().shown;
+                std::mem::replace(end, shown) < shown
+            });
         }
     }
 
@@ -86,26 +101,34 @@ impl Partition {
         ends.as_ref().map(|ends| Watch::new(ends.subscribe()))
     }
 
+    /// Where the next append goes; readers may not see so far yet.
     pub(super) fn end(&self) -> Offset {
         self.tail.lock().end
     }
 
+    /// As readers see them.
     pub(super) fn ends(&self) -> Ends {
         Ends {
             start: self.start,
-            end: self.end(),
+            end: self.tail.lock().shown,
         }
     }
 
     /// Whether there are batches that only memory and the journal hold.
     pub(super) fn is_unflushed(&self) -> bool {
         let tail = self.tail.lock();
-        tail.flushed < tail.end
+        tail.flushed < tail.shown
     }
 
-    /// The next batches to write to the files, about `bytes_max`, none at or after `until`.
+    /// Bytes of the batches that only memory and the journal hold, about: it may count what readers do not see yet.
+    pub(super) fn unflushed_bytes(&self) -> usize {
+        self.tail.lock().unflushed_bytes
+    }
+
+    /// The next batches to write to the files, about `bytes_max`, none at or after `until` and none that readers do not see.
     pub(super) fn unflushed(&self, until: Offset, bytes_max: usize) -> Vec<RecordBatch> {
         let tail = self.tail.lock();
+        let until = until.min(tail.shown);
         let mut byte_count = 0;
         let first = tail.position(tail.flushed);
         let next = tail.batches.range(first..).take_while(|batch| {
@@ -118,7 +141,11 @@ impl Partition {
 
     /// Notes that the files hold everything before `flushed`.
     pub(super) fn set_flushed(&self, flushed: Offset) {
-        self.tail.lock().flushed = flushed;
+        let tail = &mut *self.tail.lock();
+        let written = tail.position(tail.flushed)..tail.position(flushed);
+        let written = tail.batches.range(written).map(RecordBatch::byte_count);
+        tail.unflushed_bytes -= written.sum::<usize>();
+        tail.flushed = flushed;
     }
 
     /// Forgets the oldest batches that are in the files until `wanted` is reached; returns the weight of those forgotten.
@@ -141,14 +168,16 @@ impl Partition {
 
     /// Forgets everything, of a topic that is gone; returns the weight.
     pub(super) fn clear(&self) -> usize {
-        let batches = std::mem::take(&mut self.tail.lock().batches);
+        let mut tail = self.tail.lock();
+        tail.unflushed_bytes = 0;
+        let batches = std::mem::take(&mut tail.batches);
         batches.iter().map(weight).sum()
     }
 
     /// What memory has from `from` on; `None` if memory begins later.
     pub(super) fn read_tail(&self, from: Offset, bytes_max: usize) -> Option<Vec<RecordBatch>> {
         let tail = self.tail.lock();
-        if from >= tail.end {
+        if from >= tail.shown {
             return Some(Vec::new());
         }
         let first = tail.batches.front()?;
@@ -160,7 +189,7 @@ impl Partition {
         let read = wanted.take_while(|batch| {
             let first = byte_count == 0;
             byte_count += batch.byte_count();
-            first || byte_count <= bytes_max
+            batch.base_offset() < tail.shown && (first || byte_count <= bytes_max)
         });
         Some(read.cloned().collect())
     }

@@ -7,10 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{
-    FILE_HEADER_BYTES, FileHeader, JournalError, JournalScan, MAGIC, SUFFIX, ScannedFile,
-    file_path, next_frame, read_whole, scan_unread,
-};
+use super::files::{FILE_HEADER_BYTES, FileHeader, MAGIC_ALL, file_path};
+use super::{JournalError, JournalScan, SUFFIX, ScannedFile, next_frame, read_whole, scan_unread};
 use crate::disk::Disk;
 use crate::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
 use crate::inspect::ReadOnlyDisk;
@@ -88,11 +86,13 @@ pub fn used_files(dir: &Path) -> io::Result<Vec<(u64, u64)>> {
     let scan = scan_unread(Arc::new(ReadOnlyDisk), dir, 0, 0)?;
     let mut used = Vec::new();
     for number in scan.numbers {
-        let mut header = [0; FILE_HEADER_BYTES];
+        let mut bytes = [0; FILE_HEADER_BYTES + FRAME_HEADER_BYTES];
         let file = scan.disk.open(&file_path(dir, number))?;
-        file.read_at(&mut header, 0)?;
-        let header = FileHeader::decode(&header).filter(|header| header.number == number);
-        used.extend(header.map(|header| (number, header.first_sequence)));
+        file.read_at(&mut bytes, 0)?;
+        let header = FileHeader::decode(&bytes).filter(|header| header.number == number);
+        let first =
+            header.filter(|header| word(&bytes, FILE_HEADER_BYTES + 8) == Some(header.salt));
+        used.extend(first.and_then(|_| Some((number, word(&bytes, FILE_HEADER_BYTES + 16)?))));
     }
     Ok(used)
 }
@@ -103,7 +103,7 @@ fn is_ours(name: &str) -> bool {
 
 /// Whether a file that begins so is the journal's.
 pub(crate) fn begins_file(bytes: &[u8]) -> bool {
-    bytes.starts_with(&MAGIC)
+    bytes.starts_with(&MAGIC_ALL)
 }
 
 impl JournalExamination {

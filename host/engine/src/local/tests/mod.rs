@@ -9,6 +9,7 @@ mod encryption;
 mod examine;
 mod exhaustive;
 mod loss;
+mod pipeline;
 mod producers;
 mod restart;
 mod speed;

@@ -1,0 +1,141 @@
+//! Makes a checkpoint that is decided durable: first the files that it speaks of, then the database. Takes long, and holds up
+//! nobody meanwhile: flushing goes on beside it.
+
+use std::io;
+use std::sync::Arc;
+
+use millrace_log::Mark;
+use millrace_log::disk::{self, FileSystem};
+use millrace_log::partition::Unsynced;
+use millrace_model::{Topic, TopicId, TopicPartition};
+
+use super::checkpoint::{self, CheckpointStore, Step};
+use super::keeper::KeepError;
+use super::names::Names;
+use super::state::{Changes, Store};
+
+/// Partitions whose files are made durable one by one; of more, the whole file system is at once.
+const SYNCED_SINGLY_MAX: usize = 24;
+
+/// What the files hold that a checkpoint is about, taken when it was decided.
+pub(super) struct Flushed {
+    pub(super) marks: Vec<(TopicPartition, Mark)>,
+    pub(super) unsynced: Vec<Unsynced>,
+    /// Some of it was closed before it was synced.
+    pub(super) lost_sight: bool,
+}
+
+/// Works for one checkpoint at a time.
+pub(super) struct Saver {
+    layout: Store,
+    store: CheckpointStore,
+    file_system: Arc<dyn FileSystem>,
+    /// Topics that the checkpoint knows to be removed, and whose files are still there.
+    removed: Vec<TopicId>,
+    swept: Vec<TopicId>,
+}
+
+impl Saver {
+    /// Before anything is written to the files.
+    pub(super) fn new(
+        layout: Store,
+        store: CheckpointStore,
+        removed: Vec<TopicId>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            file_system: layout.disk.file_system(&layout.topics_dir)?,
+            layout,
+            store,
+            removed,
+            swept: Vec::new(),
+        })
+    }
+
+    /// Makes durable what was flushed, and then a checkpoint that says so. The flushed batches must be exactly those up to
+    /// `sequence`.
+    pub(super) fn save(
+        &mut self,
+        sequence: u64,
+        journal_file: u64,
+        changes: &Changes,
+        flushed: Flushed,
+    ) -> Result<(), KeepError> {
+        self.sync(flushed.unsynced, flushed.lost_sight)?;
+        let step = Step {
+            sequence,
+            journal_file,
+            changes,
+            marks: &flushed.marks,
+            swept_topics: &self.swept,
+        };
+        self.layout.disk.moment("checkpoint begins")?;
+        let saved = self.store.save(&step);
+        self.layout.disk.moment("checkpoint is made")?;
+        match saved {
+            Ok(()) => {}
+            Err(error) if checkpoint::is_full(&error) => return Err(KeepError::Full),
+            Err(error) => return Err(KeepError::Failed(format!("the checkpoint: {error}"))),
+        }
+        if let Some(topics) = &changes.all_topics {
+            self.copy_names(sequence, changes.next_topic, topics);
+        }
+        self.swept.clear();
+        self.removed
+            .extend(changes.removed.iter().map(|removed| removed.topic));
+        Ok(())
+    }
+
+    /// The copy is for the day on which the checkpoint is lost; until then nobody misses it.
+    fn copy_names(&self, sequence: u64, next_topic: TopicId, topics: &[Topic]) {
+        let names = Names {
+            sequence,
+            next_topic,
+            topics: topics.to_vec(),
+        };
+        let Some(dir) = self.layout.topics_dir.parent() else {
+            return;
+        };
+        if let Err(error) = names.write(&*self.layout.disk, dir) {
+            tracing::warn!(%error, "the copy of the topics' names could not be written");
+        }
+    }
+
+    fn sync(&self, unsynced: Vec<Unsynced>, lost_sight: bool) -> Result<(), KeepError> {
+        if lost_sight || unsynced.len() > SYNCED_SINGLY_MAX {
+            return Ok(self.file_system.sync().map_err(disk::final_error)?);
+        }
+        for unsynced in unsynced {
+            unsynced.sync(&*self.layout.disk)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the files of topics that the checkpoint no longer has; what fails stays for the next time.
+    pub(super) fn sweep(&mut self) {
+        let removed = std::mem::take(&mut self.removed);
+        if removed.is_empty() {
+            return;
+        }
+        let (mut gone, mut failed) = (Vec::new(), Vec::new());
+        for topic in removed {
+            let dir = self.layout.topic_dir(topic);
+            self.layout.cache.forget_under(&dir);
+            match self.layout.disk.remove_dir_all(&dir) {
+                Ok(()) => gone.push(topic),
+                Err(error) => {
+                    tracing::warn!(%topic, %error, "files of a deleted topic could not be removed");
+                    failed.push(topic);
+                }
+            }
+        }
+        self.removed = failed;
+        // The checkpoint forgets these topics next: files that a power cut brought back would then stay for ever.
+        match self.layout.disk.sync_dir(&self.layout.topics_dir) {
+            Ok(()) => self.swept.extend(gone),
+            Err(error) => {
+                tracing::warn!(%error, "the removal of deleted topics' files could not be made durable");
+                self.removed.extend(gone);
+            }
+        }
+    }
+}

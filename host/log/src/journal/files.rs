@@ -1,0 +1,247 @@
+//! The journal's files as such: their headers, those kept for reuse, and the next one, made ready before it is needed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{SUFFIX, SYNCS_AT_ONCE_MAX};
+use crate::disk::{Disk, DiskFile, final_error, is_full};
+use crate::frame::FRAME_HEADER_BYTES;
+
+/// Files kept for reuse; further ones are removed.
+pub(super) const SPARE_FILES_MAX: usize = 4;
+/// Spares that appends leave alone: a checkpoint, which gives files back, needs a new one to begin with, and a full disk must
+/// not keep it from that.
+pub(super) const SPARES_RESERVED: usize = 1;
+pub(super) const FILE_HEADER_BYTES: usize = 64;
+/// What every version's magic begins with.
+pub(super) const MAGIC_ALL: [u8; 7] = *b"MRJRNL0";
+/// Version 1: the header says the first sequence; everything before it was durable.
+const MAGIC_1: [u8; 8] = *b"MRJRNL01";
+/// Version 2: the header says what was durable when the file was made ready.
+const MAGIC: [u8; 8] = *b"MRJRNL02";
+
+/// ```text
+/// 0 magic   8 number u64   16 salt u64   24 synced u64 (version 1: first sequence)   32 CRC-32C u32 of all that   36 zeros
+/// ```
+#[derive(Clone, Copy)]
+pub(super) struct FileHeader {
+    pub(super) number: u64,
+    pub(super) salt: u64,
+    /// A sequence that is known to have been durable.
+    pub(super) synced: u64,
+}
+
+impl FileHeader {
+    fn encode(&self) -> [u8; FILE_HEADER_BYTES] {
+        let mut bytes = [0; FILE_HEADER_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..16].copy_from_slice(&self.number.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.salt.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.synced.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..32]);
+        bytes[32..36].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.first_chunk::<FILE_HEADER_BYTES>()?;
+        let crc = u32::from_le_bytes([bytes[32], bytes[33], bytes[34], bytes[35]]);
+        if crc32c::crc32c(&bytes[..32]) != crc {
+            return None;
+        }
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let synced = match bytes[..8] == MAGIC {
+            true => word(24),
+            false if bytes[..8] == MAGIC_1 => word(24).saturating_sub(1),
+            false => return None,
+        };
+        Some(Self {
+            number: word(8),
+            salt: word(16),
+            synced,
+        })
+    }
+}
+
+pub(super) type Handles = [Arc<dyn DiskFile>; SYNCS_AT_ONCE_MAX];
+
+/// A file of the right size whose header is durable.
+pub(super) struct Ready {
+    pub(super) number: u64,
+    pub(super) salt: u64,
+    pub(super) handles: Handles,
+}
+
+/// Where the next files come from.
+pub(super) struct NextFiles {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    file_bytes: u64,
+    spares: Vec<u64>,
+    ready: Option<Ready>,
+    /// The last number that was taken.
+    taken: u64,
+}
+
+impl NextFiles {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        file_bytes: u64,
+        spares: Vec<u64>,
+    ) -> Self {
+        Self {
+            disk,
+            dir,
+            file_bytes,
+            spares,
+            ready: None,
+            taken: 0,
+        }
+    }
+
+    /// Whether the file of this number is still to be made ready.
+    pub(super) fn lacks(&self, number: u64) -> bool {
+        self.taken < number && self.ready.is_none()
+    }
+
+    /// Makes a file ready, unless the disk is full or it is too late.
+    pub(super) fn prepare(&mut self, number: u64, synced: u64) -> io::Result<()> {
+        if !self.lacks(number) {
+            return Ok(());
+        }
+        match self.make_ready(number, SPARES_RESERVED, synced) {
+            Ok(ready) => self.ready = Some(ready),
+            Err(error) if is_full(&error) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The file of this number: the one that is ready, or one made now.
+    pub(super) fn take(&mut self, number: u64, reserved: usize, synced: u64) -> io::Result<Ready> {
+        let taken = match self.ready.take() {
+            Some(ready) => ready,
+            None => self.make_ready(number, reserved, synced)?,
+        };
+        assert!(taken.number == number, "files are used in their order");
+        self.taken = number;
+        Ok(taken)
+    }
+
+    /// A used file, unless only `reserved` of them are left, or else a new one.
+    fn make_ready(&mut self, number: u64, reserved: usize, synced: u64) -> io::Result<Ready> {
+        let header = FileHeader {
+            number,
+            salt: fastrand::u64(..),
+            synced,
+        };
+        let path = file_path(&self.dir, number);
+        let file = match self.spare(reserved)? {
+            Some((old, file)) => {
+                // Under the name that nobody reads any more: whoever finds the new name finds the new header.
+                begin_file(&*file, header)?;
+                self.disk.rename(&old, &path)?;
+                file
+            }
+            None => {
+                let file = make(&*self.disk, &path, self.file_bytes)?;
+                begin_file(&*file, header)?;
+                file
+            }
+        };
+        self.disk.sync_dir(&self.dir).map_err(final_error)?;
+        let mut handles = [const { None::<Arc<dyn DiskFile>> }; SYNCS_AT_ONCE_MAX];
+        for handle in &mut handles[1..] {
+            *handle = Some(self.disk.open(&path)?);
+        }
+        Ok(Ready {
+            number,
+            salt: header.salt,
+            handles: handles.map(|handle| handle.unwrap_or_else(|| Arc::clone(&file))),
+        })
+    }
+
+    fn spare(&mut self, reserved: usize) -> io::Result<Option<(PathBuf, Arc<dyn DiskFile>)>> {
+        while self.spares.len() > reserved {
+            let Some(spare) = self.spares.pop() else {
+                break;
+            };
+            let path = file_path(&self.dir, spare);
+            let file = self.disk.open(&path)?;
+            if file.length()? == self.file_bytes {
+                return Ok(Some((path, file)));
+            }
+            self.disk.remove(&path)?; // of another configuration
+        }
+        Ok(None)
+    }
+
+    /// The reserved one, where there is none. It can wait for room: a checkpoint will leave spares.
+    pub(super) fn reserve_one(&mut self, number: u64) -> io::Result<()> {
+        if self.spares.is_empty() {
+            match make(&*self.disk, &file_path(&self.dir, number), self.file_bytes) {
+                Err(error) if !is_full(&error) => return Err(error),
+                made => self.spares.extend(made.ok().map(|_| number)),
+            }
+        }
+        self.drop_spares()
+    }
+
+    /// Files that nobody needs any more.
+    pub(super) fn give_back(&mut self, numbers: Vec<u64>) -> io::Result<()> {
+        self.spares.extend(numbers);
+        self.drop_spares()
+    }
+
+    fn drop_spares(&mut self) -> io::Result<()> {
+        while self.spares.len() > SPARE_FILES_MAX {
+            if let Some(number) = self.spares.pop() {
+                self.disk.remove(&file_path(&self.dir, number))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes the header, and makes the first frame that the file held before unreadable.
+fn begin_file(file: &dyn DiskFile, header: FileHeader) -> io::Result<()> {
+    let no_frame = [0; FRAME_HEADER_BYTES];
+    file.write_pieces_at(&[&header.encode(), &no_frame], 0)?;
+    file.sync_data().map_err(final_error)
+}
+
+fn make(disk: &dyn Disk, path: &Path, file_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+    let file = disk.create(path)?;
+    match file.preallocate(file_bytes, true) {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            if is_full(&error) {
+                // What was reserved before the disk was full is given back; if that fails too, the next try reuses it.
+                let _ = disk.remove(path);
+            }
+            Err(error)
+        }
+    }
+}
+
+pub(super) fn file_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(file_name(number))
+}
+
+fn file_name(number: u64) -> String {
+    format!("{number:012}{SUFFIX}")
+}
+
+/// Whether a file of that name is the journal's.
+#[must_use]
+pub fn is_file_name(name: &str) -> bool {
+    number_of(name).is_some()
+}
+
+/// The number of a file that is named as ours are; other names that hold a number are not ours.
+pub(super) fn number_of(name: &str) -> Option<u64> {
+    let number = name.strip_suffix(SUFFIX)?.parse().ok()?;
+    (file_name(number) == name).then_some(number)
+}
