@@ -58,7 +58,7 @@ pub(super) fn module(number: u8) -> Bytes {
 }
 
 pub(super) fn digest(number: u8) -> Digest {
-    Digest([number; 32])
+    digest_of(&module(number))
 }
 
 impl Dump {
