@@ -191,7 +191,7 @@ async fn open_engine(
             let options = LocalOptions {
                 scrub_bytes_per_second: config.scrub_bytes_per_second,
                 scrub_interval: config.scrub_interval,
-                ..LocalOptions::default()
+                ..config.storage.options()
             };
             let engine = LocalEngine::open(&config.data_dir, options, clock.clone()).await;
             Ok(engine.map_err(not_opened)?)
