@@ -4,6 +4,7 @@
 //! The cut is the ioctl `EXT4_IOC_SHUTDOWN`, which is not reachable without unsafe code: `xfs_io` (package xfsprogs) issues
 //! it, or python3.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -131,6 +132,18 @@ impl LoopDisk {
         self.mount()
     }
 
+    /// Takes all that is left of the memory under the file system: what it writes now fails, as on a disk that breaks.
+    pub(super) fn break_down(&self) -> Result<()> {
+        fill(&self.directory.path().join("memory/ballast"))
+    }
+
+    /// The medium is whole again; call [`LoopDisk::restore`] then.
+    pub(super) fn mend(&self) -> Result<()> {
+        Ok(std::fs::remove_file(
+            self.directory.path().join("memory/ballast"),
+        )?)
+    }
+
     fn image(&self) -> PathBuf {
         self.directory.path().join("memory/image")
     }
@@ -164,6 +177,16 @@ impl Drop for LoopDisk {
             }
         }
     }
+}
+
+/// Writes a file until there is no room.
+pub(super) fn fill(path: &Path) -> Result<()> {
+    let file = std::fs::File::create(path)?;
+    for bytes in [1 << 20, 64 << 10, 4 << 10, 512] {
+        let chunk = vec![0x55; bytes];
+        while (&file).write_all(&chunk).is_ok() {}
+    }
+    Ok(())
 }
 
 /// Runs a tool of the system; its complaints are the error.

@@ -47,6 +47,9 @@ pub(super) struct World {
     pub(super) random: Rng,
     pub(super) shared: Arc<Shared>,
     pub(super) disk: Option<LoopDisk>,
+    /// The group of processes whose memory is limited, if that is what it suffers.
+    pub(super) group: Option<faults::Group>,
+    pub(super) seed: u64,
     places: Vec<(String, u32)>,
     directory: TempDir,
 }
@@ -86,6 +89,8 @@ impl World {
             random,
             shared: Arc::new(Shared::new(history)),
             disk,
+            group: None,
+            seed: plan.seed,
             places: [SAFE, QUICK, OUT, DEAD]
                 .into_iter()
                 .flat_map(of_topic)
@@ -182,13 +187,13 @@ impl World {
         Ok(())
     }
 
-    /// After the host is gone: mends the disk if `restore` says so, starts again, writes down what was recovered, and lets the
+    /// After the host is gone: starts again, writes down what was recovered, and lets the
     /// clients in. False if it does not start.
     pub(super) fn recover(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
         let mut target = shared.shut();
         let began = Instant::now();
-        if let Err(error) = self.host.start_again() {
+        if let Err(error) = faults::start_again(self) {
             let log = std::fs::read_to_string(self.directory.path().join("host.log"));
             let log = log.unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(5).collect();
