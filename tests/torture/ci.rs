@@ -32,11 +32,21 @@ fn through_kills_power_cuts_and_other_faults_nothing_acknowledged_is_lost_or_cha
     // Not by a macro: those are shown of tests that fail only, and what was skipped has to be seen.
     let shown = writeln!(std::io::stderr(), "{report}");
     shown.expect("stderr takes it");
-    assert!(report.is_clean(), "see the findings above; their histories are kept");
+    assert!(
+        report.is_clean(),
+        "see the findings above; their histories are kept"
+    );
     for fault in Fault::ALL {
         let skipped = report.skipped.iter().any(|(skipped, _)| *skipped == fault);
         let (done, asked) = (report.count(fault), u64::from(count(fault)));
-        assert!(skipped || done >= asked, "only {done} of {asked}: {}", fault.word());
+        assert!(
+            skipped || done >= asked,
+            "only {done} of {asked}: {}",
+            fault.word()
+        );
     }
-    assert!(report.count(Fault::Kill) >= 200, "kills need nothing and are never skipped");
+    assert!(
+        report.count(Fault::Kill) >= 200,
+        "kills need nothing and are never skipped"
+    );
 }

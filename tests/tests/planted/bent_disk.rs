@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use millrace_log::disk::FileSystem;
 use millrace_log::{Disk, DiskFile};
 
 /// What the disk does wrong.
@@ -83,6 +84,21 @@ impl Disk for BentDisk {
             return Ok(());
         }
         self.inner.sync_dir(dir)
+    }
+
+    fn file_system(&self, dir: &Path) -> io::Result<Arc<dyn FileSystem>> {
+        if self.bug == DiskBug::NoSync {
+            return Ok(Arc::new(NeverSynced));
+        }
+        self.inner.file_system(dir)
+    }
+}
+
+struct NeverSynced;
+
+impl FileSystem for NeverSynced {
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -81,7 +81,7 @@ fn expect_the_end(world: &mut World) -> Result<()> {
 
 /// Attaches to the host; from each thread's `nth` sync on, one fails.
 fn trace(world: &World, nth: u32) -> Result<Child> {
-    let calls = "fdatasync,fsync,sync_file_range";
+    let calls = "fdatasync,fsync,syncfs";
     let tracer = Command::new("strace")
         .args([
             "-f",
