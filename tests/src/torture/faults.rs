@@ -128,8 +128,14 @@ fn keep_out(world: &World) {
 }
 
 fn note(world: &World, kind: Fault, how: &str) {
+    note_as(world, kind, how, kind == Fault::Power);
+}
+
+/// `forgets` says that what was only in the page cache may be gone.
+fn note_as(world: &World, kind: Fault, how: &str, forgets: bool) {
     let how = how.to_owned();
-    world.shared.history.write(Event::Fault { kind, how });
+    let event = Event::Fault { kind, how, forgets };
+    world.shared.history.write(event);
 }
 
 fn unexpected(world: &World, what: String) {

@@ -99,6 +99,8 @@ pub enum Event {
         kind: Fault,
         /// How, for people.
         how: String,
+        /// Whether what was only in the page cache may be gone.
+        forgets: bool,
     },
     /// The host serves again.
     Started {

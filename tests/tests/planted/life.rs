@@ -151,7 +151,8 @@ impl World {
             drop(life);
             let how = format!("cut {cut}");
             let kind = Fault::Power;
-            self.write(Event::Fault { kind, how });
+            let forgets = true;
+            self.write(Event::Fault { kind, how, forgets });
             self.disk.cut_power();
             self.disk.restore_power(random.u64(..));
         }

@@ -14,7 +14,7 @@
 //! | stuck | the host does not start, or what was taken does not get through |
 //! | unexpected | a fault did not lead to what it has to lead to |
 //!
-//! A topic that is not durable may lose a tail when the power fails: what was acknowledged after the last durable acknowledgement
+//! A topic that is not durable may lose a tail when the power fails, or the medium under the file system: what was acknowledged after the last durable acknowledgement
 //! was asked for, and nothing else.
 
 mod state;
@@ -28,7 +28,7 @@ use anyhow::{Context, Result};
 
 use self::state::{Known, Request, Topic};
 pub use self::verdict::{Finding, Kind, Tally, Verdict};
-use super::history::{self, Event, Fault, Pipeline, Rules, Seen};
+use super::history::{self, Event, Pipeline, Rules, Seen};
 use super::value::{FOREIGN, Id};
 
 /// Judges a history file.
@@ -53,8 +53,8 @@ pub struct Checker {
     progress: BTreeMap<(String, String, u32), u64>,
     /// The line at which the youngest durable send began that was acknowledged later.
     synced_line: u64,
-    /// Whether the power failed since the last start.
-    power_failed: bool,
+    /// Whether the power failed, or the medium, since the last start.
+    forgot: bool,
     /// Whether everything was read in the end; without that nothing is said about what is there.
     read_to_the_end: bool,
     verdict: Verdict,
@@ -143,12 +143,12 @@ impl Checker {
 
     fn happened(&mut self, event: &Event) {
         match event {
-            Event::Fault { kind, .. } => {
-                self.power_failed |= *kind == Fault::Power;
+            Event::Fault { kind, forgets, .. } => {
+                self.forgot |= forgets;
                 *self.verdict.tally.faults.entry(*kind).or_default() += 1;
             }
             Event::Started { after_ms } => {
-                self.power_failed = false;
+                self.forgot = false;
                 let tally = &mut self.verdict.tally;
                 tally.starts += 1;
                 tally.start_ms.push(*after_ms);
@@ -282,7 +282,7 @@ impl Checker {
             self.find(Kind::WentBack, text);
         } else if end >= before.1 {
             here.end = end;
-        } else if recovered && self.power_failed && !durable {
+        } else if recovered && self.forgot && !durable {
             self.cut_tail(topic, partition, end);
         } else if recovered {
             let text = format!(

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result};
 
 use super::super::disk::{self, LoopDisk};
-use super::{Fault, World, note, unexpected, within_patience};
+use super::{Fault, World, note, note_as, unexpected, within_patience};
 
 /// What the host ends with after a disk error.
 const POISONED: i32 = 7;
@@ -35,7 +35,8 @@ pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     let breaks = world.disk.is_some() && world.random.bool();
     let mut tracer = None;
     if breaks {
-        note(world, Fault::Eio, "the medium breaks");
+        // The kernel cannot write what it had taken, and forgets it.
+        note_as(world, Fault::Eio, "the medium breaks", true);
         world.disk()?.break_down()?;
     } else {
         let nth = world.random.u32(1..6);
