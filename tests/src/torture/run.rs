@@ -61,7 +61,10 @@ pub fn run(plan: &Plan) -> Report {
     thread::scope(|scope| {
         for _ in 0..plan.worlds_at_once.max(1) {
             scope.spawn(|| {
-                while let Some(world) = lock(&queue).pop_front() {
+                loop {
+                    // Its lock must not last as long as a world does.
+                    let next = lock(&queue).pop_front();
+                    let Some(world) = next else { return };
                     let lived = live(&world);
                     lock(&shared).take(&world, lived);
                 }
@@ -126,6 +129,9 @@ impl Report {
         let findings = verdict.findings.into_iter();
         self.findings
             .extend(findings.map(|finding| (seed, finding)));
+        let (kills, cuts) = (self.count(Fault::Kill), self.count(Fault::Power));
+        let found = self.findings.len();
+        eprintln!("torture: so far {kills} kills, {cuts} power cuts, {found} findings");
     }
 
     /// Whether there is nothing to complain about.
