@@ -7,8 +7,8 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod contract;
-mod idempotence;
 pub mod damage;
+mod idempotence;
 pub mod local;
 pub mod memory;
 

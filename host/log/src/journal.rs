@@ -282,6 +282,9 @@ pub struct Journal {
     kept: Vec<u64>,
     spares: Vec<u64>,
     written_bytes: u64,
+    /// After an error that leaves it unknown what is on the disk nothing more is written, by whichever thread: a frame in this
+    /// file would contradict the next file's header, and a second sync would lie.
+    broken: bool,
 }
 
 impl Journal {
@@ -322,6 +325,7 @@ impl Journal {
             kept: Vec::new(),
             spares,
             written_bytes: 0,
+            broken: false,
         };
         journal.drop_spares()?;
         Ok(journal)
@@ -340,9 +344,13 @@ impl Journal {
     /// If the disk is full ([`is_full`]) nothing was written, and the same call may succeed later. After any other error it is
     /// not known what was.
     pub fn append(&mut self, frame: &mut FrameBuffer) -> io::Result<u64> {
+        self.unless_broken(|journal| journal.append_frame(frame))
+    }
+
+    fn append_frame(&mut self, frame: &mut FrameBuffer) -> io::Result<u64> {
         let stride = (FRAME_HEADER_BYTES + frame.body_bytes()).next_multiple_of(FRAME_ALIGN_BYTES);
         if self.position + stride as u64 > self.file_bytes {
-            self.next_file(SPARES_RESERVED)?;
+            self.go_on(SPARES_RESERVED)?;
         }
         assert!(
             self.position + stride as u64 <= self.file_bytes,
@@ -362,9 +370,22 @@ impl Journal {
     /// # Errors
     /// The disk's; it is final: nobody knows then what is durable, and a second try would lie.
     pub fn sync(&mut self) -> io::Result<()> {
+        self.unless_broken(Self::sync_file)
+    }
+
+    fn sync_file(&mut self) -> io::Result<()> {
         self.file.sync_data().map_err(final_error)?;
         self.synced_sequence = self.last_sequence;
         Ok(())
+    }
+
+    fn unless_broken<T>(&mut self, act: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        if self.broken {
+            return Err(io::Error::other("the journal failed before; start again"));
+        }
+        let done = act(self);
+        self.broken = done.as_ref().is_err_and(|error| !is_full(error));
+        done
     }
 
     /// Goes on in a new file, everything before it being durable. Returns the new file's number: a checkpoint that holds
@@ -376,13 +397,13 @@ impl Journal {
         if self.position == FILE_HEADER_BYTES as u64 {
             return Ok(self.number); // nothing in it yet
         }
-        self.next_file(0)
+        self.unless_broken(|journal| journal.go_on(0))
     }
 
     /// Goes on in the next file, leaving `reserved` spares alone.
-    fn next_file(&mut self, reserved: usize) -> io::Result<u64> {
+    fn go_on(&mut self, reserved: usize) -> io::Result<u64> {
         if self.synced_sequence < self.last_sequence {
-            self.sync()?;
+            self.sync_file()?;
         }
         let next = self.number + 1;
         let first = self.last_sequence + 1;

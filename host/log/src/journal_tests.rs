@@ -230,3 +230,20 @@ fn a_journal_goes_on_in_a_new_file_after_a_restart() {
     journal.sync().unwrap();
     assert_holds(&scan_from(&disk, live, last).unwrap(), 51..=60);
 }
+
+#[test]
+fn after_a_failed_sync_nothing_more_is_written_and_what_was_synced_is_replayed() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=3);
+    journal.sync().unwrap();
+    // The next file's header is written, and its sync fails.
+    disk.fail_syncs(1);
+    journal.rotate().unwrap_err();
+    append(&mut journal, &body(4)).unwrap_err();
+    journal.sync().unwrap_err();
+    journal.rotate().unwrap_err();
+    drop(journal);
+    // The process alone is started again.
+    assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=3);
+}

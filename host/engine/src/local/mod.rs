@@ -37,8 +37,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_log::{Disk, Journal, RealDisk};
 use millrace_model::{
-    Clock, Digest, Durability, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName,
-    TopicPartition, TopicSpec,
+    Clock, Digest, Durability, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId,
+    TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
