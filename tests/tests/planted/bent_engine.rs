@@ -10,7 +10,8 @@ use millrace_engine::{
     Transaction, Watch,
 };
 use millrace_model::{
-    Digest, Offset, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Digest, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
+    TopicSpec,
 };
 
 /// What the engine does wrong.
@@ -81,7 +82,10 @@ impl BentEngine {
                 .iter()
                 .filter_map(|append| ends(append).ok());
             let base_offsets = ends.map(|ends| ends.end).collect();
-            return Ok(Receipt { base_offsets });
+            return Ok(Receipt {
+                base_offsets,
+                ..Receipt::default()
+            });
         }
         if self.bug == EngineBug::Halves && transaction.appends.len() > 1 {
             let half = transaction.appends.len() / 2;
@@ -191,6 +195,10 @@ impl Engine for BentEngine {
 
     async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
         self.inner.delete_module(digest).await
+    }
+
+    async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
+        self.inner.init_producer(name).await
     }
 
     async fn close(&self) {
