@@ -113,9 +113,15 @@ impl Client {
     /// A client of the host at `url`.
     #[must_use]
     pub fn new(url: &str) -> Self {
+        Self::with_timeout(url, TIMEOUT)
+    }
+
+    /// A client that gives up a request after `timeout`.
+    #[must_use]
+    pub fn with_timeout(url: &str, timeout: Duration) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(TIMEOUT))
+            .timeout_global(Some(timeout))
             .build();
         Self {
             url: url.to_owned(),

@@ -1,10 +1,14 @@
 //! One running host process: start, stop, kill, start again on the same data.
 
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -12,14 +16,21 @@ use crate::{Client, wait_for};
 
 /// What the host prints first, before its address.
 const READY: &str = "millrace is ready at ";
+/// How long a start may take before it counts as hung.
+const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host process with its own data directory. Dropping it kills the process.
 pub struct Host {
     binary: PathBuf,
     options: Vec<String>,
-    directory: TempDir,
+    directory: PathBuf,
+    /// What the process says besides its first line; this process's own stderr without.
+    log: Option<PathBuf>,
     child: Option<Child>,
+    stdout: Option<ChildStdout>,
     url: String,
+    /// Removed when the host is dropped; none if the directory is somebody else's.
+    _owned: Option<TempDir>,
 }
 
 impl Host {
@@ -30,25 +41,70 @@ impl Host {
 
     /// Starts the binary with further options of `serve`.
     pub fn start_with(binary: impl AsRef<Path>, options: &[&str]) -> Result<Self> {
-        let mut host = Self {
-            binary: binary.as_ref().to_owned(),
-            options: options.iter().map(|&option| option.to_owned()).collect(),
-            directory: tempfile::tempdir()?,
-            child: None,
-            url: String::new(),
-        };
+        let owned = tempfile::tempdir()?;
+        let mut host = Self::in_directory(binary, &owned.path().join("data"), options);
+        host._owned = Some(owned);
         host.start_again()?;
         Ok(host)
     }
 
+    /// A host that does not run yet, on a data directory that is not its own to remove.
+    pub fn in_directory(binary: impl AsRef<Path>, directory: &Path, options: &[&str]) -> Self {
+        Self {
+            binary: binary.as_ref().to_owned(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            directory: directory.to_owned(),
+            log: None,
+            child: None,
+            stdout: None,
+            url: String::new(),
+            _owned: None,
+        }
+    }
+
+    /// From the next start on the process's log is appended to this file.
+    pub fn log_to(&mut self, file: &Path) {
+        self.log = Some(file.to_owned());
+    }
+
     /// Starts it once more on the same data; it must not be running.
     pub fn start_again(&mut self) -> Result<()> {
+        self.spawn()?;
+        self.wait_until_ready()
+    }
+
+    /// Starts the process without waiting for anything; it must not be running.
+    pub fn spawn(&mut self) -> Result<()> {
+        let command = self.serve_command();
+        self.spawn_as(command)
+    }
+
+    /// As [`Host::spawn`], by a command that became of [`Host::serve_command`].
+    pub fn spawn_as(&mut self, mut command: Command) -> Result<()> {
         ensure!(self.child.is_none(), "the host runs already");
-        let mut child = self.serve_command().stdout(Stdio::piped()).spawn()?;
-        let stdout = child.stdout.take().context("stdout is piped")?;
+        if let Some(log) = &self.log {
+            command.stderr(appending(log)?);
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        self.stdout = child.stdout.take();
         self.child = Some(child);
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
+        Ok(())
+    }
+
+    /// Waits for the first line of a host that was spawned.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        let stdout = self.stdout.take().context("the host was not spawned")?;
+        let (said, hears) = mpsc::channel();
+        // Ends with the process at the latest.
+        thread::spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(stdout).read_line(&mut line);
+            let _ = said.send(read.map(|_| line));
+        });
+        let Ok(line) = hears.recv_timeout(START_PATIENCE) else {
+            bail!("not ready after {} s", START_PATIENCE.as_secs());
+        };
+        let line = line?;
         let url = line
             .trim()
             .strip_prefix(READY)
@@ -63,7 +119,7 @@ impl Host {
         let mut command = Command::new(&self.binary);
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(self.directory())
+            .arg(&self.directory)
             .args(&self.options)
             .env("MILLRACE_LOG_FILTER", "warn");
         command
@@ -80,7 +136,7 @@ impl Host {
     /// Where its data is.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
-        self.directory.path().join("data")
+        self.directory.clone()
     }
 
     /// Its address.
@@ -103,6 +159,22 @@ impl Host {
         Ok(())
     }
 
+    /// The process, for signals and what can be attached to it.
+    pub fn pid(&self) -> Result<Pid> {
+        let child = self.child.as_ref().context("the host does not run")?;
+        Ok(Pid::from_child(child))
+    }
+
+    /// How it ended, if it did by itself.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let child = self.child.as_mut().context("the host does not run")?;
+        let status = child.try_wait()?;
+        if status.is_some() {
+            self.child = None;
+        }
+        Ok(status)
+    }
+
     /// Asks it to end and waits until it did.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         let mut child = self.child.take().context("the host does not run")?;
@@ -121,6 +193,11 @@ impl Host {
         let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kib * 1024)
     }
+}
+
+fn appending(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.with_context(|| format!("{} cannot be opened", path.display()))
 }
 
 impl Drop for Host {

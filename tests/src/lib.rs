@@ -4,6 +4,7 @@
 
 mod client;
 mod host;
+pub mod torture;
 pub mod tree;
 mod wait;
 

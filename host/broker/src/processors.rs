@@ -5,7 +5,7 @@ use millrace_engine::{CommitError, EntryKind, ReadError, TopicError};
 use millrace_model::bounds::REVISIONS_KEPT_MAX;
 use millrace_model::{
     Digest, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Progress, Revision,
-    TopicName,
+    Topic, TopicName, TopicPartition,
 };
 use serde::Serialize;
 
@@ -283,7 +283,7 @@ impl Broker {
     async fn status(&self, deployed: Deployed) -> ProcessorStatus {
         let name = &deployed.processor.name;
         let partitions = match deployed.problem {
-            None => self.standings(name),
+            None => self.standings(name).await,
             Some(problem) => self.stopped(&deployed.processor, &problem).await,
         };
         ProcessorStatus {
@@ -292,55 +292,76 @@ impl Broker {
         }
     }
 
-    fn standings(&self, name: &ProcessorName) -> Vec<PartitionStatus> {
-        let standings = self.inner.supervisor.standings(name).into_iter();
-        // Redrives are our own business until there are some.
-        let shown = standings
-            .map(|(input, standing)| {
-                let end = self.ends(&input.topic, input.partition);
-                (input, standing, end.unwrap_or_default().end)
-            })
-            .filter(|(input, _, end)| !input.is_redriven() || *end > Offset::default());
-        shown
-            .map(|(input, standing, end)| PartitionStatus {
+    async fn standings(&self, name: &ProcessorName) -> Vec<PartitionStatus> {
+        let mut shown = Vec::new();
+        for (input, standing) in self.inner.supervisor.standings(name) {
+            let end = self.ends(&input.topic, input.partition);
+            let end = end.unwrap_or_default().end;
+            // Redrives are our own business until there are some.
+            if input.is_redriven() && end == Offset::default() {
+                continue;
+            }
+            let state = standing.state.to_string();
+            let Some(next) = standing.next else {
+                // A worker that has only just begun has come as far as the one before it.
+                if let Some(partition) = input.topic.partition(input.partition) {
+                    shown.push(self.committed(name, &input.topic, partition, state).await);
+                }
+                continue;
+            };
+            shown.push(PartitionStatus {
                 topic: input.topic.spec.name.clone(),
                 partition: input.partition,
-                next: standing.next,
+                next,
                 end,
-                lag: end.0.saturating_sub(standing.next.0),
+                lag: end.0.saturating_sub(next.0),
                 parked: standing.parked,
                 revision: standing.revision,
-                state: standing.state.to_string(),
-            })
-            .collect()
+                state,
+            });
+        }
+        shown
     }
 
     /// How a processor without workers stands, as far as it committed.
     async fn stopped(&self, processor: &Processor, problem: &str) -> Vec<PartitionStatus> {
         let topics = processor.current().map(|r| r.spec.topics.clone());
+        let state = State::Stopped(problem.to_owned()).to_string();
         let mut partitions = Vec::new();
         for topic in topics.iter().flatten().filter_map(|name| self.topic(name)) {
             for partition in topic.partitions() {
-                let engine = &self.inner.engine;
-                let ends = engine.ends(partition).unwrap_or_default();
-                let progress = engine.progress(processor.name.as_str(), partition).await;
-                let progress = progress.ok().flatten().unwrap_or_else(|| Progress {
-                    next: ends.start,
-                    ..Progress::default()
-                });
-                partitions.push(PartitionStatus {
-                    topic: topic.spec.name.clone(),
-                    partition: partition.partition,
-                    next: progress.next,
-                    end: ends.end,
-                    lag: ends.end.0.saturating_sub(progress.next.0),
-                    parked: progress.parked.len(),
-                    revision: progress.revision,
-                    state: State::Stopped(problem.to_owned()).to_string(),
-                });
+                let status = self.committed(&processor.name, &topic, partition, state.clone());
+                partitions.push(status.await);
             }
         }
         partitions
+    }
+
+    /// What is committed of a processor in one partition.
+    async fn committed(
+        &self,
+        name: &ProcessorName,
+        topic: &Topic,
+        partition: TopicPartition,
+        state: String,
+    ) -> PartitionStatus {
+        let engine = &self.inner.engine;
+        let ends = engine.ends(partition).unwrap_or_default();
+        let progress = engine.progress(name.as_str(), partition).await;
+        let progress = progress.ok().flatten().unwrap_or_else(|| Progress {
+            next: ends.start,
+            ..Progress::default()
+        });
+        PartitionStatus {
+            topic: topic.spec.name.clone(),
+            partition: partition.partition,
+            next: progress.next,
+            end: ends.end,
+            lag: ends.end.0.saturating_sub(progress.next.0),
+            parked: progress.parked.len(),
+            revision: progress.revision,
+            state,
+        }
     }
 
     fn deployed(&self, name: &ProcessorName) -> Option<Deployed> {

@@ -14,14 +14,14 @@ mod files;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 pub use self::files::is_file_name;
 use self::files::{FILE_HEADER_BYTES, FileHeader, NextFiles, Ready, file_path, number_of};
-use crate::disk::{Disk, DiskFile, final_error};
+use crate::disk::{Disk, DiskFile, final_error, is_full};
 use crate::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, Frame, FrameBuffer};
 
 /// Bytes of one journal file, unless configured.
@@ -247,6 +247,9 @@ pub struct Journal {
     kept: Vec<u64>,
     next: Arc<Mutex<NextFiles>>,
     written_bytes: u64,
+    /// After an error that leaves it unknown what is on the disk nothing more is written, by whichever thread: a frame in this
+    /// file would contradict the next file's header, and a second sync would lie.
+    broken: Arc<AtomicBool>,
 }
 
 /// A sync of everything written before it began.
@@ -255,6 +258,7 @@ pub struct JournalSync {
     files: Vec<Arc<dyn DiskFile>>,
     sequence: u64,
     synced_sequence: Arc<AtomicU64>,
+    broken: Arc<AtomicBool>,
 }
 
 impl JournalSync {
@@ -269,9 +273,11 @@ impl JournalSync {
     /// # Errors
     /// The disk's; it is final: nobody knows then what is durable, and a second try would lie.
     pub fn run(self) -> io::Result<u64> {
-        for file in &self.files {
-            file.sync_data().map_err(final_error)?;
-        }
+        refuse_broken(&self.broken)?;
+        let synced = self.files.iter().try_for_each(|file| file.sync_data());
+        let synced = synced.map_err(final_error);
+        break_if_failed(&self.broken, &synced);
+        synced?;
         self.synced_sequence
             .fetch_max(self.sequence, Ordering::AcqRel);
         Ok(self.sequence)
@@ -284,6 +290,7 @@ pub struct Preparation {
     next: Arc<Mutex<NextFiles>>,
     number: u64,
     synced: u64,
+    broken: Arc<AtomicBool>,
 }
 
 impl Preparation {
@@ -292,7 +299,25 @@ impl Preparation {
     /// # Errors
     /// The disk's; final if it is that of a sync. A full disk is none: the append that needs the file will meet it.
     pub fn run(self) -> io::Result<()> {
-        self.next.lock().prepare(self.number, self.synced)
+        refuse_broken(&self.broken)?;
+        let prepared = self.next.lock().prepare(self.number, self.synced);
+        break_if_failed(&self.broken, &prepared);
+        prepared
+    }
+}
+
+fn refuse_broken(broken: &AtomicBool) -> io::Result<()> {
+    if broken.load(Ordering::Acquire) {
+        return Err(io::Error::other(
+            "the journal failed before; start again",
+        ));
+    }
+    Ok(())
+}
+
+fn break_if_failed<T>(broken: &AtomicBool, done: &io::Result<T>) {
+    if done.as_ref().is_err_and(|error| !is_full(error)) {
+        broken.store(true, Ordering::Release);
     }
 }
 
@@ -325,6 +350,7 @@ impl Journal {
             kept: Vec::new(),
             next: Arc::new(Mutex::new(next)),
             written_bytes: 0,
+            broken: Arc::default(),
         })
     }
 
@@ -341,6 +367,10 @@ impl Journal {
     /// If the disk is full ([`crate::disk::is_full`]) nothing was written, and the same call may succeed later. After any other
     /// error it is not known what was.
     pub fn append(&mut self, frame: &mut FrameBuffer) -> io::Result<u64> {
+        self.unless_broken(|journal| journal.append_frame(frame))
+    }
+
+    fn append_frame(&mut self, frame: &mut FrameBuffer) -> io::Result<u64> {
         let stride = frame.stride();
         if self.position + stride > self.file_bytes {
             self.next_file(files::SPARES_RESERVED)?;
@@ -372,6 +402,7 @@ impl Journal {
             files: files.map(|handles| Arc::clone(&handles[who])).collect(),
             sequence: self.last_sequence,
             synced_sequence: Arc::clone(&self.synced_sequence),
+            broken: Arc::clone(&self.broken),
         }
     }
 
@@ -381,6 +412,13 @@ impl Journal {
     /// As [`JournalSync::run`].
     pub fn sync(&mut self) -> io::Result<()> {
         self.begin_sync(0).run().map(drop)
+    }
+
+    fn unless_broken<T>(&mut self, act: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        refuse_broken(&self.broken)?;
+        let done = act(self);
+        break_if_failed(&self.broken, &done);
+        done
     }
 
     /// What makes the next file ready, once the current one is half full.
@@ -393,6 +431,7 @@ impl Journal {
             next: Arc::clone(&self.next),
             number,
             synced: self.synced_sequence(),
+            broken: Arc::clone(&self.broken),
         })
     }
 
@@ -405,7 +444,7 @@ impl Journal {
         if self.position == FILE_HEADER_BYTES as u64 {
             return Ok(self.file.number); // nothing in it yet
         }
-        self.next_file(0)
+        self.unless_broken(|journal| journal.next_file(0))
     }
 
     /// Goes on in the next file, leaving `reserved` spares alone.

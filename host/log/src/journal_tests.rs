@@ -306,3 +306,20 @@ fn each_who_syncs_is_told_of_a_failure() {
     assert!(second.run().is_err(), "it was to cover the same frames");
     assert_eq!(journal.synced_sequence(), 0);
 }
+
+#[test]
+fn after_a_failed_sync_nothing_more_is_written_and_what_was_synced_is_replayed() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    write(&mut journal, 1..=3);
+    journal.sync().unwrap();
+    // The next file's header is written, and its sync fails.
+    disk.fail_syncs(1);
+    journal.rotate().unwrap_err();
+    append(&mut journal, &body(4)).unwrap_err();
+    journal.sync().unwrap_err();
+    journal.rotate().unwrap_err();
+    drop(journal);
+    // The process alone is started again.
+    assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=3);
+}

@@ -45,6 +45,65 @@ pub enum LogFormat {
     Json,
 }
 
+/// Sizes of the local engine, in bytes; the engine's own unless set. Small ones make a host roll, checkpoint and use files again
+/// often: for small machines, and to provoke in minutes what takes months otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageSizes {
+    /// One file of the journal.
+    pub journal_file_bytes: Option<u64>,
+    /// One segment of a partition.
+    pub segment_bytes: Option<u64>,
+    /// Journal between two checkpoints.
+    pub checkpoint_journal_bytes: Option<u64>,
+}
+
+/// What each size may be: from, to (inclusive), and its key.
+const STORAGE_BOUNDS: [(&str, u64, u64); 3] = [
+    ("journal_file_bytes", 64 << 10, 1 << 30),
+    ("segment_bytes", 4 << 10, 1 << 30),
+    ("checkpoint_journal_bytes", 64 << 10, 16 << 30),
+];
+
+impl StorageSizes {
+    /// The engine's options with these sizes.
+    #[must_use]
+    pub fn options(&self) -> LocalOptions {
+        let mut options = LocalOptions::default();
+        options.journal_file_bytes = self
+            .journal_file_bytes
+            .unwrap_or(options.journal_file_bytes);
+        options.segment_bytes = self.segment_bytes.unwrap_or(options.segment_bytes);
+        let between = self.checkpoint_journal_bytes;
+        options.checkpoint_journal_bytes = between.unwrap_or(options.checkpoint_journal_bytes);
+        options
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let set = [
+            self.journal_file_bytes,
+            self.segment_bytes,
+            self.checkpoint_journal_bytes,
+        ];
+        for ((key, from, to), size) in STORAGE_BOUNDS.into_iter().zip(set) {
+            let Some(size) = size else { continue };
+            if !(from..=to).contains(&size) {
+                let why = format!("between {from} and {to} bytes");
+                return Err(refused(key, size.to_string(), &why));
+            }
+        }
+        Ok(())
+    }
+
+    fn with(self, over: &Settings) -> Self {
+        let between = over.checkpoint_journal_bytes;
+        Self {
+            journal_file_bytes: over.journal_file_bytes.or(self.journal_file_bytes),
+            segment_bytes: over.segment_bytes.or(self.segment_bytes),
+            checkpoint_journal_bytes: between.or(self.checkpoint_journal_bytes),
+        }
+    }
+}
+
 /// All that a host is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -72,6 +131,8 @@ pub struct Config {
     pub log_filter: String,
     /// The file with the keys that the data directory is encrypted with.
     pub encryption_key_file: Option<PathBuf>,
+    /// Sizes of the local engine.
+    pub storage: StorageSizes,
     /// The `millrace` binary that compiles uploads in a child process; this process's own by default.
     pub compile_program: Option<PathBuf>,
 }
@@ -91,6 +152,7 @@ impl Default for Config {
             log_format: LogFormat::default(),
             log_filter: "info".to_owned(),
             encryption_key_file: None,
+            storage: StorageSizes::default(),
             compile_program: None,
         }
     }
@@ -142,6 +204,15 @@ pub struct Settings {
     /// variable MILLRACE_ENCRYPTION_KEY holds such lines themselves
     #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
     pub encryption_key_file: Option<PathBuf>,
+    /// Bytes of one journal file, 64 KiB to 1 GiB; a transaction must fit one [default: 67108864]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_JOURNAL_FILE_BYTES")]
+    pub journal_file_bytes: Option<u64>,
+    /// Bytes of a segment before the next one begins, 4 KiB to 1 GiB [default: 1073741824]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_SEGMENT_BYTES")]
+    pub segment_bytes: Option<u64>,
+    /// Bytes of journal between two checkpoints, 64 KiB to 16 GiB; more makes recovery longer [default: 134217728]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_CHECKPOINT_JOURNAL_BYTES")]
+    pub checkpoint_journal_bytes: Option<u64>,
 }
 
 /// Why a configuration is refused. Nothing was started.
@@ -211,7 +282,9 @@ impl Config {
     }
 
     fn with(self, over: Settings) -> Self {
+        let storage = self.storage.with(&over);
         Self {
+            storage,
             listen: over.listen.unwrap_or(self.listen),
             data_dir: over.data_dir.unwrap_or(self.data_dir),
             engine: over.engine.unwrap_or(self.engine),
@@ -246,6 +319,7 @@ impl Config {
         if self.connections_max == 0 {
             return Err(refused("connections_max", "0", "at least 1"));
         }
+        self.storage.check()?;
         let addresses = self.addresses()?;
         if !self.insecure_no_auth && addresses.iter().any(|a| !a.ip().is_loopback()) {
             let listen = self.listen.clone();
@@ -402,6 +476,9 @@ mod tests {
             "data_dir = ''",
             "connections_max = 0",
             "connections_max = -1",
+            "journal_file_bytes = 1000",
+            "segment_bytes = 1000",
+            "checkpoint_journal_bytes = 0",
         ] {
             load(file, Settings::default()).expect_err(file);
         }

@@ -31,7 +31,8 @@ impl fmt::Display for State {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Standing {
     pub(crate) state: State,
-    pub(crate) next: Offset,
+    /// `None` until the worker has read what was committed before it.
+    pub(crate) next: Option<Offset>,
     pub(crate) parked: usize,
     pub(crate) revision: u32,
 }

@@ -460,7 +460,7 @@ impl Worker {
         self.meters.standing(lag, self.progress.parked.len());
         *self.window.lock() = Standing {
             state,
-            next: self.progress.next,
+            next: Some(self.progress.next),
             parked: self.progress.parked.len(),
             revision: self.progress.revision,
         };

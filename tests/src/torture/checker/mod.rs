@@ -1,0 +1,337 @@
+//! The checker: judges a history by itself. It looks at nothing else: neither at the host nor at its files.
+//!
+//! | finding | what it means |
+//! |---|---|
+//! | lost | acknowledged, or once shown to a reader, and not there in the end |
+//! | phantom | there although nobody sent it, or although its sender was told that nothing was written; or not whole |
+//! | divergent | one offset, two values, in whatever lives of the host |
+//! | reordered | a producer's messages, or a key's outputs, stand in another order than they were sent in |
+//! | duplicated | there more often than it was sent; or at all twice, where the host promised to take it once |
+//! | torn | a part of a request is there, another is not |
+//! | went-back | progress, a start or an end that was seen is seen smaller |
+//! | missing | an input with neither output nor dead letter |
+//! | twice | an input with more than one of both |
+//! | stuck | the host does not start, or what was taken does not get through |
+//! | unexpected | a fault did not lead to what it has to lead to |
+//!
+//! A topic that is not durable may lose a tail when the power fails, or the medium under the file system: what was acknowledged after the last durable acknowledgement
+//! was asked for, and nothing else.
+
+mod state;
+mod verdict;
+mod whole;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use self::state::{Known, Request, Topic};
+pub use self::verdict::{Finding, Kind, Tally, Verdict};
+use super::history::{self, Event, Pipeline, Rules, Seen};
+use super::value::{FOREIGN, Id};
+
+/// Judges a history file.
+pub fn check_file(path: &Path) -> Result<Verdict> {
+    let mut checker = Checker::default();
+    for (at, entry) in history::read(path)?.enumerate() {
+        let entry = entry.with_context(|| format!("{} line {}", path.display(), at + 1))?;
+        checker.observe(&entry.event);
+    }
+    Ok(checker.finish())
+}
+
+/// Takes a history in, event by event.
+#[derive(Default)]
+pub struct Checker {
+    line: u64,
+    rules: Option<Rules>,
+    topics: BTreeMap<String, Topic>,
+    requests: BTreeMap<(u32, u64), Request>,
+    /// The last acknowledged offset of a producer in a partition of a topic.
+    acknowledged: BTreeMap<(String, u32, u32), u64>,
+    progress: BTreeMap<(String, String, u32), u64>,
+    /// The line at which the youngest durable send began that was acknowledged later.
+    synced_line: u64,
+    /// Whether the power failed, or the medium, since the last start.
+    forgot: bool,
+    /// Whether everything was read in the end; without that nothing is said about what is there.
+    read_to_the_end: bool,
+    verdict: Verdict,
+}
+
+impl Checker {
+    /// The next event.
+    pub fn observe(&mut self, event: &Event) {
+        self.line += 1;
+        match event {
+            Event::Rules(rules) => self.begin(rules),
+            Event::Invoke {
+                producer,
+                first,
+                count,
+                topic,
+                once,
+            } => self.invoked(*producer, *first, *count, topic, *once),
+            Event::Ok {
+                producer,
+                first,
+                placed,
+            } => self.acknowledged(*producer, *first, placed),
+            Event::Fail {
+                producer, first, ..
+            } => {
+                self.verdict.tally.refused += 1;
+                self.request(*producer, *first, |request| request.refused += 1);
+            }
+            Event::Info {
+                producer, first, ..
+            } => {
+                self.verdict.tally.unanswered += 1;
+                self.request(*producer, *first, |request| request.unanswered += 1);
+            }
+            Event::Read {
+                topic,
+                partition,
+                messages,
+                last,
+            } => self.read(topic, *partition, messages, *last),
+            Event::Ends {
+                topic,
+                partition,
+                start,
+                end,
+                recovered,
+            } => self.ends(topic, *partition, (*start, *end), *recovered),
+            Event::Progress {
+                processor,
+                topic,
+                partition,
+                next,
+            } => self.progressed(processor, topic, *partition, *next),
+            other => self.happened(other),
+        }
+    }
+
+    /// All that there is to say.
+    #[must_use]
+    pub fn finish(mut self) -> Verdict {
+        if self.read_to_the_end {
+            self.check_whole();
+        } else if self.verdict.findings.is_empty() {
+            self.find(
+                Kind::Unexpected,
+                "the history ends before the last reading".to_owned(),
+            );
+        }
+        self.verdict
+    }
+
+    fn find(&mut self, kind: Kind, text: String) {
+        let line = self.line;
+        self.verdict.add(Finding { kind, line, text });
+    }
+
+    fn begin(&mut self, rules: &Rules) {
+        self.topics = rules
+            .topics
+            .iter()
+            .map(|rule| (rule.name.clone(), Topic::new(rule)))
+            .collect();
+        self.rules = Some(rules.clone());
+    }
+
+    fn happened(&mut self, event: &Event) {
+        match event {
+            Event::Fault { kind, forgets, .. } => {
+                self.forgot |= forgets;
+                *self.verdict.tally.faults.entry(*kind).or_default() += 1;
+            }
+            Event::Started { after_ms } => {
+                self.forgot = false;
+                let tally = &mut self.verdict.tally;
+                tally.starts += 1;
+                tally.start_ms.push(*after_ms);
+            }
+            Event::Drained { after_ms } => {
+                let slowest = &mut self.verdict.tally.drained_ms_max;
+                *slowest = (*slowest).max(*after_ms);
+            }
+            Event::Known { what } => {
+                *self.verdict.tally.known.entry(what.clone()).or_default() += 1;
+            }
+            Event::NotStarted { why } => {
+                self.find(Kind::Stuck, format!("the host does not start: {why}"));
+            }
+            Event::NotDrained { why } => self.find(Kind::Stuck, why.clone()),
+            Event::Unexpected { what } => self.find(Kind::Unexpected, what.clone()),
+            _ => {}
+        }
+    }
+
+    fn request(&mut self, producer: u32, first: u64, change: impl FnOnce(&mut Request)) {
+        match self.requests.get_mut(&(producer, first)) {
+            Some(request) => change(request),
+            None => self.find(
+                Kind::Unexpected,
+                format!("the history answers a send that did not begin: {producer}:{first}"),
+            ),
+        }
+    }
+
+    fn invoked(&mut self, producer: u32, first: u64, count: u32, topic: &str, once: bool) {
+        let line = self.line;
+        let request = self.requests.entry((producer, first));
+        let request = request.or_insert_with(|| Request::new(topic, count, once));
+        request.attempts += 1;
+        request.invoked_line = line;
+        if request.attempts == 1 {
+            self.verdict.tally.sent += u64::from(count);
+        } else {
+            self.verdict.tally.sent_again += 1;
+        }
+    }
+
+    fn acknowledged(&mut self, producer: u32, first: u64, placed: &[(u32, u64)]) {
+        let (line, mut request) = (self.line, None);
+        self.request(producer, first, |found| {
+            found.acknowledged_line = Some(line);
+            request = Some((found.topic.clone(), found.count, found.invoked_line));
+        });
+        let Some((topic, count, invoked_line)) = request else {
+            return;
+        };
+        self.verdict.tally.acknowledged += u64::from(count);
+        if self.topics.get(&topic).is_some_and(|topic| topic.durable) {
+            self.synced_line = self.synced_line.max(invoked_line);
+        }
+        if placed.len() != count as usize {
+            let text = format!("{count} messages sent, {} placed", placed.len());
+            self.find(Kind::Unexpected, text);
+        }
+        for (sequence, &(partition, offset)) in (first..).zip(placed) {
+            let id = Id::new(producer, sequence);
+            self.in_order(&topic, id, partition, offset);
+            self.know(&topic, partition, offset, Known::acknowledged(id, line));
+        }
+    }
+
+    fn in_order(&mut self, topic: &str, id: Id, partition: u32, offset: u64) {
+        let key = (topic.to_owned(), id.producer, partition);
+        let before = self.acknowledged.insert(key, offset);
+        if let Some(before) = before.filter(|before| *before >= offset) {
+            let text = format!(
+                "{topic}/{partition}: {id} was placed at {offset}, the one before it at {before}"
+            );
+            self.find(Kind::Reordered, text);
+        }
+    }
+
+    fn read(&mut self, topic: &str, partition: u32, messages: &[Seen], last: bool) {
+        self.verdict.tally.read += messages.len() as u64;
+        self.read_to_the_end |= last;
+        for seen in messages {
+            let id = seen.id();
+            if id.producer == FOREIGN {
+                let text = format!(
+                    "{topic}/{partition} at {}: a value that is not whole",
+                    seen.0
+                );
+                self.find(Kind::Phantom, text);
+                continue;
+            }
+            self.know(topic, partition, seen.0, Known::read(id, seen.3, self.line));
+            if last && let Some(topic) = self.topics.get_mut(topic) {
+                topic.at(partition).last.insert(seen.0, id);
+            }
+        }
+    }
+
+    /// Notes what stands at an offset; it must be what stood there before.
+    fn know(&mut self, topic: &str, partition: u32, offset: u64, new: Known) {
+        let Some(found) = self.topics.get_mut(topic) else {
+            return;
+        };
+        let here = found.at(partition);
+        here.end = here.end.max(offset + 1);
+        let Some(old) = here.known.get_mut(&offset) else {
+            here.known.insert(offset, new);
+            return;
+        };
+        if old.agrees_with(&new) {
+            old.learn(&new);
+            return;
+        }
+        let text = format!(
+            "{topic}/{partition} at {offset}: {} (line {}), and later {}",
+            old.id, old.line, new.id
+        );
+        self.find(Kind::Divergent, text);
+    }
+
+    fn ends(&mut self, topic: &str, partition: u32, (start, end): (u64, u64), recovered: bool) {
+        let Some(found) = self.topics.get_mut(topic) else {
+            return;
+        };
+        let durable = found.durable;
+        let here = found.at(partition);
+        let before = (here.start, here.end);
+        here.start = here.start.max(start);
+        if start < before.0 {
+            let text = format!(
+                "{topic}/{partition}: the start was {}, is {start}",
+                before.0
+            );
+            self.find(Kind::WentBack, text);
+        } else if end >= before.1 {
+            here.end = end;
+        } else if recovered && self.forgot && !durable {
+            self.cut_tail(topic, partition, end);
+        } else if recovered {
+            let text = format!(
+                "{topic}/{partition}: the end was {}, after a restart it is {end}",
+                before.1
+            );
+            self.find(Kind::Lost, text);
+        } else {
+            let text = format!("{topic}/{partition}: the end was {}, is {end}", before.1);
+            self.find(Kind::WentBack, text);
+        }
+    }
+
+    /// A relaxed topic came back shorter after the power failed: what stood there is forgotten, if it was young enough.
+    fn cut_tail(&mut self, topic: &str, partition: u32, end: u64) {
+        let Some(found) = self.topics.get_mut(topic) else {
+            return;
+        };
+        let here = found.at(partition);
+        here.end = end;
+        let tail = here.known.split_off(&end);
+        let acknowledged = tail
+            .values()
+            .filter_map(|known| Some((known.id, known.acknowledged?)));
+        let acknowledged: Vec<(Id, u64)> = acknowledged.collect();
+        self.verdict.tally.tail_lost += acknowledged.len() as u64;
+        for (id, line) in acknowledged {
+            if line < self.synced_line {
+                let text = format!(
+                    "{topic}/{partition}: {id}, acknowledged in line {line}, is in the lost tail, but a durable send of line {} was acknowledged",
+                    self.synced_line
+                );
+                self.find(Kind::Lost, text);
+            }
+        }
+        self.acknowledged
+            .retain(|(name, _, at), offset| name != topic || *at != partition || *offset < end);
+    }
+
+    fn progressed(&mut self, processor: &str, topic: &str, partition: u32, next: u64) {
+        let key = (processor.to_owned(), topic.to_owned(), partition);
+        let before = self.progress.insert(key, next);
+        if let Some(before) = before.filter(|before| *before > next) {
+            let text =
+                format!("{processor} in {topic}/{partition}: progress was {before}, is {next}");
+            self.find(Kind::WentBack, text);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What the checker knows while a history goes by.
+
+use std::collections::BTreeMap;
+
+use super::super::history::TopicRule;
+use super::super::value::Id;
+
+pub(super) struct Topic {
+    pub(super) durable: bool,
+    pub(super) produced: bool,
+    pub(super) partitions: BTreeMap<u32, Partition>,
+}
+
+#[derive(Default)]
+pub(super) struct Partition {
+    pub(super) start: u64,
+    /// The largest end that anybody saw.
+    pub(super) end: u64,
+    /// What was acknowledged or read, by offset.
+    pub(super) known: BTreeMap<u64, Known>,
+    /// The last reading.
+    pub(super) last: BTreeMap<u64, Id>,
+}
+
+/// What somebody knows of an offset.
+pub(super) struct Known {
+    pub(super) id: Id,
+    /// Only a reader knows it.
+    hash: Option<u64>,
+    /// The line of the first who knew.
+    pub(super) line: u64,
+    /// The line of the acknowledgement.
+    pub(super) acknowledged: Option<u64>,
+}
+
+pub(super) struct Request {
+    pub(super) topic: String,
+    pub(super) count: u32,
+    pub(super) once: bool,
+    pub(super) attempts: u32,
+    pub(super) refused: u32,
+    pub(super) unanswered: u32,
+    pub(super) invoked_line: u64,
+    pub(super) acknowledged_line: Option<u64>,
+}
+
+impl Topic {
+    pub(super) fn new(rule: &TopicRule) -> Self {
+        Self {
+            durable: rule.durable,
+            produced: rule.produced,
+            partitions: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn at(&mut self, partition: u32) -> &mut Partition {
+        self.partitions.entry(partition).or_default()
+    }
+}
+
+impl Known {
+    pub(super) fn acknowledged(id: Id, line: u64) -> Self {
+        Self {
+            id,
+            hash: None,
+            line,
+            acknowledged: Some(line),
+        }
+    }
+
+    pub(super) fn read(id: Id, hash: u64, line: u64) -> Self {
+        Self {
+            id,
+            hash: Some(hash),
+            line,
+            acknowledged: None,
+        }
+    }
+
+    pub(super) fn agrees_with(&self, other: &Self) -> bool {
+        let hashes = self.hash.zip(other.hash);
+        self.id == other.id && hashes.is_none_or(|(one, other)| one == other)
+    }
+
+    pub(super) fn learn(&mut self, other: &Self) {
+        self.hash = self.hash.or(other.hash);
+        self.acknowledged = self.acknowledged.or(other.acknowledged);
+    }
+}
+
+impl Request {
+    pub(super) fn new(topic: &str, count: u32, once: bool) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            count,
+            once,
+            attempts: 0,
+            refused: 0,
+            unanswered: 0,
+            invoked_line: 0,
+            acknowledged_line: None,
+        }
+    }
+
+    /// How often it may be there.
+    pub(super) fn copies_max(&self) -> u32 {
+        let sent = self.attempts - self.refused.min(self.attempts);
+        if self.once { sent.min(1) } else { sent }
+    }
+}

@@ -1,0 +1,227 @@
+//! What can only be said at the end, when everything was read once more.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Checker, Id, Kind, Pipeline, Topic};
+
+/// How often each message is in a topic.
+type Counts = HashMap<Id, u32>;
+
+impl Checker {
+    pub(super) fn check_whole(&mut self) {
+        let counts: BTreeMap<String, Counts> = self
+            .topics
+            .iter()
+            .map(|(name, topic)| (name.clone(), count(topic)))
+            .collect();
+        self.check_kept();
+        self.check_senders(&counts);
+        self.check_requests(&counts);
+        self.check_sent_order();
+        let pipelines = self.rules.as_ref().map(|rules| rules.pipelines.clone());
+        for pipeline in pipelines.unwrap_or_default() {
+            self.check_pipeline(&pipeline, &counts);
+            self.check_output_order(&pipeline, &counts);
+        }
+    }
+
+    /// What was acknowledged or read is still there.
+    fn check_kept(&mut self) {
+        let mut findings = Vec::new();
+        for (name, topic) in &self.topics {
+            for (number, partition) in &topic.partitions {
+                for (offset, known) in partition.known.range(partition.start..) {
+                    // Another value there has been found divergent when it was read.
+                    if partition.last.contains_key(offset) {
+                        continue;
+                    }
+                    let how = match known.acknowledged {
+                        Some(line) => format!("acknowledged in line {line}"),
+                        None => format!("read in line {}", known.line),
+                    };
+                    findings.push(format!("{name}/{number} at {offset}: {}, {how}", known.id));
+                }
+            }
+        }
+        for text in findings {
+            self.find(Kind::Lost, text);
+        }
+    }
+
+    /// What is there was sent, and its sender was not told otherwise.
+    fn check_senders(&mut self, counts: &BTreeMap<String, Counts>) {
+        let mut findings = Vec::new();
+        for (name, counts) in counts {
+            if !self.topics.get(name).is_some_and(|topic| topic.produced) {
+                continue;
+            }
+            for id in counts.keys() {
+                match self.sent_in(*id) {
+                    None => findings.push(format!("{name}: {id} was never sent")),
+                    Some(request) if request.topic != *name => {
+                        findings.push(format!("{name}: {id} was sent to {}", request.topic));
+                    }
+                    Some(request) if request.copies_max() == 0 => {
+                        findings.push(format!("{name}: {id} was refused every time"));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        for text in findings {
+            self.find(Kind::Phantom, text);
+        }
+    }
+
+    fn sent_in(&self, id: Id) -> Option<&super::Request> {
+        let key = (id.producer, id.sequence);
+        let ((producer, first), request) = self.requests.range(..=key).next_back()?;
+        let inside = *producer == id.producer && id.sequence < first + u64::from(request.count);
+        inside.then_some(request)
+    }
+
+    /// Each request is there whole, and not more often than it was sent.
+    fn check_requests(&mut self, counts: &BTreeMap<String, Counts>) {
+        let mut findings = Vec::new();
+        for ((producer, first), request) in &self.requests {
+            let Some(counts) = counts.get(&request.topic) else {
+                continue;
+            };
+            let ids = (0..u64::from(request.count)).map(|at| Id::new(*producer, first + at));
+            let copies: Vec<u32> = ids
+                .map(|id| counts.get(&id).copied().unwrap_or(0))
+                .collect();
+            let most = copies.iter().copied().max().unwrap_or(0);
+            let what = format!(
+                "{}: producer {producer} messages {first} to {} (exclusive), sent {} times, {} refused, {} unanswered, acknowledged in line {:?}",
+                request.topic,
+                first + u64::from(request.count),
+                request.attempts,
+                request.refused,
+                request.unanswered,
+                request.acknowledged_line,
+            );
+            if copies.iter().any(|copies| *copies != most) {
+                findings.push((Kind::Torn, format!("{what}: copies {copies:?}")));
+            }
+            if most > request.copies_max().max(1) || request.once && most > 1 {
+                findings.push((Kind::Duplicated, format!("{what}: {most} copies")));
+            }
+            self.verdict.tally.duplicates += u64::from(most.saturating_sub(1));
+        }
+        for (kind, text) in findings {
+            self.find(kind, text);
+        }
+    }
+
+    /// A producer's messages stand in the order in which it sent them. Those whose request went unanswered may have arrived
+    /// after it gave up.
+    fn check_sent_order(&mut self) {
+        let mut findings = Vec::new();
+        for (name, topic) in self.topics.iter().filter(|(_, topic)| topic.produced) {
+            for (number, partition) in &topic.partitions {
+                let mut latest: HashMap<u32, u64> = HashMap::new();
+                for (offset, id) in &partition.last {
+                    if self
+                        .sent_in(*id)
+                        .is_none_or(|request| request.unanswered > 0)
+                    {
+                        continue;
+                    }
+                    let before = latest.insert(id.producer, id.sequence);
+                    if before.is_some_and(|before| before >= id.sequence) {
+                        findings.push(format!(
+                            "{name}/{number} at {offset}: {id} after {before:?}"
+                        ));
+                    }
+                }
+            }
+        }
+        for text in findings {
+            self.find(Kind::Reordered, text);
+        }
+    }
+
+    /// Each input is in exactly one of outputs and dead letters, once.
+    fn check_pipeline(&mut self, pipeline: &Pipeline, counts: &BTreeMap<String, Counts>) {
+        let none = Counts::new();
+        let of = |name: &str| counts.get(name).unwrap_or(&none);
+        let (inputs, outputs) = (of(&pipeline.input), of(&pipeline.output));
+        let dead = of(&pipeline.dead_letters);
+        self.verdict.tally.dead_letters += dead.values().map(|n| u64::from(*n)).sum::<u64>();
+        let processor = &pipeline.processor;
+        for (id, copies) in inputs {
+            let there = |counts: &Counts| counts.get(id).copied().unwrap_or(0);
+            let (out, dead) = (there(outputs), there(dead));
+            let text = || {
+                format!(
+                    "{processor}: {id} is {copies} times in, {out} times out, {dead} times dead"
+                )
+            };
+            if out + dead < *copies {
+                self.find(Kind::Missing, text());
+            } else if out + dead > *copies {
+                self.find(Kind::Twice, text());
+            }
+        }
+        let strangers = outputs.keys().chain(dead.keys());
+        for id in strangers.filter(|id| !inputs.contains_key(id)) {
+            self.find(
+                Kind::Phantom,
+                format!("{processor}: {id} is out and not in"),
+            );
+        }
+    }
+
+    /// A key's outputs stand in the order of its inputs.
+    fn check_output_order(&mut self, pipeline: &Pipeline, counts: &BTreeMap<String, Counts>) {
+        let (Some(inputs), Some(outputs)) = (
+            self.topics.get(&pipeline.input),
+            self.topics.get(&pipeline.output),
+        ) else {
+            return;
+        };
+        let once = |id: &Id| {
+            let counts = counts.get(&pipeline.input);
+            counts.and_then(|counts| counts.get(id)) == Some(&1)
+        };
+        let offsets: HashMap<Id, u64> = inputs
+            .partitions
+            .values()
+            .flat_map(|partition| partition.last.iter().map(|(offset, id)| (*id, *offset)))
+            .filter(|(id, _)| once(id))
+            .collect();
+        let mut findings = Vec::new();
+        for (number, partition) in &outputs.partitions {
+            let mut latest: HashMap<(u32, u64), u64> = HashMap::new();
+            for (at, id) in &partition.last {
+                let Some(&offset) = offsets.get(id) else {
+                    continue;
+                };
+                let key = (id.producer, id.sequence % pipeline.keys.max(1));
+                let before = latest.insert(key, offset);
+                if before.is_some_and(|before| before >= offset) {
+                    findings.push(format!(
+                        "{}/{number} at {at}: {id}, input {offset}, after input {before:?} of the same key",
+                        pipeline.output
+                    ));
+                }
+            }
+        }
+        for text in findings {
+            self.find(Kind::Reordered, text);
+        }
+    }
+}
+
+fn count(topic: &Topic) -> Counts {
+    let mut counts = Counts::new();
+    for id in topic
+        .partitions
+        .values()
+        .flat_map(|partition| partition.last.values())
+    {
+        *counts.entry(*id).or_default() += 1;
+    }
+    counts
+}

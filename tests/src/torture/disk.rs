@@ -1,0 +1,211 @@
+//! A disk of our own whose power can be cut: ext4 in a file, mounted by a loop device, in a directory that nobody else knows. The
+//! file is in memory (a tmpfs of its own): what a cut loses is decided by the kernel's journal, not by the medium.
+//!
+//! The cut is the ioctl `EXT4_IOC_SHUTDOWN`, which is not reachable without unsafe code: `xfs_io` (package xfsprogs) issues
+//! it, or python3.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fastrand::Rng;
+use tempfile::TempDir;
+
+/// Enough for a world of small files.
+const IMAGE_BYTES: u64 = 192 << 20;
+/// Looks at a mount point that is still busy.
+const UNMOUNT_LOOKS_MAX: u32 = 100;
+const CUT_BY_PYTHON: &str = "import fcntl, os, struct, sys
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', int(sys.argv[2])))";
+
+/// The file system; unmounted and removed when dropped.
+pub(super) struct LoopDisk {
+    directory: TempDir,
+    image_bytes: u64,
+    options: &'static str,
+    mounted: Vec<PathBuf>,
+}
+
+/// Whether this machine can do it; if not, why.
+pub(super) fn available() -> Result<(), String> {
+    static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
+    TRIED.get_or_init(attempt).clone()
+}
+
+fn attempt() -> Result<(), String> {
+    let attempt = || -> Result<()> {
+        ensure!(rustix::process::geteuid().is_root(), "not root");
+        let mut disk = LoopDisk::new(&mut Rng::with_seed(0))?;
+        let file = disk.path().join("proof");
+        std::fs::write(&file, "unsynced")?;
+        disk.cut(2)?;
+        disk.restore()?;
+        ensure!(
+            std::fs::read(&file).unwrap_or_default().is_empty(),
+            "the cut lost nothing"
+        );
+        Ok(())
+    };
+    attempt().map_err(|error| {
+        format!("needs root and loop devices, and xfs_io or python3 to cut the power ({error:#})")
+    })
+}
+
+impl LoopDisk {
+    /// Makes and mounts it, in one of several ways of ordering data and metadata.
+    pub(super) fn new(random: &mut Rng) -> Result<Self> {
+        let options = [
+            "loop",
+            "loop,data=writeback",
+            "loop,nodelalloc",
+            "loop,data=journal",
+        ];
+        Self::of(
+            IMAGE_BYTES,
+            IMAGE_BYTES + (8 << 20),
+            options[random.usize(..options.len())],
+        )
+    }
+
+    /// With an image of that size in a memory file system of that size.
+    pub(super) fn of(image_bytes: u64, memory_bytes: u64, options: &'static str) -> Result<Self> {
+        let mut disk = Self {
+            directory: tempfile::Builder::new()
+                .prefix("millrace-torture-")
+                .tempdir()?,
+            image_bytes,
+            options,
+            mounted: Vec::new(),
+        };
+        disk.make(memory_bytes)?;
+        Ok(disk)
+    }
+
+    fn make(&mut self, memory_bytes: u64) -> Result<()> {
+        let memory = self.directory.path().join("memory");
+        std::fs::create_dir(&memory)?;
+        std::fs::create_dir(self.path())?;
+        let size = format!("size={memory_bytes}");
+        tool(
+            "mount",
+            &[
+                "-t",
+                "tmpfs",
+                "-o",
+                &size,
+                "millrace-torture",
+                text(&memory)?,
+            ],
+        )?;
+        self.mounted.push(memory);
+        let image = self.image();
+        std::fs::File::create_new(&image)?.set_len(self.image_bytes)?;
+        let lazily = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
+        tool("mkfs.ext4", &["-q", "-F", "-E", lazily, text(&image)?])?;
+        self.mount()
+    }
+
+    /// Where it is mounted.
+    pub(super) fn path(&self) -> PathBuf {
+        self.directory.path().join("disk")
+    }
+
+    /// The power fails: 2 loses what is not in the file system's journal on disk, 1 writes the journal out first, 0 all.
+    pub(super) fn cut(&self, flag: u8) -> Result<()> {
+        let path = self.path();
+        let path = text(&path)?;
+        // xfs_io knows no 0.
+        match flag {
+            1 if tool("xfs_io", &["-x", "-c", "shutdown -f", path]).is_ok() => Ok(()),
+            2 if tool("xfs_io", &["-x", "-c", "shutdown", path]).is_ok() => Ok(()),
+            _ => tool("python3", &["-c", CUT_BY_PYTHON, path, &flag.to_string()]),
+        }
+    }
+
+    /// The power is back: mounts again, which replays the file system's journal. Nobody may use the disk meanwhile.
+    pub(super) fn restore(&mut self) -> Result<()> {
+        self.unmount_last()?;
+        self.mount()
+    }
+
+    /// Takes all that is left of the memory under the file system: what it writes now fails, as on a disk that breaks.
+    pub(super) fn break_down(&self) -> Result<()> {
+        fill(&self.directory.path().join("memory/ballast"))
+    }
+
+    /// The medium is whole again; call [`LoopDisk::restore`] then.
+    pub(super) fn mend(&self) -> Result<()> {
+        Ok(std::fs::remove_file(
+            self.directory.path().join("memory/ballast"),
+        )?)
+    }
+
+    fn image(&self) -> PathBuf {
+        self.directory.path().join("memory/image")
+    }
+
+    fn mount(&mut self) -> Result<()> {
+        let (image, path) = (self.image(), self.path());
+        tool("mount", &["-o", self.options, text(&image)?, text(&path)?])?;
+        self.mounted.push(path);
+        Ok(())
+    }
+
+    fn unmount_last(&mut self) -> Result<()> {
+        let path = self.mounted.pop().context("not mounted")?;
+        for _ in 0..UNMOUNT_LOOKS_MAX {
+            if tool("umount", &[text(&path)?]).is_ok() {
+                return Ok(());
+            }
+            // A process that was killed may not be gone altogether.
+            thread::sleep(Duration::from_millis(20));
+        }
+        tool("umount", &["-l", text(&path)?])?;
+        bail!("{} stays busy", path.display())
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        while !self.mounted.is_empty() {
+            if let Err(error) = self.unmount_last() {
+                eprintln!("torture: {error:#}");
+            }
+        }
+    }
+}
+
+/// Writes a file until there is no room.
+pub(super) fn fill(path: &Path) -> Result<()> {
+    let file = std::fs::File::create(path)?;
+    for bytes in [1 << 20, 64 << 10, 4 << 10, 512] {
+        let chunk = vec![0x55; bytes];
+        while (&file).write_all(&chunk).is_ok() {}
+    }
+    Ok(())
+}
+
+/// Runs a tool of the system; its complaints are the error.
+pub(super) fn tool(name: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(name)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output();
+    let output = output.with_context(|| format!("{name} does not run"))?;
+    let says = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "{name}: {}: {}",
+        output.status,
+        says.trim()
+    );
+    Ok(())
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is no text")
+}

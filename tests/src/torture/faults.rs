@@ -1,0 +1,162 @@
+//! What is done to hosts, and what has to follow from it.
+
+mod eio;
+mod full;
+mod memory;
+mod stop;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use fastrand::Rng;
+
+use super::disk::{self, LoopDisk};
+use super::history::{Event, Fault};
+use super::world::World;
+pub(super) use memory::Group;
+
+/// How long something may take that has to follow from a fault.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whether this machine can inject it; if not, what is missing.
+pub(super) fn available(fault: Fault) -> Result<(), String> {
+    match fault {
+        Fault::Kill | Fault::Stop => Ok(()),
+        Fault::Power | Fault::Full => disk::available(),
+        Fault::Eio => eio::available(),
+        Fault::Memory => memory::available(),
+    }
+}
+
+/// The disk that the fault needs, if it needs one.
+pub(super) fn disk(fault: Fault, random: &mut Rng) -> Result<Option<LoopDisk>> {
+    match fault {
+        Fault::Power => LoopDisk::new(random).map(Some),
+        Fault::Full => full::disk().map(Some),
+        Fault::Eio => eio::disk(),
+        Fault::Kill | Fault::Stop | Fault::Memory => Ok(None),
+    }
+}
+
+/// The first start of a host that is to suffer the fault.
+pub(super) fn start(world: &mut World, fault: Fault) -> Result<()> {
+    if fault == Fault::Memory {
+        return memory::start(world);
+    }
+    world.host.start_again()
+}
+
+/// Every later start.
+pub(super) fn start_again(world: &mut World) -> Result<()> {
+    if world.group.is_some() {
+        memory::spawn(world)?;
+        return world.host.wait_until_ready();
+    }
+    world.host.start_again()
+}
+
+/// Injects the fault under load, and brings the host back. How many faults it was; `None` if the host does not come back.
+pub(super) fn inject(world: &mut World, fault: Fault) -> Result<Option<u32>> {
+    match fault {
+        Fault::Kill => kill(world),
+        Fault::Power => cut_power(world),
+        Fault::Full => full::inject(world),
+        Fault::Eio => eio::inject(world),
+        Fault::Stop => stop::inject(world),
+        Fault::Memory => memory::inject(world),
+    }
+}
+
+fn kill(world: &mut World) -> Result<Option<u32>> {
+    note(world, Fault::Kill, "under load");
+    world.host.kill()?;
+    let mut faults = 1;
+    // Now and then once more while it starts.
+    while world.random.u8(..5) == 0 {
+        keep_out(world);
+        world.host.spawn()?;
+        thread::sleep(Duration::from_millis(world.random.u64(..120)));
+        note(world, Fault::Kill, "while it started");
+        world.host.kill()?;
+        faults += 1;
+    }
+    Ok(world.recover()?.then_some(faults))
+}
+
+fn cut_power(world: &mut World) -> Result<Option<u32>> {
+    lose_power(world, "under load")?;
+    let mut faults = 1;
+    while world.random.u8(..5) == 0 {
+        world.host.spawn()?;
+        thread::sleep(Duration::from_millis(world.random.u64(..120)));
+        lose_power(world, "while it started")?;
+        faults += 1;
+    }
+    Ok(world.recover()?.then_some(faults))
+}
+
+/// Cuts the power in one of two ways.
+///
+/// The kernel's shutdown takes a moment, and a sync that is under way in that moment may be answered with success although
+/// its bytes never arrive: ext4 gives up converting preallocated blocks without telling it. No power cut does that, for no
+/// answer comes from a machine without power. So the process stands still while the shutdown lasts: amid its syncs, and then it
+/// is killed and cannot act on their answers; or between them, and then it may go on and see what a dead disk answers.
+fn lose_power(world: &mut World, when: &str) -> Result<()> {
+    let flag = match world.random.u8(..16) {
+        0 => 0,
+        1..4 => 1,
+        _ => 2,
+    };
+    let goes_on = world.random.u8(..3) == 0;
+    let how = if goes_on { "it goes on" } else { "amid all" };
+    stop::stand_still(world, goes_on)?;
+    note(world, Fault::Power, &format!("{when}, {how}, flag {flag}"));
+    world.disk()?.cut(flag)?;
+    if goes_on {
+        stop::go_on(world)?;
+        thread::sleep(Duration::from_millis(world.random.u64(..15)));
+    }
+    world.host.kill()?;
+    keep_out(world);
+    world.disk()?.restore()
+}
+
+/// Nobody is amid anything any more that began with the host that is gone.
+fn keep_out(world: &World) {
+    drop(world.shared.shut());
+}
+
+fn note(world: &World, kind: Fault, how: &str) {
+    note_as(world, kind, how, kind == Fault::Power);
+}
+
+/// `forgets` says that what was only in the page cache may be gone.
+fn note_as(world: &World, kind: Fault, how: &str, forgets: bool) {
+    let how = how.to_owned();
+    let event = Event::Fault { kind, how, forgets };
+    world.shared.history.write(event);
+}
+
+fn unexpected(world: &World, what: String) {
+    world.shared.history.write(Event::Unexpected { what });
+}
+
+/// Looks until it is so, within [`PATIENCE`]; how long it took.
+fn within_patience(mut is_so: impl FnMut() -> Result<bool>) -> Result<Option<Duration>> {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        if is_so()? {
+            return Ok(Some(began.elapsed()));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(None)
+}
+
+impl World {
+    fn disk(&mut self) -> Result<&mut LoopDisk> {
+        let disk = self.disk.as_mut();
+        disk.context("a world without a disk of its own")
+    }
+}

@@ -1,0 +1,114 @@
+//! No room on the disk: produce is refused and may be tried again, all else goes on, and when there is room the host goes on by itself.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::super::clients::TIMEOUT;
+use super::super::disk::{LoopDisk, fill};
+use super::super::world::QUICK;
+use super::{Event, Fault, World, note, unexpected, within_patience};
+use crate::{Client, Reply};
+
+/// Small: it is filled again and again.
+const DISK_BYTES: u64 = 64 << 20;
+const PROBE: &str = "probe";
+const DOOMED: &str = "doomed";
+
+pub(super) fn disk() -> Result<LoopDisk> {
+    LoopDisk::of(DISK_BYTES, DISK_BYTES + (8 << 20), "loop")
+}
+
+pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
+    let client = Client::with_timeout(world.host.url(), 4 * TIMEOUT);
+    for name in [DOOMED, PROBE] {
+        let topic = json!({"name": name, "partitions": 2, "durability": "durable"});
+        client.post_json("/v1/topics", &topic)?.ok()?;
+    }
+    let ballast = world.disk()?.path().join("ballast");
+    note(world, Fault::Full, "the file system is filled up");
+    fill(&ballast)?;
+    // What is preallocated takes a little more.
+    let full = within_patience(|| {
+        // The host itself may have freed some by a checkpoint.
+        fill(&ballast.with_extension("more"))?;
+        Ok(refuses(&client))
+    })?;
+    if full.is_none() {
+        unexpected(
+            world,
+            "the disk is full, and produce is not refused".to_owned(),
+        );
+    }
+    expect_the_rest_works(world, &client);
+    thread::sleep(Duration::from_millis(world.random.u64(..500)));
+    std::fs::remove_file(ballast.with_extension("more"))?;
+    std::fs::remove_file(&ballast)?;
+    let resumed = within_patience(|| Ok(takes(&client)))?;
+    if resumed.is_none() {
+        unexpected(
+            world,
+            "there is room again, and produce is still refused".to_owned(),
+        );
+    }
+    if let Some(status) = world.host.ended()? {
+        unexpected(
+            world,
+            format!("the host ended with {status} on a full disk"),
+        );
+        return Ok(world.recover()?.then_some(1));
+    }
+    Ok(Some(1))
+}
+
+/// Whether a produce is refused as it should be: for want of room, and to be tried again.
+fn refuses(client: &Client) -> bool {
+    probe(client).is_ok_and(|reply| is_full(&reply))
+}
+
+fn takes(client: &Client) -> bool {
+    probe(client).is_ok_and(|reply| reply.status == 200)
+}
+
+/// Sends to a topic that nobody judges.
+fn probe(client: &Client) -> Result<Reply> {
+    let value = "x".repeat(2_000);
+    client.post_json(
+        &format!("/v1/topics/{PROBE}/messages"),
+        &json!({"value": value}),
+    )
+}
+
+/// What is written by nobody goes on. Deleting has to be written down as well, and finds no room if the journal's file has just
+/// come to its end: that is known.
+fn expect_the_rest_works(world: &World, client: &Client) {
+    let page = format!("/v1/topics/{QUICK}/partitions/0/messages?from=earliest&max=10");
+    let deleting = "deleting a topic";
+    for (what, answer) in [
+        ("reading", client.get(&page)),
+        ("listing topics", client.get("/v1/topics")),
+        (deleting, client.delete(&format!("/v1/topics/{DOOMED}"))),
+    ] {
+        match answer {
+            Ok(reply) if (200..300).contains(&reply.status) => {}
+            Ok(reply) if what == deleting && is_full(&reply) => {
+                let what = "deleting a topic was refused on a full disk".to_owned();
+                world.shared.history.write(Event::Known { what });
+            }
+            Ok(reply) => {
+                let says = String::from_utf8_lossy(&reply.body);
+                unexpected(
+                    world,
+                    format!("{what} on a full disk: {} {says}", reply.status),
+                );
+            }
+            Err(error) => unexpected(world, format!("{what} on a full disk: {error:#}")),
+        }
+    }
+}
+
+fn is_full(reply: &Reply) -> bool {
+    reply.status == 503 && reply.error().is_ok_and(|(code, ..)| code == "disk-full")
+}

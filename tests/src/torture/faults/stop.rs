@@ -1,0 +1,60 @@
+//! The process stands still, as under a debugger or a scheduler that forgot it.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Fault, World, note, unexpected, within_patience};
+
+/// Stops the process for a time around the clients' patience, then waits until it serves again.
+pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
+    let pause_ms = world.random.u64(1_000..4_000);
+    note(world, Fault::Stop, &format!("for {pause_ms} ms"));
+    stand_still(world, false)?;
+    thread::sleep(Duration::from_millis(pause_ms));
+    go_on(world)?;
+    let client = world.host.client();
+    let ready = || {
+        Ok(client
+            .get("/health/ready")
+            .is_ok_and(|reply| reply.status == 200))
+    };
+    if within_patience(ready)?.is_none() {
+        unexpected(world, "not ready after standing still".to_owned());
+    }
+    Ok(Some(1))
+}
+
+/// Stops the process; if asked, waits until each thread stands outside the kernel.
+pub(super) fn stand_still(world: &World, outside_kernel: bool) -> Result<()> {
+    let pid = world.host.pid()?;
+    // One that has just ended by itself stands still, too.
+    let _ = kill_process(pid, Signal::STOP);
+    if outside_kernel && within_patience(|| Ok(stands_still(pid)))?.is_none() {
+        bail!("a thread of the host does not stand still");
+    }
+    Ok(())
+}
+
+/// The process goes on.
+pub(super) fn go_on(world: &World) -> Result<()> {
+    let _ = kill_process(world.host.pid()?, Signal::CONT);
+    Ok(())
+}
+
+fn stands_still(pid: Pid) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next());
+        // Stopped, or over.
+        state.is_none_or(|state| "TtZX".contains(state))
+    })
+}

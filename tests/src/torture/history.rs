@@ -1,0 +1,291 @@
+//! What clients did and saw, in the order in which they wrote it down: one line of JSON each, appended, never changed. The broker
+//! writes nothing here.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::value::{self, FOREIGN, Id};
+
+/// What somebody wrote down.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The rules by which what follows is judged.
+    Rules(Rules),
+    /// A producer sends messages `first..first + count`, in one request.
+    Invoke {
+        /// Who.
+        producer: u32,
+        /// Its first sequence.
+        first: u64,
+        /// How many.
+        count: u32,
+        /// Where to.
+        topic: String,
+        /// Whether the host was asked to take them once however often they are sent.
+        once: bool,
+    },
+    /// The request was acknowledged; partition and offset of each message.
+    Ok {
+        /// Who.
+        producer: u32,
+        /// Its first sequence.
+        first: u64,
+        /// Where they stand.
+        placed: Vec<(u32, u64)>,
+    },
+    /// The request was refused: nothing of it was written.
+    Fail {
+        /// Who.
+        producer: u32,
+        /// Its first sequence.
+        first: u64,
+        /// What the host said.
+        why: String,
+    },
+    /// Nobody knows what became of the request.
+    Info {
+        /// Who.
+        producer: u32,
+        /// Its first sequence.
+        first: u64,
+        /// What was seen instead of an answer.
+        why: String,
+    },
+    /// Messages were read.
+    Read {
+        /// Where.
+        topic: String,
+        /// Where.
+        partition: u32,
+        /// What.
+        messages: Vec<Seen>,
+        /// Whether this belongs to the last reading of everything, from the start to the end.
+        last: bool,
+    },
+    /// Where a partition begins and ends.
+    Ends {
+        /// Where.
+        topic: String,
+        /// Where.
+        partition: u32,
+        /// The first offset kept.
+        start: u64,
+        /// The offset that the next message will have.
+        end: u64,
+        /// Whether it was read right after a start, before anybody was let in.
+        recovered: bool,
+    },
+    /// How far a processor has come.
+    Progress {
+        /// Which.
+        processor: String,
+        /// Its input.
+        topic: String,
+        /// Its input.
+        partition: u32,
+        /// The next offset to read.
+        next: u64,
+    },
+    /// A fault was injected.
+    Fault {
+        /// Which.
+        kind: Fault,
+        /// How, for people.
+        how: String,
+        /// Whether what was only in the page cache may be gone.
+        forgets: bool,
+    },
+    /// The host serves again.
+    Started {
+        /// How long that took.
+        after_ms: u64,
+    },
+    /// The host does not start.
+    NotStarted {
+        /// What it said.
+        why: String,
+    },
+    /// The last fault is over, and no more is sent: all that was taken has to get through now.
+    Calm,
+    /// It did.
+    Drained {
+        /// How long that took.
+        after_ms: u64,
+    },
+    /// It did not.
+    NotDrained {
+        /// Where it stands.
+        why: String,
+    },
+    /// Something that should be otherwise, and is known: `docs/reliability.md` names it.
+    Known {
+        /// What.
+        what: String,
+    },
+    /// Something that a fault has to lead to did not happen.
+    Unexpected {
+        /// What.
+        what: String,
+    },
+}
+
+/// By which rules a history is judged.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rules {
+    /// The seed of all randomness.
+    pub seed: u64,
+    /// The topics.
+    pub topics: Vec<TopicRule>,
+    /// The processors.
+    pub pipelines: Vec<Pipeline>,
+}
+
+/// What is promised of a topic.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TopicRule {
+    /// Its name.
+    pub name: String,
+    /// Whether what is acknowledged survives a loss of power; otherwise the end of the process.
+    pub durable: bool,
+    /// Whether producers send here; otherwise a processor does.
+    pub produced: bool,
+}
+
+/// A processor: each input ends in exactly one of two places.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pipeline {
+    /// Its name.
+    pub processor: String,
+    /// What it reads.
+    pub input: String,
+    /// Where its outputs go.
+    pub output: String,
+    /// Where what it cannot process goes.
+    pub dead_letters: String,
+    /// A producer's messages of equal sequence modulo this share a key, and keep their order.
+    pub keys: u64,
+}
+
+/// A message as read: offset, producer, sequence, hash of the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen(pub u64, pub u32, pub u64, pub u64);
+
+impl Seen {
+    /// Of a value at an offset.
+    #[must_use]
+    pub fn new(offset: u64, value: &str) -> Self {
+        let id = value::parse(value).unwrap_or_else(|| Id::new(FOREIGN, 0));
+        let hash = value::hash(value.as_bytes());
+        Self(offset, id.producer, id.sequence, hash)
+    }
+
+    /// Who sent it.
+    #[must_use]
+    pub fn id(&self) -> Id {
+        Id::new(self.1, self.2)
+    }
+}
+
+/// What may be done to a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// `kill -9`.
+    Kill,
+    /// The file system stops, and what it had not written is gone.
+    Power,
+    /// No room on the disk, for a while.
+    Full,
+    /// A sync fails.
+    Eio,
+    /// The process stands still, for a while.
+    Stop,
+    /// The kernel kills the process for its memory.
+    Memory,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Kill,
+        Self::Power,
+        Self::Full,
+        Self::Eio,
+        Self::Stop,
+        Self::Memory,
+    ];
+
+    /// Its word on the command line.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Power => "power",
+            Self::Full => "full",
+            Self::Eio => "eio",
+            Self::Stop => "stop",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// One line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// Since the history began.
+    pub at_ms: u64,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Writes a history to a file; shared by all clients.
+pub struct History {
+    began: Instant,
+    file: Mutex<BufWriter<File>>,
+}
+
+impl History {
+    /// Begins a history in a new file.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::create_new(path);
+        let file = file.with_context(|| format!("{} cannot be made", path.display()))?;
+        Ok(Self {
+            began: Instant::now(),
+            file: Mutex::new(BufWriter::new(file)),
+        })
+    }
+
+    /// Appends a line.
+    ///
+    /// # Panics
+    /// If the history's own disk fails: without it nothing can be judged.
+    pub fn write(&self, event: Event) {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        // The time is taken under the lock: lines stand in its order.
+        let at_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let line = serde_json::to_string(&Entry { at_ms, event });
+        let line = line.expect("an event is JSON");
+        writeln!(file, "{line}").expect("the history is written");
+    }
+
+    /// Hands everything to the system.
+    pub fn flush(&self) -> Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.flush().context("the history is written")
+    }
+}
+
+/// The entries of a history file.
+pub fn read(path: &Path) -> Result<impl Iterator<Item = Result<Entry>>> {
+    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let lines = BufReader::new(file).lines();
+    Ok(lines.map(|line| Ok(serde_json::from_str(&line?)?)))
+}

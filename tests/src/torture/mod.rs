@@ -1,0 +1,14 @@
+//! Torture: clients that write down what they did and saw, faults that are as real as this machine allows, and one checker that
+//! judges by what was written down alone. `tests/torture` runs it against the real binary; `tests/tests/planted` shows that the
+//! checker finds what it is there to find.
+
+pub mod checker;
+mod clients;
+mod disk;
+mod faults;
+pub mod history;
+mod run;
+pub mod value;
+mod world;
+
+pub use run::{Plan, Report, run};

@@ -1,0 +1,175 @@
+//! Many worlds, a few at once, and what came of them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use fastrand::Rng;
+
+use super::checker::{Finding, Tally, Verdict};
+use super::faults;
+use super::history::Fault;
+use super::world::{self, WorldPlan};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The host's binary.
+    pub binary: PathBuf,
+    /// Of all randomness; each world has a seed of its own, made of this one.
+    pub seed: u64,
+    /// How many faults of each kind.
+    pub faults: Vec<(Fault, u32)>,
+    /// Faults of one world.
+    pub faults_per_world: u32,
+    /// Worlds at once.
+    pub worlds_at_once: usize,
+    /// Where worlds with findings are kept.
+    pub keep: PathBuf,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The plan's seed.
+    pub seed: u64,
+    /// All worlds' numbers.
+    pub tally: Tally,
+    /// All findings, with the seed of their world.
+    pub findings: Vec<(u64, Finding)>,
+    /// What this machine cannot do, and what it lacks.
+    pub skipped: Vec<(Fault, String)>,
+    /// Worlds that could not be brought to their end, for reasons outside the host.
+    pub broken: Vec<String>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Does all of it.
+pub fn run(plan: &Plan) -> Report {
+    let began = Instant::now();
+    let mut report = Report {
+        seed: plan.seed,
+        ..Report::default()
+    };
+    let queue = Mutex::new(worlds(plan, &mut report.skipped));
+    let shared = Mutex::new(&mut report);
+    thread::scope(|scope| {
+        for _ in 0..plan.worlds_at_once.max(1) {
+            scope.spawn(|| {
+                loop {
+                    // Its lock must not last as long as a world does.
+                    let next = lock(&queue).pop_front();
+                    let Some(world) = next else { return };
+                    let lived = live(&world);
+                    lock(&shared).take(&world, lived);
+                }
+            });
+        }
+    });
+    report.took = began.elapsed();
+    report
+}
+
+/// Kinds in turns, so that different ones run beside each other.
+fn worlds(plan: &Plan, skipped: &mut Vec<(Fault, String)>) -> VecDeque<WorldPlan> {
+    let mut random = Rng::with_seed(plan.seed);
+    let mut left = plan.faults.clone();
+    left.retain(|(fault, count)| {
+        let missing = faults::available(*fault).err().filter(|_| *count > 0);
+        missing.map(|why| skipped.push((*fault, why))).is_none()
+    });
+    let mut worlds = VecDeque::new();
+    while left.iter().any(|(_, count)| *count > 0) {
+        for (fault, left) in left.iter_mut().filter(|(_, left)| *left > 0) {
+            let count = (*left).min(plan.faults_per_world);
+            *left -= count;
+            worlds.push_back(WorldPlan {
+                binary: plan.binary.clone(),
+                seed: random.u64(..),
+                fault: *fault,
+                count,
+                keep: plan.keep.clone(),
+            });
+        }
+    }
+    worlds
+}
+
+/// A world that panics is a broken one and takes no other with it.
+fn live(world: &WorldPlan) -> Result<Verdict> {
+    let lived = std::panic::catch_unwind(|| world::live(world));
+    lived.unwrap_or_else(|_| Err(anyhow!("seed {}: the torture program panicked", world.seed)))
+}
+
+impl Report {
+    fn take(&mut self, world: &WorldPlan, lived: Result<Verdict>) {
+        let verdict = match lived {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                eprintln!("torture: {error:#}");
+                self.broken.push(format!("{error:#}"));
+                return;
+            }
+        };
+        let word = world.fault.word();
+        let (seed, count) = (world.seed, verdict.findings_count);
+        eprintln!(
+            "torture: {word} {:4} faults, seed {seed}: {count} findings",
+            world.count
+        );
+        for finding in &verdict.findings {
+            eprintln!("  {finding}");
+        }
+        self.tally.add(&verdict.tally);
+        let findings = verdict.findings.into_iter();
+        self.findings
+            .extend(findings.map(|finding| (seed, finding)));
+        let (kills, cuts) = (self.count(Fault::Kill), self.count(Fault::Power));
+        let found = self.findings.len();
+        eprintln!("torture: so far {kills} kills, {cuts} power cuts, {found} findings");
+    }
+
+    /// Whether there is nothing to complain about.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty() && self.broken.is_empty()
+    }
+
+    /// How many faults of a kind there were.
+    #[must_use]
+    pub fn count(&self, fault: Fault) -> u64 {
+        self.tally.faults.get(&fault).copied().unwrap_or(0)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.took.as_secs_f64();
+        writeln!(f, "torture: seed {}, {seconds:.0} s", self.seed)?;
+        writeln!(f, "{}", self.tally)?;
+        for (fault, why) in &self.skipped {
+            writeln!(f, "  {} skipped: {why}", fault.word())?;
+        }
+        for (seed, finding) in &self.findings {
+            writeln!(f, "  seed {seed}: {finding}")?;
+        }
+        for broken in &self.broken {
+            writeln!(f, "  broken: {broken}")?;
+        }
+        let broken = self.broken.len();
+        write!(
+            f,
+            "  {} findings, {broken} worlds broken",
+            self.findings.len()
+        )
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,298 @@
+//! One world: a host on a data directory of its own, clients that never rest, and faults, until enough of them; then calm, a last
+//! reading of everything, and the checker.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use guest_artifacts as guests;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::checker::{self, Verdict};
+use super::clients::{self, KEYS, Shared};
+use super::disk::LoopDisk;
+use super::faults;
+use super::history::{Event, Fault, History, Pipeline, Rules, TopicRule};
+use crate::{Client, Deploy, Host};
+
+const PARTITIONS: u32 = 4;
+/// How long everything may take to get through once it is calm: the slowest retry, and room for a machine that others use, too.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
+const SAFE: &str = "safe";
+pub(super) const QUICK: &str = "quick";
+const OUT: &str = "out";
+const DEAD: &str = "safe.worker.dlq";
+const WORKER: &str = "worker";
+/// Who sends where.
+const PRODUCERS: [(u32, &str); 4] = [(0, SAFE), (1, SAFE), (2, QUICK), (3, QUICK)];
+
+/// What to do in a world.
+#[derive(Clone, Debug)]
+pub(super) struct WorldPlan {
+    pub(super) binary: PathBuf,
+    pub(super) seed: u64,
+    pub(super) fault: Fault,
+    pub(super) count: u32,
+    /// Where a world with findings is kept for those who look into it.
+    pub(super) keep: PathBuf,
+}
+
+/// A world while it lasts. The host is dropped before what it stands on.
+pub(super) struct World {
+    pub(super) host: Host,
+    pub(super) random: Rng,
+    pub(super) shared: Arc<Shared>,
+    pub(super) disk: Option<LoopDisk>,
+    /// The group of processes whose memory is limited, if that is what it suffers.
+    pub(super) group: Option<faults::Group>,
+    pub(super) seed: u64,
+    places: Vec<(String, u32)>,
+    directory: TempDir,
+}
+
+/// Lives through a world and judges it. Errors are those of the machine or of this program, not of the host.
+pub(super) fn live(plan: &WorldPlan) -> Result<Verdict> {
+    let mut world = World::make(plan)?;
+    let lived = world.live(plan);
+    world.shared.history.flush()?;
+    let verdict = checker::check_file(&world.directory.path().join("history.jsonl"));
+    // Whatever is left of it must not stay; often it has ended.
+    let _ = world.host.kill();
+    if lived.is_err() || !verdict.as_ref().is_ok_and(Verdict::is_clean) {
+        world.keep(plan);
+    }
+    lived.with_context(|| format!("seed {}", plan.seed))?;
+    verdict
+}
+
+impl World {
+    fn make(plan: &WorldPlan) -> Result<Self> {
+        let mut random = Rng::with_seed(plan.seed);
+        let directory = tempfile::tempdir()?;
+        let disk = faults::disk(plan.fault, &mut random)?;
+        let data = match &disk {
+            Some(disk) => disk.path().join("data"),
+            None => directory.path().join("data"),
+        };
+        let sizes = sizes(&mut random);
+        let sizes: Vec<&str> = sizes.iter().map(String::as_str).collect();
+        let mut host = Host::in_directory(&plan.binary, &data, &sizes);
+        host.log_to(&directory.path().join("host.log"));
+        let history = History::create(&directory.path().join("history.jsonl"))?;
+        let of_topic = |topic: &'static str| (0..PARTITIONS).map(move |at| (topic.to_owned(), at));
+        Ok(Self {
+            host,
+            random,
+            shared: Arc::new(Shared::new(history)),
+            disk,
+            group: None,
+            seed: plan.seed,
+            places: [SAFE, QUICK, OUT, DEAD]
+                .into_iter()
+                .flat_map(of_topic)
+                .collect(),
+            directory,
+        })
+    }
+
+    fn live(&mut self, plan: &WorldPlan) -> Result<()> {
+        let rules = rules(plan.seed);
+        self.shared.history.write(Event::Rules(rules.clone()));
+        faults::start(self, plan.fault)?;
+        set_up(&self.host.client())?;
+        let shared = Arc::clone(&self.shared);
+        let places = self.places.clone();
+        let seed = self.random.u64(..);
+        thread::scope(|scope| {
+            for (producer, topic) in PRODUCERS {
+                let (shared, seed) = (&shared, seed ^ u64::from(producer));
+                scope.spawn(move || clients::produce(shared, producer, topic, seed));
+            }
+            scope.spawn(|| clients::read(&shared, &places, &rules.pipelines, !seed));
+            let lived = self.suffer(plan);
+            // Also after an error: the scope waits for its threads.
+            shared.stop_producing();
+            shared.stop_reading();
+            lived
+        })?;
+        Ok(())
+    }
+
+    /// Faults, then calm.
+    fn suffer(&mut self, plan: &WorldPlan) -> Result<()> {
+        *self.shared.shut() = Some(self.host.url().to_owned());
+        let mut done = 0;
+        while done < plan.count {
+            thread::sleep(Duration::from_millis(self.random.u64(20..350)));
+            let Some(faults) = faults::inject(self, plan.fault)? else {
+                // It does not start; the history says so.
+                return Ok(());
+            };
+            done += faults;
+        }
+        self.shared.stop_producing();
+        self.drain()?;
+        self.shared.stop_reading();
+        drop(self.shared.shut());
+        let client = self.host.client();
+        for place in &self.places {
+            clients::read_last(&self.shared, &client, place)?;
+        }
+        self.end()
+    }
+
+    /// Waits until the processor has nothing left.
+    fn drain(&self) -> Result<()> {
+        // Whoever is amid a request finishes it.
+        *self.shared.shut() = Some(self.host.url().to_owned());
+        let (history, client) = (&self.shared.history, self.host.client());
+        history.write(Event::Calm);
+        let began = Instant::now();
+        loop {
+            let backlog = client.backlog(WORKER);
+            let after_ms = u64::try_from(began.elapsed().as_millis())?;
+            if matches!(backlog, Ok(0)) {
+                history.write(Event::Drained { after_ms });
+                return Ok(());
+            }
+            if began.elapsed() > DRAIN_PATIENCE {
+                let status = client.get(&format!("/v1/processors/{WORKER}"));
+                let status = status.map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
+                let why = format!("not through after {after_ms} ms: {backlog:?}; {status:?}");
+                history.write(Event::NotDrained { why });
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// A stop in order, and a look at the files by the one whose job that is.
+    fn end(&mut self) -> Result<()> {
+        let stopped = self.host.stop()?;
+        if !stopped.success() {
+            let what = format!("asked to stop, the host ended with {stopped}");
+            self.shared.history.write(Event::Unexpected { what });
+        }
+        let directory = self.host.directory();
+        let doctor = self.host.command(&["doctor"]).arg(directory).output()?;
+        if !doctor.status.success() {
+            let says = String::from_utf8_lossy(&doctor.stdout);
+            let what = format!("doctor ends with {}: {says}", doctor.status);
+            self.shared.history.write(Event::Unexpected { what });
+        }
+        Ok(())
+    }
+
+    /// After the host is gone: starts again, writes down what was recovered, and lets the
+    /// clients in. False if it does not start.
+    pub(super) fn recover(&mut self) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        let mut target = shared.shut();
+        let began = Instant::now();
+        if let Err(error) = faults::start_again(self) {
+            let log = std::fs::read_to_string(self.directory.path().join("host.log"));
+            let log = log.unwrap_or_default();
+            let last: Vec<&str> = log.lines().rev().take(5).collect();
+            let why = format!("{error:#}; its log ends with {last:?}");
+            shared.history.write(Event::NotStarted { why });
+            return Ok(false);
+        }
+        let after_ms = u64::try_from(began.elapsed().as_millis())?;
+        let client = self.host.client();
+        for place in &self.places {
+            clients::write_ends(&shared, &client, place, true)?;
+        }
+        shared.history.write(Event::Started { after_ms });
+        *target = Some(self.host.url().to_owned());
+        Ok(true)
+    }
+
+    /// Copies history, log and data to where they stay.
+    fn keep(&self, plan: &WorldPlan) {
+        let to = plan.keep.join(format!("seed-{}", plan.seed));
+        let copy = || -> Result<()> {
+            std::fs::create_dir_all(&plan.keep)?;
+            let copied = std::process::Command::new("cp")
+                .arg("-r")
+                .arg(self.directory.path())
+                .arg(&to)
+                .status()?;
+            ensure!(copied.success(), "cp: {copied}");
+            if self.disk.is_some() {
+                let data = self.host.directory();
+                let copied = std::process::Command::new("cp")
+                    .arg("-r")
+                    .arg(data)
+                    .arg(&to)
+                    .status()?;
+                ensure!(copied.success(), "cp: {copied}");
+            }
+            Ok(())
+        };
+        match copy() {
+            Ok(()) => eprintln!(
+                "torture: history, log and data are kept in {}",
+                to.display()
+            ),
+            Err(error) => eprintln!("torture: nothing is kept: {error:#}"),
+        }
+    }
+}
+
+/// Small and of many kinds, so that files roll, checkpoints are made and journal files used again all the time.
+fn sizes(random: &mut Rng) -> [String; 3] {
+    let journal = (64 << 10) << random.u32(..3);
+    let segment = (8 << 10) << random.u32(..4);
+    [
+        format!("--journal-file-bytes={journal}"),
+        format!("--segment-bytes={segment}"),
+        format!("--checkpoint-journal-bytes={}", journal * random.u64(1..4)),
+    ]
+}
+
+fn rules(seed: u64) -> Rules {
+    let rule = |name: &str, durable, produced| TopicRule {
+        name: name.to_owned(),
+        durable,
+        produced,
+    };
+    Rules {
+        seed,
+        topics: vec![
+            rule(SAFE, true, true),
+            rule(QUICK, false, true),
+            rule(OUT, true, false),
+            rule(DEAD, true, false),
+        ],
+        pipelines: vec![Pipeline {
+            processor: WORKER.to_owned(),
+            input: SAFE.to_owned(),
+            output: OUT.to_owned(),
+            dead_letters: DEAD.to_owned(),
+            keys: KEYS,
+        }],
+    }
+}
+
+fn set_up(client: &Client) -> Result<()> {
+    for (name, durability) in [(SAFE, "durable"), (QUICK, "os"), (OUT, "durable")] {
+        let topic = json!({"name": name, "partitions": PARTITIONS, "durability": durability});
+        client.post_json("/v1/topics", &topic)?.ok()?;
+    }
+    let module = client.push(guests::FLAKY)?;
+    client.deploy(&Deploy {
+        name: WORKER,
+        module: &module,
+        topic: SAFE,
+        output: OUT,
+        more: json!({
+            "batch": {"messages_max": 32, "bytes_max": 16384},
+            "retry": {"attempts_max": 3, "delay_first_ms": 5, "delay_max_ms": 20},
+        }),
+    })?;
+    Ok(())
+}

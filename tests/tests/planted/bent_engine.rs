@@ -1,0 +1,207 @@
+//! Engines that break their contract now and then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use millrace_engine::{
+    CommitError, Ends, Engine, EntryKind, Lease, LocalEngine, ReadError, Receipt, TopicError,
+    Transaction, Watch,
+};
+use millrace_model::{
+    Digest, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
+    TopicSpec,
+};
+
+/// What the engine does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EngineBug {
+    /// Progress is a commit of its own, before the outputs.
+    ProgressFirst,
+    /// Outputs are a commit of their own, before the progress.
+    OutputFirst,
+    /// Every tenth request is taken twice.
+    Twice,
+    /// A request's second half is a commit of its own.
+    Halves,
+    /// Every tenth request's messages are taken from the last to the first.
+    Reversed,
+    /// Every tenth reading shows the first message's value at the second one's offset.
+    OtherValue,
+    /// Every tenth request is taken, and refused.
+    RefusedAndTaken,
+    /// Every tenth request is acknowledged and nothing else.
+    NotTaken,
+    /// What is asked for is the progress before the last.
+    OldProgress,
+    /// After a few commits no progress is taken, without a word.
+    StandsStill,
+}
+
+pub(crate) struct BentEngine {
+    pub(crate) inner: Arc<LocalEngine>,
+    pub(crate) bug: EngineBug,
+    pub(crate) calls: AtomicU64,
+}
+
+const EVERY: u64 = 10;
+
+impl BentEngine {
+    fn now(&self, bug: EngineBug) -> bool {
+        let call = || self.calls.fetch_add(1, Ordering::Relaxed);
+        self.bug == bug && call() % EVERY == EVERY - 1
+    }
+
+    /// Two commits instead of one; the second's appends are answered after the first's.
+    async fn split(&self, first: Transaction, second: Transaction) -> Result<Receipt, CommitError> {
+        let mut receipt = self.inner.commit(first).await?;
+        let rest = self.inner.commit(second).await?;
+        receipt.base_offsets.extend(rest.base_offsets);
+        Ok(receipt)
+    }
+
+    async fn commit_requests(&self, mut transaction: Transaction) -> Result<Receipt, CommitError> {
+        if self.now(EngineBug::Twice) {
+            self.inner.commit(transaction.clone()).await?;
+        }
+        if self.now(EngineBug::Reversed) {
+            transaction.appends.reverse();
+            let mut receipt = self.inner.commit(transaction).await?;
+            receipt.base_offsets.reverse();
+            return Ok(receipt);
+        }
+        if self.now(EngineBug::RefusedAndTaken) {
+            self.inner.commit(transaction).await?;
+            return Err(CommitError::DiskFull);
+        }
+        if self.now(EngineBug::NotTaken) {
+            let ends = |append: &millrace_engine::Append| self.inner.ends(append.partition);
+            let ends = transaction
+                .appends
+                .iter()
+                .filter_map(|append| ends(append).ok());
+            let base_offsets = ends.map(|ends| ends.end).collect();
+            return Ok(Receipt {
+                base_offsets,
+                ..Receipt::default()
+            });
+        }
+        if self.bug == EngineBug::Halves && transaction.appends.len() > 1 {
+            let half = transaction.appends.len() / 2;
+            let second = Transaction::produce(transaction.appends.split_off(half));
+            return self.split(transaction, second).await;
+        }
+        self.inner.commit(transaction).await
+    }
+}
+
+#[async_trait]
+impl Engine for BentEngine {
+    async fn commit(&self, mut transaction: Transaction) -> Result<Receipt, CommitError> {
+        if transaction.progress.is_none() {
+            return self.commit_requests(transaction).await;
+        }
+        let only_progress = Transaction {
+            progress: transaction.progress.clone(),
+            ..Transaction::default()
+        };
+        match self.bug {
+            EngineBug::ProgressFirst => {
+                transaction.progress = None;
+                self.split(only_progress, transaction).await
+            }
+            EngineBug::OutputFirst => {
+                transaction.progress = None;
+                self.split(transaction, only_progress).await
+            }
+            EngineBug::StandsStill if self.calls.fetch_add(1, Ordering::Relaxed) > 2 => {
+                Ok(Receipt::default())
+            }
+            _ => self.inner.commit(transaction).await,
+        }
+    }
+
+    async fn read(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordBatch>, ReadError> {
+        let mut batches = self.inner.read(partition, from, bytes_max).await?;
+        if batches.len() > 1 && self.now(EngineBug::OtherValue) {
+            batches[1] = batches[0].at_offset(batches[1].base_offset());
+        }
+        Ok(batches)
+    }
+
+    fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
+        self.inner.watch(partition)
+    }
+
+    fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
+        self.inner.ends(partition)
+    }
+
+    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
+        self.inner.claim(group, partition).await
+    }
+
+    async fn progress(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Option<Progress>, ReadError> {
+        let mut progress = self.inner.progress(group, partition).await?;
+        if let Some(progress) = &mut progress
+            && self.bug == EngineBug::OldProgress
+        {
+            progress.next.0 = progress.next.0.saturating_sub(1);
+        }
+        Ok(progress)
+    }
+
+    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
+        self.inner.create_topic(spec).await
+    }
+
+    async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
+        self.inner.delete_topic(name).await
+    }
+
+    fn topics(&self) -> Vec<Topic> {
+        self.inner.topics()
+    }
+
+    fn topic(&self, name: &TopicName) -> Option<Topic> {
+        self.inner.topic(name)
+    }
+
+    fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)> {
+        self.inner.entries(kind)
+    }
+
+    fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes> {
+        self.inner.entry(kind, key)
+    }
+
+    async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
+        self.inner.put_module(digest, bytes).await
+    }
+
+    async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
+        self.inner.module(digest).await
+    }
+
+    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
+        self.inner.delete_module(digest).await
+    }
+
+    async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
+        self.inner.init_producer(name).await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}

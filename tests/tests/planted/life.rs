@@ -1,0 +1,520 @@
+//! A world in this process: the engine on a simulated disk, producers, a processor and a reader, and power cuts by seed. What they
+//! write down is what the torture program's clients write down, and the same checker judges it.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use millrace_engine::{
+    Append, CommitError, Engine, Lease, LocalEngine, LocalOptions, OpenError, ProgressWrite,
+    ReadError, Transaction,
+};
+use millrace_log::Disk;
+use millrace_log::sim::SimDisk;
+use millrace_model::{
+    BatchBuilder, Durability, Message, Offset, PartitionId, Progress, RecordBatch, SystemClock,
+    Timestamp, Topic, TopicName, TopicPartition, TopicSpec,
+};
+use millrace_tests::torture::checker::{Checker, Verdict};
+use millrace_tests::torture::history::{Event, Fault, Pipeline, Rules, Seen, TopicRule};
+use millrace_tests::torture::value::{self, Id};
+
+use crate::bent_disk::{BentDisk, DiskBug};
+use crate::bent_engine::{BentEngine, EngineBug};
+
+const PARTITIONS: u32 = 2;
+/// Power cuts of one world.
+const CUTS: u32 = 4;
+/// Disk operations between two cuts, at most.
+const OPERATIONS_MAX: u64 = 900;
+/// Requests of a producer after the last cut.
+const LAST_REQUESTS: u32 = 10;
+const PADDING_BYTES_MAX: usize = 200;
+/// Messages that the processor takes at once.
+const TAKEN_MAX: usize = 8;
+const DEAD_EVERY: u64 = 7;
+const READ_BYTES: usize = 4_000;
+/// Looks of a processor that has nothing to do, until it counts as stuck.
+const LOOKS_MAX: u32 = 300;
+
+/// What is planted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bugs {
+    pub(crate) disk: Option<DiskBug>,
+    pub(crate) engine: Option<EngineBug>,
+}
+
+/// Lives through a world and judges it.
+pub(crate) fn live(seed: u64, bugs: Bugs) -> Verdict {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let world = World::new(seed, bugs);
+    runtime.block_on(world.live());
+    let mut checker = Checker::default();
+    for event in world.history.into_inner().expect("no client panicked") {
+        checker.observe(&event);
+    }
+    checker.finish()
+}
+
+struct World {
+    bugs: Bugs,
+    disk: SimDisk,
+    dir: tempfile::TempDir,
+    history: Mutex<Vec<Event>>,
+    random: Mutex<Rng>,
+}
+
+/// An engine, the topics in it, and whether this is the last life.
+struct Life {
+    engine: Arc<dyn Engine>,
+    topics: [Topic; 4],
+    last: bool,
+    /// Producers that have something to send.
+    producing: AtomicU32,
+}
+
+const NAMES: [&str; 4] = ["safe", "quick", "out", "dead"];
+
+/// A producer's place in its own sequence, and what it sends again.
+#[derive(Default)]
+struct Producer {
+    next: u64,
+    again: Option<(u64, Vec<(u32, String)>)>,
+}
+
+impl World {
+    fn new(seed: u64, bugs: Bugs) -> Self {
+        let world = Self {
+            bugs,
+            disk: SimDisk::default(),
+            dir: tempfile::tempdir().expect("a directory"),
+            history: Mutex::default(),
+            random: Mutex::new(Rng::with_seed(seed)),
+        };
+        world.write(Event::Rules(rules(seed)));
+        world
+    }
+
+    fn write(&self, event: Event) {
+        self.history.lock().expect("no client panicked").push(event);
+    }
+
+    fn random(&self) -> Rng {
+        self.random.lock().expect("no client panicked").fork()
+    }
+
+    async fn live(&self) {
+        let mut random = self.random();
+        let mut producers: [Producer; 3] = Default::default();
+        for cut in 0..=CUTS {
+            let opened = self.open(cut).await;
+            let life = match opened {
+                Ok(engine) => Life {
+                    topics: topics(&*engine).await,
+                    engine,
+                    last: cut == CUTS,
+                    producing: AtomicU32::new(producers.len() as u32),
+                },
+                Err(error) => {
+                    let why = error.to_string();
+                    return self.write(Event::NotStarted { why });
+                }
+            };
+            if cut > 0 {
+                self.write_ends(&life, true);
+                self.write(Event::Started { after_ms: 0 });
+            }
+            if !life.last {
+                self.disk.cut_power_after(random.u64(1..OPERATIONS_MAX));
+            }
+            let [a, b, c] = &mut producers;
+            tokio::join!(
+                self.produce(&life, 0, 0, a),
+                self.produce(&life, 1, 0, b),
+                self.produce(&life, 2, 1, c),
+                self.process(&life, 0),
+                self.process(&life, 1),
+                self.read(&life),
+            );
+            if life.last {
+                self.write_ends(&life, false);
+                self.read_all(&life).await;
+                return;
+            }
+            drop(life);
+            let how = format!("cut {cut}");
+            let kind = Fault::Power;
+            let forgets = true;
+            self.write(Event::Fault { kind, how, forgets });
+            self.disk.cut_power();
+            self.disk.restore_power(random.u64(..));
+        }
+    }
+
+    async fn open(&self, life: u32) -> Result<Arc<dyn Engine>, OpenError> {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let disk = match self.bugs.disk {
+            // The first start opens nothing that was there before.
+            Some(bug) if life > 0 || matches!(bug, DiskBug::NoSync | DiskBug::NoDirectorySync) => {
+                Arc::new(BentDisk { inner: disk, bug })
+            }
+            _ => disk,
+        };
+        let engine = open(disk, self.dir.path()).await?;
+        Ok(match self.bugs.engine {
+            None => engine,
+            Some(bug) => Arc::new(BentEngine {
+                inner: engine,
+                bug,
+                calls: AtomicU64::new(0),
+            }),
+        })
+    }
+
+    /// Sends until the power fails, or, in the last life, a little more.
+    async fn produce(&self, life: &Life, producer: u32, topic: usize, state: &mut Producer) {
+        self.send_all(life, producer, topic, state).await;
+        life.producing.fetch_sub(1, Ordering::Release);
+    }
+
+    async fn send_all(&self, life: &Life, producer: u32, topic: usize, state: &mut Producer) {
+        let mut random = self.random();
+        let mut left = LAST_REQUESTS;
+        while left > 0 {
+            left -= u32::from(life.last);
+            let (first, messages) = state.again.take().unwrap_or_else(|| {
+                let first = state.next;
+                state.next += random.u64(1..=3);
+                let message = |sequence| {
+                    let id = Id::new(producer, sequence);
+                    let value = value::make(id, PADDING_BYTES_MAX, &mut random);
+                    (random.u32(..PARTITIONS), value)
+                };
+                (first, (first..state.next).map(message).collect())
+            });
+            if !self.send(life, producer, topic, first, &messages).await {
+                state.again = random.bool().then_some((first, messages));
+                return;
+            }
+        }
+    }
+
+    /// Sends one request; false if the power has failed.
+    async fn send(
+        &self,
+        life: &Life,
+        producer: u32,
+        topic: usize,
+        first: u64,
+        messages: &[(u32, String)],
+    ) -> bool {
+        let count = u32::try_from(messages.len()).expect("a few");
+        self.write(Event::Invoke {
+            producer,
+            first,
+            count,
+            topic: NAMES[topic].to_owned(),
+            once: false,
+        });
+        let appends = messages.iter().map(|(partition, value)| {
+            let partition = at(&life.topics[topic], *partition);
+            let batch = batch(value);
+            Append { partition, batch }
+        });
+        let transaction = Transaction::produce(appends.collect());
+        let (event, goes_on) = match life.engine.commit(transaction).await {
+            Ok(receipt) => {
+                let offsets = receipt.base_offsets.iter().map(|offset| offset.0);
+                let placed = messages.iter().map(|(partition, _)| *partition);
+                let placed = placed.zip(offsets).collect();
+                let ok = Event::Ok {
+                    producer,
+                    first,
+                    placed,
+                };
+                (ok, true)
+            }
+            Err(CommitError::DiskFull) => {
+                let why = "full".to_owned();
+                let fail = Event::Fail {
+                    producer,
+                    first,
+                    why,
+                };
+                (fail, true)
+            }
+            Err(error) => {
+                let why = error.to_string();
+                let info = Event::Info {
+                    producer,
+                    first,
+                    why,
+                };
+                (info, false)
+            }
+        };
+        self.write(event);
+        goes_on
+    }
+
+    /// Takes inputs to outputs and dead letters until the power fails, or, in the last life, until all are through.
+    async fn process(&self, life: &Life, partition: u32) {
+        let input = at(&life.topics[0], partition);
+        let Ok(lease) = life.engine.claim("worker", input).await else {
+            return;
+        };
+        let progress = life.engine.progress("worker", input).await;
+        let mut next = progress.map_or(Offset(0), |progress| progress.unwrap_or_default().next);
+        self.write_progress(partition, next);
+        let mut idle_looks = 0;
+        loop {
+            let taken = match read_from(&*life.engine, input, next, TAKEN_MAX).await {
+                Ok(taken) => taken,
+                Err(_) if life.last => Vec::new(),
+                Err(_) => return,
+            };
+            let Some((last, _)) = taken.last() else {
+                idle_looks += 1;
+                let through = self.is_through(life, input).await;
+                if life.last && (through || idle_looks > LOOKS_MAX) || self.disk.is_off() {
+                    self.write_drained(life, partition, through);
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            };
+            let after = last.next();
+            let done = self.commit(life, &lease, partition, &taken, after).await;
+            if !done {
+                return;
+            }
+            next = after;
+            self.write_progress(partition, next);
+        }
+    }
+
+    async fn commit(
+        &self,
+        life: &Life,
+        lease: &Lease,
+        partition: u32,
+        taken: &[(Offset, String)],
+        next: Offset,
+    ) -> bool {
+        let appends = taken.iter().map(|(_, text)| {
+            let dead = value::parse(text).is_some_and(|id| id.sequence % DEAD_EVERY == 0);
+            let topic = &life.topics[if dead { 3 } else { 2 }];
+            Append {
+                partition: at(topic, partition),
+                batch: batch(text),
+            }
+        });
+        let progress = Progress {
+            next,
+            ..Progress::default()
+        };
+        let transaction = Transaction {
+            appends: appends.collect(),
+            progress: Some(ProgressWrite {
+                lease: lease.clone(),
+                progress,
+            }),
+            ..Transaction::default()
+        };
+        life.engine.commit(transaction).await.is_ok()
+    }
+
+    /// Whether the stored progress has reached the end, and no producer is left who may move it.
+    async fn is_through(&self, life: &Life, input: TopicPartition) -> bool {
+        let nobody_sends = life.producing.load(Ordering::Acquire) == 0;
+        let progress = life.engine.progress("worker", input).await;
+        let next = progress.ok().flatten().unwrap_or_default().next;
+        nobody_sends && life.engine.ends(input).is_ok_and(|ends| ends.end <= next)
+    }
+
+    fn write_drained(&self, life: &Life, partition: u32, through: bool) {
+        if life.last && !through {
+            let why = format!("partition {partition} does not get through");
+            self.write(Event::NotDrained { why });
+        }
+    }
+
+    fn write_progress(&self, partition: u32, next: Offset) {
+        self.write(Event::Progress {
+            processor: "worker".to_owned(),
+            topic: NAMES[0].to_owned(),
+            partition,
+            next: next.0,
+        });
+    }
+
+    fn write_ends(&self, life: &Life, recovered: bool) {
+        for topic in &life.topics {
+            for partition in 0..PARTITIONS {
+                let ends = life.engine.ends(at(topic, partition)).expect("it is there");
+                self.write(Event::Ends {
+                    topic: topic.spec.name.to_string(),
+                    partition,
+                    start: ends.start.0,
+                    end: ends.end.0,
+                    recovered,
+                });
+            }
+        }
+    }
+
+    /// Reads here and there.
+    async fn read(&self, life: &Life) {
+        let mut random = self.random();
+        for _ in 0..30 {
+            let topic = &life.topics[random.usize(..4)];
+            let partition = random.u32(..PARTITIONS);
+            let end = life
+                .engine
+                .ends(at(topic, partition))
+                .map_or(0, |ends| ends.end.0);
+            let from = Offset(random.u64(..=end));
+            let found = read_from(&*life.engine, at(topic, partition), from, usize::MAX).await;
+            self.write_read(topic, partition, &found.unwrap_or_default(), false);
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+    }
+
+    async fn read_all(&self, life: &Life) {
+        for topic in &life.topics {
+            for partition in 0..PARTITIONS {
+                let place = at(topic, partition);
+                let mut found = Vec::new();
+                let mut from = Offset(0);
+                loop {
+                    match read_from(&*life.engine, place, from, usize::MAX).await {
+                        Ok(more) if more.is_empty() => break,
+                        Ok(more) => {
+                            from = more.last().map_or(from, |(offset, _)| offset.next());
+                            found.extend(more);
+                        }
+                        Err(ReadError::Damaged { to, .. }) => from = to,
+                        Err(_) => break,
+                    }
+                }
+                self.write_read(topic, partition, &found, true);
+            }
+        }
+    }
+
+    fn write_read(&self, topic: &Topic, partition: u32, found: &[(Offset, String)], last: bool) {
+        let seen = found
+            .iter()
+            .map(|(offset, value)| Seen::new(offset.0, value));
+        self.write(Event::Read {
+            topic: topic.spec.name.to_string(),
+            partition,
+            messages: seen.collect(),
+            last,
+        });
+    }
+}
+
+/// Everything small: files roll, memory fills, checkpoints are frequent.
+async fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Arc<LocalEngine>, OpenError> {
+    let options = LocalOptions {
+        journal_file_bytes: 16 << 10,
+        segment_bytes: 4 << 10,
+        tail_bytes_max: 8 << 10,
+        checkpoint_journal_bytes: 12 << 10,
+        ..LocalOptions::default()
+    };
+    LocalEngine::open_on(disk, dir, options, Arc::new(SystemClock::new())).await
+}
+
+/// Makes the topics, or finds them.
+async fn topics(engine: &dyn Engine) -> [Topic; 4] {
+    for name in NAMES {
+        let durable = name != "quick";
+        let spec = TopicSpec {
+            name: TopicName::parse(name).expect("a name"),
+            partitions: PARTITIONS,
+            durability: if durable {
+                Durability::Durable
+            } else {
+                Durability::Os
+            },
+            partitioner: None,
+            owner: None,
+            created_at: Timestamp(1),
+            settings: Default::default(),
+        };
+        if engine.topic(&spec.name).is_none() {
+            engine.create_topic(spec).await.expect("the topic is made");
+        }
+    }
+    NAMES.map(|name| {
+        let name = TopicName::parse(name).expect("a name");
+        engine.topic(&name).expect("it was made")
+    })
+}
+
+fn at(topic: &Topic, partition: u32) -> TopicPartition {
+    topic
+        .partition(PartitionId(partition))
+        .expect("a partition of it")
+}
+
+fn batch(value: &str) -> RecordBatch {
+    let mut builder = BatchBuilder::with_capacity(0);
+    builder.push(&Message {
+        value: Some(Bytes::copy_from_slice(value.as_bytes())),
+        ..Message::default()
+    });
+    builder.finish().expect("a batch is not empty")
+}
+
+async fn read_from(
+    engine: &dyn Engine,
+    place: TopicPartition,
+    from: Offset,
+    max: usize,
+) -> Result<Vec<(Offset, String)>, ReadError> {
+    let batches = engine.read(place, from, READ_BYTES).await?;
+    let found = batches.iter().flat_map(values);
+    Ok(found
+        .filter(|(offset, _)| *offset >= from)
+        .take(max)
+        .collect())
+}
+
+fn values(batch: &RecordBatch) -> Vec<(Offset, String)> {
+    let records = batch.records().expect("readable");
+    let values = records.enumerate().map(|(at, record)| {
+        let value = record.expect("readable").value.expect("a value");
+        let text = String::from_utf8_lossy(&batch.bytes()[value]).into_owned();
+        (batch.base_offset().plus(at as u64), text)
+    });
+    values.collect()
+}
+
+fn rules(seed: u64) -> Rules {
+    let rule = |name: &str| TopicRule {
+        name: name.to_owned(),
+        durable: name != "quick",
+        produced: name == "safe" || name == "quick",
+    };
+    Rules {
+        seed,
+        topics: NAMES.into_iter().map(rule).collect(),
+        pipelines: vec![Pipeline {
+            processor: "worker".to_owned(),
+            input: NAMES[0].to_owned(),
+            output: NAMES[2].to_owned(),
+            dead_letters: NAMES[3].to_owned(),
+            keys: 1,
+        }],
+    }
+}

@@ -1,0 +1,52 @@
+//! The torture that every run of the tests goes through; `docs/reliability.md` has the longer one.
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use millrace_tests::torture::history::Fault;
+use millrace_tests::torture::{Plan, run};
+
+/// The binary under test, built by the same cargo run.
+const MILLRACE: &str = env!("CARGO_BIN_EXE_millrace");
+
+const KILLS: u32 = 200;
+const POWER_CUTS: u32 = 200;
+const OTHERS: u32 = 4;
+
+#[test]
+fn through_kills_power_cuts_and_other_faults_nothing_acknowledged_is_lost_or_changed() {
+    let count = |fault: Fault| match fault {
+        Fault::Kill => KILLS,
+        Fault::Power => POWER_CUTS,
+        _ => OTHERS,
+    };
+    let report = run(&Plan {
+        binary: PathBuf::from(MILLRACE),
+        seed: fastrand::u64(..),
+        faults: Fault::ALL.map(|fault| (fault, count(fault))).to_vec(),
+        faults_per_world: 25,
+        worlds_at_once: 4,
+        keep: std::env::temp_dir().join("torture-kept"),
+    });
+    // Not by a macro: those are shown of tests that fail only, and what was skipped has to be seen.
+    let shown = writeln!(std::io::stderr(), "{report}");
+    shown.expect("stderr takes it");
+    assert!(
+        report.is_clean(),
+        "see the findings above; their histories are kept"
+    );
+    for fault in Fault::ALL {
+        let skipped = report.skipped.iter().any(|(skipped, _)| *skipped == fault);
+        let (done, asked) = (report.count(fault), u64::from(count(fault)));
+        assert!(
+            skipped || done >= asked,
+            "only {done} of {asked}: {}",
+            fault.word()
+        );
+    }
+    assert!(
+        report.count(Fault::Kill) >= 200,
+        "kills need nothing and are never skipped"
+    );
+}

@@ -1,0 +1,133 @@
+//! The torture program: `cargo run -p millrace-tests --bin torture -- --help`.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use millrace_tests::torture::history::Fault;
+use millrace_tests::torture::{Plan, run};
+
+const HELP: &str = "\
+Torments a host until it breaks or the faults are over, and judges it by what its clients wrote down.
+
+Usage: torture [OPTIONS]
+
+  --kills N            kill -9, some of them during recovery [default: 50]
+  --power-cuts N       the file system stops and forgets what it had not written [default: 50]
+  --others N           of each of full, eio, stop, memory [default: 3]
+  --faults LIST        only these: kill,power,full,eio,stop,memory [default: all]
+  --seed N             of all randomness [default: a random one, printed]
+  --per-world N        faults until a fresh data directory is begun [default: 40]
+  --at-once N          hosts at once [default: 2]
+  --binary FILE        the host [default: millrace beside this program; cargo build -p millrace makes it]
+  --keep DIR           where histories and data with findings are kept [default: torture-kept in the temporary directory]
+
+Power cuts, full disks and memory limits need root; what this machine cannot do is said to be skipped.
+Exit codes: 0 nothing found, 1 findings, 2 usage or trouble outside the host.";
+
+struct Options {
+    kills: u32,
+    power_cuts: u32,
+    others: u32,
+    only: Vec<Fault>,
+    plan: Plan,
+}
+
+fn main() -> ExitCode {
+    match torture() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("torture: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn torture() -> Result<ExitCode> {
+    let mut options = Options::new()?;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        if name == "--help" || name == "-h" {
+            println!("{HELP}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let value = arguments.next();
+        let value = value.with_context(|| format!("{name} wants a value; see --help"))?;
+        let set = options.set(&name, &value);
+        set.with_context(|| format!("{name} {value}"))?;
+    }
+    let plan = options.plan();
+    let binary = plan.binary.display();
+    ensure!(
+        plan.binary.is_file(),
+        "there is no {binary}; run cargo build -p millrace"
+    );
+    eprintln!("torture: seed {}", plan.seed);
+    let report = run(&plan);
+    println!("{report}");
+    Ok(match (report.findings.len(), report.broken.len()) {
+        (0, 0) => ExitCode::SUCCESS,
+        (0, _) => ExitCode::from(2),
+        _ => ExitCode::from(1),
+    })
+}
+
+impl Options {
+    fn new() -> Result<Self> {
+        let own = std::env::current_exe()?;
+        Ok(Self {
+            kills: 50,
+            power_cuts: 50,
+            others: 3,
+            only: Fault::ALL.to_vec(),
+            plan: Plan {
+                binary: own.with_file_name("millrace"),
+                seed: fastrand::u64(..),
+                faults: Vec::new(),
+                faults_per_world: 40,
+                worlds_at_once: 2,
+                keep: std::env::temp_dir().join("torture-kept"),
+            },
+        })
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        match name {
+            "--kills" => self.kills = value.parse()?,
+            "--power-cuts" => self.power_cuts = value.parse()?,
+            "--others" => self.others = value.parse()?,
+            "--faults" => self.only = value.split(',').map(fault).collect::<Result<_>>()?,
+            "--seed" => self.plan.seed = value.parse()?,
+            "--per-world" => self.plan.faults_per_world = value.parse::<u32>()?.max(1),
+            "--at-once" => self.plan.worlds_at_once = value.parse()?,
+            "--binary" => self.plan.binary = PathBuf::from(value),
+            "--keep" => self.plan.keep = PathBuf::from(value),
+            _ => bail!("no such option; see --help"),
+        }
+        Ok(())
+    }
+
+    fn plan(self) -> Plan {
+        let count = |fault: &Fault| match fault {
+            Fault::Kill => self.kills,
+            Fault::Power => self.power_cuts,
+            _ => self.others,
+        };
+        Plan {
+            faults: self
+                .only
+                .iter()
+                .map(|fault| (*fault, count(fault)))
+                .collect(),
+            ..self.plan
+        }
+    }
+}
+
+fn fault(word: &str) -> Result<Fault> {
+    let found = Fault::ALL.into_iter().find(|fault| fault.word() == word);
+    found.with_context(|| {
+        format!("{word} is no fault; there are kill, power, full, eio, stop, memory")
+    })
+}
