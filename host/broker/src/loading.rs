@@ -39,7 +39,12 @@ impl Broker {
         })?;
         check_bounds(&revision.spec)?;
         let topics = self.check_topics(name, &revision.spec)?;
-        let live = Arc::new(self.load(name, revision).await?);
+        let mut live = self.load(name, revision).await?;
+        let newest = processor.revisions.iter().map(|r| r.number).max();
+        live.predecessor = revision
+            .predecessor
+            .filter(|_| newest == Some(revision.number));
+        let live = Arc::new(live);
         let mut inputs = Vec::new();
         for topic in &topics {
             inputs.extend(self.inputs_of(name, topic).await?);
@@ -103,6 +108,8 @@ impl Broker {
         Ok(Live {
             processor: name.clone(),
             revision: revision.number,
+            deployed_at: revision.deployed_at,
+            predecessor: None,
             spec: spec.clone(),
             module: spec.module.to_string(),
             handler,

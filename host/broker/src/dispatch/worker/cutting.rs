@@ -9,9 +9,14 @@ use crate::dispatch::batcher::{self, Batch, Cut, Due};
 
 impl Worker {
     /// The next batch, cut from what is due and what is new; empty if there is nothing to do.
-    pub(super) async fn next_batch(&mut self, live: &Live) -> Result<Batch, Trouble> {
+    ///
+    /// As a probe it is one message: a new one and a parked one in turn, so that no message at the front is asked for ever.
+    pub(super) async fn next_batch(&mut self, live: &Live, probes: bool) -> Result<Batch, Trouble> {
         let policy = &live.spec.batch;
-        let piece = self.pieces.last().copied().unwrap_or(usize::MAX);
+        let piece = match probes {
+            true => 1,
+            false => self.pieces.last().copied().unwrap_or(usize::MAX),
+        };
         let messages_max = piece.min(policy.messages_max as usize);
         let bytes_max = policy.bytes_max as usize;
         let topic = self.input.origin.as_str();
@@ -30,14 +35,18 @@ impl Worker {
             cut.share();
         }
         let due_max = cut.retried_messages_max();
+        let parked = &self.progress.parked;
         let due = match self.alone && reads {
             true => Due::default(),
-            false => batcher::due(&self.progress.parked, self.now(), due_max),
+            false if probes => batcher::oldest_due(parked, self.now()),
+            false => batcher::due(parked, self.now(), due_max),
         };
         self.alone = due.alone;
         self.take_due(&due, &mut cut).await?;
         if reads && !due.alone && !cut.is_full() {
-            self.linger(live, &cut).await?;
+            if !probes {
+                self.linger(live, &cut).await?;
+            }
             match self.source.fill(messages_max, bytes_max).await {
                 // Retries go on, whatever stands in the way of new messages.
                 Err(_) if !cut.is_empty() => {}
