@@ -3,6 +3,7 @@
 //!
 //! A batch is processed by the revision that was current when it was cut, whole, and its commit records that revision.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,10 @@ use crate::handler::{CallError, Cause, Decision};
 
 mod cutting;
 mod gating;
+mod suspects;
+
+use cutting::Take;
+use suspects::Suspects;
 
 /// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
@@ -110,6 +115,9 @@ struct Worker {
     backoff: Backoff,
     rng: fastrand::Rng,
     meters: Meters,
+    suspects: Suspects,
+    /// Suspects that were called since the worker began.
+    cleared: HashSet<Offset>,
 }
 
 /// Works until told to stop, or until it must.
@@ -178,6 +186,7 @@ impl Worker {
                 ..Progress::default()
             },
         };
+        let suspects = Suspects::of(&progress);
         let watch = engine.watch(partition)?;
         let source = Source::new(Arc::clone(engine), partition, watch, progress.next);
         let mut worker = Self {
@@ -190,7 +199,12 @@ impl Worker {
             gate_changes: gate.changes(),
             lease,
             source,
-            progress: Arc::new(progress),
+            progress: Arc::new(Progress {
+                first_call: None,
+                ..progress
+            }),
+            suspects,
+            cleared: HashSet::new(),
             seen: Offset::default(),
             revision: 0,
             pieces: Vec::new(),
@@ -247,6 +261,10 @@ impl Worker {
     }
 
     async fn step(&mut self, live: &Live) -> Result<Step, Trouble> {
+        if let Some(offset) = self.suspects.convicted() {
+            self.bury(live, offset).await?;
+            return Ok(Step::Done);
+        }
         self.gate_changes.borrow_and_update();
         let mut probe = match self.gate.enter() {
             Entry::Go => None,
@@ -256,11 +274,22 @@ impl Worker {
                 return Ok(Step::Done);
             }
         };
-        let batch = self.next_batch(live, probe.is_some()).await?;
+        let take = match probe {
+            _ if self.has_suspects() => Take::Suspect,
+            Some(_) => Take::Probe,
+            None => Take::Batch,
+        };
+        let batch = self.next_batch(live, take).await?;
         self.meters.lost(self.source.take_lost());
         if batch.len() > 0 {
             self.bytes_before = batch.columns.data.len();
-            self.process(live, &batch, probe.as_mut()).await?;
+            let batch = self.mark(batch).await?;
+            let processed = self.process(live, &batch, probe.as_mut()).await;
+            self.unmark(&batch).await;
+            processed?;
+            return Ok(Step::Done);
+        }
+        if take == Take::Suspect && self.suspects.end_at(batch.next) {
             return Ok(Step::Done);
         }
         if batch.next == self.progress.next {
@@ -396,7 +425,11 @@ impl Worker {
     }
 
     /// One transaction: outputs, dead letters, progress.
-    async fn commit(&self, live: &Live, effects: &mut Effects) -> Result<Duration, CommitError> {
+    async fn commit(
+        &mut self,
+        live: &Live,
+        effects: &mut Effects,
+    ) -> Result<Duration, CommitError> {
         let transaction = Transaction {
             appends: self.appends(live, effects)?,
             progress: Some(ProgressWrite {
@@ -409,6 +442,7 @@ impl Worker {
         };
         let before = self.context.clock.monotonic();
         self.context.engine.commit(transaction).await?;
+        self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))
     }
 
