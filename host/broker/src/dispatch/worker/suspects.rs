@@ -76,7 +76,7 @@ impl Worker {
             && self.progress.next >= until
         {
             let due = batcher::oldest_due(&self.progress.parked, self.now(), &self.cleared);
-            if !due.offsets.first().is_some_and(|&offset| offset < until) {
+            if due.offsets.first().is_none_or(|&offset| offset >= until) {
                 tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, "each message in flight at the host's last end was called alone; going on with batches");
                 self.suspects.until = None;
                 self.cleared.clear();
