@@ -80,7 +80,10 @@ fn survives(durability: &str) -> Result<()> {
         module: &module,
         topic: "in",
         output: "out",
-        more: json!({"retry": {"attempts_max": 2, "delay_first_ms": 5, "delay_max_ms": 10}}),
+        more: json!({
+            "retry": {"attempts_max": 2, "delay_first_ms": 5, "delay_max_ms": 10},
+            "dead_letters": {"max": 1_000_000},
+        }),
     })?;
 
     let (next, acknowledged) = (AtomicU32::new(0), Mutex::new(Vec::new()));

@@ -9,13 +9,16 @@ use millrace_model::bounds::PRODUCE_BYTES_IN_FLIGHT_MAX;
 use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
 use crate::handler::ModuleHost;
 use crate::partitioner::Partitioners;
-use crate::processors::ProcessorError;
+use crate::processors::{ProcessorError, take_back};
+
+/// Revisions that wait to be taken back. One beyond them is told again by its next failed probe.
+const ALARMS_MAX: usize = 64;
 
 /// The handle; cheap to clone.
 #[derive(Clone)]
@@ -61,9 +64,11 @@ impl Broker {
         engine: Arc<dyn Engine>,
         modules: Arc<dyn ModuleHost>,
     ) -> Result<Self, ProcessorError> {
+        let (alarms, heard) = mpsc::channel(ALARMS_MAX);
         let context = Context {
             clock: Arc::clone(&clock),
             engine: Arc::clone(&engine),
+            alarms,
         };
         let broker = Self {
             inner: Arc::new(Inner {
@@ -81,6 +86,7 @@ impl Broker {
             }),
         };
         broker.start_processors().await?;
+        tokio::spawn(take_back(Arc::downgrade(&broker.inner), heard));
         Ok(broker)
     }
 

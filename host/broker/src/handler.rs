@@ -151,6 +151,8 @@ pub enum Cause {
     Memory,
     /// [`CallError::BadAnswer`].
     BadAnswer,
+    /// The host ended while the message was being processed, more than once. No error handler is told of it.
+    HostDied,
 }
 
 impl Cause {
@@ -164,6 +166,7 @@ impl Cause {
             Self::Timeout => "timeout",
             Self::Memory => "memory",
             Self::BadAnswer => "bad-answer",
+            Self::HostDied => "host-died",
         }
     }
 }

@@ -25,6 +25,7 @@ mod topics;
 
 pub use broker::Broker;
 pub use dead_letters::{DeadLetter, DeadLetterError, DeadLetterFilter, Redriven};
+pub use dispatch::breaker::BreakerStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
 pub use handler::{AdmitError, CallError, GuestLine, Interface, ModuleFacts, ModuleHost};
 pub use modules::{Module, ModuleError};

@@ -18,6 +18,10 @@ use crate::partitioner::PartitionerError;
 use crate::processors::ProcessorError;
 use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 
+/// Messages that a breaker may want to see.
+const BREAKER_MESSAGES_MAX: u64 = 10_000;
+/// The longest times that breakers and dead letters are counted by.
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// The longest that a batch may be waited for.
 const LINGER_MS_MAX: u64 = 60_000;
 
@@ -39,7 +43,12 @@ impl Broker {
         })?;
         check_bounds(&revision.spec)?;
         let topics = self.check_topics(name, &revision.spec)?;
-        let live = Arc::new(self.load(name, revision).await?);
+        let mut live = self.load(name, revision).await?;
+        let newest = processor.revisions.iter().map(|r| r.number).max();
+        live.predecessor = revision
+            .predecessor
+            .filter(|_| newest == Some(revision.number));
+        let live = Arc::new(live);
         let mut inputs = Vec::new();
         for topic in &topics {
             inputs.extend(self.inputs_of(name, topic).await?);
@@ -103,6 +112,8 @@ impl Broker {
         Ok(Live {
             processor: name.clone(),
             revision: revision.number,
+            deployed_at: revision.deployed_at,
+            predecessor: None,
             spec: spec.clone(),
             module: spec.module.to_string(),
             handler,
@@ -237,7 +248,8 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
     let messages_max = PARKED_MESSAGES_MAX.min(BATCH_MESSAGES_MAX) as u64;
     let (batch, retry, limits) = (&spec.batch, &spec.retry, &spec.limits);
     let delay_first_max = retry.delay_max_ms;
-    let bounds: [(&str, u64, u64, u64); 11] = [
+    let (breaker, dead_letters) = (&spec.breaker, &spec.dead_letters);
+    let bounds: [(&str, u64, u64, u64); 19] = [
         (
             "topics",
             spec.topics.len() as u64,
@@ -294,6 +306,39 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
             0,
             BATCH_MESSAGES_MAX as u64,
         ),
+        (
+            "breaker.failures_min",
+            breaker.failures_min.into(),
+            2,
+            BREAKER_MESSAGES_MAX,
+        ),
+        (
+            "breaker.failed_percent",
+            breaker.failed_percent.into(),
+            1,
+            100,
+        ),
+        (
+            "breaker.window_messages",
+            breaker.window_messages.into(),
+            breaker.failures_min.into(),
+            BREAKER_MESSAGES_MAX,
+        ),
+        ("breaker.window_ms", breaker.window_ms, 1, DAY_MS),
+        (
+            "breaker.probe_first_ms",
+            breaker.probe_first_ms,
+            1,
+            breaker.probe_max_ms,
+        ),
+        ("breaker.probe_max_ms", breaker.probe_max_ms, 1, DAY_MS),
+        (
+            "dead_letters.max",
+            dead_letters.max.into(),
+            1,
+            u32::MAX.into(),
+        ),
+        ("dead_letters.per_ms", dead_letters.per_ms, 1, DAY_MS),
     ];
     for (field, given, min, max) in bounds {
         if given < min || given > max {

@@ -1,6 +1,9 @@
 //! Processors: deployed, rolled back, paused, deleted. A change is loaded first, becomes true by one commit of the catalogue,
 //! and is then shown to the workers, which take it at their next batch.
 
+use std::sync::Weak;
+
+use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, ReadError, TopicError};
 use millrace_model::bounds::REVISIONS_KEPT_MAX;
 use millrace_model::{
@@ -8,9 +11,12 @@ use millrace_model::{
     Topic, TopicName, TopicPartition,
 };
 use serde::Serialize;
+use tokio::sync::mpsc;
 
-use crate::broker::{Broker, Deployed};
+use crate::broker::{Broker, Deployed, Inner};
 use crate::dispatch::Input;
+use crate::dispatch::breaker::BreakerStatus;
+use crate::dispatch::gate::Alarm;
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, GuestLine, Interface};
 use crate::loading::Prepared;
@@ -22,6 +28,8 @@ pub struct ProcessorStatus {
     pub processor: Processor,
     /// How each of its input partitions does.
     pub partitions: Vec<PartitionStatus>,
+    /// How its breaker stands; `None` if it cannot be started.
+    pub breaker: Option<BreakerStatus>,
 }
 
 /// How a processor does in one partition.
@@ -100,6 +108,19 @@ pub enum ProcessorError {
     Read(#[from] ReadError),
 }
 
+/// Takes bad deploys back that ask for it, as long as there is a broker.
+pub(crate) async fn take_back(broker: Weak<Inner>, mut alarms: mpsc::Receiver<Alarm>) {
+    while let Some(alarm) = alarms.recv().await {
+        let Some(inner) = broker.upgrade() else {
+            return;
+        };
+        let broker = Broker { inner };
+        if let Err(error) = broker.roll_back_by_itself(&alarm).await {
+            tracing::error!(processor = %alarm.processor, revision = alarm.revision, %error, "a bad deploy could not be rolled back; its next failed probe tries again");
+        }
+    }
+}
+
 impl Broker {
     /// Loads and starts every processor of the catalogue.
     pub(crate) async fn start_processors(&self) -> Result<(), ProcessorError> {
@@ -151,7 +172,7 @@ impl Broker {
                 name: name.clone(),
                 current: 1,
                 paused: false,
-                revisions: vec![self.revision(1, spec)],
+                revisions: vec![self.revision(1, spec, None)],
             },
         };
         self.change(processor).await
@@ -170,25 +191,29 @@ impl Broker {
         Ok(known.processor)
     }
 
-    fn revision(&self, number: u32, spec: ProcessorSpec) -> Revision {
+    fn revision(&self, number: u32, spec: ProcessorSpec, predecessor: Option<u32>) -> Revision {
         Revision {
             number,
             spec,
             deployed_at: self.inner.clock.wall(),
+            predecessor,
+            note: None,
         }
     }
 
     fn next_revision(&self, mut processor: Processor, spec: ProcessorSpec) -> Processor {
         let newest = processor.revisions.iter().map(|r| r.number).max();
         let number = newest.unwrap_or(0).max(processor.current) + 1;
-        processor.revisions.push(self.revision(number, spec));
+        let predecessor = Some(processor.current);
+        let revision = self.revision(number, spec, predecessor);
+        processor.revisions.push(revision);
         processor.current = number;
         let excess = processor.revisions.len().saturating_sub(REVISIONS_KEPT_MAX);
         processor.revisions.drain(..excess);
         processor
     }
 
-    /// Back to `revision`, or to the one before the current one.
+    /// Back to `revision`, or to the one that the current one took over from.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -200,12 +225,14 @@ impl Broker {
         let _change = self.inner.changes.lock().await;
         let mut processor = self.known(name)?.processor;
         let numbers = processor.revisions.iter().map(|r| r.number);
+        let predecessor = processor.current().and_then(|r| r.predecessor);
+        let predecessor = predecessor.filter(|&number| processor.revision(number).is_some());
         let target = match revision {
             Some(revision) => numbers.clone().find(|&number| number == revision),
-            None => numbers
-                .clone()
-                .filter(|&number| number < processor.current)
-                .max(),
+            None => predecessor.or_else(|| {
+                let earlier = numbers.clone().filter(|&number| number < processor.current);
+                earlier.max()
+            }),
         };
         processor.current = target.ok_or_else(|| match revision {
             None => ProcessorError::NothingToRollBack(name.clone()),
@@ -233,15 +260,48 @@ impl Broker {
         Ok(processor)
     }
 
-    /// Goes on after [`pause`](Self::pause). Workers that were lost are started again.
+    /// Goes on after [`pause`](Self::pause). Workers that were lost are started again; a processor whose breaker is open tries
+    /// a message at once. With `accept_dead_letters`, its breaker closes, and so many dead letters are let through before it and
+    /// the bound of dead letters judge again; another revision ends that.
     ///
     /// # Errors
     /// [`ProcessorError`].
-    pub async fn resume(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+    pub async fn resume(
+        &self,
+        name: &ProcessorName,
+        accept_dead_letters: Option<u64>,
+    ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
         let mut processor = self.known(name)?.processor;
         processor.paused = false;
-        self.change(processor).await
+        let processor = self.change(processor).await?;
+        if let Some(gate) = self.inner.supervisor.gate(name) {
+            gate.resume(accept_dead_letters);
+        }
+        Ok(processor)
+    }
+
+    /// Takes a bad deploy back, once: not a revision that is no longer current, nor one that somebody made current again.
+    async fn roll_back_by_itself(&self, alarm: &Alarm) -> Result<(), ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(&alarm.processor)?.processor;
+        let known = processor.revision(alarm.predecessor).is_some();
+        let number = processor.current;
+        let bad = processor.revisions.iter_mut().find(|r| r.number == number);
+        let Some(bad) = bad.filter(|r| known && r.number == alarm.revision && r.note.is_none())
+        else {
+            return Ok(());
+        };
+        bad.note = Some(format!(
+            "rolled back to revision {} by the host: {}",
+            alarm.predecessor, alarm.text
+        ));
+        processor.current = alarm.predecessor;
+        self.change(processor).await?;
+        counter!("millrace_auto_rollbacks_total", "processor" => alarm.processor.to_string())
+            .increment(1);
+        tracing::error!(processor = %alarm.processor, revision = alarm.revision, back_to = alarm.predecessor, why = alarm.text, "a bad deploy was rolled back");
+        Ok(())
     }
 
     /// Forgets the processor. Its dead letters stay, as topics.
@@ -286,7 +346,9 @@ impl Broker {
             None => self.standings(name).await,
             Some(problem) => self.stopped(&deployed.processor, &problem).await,
         };
+        let gate = self.inner.supervisor.gate(name);
         ProcessorStatus {
+            breaker: gate.map(|gate| gate.status()),
             processor: deployed.processor,
             partitions,
         }

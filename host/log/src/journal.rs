@@ -308,9 +308,7 @@ impl Preparation {
 
 fn refuse_broken(broken: &AtomicBool) -> io::Result<()> {
     if broken.load(Ordering::Acquire) {
-        return Err(io::Error::other(
-            "the journal failed before; start again",
-        ));
+        return Err(io::Error::other("the journal failed before; start again"));
     }
     Ok(())
 }

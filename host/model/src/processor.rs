@@ -63,6 +63,59 @@ impl Default for RetryPolicy {
     }
 }
 
+/// When a processor pauses by itself, and how it finds out that it may go on. One breaker stands over all its partitions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BreakerPolicy {
+    /// Whether failures of messages open it. An outage that the component itself reports always does.
+    pub enabled: bool,
+    /// So many different messages in a row that fail alike open it; no trip is made on fewer.
+    pub failures_min: u32,
+    /// This share of the latest messages that fail alike opens it, too.
+    pub failed_percent: u32,
+    /// How many messages are the latest.
+    pub window_messages: u32,
+    /// Older messages are no longer the latest.
+    pub window_ms: u64,
+    /// Upper bound of the wait before the first probe; doubles with each probe that fails.
+    pub probe_first_ms: u64,
+    /// The wait between probes never exceeds this.
+    pub probe_max_ms: u64,
+}
+
+impl Default for BreakerPolicy {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            failures_min: 5,
+            failed_percent: 50,
+            window_messages: 20,
+            window_ms: 10_000,
+            probe_first_ms: 100,
+            probe_max_ms: 10_000,
+        }
+    }
+}
+
+/// How many dead letters a processor may make. At the bound the partition waits; nothing is dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeadLetterPolicy {
+    /// Dead letters of all its partitions together,
+    pub max: u32,
+    /// in so long a time.
+    pub per_ms: u64,
+}
+
+impl Default for DeadLetterPolicy {
+    fn default() -> Self {
+        Self {
+            max: 100,
+            per_ms: 60_000,
+        }
+    }
+}
+
 /// What a component may use at the most. Always on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -119,6 +172,15 @@ pub struct ProcessorSpec {
     /// What a call may use.
     #[serde(default)]
     pub limits: Limits,
+    /// When it pauses by itself.
+    #[serde(default)]
+    pub breaker: BreakerPolicy,
+    /// How many dead letters it may make.
+    #[serde(default)]
+    pub dead_letters: DeadLetterPolicy,
+    /// Whether a bad deploy takes itself back to the revision before it.
+    #[serde(default)]
+    pub auto_rollback: bool,
 }
 
 /// One deployment of a processor. Numbers count from 1.
@@ -130,6 +192,12 @@ pub struct Revision {
     pub spec: ProcessorSpec,
     /// When it was deployed.
     pub deployed_at: Timestamp,
+    /// The revision that it took over from; `None` for the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<u32>,
+    /// What the host did with it by itself, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// A processor and its history. Its name is its consumer group.

@@ -17,6 +17,9 @@ pub struct Progress {
     pub revision: u32,
     /// Messages below `next` that still wait, ascending by offset.
     pub parked: Vec<Parked>,
+    /// A worker that has just begun was calling its first batch, which ends here. Found when a worker begins, it says that the
+    /// host ended in that call, and that one of these messages may be why.
+    pub first_call: Option<Offset>,
 }
 
 /// A message that waits: for its retry, or behind one of its key.
@@ -50,14 +53,17 @@ pub struct Attempt {
 }
 
 const VERSION: u8 = 1;
+/// Version 1, and before the parked messages the offset of [`Progress::first_call`]. Written only where there is one.
+const VERSION_FIRST_CALL: u8 = 2;
 
 impl Progress {
     /// As stored.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let mut out = vec![self.first_call.map_or(VERSION, |_| VERSION_FIRST_CALL)];
         out.extend(self.next.0.to_le_bytes());
         out.extend(self.revision.to_le_bytes());
+        out.extend(self.first_call.iter().flat_map(|end| end.0.to_le_bytes()));
         out.extend((self.parked.len() as u32).to_le_bytes());
         for parked in &self.parked {
             out.extend(parked.offset.0.to_le_bytes());
@@ -83,11 +89,14 @@ impl Progress {
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut rest = Reader(bytes);
-        if rest.take::<1>()? != [VERSION] {
-            return None;
-        }
+        let [version] = rest.take()?;
         let next = Offset(rest.u64()?);
         let revision = rest.u32()?;
+        let first_call = match version {
+            VERSION => None,
+            VERSION_FIRST_CALL => Some(Offset(rest.u64()?)),
+            _ => return None,
+        };
         let count = rest.u32()? as usize;
         if count > PARKED_MESSAGES_MAX {
             return None;
@@ -97,6 +106,7 @@ impl Progress {
             next,
             revision,
             parked,
+            first_call,
         })
     }
 }
@@ -196,8 +206,10 @@ mod tests {
             next: u64,
             revision: u32,
             parked in proptest::collection::vec(any_parked(), 0..5),
+            first_call: Option<u64>,
         ) {
-            let progress = Progress { next: Offset(next), revision, parked };
+            let first_call = first_call.map(Offset);
+            let progress = Progress { next: Offset(next), revision, parked, first_call };
             prop_assert_eq!(Progress::decode(&progress.encode()), Some(progress));
         }
 

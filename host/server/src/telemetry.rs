@@ -117,6 +117,26 @@ fn describe() {
         "millrace_guest_log_lines_dropped_total",
         "Guest log lines over the rate"
     );
+    describe_counter!(
+        "millrace_dead_letters_held_total",
+        "Times that a partition waited before it could make another dead letter"
+    );
+    describe_gauge!(
+        "millrace_breaker_state",
+        "Whether a processor's breaker is open (1) or closed (0)"
+    );
+    describe_counter!(
+        "millrace_breaker_trips_total",
+        "Times that a breaker opened, by reason"
+    );
+    describe_counter!(
+        "millrace_probes_total",
+        "Messages tried while a breaker was open, by outcome"
+    );
+    describe_counter!(
+        "millrace_auto_rollbacks_total",
+        "Bad deploys that the host rolled back"
+    );
     describe_gauge!(
         "millrace_quarantined_ranges",
         "Ranges of messages that are known to be damaged"

@@ -1,13 +1,14 @@
-//! Never returns on the value `endless`; passes everything else through.
+//! Never returns on the value `endless`, and says so in its log before; passes everything else through.
 
 use std::hint::black_box;
 
-use millrace_guest::{Message, Outcome, processor};
+use millrace_guest::{Message, Outcome, log, processor};
 
 processor!(process);
 
 fn process(message: &Message) -> Outcome {
     if message.value() == Some(b"endless") {
+        log::info("never to return");
         while black_box(true) {}
     }
     Outcome::Emit(message.output())

@@ -1,13 +1,16 @@
 //! Fails as its headers say, and passes everything else through:
 //! `fail-times: n` retries until attempt n is over, under the class that `fail-class` names (`flaky` without);
-//! `reject: class` rejects; `unavailable: reason` says that the whole batch cannot be processed.
+//! `reject: class` rejects; `unavailable: reason` says that the whole batch cannot be processed, and with `unavailable-calls: n`
+//! only the first n calls of an instance that come to such a message say so.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use millrace_guest::{Message, Outcome, Unavailable, processor};
 
 processor!(process);
 
 fn process(message: &Message) -> Result<Outcome, Unavailable> {
-    if let Some(reason) = text(message, "unavailable") {
+    if let Some(reason) = text(message, "unavailable").filter(|_| is_down(message)) {
         return Err(Unavailable::new(reason));
     }
     if let Some(class) = text(message, "reject") {
@@ -21,6 +24,15 @@ fn process(message: &Message) -> Result<Outcome, Unavailable> {
         return Ok(Outcome::retry(class, format!("fails {times} times")));
     }
     Ok(Outcome::Emit(message.output()))
+}
+
+/// Calls of this instance that said that something is down.
+static UNAVAILABLE_CALLS: AtomicU32 = AtomicU32::new(0);
+
+fn is_down(message: &Message) -> bool {
+    let calls = text(message, "unavailable-calls").and_then(|calls| calls.parse::<u32>().ok());
+    let before = UNAVAILABLE_CALLS.fetch_add(1, Ordering::Relaxed);
+    calls.is_none_or(|calls| before < calls)
 }
 
 fn text(message: &Message, header: &str) -> Option<String> {

@@ -70,6 +70,22 @@ impl Verdict {
         })
     }
 
+    /// The verdict on a message with which the host ended more than once.
+    pub(crate) fn host_died(reason: String) -> Self {
+        let cause = Cause::HostDied;
+        Self {
+            outputs: Outputs::default(),
+            failed: vec![Failed {
+                message: 0,
+                cause,
+                class: cause.as_str().to_owned(),
+                reason,
+                after_ms: None,
+                backtrace: None,
+            }],
+        }
+    }
+
     /// The verdict on a message that failed its call alone.
     pub(crate) fn alone(error: &CallError) -> Self {
         let (cause, reason, backtrace) = match error {
@@ -348,7 +364,8 @@ fn failure(message: usize, cause: Cause, detail: Option<&Detail>) -> Failed {
     let given = detail
         .map(|detail| detail.class.as_str())
         .unwrap_or_default();
-    let class = if given.is_empty() {
+    let class = if given.is_empty() || given == Cause::HostDied.as_str() {
+        // The latter is the host's own word: it says that a message was never answered.
         cause.as_str()
     } else {
         given

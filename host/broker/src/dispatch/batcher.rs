@@ -102,6 +102,21 @@ pub(crate) fn due(parked: &[Parked], now: Timestamp, messages_max: usize) -> Due
     due
 }
 
+/// The parked message to run alone: of those that could run now the one that was due first.
+pub(crate) fn oldest_due(parked: &[Parked], now: Timestamp, but_not: &HashSet<Offset>) -> Due {
+    let mut held = HashSet::new();
+    let fronts = parked
+        .iter()
+        .filter(|message| message.ordering.is_none_or(|o| held.insert(o)));
+    let due = fronts.filter(|message| message.due.is_none_or(|due| due <= now));
+    let due = due.filter(|message| !but_not.contains(&message.offset));
+    let oldest = due.min_by_key(|message| message.due);
+    Due {
+        offsets: oldest.map(|message| message.offset).into_iter().collect(),
+        alone: oldest.is_some(),
+    }
+}
+
 /// When the next parked message is due; `None` if nothing is parked.
 pub(crate) fn next_due(parked: &[Parked]) -> Option<Timestamp> {
     let mut held = HashSet::new();

@@ -48,6 +48,8 @@ pub(crate) struct Effects {
     pub(crate) dead_letters: Vec<RecordBatch>,
     pub(crate) progress: Progress,
     pub(crate) counts: Counts,
+    /// The places in the batch of the messages that are given up, ascending.
+    pub(crate) given_up: Vec<usize>,
     /// Offsets and reasons of messages that the error handler dropped.
     pub(crate) dropped: Vec<(Offset, String)>,
 }
@@ -78,6 +80,13 @@ pub(crate) fn settle(settling: &Settling<'_>, rng: &mut fastrand::Rng) -> Effect
         settler.messages(rng);
     }
     settler.outputs();
+    settler.finish()
+}
+
+/// Nothing becomes of the batch: its messages are parked as they are, and no attempt is spent.
+pub(crate) fn postpone(settling: &Settling<'_>) -> Effects {
+    let mut settler = Settler::new(settling);
+    settler.postpone();
     settler.finish()
 }
 
@@ -142,7 +151,8 @@ impl Settling<'_> {
     }
 
     fn by_policy(&self, failed: &Failed, attempts: u32, rng: &mut fastrand::Rng) -> Fate {
-        if failed.cause == Cause::Reject || attempts >= self.spec.retry.attempts_max {
+        let hopeless = matches!(failed.cause, Cause::Reject | Cause::HostDied);
+        if hopeless || attempts >= self.spec.retry.attempts_max {
             return Fate::DeadLetter;
         }
         Fate::Retry(match failed.after_ms {
@@ -247,6 +257,7 @@ impl<'a> Settler<'a> {
         let columns = &settling.batch.columns;
         dead_letter::write(columns, failed.message, &death, &mut self.dead);
         self.effects.counts.dead_letters += 1;
+        self.effects.given_up.push(failed.message);
         if self.dead.byte_count() >= DEAD_LETTER_BATCH_BYTES {
             self.close_dead_letters();
         }
@@ -289,8 +300,23 @@ impl<'a> Settler<'a> {
             next: batch.next,
             revision: self.settling.revision,
             parked: self.parked,
+            first_call: None,
         };
         self.effects
+    }
+
+    /// Every message of the batch runs again, after others that could.
+    fn postpone(&mut self) {
+        let settling = self.settling;
+        for (message, &offset) in settling.batch.offsets.iter().enumerate() {
+            let ordering = settling.ordering(message);
+            let before = settling.parked(message).cloned();
+            self.parked.push(Parked {
+                due: Some(settling.now),
+                ordering,
+                ..before.unwrap_or_else(|| behind(offset, ordering))
+            });
+        }
     }
 }
 

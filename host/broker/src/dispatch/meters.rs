@@ -17,6 +17,7 @@ pub(crate) struct Meters {
     failed: Counter,
     retries: Counter,
     dead_letters: Counter,
+    dead_letters_held: Counter,
     dropped: Counter,
     traps: [Counter; 4],
     lag: Gauge,
@@ -41,6 +42,7 @@ impl Meters {
             failed: processed("failed"),
             retries: counter!("millrace_retries_total", "processor" => own()),
             dead_letters: counter!("millrace_dead_letters_total", "processor" => own()),
+            dead_letters_held: counter!("millrace_dead_letters_held_total", "processor" => own()),
             dropped: counter!("millrace_dropped_total", "processor" => own()),
             traps: ["trap", "timeout", "memory", "bad-answer"].map(trap),
             lag: gauge!("millrace_lag_messages", "processor" => own(), "topic" => topic, "partition" => partition),
@@ -81,6 +83,11 @@ impl Meters {
                 counter.increment(count);
             }
         }
+    }
+
+    /// A partition waits before it may make another dead letter.
+    pub(crate) fn dead_letters_held(&self) {
+        self.dead_letters_held.increment(1);
     }
 
     /// Messages are gone without the processor having seen them.

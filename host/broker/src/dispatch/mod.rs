@@ -2,12 +2,16 @@
 //!
 //! In the order of a batch: [`source`] reads, [`batcher`] cuts, [`worker`] calls, [`answer`] checks, [`placing`] gives outputs
 //! their partitions, [`delivery`] decides with [`retry`], [`dead_letter`] writes the evidence, and the worker commits all of it
-//! in one transaction. [`supervisor`] keeps one worker per processor and input partition.
+//! in one transaction. [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per processor: the
+//! [`breaker`] that pauses it when most messages fail alike, and the [`allowance`] of dead letters.
 
+pub(crate) mod allowance;
 pub(crate) mod answer;
 pub(crate) mod batcher;
+pub(crate) mod breaker;
 pub(crate) mod dead_letter;
 pub(crate) mod delivery;
+pub(crate) mod gate;
 pub(crate) mod meters;
 pub(crate) mod placing;
 pub(crate) mod retry;
@@ -19,7 +23,7 @@ pub(crate) mod worker;
 use std::sync::Arc;
 
 use millrace_model::columns::NONE;
-use millrace_model::{PartitionId, ProcessorName, ProcessorSpec, Topic, TopicName};
+use millrace_model::{PartitionId, ProcessorName, ProcessorSpec, Timestamp, Topic, TopicName};
 
 use crate::handler::{BatchHandler, FailureHandler};
 use crate::partitioner::Partitioner;
@@ -28,6 +32,9 @@ use crate::partitioner::Partitioner;
 pub(crate) struct Live {
     pub(crate) processor: ProcessorName,
     pub(crate) revision: u32,
+    pub(crate) deployed_at: Timestamp,
+    /// The revision that it took over from, if it is the newest one.
+    pub(crate) predecessor: Option<u32>,
     pub(crate) spec: ProcessorSpec,
     /// The module's digest, for the evidence.
     pub(crate) module: String,

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::gate::Gate;
 use super::standing::{Standing, State, Window};
 use super::worker::{self, Context};
 use super::{Command, Input, Live};
@@ -25,6 +26,7 @@ pub(crate) struct Supervisor {
 /// The workers of one processor.
 struct Team {
     commands: watch::Sender<Command>,
+    gate: Arc<Gate>,
     posts: Vec<Post>,
 }
 
@@ -57,7 +59,8 @@ impl Supervisor {
             let mut teams = self.teams.lock();
             let team = teams
                 .entry(name)
-                .or_insert_with(|| Team::new(command.clone()));
+                .or_insert_with(|| Team::new(&self.context, command.clone()));
+            team.gate.install(&command.live);
             team.commands.send_replace(command);
             let leaving = team.dismiss(&inputs);
             team.staff(&self.context, inputs);
@@ -96,6 +99,12 @@ impl Supervisor {
         gauge!("millrace_processors_running").set(0);
     }
 
+    /// The processor's gate; `None` if it has no workers.
+    pub(crate) fn gate(&self, name: &ProcessorName) -> Option<Arc<Gate>> {
+        let teams = self.teams.lock();
+        teams.get(name).map(|team| Arc::clone(&team.gate))
+    }
+
     /// How the processor's workers do; empty if it has none.
     pub(crate) fn standings(&self, name: &ProcessorName) -> Vec<(Input, Standing)> {
         let teams = self.teams.lock();
@@ -117,8 +126,10 @@ fn count_running(teams: &BTreeMap<ProcessorName, Team>) {
 }
 
 impl Team {
-    fn new(command: Command) -> Self {
+    fn new(context: &Context, command: Command) -> Self {
+        let (clock, alarms) = (Arc::clone(&context.clock), context.alarms.clone());
         Self {
+            gate: Arc::new(Gate::new(clock, alarms, Arc::clone(&command.live))),
             commands: watch::Sender::new(command),
             posts: Vec::new(),
         }
@@ -146,6 +157,7 @@ impl Team {
                     input.clone(),
                     self.commands.subscribe(),
                     Arc::clone(&window),
+                    Arc::clone(&self.gate),
                 );
                 let task = tokio::spawn(guard(run, Arc::clone(&window)));
                 self.posts.push(Post {

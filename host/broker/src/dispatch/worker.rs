@@ -3,6 +3,7 @@
 //!
 //! A batch is processed by the revision that was current when it was cut, whole, and its commit records that revision.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,17 +16,24 @@ use tokio::sync::watch;
 
 use super::answer::Verdict;
 use super::batcher::{self, Batch};
+use super::breaker::Judgement;
 use super::delivery::{self, Effects, Settling};
+use super::gate::{Alarms, Entry, Gate, Probe};
 use super::meters::Meters;
 use super::retry::Backoff;
 use super::source::Source;
 use super::standing::{Standing, State, Window};
 use super::{Command, Input, Live, OutputTopic, placing};
 use crate::columns;
-use crate::handler::{CallError, Decision};
+use crate::handler::{CallError, Cause, Decision};
 use crate::packing;
 
 mod cutting;
+mod gating;
+mod suspects;
+
+use cutting::Take;
+use suspects::Suspects;
 
 /// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
@@ -35,6 +43,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) alarms: Alarms,
 }
 
 /// Why a worker cannot go on.
@@ -91,6 +100,8 @@ struct Worker {
     input: Input,
     commands: watch::Receiver<Command>,
     window: Window,
+    gate: Arc<Gate>,
+    gate_changes: watch::Receiver<u64>,
     lease: Lease,
     source: Source,
     progress: Arc<Progress>,
@@ -106,6 +117,9 @@ struct Worker {
     backoff: Backoff,
     rng: fastrand::Rng,
     meters: Meters,
+    suspects: Suspects,
+    /// Suspects that were called since the worker began.
+    cleared: HashSet<Offset>,
 }
 
 /// Works until told to stop, or until it must.
@@ -114,6 +128,7 @@ pub(crate) async fn run(
     input: Input,
     mut commands: watch::Receiver<Command>,
     window: Window,
+    gate: Arc<Gate>,
 ) {
     let mut backoff = Backoff::default();
     let mut rng = fastrand::Rng::new();
@@ -121,7 +136,7 @@ pub(crate) async fn run(
         if !wants(&commands.borrow_and_update(), &input) {
             break None;
         }
-        match Worker::open(&context, &input, &commands, &window).await {
+        match Worker::open(&context, &input, &commands, &window, &gate).await {
             Ok(worker) => break worker.work().await,
             Err(Trouble::Stop(reason)) => break Some(reason),
             Err(Trouble::Wait(reason)) => window.lock().state = State::Waiting(reason),
@@ -156,6 +171,7 @@ impl Worker {
         input: &Input,
         commands: &watch::Receiver<Command>,
         window: &Window,
+        gate: &Arc<Gate>,
     ) -> Result<Self, Trouble> {
         let partition = input.topic.partition(input.partition);
         let partition =
@@ -172,6 +188,7 @@ impl Worker {
                 ..Progress::default()
             },
         };
+        let suspects = Suspects::of(&progress);
         let watch = engine.watch(partition)?;
         let source = Source::new(Arc::clone(engine), partition, watch, progress.next);
         let mut worker = Self {
@@ -180,9 +197,16 @@ impl Worker {
             input: input.clone(),
             commands: commands.clone(),
             window: Arc::clone(window),
+            gate: Arc::clone(gate),
+            gate_changes: gate.changes(),
             lease,
             source,
-            progress: Arc::new(progress),
+            progress: Arc::new(Progress {
+                first_call: None,
+                ..progress
+            }),
+            suspects,
+            cleared: HashSet::new(),
             seen: Offset::default(),
             revision: 0,
             pieces: Vec::new(),
@@ -239,16 +263,42 @@ impl Worker {
     }
 
     async fn step(&mut self, live: &Live) -> Result<Step, Trouble> {
-        let batch = self.next_batch(live).await?;
+        if let Some(offset) = self.suspects.convicted() {
+            self.bury(live, offset).await?;
+            return Ok(Step::Done);
+        }
+        self.gate_changes.borrow_and_update();
+        let mut probe = match self.gate.enter() {
+            Entry::Go => None,
+            Entry::Probe(probe) => Some(probe),
+            Entry::Wait(wait, reason) => {
+                self.hold(wait, reason).await;
+                return Ok(Step::Done);
+            }
+        };
+        let take = match probe {
+            _ if self.has_suspects() => Take::Suspect,
+            Some(_) => Take::Probe,
+            None => Take::Batch,
+        };
+        let batch = self.next_batch(live, take).await?;
         self.meters.lost(self.source.take_lost());
         if batch.len() > 0 {
             self.bytes_before = batch.columns.data.len();
-            self.process(live, &batch).await?;
+            let batch = self.mark(batch).await?;
+            let processed = self.process(live, &batch, probe.as_mut()).await;
+            self.unmark(&batch).await;
+            processed?;
+            return Ok(Step::Done);
+        }
+        if take == Take::Suspect && self.suspects.end_at(batch.next) {
             return Ok(Step::Done);
         }
         if batch.next == self.progress.next {
             self.pieces.clear();
-            self.show(State::Running);
+            if probe.is_none() {
+                self.show(State::Running);
+            }
             return Ok(Step::Idle);
         }
         // Only messages that wait behind others: kept in mind, and committed with the next batch.
@@ -258,9 +308,18 @@ impl Worker {
         Ok(Step::Done)
     }
 
-    async fn process(&mut self, live: &Live, batch: &Batch) -> Result<(), Trouble> {
-        let error = match self.call(live, batch).await {
-            Ok((verdict, places)) => match self.settle(live, batch, &verdict, &places).await {
+    async fn process(
+        &mut self,
+        live: &Live,
+        batch: &Batch,
+        mut probe: Option<&mut Probe>,
+    ) -> Result<(), Trouble> {
+        let called = self.call(live, batch).await;
+        let error = match called {
+            Ok((verdict, places)) => match self
+                .judge(live, batch, &verdict, &places, probe.as_deref_mut())
+                .await
+            {
                 // What one commit cannot hold is an answer that asks for too much.
                 Err(CommitError::TooLarge { bytes, max }) => CallError::BadAnswer(format!(
                     "what is to be committed has {bytes} bytes, at most {max} fit; emit less"
@@ -272,13 +331,18 @@ impl Worker {
         self.meters.call_failed(&error);
         match error {
             CallError::Unavailable(reason) => {
-                self.rewind();
-                Err(Trouble::Wait(format!("unavailable: {reason}")))
+                self.gate.unavailable(live.revision, &reason, probe);
+                self.discard();
+                Ok(())
             }
             CallError::Host(_) => {
                 tracing::error!(processor = %live.processor, revision = live.revision, %error, "a call could not be made");
                 self.rewind();
                 Err(Trouble::Wait(error.to_string()))
+            }
+            _ if batch.len() > 1 && self.gate.is_open() => {
+                self.discard();
+                Ok(())
             }
             _ if batch.len() > 1 => {
                 tracing::debug!(processor = %live.processor, messages = batch.len(), %error, "a batch failed; bisecting");
@@ -287,7 +351,7 @@ impl Worker {
             }
             _ => {
                 let verdict = Verdict::alone(&error);
-                Ok(self.settle(live, batch, &verdict, &[]).await?)
+                Ok(self.judge(live, batch, &verdict, &[], probe).await?)
             }
         }
     }
@@ -312,6 +376,7 @@ impl Worker {
         batch: &Batch,
         verdict: &Verdict,
         places: &[u32],
+        judgement: Judgement,
     ) -> Result<(), CommitError> {
         let mut settling = Settling {
             processor: live.processor.as_str(),
@@ -326,20 +391,32 @@ impl Worker {
             progress: &Arc::clone(&self.progress),
             now: self.now(),
         };
-        let decisions = decide(live, &settling).await;
+        let decisions = match judgement {
+            Judgement::Settle => decide(live, &settling).await,
+            _ => Vec::new(),
+        };
         settling.decisions = &decisions;
         loop {
-            let mut effects = delivery::settle(&settling, &mut self.rng);
+            let mut effects = match judgement {
+                Judgement::Settle => delivery::settle(&settling, &mut self.rng),
+                _ => delivery::postpone(&settling),
+            };
+            let Some(granted) = self.take_dead_letters(live, batch, &effects).await else {
+                return Ok(());
+            };
             self.pack(live, &mut effects).await;
             match self.commit(live, &mut effects).await {
                 Ok(took) => {
                     self.committed(batch, effects, took);
                     return Ok(());
                 }
-                Err(error @ CommitError::DiskFull) => self.back_off(error.to_string()).await,
                 Err(error) => {
-                    self.rewind();
-                    return Err(error);
+                    self.gate.give_back(granted);
+                    if !matches!(error, CommitError::DiskFull) {
+                        self.rewind();
+                        return Err(error);
+                    }
+                    self.back_off(error.to_string()).await;
                 }
             }
             let command = self.commands.borrow().clone();
@@ -366,7 +443,11 @@ impl Worker {
     }
 
     /// One transaction: outputs, dead letters, progress.
-    async fn commit(&self, live: &Live, effects: &mut Effects) -> Result<Duration, CommitError> {
+    async fn commit(
+        &mut self,
+        live: &Live,
+        effects: &mut Effects,
+    ) -> Result<Duration, CommitError> {
         let transaction = Transaction {
             appends: self.appends(live, effects)?,
             progress: Some(ProgressWrite {
@@ -379,6 +460,7 @@ impl Worker {
         };
         let before = self.context.clock.monotonic();
         self.context.engine.commit(transaction).await?;
+        self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))
     }
 
@@ -489,7 +571,8 @@ fn append(
 /// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides.
 async fn decide(live: &Live, settling: &Settling<'_>) -> Vec<Decision> {
     let failed = &settling.verdict.failed;
-    let Some(handler) = live.failures.as_ref().filter(|_| !failed.is_empty()) else {
+    let asks = !failed.is_empty() && failed.iter().all(|f| f.cause != Cause::HostDied);
+    let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
         return Vec::new();
     };
     let failures = delivery::failures(settling);

@@ -216,7 +216,10 @@ async fn at_the_bound_of_parked_messages_the_partition_waits_and_nothing_is_drop
     let gate = Arc::clone(&closed);
     let rig = Rig::deployed(
         1,
-        |spec| spec.retry.attempts_max = u32::MAX,
+        |spec| {
+            spec.breaker.enabled = false;
+            spec.retry.attempts_max = u32::MAX;
+        },
         move |_, _| match gate.load(Ordering::SeqCst) {
             true => Say::Retry(Some(20)),
             false => Say::Pass,

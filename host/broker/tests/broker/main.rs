@@ -1,5 +1,6 @@
 //! The broker on the memory engine, with handlers written by hand: every way that a message can go.
 
+mod breaker;
 mod compression;
 mod dead_letters;
 mod doors;

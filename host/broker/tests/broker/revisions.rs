@@ -168,7 +168,7 @@ async fn a_paused_processor_takes_nothing_and_goes_on_when_resumed() {
     let status = rig.until(|all| all[0].lag == 1).await;
     assert_eq!(status[0].state, "paused");
     assert!(rig.values("out").await.is_empty());
-    let resumed = rig.broker.resume(&processor("p")).await.unwrap();
+    let resumed = rig.broker.resume(&processor("p"), None).await.unwrap();
     assert!(!resumed.paused);
     rig.hold("out", &["1"]).await;
 }
@@ -181,7 +181,7 @@ async fn a_worker_that_waits_in_an_outage_obeys_at_once() {
     rig.until(|all| all[0].state.starts_with("waiting")).await;
     rig.broker.pause(&processor("p")).await.unwrap();
     rig.until(|all| all[0].state == "paused").await;
-    rig.broker.resume(&processor("p")).await.unwrap();
+    rig.broker.resume(&processor("p"), None).await.unwrap();
     rig.until(|all| all[0].state.starts_with("waiting")).await;
     let good = rig
         .upload_handler("good", per_message(|_, _| Say::Pass))
@@ -235,13 +235,13 @@ async fn after_a_start_processors_go_on_and_one_that_does_not_load_hinders_nobod
         status.partitions[0].state.starts_with("stopped: "),
         "{status:?}"
     );
-    let refused = next.broker.resume(&processor("lame")).await;
+    let refused = next.broker.resume(&processor("lame"), None).await;
     assert!(matches!(refused, Err(ProcessorError::Admit(_))));
     next.modules.know(
         "lame",
         Export::Processor(Arc::new(per_message(|_, _| Say::Pass))),
     );
-    next.broker.resume(&processor("lame")).await.unwrap();
+    next.broker.resume(&processor("lame"), None).await.unwrap();
     next.until(|all| all[0].lag == 0).await;
 }
 
@@ -257,7 +257,7 @@ async fn a_worker_whose_lease_was_taken_over_stops_and_commits_nothing() {
     rig.until(|all| all[0].state.starts_with("stopped: ") && all[0].state.contains("lease"))
         .await;
     assert_eq!(rig.values("out").await, ["1"]);
-    rig.broker.resume(&processor("p")).await.unwrap();
+    rig.broker.resume(&processor("p"), None).await.unwrap();
     rig.hold("out", &["1", "2"]).await;
 }
 

@@ -444,6 +444,9 @@ pub(crate) fn spec(module: Digest) -> ProcessorSpec {
         },
         error_handler: None,
         limits: Default::default(),
+        breaker: Default::default(),
+        dead_letters: Default::default(),
+        auto_rollback: false,
     }
 }
 

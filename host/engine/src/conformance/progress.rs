@@ -34,6 +34,7 @@ pub(super) fn with_parked(next: u64, parked: usize) -> Progress {
         next: Offset(next),
         revision: 4,
         parked: parked.collect(),
+        first_call: Some(Offset(next + 1)),
     }
 }
 

@@ -26,8 +26,16 @@ pub(super) enum Verb {
     Show { name: ProcessorName },
     /// Take no further batches until resumed
     Pause { name: ProcessorName },
-    /// Go on where it paused
-    Resume { name: ProcessorName },
+    /// Go on where it paused; if its breaker is open, try a message at once
+    #[command(
+        after_help = "Examples:\n  millrace processor resume shout\n  millrace processor resume shout --accept-dead-letters 5000"
+    )]
+    Resume {
+        name: ProcessorName,
+        /// Close its breaker, and let so many dead letters through before it judges again
+        #[arg(long, value_name = "COUNT")]
+        accept_dead_letters: Option<u64>,
+    },
     /// Make an earlier revision the current one
     #[command(
         after_help = "Examples:\n  millrace processor rollback shout\n  millrace processor rollback shout --revision 3"
@@ -56,7 +64,7 @@ Examples:
   millrace processor deploy shout --spec shout.toml --module uppercase@2.0.0
 
 A spec file (TOML or JSON) has the fields of PUT /v1/processors/{name}: topics, module, output, grants, order,
-batch, retry, error_handler, limits. Flags go before the file.";
+batch, retry, error_handler, limits, breaker, dead_letters, auto_rollback. Flags go before the file.";
 
 #[derive(clap::Args)]
 #[command(after_help = DEPLOY_HELP)]
@@ -86,6 +94,9 @@ pub(super) struct DeployArgs {
     /// Messages of a batch
     #[arg(long, value_name = "COUNT")]
     batch_messages_max: Option<u32>,
+    /// Take a bad deploy back to the revision before it
+    #[arg(long)]
+    auto_rollback: bool,
     /// A file with the whole spec
     #[arg(long, value_name = "FILE")]
     spec: Option<PathBuf>,
@@ -101,8 +112,13 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             let answer = client.send(Method::POST, &path(&name, "/pause"), &json!({}))?;
             out.answer(&answer, |_| format!("processor {name} is paused"))
         }
-        Verb::Resume { name } => {
-            let answer = client.send(Method::POST, &path(&name, "/resume"), &json!({}))?;
+        Verb::Resume {
+            name,
+            accept_dead_letters,
+        } => {
+            let body = accept_dead_letters
+                .map_or_else(|| json!({}), |count| json!({"accept_dead_letters": count}));
+            let answer = client.send(Method::POST, &path(&name, "/resume"), &body)?;
             out.answer(&answer, |_| format!("processor {name} goes on"))
         }
         Verb::Rollback { name, revision } => {
@@ -153,6 +169,7 @@ impl DeployArgs {
         set("grants", json!(self.grants));
         set("order", json!(self.order));
         set("error_handler", json!(self.error_handler));
+        set("auto_rollback", json!(self.auto_rollback.then_some(true)));
         set_in(&mut spec, "retry", "attempts_max", self.attempts_max)?;
         set_in(&mut spec, "batch", "messages_max", self.batch_messages_max)?;
         Ok(Value::Object(spec))
@@ -255,13 +272,17 @@ fn show(processor: &Value) -> String {
             "batch",
             "retry",
             "limits",
+            "dead_letters",
+            "auto_rollback",
         ]
         .map(|field| (field, cell(&spec[field]))),
     );
+    pairs.push(("breaker", breaker(&processor["breaker"])));
     let revision = |revision: &Value| {
         let spec = &revision["spec"];
         let at = when(&revision["deployed_at"]);
-        vec![cell(&revision["number"]), at, short(&spec["module"])]
+        let note = cell(&revision["note"]);
+        vec![cell(&revision["number"]), at, short(&spec["module"]), note]
     };
     let revisions = items(&processor["revisions"])
         .iter()
@@ -298,8 +319,24 @@ fn show(processor: &Value) -> String {
     format!(
         "{}\n\n{}\n\n{}",
         facts(&pairs),
-        table(&["REVISION", "DEPLOYED AT", "MODULE"], revisions, ""),
+        table(
+            &["REVISION", "DEPLOYED AT", "MODULE", "NOTE"],
+            revisions,
+            "",
+        ),
         table(&headings, partitions, "it works in no partition"),
+    )
+}
+
+fn breaker(status: &Value) -> String {
+    let Some(text) = status["text"].as_str() else {
+        return cell(&status["state"]);
+    };
+    format!(
+        "open since {}: {text} (next probe {}, {} failed)",
+        when(&status["since"]),
+        when(&status["next_probe_at"]),
+        cell(&status["probes"]),
     )
 }
 

@@ -92,6 +92,59 @@ pub(super) struct LimitsSchema {
     log_lines_per_second: Option<u32>,
 }
 
+/// When a processor pauses by itself, and how it probes.
+#[derive(ToSchema)]
+#[schema(as = BreakerPolicy)]
+pub(super) struct BreakerPolicySchema {
+    /// Whether failures of messages open it; what the component says is down always does.
+    enabled: Option<bool>,
+    /// So many different messages in a row that fail alike open it.
+    failures_min: Option<u32>,
+    /// This share of the latest messages that fail alike opens it.
+    failed_percent: Option<u32>,
+    /// How many messages are the latest.
+    window_messages: Option<u32>,
+    /// Older messages are no longer the latest.
+    window_ms: Option<u64>,
+    /// Upper bound of the wait before the first probe; doubles with each probe that fails.
+    probe_first_ms: Option<u64>,
+    /// Upper bound of every wait.
+    probe_max_ms: Option<u64>,
+}
+
+/// How many dead letters a processor may make; at the bound a partition waits.
+#[derive(ToSchema)]
+#[schema(as = DeadLetterPolicy)]
+pub(super) struct DeadLetterPolicySchema {
+    /// Dead letters of all partitions together.
+    max: Option<u32>,
+    /// In so long a time.
+    per_ms: Option<u64>,
+}
+
+/// How a processor's breaker stands.
+#[derive(ToSchema)]
+#[schema(as = BreakerStatus)]
+pub(super) struct BreakerStatusSchema {
+    /// `closed`, `open` or `off`.
+    state: String,
+    /// `outage`, `bad-deploy` or `poison-flood`.
+    reason: Option<String>,
+    /// The same for people.
+    text: Option<String>,
+    since: Option<u64>,
+    /// When one message is tried next.
+    next_probe_at: Option<u64>,
+    /// Probes that failed since it opened.
+    probes: u32,
+    /// How often it opened since the host started.
+    trips: u64,
+    /// Dead letters that may be made before a partition waits.
+    dead_letters_left: u32,
+    /// Dead letters accepted beforehand and not made yet.
+    dead_letters_accepted: u64,
+}
+
 /// A revision's spec, with modules by digest.
 #[derive(ToSchema)]
 #[schema(as = ProcessorSpec)]
@@ -105,6 +158,9 @@ struct ProcessorSpecSchema {
     retry: RetryPolicySchema,
     error_handler: Option<String>,
     limits: LimitsSchema,
+    breaker: BreakerPolicySchema,
+    dead_letters: DeadLetterPolicySchema,
+    auto_rollback: bool,
 }
 
 #[derive(ToSchema)]
@@ -114,6 +170,10 @@ struct RevisionSchema {
     spec: ProcessorSpecSchema,
     /// Milliseconds since the Unix epoch.
     deployed_at: u64,
+    /// The revision that it took over from.
+    predecessor: Option<u32>,
+    /// What the host did with it by itself, and why.
+    note: Option<String>,
 }
 
 /// A processor and its revisions.
@@ -191,7 +251,10 @@ pub(super) struct RedrivenSchema {
 mod tests {
     use std::collections::BTreeSet;
 
-    use millrace_model::processor::{BatchPolicy, Limits, RetryPolicy};
+    use millrace_broker::BreakerStatus;
+    use millrace_model::processor::{
+        BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, RetryPolicy,
+    };
     use serde_json::{Value, json};
 
     use super::*;
@@ -225,6 +288,9 @@ mod tests {
             ("BatchPolicy", json!(BatchPolicy::default())),
             ("RetryPolicy", json!(RetryPolicy::default())),
             ("Limits", json!(Limits::default())),
+            ("BreakerPolicy", json!(BreakerPolicy::default())),
+            ("DeadLetterPolicy", json!(DeadLetterPolicy::default())),
+            ("BreakerStatus", json!(BreakerStatus::default())),
         ];
         for (name, noun) in nouns {
             let shape = &document["components"]["schemas"][name]["properties"];

@@ -5,8 +5,10 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use millrace_broker::{GuestLine, PartitionStatus, ProcessorError, ProcessorStatus};
-use millrace_model::processor::{BatchPolicy, Limits, Order, RetryPolicy};
+use millrace_broker::{BreakerStatus, GuestLine, PartitionStatus, ProcessorError, ProcessorStatus};
+use millrace_model::processor::{
+    BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
+};
 use millrace_model::{Processor, ProcessorName, ProcessorSpec, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -15,8 +17,8 @@ use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{
-    BatchPolicySchema, GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema,
-    RetryPolicySchema,
+    BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
+    GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema, RetryPolicySchema,
 };
 use super::query::InPath;
 use super::{App, Shared, to_the_end};
@@ -52,6 +54,15 @@ pub(super) struct SpecBody {
     #[serde(default)]
     #[schema(value_type = LimitsSchema)]
     limits: Limits,
+    #[serde(default)]
+    #[schema(value_type = BreakerPolicySchema)]
+    breaker: BreakerPolicy,
+    #[serde(default)]
+    #[schema(value_type = DeadLetterPolicySchema)]
+    dead_letters: DeadLetterPolicy,
+    /// Whether a bad deploy takes itself back to the revision that it took over from.
+    #[serde(default)]
+    auto_rollback: bool,
 }
 
 impl App {
@@ -68,6 +79,9 @@ impl App {
             batch: body.batch,
             retry: body.retry,
             limits: body.limits,
+            breaker: body.breaker,
+            dead_letters: body.dead_letters,
+            auto_rollback: body.auto_rollback,
         })
     }
 
@@ -85,6 +99,10 @@ pub(super) struct StatusBody {
     processor: Processor,
     #[schema(value_type = Vec<PartitionStatusSchema>)]
     partitions: Vec<PartitionStatus>,
+    /// How its breaker stands; absent if the processor cannot be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<BreakerStatusSchema>)]
+    breaker: Option<BreakerStatus>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -97,6 +115,7 @@ impl From<ProcessorStatus> for StatusBody {
         Self {
             processor: status.processor,
             partitions: status.partitions,
+            breaker: status.breaker,
         }
     }
 }
@@ -193,16 +212,35 @@ pub(super) async fn pause(
     to_the_end(async move { Ok(Json(app.broker.pause(&name).await?)) }).await
 }
 
-/// Goes on where it paused.
-#[utoipa::path(post, path = "/v1/processors/{name}/resume", tag = "processors", params(("name" = String, Path,)), responses(
-    (status = 200, body = ProcessorSchema),
-    (status = 404, body = ErrorBody),
-))]
+/// How to go on.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResumeBody {
+    /// Closes an open breaker and lets so many dead letters through before it and the bound of dead letters judge again.
+    accept_dead_letters: Option<u64>,
+}
+
+/// Goes on where it paused. If its breaker is open, a message is tried at once.
+#[utoipa::path(post, path = "/v1/processors/{name}/resume", tag = "processors", params(("name" = String, Path,)),
+    request_body = Option<ResumeBody>,
+    responses(
+        (status = 200, body = ProcessorSchema),
+        (status = 404, body = ErrorBody),
+    )
+)]
 pub(super) async fn resume(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
+    headers: HeaderMap,
+    body: Body,
 ) -> Result<Json<Processor>, ApiError> {
-    to_the_end(async move { Ok(Json(app.broker.resume(&name).await?)) }).await
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let body = match taken.bytes.trim_ascii() {
+        b"" => ResumeBody::default(),
+        bytes => json(bytes)?,
+    };
+    let accept = body.accept_dead_letters;
+    to_the_end(async move { Ok(Json(app.broker.resume(&name, accept).await?)) }).await
 }
 
 /// Deletes a processor. Its dead letters stay as topics.

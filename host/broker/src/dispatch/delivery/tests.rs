@@ -44,6 +44,9 @@ fn spec() -> ProcessorSpec {
         retry: Default::default(),
         error_handler: None,
         limits: Default::default(),
+        breaker: Default::default(),
+        dead_letters: Default::default(),
+        auto_rollback: false,
     }
 }
 
@@ -213,6 +216,7 @@ fn skipped_messages_are_parked_in_their_place() {
         next: Offset(10),
         revision: 1,
         parked: vec![behind(Offset(3), Some(1))],
+        first_call: None,
     };
     let effects = decide(&cut, vec![failed(1, Cause::Retry, None)], &[], &before);
     let offsets: Vec<u64> = effects.progress.parked.iter().map(|p| p.offset.0).collect();

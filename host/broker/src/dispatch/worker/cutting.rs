@@ -1,28 +1,39 @@
 //! How the worker comes to its next batch: it reads and waits, [`batcher`] decides.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+
+use millrace_model::Offset;
 
 use super::{Trouble, Worker};
 use crate::dispatch::Live;
 use crate::dispatch::batcher::{self, Batch, Cut, Due};
 
+/// What is wanted of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Take {
+    /// As much as there is.
+    Batch,
+    /// One message, to see whether others might succeed.
+    Probe,
+    /// One message that the host may have ended with.
+    Suspect,
+}
+
 impl Worker {
     /// The next batch, cut from what is due and what is new; empty if there is nothing to do.
-    pub(super) async fn next_batch(&mut self, live: &Live) -> Result<Batch, Trouble> {
+    ///
+    /// A probe is one message: a new one and a parked one in turn, so that no message at the front is asked for ever.
+    pub(super) async fn next_batch(&mut self, live: &Live, take: Take) -> Result<Batch, Trouble> {
         let policy = &live.spec.batch;
-        let piece = self.pieces.last().copied().unwrap_or(usize::MAX);
+        let piece = match take {
+            Take::Probe | Take::Suspect => 1,
+            Take::Batch => self.pieces.last().copied().unwrap_or(usize::MAX),
+        };
         let messages_max = piece.min(policy.messages_max as usize);
         let bytes_max = policy.bytes_max as usize;
-        let topic = self.input.origin.as_str();
-        let redriven = self.input.is_redriven();
-        let mut cut = Cut::new(
-            topic,
-            self.input.partition.0,
-            redriven,
-            messages_max,
-            bytes_max,
-        );
+        let mut cut = self.empty_cut(messages_max, bytes_max);
         self.seen = self.source.end();
         let room = batcher::new_messages_max(live.spec.order, &self.progress.parked);
         let reads = room > 0 && self.source.has_more();
@@ -30,14 +41,19 @@ impl Worker {
             cut.share();
         }
         let due_max = cut.retried_messages_max();
-        let due = match self.alone && reads {
-            true => Due::default(),
-            false => batcher::due(&self.progress.parked, self.now(), due_max),
+        let parked = &self.progress.parked;
+        let due = match take {
+            Take::Suspect => batcher::oldest_due(parked, self.now(), &self.cleared),
+            _ if self.alone && reads => Due::default(),
+            Take::Probe => batcher::oldest_due(parked, self.now(), &HashSet::new()),
+            Take::Batch => batcher::due(parked, self.now(), due_max),
         };
         self.alone = due.alone;
         self.take_due(&due, &mut cut).await?;
         if reads && !due.alone && !cut.is_full() {
-            self.linger(live, &cut).await?;
+            if take == Take::Batch {
+                self.linger(live, &cut).await?;
+            }
             match self.source.fill(messages_max, bytes_max).await {
                 // Retries go on, whatever stands in the way of new messages.
                 Err(_) if !cut.is_empty() => {}
@@ -48,6 +64,23 @@ impl Worker {
             cut.take_new(&mut self.source, live.spec.order, parked, room);
         }
         Ok(cut.finish(self.source.position()))
+    }
+
+    fn empty_cut(&self, messages_max: usize, bytes_max: usize) -> Cut {
+        let topic = self.input.origin.as_str();
+        let (partition, redriven) = (self.input.partition.0, self.input.is_redriven());
+        Cut::new(topic, partition, redriven, messages_max, bytes_max)
+    }
+
+    /// One parked message; nothing if it is gone.
+    pub(super) async fn parked_alone(&mut self, offset: Offset) -> Result<Batch, Trouble> {
+        let mut cut = self.empty_cut(1, usize::MAX);
+        let due = Due {
+            offsets: vec![offset],
+            alone: true,
+        };
+        self.take_due(&due, &mut cut).await?;
+        Ok(cut.finish(self.progress.next))
     }
 
     async fn take_due(&mut self, due: &Due, cut: &mut Cut) -> Result<(), Trouble> {

@@ -1,0 +1,176 @@
+//! How many dead letters a processor may make in a time. At the bound the partition waits: nothing is dropped, nothing floods.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use millrace_model::processor::DeadLetterPolicy;
+
+/// The time is counted in so many parts.
+const PARTS: u32 = 64;
+
+/// Dead letters that were made lately, and those that an operator accepted beforehand.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    policy: DeadLetterPolicy,
+    /// When, and how many; oldest first, at most [`PARTS`] and one.
+    made: VecDeque<(Duration, u32)>,
+    sum: u32,
+    accepted: u64,
+}
+
+/// What was granted of what was wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Granted {
+    pub(crate) count: u32,
+    /// How many of them an operator had accepted.
+    accepted: u32,
+    /// When there will be more.
+    pub(crate) more_in: Duration,
+}
+
+impl Allowance {
+    /// With nothing made yet.
+    pub(crate) fn new(policy: DeadLetterPolicy) -> Self {
+        Self {
+            policy,
+            made: VecDeque::new(),
+            sum: 0,
+            accepted: 0,
+        }
+    }
+
+    /// Goes by this policy from now on.
+    pub(crate) fn set(&mut self, policy: DeadLetterPolicy) {
+        self.policy = policy;
+    }
+
+    /// So many more are all right, whatever the policy says; `None` takes that back.
+    pub(crate) fn accept(&mut self, count: Option<u64>) {
+        self.accepted = count.map_or(0, |count| self.accepted.saturating_add(count));
+    }
+
+    /// How many are accepted and not made yet.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
+    /// How many may be made now.
+    pub(crate) fn left(&mut self, now: Duration) -> u32 {
+        self.expire(now);
+        self.policy.max.saturating_sub(self.sum)
+    }
+
+    /// Takes as many of those wanted as may be made now.
+    pub(crate) fn take(&mut self, wanted: u32, now: Duration) -> Granted {
+        let accepted = wanted.min(self.accepted.try_into().unwrap_or(u32::MAX));
+        let count = (wanted - accepted).min(self.left(now));
+        self.accepted -= u64::from(accepted);
+        self.count(count, now);
+        let period = Duration::from_millis(self.policy.per_ms);
+        let frees = self.made.front().map_or(now, |(at, _)| *at + period);
+        Granted {
+            count: count + accepted,
+            accepted,
+            more_in: frees.saturating_sub(now),
+        }
+    }
+
+    /// They were not made after all.
+    pub(crate) fn give_back(&mut self, granted: Granted) {
+        self.accepted += u64::from(granted.accepted);
+        let mut rest = granted.count - granted.accepted;
+        while rest > 0
+            && let Some((_, count)) = self.made.back_mut()
+        {
+            let back = rest.min(*count);
+            *count -= back;
+            self.sum -= back;
+            rest -= back;
+            if *count == 0 {
+                self.made.pop_back();
+            }
+        }
+    }
+
+    fn count(&mut self, count: u32, now: Duration) {
+        if count == 0 {
+            return;
+        }
+        self.sum += count;
+        let part = Duration::from_millis(self.policy.per_ms) / PARTS;
+        match self.made.back_mut() {
+            Some((at, before)) if now < *at + part => *before += count,
+            _ => self.made.push_back((now, count)),
+        }
+    }
+
+    fn expire(&mut self, now: Duration) {
+        let period = Duration::from_millis(self.policy.per_ms);
+        while let Some(&(at, count)) = self.made.front()
+            && at + period <= now
+        {
+            self.sum -= count;
+            self.made.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn allowance(max: u32) -> Allowance {
+        Allowance::new(DeadLetterPolicy {
+            max,
+            per_ms: 60_000,
+        })
+    }
+
+    #[test]
+    fn at_the_bound_there_are_no_more_until_the_oldest_are_old_enough() {
+        let mut allowance = allowance(3);
+        let start = Duration::from_secs(5);
+        assert_eq!(allowance.take(2, start).count, 2);
+        let second = allowance.take(5, start + MINUTE / 2);
+        assert_eq!((second.count, second.more_in), (1, MINUTE / 2));
+        assert_eq!(allowance.take(1, start + MINUTE / 2).count, 0);
+        assert_eq!(allowance.take(9, start + MINUTE).count, 2);
+    }
+
+    #[test]
+    fn what_was_not_made_is_given_back_and_what_was_accepted_does_not_count() {
+        let mut allowance = allowance(3);
+        let granted = allowance.take(3, MINUTE);
+        allowance.give_back(granted);
+        assert_eq!(allowance.left(MINUTE), 3);
+        allowance.accept(Some(10));
+        let granted = allowance.take(12, MINUTE);
+        assert_eq!((granted.count, allowance.accepted()), (12, 0));
+        assert_eq!(allowance.left(MINUTE), 1);
+        allowance.give_back(granted);
+        assert_eq!((allowance.left(MINUTE), allowance.accepted()), (3, 10));
+    }
+
+    proptest! {
+        #[test]
+        fn in_no_span_of_the_period_are_there_more_than_the_bound(
+            max in 1..50u32, steps in proptest::collection::vec((0..20_000u64, 1..30u32), 1..100),
+        ) {
+            let mut allowance = allowance(max);
+            let mut now = Duration::ZERO;
+            let mut made = Vec::new();
+            for (after_ms, wanted) in steps {
+                now += Duration::from_millis(after_ms);
+                made.push((now, allowance.take(wanted, now).count));
+            }
+            for &(end, _) in &made {
+                let within = made.iter().filter(|(at, _)| *at <= end && *at + MINUTE - MINUTE / PARTS > end);
+                prop_assert!(within.map(|(_, count)| count).sum::<u32>() <= max);
+            }
+        }
+    }
+}

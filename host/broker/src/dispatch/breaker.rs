@@ -1,0 +1,580 @@
+//! The breaker of a processor: tells one poison message from an outage, a bad deploy and a flood of poison. Plain synchronous
+//! code with the clock handed in; [`gate`](super::gate) shares it among the processor's workers.
+//!
+//! Closed, everything runs and every batch is reported. It opens when many *different* messages in a row, or most of the latest
+//! ones, fail alike, or at once when the component says that something outside is down. Open, nothing is called but one message
+//! at a time: the probe. The first probe that succeeds closes it. What failed in the batch that opened it, and what fails as a
+//! probe, spends no attempt and is never a dead letter.
+//!
+//! Evidence is the first attempt of a message only, so that one that keeps failing counts once.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::Duration;
+
+use millrace_model::processor::BreakerPolicy;
+use millrace_model::{Offset, Timestamp, TopicPartition};
+use serde::Serialize;
+
+use super::answer::Failed;
+use crate::handler::Cause;
+
+mod window;
+
+use window::Window;
+
+/// A revision that has processed so many messages is no longer new: what fails then is not its deployment.
+const TRIAL_MESSAGES: u64 = 1_000;
+/// A revision is no longer new after this time.
+const TRIAL: Duration = Duration::from_secs(60 * 60);
+/// Opening again so soon after closing goes on with the longer waits of the time before.
+const HEALTHY: Duration = Duration::from_secs(10);
+/// Classes of rejections that are known from revisions before. A class beyond them counts as new.
+const KNOWN_REJECTIONS_MAX: usize = 64;
+/// How long a worker waits for another one's probe before it looks again.
+const PROBE_WAIT: Duration = Duration::from_secs(1);
+
+/// A moment, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    pub(crate) wall: Timestamp,
+    pub(crate) monotonic: Duration,
+}
+
+/// Why a breaker opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Something that the messages need is down.
+    Outage,
+    /// A new revision fails where the one before did not.
+    BadDeploy { revision: u32, predecessor: u32 },
+    /// Most messages are such that nobody can process them.
+    PoisonFlood,
+}
+
+impl Reason {
+    /// The reason's word, as metrics and answers spell it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Outage => "outage",
+            Self::BadDeploy { .. } => "bad-deploy",
+            Self::PoisonFlood => "poison-flood",
+        }
+    }
+}
+
+/// How failures are alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kind {
+    cause: Cause,
+    class: String,
+}
+
+impl Kind {
+    fn of(failed: &Failed) -> Self {
+        Self {
+            cause: failed.cause,
+            class: failed.class.clone(),
+        }
+    }
+
+    fn is(&self, failed: &Failed) -> bool {
+        self.cause == failed.cause && self.class == failed.class
+    }
+}
+
+/// What became of a batch.
+pub(crate) struct Report<'a> {
+    pub(crate) revision: u32,
+    pub(crate) partition: TopicPartition,
+    pub(crate) offsets: &'a [Offset],
+    pub(crate) failed: &'a [Failed],
+    /// For each failure, whether it was the message's first attempt.
+    pub(crate) first: &'a [bool],
+}
+
+/// What is to be done with a batch that was reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    /// What the messages and the policy say.
+    Settle,
+    /// Nothing: it did not happen, and is tried again when the breaker closes.
+    Discard,
+    /// A probe that failed: it makes room for the next one, at the cost of no attempt.
+    Postpone,
+}
+
+/// Whether a worker may go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Go,
+    /// With one message; the outcome is to be reported, or the probe given back.
+    Probe,
+    /// Not before this time, or a change.
+    Wait(Duration),
+}
+
+/// Why it is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trip {
+    pub(crate) reason: Reason,
+    pub(crate) since: Timestamp,
+    /// For people.
+    pub(crate) text: String,
+    /// What failures were like; `None` if the component said that the batch could not be processed.
+    kind: Option<Kind>,
+}
+
+impl fmt::Display for Trip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    trip: Trip,
+    /// Probes that failed.
+    probes: u32,
+    /// Waits so far, each longer than the one before.
+    waits: u32,
+    /// When the next probe is due.
+    next: Now,
+    probing: bool,
+}
+
+/// How a processor's breaker stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BreakerStatus {
+    /// `closed`, `open`, or `off` where the specification says so.
+    pub state: &'static str,
+    /// Why it is open: `outage`, `bad-deploy` or `poison-flood`.
+    pub reason: Option<&'static str>,
+    /// The same for people.
+    pub text: Option<String>,
+    /// Since when it is open.
+    pub since: Option<Timestamp>,
+    /// When one message is tried next.
+    pub next_probe_at: Option<Timestamp>,
+    /// Probes that failed since it opened.
+    pub probes: u32,
+    /// How often it opened since the host started.
+    pub trips: u64,
+    /// Dead letters that may be made before a partition waits.
+    pub dead_letters_left: u32,
+    /// Dead letters that an operator accepted beforehand and that were not made yet.
+    pub dead_letters_accepted: u64,
+}
+
+/// The revision that runs, as far as the breaker cares.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trial {
+    pub(crate) revision: u32,
+    /// The revision that it took over from, if it is the newest one.
+    pub(crate) predecessor: Option<u32>,
+    /// How long ago it was deployed.
+    pub(crate) age: Duration,
+}
+
+/// One processor's breaker.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    policy: BreakerPolicy,
+    /// Whether an operator wants failures dealt with one by one for now.
+    accepting: bool,
+    revision: u32,
+    predecessor: Option<u32>,
+    /// Until when the revision is new.
+    trial_ends: Duration,
+    /// Messages that it processed.
+    good: u64,
+    open: Option<Open>,
+    /// Different messages that failed alike, since the last success.
+    run: HashSet<(TopicPartition, Offset)>,
+    run_kind: Option<Kind>,
+    window: Window,
+    /// Classes under which earlier revisions rejected, and this one.
+    rejections_before: Vec<String>,
+    rejections: Vec<String>,
+    /// When it closed last, and how long its waits were then.
+    closed: Option<(Duration, u32)>,
+    trips: u64,
+}
+
+impl Breaker {
+    /// Closed, for the processor's first revision in this process.
+    pub(crate) fn new(policy: BreakerPolicy, trial: &Trial, now: Now) -> Self {
+        let mut breaker = Self {
+            policy,
+            accepting: false,
+            revision: trial.revision,
+            predecessor: None,
+            trial_ends: Duration::ZERO,
+            good: 0,
+            open: None,
+            run: HashSet::new(),
+            run_kind: None,
+            window: Window::default(),
+            rejections_before: Vec::new(),
+            rejections: Vec::new(),
+            closed: None,
+            trips: 0,
+        };
+        breaker.try_out(trial, now);
+        breaker
+    }
+
+    /// This revision takes the next batch. Another one than before may well manage what that one could not: the breaker closes.
+    pub(crate) fn install(&mut self, policy: BreakerPolicy, trial: &Trial, now: Now) {
+        self.policy = policy;
+        if trial.revision == self.revision {
+            return;
+        }
+        self.open = None;
+        self.closed = None;
+        self.forget();
+        for class in std::mem::take(&mut self.rejections) {
+            remember(&mut self.rejections_before, &class);
+        }
+        self.try_out(trial, now);
+    }
+
+    fn try_out(&mut self, trial: &Trial, now: Now) {
+        self.revision = trial.revision;
+        self.predecessor = trial.predecessor;
+        self.trial_ends = now.monotonic + TRIAL.saturating_sub(trial.age);
+        self.good = 0;
+    }
+
+    /// Whether failures of messages are to be dealt with one by one, however many there are.
+    pub(crate) fn accept(&mut self, accepting: bool) {
+        self.accepting = accepting;
+    }
+
+    /// Why it is open; `None` if it is closed.
+    pub(crate) fn trip(&self) -> Option<&Trip> {
+        self.open.as_ref().map(|open| &open.trip)
+    }
+
+    /// Whether a worker may take a batch now. Whoever is given the probe must report it or give it back.
+    pub(crate) fn admit(&mut self, now: Now) -> Admission {
+        match &mut self.open {
+            None => Admission::Go,
+            Some(open) if open.probing => Admission::Wait(PROBE_WAIT),
+            Some(open) if now.monotonic < open.next.monotonic => {
+                Admission::Wait(open.next.monotonic - now.monotonic)
+            }
+            Some(open) => {
+                open.probing = true;
+                Admission::Probe
+            }
+        }
+    }
+
+    /// The worker had nothing to probe with, or could not.
+    pub(crate) fn give_back(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.probing = false;
+        }
+    }
+
+    /// A batch was answered, or a single message failed its call.
+    pub(crate) fn report(
+        &mut self,
+        report: &Report<'_>,
+        is_probe: bool,
+        now: Now,
+        rng: &mut fastrand::Rng,
+    ) -> Judgement {
+        let counts = |failed: &&Failed| self.counts(failed, now);
+        let bad = report.failed.iter().find(counts);
+        if report.revision != self.revision {
+            // Decided by a revision that no longer runs: the one that does may do better.
+            let stays = bad.is_none() || !self.policy.enabled;
+            return if stays {
+                Judgement::Settle
+            } else {
+                Judgement::Discard
+            };
+        }
+        match &self.open {
+            Some(open) if is_probe => {
+                if bad.is_some() && open.trip.kind.is_some() {
+                    self.probe_failed(now, rng);
+                    return Judgement::Postpone;
+                }
+                self.close(now);
+                self.note(report, now);
+                Judgement::Settle
+            }
+            Some(_) if bad.is_some() => Judgement::Discard,
+            Some(_) => Judgement::Settle,
+            None => {
+                self.note(report, now);
+                let Some(failed) = bad.filter(|_| self.policy.enabled && !self.accepting) else {
+                    return Judgement::Settle;
+                };
+                match self.judge() {
+                    Some((kind, what)) => {
+                        let example = report.failed.iter().find(|f| kind.is(f)).unwrap_or(failed);
+                        let text = explain(&kind, &what, &example.reason);
+                        self.trip_for(Some(kind), text, now, rng);
+                        Judgement::Discard
+                    }
+                    None => Judgement::Settle,
+                }
+            }
+        }
+    }
+
+    /// The component said that a batch cannot be processed for a reason outside of it.
+    pub(crate) fn unavailable(
+        &mut self,
+        revision: u32,
+        why: &str,
+        is_probe: bool,
+        now: Now,
+        rng: &mut fastrand::Rng,
+    ) {
+        if revision != self.revision {
+            return;
+        }
+        match &mut self.open {
+            Some(open) => {
+                if open.trip.reason == Reason::Outage {
+                    open.trip.text = format!("outage: {why}");
+                }
+                if is_probe {
+                    self.probe_failed(now, rng);
+                }
+            }
+            None => self.trip_for(None, why.to_owned(), now, rng),
+        }
+    }
+
+    /// The next probe may be made at once.
+    pub(crate) fn hurry(&mut self, now: Now) {
+        if let Some(open) = &mut self.open {
+            open.next = now;
+            open.waits = 0;
+        }
+    }
+
+    /// Closed by hand.
+    pub(crate) fn close(&mut self, now: Now) {
+        if let Some(open) = self.open.take() {
+            self.closed = Some((now.monotonic, open.waits));
+            self.forget();
+        }
+    }
+
+    /// How it stands; what it does not know of is left as it is by default.
+    pub(crate) fn status(&self) -> BreakerStatus {
+        let open = self.open.as_ref();
+        BreakerStatus {
+            state: match open {
+                Some(_) => "open",
+                None if self.policy.enabled => "closed",
+                None => "off",
+            },
+            reason: open.map(|open| open.trip.reason.as_str()),
+            text: open.map(|open| open.trip.text.clone()),
+            since: open.map(|open| open.trip.since),
+            next_probe_at: open.map(|open| open.next.wall),
+            probes: open.map_or(0, |open| open.probes),
+            trips: self.trips,
+            ..BreakerStatus::default()
+        }
+    }
+
+    fn forget(&mut self) {
+        self.run.clear();
+        self.run_kind = None;
+        self.window = Window::default();
+    }
+
+    fn is_new(&self, now: Now) -> bool {
+        self.predecessor.is_some() && self.good < TRIAL_MESSAGES && now.monotonic < self.trial_ends
+    }
+
+    /// Whether the failure says something of more than its message. A rejection is the component's decision, unless it is new
+    /// with a new revision.
+    fn counts(&self, failed: &Failed, now: Now) -> bool {
+        match failed.cause {
+            Cause::Reject => self.is_new(now) && !self.rejections_before.contains(&failed.class),
+            Cause::HostDied => false,
+            _ => true,
+        }
+    }
+
+    /// Takes the batch into account.
+    fn note(&mut self, report: &Report<'_>, now: Now) {
+        let good = (report.offsets.len() - report.failed.len()) as u64;
+        self.good = self.good.saturating_add(good);
+        if report.failed.is_empty() {
+            if !self.run.is_empty() {
+                self.run.clear();
+            }
+            self.window.good(good, now.monotonic, &self.policy);
+            return;
+        }
+        let evidence: Vec<&Failed> = report
+            .failed
+            .iter()
+            .zip(report.first)
+            .filter(|(failed, first)| {
+                let place = (report.partition, report.offsets[failed.message]);
+                **first && self.counts(failed, now) && !self.run.contains(&place)
+            })
+            .map(|(failed, _)| failed)
+            .collect();
+        self.window
+            .mixed(good, &evidence, now.monotonic, &self.policy);
+        self.follow_run(report, now);
+        for failed in report.failed {
+            if failed.cause == Cause::Reject && !self.counts(failed, now) {
+                remember(&mut self.rejections, &failed.class);
+            }
+        }
+    }
+
+    /// The failures at the end of the batch go on with the run; a success before them has ended the one before.
+    fn follow_run(&mut self, report: &Report<'_>, now: Now) {
+        let mut end = report.offsets.len();
+        let mut tail = Vec::new();
+        for (failed, &first) in report.failed.iter().zip(report.first).rev() {
+            if failed.message + 1 != end || (first && !self.counts(failed, now)) {
+                break;
+            }
+            end = failed.message;
+            if first {
+                tail.push(failed);
+            }
+        }
+        if end > 0 {
+            self.run.clear();
+        }
+        for failed in tail.into_iter().rev() {
+            if !self.run_kind.as_ref().is_some_and(|kind| kind.is(failed)) {
+                self.run.clear();
+                self.run_kind = Some(Kind::of(failed));
+            }
+            if self.run.len() < self.policy.failures_min as usize {
+                let place = (report.partition, report.offsets[failed.message]);
+                self.run.insert(place);
+            }
+        }
+    }
+
+    /// Whether what was noted is enough, and of which kind it is.
+    fn judge(&self) -> Option<(Kind, String)> {
+        let run = self.run.len() as u32;
+        if run >= self.policy.failures_min {
+            let kind = self.run_kind.clone()?;
+            return Some((kind, format!("{run} different messages in a row failed")));
+        }
+        let (kind, failed, all) = self.window.most()?;
+        let share = u64::from(failed) * 100 >= u64::from(self.policy.failed_percent) * all;
+        (failed >= self.policy.failures_min && share).then(|| {
+            (
+                kind.clone(),
+                format!("{failed} of the latest {all} messages failed"),
+            )
+        })
+    }
+
+    fn trip_for(&mut self, kind: Option<Kind>, text: String, now: Now, rng: &mut fastrand::Rng) {
+        let reason = self.reason(kind.as_ref(), now);
+        let text = match reason {
+            Reason::Outage => format!("outage: {text}"),
+            Reason::PoisonFlood => format!("poison flood: {text}"),
+            Reason::BadDeploy {
+                revision,
+                predecessor,
+            } => format!(
+                "bad deploy: revision {revision} fails where revision {predecessor} did not: {text}; roll back, or deploy a repaired one"
+            ),
+        };
+        let relapse = self
+            .closed
+            .filter(|(at, _)| now.monotonic < *at + HEALTHY)
+            .map_or(0, |(_, waits)| waits);
+        let mut open = Open {
+            trip: Trip {
+                reason,
+                since: now.wall,
+                text,
+                kind,
+            },
+            probes: 0,
+            waits: relapse,
+            next: now,
+            probing: false,
+        };
+        open.wait(&self.policy, now, rng);
+        self.open = Some(open);
+        self.trips += 1;
+        self.forget();
+    }
+
+    fn reason(&self, kind: Option<&Kind>, now: Now) -> Reason {
+        match (kind, self.predecessor) {
+            (None, _) => Reason::Outage,
+            (Some(_), Some(predecessor)) if self.is_new(now) => Reason::BadDeploy {
+                revision: self.revision,
+                predecessor,
+            },
+            (Some(kind), _) => match kind.cause {
+                Cause::Retry | Cause::Timeout => Reason::Outage,
+                _ => Reason::PoisonFlood,
+            },
+        }
+    }
+
+    fn probe_failed(&mut self, now: Now, rng: &mut fastrand::Rng) {
+        if let Some(open) = &mut self.open {
+            open.probing = false;
+            open.probes = open.probes.saturating_add(1);
+            open.wait(&self.policy, now, rng);
+        }
+    }
+}
+
+impl Open {
+    /// At least half of a bound that doubles, so that an outage is neither hammered nor slept through.
+    fn wait(&mut self, policy: &BreakerPolicy, now: Now, rng: &mut fastrand::Rng) {
+        let bound = policy
+            .probe_first_ms
+            .saturating_mul(1 << self.waits.min(32))
+            .min(policy.probe_max_ms);
+        self.waits = self.waits.saturating_add(1);
+        let wait = Duration::from_millis(bound).mul_f64(0.5 + rng.f64() / 2.0);
+        self.next = Now {
+            wall: now.wall.after(wait),
+            monotonic: now.monotonic + wait,
+        };
+    }
+}
+
+fn explain(kind: &Kind, what: &str, example: &str) -> String {
+    let class = match kind.class == kind.cause.as_str() {
+        true => kind.class.clone(),
+        false => format!("{} {}", kind.cause.as_str(), kind.class),
+    };
+    match example.is_empty() {
+        true => format!("{what} alike ({class})"),
+        false => format!(
+            "{what} alike ({class}: {})",
+            super::answer::cut(example.to_owned(), 200)
+        ),
+    }
+}
+
+fn remember(classes: &mut Vec<String>, class: &str) {
+    if classes.len() < KNOWN_REJECTIONS_MAX && !classes.iter().any(|known| known == class) {
+        classes.push(class.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests;

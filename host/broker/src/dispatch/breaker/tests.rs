@@ -1,0 +1,420 @@
+//! The breaker, at a clock that stands where the test says.
+
+use std::ops::Range;
+
+use millrace_model::{PartitionId, TopicId};
+use proptest::prelude::*;
+
+use super::*;
+
+fn at(ms: u64) -> Now {
+    Now {
+        wall: Timestamp(1_000_000 + ms),
+        monotonic: Duration::from_millis(ms),
+    }
+}
+
+fn partition(number: u32) -> TopicPartition {
+    TopicPartition {
+        topic: TopicId(1),
+        partition: PartitionId(number),
+    }
+}
+
+fn failed(message: usize, cause: Cause, class: &str) -> Failed {
+    Failed {
+        message,
+        cause,
+        class: class.to_owned(),
+        reason: "because".to_owned(),
+        after_ms: None,
+        backtrace: None,
+    }
+}
+
+struct Bench {
+    breaker: Breaker,
+    rng: fastrand::Rng,
+    revision: u32,
+    next: u64,
+    now_ms: u64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let trial = Trial {
+            revision: 1,
+            ..Trial::default()
+        };
+        Self {
+            breaker: Breaker::new(BreakerPolicy::default(), &trial, at(0)),
+            rng: fastrand::Rng::with_seed(3),
+            revision: 1,
+            next: 0,
+            now_ms: 0,
+        }
+    }
+
+    fn swap(&mut self, revision: u32) {
+        let trial = Trial {
+            revision,
+            predecessor: Some(self.revision),
+            age: Duration::ZERO,
+        };
+        self.revision = revision;
+        self.breaker
+            .install(BreakerPolicy::default(), &trial, at(self.now_ms));
+    }
+
+    /// A batch of so many new messages, of which these failed.
+    fn batch(&mut self, count: usize, failed: &[Failed], probe: bool) -> Judgement {
+        let offsets: Vec<Offset> = (self.next..self.next + count as u64).map(Offset).collect();
+        self.next += count as u64;
+        self.again(&offsets, failed, true, probe)
+    }
+
+    fn again(
+        &mut self,
+        offsets: &[Offset],
+        failed: &[Failed],
+        first: bool,
+        probe: bool,
+    ) -> Judgement {
+        let report = Report {
+            revision: self.revision,
+            partition: partition(0),
+            offsets,
+            failed,
+            first: &vec![first; failed.len()],
+        };
+        self.breaker
+            .report(&report, probe, at(self.now_ms), &mut self.rng)
+    }
+
+    fn good(&mut self, count: usize) -> Judgement {
+        self.batch(count, &[], false)
+    }
+
+    fn bad(&mut self, cause: Cause) -> Judgement {
+        self.batch(1, &[failed(0, cause, cause.as_str())], false)
+    }
+
+    /// The message of the failing range, in a batch of that many.
+    fn part(&mut self, count: usize, bad: Range<usize>, cause: Cause) -> Judgement {
+        let failures: Vec<Failed> = bad.map(|m| failed(m, cause, "busy")).collect();
+        self.batch(count, &failures, false)
+    }
+
+    fn reason(&self) -> Option<Reason> {
+        self.breaker.trip().map(|trip| trip.reason)
+    }
+
+    /// Waits until the probe is due, and takes it.
+    fn probe(&mut self) -> u64 {
+        let before = self.now_ms;
+        loop {
+            match self.breaker.admit(at(self.now_ms)) {
+                Admission::Probe => return self.now_ms - before,
+                Admission::Wait(wait) => self.now_ms += wait.as_millis() as u64 + 1,
+                Admission::Go => panic!("it is closed"),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_fifth_different_message_in_a_row_that_fails_alike_opens_it_and_is_discarded() {
+    let mut bench = Bench::new();
+    for _ in 0..4 {
+        assert_eq!(bench.bad(Cause::Trap), Judgement::Settle);
+    }
+    assert_eq!(bench.bad(Cause::Trap), Judgement::Discard);
+    assert_eq!(bench.reason(), Some(Reason::PoisonFlood));
+    let text = bench
+        .breaker
+        .trip()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    assert_eq!(
+        text,
+        "poison flood: 5 different messages in a row failed alike (trap: because)"
+    );
+}
+
+#[test]
+fn the_same_message_again_and_again_never_opens_it() {
+    let mut bench = Bench::new();
+    for attempt in 0..1_000 {
+        let poison = failed(0, Cause::Trap, "trap");
+        let judgement = bench.again(&[Offset(7)], &[poison], attempt == 0, false);
+        assert_eq!(judgement, Judgement::Settle);
+    }
+    // Nor where its attempt is the first one for ever, because what was decided could not be committed.
+    for _ in 0..1_000 {
+        let poison = failed(0, Cause::Trap, "trap");
+        assert_eq!(
+            bench.again(&[Offset(7)], &[poison], true, false),
+            Judgement::Settle
+        );
+    }
+}
+
+#[test]
+fn failures_that_are_not_alike_or_have_a_success_between_them_do_not_open_it() {
+    let mut bench = Bench::new();
+    for class in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        let odd = failed(0, Cause::Retry, class);
+        assert_eq!(bench.batch(1, &[odd], false), Judgement::Settle);
+    }
+    for _ in 0..100 {
+        assert_eq!(bench.bad(Cause::Trap), Judgement::Settle);
+        bench.good(2);
+    }
+}
+
+#[test]
+fn a_batch_that_fails_whole_is_discarded_before_anything_of_it_is_decided() {
+    let mut bench = Bench::new();
+    bench.good(100_000);
+    assert_eq!(
+        bench.part(1_000, 0..1_000, Cause::Retry),
+        Judgement::Discard
+    );
+    assert_eq!(bench.reason(), Some(Reason::Outage));
+}
+
+#[test]
+fn half_of_the_latest_messages_opens_it_and_less_does_not() {
+    let mut bench = Bench::new();
+    bench.good(100_000);
+    assert_eq!(bench.part(1_000, 100..599, Cause::Retry), Judgement::Settle);
+    assert_eq!(
+        bench.part(1_000, 100..610, Cause::Retry),
+        Judgement::Discard
+    );
+}
+
+#[test]
+fn old_failures_are_forgotten() {
+    let mut bench = Bench::new();
+    for _ in 0..30 {
+        for _ in 0..4 {
+            assert_eq!(bench.bad(Cause::Trap), Judgement::Settle);
+        }
+        bench.good(1);
+        bench.now_ms += 11_000;
+    }
+}
+
+#[test]
+fn what_the_component_says_is_down_opens_it_at_once_and_any_answer_closes_it() {
+    let mut bench = Bench::new();
+    bench
+        .breaker
+        .unavailable(1, "no tills", false, at(0), &mut bench.rng);
+    assert_eq!(bench.reason(), Some(Reason::Outage));
+    bench.probe();
+    let now = at(bench.now_ms);
+    bench
+        .breaker
+        .unavailable(1, "no tills yet", true, now, &mut bench.rng);
+    assert_eq!(
+        bench.breaker.status().text.as_deref(),
+        Some("outage: no tills yet")
+    );
+    assert_eq!(bench.breaker.status().probes, 1);
+    bench.probe();
+    let judgement = bench.batch(1, &[failed(0, Cause::Reject, "odd")], true);
+    assert_eq!((judgement, bench.reason()), (Judgement::Settle, None));
+}
+
+#[test]
+fn one_probe_at_a_time_later_and_later_until_one_succeeds() {
+    let mut bench = Bench::new();
+    bench.part(9, 0..9, Cause::Trap);
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        waits.push(bench.probe());
+        assert!(matches!(
+            bench.breaker.admit(at(bench.now_ms)),
+            Admission::Wait(_)
+        ));
+        let judgement = bench.batch(1, &[failed(0, Cause::Trap, "trap")], true);
+        assert_eq!(judgement, Judgement::Postpone);
+    }
+    assert!((50..=110).contains(&waits[0]), "{waits:?}");
+    assert!(
+        waits[11] >= 5_000 && waits.iter().all(|&wait| wait <= 10_010),
+        "{waits:?}"
+    );
+    bench.probe();
+    assert_eq!(bench.batch(1, &[], true), Judgement::Settle);
+    assert_eq!(bench.breaker.admit(at(bench.now_ms)), Admission::Go);
+}
+
+#[test]
+fn a_relapse_goes_on_with_the_waits_of_before_and_health_ends_that() {
+    let mut bench = Bench::new();
+    for (health_ms, at_least_ms) in [(0, 0), (100, 1_000), (20_000, 0)] {
+        bench.now_ms += health_ms;
+        bench.part(9, 0..9, Cause::Trap);
+        let wait = bench.probe();
+        assert!(
+            wait >= at_least_ms && (at_least_ms > 0 || wait < 200),
+            "{wait}"
+        );
+        for _ in 0..5 {
+            bench.batch(1, &[failed(0, Cause::Trap, "trap")], true);
+            bench.probe();
+        }
+        bench.batch(1, &[], true);
+    }
+}
+
+#[test]
+fn a_probe_given_back_is_for_the_next_one_to_take() {
+    let mut bench = Bench::new();
+    bench.part(9, 0..9, Cause::Trap);
+    bench.probe();
+    bench.breaker.give_back();
+    assert_eq!(bench.breaker.admit(at(bench.now_ms)), Admission::Probe);
+}
+
+#[test]
+fn what_was_in_flight_when_it_opened_is_discarded_only_if_it_failed() {
+    let mut bench = Bench::new();
+    bench.part(9, 0..9, Cause::Trap);
+    assert_eq!(bench.good(9), Judgement::Settle);
+    assert_eq!(bench.part(9, 3..4, Cause::Trap), Judgement::Discard);
+    assert!(bench.reason().is_some(), "neither closes it");
+}
+
+#[test]
+fn a_new_revision_that_fails_is_a_bad_deploy_and_one_that_proved_itself_is_not() {
+    let mut bench = Bench::new();
+    bench.good(5_000);
+    bench.swap(2);
+    bench.good(3);
+    bench.part(9, 0..9, Cause::Trap);
+    let bad = Reason::BadDeploy {
+        revision: 2,
+        predecessor: 1,
+    };
+    assert_eq!(bench.reason(), Some(bad));
+    bench.swap(3);
+    assert_eq!(bench.reason(), None, "another revision may do better");
+    bench.good(1_000);
+    bench.part(1_000, 0..1_000, Cause::Trap);
+    assert_eq!(bench.reason(), Some(Reason::PoisonFlood));
+}
+
+#[test]
+fn rejections_are_decisions_unless_they_are_new_with_a_new_revision() {
+    let mut bench = Bench::new();
+    let rejects = |class: &str| {
+        (0..9)
+            .map(|m| failed(m, Cause::Reject, class))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        bench.batch(9, &rejects("no-json"), false),
+        Judgement::Settle
+    );
+    bench.swap(2);
+    assert_eq!(
+        bench.batch(9, &rejects("no-json"), false),
+        Judgement::Settle
+    );
+    assert_eq!(
+        bench.batch(9, &rejects("no-xml"), false),
+        Judgement::Discard
+    );
+    assert_eq!(bench.reason().map(Reason::as_str), Some("bad-deploy"));
+}
+
+#[test]
+fn an_answer_of_a_revision_that_no_longer_runs_decides_nothing_bad() {
+    let mut bench = Bench::new();
+    bench.swap(2);
+    bench.revision = 1;
+    assert_eq!(bench.part(9, 0..9, Cause::Trap), Judgement::Discard);
+    assert_eq!(bench.good(9), Judgement::Settle);
+    assert_eq!(bench.reason(), None);
+}
+
+#[test]
+fn off_it_never_judges_and_an_operator_may_have_it_so_for_a_while() {
+    let mut bench = Bench::new();
+    bench.breaker.accept(true);
+    assert_eq!(bench.part(50, 0..50, Cause::Trap), Judgement::Settle);
+    bench.breaker.accept(false);
+    bench.breaker.policy.enabled = false;
+    assert_eq!(bench.part(50, 0..50, Cause::Trap), Judgement::Settle);
+    assert_eq!(bench.breaker.status().state, "off");
+}
+
+#[derive(Clone, Debug)]
+enum Happens {
+    Batch(usize, Vec<bool>, u8),
+    Unavailable,
+    Time(u64),
+    Swap,
+}
+
+fn anything() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        6 => (1..30usize, proptest::collection::vec(any::<bool>(), 30), 0..5u8)
+            .prop_map(|(count, bad, cause)| Happens::Batch(count, bad, cause)),
+        1 => Just(Happens::Unavailable),
+        3 => (0..5_000u64).prop_map(Happens::Time),
+        1 => Just(Happens::Swap),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: open, only probes are settled; a probe always comes; a success closes; fewer failures than the least
+    /// number are never a reason.
+    #[test]
+    fn it_keeps_its_promises_whatever_happens(
+        steps in proptest::collection::vec(anything(), 1..200),
+    ) {
+        let mut bench = Bench::new();
+        for step in steps {
+            let was_open = bench.reason().is_some();
+            match step {
+                Happens::Time(ms) => bench.now_ms += ms,
+                Happens::Swap => {
+                    bench.swap(bench.revision + 1);
+                    prop_assert!(bench.reason().is_none());
+                }
+                Happens::Unavailable => {
+                    let now = at(bench.now_ms);
+                    bench.breaker.unavailable(bench.revision, "down", false, now, &mut bench.rng);
+                    prop_assert!(bench.reason().is_some());
+                }
+                Happens::Batch(count, bad, cause) => {
+                    let cause = [Cause::Retry, Cause::Trap, Cause::Timeout, Cause::Memory, Cause::BadAnswer][cause as usize];
+                    let failures: Vec<Failed> = (0..count).filter(|&m| bad[m]).map(|m| failed(m, cause, "x")).collect();
+                    let judgement = bench.batch(count, &failures, false);
+                    if was_open {
+                        prop_assert_eq!(judgement == Judgement::Settle, failures.is_empty());
+                        prop_assert!(bench.reason().is_some(), "only a probe closes it");
+                    } else {
+                        prop_assert_eq!(judgement == Judgement::Discard, bench.reason().is_some());
+                    }
+                }
+            }
+            prop_assert!(bench.breaker.run.len() <= 5);
+            if bench.reason().is_some() {
+                let wait = bench.probe();
+                prop_assert!(wait <= 10_001, "a probe comes");
+                bench.breaker.give_back();
+            }
+        }
+        if bench.reason().is_some() {
+            bench.probe();
+            prop_assert_eq!(bench.batch(1, &[], true), Judgement::Settle);
+            prop_assert!(bench.reason().is_none());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What the worker asks of its processor's gate: whether it may go on, what a batch says of the whole processor, and whether there
+//! may be more dead letters.
+
+use std::time::Duration;
+
+use millrace_engine::CommitError;
+use millrace_model::Offset;
+
+use super::{SLEEP_MAX, Worker, changed_within};
+use crate::dispatch::Live;
+use crate::dispatch::allowance::Granted;
+use crate::dispatch::answer::{Failed, Verdict};
+use crate::dispatch::batcher::Batch;
+use crate::dispatch::breaker::{Judgement, Report};
+use crate::dispatch::delivery::Effects;
+use crate::dispatch::gate::Probe;
+use crate::dispatch::standing::State;
+
+/// Workers that wait for the same probe wake at most so far apart, each time in another order.
+const PROBE_SPREAD: Duration = Duration::from_millis(20);
+
+impl Worker {
+    /// Waits while the breaker is open.
+    pub(super) async fn hold(&mut self, wait: Duration, reason: String) {
+        self.show(State::Waiting(reason));
+        let spread = PROBE_SPREAD.min(wait).mul_f64(self.rng.f64());
+        tokio::select! {
+            _ = self.gate_changes.changed() => {}
+            _ = changed_within(&mut self.commands, wait + spread) => {}
+        }
+    }
+
+    /// Reports an answer, and does what is to be done with it.
+    pub(super) async fn judge(
+        &mut self,
+        live: &Live,
+        batch: &Batch,
+        verdict: &Verdict,
+        places: &[u32],
+        probe: Option<&mut Probe>,
+    ) -> Result<(), CommitError> {
+        let first: Vec<bool> = verdict
+            .failed
+            .iter()
+            .map(|f| self.is_first(batch, f))
+            .collect();
+        let report = Report {
+            revision: live.revision,
+            partition: self.lease.partition,
+            offsets: &batch.offsets,
+            failed: &verdict.failed,
+            first: &first,
+        };
+        match self.gate.report(&report, probe) {
+            Judgement::Discard => {
+                self.discard();
+                Ok(())
+            }
+            judgement => self.settle(live, batch, verdict, places, judgement).await,
+        }
+    }
+
+    fn is_first(&self, batch: &Batch, failed: &Failed) -> bool {
+        let attempts = |offset: Offset| {
+            let parked = &self.progress.parked;
+            let found = parked.binary_search_by_key(&offset, |parked| parked.offset);
+            found.map_or(0, |index| parked[index].attempts)
+        };
+        failed.message >= batch.retried || attempts(batch.offsets[failed.message]) == 0
+    }
+
+    /// Nothing of the batch happened, and whatever comes next begins afresh.
+    pub(super) fn discard(&mut self) {
+        self.pieces.clear();
+        self.rewind();
+    }
+
+    /// Takes the dead letters of a batch out of the processor's allowance. Where there are too many (`None`) the messages before
+    /// the first one too many are next; where that is the first message of all, it waits.
+    pub(super) async fn take_dead_letters(
+        &mut self,
+        live: &Live,
+        batch: &Batch,
+        effects: &Effects,
+    ) -> Option<Granted> {
+        let wanted = effects.given_up.len();
+        if wanted == 0 {
+            return Some(Granted::default());
+        }
+        let granted = self.gate.take(wanted as u32);
+        let Some(&excess) = effects.given_up.get(granted.count as usize) else {
+            return Some(granted);
+        };
+        self.gate.give_back(granted);
+        if excess > 0 {
+            self.pieces.pop();
+            self.pieces.extend([batch.len() - excess, excess]);
+        } else {
+            self.pieces.clear();
+            self.wait_for_allowance(live, granted.more_in).await;
+        }
+        self.rewind();
+        None
+    }
+
+    async fn wait_for_allowance(&mut self, live: &Live, wait: Duration) {
+        let policy = &live.spec.dead_letters;
+        tracing::warn!(processor = %live.processor, max = policy.max, per_ms = policy.per_ms, "a partition waits: there are as many dead letters as there may be");
+        self.meters.dead_letters_held();
+        self.show(State::Waiting(format!(
+            "poison flood: {} dead letters in {} ms are as many as dead_letters allows; going on in {} s, or resume with --accept-dead-letters",
+            policy.max,
+            policy.per_ms,
+            wait.as_secs_f64().ceil(),
+        )));
+        tokio::select! {
+            _ = self.gate_changes.changed() => {}
+            _ = changed_within(&mut self.commands, wait.clamp(Duration::from_millis(1), SLEEP_MAX)) => {}
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Messages that may have ended the host. A trap is caught; what takes the process down is not, and would do so again at every
+//! start. So a worker that begins leaves a mark with progress before its first call. If the next one finds it, the host ended in
+//! that call: its messages are suspects, and each is called alone, under a mark of its own. A message found so marked was in
+//! flight at two ends of the host: it is not called again but given up. Once the first call has returned nothing is marked any
+//! more, so that all this costs one commit per start.
+
+use millrace_engine::{ProgressWrite, Transaction};
+use millrace_model::bounds::ATTEMPT_LOG_MAX;
+use millrace_model::{Attempt, Offset, Parked, Progress};
+
+use super::{Trouble, Worker};
+use crate::dispatch::Live;
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::batcher::{self, Batch};
+use crate::dispatch::breaker::Judgement;
+use crate::handler::Cause;
+
+/// At so many ends of the host a message may have been in flight alone. At the bound it is given up.
+const ENDS_ALONE_MAX: usize = 1;
+
+const REASON: &str = "the host ended while this message was processed, once in a batch and once alone; it is not called again";
+
+/// What a worker knows of the host's last end.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    /// Messages below were in flight at the host's last end; `None` if all of them were called since, or none was.
+    until: Option<Offset>,
+    /// Messages that are given up without a call.
+    convicted: Vec<Offset>,
+    /// Whether a call has returned since the worker began.
+    begun: bool,
+    /// Whether a mark is kept that no commit has taken off yet.
+    marked: bool,
+}
+
+impl Suspects {
+    /// What the progress of the worker before says.
+    pub(super) fn of(progress: &Progress) -> Self {
+        let died = Cause::HostDied.as_str();
+        let ends = |parked: &Parked| parked.log.iter().filter(|a| a.class == died).count();
+        let convicted = progress
+            .parked
+            .iter()
+            .filter(|parked| ends(parked) >= ENDS_ALONE_MAX);
+        Self {
+            until: progress.first_call,
+            convicted: convicted.map(|parked| parked.offset).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The next message to give up.
+    pub(super) fn convicted(&self) -> Option<Offset> {
+        self.convicted.last().copied()
+    }
+
+    /// Nothing was left to call below `next`: whether that ends the search.
+    pub(super) fn end_at(&mut self, next: Offset) -> bool {
+        let ends = self.until.is_some_and(|until| next >= until);
+        if ends {
+            self.until = None;
+        }
+        ends
+    }
+
+    /// A commit has taken the mark off.
+    pub(super) fn answered(&mut self) {
+        self.marked = false;
+    }
+}
+
+impl Worker {
+    /// Whether messages are called alone.
+    pub(super) fn has_suspects(&mut self) -> bool {
+        if let Some(until) = self.suspects.until
+            && self.progress.next >= until
+        {
+            let due = batcher::oldest_due(&self.progress.parked, self.now(), &self.cleared);
+            if due.offsets.first().is_none_or(|&offset| offset >= until) {
+                tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, "each message in flight at the host's last end was called alone; going on with batches");
+                self.suspects.until = None;
+                self.cleared.clear();
+            }
+        }
+        self.suspects.until.is_some()
+    }
+
+    /// Leaves a mark before a call if this is the first one or the message is a suspect; the batch to call.
+    pub(super) async fn mark(&mut self, batch: Batch) -> Result<Batch, Trouble> {
+        if self.suspects.until.is_some() {
+            return self.mark_suspect(batch).await;
+        }
+        if !self.suspects.begun {
+            let mut marked = Progress::clone(&self.progress);
+            marked.first_call = Some(batch.next);
+            self.keep(marked).await?;
+            self.suspects.marked = true;
+        }
+        Ok(batch)
+    }
+
+    /// The suspect is parked with the mark, so that it is found again wherever it stood.
+    async fn mark_suspect(&mut self, mut batch: Batch) -> Result<Batch, Trouble> {
+        let offset = batch.offsets[0];
+        let command = self.commands.borrow().clone();
+        let mut progress = Progress::clone(&self.progress);
+        if batch.retried == 0 {
+            let ordering = batcher::ordering(command.live.spec.order, batch.columns.key(0));
+            progress.parked.push(Parked {
+                due: Some(self.now()),
+                ..batcher::behind(offset, ordering)
+            });
+            progress.parked.append(&mut batch.skipped);
+            progress.parked.sort_unstable_by_key(|parked| parked.offset);
+            progress.next = batch.next;
+            batch.retried = 1;
+        }
+        let mut marked = progress.clone();
+        if let Some(parked) = marked.parked.iter_mut().find(|p| p.offset == offset) {
+            parked.log.truncate(ATTEMPT_LOG_MAX - 1);
+            parked.log.push(Attempt {
+                at: self.now(),
+                revision: command.live.revision,
+                class: Cause::HostDied.as_str().to_owned(),
+                reason: "called alone, and never answered: the host ended".to_owned(),
+            });
+        }
+        self.keep(marked).await?;
+        self.suspects.marked = true;
+        self.progress = progress.into();
+        Ok(batch)
+    }
+
+    /// The call has returned. What was committed of it has taken the mark off; otherwise that is done now.
+    pub(super) async fn unmark(&mut self, batch: &Batch) {
+        self.suspects.begun = true;
+        if self.suspects.until.is_some() {
+            self.cleared.extend(&batch.offsets);
+        }
+        if std::mem::take(&mut self.suspects.marked) {
+            // If it fails, the mark stays until the next commit, which will not succeed before the disk is well again.
+            let _ = self.keep(Progress::clone(&self.progress)).await;
+        }
+    }
+
+    /// Gives a message up without calling anybody.
+    pub(super) async fn bury(&mut self, live: &Live, offset: Offset) -> Result<(), Trouble> {
+        let batch = self.parked_alone(offset).await?;
+        if batch.len() > 0 {
+            tracing::error!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, "the host ended twice with this message in flight; it becomes a dead letter");
+            let verdict = Verdict::host_died(REASON.to_owned());
+            self.settle(live, &batch, &verdict, &[], Judgement::Settle)
+                .await?;
+        }
+        let parked = &self.progress.parked;
+        let waits = parked.binary_search_by_key(&offset, |parked| parked.offset);
+        if waits.is_err() {
+            self.suspects.convicted.pop();
+        }
+        Ok(())
+    }
+
+    /// Commits progress and nothing else.
+    async fn keep(&mut self, progress: Progress) -> Result<(), Trouble> {
+        let transaction = Transaction {
+            progress: Some(ProgressWrite {
+                lease: self.lease.clone(),
+                progress,
+            }),
+            durability: Some(self.input.topic.spec.durability),
+            ..Transaction::default()
+        };
+        let committed = self.context.engine.commit(transaction).await;
+        if let Err(error) = committed {
+            self.rewind();
+            return Err(error.into());
+        }
+        Ok(())
+    }
+}
