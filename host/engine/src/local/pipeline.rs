@@ -64,6 +64,7 @@ pub(super) struct Line {
     synced: u64,
     syncs_under_way: usize,
     preparation: Option<Preparation>,
+    is_preparing: bool,
     is_stopping: bool,
     has_failed: bool,
     /// For tests: nobody syncs but they.
@@ -180,6 +181,22 @@ impl Pipeline {
         self.work.notify_all();
     }
 
+    fn end_sync(&self) {
+        let mut line = self.line.lock();
+        line.syncs_under_way -= 1;
+        if line.syncs_under_way == 0 && line.preparation.is_some() {
+            self.work.notify_one();
+        }
+    }
+
+    /// Whether everything written is shown, and nothing will be done before more is.
+    #[cfg(test)]
+    pub(super) fn is_at_rest(&self) -> bool {
+        let line = self.line.lock();
+        let works = line.is_preparing || line.preparation.is_some() || line.syncs_under_way > 0;
+        !works && line.is_empty()
+    }
+
     fn note_begun(&self, sequence: u64) {
         let mut line = self.line.lock();
         line.begun = line.begun.max(sequence);
@@ -198,7 +215,11 @@ impl Pipeline {
             if line.is_stopping {
                 return None;
             }
-            if let Some(preparation) = line.preparation.take() {
+            // Somebody may wait for a sync that is under way, and nobody for this yet.
+            if line.syncs_under_way == 0
+                && let Some(preparation) = line.preparation.take()
+            {
+                line.is_preparing = true;
                 return Some(Work::Prepare(preparation));
             }
             self.work.wait(&mut line);
@@ -228,6 +249,7 @@ impl Shared {
                     if let Err(error) = preparation.run() {
                         self.poison(&error.to_string());
                     }
+                    self.pipeline.line().is_preparing = false;
                 }
             }
         }
@@ -236,7 +258,7 @@ impl Shared {
     /// Runs a sync that [`Pipeline::sync_soon`] gave to the caller, and shows and answers what it covers.
     pub(super) fn finish_sync(&self, sync: JournalSync) -> Result<(), CommitError> {
         let ran = self.run_sync(sync);
-        self.pipeline.line().syncs_under_way -= 1;
+        self.pipeline.end_sync();
         ran
     }
 

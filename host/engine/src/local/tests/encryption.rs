@@ -102,6 +102,7 @@ fn progress(next: u64) -> Progress {
                 reason: format!("{CANARY} reason"),
             }],
         }],
+        ..Progress::default()
     }
 }
 

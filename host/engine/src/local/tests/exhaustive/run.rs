@@ -152,10 +152,11 @@ pub(super) fn read_checkpoint(dir: &Path, last: Option<Arc<Vec<u8>>>) -> Option<
     )
 }
 
-/// Waits until the flusher has nothing to do.
+/// Waits until the engine has nothing to do.
 fn settle(engine: &LocalEngine) {
     for _ in 0..200_000 {
-        if engine.shared.orders.are_done() || engine.shared.poisoned().is_some() {
+        let at_rest = engine.shared.orders.are_done() && engine.shared.pipeline.is_at_rest();
+        if at_rest || engine.shared.poisoned().is_some() {
             return;
         }
         std::thread::sleep(Duration::from_micros(50));
