@@ -88,6 +88,7 @@ fn progress(next: u64) -> Progress {
     Progress {
         next: Offset(next),
         revision: 1,
+        first_call: None,
         parked: vec![Parked {
             offset: Offset(0),
             ordering: None,

@@ -171,7 +171,12 @@ impl<'a> Worker<'a> {
     fn recover(&self, remains: &Point, what: &str) -> (Found, Vec<Point>) {
         let disk = self.put(remains);
         let inner = self.keep_points(&disk, remains);
-        let recovered = recover(Arc::new(disk.clone()), self.home.path(), &options());
+        let recovered = recover(
+            Arc::new(disk.clone()),
+            self.home.path(),
+            &options(),
+            Arc::new(SystemClock::new()),
+        );
         let recovered = recovered.unwrap_or_else(|error| panic!("{what}: {error}"));
         disk.watch(None);
         let found = Found {
@@ -254,7 +259,12 @@ impl<'a> Worker<'a> {
         });
         disk.cut_power();
         disk.restore_power_after(Loss::NAMED[1]);
-        let recovered = recover(Arc::new(disk), self.home.path(), &options());
+        let recovered = recover(
+            Arc::new(disk),
+            self.home.path(),
+            &options(),
+            Arc::new(SystemClock::new()),
+        );
         let recovered = recovered.unwrap_or_else(|error| panic!("{what}, then went on: {error}"));
         let dump = Dump::of(&recovered).without(&name);
         assert_eq!(dump, found.dump, "{what}, then went on");
