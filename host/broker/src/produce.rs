@@ -89,6 +89,16 @@ pub enum ProduceError {
         /// Whose.
         owner: ProcessorName,
     },
+    /// A message without a key, of which a compacted topic would not know when to let it go.
+    #[error(
+        "message {index} has no key, and topic {topic} is compacted: it keeps the latest value of each key"
+    )]
+    KeyMissing {
+        /// Which message.
+        index: usize,
+        /// Which topic.
+        topic: TopicName,
+    },
     /// A message over [`MESSAGE_BYTES_MAX`](millrace_model::bounds::MESSAGE_BYTES_MAX).
     #[error(
         "message {index} has {bytes} bytes, at most {max} are taken; keep large payloads elsewhere and send a reference"
@@ -331,6 +341,10 @@ fn check(topic: &Topic, messages: &[NewMessage]) -> Result<usize, ProduceError> 
 
 fn check_message(topic: &Topic, index: usize, new: &NewMessage) -> Result<usize, ProduceError> {
     let message = &new.message;
+    if topic.spec.settings.compact && message.key.is_none() {
+        let topic = topic.spec.name.clone();
+        return Err(ProduceError::KeyMissing { index, topic });
+    }
     // The frame of each header counts too, so that a batch of this many bytes always fits.
     let bytes = message.byte_count() + message.headers.len() * 10;
     if bytes > MESSAGE_BYTES_MAX {

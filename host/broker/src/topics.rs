@@ -2,8 +2,8 @@
 
 use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, TopicError};
 use millrace_model::{
-    Digest, Durability, Offset, PartitionId, Processor, ProcessorName, Topic, TopicName,
-    TopicSettings, TopicSpec,
+    Digest, Durability, Offset, PartitionId, Processor, ProcessorName, SettingError, Topic,
+    TopicName, TopicSettings, TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -44,6 +44,9 @@ pub enum TopicCreateError {
         /// The ending.
         suffix: &'static str,
     },
+    /// A setting outside its bounds.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// The partitioner was not uploaded.
     #[error("module {0} is not here; upload it first")]
     UnknownModule(Digest),
@@ -98,6 +101,7 @@ impl Broker {
                 return Err(TopicCreateError::Reserved { suffix });
             }
         }
+        topic.settings.check()?;
         let _change = self.inner.changes.lock().await;
         if let Some(digest) = topic.partitioner {
             self.try_partitioner(digest, name).await?;

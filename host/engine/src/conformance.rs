@@ -3,9 +3,6 @@
 //! An engine's tests call [`conformance_tests!`](crate::conformance_tests) with an async function that opens the engine in a
 //! directory; an engine that keeps its data calls [`reopening_tests!`](crate::reopening_tests) as well. Each promise gets an
 //! engine of its own. Offsets may have gaps, so nothing here counts on their absence.
-//!
-//! The contract has no verb that moves a partition's start, so [`ReadError::BelowStart`](crate::ReadError) is for each
-//! engine's own tests.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -22,6 +19,7 @@ use tempfile::TempDir;
 use crate::contract::{Append, Engine, EntryKind, EntryWrite, ProgressWrite, Transaction};
 
 pub mod catalogue;
+pub mod lifetime;
 pub mod messages;
 pub mod once;
 pub mod progress;
@@ -78,6 +76,13 @@ macro_rules! conformance_tests {
             catalogue::a_lease_does_not_outlive_its_topic,
             catalogue::modules_are_kept_once_and_forgotten,
             catalogue::a_closed_engine_refuses_every_change,
+            lifetime::a_change_of_a_topic_shows_at_once_and_changes_nothing_else,
+            lifetime::a_change_names_a_topic_that_exists,
+            lifetime::what_is_before_a_trim_is_gone_and_all_after_stays,
+            lifetime::a_trim_never_goes_back_nor_beyond_the_end,
+            lifetime::a_trimmed_partition_goes_on_at_its_end,
+            lifetime::progress_below_the_start_is_kept_as_it_was,
+            lifetime::the_first_message_at_a_time_is_found_though_times_go_up_and_down,
         }
     };
     (@tests $run:ident $open:expr; $($part:ident::$promise:ident,)*) => {
@@ -97,6 +102,7 @@ macro_rules! reopening_tests {
     ($open:expr) => {
         $crate::conformance_tests! { @tests hold_across_reopening $open;
             reopening::all_is_as_before,
+            reopening::changes_and_trims_stay,
             reopening::what_was_deleted_stays_deleted,
             reopening::offsets_go_on,
             reopening::leases_are_numbered_on,
@@ -288,6 +294,7 @@ mod tests {
         let lists = include_str!("conformance.rs");
         for (part, source) in [
             ("catalogue", include_str!("conformance/catalogue.rs")),
+            ("lifetime", include_str!("conformance/lifetime.rs")),
             ("messages", include_str!("conformance/messages.rs")),
             ("once", include_str!("conformance/once.rs")),
             ("progress", include_str!("conformance/progress.rs")),

@@ -3,7 +3,8 @@
 //!
 //! 1. **Atomic.** A [`Transaction`] takes effect whole or not at all, for every reader, now and after any crash.
 //! 2. **Ordered.** A partition's offsets only grow; no offset is given twice. Appends of one transaction to one partition
-//!    stand in the order in which it lists them. Offsets may have gaps; readers must not count on their absence.
+//!    stand in the order in which it lists them. Offsets may have gaps; readers must not count on their absence. A partition's
+//!    start only grows, too: what is below it is gone for good.
 //! 3. **Durable on return.** When `commit` returns, the transaction is as durable as its most demanding append (or, without
 //!    appends, as [`Transaction::durability`] says). Readers see nothing that is less durable than its topic asks.
 //! 4. **Fenced.** Progress is written only under the newest lease of its group and partition; a commit under an older one
@@ -18,8 +19,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_model::{
-    Digest, Durability, Offset, PartitionId, ProducerId, Progress, RecordBatch, Topic, TopicId,
-    TopicName, TopicPartition, TopicSpec,
+    Digest, Durability, Offset, PartitionId, ProducerId, Progress, RecordBatch, Timestamp, Topic,
+    TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
 };
 use tokio::sync::watch;
 
@@ -302,6 +303,44 @@ pub enum TopicError {
     Commit(#[from] CommitError),
 }
 
+/// Why a partition begins where it began.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TrimError {
+    /// What is not there yet cannot be removed.
+    #[error("nothing before offset {requested} can be removed: the partition ends at {end}")]
+    PastEnd {
+        /// What was asked for.
+        requested: Offset,
+        /// The end.
+        end: Offset,
+    },
+    /// The partition is unknown, or the change could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// What is to be different about a topic from now on; `None` leaves it as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicChange {
+    /// When its appends are acknowledged.
+    pub durability: Option<Durability>,
+    /// All that may be changed about it; replaces what there is.
+    pub settings: Option<TopicSettings>,
+}
+
+impl TopicChange {
+    /// The topic as it is then.
+    #[must_use]
+    pub fn of(self, topic: &Topic) -> Topic {
+        let mut changed = topic.clone();
+        changed.spec.durability = self.durability.unwrap_or(topic.spec.durability);
+        if let Some(settings) = self.settings {
+            changed.spec.settings = settings;
+        }
+        changed
+    }
+}
+
 /// Where a partition begins and ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ends {
@@ -381,6 +420,25 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Makes a topic. Durable on return.
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError>;
+
+    /// Changes what may be changed about a topic, at once. Durable on return; what was committed before is then at least as durable
+    /// as the change.
+    async fn change_topic(
+        &self,
+        name: &TopicName,
+        change: TopicChange,
+    ) -> Result<Topic, TopicError>;
+
+    /// Removes the messages before an offset: the partition begins there. Returns where it begins now, which is later than asked
+    /// where it had begun later already. Durable on return; groups keep their progress, and read on from the start.
+    async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError>;
+
+    /// The first message kept whose timestamp is `at` or later; `None` if there is none. Timestamps need not ascend.
+    async fn offset_at(
+        &self,
+        partition: TopicPartition,
+        at: Timestamp,
+    ) -> Result<Option<Offset>, ReadError>;
 
     /// Deletes a topic, its messages and all groups' progress in it. Durable on return.
     async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError>;

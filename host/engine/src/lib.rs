@@ -11,10 +11,11 @@ pub mod damage;
 mod idempotence;
 pub mod local;
 pub mod memory;
+mod time;
 
 pub use contract::{
     Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
-    Receipt, RequestMark, TopicError, Transaction, Watch,
+    Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch,
 };
 pub use damage::{DamageReport, DamagedRange, FoundBy, ScrubStatus};
 pub use local::{LocalEngine, LocalOptions, OpenError};

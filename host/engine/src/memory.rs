@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
-    Clock, Digest, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName,
+    Clock, Digest, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId, TopicName,
     TopicPartition, TopicSpec,
 };
 use parking_lot::{Mutex, MutexGuard};
@@ -19,10 +19,11 @@ use tokio::sync::watch;
 
 use crate::contract::{
     Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
-    Receipt, RequestMark, TopicError, Transaction, Watch,
+    Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch,
 };
 use crate::idempotence::requests::Request;
 use crate::idempotence::{Idempotence, Judgement, Overlay};
+use crate::time::first_at;
 
 /// An engine without a disk.
 pub struct MemoryEngine {
@@ -62,6 +63,7 @@ struct State {
 struct Partition {
     /// Ascending by offset.
     batches: Vec<RecordBatch>,
+    start: Offset,
     end: watch::Sender<Offset>,
     groups: HashMap<Arc<str>, Group>,
 }
@@ -77,6 +79,7 @@ impl Default for Partition {
     fn default() -> Self {
         Self {
             batches: Vec::new(),
+            start: Offset::default(),
             end: watch::Sender::new(Offset::default()),
             groups: HashMap::new(),
         }
@@ -158,6 +161,41 @@ impl Engine for MemoryEngine {
 
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
         self.state.lock().create_topic(spec)
+    }
+
+    async fn change_topic(
+        &self,
+        name: &TopicName,
+        change: TopicChange,
+    ) -> Result<Topic, TopicError> {
+        let mut state = self.state.lock();
+        state.check_open()?;
+        let unknown = || TopicError::Unknown(name.clone());
+        let topic = state.topics.get_mut(name).ok_or_else(unknown)?;
+        *topic = change.of(topic);
+        Ok(topic.clone())
+    }
+
+    async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
+        let mut state = self.state.lock();
+        state.check_open()?;
+        let unknown = CommitError::UnknownPartition(partition);
+        state
+            .partitions
+            .get_mut(&partition)
+            .ok_or(unknown)?
+            .trim(before)
+    }
+
+    async fn offset_at(
+        &self,
+        partition: TopicPartition,
+        at: Timestamp,
+    ) -> Result<Option<Offset>, ReadError> {
+        let state = self.state.lock();
+        let partition = state.partition(partition)?;
+        let mut batches = partition.batches.iter();
+        Ok(batches.find_map(|batch| first_at(batch, partition.start, at)))
     }
 
     async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
@@ -327,13 +365,29 @@ impl State {
 impl Partition {
     fn ends(&self) -> Ends {
         Ends {
-            start: Offset::default(),
+            start: self.start,
             end: *self.end.borrow(),
         }
     }
 
+    fn trim(&mut self, before: Offset) -> Result<Offset, TrimError> {
+        let Ends { start, end } = self.ends();
+        if before > end {
+            let requested = before;
+            return Err(TrimError::PastEnd { requested, end });
+        }
+        self.start = start.max(before);
+        let start = self.start;
+        self.batches.retain(|batch| batch.end_offset() > start);
+        Ok(start)
+    }
+
     fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<RecordBatch>, ReadError> {
-        let end = self.ends().end;
+        let Ends { start, end } = self.ends();
+        if from < start {
+            let requested = from;
+            return Err(ReadError::BelowStart { requested, start });
+        }
         if from > end {
             return Err(ReadError::PastEnd {
                 requested: from,

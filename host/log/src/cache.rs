@@ -54,6 +54,11 @@ impl SealedCache {
         held.segments.retain(|path, _| !path.starts_with(dir));
     }
 
+    /// Forgets one segment: what has its name next is another file. Batches read from it stay valid.
+    pub(crate) fn forget(&self, path: &Path) {
+        self.held.lock().segments.remove(path);
+    }
+
     fn touch(&self, path: &Path) -> Option<Sealed> {
         let held = &mut *self.held.lock();
         held.reads += 1;

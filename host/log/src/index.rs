@@ -1,100 +1,191 @@
-//! Where in a segment an offset stands: one entry for about every four kilobytes, so that a read begins close by.
+//! Where in a segment an offset stands, and from where on a moment: one entry for about every four kilobytes, so that a read begins
+//! close by.
 //!
-//! Stored beside a sealed segment; if that file is missing or damaged the index is built again by reading the segment.
+//! Stored beside a sealed segment; if that file is missing, damaged or of an earlier version, the index is built again by reading the
+//! segment.
 
-use millrace_model::Offset;
+use millrace_model::{Offset, Timestamp};
 
 /// Bytes between two entries, at least.
 pub const INDEX_SPACING_BYTES: u64 = 4096;
-const ENTRY_BYTES: usize = 16;
+/// Bytes at the end of a stored index, which tell of the segment as a whole.
+pub const FOOTER_BYTES: usize = 36;
+const ENTRY_BYTES: usize = 24;
+/// Names the version: earlier ones had no times.
+const MAGIC: [u8; 4] = *b"MRX2";
 /// Entries of a stored index that are held against the segment before it is believed.
 const PROBES: usize = 16;
 
-/// A sparse index of one segment: offsets and positions, both ascending.
+/// A sparse index of one segment: offsets, positions and times, all ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
-    entries: Vec<(Offset, u64)>,
-    covered_bytes: u64,
+    entries: Vec<Entry>,
+    footer: Footer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    offset: Offset,
+    position: u64,
+    /// The largest timestamp of what stands before.
+    time_before: Timestamp,
+}
+
+/// What an index tells of its segment as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footer {
+    /// Up to where the segment has been noted.
+    pub covered_bytes: u64,
+    /// The largest timestamp in it.
+    pub max_timestamp: Timestamp,
+    /// When the segment ended, by the host's clock; 0 where nobody knows.
+    pub sealed_at: Timestamp,
 }
 
 impl Index {
-    /// Notes that the batch at `position` begins with `offset` and ends at `end_position`. Batches are noted in order; one that
-    /// does not follow what is covered is left to be found by reading.
-    pub fn note(&mut self, offset: Offset, position: u64, end_position: u64) {
-        if position != self.covered_bytes {
+    /// Notes that the batch at `position` begins with `offset`, ends at `end_position` and holds nothing later than
+    /// `max_timestamp`. Batches are noted in order; one that does not follow what is covered is left to be found by reading.
+    pub fn note(
+        &mut self,
+        offset: Offset,
+        position: u64,
+        end_position: u64,
+        max_timestamp: Timestamp,
+    ) {
+        if position != self.footer.covered_bytes {
             return;
         }
-        let last = self.entries.last().map(|&(_, position)| position);
+        let last = self.entries.last().map(|entry| entry.position);
         if last.is_none_or(|last| position - last >= INDEX_SPACING_BYTES) {
-            self.entries.push((offset, position));
+            self.entries.push(Entry {
+                offset,
+                position,
+                time_before: self.footer.max_timestamp,
+            });
         }
-        self.covered_bytes = end_position;
+        self.footer.covered_bytes = end_position;
+        self.footer.max_timestamp = self.footer.max_timestamp.max(max_timestamp);
     }
 
     /// Goes over a damaged range: whatever is noted next stands at `position`.
     pub fn skip_to(&mut self, position: u64) {
-        self.covered_bytes = self.covered_bytes.max(position);
+        self.footer.covered_bytes = self.footer.covered_bytes.max(position);
+    }
+
+    /// Notes when the segment ended.
+    pub fn seal(&mut self, at: Timestamp) {
+        self.footer.sealed_at = at;
     }
 
     /// Up to where the segment has been noted.
     #[must_use]
     pub fn covered_bytes(&self) -> u64 {
-        self.covered_bytes
+        self.footer.covered_bytes
+    }
+
+    /// What it tells of the segment as a whole.
+    #[must_use]
+    pub fn footer(&self) -> Footer {
+        self.footer
     }
 
     /// The last entry at or before `offset`.
     #[must_use]
     pub fn before(&self, offset: Offset) -> Option<(Offset, u64)> {
-        let after = self.entries.partition_point(|&(entry, _)| entry <= offset);
-        self.entries[..after].last().copied()
+        let after = self.entries.partition_point(|entry| entry.offset <= offset);
+        self.entries[..after].last().map(Entry::place)
+    }
+
+    /// The last entry before which everything is earlier than `at`: the first batch that is not stands after it, and within about one
+    /// spacing.
+    #[must_use]
+    pub fn before_time(&self, at: Timestamp) -> Option<(Offset, u64)> {
+        let earlier = |entry: &Entry| entry.position == 0 || entry.time_before < at;
+        let after = self.entries.partition_point(earlier);
+        self.entries[..after].last().map(Entry::place)
     }
 
     /// Whether this is the index of that segment, as far as a few of its entries tell: another one of the same length would
     /// make sound messages look damaged.
     pub(crate) fn describes(&self, segment: &[u8], base: Offset) -> bool {
-        let begins = |&(offset, position): &(Offset, u64)| {
-            let found = usize::try_from(position).ok();
+        let begins = |entry: &Entry| {
+            let found = usize::try_from(entry.position).ok();
             let found = found.and_then(|at| segment.get(at..)?.first_chunk::<8>());
-            found.is_some_and(|found| u64::from_be_bytes(*found) == offset.0)
+            found.is_some_and(|found| u64::from_be_bytes(*found) == entry.offset.0)
         };
         let step = self.entries.len().div_ceil(PROBES).max(1);
         let mut probed = self.entries.iter().step_by(step);
-        self.entries.first().is_none_or(|first| *first == (base, 0)) && probed.all(begins)
+        self.entries
+            .first()
+            .is_none_or(|first| first.place() == (base, 0))
+            && probed.all(begins)
     }
 
     /// As stored.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.entries.len() * ENTRY_BYTES + 12);
-        for (offset, position) in &self.entries {
-            bytes.extend(offset.0.to_le_bytes());
-            bytes.extend(position.to_le_bytes());
+        let mut bytes = Vec::with_capacity(self.entries.len() * ENTRY_BYTES + FOOTER_BYTES);
+        for entry in &self.entries {
+            bytes.extend(entry.offset.0.to_le_bytes());
+            bytes.extend(entry.position.to_le_bytes());
+            bytes.extend(entry.time_before.0.to_le_bytes());
         }
-        bytes.extend(self.covered_bytes.to_le_bytes());
-        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        let entries_crc = crc32c::crc32c(&bytes);
+        let footer_at = bytes.len();
+        bytes.extend(self.footer.covered_bytes.to_le_bytes());
+        bytes.extend(self.footer.max_timestamp.0.to_le_bytes());
+        bytes.extend(self.footer.sealed_at.0.to_le_bytes());
+        bytes.extend(entries_crc.to_le_bytes());
+        bytes.extend(MAGIC);
+        bytes.extend(crc32c::crc32c(&bytes[footer_at..]).to_le_bytes());
         bytes
     }
 
     /// Reads what [`Index::encode`] wrote for a segment of `segment_bytes`; `None` for anything else.
     #[must_use]
     pub fn decode(bytes: &[u8], segment_bytes: u64) -> Option<Self> {
-        let (bytes, crc) = bytes.split_last_chunk::<4>()?;
-        let (entries, covered) = bytes.split_last_chunk::<8>()?;
-        let covered_bytes = u64::from_le_bytes(*covered);
-        let sound = crc32c::crc32c(bytes) == u32::from_le_bytes(*crc);
-        if !sound || covered_bytes != segment_bytes || entries.len() % ENTRY_BYTES != 0 {
+        let (entries, footer) = bytes.split_last_chunk::<FOOTER_BYTES>()?;
+        let entries_crc = word(&footer[24..28]) as u32;
+        let footer = Footer::decode(footer, segment_bytes)?;
+        if crc32c::crc32c(entries) != entries_crc || entries.len() % ENTRY_BYTES != 0 {
             return None;
         }
-        let word = |bytes: &[u8]| u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
-        let entries = entries
-            .chunks_exact(ENTRY_BYTES)
-            .map(|entry| (Offset(word(&entry[..8])), word(&entry[8..])))
-            .collect();
-        Some(Self {
-            entries,
-            covered_bytes,
-        })
+        let entry = |entry: &[u8]| Entry {
+            offset: Offset(word(&entry[..8])),
+            position: word(&entry[8..16]),
+            time_before: Timestamp(word(&entry[16..])),
+        };
+        let entries = entries.chunks_exact(ENTRY_BYTES).map(entry).collect();
+        Some(Self { entries, footer })
     }
+}
+
+impl Entry {
+    fn place(&self) -> (Offset, u64) {
+        (self.offset, self.position)
+    }
+}
+
+impl Footer {
+    /// Reads the last bytes of a stored index of a segment of `segment_bytes`; `None` for anything else.
+    #[must_use]
+    pub fn decode(bytes: &[u8; FOOTER_BYTES], segment_bytes: u64) -> Option<Self> {
+        let (bytes, crc) = bytes.split_last_chunk::<4>()?;
+        let sound = crc32c::crc32c(bytes) == u32::from_le_bytes(*crc);
+        let footer = Self {
+            covered_bytes: word(&bytes[..8]),
+            max_timestamp: Timestamp(word(&bytes[8..16])),
+            sealed_at: Timestamp(word(&bytes[16..24])),
+        };
+        let ours = bytes.ends_with(&MAGIC) && footer.covered_bytes == segment_bytes;
+        (sound && ours).then_some(footer)
+    }
+}
+
+/// Up to eight little-endian bytes.
+fn word(bytes: &[u8]) -> u64 {
+    let byte = |i| bytes.get(i).copied().unwrap_or(0);
+    u64::from_le_bytes(std::array::from_fn(byte))
 }
 
 #[cfg(test)]
@@ -104,26 +195,47 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_entry_before_an_offset_is_at_most_one_spacing_and_one_batch_away(
-            sizes in proptest::collection::vec(1u64..9_000, 1..60),
+        fn the_entry_before_an_offset_or_a_time_is_at_most_one_spacing_and_one_batch_away(
+            batches in proptest::collection::vec((1u64..9_000, 0u64..50), 1..60),
             wanted: proptest::sample::Index,
+            at in 0u64..60,
         ) {
             let mut index = Index::default();
-            let mut at = 0;
-            let starts: Vec<u64> = sizes.iter().map(|size| { at += size; at - size }).collect();
-            for (offset, (&start, size)) in starts.iter().zip(&sizes).enumerate() {
-                index.note(Offset(offset as u64), start, start + size);
+            let mut end = 0;
+            let starts: Vec<u64> = batches.iter().map(|(size, _)| { end += size; end - size }).collect();
+            for (offset, (&start, (size, time))) in starts.iter().zip(&batches).enumerate() {
+                index.note(Offset(offset as u64), start, start + size, Timestamp(*time));
             }
-            let wanted = wanted.index(sizes.len());
+            let wanted = wanted.index(batches.len());
             let (offset, position) = index.before(Offset(wanted as u64)).unwrap();
             prop_assert_eq!(starts[offset.0 as usize], position);
             prop_assert!(starts[wanted] - position < INDEX_SPACING_BYTES);
-            prop_assert_eq!(Index::decode(&index.encode(), at), Some(index));
+            let (from, position) = index.before_time(Timestamp(at)).unwrap();
+            prop_assert_eq!(starts[from.0 as usize], position);
+            match batches.iter().position(|&(_, time)| time >= at) {
+                Some(first) => {
+                    prop_assert!(from.0 as usize <= first);
+                    prop_assert!(starts[first] - position < INDEX_SPACING_BYTES);
+                }
+                None => prop_assert!(index.footer().max_timestamp < Timestamp(at)),
+            }
+            index.seal(Timestamp(at));
+            prop_assert_eq!(Index::decode(&index.encode(), end), Some(index));
         }
 
         #[test]
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>, length: u64) {
             let _ = Index::decode(&bytes, length);
         }
+    }
+
+    #[test]
+    fn an_index_of_the_version_without_times_is_built_again() {
+        let mut old = Vec::new();
+        for number in [0u64, 0, 4] {
+            old.extend(number.to_le_bytes());
+        }
+        old.extend(crc32c::crc32c(&old).to_le_bytes());
+        assert_eq!(Index::decode(&old, 4), None);
     }
 }

@@ -22,5 +22,5 @@ pub use cipher::Cipher;
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use frame::FrameBuffer;
 pub use journal::{Journal, JournalError, JournalScan};
-pub use partition::{Mark, PartitionFiles};
+pub use partition::{Mark, PartitionFiles, SealedSegment, SegmentFacts, SegmentReader};
 pub use segment::SegmentError;

@@ -3,28 +3,32 @@
 //! Written by one flusher in large runs, read by many. What counts is what a checkpoint wrote down ([`Mark`]): bytes after it
 //! may be there after a crash, mean nothing, and are written again from the journal.
 
+pub mod compact;
 pub mod encryption;
 pub mod examine;
 mod layout;
+mod lifetime;
 pub mod rebuild;
 pub mod verify;
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use millrace_model::{Offset, RecordBatch};
+use millrace_model::{Offset, RecordBatch, Timestamp};
 use parking_lot::Mutex;
 
 use self::encryption::BatchCipher;
 use crate::cache::{Sealed, SealedCache};
 use crate::cipher::DecryptError;
 use crate::disk::{Disk, DiskFile, final_error};
-use crate::index::Index;
+use crate::index::{Footer, Index};
 use crate::segment::{Segment, SegmentError, Source};
 
 pub(crate) use self::layout::base_in_file_name;
 pub use self::layout::{Files, Listing, Location};
+pub use self::lifetime::{Below, SealedSegment, SegmentFacts};
 
 /// Bytes of a segment before the next one begins, unless configured.
 pub const SEGMENT_BYTES: u64 = 1 << 30;
@@ -46,6 +50,10 @@ pub struct Mark {
     pub segment: Offset,
     /// Bytes of the active segment.
     pub bytes: u64,
+    /// When the active segment was begun, by the host's clock; 0 where nobody knows.
+    pub opened_at: Timestamp,
+    /// What is before is compacted already.
+    pub clean: Offset,
 }
 
 /// One partition's files.
@@ -57,7 +65,18 @@ pub struct PartitionFiles {
     sealed: Vec<Offset>,
     active: Active,
     unsynced: Unsynced,
+    /// What is known of sealed segments; filled as somebody asks.
+    footers: Footers,
+    /// The host's clock when it was last told.
+    now: Timestamp,
+    /// The age in milliseconds at which a segment ends though it is not full.
+    segment_ms: Option<u64>,
+    clean: Offset,
+    /// The active segment as the last checkpoint has it: those before are sealed for good.
+    marked: Offset,
 }
+
+type Footers = Arc<Mutex<HashMap<Offset, Footer>>>;
 
 #[derive(Clone)]
 struct Place {
@@ -71,6 +90,7 @@ struct Place {
 struct Active {
     base: Offset,
     bytes: u64,
+    opened_at: Timestamp,
     reserved_bytes: u64,
     index: Arc<Mutex<Index>>,
     /// Open from the first write until [`PartitionFiles::let_go`].
@@ -83,6 +103,7 @@ impl Active {
         Self {
             base,
             bytes,
+            opened_at: Timestamp::default(),
             reserved_bytes: 0,
             index: Arc::default(),
             file: None,
@@ -144,12 +165,21 @@ impl PartitionFiles {
             start: mark.start,
             end: mark.end,
             sealed,
-            active: Active::new(mark.segment, mark.bytes),
+            active: Active {
+                opened_at: mark.opened_at,
+                ..Active::new(mark.segment, mark.bytes)
+            },
             unsynced: Unsynced::default(),
+            footers: Footers::default(),
+            now: Timestamp::default(),
+            segment_ms: None,
+            clean: mark.clean,
+            marked: mark.segment,
         }
     }
 
-    /// The files as `mark` says; segments that began after it are removed, for they are only a copy of what the journal holds.
+    /// The files as `mark` says; segments that began after it are removed, for they are only a copy of what the journal holds, and so
+    /// is what a crash left of segments below the start and of a compaction.
     ///
     /// # Errors
     /// The disk's.
@@ -168,6 +198,7 @@ impl PartitionFiles {
             segment_bytes,
             cipher: None,
         };
+        lifetime::sweep(&place, &files.names, &mut sealed, mark)?;
         let active = sealed.partition_point(|&base| base < mark.segment);
         for base in sealed.split_off(active) {
             place.disk.remove(&place.location.index(base))?;
@@ -207,7 +238,7 @@ impl PartitionFiles {
                 first.base_offset() == self.end,
                 "batches follow each other in a partition"
             );
-            if self.active.bytes > 0 && !self.fits(self.active.bytes, first) {
+            if self.active.bytes > 0 && (!self.fits(self.active.bytes, first) || self.is_aged()) {
                 self.seal()?;
             }
             let count = self.run_length(rest);
@@ -248,6 +279,9 @@ impl PartitionFiles {
             file.write_all_at(&bytes, position)?;
         }
         self.note(run, position);
+        if position == 0 {
+            self.active.opened_at = self.now;
+        }
         self.active.bytes += byte_count as u64;
         self.end = run.last().map_or(self.end, RecordBatch::end_offset);
         Ok(())
@@ -260,7 +294,8 @@ impl PartitionFiles {
         };
         for batch in run {
             let end_position = position + batch.byte_count() as u64;
-            index.note(batch.base_offset(), position, end_position);
+            let time = batch.max_timestamp();
+            index.note(batch.base_offset(), position, end_position, time);
             position = end_position;
         }
     }
@@ -328,7 +363,10 @@ impl PartitionFiles {
             bytes: self.active.bytes,
         };
         segment.extend(&mut index)?;
-        let path = self.place.location.index(self.active.base);
+        index.seal(self.now);
+        let base = self.active.base;
+        self.footers.lock().insert(base, index.footer());
+        let path = self.place.location.index(base);
         let written = self.place.disk.create(&path)?;
         written.write_all_at(&index.encode(), 0)
     }
@@ -360,6 +398,8 @@ impl PartitionFiles {
             end: self.end,
             segment: self.active.base,
             bytes: self.active.bytes,
+            opened_at: self.active.opened_at,
+            clean: self.clean,
         }
     }
 
@@ -497,11 +537,7 @@ impl SegmentReader {
         base: Offset,
         bytes_max: usize,
     ) -> Result<Vec<RecordBatch>, SegmentError> {
-        let path = self.place.location.segment(base);
-        let sealed = self
-            .place
-            .cache
-            .get_or_load(&path, || self.load(&path, base))?;
+        let sealed = self.sealed(base)?;
         self.segment(&sealed.bytes, base)
             .read(sealed.index.before(self.from), self.from, bytes_max)
     }

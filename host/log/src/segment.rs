@@ -1,7 +1,9 @@
 //! Reading one segment: record batches one after the other, each checked, damage named by its offsets.
 //!
 //! A segment is nothing but batches. Their checksums cover all but the base offset, and that is known: every batch begins where
-//! the one before it ended. So a batch that decodes and stands at the expected offset is the one that was written there.
+//! the one before it ended. So a batch that decodes and stands at the expected offset is the one that was written there. Compaction
+//! keeps to that: the batch before a gap reaches over it, and where there is none a batch without messages stands for it (see
+//! [`millrace_model::RecordBatch::gap`]). Whatever breaks the chain is damage.
 
 pub mod examine;
 
@@ -98,6 +100,26 @@ impl Segment {
         }
     }
 
+    /// What `look` first finds in a batch, from the place `entry` on. Goes over what is damaged.
+    pub(crate) fn find<T>(
+        &self,
+        entry: Option<(Offset, u64)>,
+        look: &mut dyn FnMut(&RecordBatch) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        let mut cursor = self.cursor_at(entry);
+        loop {
+            match cursor.step()? {
+                Step::Batch { batch, .. } => {
+                    if let Some(found) = look(&batch) {
+                        return Ok(Some(found));
+                    }
+                }
+                Step::Damage { .. } => {}
+                Step::End => return Ok(None),
+            }
+        }
+    }
+
     /// Notes in the index what it does not cover yet.
     pub(crate) fn extend(&self, index: &mut Index) -> io::Result<()> {
         if index.covered_bytes() >= self.bytes {
@@ -107,7 +129,8 @@ impl Segment {
         loop {
             match cursor.step()? {
                 Step::Batch { batch, position } => {
-                    index.note(batch.base_offset(), position, cursor.position);
+                    let (base, time) = (batch.base_offset(), batch.max_timestamp());
+                    index.note(base, position, cursor.position, time);
                 }
                 Step::Damage { .. } => index.skip_to(cursor.position),
                 Step::End => return Ok(()),

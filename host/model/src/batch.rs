@@ -616,5 +616,9 @@ fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
 
 mod encrypted;
 mod inflating;
+mod thinning;
+
+pub use thinning::Thinned;
+
 #[cfg(test)]
 mod tests;

@@ -109,3 +109,12 @@ pub const REQUEST_NOTE_BYTES_MAX: usize = 256 << 10;
 
 /// Characters of an idempotency key.
 pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+
+/// The least bytes of a segment that a topic may ask for; asking for fewer is refused.
+pub const SEGMENT_BYTES_SETTING_MIN: u64 = 64 << 10;
+
+/// Bytes of a segment that a topic may ask for; asking for more is refused.
+pub const SEGMENT_BYTES_SETTING_MAX: u64 = 4 << 30;
+
+/// The longest time in milliseconds that a topic's settings may say, about a thousand years; more is refused.
+pub const SETTING_MS_MAX: u64 = 1_000 * 366 * 24 * 60 * 60 * 1_000;

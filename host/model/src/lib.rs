@@ -32,5 +32,5 @@ pub use offset::{Offset, PartitionId};
 pub use processor::{Processor, ProcessorSpec, Revision};
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, Parked, Progress};
-pub use settings::TopicSettings;
+pub use settings::{SettingError, SettingsPatch, TopicSettings};
 pub use topic::{Durability, Topic, TopicId, TopicPartition, TopicSpec};

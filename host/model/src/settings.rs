@@ -1,7 +1,8 @@
 //! What may be changed about a topic while it is used: how long its messages are kept, and how they are stored.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::bounds::{SEGMENT_BYTES_SETTING_MAX, SEGMENT_BYTES_SETTING_MIN, SETTING_MS_MAX};
 use crate::compression::Compression;
 
 /// How long a compacted topic keeps a tombstone unless it says otherwise, in milliseconds: one day.
@@ -11,7 +12,8 @@ pub const TOMBSTONE_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TopicSettings {
-    /// Messages older than this many milliseconds go, a segment at a time; by the later of their timestamp's and the segment's age.
+    /// Messages older than this many milliseconds go, a segment at a time: when that long has passed since the largest timestamp in
+    /// it, or since it ended if that was earlier.
     pub retention_ms: Option<u64>,
     /// The oldest segments of a partition go while it holds more than this many bytes.
     pub retention_bytes: Option<u64>,
@@ -38,5 +40,142 @@ impl Default for TopicSettings {
             segment_ms: None,
             compression: Compression::None,
         }
+    }
+}
+
+/// Changes of settings: only what is named changes, and `Some(None)` takes a bound away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SettingsPatch {
+    /// As [`TopicSettings::retention_ms`].
+    #[serde(deserialize_with = "named")]
+    pub retention_ms: Option<Option<u64>>,
+    /// As [`TopicSettings::retention_bytes`].
+    #[serde(deserialize_with = "named")]
+    pub retention_bytes: Option<Option<u64>>,
+    /// As [`TopicSettings::compact`].
+    #[serde(deserialize_with = "named")]
+    pub compact: Option<bool>,
+    /// As [`TopicSettings::tombstone_ms`].
+    #[serde(deserialize_with = "named")]
+    pub tombstone_ms: Option<u64>,
+    /// As [`TopicSettings::segment_bytes`].
+    #[serde(deserialize_with = "named")]
+    pub segment_bytes: Option<Option<u64>>,
+    /// As [`TopicSettings::segment_ms`].
+    #[serde(deserialize_with = "named")]
+    pub segment_ms: Option<Option<u64>>,
+    /// As [`TopicSettings::compression`].
+    #[serde(deserialize_with = "named")]
+    pub compression: Option<Compression>,
+}
+
+/// A field that is there, be it null.
+fn named<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(field).map(Some)
+}
+
+impl SettingsPatch {
+    /// The settings with these changes.
+    #[must_use]
+    pub fn over(&self, settings: &TopicSettings) -> TopicSettings {
+        TopicSettings {
+            retention_ms: self.retention_ms.unwrap_or(settings.retention_ms),
+            retention_bytes: self.retention_bytes.unwrap_or(settings.retention_bytes),
+            compact: self.compact.unwrap_or(settings.compact),
+            tombstone_ms: self.tombstone_ms.unwrap_or(settings.tombstone_ms),
+            segment_bytes: self.segment_bytes.unwrap_or(settings.segment_bytes),
+            segment_ms: self.segment_ms.unwrap_or(settings.segment_ms),
+            compression: self.compression.unwrap_or(settings.compression),
+        }
+    }
+}
+
+/// A setting outside its bounds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{setting} is {found}, it must be {min} to {max}; without it there is no bound")]
+pub struct SettingError {
+    /// Which one.
+    pub setting: &'static str,
+    /// What was asked for.
+    pub found: u64,
+    /// The least.
+    pub min: u64,
+    /// The most.
+    pub max: u64,
+}
+
+impl TopicSettings {
+    /// Whether every setting is within its bounds.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let bytes = SEGMENT_BYTES_SETTING_MIN..=SEGMENT_BYTES_SETTING_MAX;
+        let ms = 1..=SETTING_MS_MAX;
+        let settings = [
+            ("retention_ms", self.retention_ms, ms.clone()),
+            ("retention_bytes", self.retention_bytes, 1..=u64::MAX),
+            ("tombstone_ms", Some(self.tombstone_ms), 0..=SETTING_MS_MAX),
+            ("segment_bytes", self.segment_bytes, bytes),
+            ("segment_ms", self.segment_ms, ms),
+        ];
+        for (setting, found, allowed) in settings {
+            if let Some(found) = found.filter(|found| !allowed.contains(found)) {
+                let (min, max) = (*allowed.start(), *allowed.end());
+                return Err(SettingError {
+                    setting,
+                    found,
+                    min,
+                    max,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_changes_what_it_names_and_null_takes_a_bound_away() {
+        let settings = TopicSettings {
+            retention_ms: Some(5),
+            retention_bytes: Some(6),
+            ..TopicSettings::default()
+        };
+        let patch = r#"{"retention_ms": null, "segment_bytes": 70000, "compact": true}"#;
+        let patch: SettingsPatch = serde_json::from_str(patch).expect("a patch");
+        let expected = TopicSettings {
+            retention_ms: None,
+            segment_bytes: Some(70_000),
+            compact: true,
+            ..settings.clone()
+        };
+        assert_eq!(patch.over(&settings), expected);
+        assert_eq!(SettingsPatch::default().over(&settings), settings);
+        assert!(serde_json::from_str::<SettingsPatch>(r#"{"compact": null}"#).is_err());
+        assert!(serde_json::from_str::<SettingsPatch>(r#"{"retention": 1}"#).is_err());
+    }
+
+    #[test]
+    fn settings_outside_their_bounds_are_named() {
+        let mut settings = TopicSettings::default();
+        assert_eq!(settings.check(), Ok(()));
+        settings.segment_bytes = Some(1);
+        let error = settings.check().expect_err("too small");
+        assert!(
+            error
+                .to_string()
+                .starts_with("segment_bytes is 1, it must be 65536 to")
+        );
+        settings.segment_bytes = Some(SEGMENT_BYTES_SETTING_MAX);
+        settings.retention_ms = Some(0);
+        assert_eq!(
+            settings.check().map_err(|error| error.setting),
+            Err("retention_ms")
+        );
     }
 }

@@ -17,6 +17,8 @@ use crate::nearest::hint_of;
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
 /// Connections at once, at the most, unless told otherwise. Further ones wait in the kernel's queue.
 pub const CONNECTIONS_MAX_DEFAULT: usize = 1_024;
+/// How often retention and compaction look for work unless told otherwise.
+pub const CLEANING_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
 /// A configuration file larger than this is none.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -125,6 +127,8 @@ pub struct Config {
     pub scrub_bytes_per_second: u64,
     /// How long after one round through everything the next one begins.
     pub scrub_interval: Duration,
+    /// How often it is looked what retention and compaction have to do.
+    pub cleaning_interval: Duration,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs.
@@ -149,6 +153,7 @@ impl Default for Config {
             stop_deadline: Duration::from_secs(10),
             scrub_bytes_per_second: LocalOptions::default().scrub_bytes_per_second,
             scrub_interval: LocalOptions::default().scrub_interval,
+            cleaning_interval: CLEANING_INTERVAL_DEFAULT,
             log_format: LogFormat::default(),
             log_filter: "info".to_owned(),
             encryption_key_file: None,
@@ -194,6 +199,9 @@ pub struct Settings {
     /// How long after one round through everything the next one begins [default: 86400]
     #[arg(long, value_name = "SECONDS", env = "MILLRACE_SCRUB_INTERVAL_S")]
     pub scrub_interval_s: Option<u64>,
+    /// How often retention and compaction look for work [default: 60000]
+    #[arg(long, value_name = "MS", env = "MILLRACE_CLEANING_INTERVAL_MS")]
+    pub cleaning_interval_ms: Option<u64>,
     /// How log lines look [default: text]
     #[arg(long, value_enum, env = "MILLRACE_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -300,6 +308,9 @@ impl Config {
             scrub_interval: over
                 .scrub_interval_s
                 .map_or(self.scrub_interval, Duration::from_secs),
+            cleaning_interval: over
+                .cleaning_interval_ms
+                .map_or(self.cleaning_interval, Duration::from_millis),
             log_format: over.log_format.unwrap_or(self.log_format),
             log_filter: over.log_filter.unwrap_or(self.log_filter),
             encryption_key_file: over.encryption_key_file.or(self.encryption_key_file),
@@ -320,6 +331,9 @@ impl Config {
             return Err(refused("connections_max", "0", "at least 1"));
         }
         self.storage.check()?;
+        if self.cleaning_interval.is_zero() {
+            return Err(refused("cleaning_interval_ms", "0", "at least 1"));
+        }
         let addresses = self.addresses()?;
         if !self.insecure_no_auth && addresses.iter().any(|a| !a.ip().is_loopback()) {
             let listen = self.listen.clone();

@@ -192,6 +192,7 @@ async fn open_engine(
                 scrub_bytes_per_second: config.scrub_bytes_per_second,
                 scrub_interval: config.scrub_interval,
                 encryption: encryption_keys(config.encryption_key_file.as_deref())?,
+                cleaning_interval: config.cleaning_interval,
                 ..config.storage.options()
             };
             let engine = LocalEngine::open(&config.data_dir, options, clock.clone()).await;

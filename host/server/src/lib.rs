@@ -11,6 +11,7 @@ mod host;
 mod http;
 mod nearest;
 mod telemetry;
+mod units;
 
 pub use config::Config;
 pub use host::{Host, StartError};

@@ -114,6 +114,23 @@ fn describe() {
         "Messages dropped by an error handler"
     );
     describe_counter!(
+        "millrace_missed_total",
+        "Messages that were removed, or could not be read, before a processor came to them"
+    );
+    describe_counter!(
+        "millrace_retention_removed_bytes_total",
+        "Bytes of segments removed because their partition begins after them"
+    );
+    describe_counter!(
+        "millrace_compactions_total",
+        "Passes over a partition that left only the latest value of each key"
+    );
+    describe_gauge!("millrace_segments", "Segment files of all partitions");
+    describe_gauge!(
+        "millrace_stored_bytes",
+        "Bytes of segments that a topic holds, all its partitions together"
+    );
+    describe_counter!(
         "millrace_guest_log_lines_dropped_total",
         "Guest log lines over the rate"
     );

@@ -19,6 +19,7 @@ pub(crate) struct Meters {
     dead_letters: Counter,
     dead_letters_held: Counter,
     dropped: Counter,
+    missed: Counter,
     traps: [Counter; 4],
     lag: Gauge,
     parked: Gauge,
@@ -44,6 +45,7 @@ impl Meters {
             dead_letters: counter!("millrace_dead_letters_total", "processor" => own()),
             dead_letters_held: counter!("millrace_dead_letters_held_total", "processor" => own()),
             dropped: counter!("millrace_dropped_total", "processor" => own()),
+            missed: counter!("millrace_missed_total", "processor" => own()),
             traps: ["trap", "timeout", "memory", "bad-answer"].map(trap),
             lag: gauge!("millrace_lag_messages", "processor" => own(), "topic" => topic, "partition" => partition),
             parked: gauge!("millrace_parked_messages", "processor" => own()),
@@ -93,7 +95,7 @@ impl Meters {
     /// Messages are gone without the processor having seen them.
     pub(crate) fn lost(&self, messages: u64) {
         if messages > 0 {
-            self.dropped.increment(messages);
+            self.missed.increment(messages);
         }
     }
 

@@ -138,7 +138,11 @@ impl Source {
             }
             _ => return Err(error),
         };
-        tracing::error!(partition = %self.partition, from = %self.read_next, %to, %error, "messages cannot be read; going on after them");
+        if matches!(error, ReadError::BelowStart { .. }) {
+            tracing::warn!(partition = %self.partition, from = %self.read_next, %to, "messages were removed before the processor came to them; going on at the partition's start");
+        } else {
+            tracing::error!(partition = %self.partition, from = %self.read_next, %to, %error, "messages cannot be read; going on after them");
+        }
         self.lost += to.0.saturating_sub(self.read_next.0);
         self.read_next = to;
         self.position = to;

@@ -7,13 +7,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::{Broker, ProduceError};
 use millrace_engine::{
-    CommitError, Ends, Engine, EntryKind, Lease, MemoryEngine, ReadError, Receipt, TopicError,
-    Transaction, Watch,
+    CommitError, Ends, Engine, EntryKind, Lease, MemoryEngine, ReadError, Receipt, TopicChange,
+    TopicError, Transaction, TrimError, Watch,
 };
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::{
-    Digest, Offset, ProducerId, Progress, RecordBatch, SystemClock, Topic, TopicId, TopicName,
-    TopicPartition, TopicSpec,
+    Digest, Offset, ProducerId, Progress, RecordBatch, SystemClock, Timestamp, Topic, TopicId,
+    TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -82,6 +82,23 @@ impl Engine for Moody {
     }
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
         self.engine.create_topic(spec).await
+    }
+    async fn change_topic(
+        &self,
+        name: &TopicName,
+        change: TopicChange,
+    ) -> Result<Topic, TopicError> {
+        self.engine.change_topic(name, change).await
+    }
+    async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
+        self.engine.trim(partition, before).await
+    }
+    async fn offset_at(
+        &self,
+        partition: TopicPartition,
+        at: Timestamp,
+    ) -> Result<Option<Offset>, ReadError> {
+        self.engine.offset_at(partition, at).await
     }
     async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
         self.engine.delete_topic(name).await

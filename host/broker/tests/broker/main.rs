@@ -5,6 +5,7 @@ mod compression;
 mod dead_letters;
 mod doors;
 mod faults;
+mod lifetime;
 mod outcomes;
 mod revisions;
 mod rig;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millrace_model::{Digest, Offset, Progress, Topic, TopicPartition};
+use millrace_model::{Digest, Durability, Offset, Progress, Topic, TopicPartition, TopicSettings};
 use sha2::{Digest as _, Sha256};
 
 use super::messages::assert_is_unknown;
@@ -14,7 +14,9 @@ use super::{
     Place, append, at, end, entries, entry, make_partition, make_topic, name, produce, read_all,
     values,
 };
-use crate::contract::{CommitError, Ends, Engine, EntryKind, Lease, ProgressWrite, Transaction};
+use crate::contract::{
+    CommitError, Ends, Engine, EntryKind, Lease, ProgressWrite, TopicChange, Transaction,
+};
 
 const GROUPS: [&str; 2] = ["copier", "counter"];
 static MODULE: [u8; 300_000] = [7; 300_000];
@@ -222,5 +224,44 @@ where
         assert_eq!(progress, Some(up_to(expected.len() as u64)));
     }
     assert_eq!(values(&*engine, partition).await, expected);
+    engine.close().await;
+}
+
+/// What a topic was changed to, and where its partitions begin; whether checkpoints were made in between or not.
+pub async fn changes_and_trims_stay<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let mut engine = place.open().await;
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let numbers: Vec<String> = (0..40)
+        .map(|n| format!("{n} {}", "x".repeat(900)))
+        .collect();
+    for number in &numbers {
+        produce(&*engine, at(&topic, 0), &[number]).await;
+    }
+    for (round, before) in [3, 17, 40].into_iter().enumerate() {
+        let settings = TopicSettings {
+            retention_bytes: Some(round as u64 + 1_000_000),
+            ..TopicSettings::default()
+        };
+        let change = TopicChange {
+            durability: Some(Durability::Os),
+            settings: Some(settings),
+        };
+        let changed = engine.change_topic(&name("orders"), change).await;
+        let changed = changed.expect("changed");
+        let start = engine.trim(at(&topic, 0), Offset(before)).await;
+        assert_eq!(start.expect("trimmed"), Offset(before));
+        engine = place.reopen(engine).await;
+        assert_eq!(engine.topic(&name("orders")), Some(changed));
+        let ends = engine.ends(at(&topic, 0)).expect("it exists");
+        assert_eq!((ends.start, ends.end), (Offset(before), Offset(40)));
+        let kept = &numbers[before as usize..];
+        assert_eq!(values(&*engine, at(&topic, 0)).await, kept);
+        let untouched = engine.ends(at(&topic, 1)).expect("it exists");
+        assert_eq!(untouched, Ends::default());
+    }
+    assert_eq!(produce(&*engine, at(&topic, 0), &["on"]).await, Offset(40));
     engine.close().await;
 }

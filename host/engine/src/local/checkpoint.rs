@@ -22,7 +22,8 @@ use super::state::Changes;
 use crate::contract::EntryKind;
 use crate::idempotence::Idempotence;
 
-/// 2: values may be encrypted, and say with which key.
+/// What is written; those before are read, too. 2: values may be encrypted, and say with which key; topics' partitions say how old
+/// their active segments are, and how far they are compacted.
 const FORMAT: u64 = 2;
 
 /// Rows that one statement writes: each statement is a way to the database's thread and back.
@@ -44,6 +45,25 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS entries (
         kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL,
         PRIMARY KEY (kind, key)) WITHOUT ROWID;";
+
+/// Columns of numbers that came with format 2; a checkpoint of format 1 gets them when it is opened.
+const ADDED_COLUMNS: [(&str, &str); 2] =
+    [("partitions", "opened_at"), ("partitions", "clean_offset")];
+
+async fn add_column(
+    connection: &mut SqliteConnection,
+    table: &str,
+    column: &str,
+) -> Result<(), sqlx::Error> {
+    let known = "SELECT COUNT(*) FROM pragma_table_info(?) WHERE name = ?";
+    let known = sqlx::query(known).bind(table).bind(column);
+    if number(&known.fetch_one(&mut *connection).await?, 0)? == 0 {
+        let add = format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0");
+        let add = sqlx::raw_sql(sqlx::AssertSqlSafe(add));
+        add.execute(connection).await?;
+    }
+    Ok(())
+}
 
 /// The database, and the runtime that its driver needs. Blocks; used by one thread at a time.
 pub(super) struct CheckpointStore {
@@ -111,6 +131,9 @@ impl CheckpointStore {
             let more = sqlx::raw_sql(idempotence::SCHEMA);
             more.execute(&mut connection).await?;
             encryption::add_columns(&mut connection).await?;
+            for (table, column) in ADDED_COLUMNS {
+                add_column(&mut connection, table, column).await?;
+            }
             Ok(connection)
         })?;
         Ok(Self {
@@ -209,7 +232,8 @@ async fn load(
         loaded.removed_topics.push(TopicId(number(&row, 0)?));
     }
     let rows = sqlx::query(
-        "SELECT topic, partition, start_offset, end_offset, segment, bytes FROM partitions",
+        "SELECT topic, partition, start_offset, end_offset, segment, bytes, opened_at, clean_offset \
+         FROM partitions",
     );
     for row in rows.fetch_all(&mut *connection).await? {
         let mark = Mark {
@@ -217,6 +241,8 @@ async fn load(
             end: Offset(number(&row, 3)?),
             segment: Offset(number(&row, 4)?),
             bytes: number(&row, 5)?,
+            opened_at: Timestamp(number(&row, 6)?),
+            clean: Offset(number(&row, 7)?),
         };
         loaded.marks.push((partition(&row)?, mark));
     }
@@ -265,14 +291,19 @@ async fn save(
     save_changes(on, step.changes, cipher).await?;
     idempotence::save(on, step.changes).await?;
     for marks in step.marks.chunks(ROWS_AT_ONCE_MAX) {
-        let mut put = QueryBuilder::<Sqlite>::new("INSERT OR REPLACE INTO partitions ");
+        let mut put = QueryBuilder::<Sqlite>::new(
+            "INSERT OR REPLACE INTO partitions (topic, partition, start_offset, end_offset, segment, \
+             bytes, opened_at, clean_offset) ",
+        );
         put.push_values(marks, |mut row, (id, mark)| {
             row.push_bind(id.topic.0 as i64)
                 .push_bind(i64::from(id.partition.0))
                 .push_bind(mark.start.0 as i64)
                 .push_bind(mark.end.0 as i64)
                 .push_bind(mark.segment.0 as i64)
-                .push_bind(mark.bytes as i64);
+                .push_bind(mark.bytes as i64)
+                .push_bind(mark.opened_at.0 as i64)
+                .push_bind(mark.clean.0 as i64);
         });
         put.build().execute(&mut *on).await?;
     }

@@ -31,6 +31,8 @@ const PRODUCERS_MOMENT: u8 = 0;
 const PRODUCERS_UNNAMED: u8 = 1;
 const PRODUCERS_NAMED: u8 = 2;
 const REQUEST: u8 = 10;
+const CHANGE_TOPIC: u8 = 7;
+const TRIM: u8 = 8;
 
 /// At most what an operation takes beside its names and bytes.
 pub(super) const OPERATION_OVERHEAD_BYTES: usize = 40;
@@ -69,6 +71,12 @@ pub(super) enum Operation {
     Request {
         topic: TopicId,
         request: Arc<Request>,
+    },
+    /// The topic as it is from then on.
+    ChangeTopic(Topic),
+    Trim {
+        partition: TopicPartition,
+        start: Offset,
     },
 }
 
@@ -180,6 +188,15 @@ pub(super) fn encode(out: &mut Vec<u8>, operation: &Operation) {
             put_bytes(out, &offsets_bytes(&request.base_offsets));
             put_bytes(out, &request.note);
         }
+        Operation::ChangeTopic(topic) => {
+            out.push(CHANGE_TOPIC);
+            put_bytes(out, topic_json(topic).as_bytes());
+        }
+        Operation::Trim { partition, start } => {
+            out.push(TRIM);
+            put_partition(out, *partition);
+            out.extend(start.0.to_le_bytes());
+        }
     }
 }
 
@@ -269,6 +286,11 @@ fn take_operation(body: &mut Bytes) -> Option<Operation> {
         REQUEST => Operation::Request {
             topic: TopicId(body.try_get_u64_le().ok()?),
             request: Arc::new(take_request(body)?),
+        },
+        CHANGE_TOPIC => Operation::ChangeTopic(serde_json::from_slice(&take_bytes(body)?).ok()?),
+        TRIM => Operation::Trim {
+            partition: take_partition(body)?,
+            start: Offset(body.try_get_u64_le().ok()?),
         },
         _ => return None,
     })
@@ -379,7 +401,7 @@ mod tests {
             },
             Operation::CreateTopic(Topic {
                 id: TopicId(7),
-                spec,
+                spec: spec.clone(),
             }),
             Operation::DeleteTopic(TopicId(7)),
             Operation::Moment(Timestamp(77)),
@@ -394,6 +416,14 @@ mod tests {
                     base_offsets: vec![Offset(3), Offset(1 << 40)],
                     note: Bytes::from_static(b"note"),
                 }),
+            },
+            Operation::ChangeTopic(Topic {
+                id: TopicId(7),
+                spec,
+            }),
+            Operation::Trim {
+                partition,
+                start: Offset(1 << 40),
             },
         ]
     }

@@ -6,14 +6,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use millrace_log::{FrameBuffer, Journal, disk};
-use millrace_model::{ProducerId, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
+use millrace_model::{Offset, ProducerId, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::codec::{self, OPERATION_OVERHEAD_BYTES, Operation};
 use super::pipeline::{COMMITTER, Written};
 use super::shared::{PoisonOnPanic, Shared};
 use super::state::{Pending, State, Submission};
-use crate::contract::{CommitError, Lease, Receipt, TopicError};
+use crate::contract::{CommitError, Lease, Receipt, TopicChange, TopicError, TrimError};
 
 /// Bytes of transactions that one group takes, unless a single one is larger.
 const GROUP_BYTES_MAX: usize = 4 << 20;
@@ -46,17 +46,31 @@ pub(super) enum Request {
         name: Option<Arc<str>>,
         answer: Answer<ProducerId, CommitError>,
     },
+    ChangeTopic {
+        name: TopicName,
+        change: TopicChange,
+        answer: Answer<Topic, TopicError>,
+    },
+    Trim {
+        partition: TopicPartition,
+        before: Offset,
+        answer: Answer<Offset, TrimError>,
+    },
     Stop,
 }
 
 pub(super) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
 impl Request {
-    /// Topics come and go alone: nothing else is decided on a set of topics that may not come true. So do producers.
+    /// Topics come, change and go alone: nothing else is decided on a set of topics that may not come true. So do producers.
     fn stands_alone(&self) -> bool {
         matches!(
             self,
-            Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. }
+            Self::CreateTopic { .. }
+                | Self::DeleteTopic { .. }
+                | Self::ChangeTopic { .. }
+                | Self::Trim { .. }
+                | Self::InitProducer { .. }
         )
     }
 
@@ -65,7 +79,11 @@ impl Request {
         match self {
             Self::Commit { submission, .. } => !submission.entries.is_empty(),
             Self::Claim { .. } | Self::Stop => false,
-            Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. } => true,
+            Self::CreateTopic { .. }
+            | Self::DeleteTopic { .. }
+            | Self::ChangeTopic { .. }
+            | Self::Trim { .. }
+            | Self::InitProducer { .. } => true,
         }
     }
 
@@ -76,8 +94,10 @@ impl Request {
             // A name and a few numbers, alone in its group.
             Self::CreateTopic { .. }
             | Self::DeleteTopic { .. }
+            | Self::ChangeTopic { .. }
             | Self::InitProducer { .. }
             | Self::Stop => 0,
+            Self::Trim { .. } => OPERATION_OVERHEAD_BYTES,
         }
     }
 
@@ -89,6 +109,8 @@ impl Request {
             Self::CreateTopic { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::DeleteTopic { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::InitProducer { answer, .. } => drop(answer.send(Err(error))),
+            Self::ChangeTopic { answer, .. } => drop(answer.send(Err(error.into()))),
+            Self::Trim { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::Stop => {}
         }
     }
@@ -111,9 +133,11 @@ pub(super) enum Decided {
         #[expect(dead_code, reason = "held until the answer is given")] OwnedSemaphorePermit,
     ),
     Claim(Answer<Lease, CommitError>, Lease),
+    /// Made, or changed.
     Created(Answer<Topic, TopicError>, Topic),
     Deleted(Answer<TopicId, TopicError>, TopicId),
     Producer(Answer<ProducerId, CommitError>, ProducerId),
+    Trimmed(Answer<Offset, TrimError>, Offset),
 }
 
 impl Decided {
@@ -124,6 +148,7 @@ impl Decided {
             Self::Created(answer, topic) => drop(answer.send(Ok(topic))),
             Self::Deleted(answer, id) => drop(answer.send(Ok(id))),
             Self::Producer(answer, id) => drop(answer.send(Ok(id))),
+            Self::Trimmed(answer, start) => drop(answer.send(Ok(start))),
         }
     }
 
@@ -134,6 +159,7 @@ impl Decided {
             Self::Created(answer, _) => drop(answer.send(Err(error.into()))),
             Self::Deleted(answer, _) => drop(answer.send(Err(error.into()))),
             Self::Producer(answer, _) => drop(answer.send(Err(error))),
+            Self::Trimmed(answer, _) => drop(answer.send(Err(error.into()))),
         }
     }
 }
@@ -339,7 +365,7 @@ impl Committer {
     /// Takes the group over into the state, and shows what needs no sync; the rest stands in line for one.
     fn apply(&mut self, journal_bytes: u64) {
         let mut weight = 0;
-        let mut removed_topics = false;
+        let mut frees_files = false;
         {
             let mut state = self.shared.state.write();
             let mut line = self.shared.pipeline.line();
@@ -347,7 +373,10 @@ impl Committer {
             for member in self.decided.drain(..) {
                 let mut moved = Vec::new();
                 for operation in operations.by_ref().take(member.operation_count) {
-                    removed_topics |= matches!(operation, Operation::DeleteTopic(_));
+                    frees_files |= matches!(
+                        operation,
+                        Operation::DeleteTopic(_) | Operation::Trim { .. }
+                    );
                     if let Operation::Append { partition, batch } = &operation {
                         let partition = Arc::clone(&state.partitions[partition]);
                         moved.push((partition, batch.end_offset()));
@@ -371,7 +400,7 @@ impl Committer {
             }
         }
         self.shared.note_growth(weight, journal_bytes);
-        if removed_topics {
+        if frees_files {
             // Their files and what memory holds of them go with a checkpoint.
             self.shared.orders.ask(|orders| orders.checkpoint = true);
         }
@@ -408,6 +437,22 @@ fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Deci
         },
         Request::InitProducer { name, answer } => match state.decide_producer(pending, name) {
             Ok(id) => return Some(Decided::Producer(answer, id)),
+            Err(error) => drop(answer.send(Err(error))),
+        },
+        Request::ChangeTopic {
+            name,
+            change,
+            answer,
+        } => match state.decide_change(pending, &name, change) {
+            Ok(topic) => return Some(Decided::Created(answer, topic)),
+            Err(error) => drop(answer.send(Err(error))),
+        },
+        Request::Trim {
+            partition,
+            before,
+            answer,
+        } => match state.decide_trim(pending, partition, before) {
+            Ok(start) => return Some(Decided::Trimmed(answer, start)),
             Err(error) => drop(answer.send(Err(error))),
         },
         Request::Stop => {}

@@ -27,6 +27,8 @@ pub(super) struct Orders {
     pub(super) checkpoint: bool,
     /// The checkpoint that was under way is over.
     saved: bool,
+    /// End the segments that have come to their age.
+    pub(super) roll: bool,
     pub(super) stop: Option<Stop>,
 }
 
@@ -60,7 +62,11 @@ impl OrderBook {
     #[cfg(test)]
     pub(super) fn are_done(&self) -> bool {
         let orders = self.orders.lock();
-        let asked = orders.flush || orders.checkpoint || orders.saved || orders.stop.is_some();
+        let asked = orders.flush
+            || orders.checkpoint
+            || orders.saved
+            || orders.roll
+            || orders.stop.is_some();
         !asked && self.idle.load(Ordering::Relaxed)
     }
 
@@ -71,7 +77,8 @@ impl OrderBook {
         #[cfg_attr(not(test), expect(unused_variables))] is_saving: bool,
     ) -> Orders {
         let mut orders = self.orders.lock();
-        let asked = orders.flush || orders.checkpoint || orders.saved || orders.stop.is_some();
+        let asked = orders.flush || orders.checkpoint || orders.saved || orders.roll;
+        let asked = asked || orders.stop.is_some();
         if !asked {
             #[cfg(test)]
             self.idle.store(!is_saving, Ordering::Relaxed);
@@ -97,6 +104,8 @@ pub(super) struct Flusher {
     /// What the last checkpoint holds.
     sequence: u64,
     made_at: Duration,
+    /// Files are other than the last checkpoint says, though nothing was committed since.
+    marks_moved: bool,
 }
 
 /// Whether a checkpoint is under way.
@@ -127,6 +136,7 @@ impl Flusher {
             wanted: false,
             sequence,
             made_at,
+            marks_moved: false,
         }
     }
 
@@ -175,10 +185,18 @@ impl Flusher {
         }
         self.flush_tails()?;
         self.evict();
+        if orders.roll {
+            self.marks_moved |= self.roll_aged()?;
+        }
+        for partition in std::mem::take(&mut *self.shared.compacted.lock()) {
+            self.keeper.note_compacted(partition);
+            self.marks_moved = true;
+        }
         let now = self.shared.clock.monotonic();
         let age = now.saturating_sub(self.made_at);
         metrics::gauge!("millrace_checkpoint_age_seconds").set(age.as_secs_f64());
         let asked = self.wanted || orders.stop.is_some() || self.unsaved.is_some();
+        let asked = asked || self.marks_moved;
         let due = age >= self.shared.options.checkpoint_interval
             || self.shared.journal_is_long()
             || self.shared.state.read().has_removed_topics();
@@ -211,6 +229,16 @@ impl Flusher {
         Ok(())
     }
 
+    fn roll_aged(&mut self) -> Result<bool, KeepError> {
+        let mut rolled = false;
+        for partition in self.shared.partitions() {
+            if partition.settings().segment_ms.is_some() {
+                rolled |= self.keeper.roll_aged(&partition)?;
+            }
+        }
+        Ok(rolled)
+    }
+
     /// Halves memory, if it is more than half full: the newest batches stay for readers that keep up.
     fn evict(&self) {
         let wanted = self.shared.options.tail_bytes_max / 2;
@@ -219,15 +247,7 @@ impl Flusher {
         if excess == 0 {
             return;
         }
-        let partitions: Vec<Arc<Partition>> = self
-            .shared
-            .state
-            .read()
-            .partitions
-            .values()
-            .cloned()
-            .collect();
-        for partition in partitions {
+        for partition in self.shared.partitions() {
             let evicted = partition.evict(excess);
             self.shared.release(evicted);
             excess = excess.saturating_sub(evicted);
@@ -242,7 +262,7 @@ impl Flusher {
         self.made_at = self.shared.clock.monotonic();
         self.wanted = false;
         let mut snapshot = self.snapshot()?;
-        if snapshot.sequence == self.sequence && self.unsaved.is_none() {
+        if snapshot.sequence == self.sequence && self.unsaved.is_none() && !self.marks_moved {
             return Ok(());
         }
         if let Some(mut earlier) = self.unsaved.take() {
@@ -255,11 +275,16 @@ impl Flusher {
                 return Err(error);
             }
         }
+        if let Err(error) = self.keeper.trim(&snapshot.changes) {
+            self.unsaved = Some(snapshot.changes);
+            return Err(error);
+        }
         let Saving::No(saver) = std::mem::replace(&mut self.saving, Saving::Unknown) else {
             unreachable!("one checkpoint at a time");
         };
         let partitions = self.keeper.changed();
         let flushed = self.keeper.take_flushed(&snapshot.changes);
+        self.marks_moved = false;
         let shared = Arc::clone(&self.shared);
         let save = move || save(&shared, saver, snapshot, flushed, partitions);
         let thread = Builder::new().name("millrace-checkpoint".to_owned());
@@ -339,11 +364,13 @@ fn save(
         ref changes,
         ..
     } = snapshot;
+    let marks = flushed.marks.clone();
     let saved = saver.save(sequence, journal_file, changes, flushed);
     let made = saved.and_then(|()| {
         let removed = changes.removed.iter().flat_map(|r| &r.partitions);
         removed.for_each(|partition| shared.release(partition.clear()));
         saver.sweep();
+        Keeper::note_saved(&partitions, &marks);
         metrics::counter!("millrace_checkpoints_total").increment(1);
         shared.note_checkpoint(sequence, snapshot.journal_bytes);
         shared.journal.lock().recycle_before(journal_file)?;

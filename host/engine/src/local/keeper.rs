@@ -5,7 +5,8 @@ use std::io;
 use std::sync::Arc;
 
 use millrace_log::disk;
-use millrace_model::{Offset, TopicPartition};
+use millrace_log::{Mark, PartitionFiles};
+use millrace_model::{Clock, Offset, TopicPartition};
 
 use super::saver::Flushed;
 use super::state::{ByPartition, Changes};
@@ -32,8 +33,10 @@ impl From<io::Error> for KeepError {
     }
 }
 
-#[derive(Default)]
 pub(super) struct Keeper {
+    clock: Arc<dyn Clock>,
+    /// Bytes of a segment whose topic says nothing about it.
+    segment_bytes: u64,
     /// Partitions whose files went on since the last checkpoint that was decided.
     changed: ByPartition<Arc<Partition>>,
     /// Those whose files are open to be written, and when they last were, counted.
@@ -45,10 +48,15 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>, segment_bytes: u64) -> Self {
         Self {
+            clock,
+            segment_bytes,
+            changed: ByPartition::default(),
+            open: ByPartition::default(),
             open_max: disk::open_files_max(),
-            ..Self::default()
+            flushes: 0,
+            lost_sight: false,
         }
     }
 
@@ -66,11 +74,37 @@ impl Keeper {
             self.note(partition);
             let (written, flushed) = {
                 let mut files = partition.files.write();
+                self.configure(partition, &mut files);
                 (files.append(&batches), files.mark().end)
             };
             partition.set_flushed(flushed);
             written?;
         }
+    }
+
+    /// Has the next checkpoint write down how far the partition is compacted.
+    pub(super) fn note_compacted(&mut self, partition: Arc<Partition>) {
+        self.changed.entry(partition.id).or_insert(partition);
+    }
+
+    fn configure(&self, partition: &Partition, files: &mut PartitionFiles) {
+        let settings = partition.settings();
+        let segment_bytes = settings.segment_bytes.unwrap_or(self.segment_bytes);
+        files.configure(self.clock.wall(), segment_bytes, settings.segment_ms);
+    }
+
+    /// Ends the partition's active segment if it has come to its age; whether it had.
+    pub(super) fn roll_aged(&mut self, partition: &Arc<Partition>) -> Result<bool, KeepError> {
+        {
+            let mut files = partition.files.write();
+            self.configure(partition, &mut files);
+            if !files.is_aged() {
+                return Ok(false);
+            }
+        }
+        self.note(partition);
+        partition.files.write().roll()?;
+        Ok(true)
     }
 
     fn note(&mut self, partition: &Arc<Partition>) {
@@ -92,6 +126,17 @@ impl Keeper {
         for (_, (_, partition)) in idle {
             self.lost_sight |= partition.files.write().let_go();
         }
+    }
+
+    /// Has partitions begin where the changes say, and ends active segments that are wholly below.
+    pub(super) fn trim(&mut self, changes: &Changes) -> Result<(), KeepError> {
+        for partition in &changes.trimmed {
+            self.note(partition);
+            let mut files = partition.files.write();
+            self.configure(partition, &mut files);
+            files.advance_start(partition.start())?;
+        }
+        Ok(())
     }
 
     /// What the files hold, for a checkpoint that makes it durable. Whatever is flushed later is for the next one.
@@ -123,5 +168,29 @@ impl Keeper {
     pub(super) fn take_back<'a>(&mut self, partitions: impl Iterator<Item = &'a Arc<Partition>>) {
         let again = partitions.map(|partition| (partition.id, Arc::clone(partition)));
         self.changed.extend(again);
+    }
+
+    /// A checkpoint holds these marks: segments below the partitions' starts go. What cannot be removed is at the next start.
+    pub(super) fn note_saved(partitions: &[Arc<Partition>], marks: &[(TopicPartition, Mark)]) {
+        let marks: ByPartition<Mark> = marks.iter().copied().collect();
+        for partition in partitions {
+            let Some(mark) = marks.get(&partition.id) else {
+                continue;
+            };
+            let below = {
+                let mut files = partition.files.write();
+                files.set_marked(*mark);
+                files.take_below_start()
+            };
+            match below.remove() {
+                Ok(0) => {}
+                Ok(bytes) => {
+                    metrics::counter!("millrace_retention_removed_bytes_total").increment(bytes);
+                }
+                Err(error) => {
+                    tracing::warn!(partition = %partition.id, %error, "segments below a partition's start could not be removed");
+                }
+            }
+        }
     }
 }

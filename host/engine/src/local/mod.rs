@@ -7,13 +7,15 @@
 //!               └──── checkpoint: segments flushed, everything else in SQLite, then journal files used again
 //! ```
 //! The [`committer`]'s thread writes groups of transactions, a few syncers make them durable meanwhile ([`pipeline`]), and the
-//! [`flusher`] empties memory into files; checkpoints become durable beside it ([`saver`]). Readers take from memory without
-//! waiting, and from files on blocking threads. [`recovery`] runs before all of them.
+//! [`flusher`] empties memory into files; checkpoints become durable beside it ([`saver`]). The [`cleaner`] sees to it that messages
+//! are kept no longer than their topics say. Readers take from memory without waiting, and from files on blocking threads.
+//! [`recovery`] runs before all of them.
 //!
 //! Lock order: journal, then state, then the pipeline's line, then one partition.
 
 mod care;
 mod checkpoint;
+mod cleaner;
 mod codec;
 mod committer;
 mod evidence;
@@ -27,6 +29,7 @@ mod options;
 mod pipeline;
 mod recovery;
 pub mod repair;
+mod retention;
 mod saver;
 mod shared;
 mod state;
@@ -43,8 +46,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_log::{Disk, Journal, RealDisk};
 use millrace_model::{
-    Clock, Digest, Durability, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId,
-    TopicName, TopicPartition, TopicSpec,
+    Clock, Digest, Durability, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic,
+    TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -56,6 +59,7 @@ pub use millrace_log::partition::encryption;
 pub use millrace_log::segment::examine as segment;
 
 use self::care::{Care, Keep};
+use self::cleaner::{Cleaner, Pause};
 use self::codec::{BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES};
 use self::committer::{Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
@@ -67,8 +71,8 @@ use self::shared::Shared;
 use self::state::Submission;
 use self::tail::Partition;
 use crate::contract::{
-    Append, CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicError,
-    Transaction, Watch,
+    Append, CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicChange,
+    TopicError, Transaction, TrimError, Watch,
 };
 use crate::damage::{DamageReport, DamagedRange};
 
@@ -95,6 +99,8 @@ struct Threads {
     committer: JoinHandle<()>,
     syncers: Vec<JoinHandle<()>>,
     flusher: JoinHandle<()>,
+    cleaner: JoinHandle<()>,
+    pause: Arc<Pause>,
     /// Released last.
     _lock: DirLock,
 }
@@ -127,7 +133,7 @@ impl LocalEngine {
         let dir = dir.to_owned();
         let opened = task::spawn_blocking(move || {
             let options = options.within_bounds();
-            let recovered = recover(Arc::clone(&disk), &dir, &options)?;
+            let recovered = recover(Arc::clone(&disk), &dir, &options, Arc::clone(&clock))?;
             Self::start(recovered, disk, &dir, options, clock).map_err(|error| OpenError::Io {
                 dir,
                 reason: error.to_string(),
@@ -181,8 +187,12 @@ impl LocalEngine {
             room: Arc::clone(&queue_room),
         };
         let care_thread = care.start(keep)?;
+        let pause = Arc::new(Pause::default());
+        let cleaner = Cleaner::new(Arc::clone(&shared), queue.downgrade(), Arc::clone(&pause));
         let threads = Threads {
             syncers: SYNCERS.map(syncer).collect::<std::io::Result<_>>()?,
+            cleaner: named("millrace-clean", move || cleaner.run())?,
+            pause,
             committer: named("millrace-commit", move || committer.run())?,
             flusher: named("millrace-flush", move || flusher.run())?,
             _lock: lock,
@@ -374,6 +384,40 @@ impl Engine for LocalEngine {
             .await
     }
 
+    async fn change_topic(
+        &self,
+        name: &TopicName,
+        change: TopicChange,
+    ) -> Result<Topic, TopicError> {
+        let name = name.clone();
+        self.ask(|answer| Request::ChangeTopic {
+            name,
+            change,
+            answer,
+        })
+        .await
+    }
+
+    async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
+        self.ask(|answer| Request::Trim {
+            partition,
+            before,
+            answer,
+        })
+        .await
+    }
+
+    async fn offset_at(
+        &self,
+        partition: TopicPartition,
+        at: Timestamp,
+    ) -> Result<Option<Offset>, ReadError> {
+        let found = self.partition(partition)?;
+        let search = task::spawn_blocking(move || found.offset_at(at));
+        let failed = |_| ReadError::Io("the reading thread failed".into());
+        search.await.map_err(failed)?
+    }
+
     fn topics(&self) -> Vec<Topic> {
         self.shared.state.read().topics()
     }
@@ -483,6 +527,9 @@ impl Drop for LocalEngine {
 impl Threads {
     fn stop(self, shared: &Shared, how: Stop) {
         // A thread that panicked has poisoned the engine and said so.
+        // The cleaner asks the others, so it goes before them.
+        self.pause.end();
+        let _ = self.cleaner.join();
         // The committer goes first: it may wait for the flusher to make room.
         let _ = self.committer.join();
         shared.pipeline.stop();

@@ -32,6 +32,8 @@ pub struct LocalOptions {
     pub scrub_interval: Duration,
     /// The keys to encrypt and decrypt what is kept with; `None` keeps it plain.
     pub encryption: Option<Arc<Cipher>>,
+    /// How often it is looked what retention and compaction have to do.
+    pub cleaning_interval: Duration,
 }
 
 /// What the background search reads in a second, unless configured.
@@ -51,6 +53,7 @@ impl Default for LocalOptions {
             scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
             scrub_interval: SCRUB_INTERVAL,
             encryption: None,
+            cleaning_interval: Duration::from_secs(60),
         }
     }
 }

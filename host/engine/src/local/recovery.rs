@@ -21,7 +21,7 @@ use super::options::{LocalOptions, OpenError};
 use super::saver::Saver;
 use super::state::{Group, State, Store};
 use super::tail::Partition;
-use millrace_model::Offset;
+use millrace_model::{Clock, Offset};
 
 /// Everything that an engine works with.
 pub(super) struct Recovered {
@@ -39,6 +39,7 @@ pub(super) fn recover(
     disk: Arc<dyn Disk>,
     dir: &Path,
     options: &LocalOptions,
+    clock: Arc<dyn Clock>,
 ) -> Result<Recovered, OpenError> {
     let lock = lock(dir)?;
     let failed = |error: KeepError| describe(dir, error);
@@ -91,7 +92,7 @@ pub(super) fn recover(
     let removed = checkpoint.removed_topics.clone();
     let mut saver = Saver::new(store.clone(), checkpoints, removed).map_err(failed_io)?;
     saver.sweep();
-    let mut keeper = Keeper::new();
+    let mut keeper = Keeper::new(clock, store.segment_bytes);
     let replayed_from = checkpoint.sequence;
     let mut state = restore(store, checkpoint).map_err(failed_io)?;
     replay(&scan, &mut state, &mut keeper, options, dir)?;
@@ -105,10 +106,14 @@ pub(super) fn recover(
     flush(&mut state, &mut keeper).map_err(failed)?;
     let mut changes = state.take_changes();
     changes.all_topics.get_or_insert_with(|| state.topics());
+    keeper.trim(&changes).map_err(failed)?;
+    let partitions = keeper.changed();
     let flushed = keeper.take_flushed(&changes);
+    let marks = flushed.marks.clone();
     saver
         .save(sequence, scan.next_file(), &changes, flushed)
         .map_err(failed)?;
+    Keeper::note_saved(&partitions, &marks);
     saver.sweep();
     let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
     let evidence = EvidenceFile::new(Arc::clone(&disk), dir);
@@ -169,7 +174,7 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
                 marks.get(&id).copied().unwrap_or_default(),
             )?
             .encrypted_with(store.batch_cipher(id));
-            state.insert_partition(Partition::new(id, topic.spec.durability, files));
+            state.insert_partition(Partition::new(id, &topic.spec, files));
         }
         state.insert_topic(topic);
     }

@@ -13,6 +13,7 @@ use super::flusher::OrderBook;
 use super::options::LocalOptions;
 use super::pipeline::Pipeline;
 use super::state::State;
+use super::tail::Partition;
 use crate::contract::CommitError;
 
 /// How long the committer sleeps at most before it looks again whether there is room.
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     journal_bytes: AtomicU64,
     checkpointed_bytes: AtomicU64,
     pub(super) orders: OrderBook,
+    /// Partitions that were compacted since the last checkpoint.
+    pub(super) compacted: Mutex<Vec<Arc<Partition>>>,
     pub(super) room: Mutex<()>,
     pub(super) room_changed: Condvar,
     disk_full: AtomicBool,
@@ -67,11 +70,17 @@ impl Shared {
             journal_bytes: AtomicU64::new(0),
             checkpointed_bytes: AtomicU64::new(0),
             orders: OrderBook::default(),
+            compacted: Mutex::default(),
             room: Mutex::new(()),
             room_changed: Condvar::new(),
             disk_full: AtomicBool::new(false),
             poison: OnceLock::new(),
         }
+    }
+
+    /// All partitions, as of now.
+    pub(super) fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.state.read().partitions.values().cloned().collect()
     }
 
     /// After this nothing is acknowledged any more. The first reason stays.

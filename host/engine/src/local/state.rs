@@ -20,7 +20,8 @@ use millrace_model::{
 use super::codec::Operation;
 use super::tail::{Partition, weight};
 use crate::contract::{
-    Append, CommitError, EntryKind, EntryWrite, Lease, Receipt, RequestMark, TopicError,
+    Append, CommitError, Ends, EntryKind, EntryWrite, Lease, Receipt, RequestMark, TopicChange,
+    TopicError, TrimError,
 };
 use crate::idempotence::producers::ProducerChanges;
 use crate::idempotence::requests::{Request, WindowChange};
@@ -71,14 +72,14 @@ impl Store {
         Some(BatchCipher::new(cipher, id))
     }
 
-    fn fresh(&self, id: TopicPartition, durability: Durability) -> Partition {
+    fn fresh(&self, id: TopicPartition, spec: &TopicSpec) -> Partition {
         let files = PartitionFiles::fresh(
             Arc::clone(&self.disk),
             Arc::clone(&self.cache),
             Location::new(&self.topic_dir(id.topic), id.partition.0),
             self.segment_bytes,
         );
-        Partition::new(id, durability, files.encrypted_with(self.batch_cipher(id)))
+        Partition::new(id, spec, files.encrypted_with(self.batch_cipher(id)))
     }
 }
 
@@ -108,6 +109,7 @@ struct Changed {
     removed: Vec<Removed>,
     groups: Vec<(TopicPartition, Arc<str>)>,
     entries: BTreeSet<(EntryKind, String)>,
+    trimmed: BTreeSet<TopicPartition>,
 }
 
 /// A topic that is gone but for its files and what memory holds.
@@ -129,6 +131,8 @@ pub(super) struct Changes {
     pub(super) moment: Timestamp,
     pub(super) producers: ProducerChanges,
     pub(super) requests: Vec<WindowChange>,
+    /// Partitions that begin later.
+    pub(super) trimmed: Vec<Arc<Partition>>,
 }
 
 /// What the group of transactions being decided will have changed.
@@ -139,6 +143,7 @@ pub(super) struct Pending {
     pub(super) idempotence: Overlay,
     /// Whether the operations say what time it is.
     has_moment: bool,
+    starts: HashMap<TopicPartition, Offset>,
     /// What to write and then apply.
     pub(super) operations: Vec<Operation>,
     /// Whether one of them must survive a power cut.
@@ -152,6 +157,7 @@ impl Pending {
         self.epochs.clear();
         self.idempotence.clear();
         self.has_moment = false;
+        self.starts.clear();
         self.operations.clear();
         self.durable = false;
     }
@@ -241,7 +247,7 @@ impl State {
         let mut durability = submission.durability;
         for append in &submission.appends {
             let partition = self.existing(append.partition)?;
-            durability = durability.max(Some(partition.durability));
+            durability = durability.max(Some(partition.durability()));
         }
         if let Some(mark) = &submission.request {
             self.existing(mark.first_partition())?;
@@ -367,6 +373,49 @@ impl State {
         Ok(producer)
     }
 
+    /// What the topic is from then on. Must be alone in its group.
+    pub(super) fn decide_change(
+        &self,
+        pending: &mut Pending,
+        name: &TopicName,
+        change: TopicChange,
+    ) -> Result<Topic, TopicError> {
+        let topic = self.topics.get(name);
+        let topic = topic.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let changed = change.of(topic);
+        if changed != *topic {
+            pending.durable = true;
+            let change = Operation::ChangeTopic(changed.clone());
+            pending.operations.push(change);
+        }
+        Ok(changed)
+    }
+
+    /// Where the partition begins then.
+    pub(super) fn decide_trim(
+        &self,
+        pending: &mut Pending,
+        id: TopicPartition,
+        before: Offset,
+    ) -> Result<Offset, TrimError> {
+        let Ends { start, .. } = self.existing(id)?.ends();
+        let end = self.next_offset(pending, id);
+        if before > end {
+            let requested = before;
+            return Err(TrimError::PastEnd { requested, end });
+        }
+        let start = pending.starts.get(&id).copied().unwrap_or(start);
+        if before > start {
+            pending.durable = true;
+            pending.starts.insert(id, before);
+            pending.operations.push(Operation::Trim {
+                partition: id,
+                start: before,
+            });
+        }
+        Ok(start.max(before))
+    }
+
     /// Takes over what is committed; returns what it weighs in memory. An operation of the journal may contradict the state
     /// only if it was written by a broken version.
     pub(super) fn apply(&mut self, operation: Operation) -> Result<usize, Contradiction> {
@@ -406,6 +455,8 @@ impl State {
             Operation::Request { topic, request } => {
                 self.idempotence.apply_request(topic, request);
             }
+            Operation::ChangeTopic(topic) => self.apply_change(topic)?,
+            Operation::Trim { partition, start } => self.apply_trim(partition, start)?,
         }
         Ok(0)
     }
@@ -436,10 +487,35 @@ impl State {
     fn apply_create(&mut self, topic: Topic) {
         self.changed.topics.push(topic.id);
         for id in topic.partitions() {
-            let partition = self.store.fresh(id, topic.spec.durability);
+            let partition = self.store.fresh(id, &topic.spec);
             self.insert_partition(partition);
         }
         self.insert_topic(topic);
+    }
+
+    fn apply_change(&mut self, topic: Topic) -> Result<(), Contradiction> {
+        let known = self.topics.get(&topic.spec.name);
+        if known.is_none_or(|known| known.id != topic.id) {
+            return Err("it changes an unknown topic");
+        }
+        self.changed.topics.push(topic.id);
+        for id in topic.partitions() {
+            let partition = self.partitions.get(&id);
+            partition.iter().for_each(|p| p.configure(&topic.spec));
+        }
+        self.insert_topic(topic);
+        Ok(())
+    }
+
+    fn apply_trim(&mut self, id: TopicPartition, start: Offset) -> Result<(), Contradiction> {
+        let partition = self.partitions.get(&id);
+        let partition = partition.ok_or("it trims an unknown partition")?;
+        if start > partition.end() {
+            return Err("it trims beyond the partition's end");
+        }
+        partition.advance_start(start);
+        self.changed.trimmed.insert(id);
+        Ok(())
     }
 
     fn apply_delete(&mut self, id: TopicId) {
@@ -521,7 +597,10 @@ impl State {
             let value = self.entries[kind as usize].get(&key).cloned();
             (kind, key, value)
         });
+        let trimmed = changed.trimmed.iter();
+        let trimmed = trimmed.filter_map(|id| self.partitions.get(id).cloned());
         Changes {
+            trimmed: trimmed.collect(),
             next_topic: self.next_topic,
             all_topics,
             topics: topics.cloned().collect(),
@@ -547,5 +626,6 @@ impl Changes {
         self.moment = later.moment;
         self.producers.merge(later.producers);
         self.requests.extend(later.requests);
+        self.trimmed.extend(later.trimmed);
     }
 }

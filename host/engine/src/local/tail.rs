@@ -5,13 +5,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use millrace_log::{PartitionFiles, SegmentError};
-use millrace_model::{Durability, Offset, RecordBatch, TopicPartition};
+use millrace_log::{PartitionFiles, SegmentError, SegmentReader};
+use millrace_model::{
+    Durability, Offset, RecordBatch, Timestamp, TopicPartition, TopicSettings, TopicSpec,
+};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::contract::{Ends, ReadError, Watch};
+use crate::time::first_at;
 
 /// What a batch in memory takes beside its bytes, about.
 const BATCH_OVERHEAD_BYTES: usize = 128;
@@ -19,8 +23,8 @@ const BATCH_OVERHEAD_BYTES: usize = 128;
 /// One partition.
 pub(super) struct Partition {
     pub(super) id: TopicPartition,
-    pub(super) durability: Durability,
-    start: Offset,
+    configured: Mutex<(Durability, Arc<TopicSettings>)>,
+    start: AtomicU64,
     tail: Mutex<Tail>,
     pub(super) files: RwLock<PartitionFiles>,
     /// `None` once the topic is deleted: the watches end then, though the flusher may still hold the partition.
@@ -45,12 +49,12 @@ pub(super) fn weight(batch: &RecordBatch) -> usize {
 
 impl Partition {
     /// A partition that holds what its files hold.
-    pub(super) fn new(id: TopicPartition, durability: Durability, files: PartitionFiles) -> Self {
+    pub(super) fn new(id: TopicPartition, spec: &TopicSpec, files: PartitionFiles) -> Self {
         let mark = files.mark();
         Self {
             id,
-            durability,
-            start: mark.start,
+            configured: Mutex::new(configuration(spec)),
+            start: AtomicU64::new(mark.start.0),
             tail: Mutex::new(Tail {
                 batches: VecDeque::new(),
                 end: mark.end,
@@ -61,6 +65,31 @@ impl Partition {
             files: RwLock::new(files),
             ends: Mutex::new(Some(watch::Sender::new(mark.end))),
         }
+    }
+
+    /// Takes over what its topic is from now on.
+    pub(super) fn configure(&self, spec: &TopicSpec) {
+        *self.configured.lock() = configuration(spec);
+    }
+
+    /// When its appends are acknowledged.
+    pub(super) fn durability(&self) -> Durability {
+        self.configured.lock().0
+    }
+
+    /// Its topic's settings.
+    pub(super) fn settings(&self) -> Arc<TopicSettings> {
+        Arc::clone(&self.configured.lock().1)
+    }
+
+    /// The first offset kept.
+    pub(super) fn start(&self) -> Offset {
+        Offset(self.start.load(Ordering::Acquire))
+    }
+
+    /// Nothing before `start` is read any more; what holds it goes with the next checkpoint.
+    pub(super) fn advance_start(&self, start: Offset) {
+        self.start.fetch_max(start.0, Ordering::AcqRel);
     }
 
     /// Takes a written batch; [`Partition::show`] shows it to readers.
@@ -109,7 +138,7 @@ impl Partition {
     /// As readers see them.
     pub(super) fn ends(&self) -> Ends {
         Ends {
-            start: self.start,
+            start: self.start(),
             end: self.tail.lock().shown,
         }
     }
@@ -224,6 +253,57 @@ impl Partition {
         }
     }
 
+    /// The first message whose timestamp is `at` or later. Blocks on the disk.
+    pub(super) fn offset_at(&self, at: Timestamp) -> Result<Option<Offset>, ReadError> {
+        let mut sought_to = Offset::default();
+        loop {
+            let (readers, active, files_end) = self.readers_at(at, sought_to)?;
+            let from = self.start();
+            let mut look = |batch: &RecordBatch| first_at(batch, from, at);
+            for reader in readers.into_iter().chain(active) {
+                match reader.find_at(at, &mut look) {
+                    Ok(Some(found)) => return Ok(Some(found)),
+                    Ok(None) => {}
+                    Err(error) => return Err(self.read_error(from, error)),
+                }
+            }
+            // What was in memory a moment ago may be in the files now.
+            if let Some(found) = self.tail.lock().offset_at(files_end, &mut look) {
+                return Ok(found);
+            }
+            sought_to = files_end;
+        }
+    }
+
+    /// The segments from `from` on that may hold something at or after `at`, the active one, and where the files end.
+    #[expect(clippy::type_complexity, reason = "used once, right above")]
+    fn readers_at(
+        &self,
+        at: Timestamp,
+        from: Offset,
+    ) -> Result<(Vec<SegmentReader>, Option<SegmentReader>, Offset), ReadError> {
+        let (segments, active, end) = {
+            let files = self.files.read();
+            (
+                files.sealed_segments(),
+                files.active_reader(),
+                files.mark().end,
+            )
+        };
+        let mut readers = Vec::new();
+        let from = from.max(self.start());
+        for segment in segments.into_iter().filter(|segment| segment.end > from) {
+            match segment.max_timestamp() {
+                Ok(latest) if latest < at => {}
+                Ok(_) => readers.push(segment.reader()),
+                // It is gone; whether it was removed or lost, nothing in it can be found.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(ReadError::Io(error.to_string().into())),
+            }
+        }
+        Ok((readers, active, end))
+    }
+
     fn read_on(&self, from: Offset, bytes_max: usize) -> Result<Vec<RecordBatch>, ReadError> {
         if let Some(read) = self.read_tail(from, bytes_max) {
             return Ok(read);
@@ -231,18 +311,49 @@ impl Partition {
         let Some(reader) = self.files.read().reader(from) else {
             return Ok(Vec::new());
         };
-        reader.read(bytes_max).map_err(|error| match error {
+        let read = reader.read(bytes_max);
+        read.map_err(|error| self.read_error(from, error))
+    }
+
+    fn read_error(&self, from: Offset, error: SegmentError) -> ReadError {
+        match error {
+            // The file went while it was being read.
+            SegmentError::Damaged { .. } if from < self.start() => ReadError::BelowStart {
+                requested: from,
+                start: self.start(),
+            },
             SegmentError::Damaged { from, to } => ReadError::Damaged {
                 partition: self.id,
                 from,
                 to,
             },
             SegmentError::Io(error) => ReadError::Io(Arc::from(error.to_string())),
-        })
+        }
     }
 }
 
+fn configuration(spec: &TopicSpec) -> (Durability, Arc<TopicSettings>) {
+    (spec.durability, Arc::new(spec.settings.clone()))
+}
+
 impl Tail {
+    /// What `look` first finds in a batch at or after `from`; `None` if memory begins later.
+    fn offset_at(
+        &self,
+        from: Offset,
+        look: &mut dyn FnMut(&RecordBatch) -> Option<Offset>,
+    ) -> Option<Option<Offset>> {
+        if from >= self.shown {
+            return Some(None);
+        }
+        if self.batches.front()?.base_offset() > from {
+            return None;
+        }
+        let batches = self.batches.range(self.position(from)..);
+        let mut shown = batches.take_while(|batch| batch.base_offset() < self.shown);
+        Some(shown.find_map(look))
+    }
+
     /// Which batch holds `offset`, or comes next after it.
     fn position(&self, offset: Offset) -> usize {
         self.batches.partition_point(|b| b.end_offset() <= offset)

@@ -112,6 +112,7 @@ fn guessed_mark(files: &Files, bases: &[Offset]) -> io::Result<Mark> {
         end: Offset::MAX,
         segment: last,
         bytes: ReadOnlyDisk.open(&files.location.segment(last))?.length()?,
+        ..Mark::default()
     })
 }
 
@@ -156,6 +157,7 @@ impl Examination<'_> {
             end,
             segment: active,
             bytes: active_bytes,
+            ..
         } = self.mark;
         let written = |&base: &Offset| base < active || (base == active && active_bytes > 0);
         let (known, later): (Vec<Offset>, Vec<Offset>) = bases.iter().copied().partition(written);

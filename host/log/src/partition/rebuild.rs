@@ -68,6 +68,7 @@ pub fn told(listing: &Listing, partition: u32, journal_from: Option<Offset>) -> 
             end: from,
             segment: from,
             bytes: 0,
+            ..Mark::default()
         };
     }
     Ok(told)

@@ -5,13 +5,14 @@ use std::sync::mpsc;
 use std::thread;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use millrace_model::TopicName;
+use millrace_model::{Clock, SystemClock, TopicName};
 use serde_json::{Value, json};
 
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
 use super::table::{cell, items};
+use crate::units::{duration_ms, moment_ms};
 
 /// Messages of one request.
 const FETCH_MESSAGES_MAX: u64 = 1_000;
@@ -27,6 +28,8 @@ Examples:
   millrace consume alerts                        what is there now, all partitions
   millrace consume alerts --follow               and what comes, until interrupted
   millrace consume alerts --from latest --follow
+  millrace consume alerts --from 2026-11-21T10:00:00Z
+  millrace consume alerts --from -15m            the last quarter of an hour
   millrace consume alerts --partition 2 --from 1000 --max 10 --json
   millrace consume alerts --skip-damaged
 
@@ -40,9 +43,9 @@ pub(super) struct Args {
     /// Only this partition
     #[arg(long)]
     partition: Option<u32>,
-    /// Where to begin: earliest, latest or an offset
-    #[arg(long, default_value = "earliest", value_parser = begin)]
-    from: String,
+    /// Where to begin: earliest, latest, an offset, a date and time, or how long ago
+    #[arg(long, default_value = "earliest", value_parser = begin, allow_hyphen_values = true)]
+    from: Begin,
     /// Wait for further messages, until interrupted
     #[arg(long)]
     follow: bool,
@@ -54,17 +57,40 @@ pub(super) struct Args {
     max: Option<u64>,
 }
 
-fn begin(text: &str) -> Result<String, String> {
-    match text {
-        "earliest" | "latest" => Ok(text.to_owned()),
-        number if number.parse::<u64>().is_ok() => Ok(text.to_owned()),
-        _ => Err("say earliest, latest or an offset".to_owned()),
+/// Where to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    Earliest,
+    Latest,
+    Offset(u64),
+    /// At the first message of this time, in milliseconds since the Unix epoch, or later.
+    Time(u64),
+}
+
+fn begin(text: &str) -> Result<Begin, String> {
+    if let Ok(offset) = text.parse() {
+        return Ok(Begin::Offset(offset));
+    }
+    match (text, text.strip_prefix('-')) {
+        ("earliest", _) => Ok(Begin::Earliest),
+        ("latest", _) => Ok(Begin::Latest),
+        (_, Some(ago)) => {
+            let now = SystemClock::new().wall();
+            Ok(Begin::Time(now.0.saturating_sub(duration_ms(ago)?)))
+        }
+        _ => moment_ms(text).map(Begin::Time).map_err(|_| {
+            "say earliest, latest, an offset, 2026-11-21T10:00:00Z or how long ago, such as -15m"
+                .to_owned()
+        }),
     }
 }
 
 pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
     let topic = client.get(&format!("/v1/topics/{}", args.topic))?;
-    let ends = wanted(&args, &topic)?;
+    let mut ends = wanted(&args, &topic)?;
+    for (&partition, ends) in &mut ends {
+        ends.begin = ends.begin(&args, client, partition)?;
+    }
     let mut printer = Printer {
         output: client.output(),
         left: args.max.unwrap_or(u64::MAX),
@@ -81,7 +107,14 @@ fn wanted(args: &Args, topic: &Value) -> Result<BTreeMap<u64, Ends>, Failure> {
     let of = |ends: &Value| {
         let number = |field: &str| ends[field].as_u64().unwrap_or(0);
         let (start, end) = (number("start"), number("end"));
-        (number("partition"), Ends { start, end })
+        (
+            number("partition"),
+            Ends {
+                start,
+                end,
+                begin: start,
+            },
+        )
     };
     let mut ends: BTreeMap<u64, Ends> = items(&topic["ends"]).iter().map(of).collect();
     if let Some(partition) = args.partition {
@@ -101,17 +134,60 @@ fn wanted(args: &Args, topic: &Value) -> Result<BTreeMap<u64, Ends>, Failure> {
 struct Ends {
     start: u64,
     end: u64,
+    /// Where to read from.
+    begin: u64,
 }
 
 impl Ends {
     /// Where `--from` is, here. An offset outside what is kept is moved inside: partitions differ.
-    fn begin(self, from: &str) -> u64 {
-        match from {
-            "earliest" => self.start,
-            "latest" => self.end,
-            offset => offset.parse().unwrap_or(0).clamp(self.start, self.end),
+    fn begin(self, args: &Args, client: &Client, partition: u64) -> Result<u64, Failure> {
+        match args.from {
+            Begin::Earliest => Ok(self.start),
+            Begin::Latest => Ok(self.end),
+            Begin::Offset(offset) => {
+                if offset < self.start {
+                    jumped(partition, offset, self.start);
+                }
+                Ok(offset.clamp(self.start, self.end))
+            }
+            Begin::Time(ms) => {
+                let from = format!("timestamp:{ms}");
+                let answer = client.get(&path(&args.topic, partition, &from, 1, 0))?;
+                let first = items(&answer["messages"]).first();
+                let first = first.unwrap_or(&Value::Null)["offset"].as_u64();
+                Ok(first.unwrap_or(self.end).min(self.end))
+            }
         }
     }
+}
+
+/// Says that messages are missing: whoever reads should know.
+fn jumped(partition: u64, from: u64, to: u64) {
+    // Standard error may be closed; what was asked for still comes.
+    let note = format_args!(
+        "note: partition {partition}: offsets {from} to {to} (exclusive) are no longer kept; reading on from {to}\n"
+    );
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), note);
+}
+
+/// Where to go on if the failure says that what was asked for is no longer kept; says so.
+fn start_after(
+    failure: &Failure,
+    topic: &TopicName,
+    client: &Client,
+    partition: u64,
+    from: u64,
+) -> Option<u64> {
+    let Failure::Told { code, .. } = failure else {
+        return None;
+    };
+    if code != "offset-not-kept" {
+        return None;
+    }
+    let answer = client.get(&path(topic, partition, "earliest", 1, 0)).ok()?;
+    let start = answer["start"].as_u64().filter(|&start| start > from)?;
+    jumped(partition, from, start);
+    Some(start)
 }
 
 /// Reads up to the ends as they were when it began.
@@ -121,21 +197,22 @@ fn read(
     ends: &BTreeMap<u64, Ends>,
     printer: &mut Printer,
 ) -> Result<(), Failure> {
-    let total = ends
-        .values()
-        .map(|ends| ends.end - ends.begin(&args.from))
-        .sum::<u64>();
+    let total = ends.values().map(|ends| ends.end - ends.begin).sum::<u64>();
     let bar = bar(total.min(printer.left), printer);
     for (&partition, ends) in ends {
-        let mut next = ends.begin(&args.from);
+        let mut next = ends.begin;
         while next < ends.end && printer.left > 0 {
-            let path = path(&args.topic, partition, next, printer.left, 0);
-            let answer = match client.get(&path) {
-                Err(failure) if args.skip_damaged => {
-                    next = after_damage(failure, partition, next)?;
+            let from = next.to_string();
+            let answer = match client.get(&path(&args.topic, partition, &from, printer.left, 0)) {
+                Ok(answer) => answer,
+                Err(failure) => {
+                    next = match start_after(&failure, &args.topic, client, partition, next) {
+                        Some(start) => start,
+                        None if args.skip_damaged => after_damage(failure, partition, next)?,
+                        None => return Err(failure),
+                    };
                     continue;
                 }
-                answer => answer?,
             };
             let messages = items(&answer["messages"]).iter();
             let before_end = messages.filter(|m| m["offset"].as_u64() < Some(ends.end));
@@ -175,7 +252,7 @@ fn bar(total: u64, printer: &Printer) -> ProgressBar {
     ProgressBar::new(total).with_style(style)
 }
 
-fn path(topic: &TopicName, partition: u64, from: u64, left: u64, wait_ms: u64) -> String {
+fn path(topic: &TopicName, partition: u64, from: &str, left: u64, wait_ms: u64) -> String {
     let max = left.clamp(1, FETCH_MESSAGES_MAX);
     format!(
         "/v1/topics/{topic}/partitions/{partition}/messages?from={from}&max={max}&max_bytes=4194304&wait_ms={wait_ms}"
@@ -192,7 +269,7 @@ fn follow(
     let (sender, answers) = mpsc::sync_channel(ANSWERS_WAITING_MAX);
     let follower = |(&partition, ends): (&u64, &Ends)| Follower {
         partition,
-        next: ends.begin(&args.from),
+        next: ends.begin,
     };
     let followers: Vec<Follower> = ends.iter().map(follower).collect();
     let share = followers.len().div_ceil(FOLLOWERS_MAX).max(1);
@@ -234,12 +311,15 @@ fn keep_reading(
     let wait_ms = WAIT_MS_MAX / followers.len() as u64;
     loop {
         for follower in &mut *followers {
-            let path = path(topic, follower.partition, follower.next, u64::MAX, wait_ms);
-            let answer = match client.get(&path) {
-                Err(failure) if skip_damaged => {
-                    let after = after_damage(failure, follower.partition, follower.next);
-                    after.map(|next| json!({"messages": [], "next": next}))
-                }
+            let (partition, next) = (follower.partition, follower.next);
+            let from = next.to_string();
+            let answer = match client.get(&path(topic, partition, &from, u64::MAX, wait_ms)) {
+                Err(failure) => match start_after(&failure, topic, client, partition, next) {
+                    Some(start) => Ok(json!({"messages": [], "next": start})),
+                    None if skip_damaged => after_damage(failure, partition, next)
+                        .map(|next| json!({"messages": [], "next": next})),
+                    None => Err(failure),
+                },
                 answer => answer,
             };
             if let Ok(answer) = &answer {
@@ -283,4 +363,22 @@ fn for_people(message: &Value) -> String {
     };
     let (partition, offset) = (&message["partition"], &message["offset"]);
     format!("{partition}/{offset}\t{}\t{}", bytes("key"), bytes("value"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_to_begin_is_understood_in_every_form() {
+        assert_eq!(begin("earliest"), Ok(Begin::Earliest));
+        assert_eq!(begin("latest"), Ok(Begin::Latest));
+        assert_eq!(begin("17"), Ok(Begin::Offset(17)));
+        let moment = begin("2026-11-21T10:00:00Z");
+        assert_eq!(moment, Ok(Begin::Time(1_795_255_200_000)));
+        assert!(matches!(begin("-15m"), Ok(Begin::Time(_))));
+        for wrong in ["", "yesterday", "-5", "--15m"] {
+            assert!(begin(wrong).is_err(), "{wrong}");
+        }
+    }
 }

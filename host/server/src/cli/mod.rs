@@ -65,7 +65,7 @@ enum Command {
     Serve(serve::Args),
     /// See the whole way of real messages, in a minute
     Demo(demo::Args),
-    /// Make, list, show and delete topics
+    /// Make, list, show, change, trim and delete topics
     #[command(subcommand)]
     Topic(topic::Verb),
     /// Append messages to a topic

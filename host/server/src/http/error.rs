@@ -6,10 +6,10 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use millrace_broker::{
     AdmitError, DeadLetterError, FetchError, ModuleError, ProcessorError, ProduceError,
-    TopicCreateError, TopicDeleteError,
+    TopicChangeError, TopicCreateError, TopicDeleteError, TopicTrimError,
 };
 use millrace_engine::{CommitError, ReadError, TopicError};
-use millrace_model::NameError;
+use millrace_model::{NameError, SettingError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -283,11 +283,51 @@ impl From<TopicCreateError> for ApiError {
             TopicCreateError::Reserved { .. } => {
                 Self::refused("reserved-name", text, "choose another name")
             }
+            TopicCreateError::Setting(error) => error.into(),
             TopicCreateError::UnknownModule(_) => {
                 Self::unknown("unknown-module", text, LIST_MODULES)
             }
             TopicCreateError::WrongInterface { .. } => wrong_interface(text),
             TopicCreateError::Partitioner(error) => error.into(),
+        }
+    }
+}
+
+impl From<SettingError> for ApiError {
+    fn from(error: SettingError) -> Self {
+        let hint = "choose a value within these bounds, or null for none";
+        Self::refused("bad-setting", error.to_string(), hint)
+    }
+}
+
+impl From<TopicChangeError> for ApiError {
+    fn from(error: TopicChangeError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicChangeError::Setting(error) => error.into(),
+            TopicChangeError::Compacted { .. } => Self::refused(
+                "owned-topic",
+                text,
+                "bound it with retention_ms or retention_bytes instead",
+            ),
+            TopicChangeError::Topic(error) => error.into(),
+        }
+    }
+}
+
+impl From<TopicTrimError> for ApiError {
+    fn from(error: TopicTrimError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicTrimError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
+            TopicTrimError::UnknownPartition { .. } => {
+                Self::unknown("unknown-partition", text, SEE_ENDS)
+            }
+            TopicTrimError::PastEnd { .. } => {
+                let hint = "say \"end\" to remove all that is there";
+                Self::refused("offset-past-end", text, hint)
+            }
+            TopicTrimError::Commit(error) => error.into(),
         }
     }
 }
@@ -321,6 +361,11 @@ impl From<ProduceError> for ApiError {
             ProduceError::Owned { .. } => {
                 Self::refused("owned-topic", text, "produce to another topic")
             }
+            ProduceError::KeyMissing { .. } => Self::refused(
+                "key-missing",
+                text,
+                "give every message a key, or turn compaction off",
+            ),
             ProduceError::TooLarge { .. }
             | ProduceError::TooManyHeaders { .. }
             | ProduceError::TooMany { .. }

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use millrace_broker::{FetchRequest, FetchResult};
 use millrace_engine::{Ends, ReadError};
-use millrace_model::{Offset, PartitionId, Topic, TopicName};
+use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -18,13 +18,17 @@ use super::error::{ApiError, ErrorBody};
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
 use super::{App, Shared};
+use crate::units::moment_ms;
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FetchQuery {
-    /// `earliest` (the default), `latest`, or an offset.
-    from: String,
+    /// `earliest` (the default), `latest`, an offset, or `timestamp:MS`: the first message at that time (milliseconds since the
+    /// Unix epoch) or later, `latest` if there is none.
+    from: Option<String>,
+    /// The same as `from=timestamp:…`, as a date and time: `2026-11-21T10:00:00Z`.
+    from_time: Option<String>,
     /// Messages at the most.
     #[param(default = 100)]
     max: usize,
@@ -39,7 +43,8 @@ pub(super) struct FetchQuery {
 impl Default for FetchQuery {
     fn default() -> Self {
         Self {
-            from: "earliest".to_owned(),
+            from: None,
+            from_time: None,
             max: 100,
             max_bytes: 1 << 20,
             wait_ms: 0,
@@ -87,11 +92,11 @@ pub(super) async fn fetch(
 ) -> Result<Response, ApiError> {
     let partition = PartitionId(partition);
     let topic = app.known_topic(&topic)?;
-    let ends = app.ends(&topic, partition)?;
+    let from = app.begin(&query, &topic, partition).await?;
     let request = FetchRequest {
         topic: topic.spec.name,
         partition,
-        from: offset_of(&query.from, ends)?,
+        from,
         messages_max: query.max.clamp(1, FETCH_MESSAGES_MAX),
         bytes_max: query.max_bytes.clamp(1, FETCH_BYTES_MAX),
         wait: Duration::from_millis(query.wait_ms.min(FETCH_WAIT_MS_MAX)),
@@ -105,14 +110,48 @@ pub(super) async fn fetch(
     Ok(room.answer(content_type, answer))
 }
 
+/// What `from` and `from_time` say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    Earliest,
+    Latest,
+    At(Offset),
+    Time(Timestamp),
+}
+
+impl FetchQuery {
+    fn begin(&self) -> Result<Begin, ApiError> {
+        let from = match (&self.from, &self.from_time) {
+            (None, None) => return Ok(Begin::Earliest),
+            (Some(from), None) => from,
+            (None, Some(time)) => {
+                let time = moment_ms(time).map_err(|wrong| no_offset(time, &wrong))?;
+                return Ok(Begin::Time(Timestamp(time)));
+            }
+            (Some(_), Some(_)) => {
+                let message = "from and from_time both say where to begin";
+                return Err(ApiError::malformed(message, "give one of them"));
+            }
+        };
+        Ok(match from.as_str() {
+            "earliest" => Begin::Earliest,
+            "latest" => Begin::Latest,
+            text => match text.strip_prefix("timestamp:") {
+                Some(ms) => Begin::Time(Timestamp(number(from, ms)?)),
+                None => Begin::At(Offset(number(from, text)?)),
+            },
+        })
+    }
+}
+
+fn number(from: &str, text: &str) -> Result<u64, ApiError> {
+    let wrong = |_| no_offset(from, "it is no offset");
+    text.parse().map_err(wrong)
+}
+
 /// Where to begin. A number that is not there is refused rather than moved: a reader should know that it misses something.
-fn offset_of(from: &str, ends: Ends) -> Result<Offset, ApiError> {
+fn kept(requested: Offset, ends: Ends) -> Result<Offset, ApiError> {
     let Ends { start, end } = ends;
-    let requested = match from {
-        "earliest" => start,
-        "latest" => end,
-        number => Offset(number.parse().map_err(|_| no_offset(from))?),
-    };
     if requested < start {
         return Err(ReadError::BelowStart { requested, start }.into());
     }
@@ -122,9 +161,10 @@ fn offset_of(from: &str, ends: Ends) -> Result<Offset, ApiError> {
     Ok(requested)
 }
 
-fn no_offset(from: &str) -> ApiError {
-    let message = format!("from={from:?} is no offset");
-    ApiError::malformed(message, "use earliest, latest or a number")
+fn no_offset(from: &str, wrong: &str) -> ApiError {
+    let message = format!("from={from:?}: {wrong}");
+    let hint = "use earliest, latest, an offset, timestamp:MS, or from_time=2026-11-21T10:00:00Z";
+    ApiError::malformed(message, hint)
 }
 
 impl App {
@@ -137,6 +177,25 @@ impl App {
             };
             error.into()
         })
+    }
+
+    async fn begin(
+        &self,
+        query: &FetchQuery,
+        topic: &Topic,
+        partition: PartitionId,
+    ) -> Result<Offset, ApiError> {
+        let begin = query.begin()?;
+        let ends = self.ends(topic, partition)?;
+        match begin {
+            Begin::Earliest => Ok(ends.start),
+            Begin::Latest => Ok(ends.end),
+            Begin::At(offset) => kept(offset, ends),
+            Begin::Time(at) => {
+                let found = self.broker.offset_at(topic, partition, at).await?;
+                Ok(found.unwrap_or(ends.end))
+            }
+        }
     }
 
     /// Fetches, and gives room for the answer with it.

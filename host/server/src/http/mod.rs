@@ -12,6 +12,7 @@ mod fetch;
 mod guard;
 mod health;
 mod idempotency;
+mod lifetime;
 mod listener;
 mod messages;
 mod modules;
@@ -176,6 +177,7 @@ fn routes() -> Vec<Route> {
     let post = |path, handler| Route::new(Method::POST, path, handler);
     let put = |path, handler| Route::new(Method::PUT, path, handler);
     let delete = |path, handler| Route::new(Method::DELETE, path, handler);
+    let patch = |path, handler| Route::new(Method::PATCH, path, handler);
     vec![
         get("/health/live", on::get(health::live)),
         get("/health/ready", on::get(health::ready)),
@@ -185,6 +187,8 @@ fn routes() -> Vec<Route> {
         post("/v1/topics", on::post(topics::create)),
         get(TOPIC, on::get(topics::show)),
         delete(TOPIC, on::delete(topics::remove)),
+        patch(TOPIC, on::patch(lifetime::change)),
+        post("/v1/topics/{topic}/trim", on::post(lifetime::trim)),
         post("/v1/topics/{topic}/messages", on::post(produce::produce)),
         get(PARTITION, on::get(fetch::fetch)),
         get(

@@ -5,7 +5,7 @@
 use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{damage, dead_letters, fetch, health, modules, processors, produce, topics};
+use super::{damage, dead_letters, fetch, health, lifetime, modules, processors, produce, topics};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,6 +22,8 @@ use super::{damage, dead_letters, fetch, health, modules, processors, produce, t
         topics::create,
         topics::show,
         topics::remove,
+        lifetime::change,
+        lifetime::trim,
         produce::produce,
         fetch::fetch,
         fetch::value,
@@ -62,6 +64,26 @@ pub(super) struct BatchPolicySchema {
     bytes_max: Option<u32>,
     /// How long to wait for a fuller batch.
     linger_ms: Option<u64>,
+}
+
+/// What may be changed about a topic.
+#[derive(ToSchema)]
+#[schema(as = TopicSettings)]
+pub(super) struct TopicSettingsSchema {
+    /// Milliseconds after which a segment goes; kept for ever without.
+    retention_ms: Option<u64>,
+    /// Bytes of a partition, over which its oldest segments go; no bound without.
+    retention_bytes: Option<u64>,
+    /// Whether only the latest value of each key is kept.
+    compact: Option<bool>,
+    /// Milliseconds that a compacted topic keeps a message without a value, which removes its key.
+    tombstone_ms: Option<u64>,
+    /// Bytes of a segment; the host's default without.
+    segment_bytes: Option<u64>,
+    /// Milliseconds after which a segment ends though it is not full.
+    segment_ms: Option<u64>,
+    /// `none`, `gzip`, `snappy`, `lz4` or `zstd`.
+    compression: Option<String>,
 }
 
 /// How failed messages are tried again.
@@ -252,6 +274,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use millrace_broker::BreakerStatus;
+    use millrace_model::TopicSettings;
     use millrace_model::processor::{
         BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, RetryPolicy,
     };
@@ -291,6 +314,7 @@ mod tests {
             ("BreakerPolicy", json!(BreakerPolicy::default())),
             ("DeadLetterPolicy", json!(DeadLetterPolicy::default())),
             ("BreakerStatus", json!(BreakerStatus::default())),
+            ("TopicSettings", json!(TopicSettings::default())),
         ];
         for (name, noun) in nouns {
             let shape = &document["components"]["schemas"][name]["properties"];

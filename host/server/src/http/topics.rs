@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 use super::damage::DamagedOffsets;
 use super::error::{ApiError, ErrorBody};
+use super::openapi::TopicSettingsSchema;
 use super::query::InPath;
 use super::{App, Shared, to_the_end};
 
@@ -37,9 +38,9 @@ pub(super) struct NewTopicBody {
     /// A module that exports `partitioner`, by digest, prefix or tag; the built-in one without.
     #[serde(default)]
     partitioner: Option<String>,
-    /// What may be changed later: `{"compression": "none" | "gzip" | "snappy" | "lz4" | "zstd"}` and more.
+    /// What may be changed later; the defaults where it says nothing.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<TopicSettingsSchema>)]
     settings: TopicSettings,
 }
 
@@ -63,7 +64,7 @@ pub(super) struct TopicBody {
     owner: Option<ProcessorName>,
     #[schema(value_type = u64)]
     created_at: Timestamp,
-    #[schema(value_type = Object)]
+    #[schema(value_type = TopicSettingsSchema)]
     settings: TopicSettings,
     /// Where each partition begins and ends.
     #[serde(skip_serializing_if = "Option::is_none")]

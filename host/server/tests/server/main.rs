@@ -5,6 +5,7 @@ mod damage;
 mod doctor;
 mod http;
 mod idempotency;
+mod lifetime;
 mod processing;
 mod slow_readers;
 mod support;

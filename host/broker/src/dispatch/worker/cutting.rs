@@ -100,9 +100,12 @@ impl Worker {
                     }
                 }
                 None => {
-                    Arc::make_mut(&mut self.progress).parked.remove(index);
+                    // There is nothing left to try again or to show: what is known of it goes to the log.
+                    let gone = Arc::make_mut(&mut self.progress).parked.remove(index);
                     self.meters.lost(1);
-                    tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, "a parked message is no longer kept; it is dropped");
+                    let last = gone.log.last();
+                    let reason = last.map_or("it waited behind another", |last| &last.reason);
+                    tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, attempts = gone.attempts, reason, "a parked message is no longer kept; it is given up");
                 }
             }
         }

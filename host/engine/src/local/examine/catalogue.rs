@@ -105,7 +105,17 @@ impl Catalogue {
                     None => modules.remove(key),
                 };
             }
-            Operation::Entry { .. }
+            Operation::Trim { partition, start } => {
+                if *start > self.end(*partition)? {
+                    let name = self.name(*partition);
+                    return Err(format!("it trims {name} beyond its end, to {start}"));
+                }
+            }
+            Operation::ChangeTopic(topic) if !self.topics.contains_key(&topic.id) => {
+                return Err(format!("it changes topic {}, which is not known", topic.id));
+            }
+            Operation::ChangeTopic(_)
+            | Operation::Entry { .. }
             | Operation::Progress { .. }
             | Operation::Claim { .. }
             | Operation::Moment(_)

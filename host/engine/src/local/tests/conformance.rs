@@ -35,6 +35,7 @@ async fn open_with(dir: PathBuf, encryption: Option<Arc<Cipher>>) -> Arc<dyn Eng
         checkpoint_journal_bytes: 64 << 10,
         checkpoint_interval: std::time::Duration::from_millis(5),
         encryption,
+        cleaning_interval: std::time::Duration::from_millis(5),
         ..LocalOptions::default()
     };
     let opened = LocalEngine::open(&dir, options, Arc::new(SystemClock::new())).await;

@@ -8,6 +8,7 @@ mod disk;
 mod encryption;
 mod examine;
 mod exhaustive;
+mod lifetime;
 mod loss;
 mod pipeline;
 mod producers;
@@ -40,6 +41,8 @@ fn small() -> LocalOptions {
         checkpoint_interval: Duration::from_secs(60),
         scrub_bytes_per_second: 0,
         notes_durable: false,
+        cleaning_interval: Duration::from_secs(60),
+        encryption: None,
         ..LocalOptions::default()
     }
 }

@@ -7,6 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::AddAssign;
 
 use millrace_log::sim::{Image, Loss, Operation};
+use millrace_model::ManualClock;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -171,7 +172,12 @@ impl<'a> Worker<'a> {
     fn recover(&self, remains: &Point, what: &str) -> (Found, Vec<Point>) {
         let disk = self.put(remains);
         let inner = self.keep_points(&disk, remains);
-        let recovered = recover(Arc::new(disk.clone()), self.home.path(), &options());
+        let recovered = recover(
+            Arc::new(disk.clone()),
+            self.home.path(),
+            &options(),
+            Arc::new(ManualClock::at(Timestamp(1_700_000_000_000))),
+        );
         let recovered = recovered.unwrap_or_else(|error| panic!("{what}: {error}"));
         disk.watch(None);
         let found = Found {
@@ -241,7 +247,7 @@ impl<'a> Worker<'a> {
         let runtime = { runtime }.enable_all().build().expect("a runtime");
         let name = TopicName::parse("later").unwrap();
         runtime.block_on(async {
-            let clock = Arc::new(SystemClock::new());
+            let clock = Arc::new(ManualClock::at(Timestamp(1_700_000_000_000)));
             let on = Arc::new(disk.clone());
             let engine = LocalEngine::open_on(on, self.home.path(), options(), clock).await;
             let engine = engine.unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -254,7 +260,12 @@ impl<'a> Worker<'a> {
         });
         disk.cut_power();
         disk.restore_power_after(Loss::NAMED[1]);
-        let recovered = recover(Arc::new(disk), self.home.path(), &options());
+        let recovered = recover(
+            Arc::new(disk),
+            self.home.path(),
+            &options(),
+            Arc::new(ManualClock::at(Timestamp(1_700_000_000_000))),
+        );
         let recovered = recovered.unwrap_or_else(|error| panic!("{what}, then went on: {error}"));
         let dump = Dump::of(&recovered).without(&name);
         assert_eq!(dump, found.dump, "{what}, then went on");

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use millrace_log::sim::{Fault, Image, Loss, Operation};
+use millrace_model::ManualClock;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -191,7 +192,7 @@ impl Runner {
         if let Some(engine) = &self.engine {
             return Ok(Arc::clone(engine));
         }
-        let clock = Arc::new(SystemClock::new());
+        let clock = Arc::new(ManualClock::at(Timestamp(1_700_000_000_000)));
         let on = Arc::new(self.disk.clone());
         let opened = LocalEngine::open_on(on, &self.dir, options(), clock);
         let engine = self.runtime.block_on(opened).map_err(text)?;

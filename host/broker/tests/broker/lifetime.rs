@@ -1,0 +1,107 @@
+//! What processors do when messages are removed before they came to them.
+
+use millrace_broker::{Before, ProduceError, TopicChangeError, TopicPatch};
+use millrace_engine::TopicError;
+use millrace_model::{Offset, PartitionId, SettingsPatch};
+
+use crate::rig::{Rig, Say, message, processor, text, topic};
+
+async fn trim(rig: &Rig, before: Before) -> Offset {
+    let partition = Some(PartitionId(0));
+    let trimmed = rig.broker.trim(&topic("in"), partition, before).await;
+    trimmed.unwrap()[0].1
+}
+
+#[tokio::test]
+async fn a_processor_whose_next_messages_were_removed_goes_on_at_the_start() {
+    let rig = Rig::deployed(1, |_| {}, |_, _| Say::Pass).await;
+    rig.produce(&[("a", "0"), ("a", "1")]).await;
+    rig.hold("out", &["0", "1"]).await;
+    rig.settled().await;
+    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.produce(&[("a", "2"), ("a", "3"), ("a", "4")]).await;
+    assert_eq!(trim(&rig, Before::Offset(Offset(4))).await, Offset(4));
+    rig.broker.resume(&processor("p")).await.unwrap();
+    rig.hold("out", &["0", "1", "4"]).await;
+    rig.settled().await;
+    // And where nothing is left it waits for what comes.
+    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.produce(&[("a", "5")]).await;
+    assert_eq!(trim(&rig, Before::End).await, Offset(6));
+    rig.broker.resume(&processor("p")).await.unwrap();
+    rig.settled().await;
+    rig.produce(&[("a", "6")]).await;
+    rig.hold("out", &["0", "1", "4", "6"]).await;
+}
+
+#[tokio::test]
+async fn parked_messages_that_were_removed_are_given_up_and_hold_back_nobody() {
+    let rig = Rig::deployed(
+        1,
+        |spec| spec.retry.attempts_max = 1_000,
+        |batch, message| match text(batch.value(message)).as_str() {
+            "bad" => Say::Retry(Some(20)),
+            _ => Say::Pass,
+        },
+    )
+    .await;
+    rig.produce(&[("k", "bad"), ("k", "behind")]).await;
+    rig.until(|all| all[0].parked == 2).await;
+    trim(&rig, Before::End).await;
+    rig.settled().await;
+    rig.produce(&[("k", "after")]).await;
+    rig.hold("out", &["after"]).await;
+    assert!(rig.letters().await.is_empty());
+}
+
+fn compacted() -> TopicPatch {
+    TopicPatch {
+        settings: SettingsPatch {
+            compact: Some(true),
+            ..SettingsPatch::default()
+        },
+        ..TopicPatch::default()
+    }
+}
+
+#[tokio::test]
+async fn a_compacted_topic_takes_no_message_without_a_key() {
+    let rig = Rig::start(1).await;
+    let name = topic("in");
+    rig.broker.change_topic(&name, compacted()).await.unwrap();
+    let messages = vec![message("k", "v"), message("", "v")];
+    let refused = rig.broker.produce(&name, messages).await;
+    assert!(
+        matches!(&refused, Err(ProduceError::KeyMissing { index: 1, .. })),
+        "{refused:?}"
+    );
+    assert!(rig.values("in").await.is_empty());
+    let messages = vec![message("k", "v")];
+    rig.broker.produce(&name, messages).await.unwrap();
+}
+
+#[tokio::test]
+async fn dead_letters_are_not_compacted_away() {
+    let rig = Rig::deployed(1, |_| {}, |_, _| Say::Reject("bad")).await;
+    rig.produce(&[("k", "v")]).await;
+    rig.settled().await;
+    let refused = rig
+        .broker
+        .change_topic(&topic("in.p.dlq"), compacted())
+        .await;
+    assert!(
+        matches!(refused, Err(TopicChangeError::Compacted { .. })),
+        "{refused:?}"
+    );
+    let refused = rig
+        .broker
+        .change_topic(&topic("nothing"), compacted())
+        .await;
+    assert!(
+        matches!(
+            refused,
+            Err(TopicChangeError::Topic(TopicError::Unknown(_)))
+        ),
+        "{refused:?}"
+    );
+}

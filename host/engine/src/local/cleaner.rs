@@ -1,0 +1,264 @@
+//! The cleaner's thread: looks now and then at what each partition holds, trims what its topic no longer keeps, compacts what it keeps
+//! one of, and has segments end that came to their age. Decides nothing itself: [`retention`] does, and trims are committed like
+//! everything else.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_log::SegmentFacts;
+use millrace_log::partition::compact::{COMPACTION_KEYS_MAX, Compaction, CompactionError};
+use millrace_model::{Offset, TopicId, TopicSettings};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{mpsc, oneshot};
+
+use super::committer::Request;
+use super::retention;
+use super::shared::{PoisonOnPanic, Shared};
+use super::tail::Partition;
+
+/// Bytes that compaction reads and writes in a second at the most, so that the disk is left to others.
+const COMPACTION_BYTES_PER_SECOND_MAX: u64 = 64 << 20;
+/// Bytes after which it rests as long as these should have taken.
+const COMPACTION_STRIDE_BYTES: u64 = 1 << 20;
+/// A partition is compacted when so much of it, in percent, came since the last time: the whole of it is read and written for that.
+const COMPACTION_DIRTY_PERCENT_MIN: u64 = 50;
+
+/// How the cleaner is told to end, wherever it is.
+#[derive(Default)]
+pub(super) struct Pause {
+    ended: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Pause {
+    /// Ends the pause and all later ones.
+    pub(super) fn end(&self) {
+        *self.ended.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits so long; false if it is the end.
+    pub(super) fn wait(&self, duration: Duration) -> bool {
+        let mut ended = self.ended.lock();
+        if !*ended {
+            self.changed.wait_for(&mut ended, duration);
+        }
+        !*ended
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        *self.ended.lock()
+    }
+}
+
+pub(super) struct Cleaner {
+    pub(super) shared: Arc<Shared>,
+    queue: mpsc::WeakSender<Request>,
+    pub(super) pause: Arc<Pause>,
+}
+
+/// What the segments of a topic come to.
+#[derive(Default)]
+struct Sums {
+    bytes: u64,
+    segments: u64,
+}
+
+impl Cleaner {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        queue: mpsc::WeakSender<Request>,
+        pause: Arc<Pause>,
+    ) -> Self {
+        Self {
+            shared,
+            queue,
+            pause,
+        }
+    }
+
+    /// Works until told to end.
+    pub(super) fn run(self) {
+        let shared = Arc::clone(&self.shared);
+        let _poison = PoisonOnPanic(&shared);
+        let mut measured = BTreeMap::new();
+        while self.pause.wait(shared.options.cleaning_interval) && shared.poisoned().is_none() {
+            self.clean(&mut measured);
+        }
+    }
+
+    fn clean(&self, measured: &mut BTreeMap<TopicId, String>) {
+        let mut sums: BTreeMap<TopicId, Sums> = BTreeMap::new();
+        let mut rolls = false;
+        for partition in self.shared.partitions() {
+            if self.pause.is_ended() {
+                return;
+            }
+            let settings = partition.settings();
+            rolls |= settings.segment_ms.is_some();
+            match self.look_at(&partition, &settings) {
+                Ok((bytes, segments)) => {
+                    let sum = sums.entry(partition.id.topic).or_default();
+                    sum.bytes += bytes;
+                    sum.segments += segments;
+                }
+                Err(error) => {
+                    tracing::warn!(partition = %partition.id, %error, "a partition's segments could not be looked at; its messages stay until they can");
+                }
+            }
+        }
+        if rolls {
+            self.shared.orders.ask(|orders| orders.roll = true);
+        }
+        self.measure(&sums, measured);
+    }
+
+    /// Trims what is no longer kept; the bytes and segments that the partition has.
+    fn look_at(
+        &self,
+        partition: &Arc<Partition>,
+        settings: &TopicSettings,
+    ) -> io::Result<(u64, u64)> {
+        let now = self.shared.clock.wall();
+        let (segments, active_bytes) = {
+            let files = partition.files.read();
+            (files.sealed_segments(), files.active_bytes())
+        };
+        let mut facts: Vec<SegmentFacts> = Vec::with_capacity(segments.len());
+        for segment in segments {
+            match segment.facts(now) {
+                Ok(found) => facts.push(found),
+                // Trimmed meanwhile, or lost: whatever it is, it takes no room.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if settings.compact {
+            self.compact(partition, settings, &facts)?;
+        }
+        let start = retention::new_start(&facts, active_bytes, settings, now);
+        if let Some(start) = start.filter(|&start| start > partition.start()) {
+            self.trim(partition, start);
+        }
+        let bytes: u64 = facts.iter().map(|segment| segment.bytes).sum();
+        let count = facts.len() as u64 + u64::from(active_bytes > 0);
+        Ok((bytes + active_bytes, count))
+    }
+
+    /// One pass, if enough came since the last one.
+    fn compact(
+        &self,
+        partition: &Arc<Partition>,
+        settings: &TopicSettings,
+        facts: &[SegmentFacts],
+    ) -> io::Result<()> {
+        let (segments, clean) = {
+            let files = partition.files.read();
+            (files.compactable_segments(), files.clean())
+        };
+        let until = segments.last().map_or(clean, |last| last.end);
+        let sealed = facts.iter().filter(|segment| segment.end <= until);
+        let dirty = sealed.clone().filter(|segment| segment.end > clean);
+        let (total, dirty) = (sum_bytes(sealed), sum_bytes(dirty));
+        if dirty == 0 || dirty * 100 < total * COMPACTION_DIRTY_PERCENT_MIN {
+            return Ok(());
+        }
+        let mut strode = 0;
+        let compaction = Compaction {
+            segments: &segments,
+            clean,
+            now: self.shared.clock.wall(),
+            tombstone_ms: settings.tombstone_ms,
+            keys_max: COMPACTION_KEYS_MAX,
+            pace: &mut |bytes| self.pace(&mut strode, bytes),
+            replace: &mut |rewritten| partition.files.write().replace(rewritten),
+        };
+        match compaction.run() {
+            Ok(reached) => {
+                partition.files.write().set_clean(reached);
+                let mut compacted = self.shared.compacted.lock();
+                compacted.push(Arc::clone(partition));
+                metrics::counter!("millrace_compactions_total").increment(1);
+                tracing::debug!(partition = %partition.id, from = %clean, to = %reached, "a partition was compacted");
+            }
+            Err(CompactionError::Stopped) => {}
+            Err(CompactionError::Io(error)) => {
+                // What a failed sync left on the disk nobody knows; it is told from others by not being the system's own.
+                if error.raw_os_error().is_none() && error.kind() == io::ErrorKind::Other {
+                    self.shared.poison(&error.to_string());
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Rests, so that no more is read and written in a second than may be; false if it is the end.
+    fn pace(&self, strode: &mut u64, bytes: u64) -> bool {
+        *strode += bytes;
+        if *strode < COMPACTION_STRIDE_BYTES {
+            return !self.pause.is_ended();
+        }
+        let micros = *strode * 1_000_000 / COMPACTION_BYTES_PER_SECOND_MAX;
+        *strode = 0;
+        self.pause.wait(Duration::from_micros(micros))
+    }
+
+    fn trim(&self, partition: &Partition, before: Offset) {
+        let Some(queue) = self.queue.upgrade() else {
+            return;
+        };
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Trim {
+            partition: partition.id,
+            before,
+            answer,
+        };
+        // Where nobody takes it the engine ends, and so does the answer.
+        let _ = queue.blocking_send(request);
+        drop(queue);
+        match answered.blocking_recv() {
+            Ok(Ok(start)) => {
+                tracing::info!(partition = %partition.id, %start, "messages are no longer kept: the partition begins later");
+            }
+            // It is tried again the next time.
+            Ok(Err(error)) => {
+                tracing::warn!(partition = %partition.id, %error, "a partition could not be trimmed");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Shows what each topic holds; nothing of those that are gone.
+    fn measure(&self, sums: &BTreeMap<TopicId, Sums>, measured: &mut BTreeMap<TopicId, String>) {
+        let names: BTreeMap<TopicId, String> = {
+            let topics = self.shared.state.read().topics().into_iter();
+            topics
+                .map(|topic| (topic.id, topic.spec.name.to_string()))
+                .collect()
+        };
+        let gone = std::mem::replace(measured, names.clone());
+        let gone = gone
+            .into_values()
+            .filter(|name| !names.values().any(|known| known == name));
+        gone.for_each(|name| stored(name).set(0.0));
+        let mut segments = 0;
+        for (topic, sum) in sums {
+            segments += sum.segments;
+            if let Some(name) = names.get(topic) {
+                stored(name.clone()).set(sum.bytes as f64);
+            }
+        }
+        metrics::gauge!("millrace_segments").set(segments as f64);
+    }
+}
+
+fn sum_bytes<'a>(segments: impl Iterator<Item = &'a SegmentFacts>) -> u64 {
+    segments.map(|segment| segment.bytes).sum()
+}
+
+fn stored(topic: String) -> metrics::Gauge {
+    metrics::gauge!("millrace_stored_bytes", "topic" => topic)
+}

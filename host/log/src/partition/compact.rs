@@ -1,0 +1,448 @@
+//! Compaction: of all messages with one key only the latest stays, in sealed segments.
+//!
+//! A pass reads what came since the last one and notes where each key's latest message stands, as many keys as memory may hold; then
+//! it writes every segment anew, oldest first, without what is superseded. Offsets never change: what is gone leaves gaps, in the form
+//! that [`millrace_model::batch::Thinned`] explains, so that damage is still told from compaction. A segment with damage in it is left
+//! as it is.
+//!
+//! A segment's new file is written beside the old one, made durable, and takes its name; only then the next segment's turn comes. A
+//! crash leaves either file whole, and every message that a removed one is superseded by. A tombstone (a message without a value) goes
+//! last: when it is old enough, and everything that it removed is gone from all segments before it.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use millrace_model::batch::{RecordView, Thinned};
+use millrace_model::{Compression, Offset, RecordBatch, Timestamp};
+
+use super::lifetime::UNFINISHED_SUFFIX;
+use super::{PartitionFiles, SealedSegment};
+use crate::disk::{DiskFile, final_error};
+use crate::index::{Footer, Index};
+use crate::segment::examine::{Found, walk, whole};
+
+/// Keys whose latest message one pass remembers, about 64 MiB. More are left to the next pass.
+pub const COMPACTION_KEYS_MAX: usize = 1 << 20;
+/// Bytes written at once.
+const RUN_BYTES_MAX: usize = 1 << 20;
+
+/// One pass over a partition's sealed segments.
+pub struct Compaction<'a> {
+    /// Those to compact, oldest first: all before the active one.
+    pub segments: &'a [SealedSegment],
+    /// What is before was compacted by earlier passes.
+    pub clean: Offset,
+    /// The host's clock.
+    pub now: Timestamp,
+    /// How old a tombstone becomes, in milliseconds.
+    pub tombstone_ms: u64,
+    /// Keys that memory may hold.
+    pub keys_max: usize,
+    /// Told how many bytes were read or written since it was told last; false ends the pass.
+    pub pace: &'a mut dyn FnMut(u64) -> bool,
+    /// Puts a new file in the place of the old one; see [`PartitionFiles::replace`].
+    pub replace: &'a mut dyn FnMut(Rewritten) -> io::Result<()>,
+}
+
+/// Why a pass ended early. What it did so far counts; the next one does the rest.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactionError {
+    /// It was told to.
+    #[error("it was told to stop")]
+    Stopped,
+    /// The disk failed, or is full.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Where keys' latest messages stand. Keyed at random, so that nobody can choose keys that meet.
+struct Latest {
+    hashers: [RandomState; 2],
+    offsets: HashMap<[u64; 2], Offset>,
+}
+
+impl Latest {
+    fn hash(&self, key: &[u8]) -> [u64; 2] {
+        [0, 1].map(|at| self.hashers[at].hash_one(key))
+    }
+}
+
+impl Compaction<'_> {
+    /// Makes the pass; up to where everything is compacted then.
+    ///
+    /// # Errors
+    /// [`CompactionError`].
+    pub fn run(mut self) -> Result<Offset, CompactionError> {
+        let (latest, clean) = self.latest()?;
+        // Once something cannot be taken out, what it might bring back has to stay removed.
+        let mut keeps_tombstones = false;
+        let segments = self.segments;
+        for segment in segments.iter().take_while(|segment| segment.base < clean) {
+            keeps_tombstones |= !self.compact(segment, &latest, clean, keeps_tombstones)?;
+        }
+        Ok(clean)
+    }
+
+    /// Where each key's latest message stands among those after `clean`, and up to where that is known.
+    fn latest(&mut self) -> Result<(Latest, Offset), CompactionError> {
+        let mut latest = Latest {
+            hashers: [RandomState::new(), RandomState::new()],
+            offsets: HashMap::new(),
+        };
+        let (segments, clean, keys_max) = (self.segments, self.clean, self.keys_max);
+        let mut known = clean;
+        for segment in segments.iter().filter(|segment| segment.end > clean) {
+            let mut full_at = None;
+            let Some(file) = open(segment)? else {
+                continue;
+            };
+            self.walk(segment, &file, |found| {
+                let Found::Batch { batch, .. } = found else {
+                    return true;
+                };
+                let Some(batch) = readable(segment, &batch) else {
+                    return true;
+                };
+                // Room for a whole batch, so that the pass ends between two.
+                if latest.offsets.len() + batch.message_count() > keys_max
+                    && !latest.offsets.is_empty()
+                {
+                    full_at = Some(batch.base_offset());
+                    return false;
+                }
+                for record in messages(&batch).filter(|record| record.offset >= clean) {
+                    if let Some(key) = &record.key {
+                        let hash = latest.hash(&batch.bytes()[key.clone()]);
+                        latest.offsets.insert(hash, record.offset);
+                    }
+                }
+                true
+            })?;
+            if let Some(full_at) = full_at {
+                return Ok((latest, full_at));
+            }
+            known = segment.end;
+        }
+        Ok((latest, known))
+    }
+
+    /// Reads a segment until `visit` says no more.
+    fn walk(
+        &mut self,
+        segment: &SealedSegment,
+        file: &Arc<dyn DiskFile>,
+        mut visit: impl FnMut(Found) -> bool,
+    ) -> Result<(), CompactionError> {
+        let bytes = file.length()?;
+        let source = whole(Arc::clone(file), segment.base, segment.end, bytes);
+        let pace = &mut *self.pace;
+        walk::<CompactionError>(&source, |found| {
+            let bytes = match &found {
+                Found::Batch { batch, .. } => batch.byte_count() as u64,
+                Found::Damage { bytes, .. } => bytes.end - bytes.start,
+            };
+            if !pace(bytes) {
+                return Err(CompactionError::Stopped);
+            }
+            Ok(match visit(found) {
+                true => std::ops::ControlFlow::Continue(()),
+                false => std::ops::ControlFlow::Break(()),
+            })
+        })
+    }
+
+    /// Compacts one segment; false if something that is superseded had to stay.
+    fn compact(
+        &mut self,
+        segment: &SealedSegment,
+        latest: &Latest,
+        known_to: Offset,
+        keeps_tombstones: bool,
+    ) -> Result<bool, CompactionError> {
+        let Some(file) = open(segment)? else {
+            return Ok(true);
+        };
+        let facts = segment.facts(self.now)?;
+        let tombstones_before = Timestamp(self.now.0.saturating_sub(self.tombstone_ms));
+        let keep = |batch: &RecordBatch, record: &RecordView| {
+            let Some(key) = record.key.as_ref().filter(|_| record.offset < known_to) else {
+                return true;
+            };
+            let newest = latest
+                .offsets
+                .get(&latest.hash(&batch.bytes()[key.clone()]));
+            if newest.is_some_and(|&newest| record.offset < newest) {
+                return false;
+            }
+            let own = record.timestamp;
+            let time = match own == Timestamp::default() {
+                true => facts.sealed_at,
+                false => own.min(facts.sealed_at),
+            };
+            keeps_tombstones || record.value.is_some() || time >= tombstones_before
+        };
+        let mut survey = Survey::default();
+        self.walk(segment, &file, |found| {
+            survey.note(segment, &found, &keep);
+            true
+        })?;
+        if survey.is_damaged || survey.is_opaque || !survey.changes {
+            return Ok(!survey.is_damaged && !survey.is_opaque);
+        }
+        let mut writer = Writer::new(segment)?;
+        let mut written = Ok(());
+        self.walk(segment, &file, |found| {
+            if let Found::Batch { batch, .. } = found {
+                written = writer.take(&batch, &keep);
+            }
+            written.is_ok()
+        })?;
+        written?;
+        let rewritten = writer.finish(facts.sealed_at)?;
+        if rewritten.footer.covered_bytes >= facts.bytes {
+            // Nothing would be gained.
+            segment.place.disk.remove(&rewritten.unfinished)?;
+            return Ok(false);
+        }
+        // The old index goes first: it must never stand beside the new file. Without one it is built again.
+        let place = &segment.place;
+        place.disk.remove(&segment.index_path())?;
+        let dir = place.location.dir();
+        place.disk.sync_dir(dir).map_err(final_error)?;
+        (self.replace)(rewritten)?;
+        // And this before the next segment, or a tombstone might go for good before what it removed.
+        place.disk.sync_dir(dir).map_err(final_error)?;
+        Ok(true)
+    }
+}
+
+/// The segment's file; `None` if it was trimmed meanwhile, or is lost.
+fn open(segment: &SealedSegment) -> io::Result<Option<Arc<dyn DiskFile>>> {
+    match segment.place.disk.open(&segment.path()) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A stored batch as it was produced; `None` if the key to it is not here.
+fn produced(segment: &SealedSegment, stored: &RecordBatch) -> Option<RecordBatch> {
+    match &segment.place.cipher {
+        Some(cipher) => cipher.decrypt(stored).ok(),
+        None => (!stored.is_encrypted()).then(|| stored.clone()),
+    }
+}
+
+/// A stored batch with records that can be looked at; `None` if they cannot.
+fn readable(segment: &SealedSegment, stored: &RecordBatch) -> Option<RecordBatch> {
+    produced(segment, stored)?.inflated().ok()
+}
+
+/// The records of a batch that carries messages, as far as they can be looked at.
+fn messages(batch: &RecordBatch) -> impl Iterator<Item = RecordView> {
+    let records = batch.records().ok().filter(|_| !batch.is_control());
+    records.into_iter().flatten().map_while(Result::ok)
+}
+
+/// What compaction would do to a segment.
+#[derive(Default)]
+struct Survey {
+    changes: bool,
+    is_damaged: bool,
+    /// There are batches that cannot be looked into.
+    is_opaque: bool,
+}
+
+impl Survey {
+    fn note(
+        &mut self,
+        segment: &SealedSegment,
+        found: &Found,
+        keep: &impl Fn(&RecordBatch, &RecordView) -> bool,
+    ) {
+        match found {
+            Found::Damage { .. } => self.is_damaged = true,
+            Found::Batch { batch, .. } if batch.is_control() => {}
+            Found::Batch { batch, .. } => {
+                let plain = readable(segment, batch);
+                let thinned = plain.map(|plain| plain.thinned(|record| keep(&plain, record)));
+                match thinned {
+                    Some(Ok(Thinned::Whole)) => {}
+                    Some(Ok(_)) => self.changes = true,
+                    Some(Err(_)) | None => self.is_opaque = true,
+                }
+            }
+        }
+    }
+}
+
+/// Writes a segment's new file.
+struct Writer {
+    segment: SealedSegment,
+    unfinished: PathBuf,
+    file: Arc<dyn DiskFile>,
+    index: Index,
+    /// The batch that was kept last: it reaches over what goes after it.
+    last: Option<RecordBatch>,
+    /// Up to where batches were taken.
+    reached: Offset,
+    buffer: Vec<u8>,
+    position: u64,
+}
+
+impl Writer {
+    fn new(segment: &SealedSegment) -> io::Result<Self> {
+        let name = format!("{:020}{UNFINISHED_SUFFIX}", segment.base.0);
+        let unfinished = segment.place.location.file(&name);
+        Ok(Self {
+            file: segment.place.disk.create(&unfinished)?,
+            segment: segment.clone(),
+            unfinished,
+            index: Index::default(),
+            last: None,
+            reached: segment.base,
+            buffer: Vec::new(),
+            position: 0,
+        })
+    }
+
+    fn take(
+        &mut self,
+        batch: &RecordBatch,
+        keep: &impl Fn(&RecordBatch, &RecordView) -> bool,
+    ) -> io::Result<()> {
+        let unreadable = || io::Error::from(io::ErrorKind::InvalidData);
+        let batch = produced(&self.segment, batch).ok_or_else(unreadable)?;
+        if batch.is_gap() {
+            return Ok(());
+        }
+        if batch.is_control() {
+            return self.keep(batch);
+        }
+        let plain = readable(&self.segment, &batch).ok_or_else(unreadable)?;
+        let thinned = plain.thinned(|record| keep(&plain, record));
+        match thinned.map_err(|_| unreadable())? {
+            Thinned::Nothing => Ok(()),
+            Thinned::Whole => self.keep(batch),
+            Thinned::Part(left) => {
+                let codec = Compression::from_code(batch.codec()).unwrap_or_default();
+                self.keep(left.deflated(codec))
+            }
+        }
+    }
+
+    fn keep(&mut self, batch: RecordBatch) -> io::Result<()> {
+        self.fill_to(batch.base_offset())?;
+        self.last = Some(batch);
+        Ok(())
+    }
+
+    /// Writes what was kept last so that everything before `offset` is vouched for.
+    fn fill_to(&mut self, offset: Offset) -> io::Result<()> {
+        if let Some(last) = self.last.take() {
+            self.write(&last.reaching(offset))?;
+        }
+        while self.reached < offset {
+            self.write(&RecordBatch::gap(self.reached, offset))?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> io::Result<()> {
+        let stored = match &self.segment.place.cipher {
+            Some(cipher) => cipher.encrypt(batch),
+            None => batch.clone(),
+        };
+        let at = self.position + self.buffer.len() as u64;
+        let end = at + stored.byte_count() as u64;
+        let time = batch.max_timestamp();
+        self.index.note(batch.base_offset(), at, end, time);
+        self.buffer.extend_from_slice(stored.bytes());
+        self.reached = batch.end_offset();
+        match self.buffer.len() >= RUN_BYTES_MAX {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.buffer, self.position)?;
+        self.position += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn finish(mut self, sealed_at: Timestamp) -> io::Result<Rewritten> {
+        self.fill_to(self.segment.end)?;
+        self.flush()?;
+        self.file.sync_data().map_err(final_error)?;
+        self.index.seal(sealed_at);
+        Ok(Rewritten {
+            footer: self.index.footer(),
+            segment: self.segment,
+            unfinished: self.unfinished,
+            index: self.index,
+        })
+    }
+}
+
+/// A segment's new file, durable, and not yet in its place.
+pub struct Rewritten {
+    segment: SealedSegment,
+    unfinished: PathBuf,
+    index: Index,
+    footer: Footer,
+}
+
+impl PartitionFiles {
+    /// The sealed segments that a checkpoint knows to be sealed: only those may be written anew, for a crash would take others for the
+    /// active one, with the length that it had.
+    #[must_use]
+    pub fn compactable_segments(&self) -> Vec<SealedSegment> {
+        let mut segments = self.sealed_segments();
+        segments.retain(|segment| segment.end <= self.marked);
+        segments
+    }
+
+    /// Up to where earlier passes compacted.
+    #[must_use]
+    pub fn clean(&self) -> Offset {
+        self.clean
+    }
+
+    /// Notes that everything before `clean` is compacted; the next mark says so.
+    pub fn set_clean(&mut self, clean: Offset) {
+        self.clean = clean;
+    }
+
+    /// Puts a segment's new file in the place of the old one, whose readers go on; or removes it if the segment is no longer there.
+    ///
+    /// # Errors
+    /// The disk's; the old file is in its place then.
+    pub fn replace(&mut self, rewritten: Rewritten) -> io::Result<()> {
+        let Rewritten {
+            segment,
+            unfinished,
+            index,
+            footer,
+        } = rewritten;
+        let disk = Arc::clone(&self.place.disk);
+        if self.sealed.binary_search(&segment.base).is_err() {
+            return disk.remove(&unfinished);
+        }
+        disk.rename(&unfinished, &segment.path())?;
+        self.place.cache.forget(&segment.path());
+        self.footers.lock().insert(segment.base, footer);
+        let written = disk.create(&segment.index_path());
+        // Only to save building it: where it cannot be written, that is done.
+        let _ = written.and_then(|file| file.write_all_at(&index.encode(), 0));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "compact_tests.rs"]
+mod tests;

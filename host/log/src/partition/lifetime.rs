@@ -1,0 +1,335 @@
+//! How long a partition's messages stay: where it begins, which sealed segments there are and how old, and when the active one ends.
+//!
+//! The start moves first and is durable in a checkpoint; only then are files removed. A crash in between leaves files that
+//! [`sweep`] removes when the partition is opened.
+
+use std::io;
+use std::path::PathBuf;
+
+use millrace_model::{Offset, RecordBatch, Timestamp};
+
+use super::layout::{INDEX_SUFFIX, base_in};
+use super::{Footers, Mark, Part, PartitionFiles, Place, SegmentReader};
+use crate::index::{FOOTER_BYTES, Footer};
+use crate::segment::{Segment, SegmentError, Source};
+
+/// Removes what lies wholly below the start, and what a crash left unfinished.
+pub(super) fn sweep(
+    place: &Place,
+    names: &[String],
+    sealed: &mut Vec<Offset>,
+    mark: Mark,
+) -> io::Result<()> {
+    for name in names {
+        let base = base_in(name, INDEX_SUFFIX);
+        let alone = base.is_some_and(|base| base < mark.start && !sealed.contains(&base));
+        if alone || name.ends_with(UNFINISHED_SUFFIX) {
+            place.disk.remove(&place.location.file(name))?;
+        }
+    }
+    let known = sealed.partition_point(|&base| base < mark.segment);
+    let ends = sealed[..known].iter().skip(1).copied();
+    let ends = ends.chain([mark.segment]).take(known);
+    let below = ends.take_while(|&end| end <= mark.start).count();
+    for base in sealed.drain(..below) {
+        place.remove(base)?;
+    }
+    Ok(())
+}
+
+/// What a file has for an ending while it is being written, to take the place of another one.
+pub(super) const UNFINISHED_SUFFIX: &str = ".unfinished";
+
+impl Place {
+    fn remove(&self, base: Offset) -> io::Result<()> {
+        let path = self.location.segment(base);
+        self.cache.forget(&path);
+        self.disk.remove(&path)?;
+        self.disk.remove(&self.location.index(base))
+    }
+}
+
+impl PartitionFiles {
+    /// Tells the time, and how large and how old segments become from now on.
+    pub fn configure(&mut self, now: Timestamp, segment_bytes: u64, segment_ms: Option<u64>) {
+        self.now = now;
+        self.place.segment_bytes = segment_bytes;
+        self.segment_ms = segment_ms;
+        if self.active.bytes > 0 && self.active.opened_at == Timestamp::default() {
+            // Of a version that did not say: its age counts from here.
+            self.active.opened_at = now;
+        }
+    }
+
+    /// Whether the active segment has come to the age at which it ends.
+    #[must_use]
+    pub fn is_aged(&self) -> bool {
+        let age_ms = self.now.0.saturating_sub(self.active.opened_at.0);
+        self.active.bytes > 0 && self.segment_ms.is_some_and(|max_ms| age_ms >= max_ms)
+    }
+
+    /// Ends the active segment, if there is anything in it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn roll(&mut self) -> io::Result<()> {
+        if self.active.bytes > 0 {
+            self.seal()?;
+        }
+        Ok(())
+    }
+
+    /// The partition begins at `start` from now on, or at its end if that is earlier. An active segment that is wholly below ends.
+    ///
+    /// # Errors
+    /// The disk's; the start has moved then, too.
+    pub fn advance_start(&mut self, start: Offset) -> io::Result<()> {
+        self.start = self.start.max(start.min(self.end));
+        if self.start == self.end {
+            self.roll()?;
+        }
+        Ok(())
+    }
+
+    /// Gives up the sealed segments that lie wholly below the start. To be called when a checkpoint holds the start.
+    pub fn take_below_start(&mut self) -> Below {
+        let ends = self.sealed.iter().skip(1).copied();
+        let ends = ends.chain([self.active.base]);
+        let below = ends.take_while(|&end| end <= self.start).count();
+        let below = below.min(self.sealed.len());
+        let bases: Vec<Offset> = self.sealed.drain(..below).collect();
+        let mut footers = self.footers.lock();
+        for base in &bases {
+            footers.remove(base);
+        }
+        Below {
+            bases,
+            place: self.place.clone(),
+        }
+    }
+
+    /// Notes that a checkpoint holds `mark`.
+    pub fn set_marked(&mut self, mark: Mark) {
+        self.marked = mark.segment;
+    }
+
+    /// The sealed segments, oldest first.
+    #[must_use]
+    pub fn sealed_segments(&self) -> Vec<SealedSegment> {
+        let ends = self.sealed.iter().skip(1).copied();
+        let ends = ends.chain([self.active.base]);
+        let segment = |(&base, end)| SealedSegment {
+            place: self.place.clone(),
+            footers: Footers::clone(&self.footers),
+            base,
+            end,
+        };
+        self.sealed.iter().zip(ends).map(segment).collect()
+    }
+
+    /// Bytes of the active segment.
+    #[must_use]
+    pub fn active_bytes(&self) -> u64 {
+        self.active.bytes
+    }
+
+    /// The active segment as it is now, if it holds anything.
+    #[must_use]
+    pub fn active_reader(&self) -> Option<SegmentReader> {
+        let from = self.active.base;
+        (self.active.bytes > 0).then(|| self.reader(from))?
+    }
+}
+
+/// Sealed segments that are no longer part of their partition.
+#[must_use]
+pub struct Below {
+    place: Place,
+    bases: Vec<Offset>,
+}
+
+impl Below {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bases.is_empty()
+    }
+
+    /// Removes their files, oldest first; returns how many bytes they had.
+    ///
+    /// # Errors
+    /// The disk's. What is left is removed when the partition is opened again.
+    pub fn remove(self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for base in self.bases {
+            let file = self.place.disk.open(&self.place.location.segment(base));
+            bytes += file.and_then(|file| file.length()).unwrap_or(0);
+            self.place.remove(base)?;
+        }
+        Ok(bytes)
+    }
+}
+
+/// A sealed segment, to be asked without holding up the writer.
+#[derive(Clone)]
+pub struct SealedSegment {
+    pub(super) place: Place,
+    pub(super) footers: Footers,
+    /// Its first offset.
+    pub base: Offset,
+    /// The first offset of the next one.
+    pub end: Offset,
+}
+
+/// What retention and compaction go by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentFacts {
+    /// Its first offset.
+    pub base: Offset,
+    /// The first offset of the next one.
+    pub end: Offset,
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// The largest timestamp in it.
+    pub max_timestamp: Timestamp,
+    /// When it ended, by the host's clock; 0 where nobody knows.
+    pub sealed_at: Timestamp,
+}
+
+impl SealedSegment {
+    /// What is known of it; read from its index the first time, or from the segment where that does not tell. Where nobody knows when
+    /// it ended, that is taken to be `now`, and written down.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn facts(&self, now: Timestamp) -> io::Result<SegmentFacts> {
+        let known = self.footers.lock().get(&self.base).copied();
+        let footer = match known {
+            Some(footer) => footer,
+            None => self.footer(now)?,
+        };
+        self.footers.lock().insert(self.base, footer);
+        Ok(SegmentFacts {
+            base: self.base,
+            end: self.end,
+            bytes: footer.covered_bytes,
+            max_timestamp: footer.max_timestamp,
+            sealed_at: footer.sealed_at,
+        })
+    }
+
+    /// The largest timestamp in it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn max_timestamp(&self) -> io::Result<Timestamp> {
+        if let Some(footer) = self.footers.lock().get(&self.base) {
+            return Ok(footer.max_timestamp);
+        }
+        let length = self.place.disk.open(&self.path())?.length()?;
+        match self.stored_footer(length) {
+            Some(footer) => Ok(footer.max_timestamp),
+            None => Ok(self
+                .reader()
+                .sealed(self.base)?
+                .index
+                .footer()
+                .max_timestamp),
+        }
+    }
+
+    fn footer(&self, now: Timestamp) -> io::Result<Footer> {
+        let file = self.place.disk.open(&self.path())?;
+        if let Some(footer) = self.stored_footer(file.length()?)
+            && footer.sealed_at > Timestamp::default()
+        {
+            return Ok(footer);
+        }
+        let mut index = (*self.reader().sealed(self.base)?.index).clone();
+        index.seal(now);
+        let written = self.place.disk.create(&self.index_path());
+        // Only for next time: where it cannot be written it is built again.
+        let _ = written.and_then(|file| file.write_all_at(&index.encode(), 0));
+        Ok(index.footer())
+    }
+
+    fn stored_footer(&self, segment_bytes: u64) -> Option<Footer> {
+        let file = self.place.disk.open(&self.index_path()).ok()?;
+        let at = file.length().ok()?.checked_sub(FOOTER_BYTES as u64)?;
+        let mut footer = [0; FOOTER_BYTES];
+        let count = file.read_at(&mut footer, at).ok()?;
+        (count == FOOTER_BYTES).then(|| Footer::decode(&footer, segment_bytes))?
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        self.place.location.segment(self.base)
+    }
+
+    pub(super) fn index_path(&self) -> PathBuf {
+        self.place.location.index(self.base)
+    }
+
+    /// Its messages.
+    #[must_use]
+    pub fn reader(&self) -> SegmentReader {
+        SegmentReader {
+            place: self.place.clone(),
+            part: Part::Sealed { base: self.base },
+            from: self.base,
+            end: self.end,
+        }
+    }
+}
+
+impl SegmentReader {
+    /// What `look` first finds in a batch that may hold something at or after `at`. What is damaged is passed over.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn find_at<T>(
+        &self,
+        at: Timestamp,
+        look: &mut dyn FnMut(&RecordBatch) -> Option<T>,
+    ) -> Result<Option<T>, SegmentError> {
+        let look = &mut |stored: &RecordBatch| {
+            let may_hold = stored.max_timestamp() >= at;
+            let plain = may_hold.then(|| self.decrypt(stored).ok())??;
+            look(&plain)
+        };
+        match &self.part {
+            Part::Missing => Ok(None),
+            Part::Sealed { base } => {
+                let sealed = self.sealed(*base)?;
+                let segment = self.segment(&sealed.bytes, *base);
+                Ok(segment.find(sealed.index.before_time(at), look)?)
+            }
+            Part::Active {
+                base,
+                bytes,
+                index,
+                file,
+            } => {
+                let segment = Segment {
+                    source: Source::File(self.open_active(*base, file)?),
+                    base: *base,
+                    end: self.end,
+                    bytes: *bytes,
+                };
+                let entry = {
+                    let mut index = index.lock();
+                    segment.extend(&mut index)?;
+                    index.before_time(at)
+                };
+                Ok(segment.find(entry, look)?)
+            }
+        }
+    }
+
+    /// The whole sealed segment with its index.
+    pub(super) fn sealed(&self, base: Offset) -> io::Result<crate::cache::Sealed> {
+        let path = self.place.location.segment(base);
+        self.place
+            .cache
+            .get_or_load(&path, || self.load(&path, base))
+    }
+}

@@ -1,0 +1,199 @@
+//! Batches with gaps: what compaction leaves of a batch, and what stands for offsets of which nothing is left.
+//!
+//! Offsets never change. A thinned batch keeps its base offset and its end; the records that are gone leave gaps between those that
+//! stay. A batch may also end later than its last record, over the offsets of whole batches that are gone after it; and where nothing
+//! stands before, a *gap* does: a control batch, which carries no messages and is passed over by everybody, Kafka's clients included.
+//! So every batch still begins where the one before it ended, and every offset is vouched for by a checksum: what is missing from that
+//! chain is damage, never compaction.
+
+use super::{
+    BatchBuilder, BatchError, CONTROL_FLAG, CRC_COVERS_FROM, CRC_START, HEADER_BYTES, LENGTH_END,
+    RecordBatch, RecordView, Records,
+};
+use crate::clock::Timestamp;
+use crate::message::Message;
+use crate::offset::Offset;
+
+/// Offsets that one batch may span: its last offset delta is a signed 32-bit number.
+const BATCH_OFFSETS_MAX: u64 = 1 << 31;
+/// The key of a gap's only record: version 0 of a control record, of a type of ours.
+const GAP_KEY: [u8; 4] = [0, 0, b'M', b'G'];
+/// Set where the broker stamped the batch: then its records' own timestamps mean nothing.
+const APPEND_TIME_FLAG: i16 = 0b1000;
+
+/// What is left of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Thinned {
+    /// All of it.
+    Whole,
+    /// Some records, over the same offsets.
+    Part(RecordBatch),
+    /// Nothing.
+    Nothing,
+}
+
+impl RecordBatch {
+    /// What is left when only the records that `keep` says stay.
+    ///
+    /// # Errors
+    /// [`BatchError`] where the records cannot be looked at; then nothing may be taken out.
+    pub fn thinned(
+        &self,
+        mut keep: impl FnMut(&RecordView) -> bool,
+    ) -> Result<Thinned, BatchError> {
+        let mut records = self.records()?;
+        let mut bytes = self.bytes[..HEADER_BYTES].to_vec();
+        let (mut count, mut latest) = (0u32, Timestamp::default());
+        while let Some((view, raw)) = records.next_raw() {
+            let view = view?;
+            if keep(&view) {
+                bytes.extend_from_slice(&self.bytes[raw]);
+                latest = latest.max(view.timestamp);
+                count += 1;
+            }
+        }
+        if count as usize == self.message_count() {
+            return Ok(Thinned::Whole);
+        }
+        if count == 0 {
+            return Ok(Thinned::Nothing);
+        }
+        let length = (bytes.len() - LENGTH_END) as u32;
+        bytes[8..LENGTH_END].copy_from_slice(&length.to_be_bytes());
+        if i16::from_be_bytes(self.field(21)) & APPEND_TIME_FLAG == 0 {
+            bytes[35..43].copy_from_slice(&latest.0.to_be_bytes());
+        }
+        bytes[57..HEADER_BYTES].copy_from_slice(&count.to_be_bytes());
+        Ok(Thinned::Part(sealed(bytes)))
+    }
+
+    /// The same batch, standing for all offsets up to `end`, or as many as one batch may span.
+    #[must_use]
+    pub fn reaching(&self, end: Offset) -> Self {
+        if end <= self.end_offset() {
+            return self.clone();
+        }
+        let mut bytes = self.bytes.to_vec();
+        put_span(&mut bytes, end.0 - self.base_offset().0);
+        sealed(bytes)
+    }
+
+    /// What stands for the offsets from `from` on to `end`, or as many as one batch may span, where nothing is left of them.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub fn gap(from: Offset, end: Offset) -> Self {
+        assert!(from < end, "a gap stands for at least one offset");
+        let mut builder = BatchBuilder::with_capacity(16);
+        builder.push(&Message {
+            key: Some(bytes::Bytes::from_static(&GAP_KEY)),
+            ..Message::default()
+        });
+        let batch = builder
+            .finish()
+            .unwrap_or_else(|| unreachable!("one record"));
+        let mut bytes = batch.bytes.to_vec();
+        bytes[21..23].copy_from_slice(&CONTROL_FLAG.to_be_bytes());
+        put_span(&mut bytes, end.0 - from.0);
+        sealed(bytes).at_offset(from)
+    }
+
+    /// Whether it only stands for offsets of which nothing is left.
+    #[must_use]
+    pub fn is_gap(&self) -> bool {
+        let key = |view: RecordView| view.key.map(|key| &self.bytes[key] == GAP_KEY.as_slice());
+        let first = || self.records().ok()?.next()?.ok();
+        self.is_control() && first().and_then(key) == Some(true)
+    }
+}
+
+fn put_span(bytes: &mut [u8], offsets: u64) {
+    let last_delta = offsets.min(BATCH_OFFSETS_MAX) - 1;
+    bytes[23..27].copy_from_slice(&(last_delta as u32).to_be_bytes());
+}
+
+/// The batch of these bytes, with the checksum that they give.
+fn sealed(mut bytes: Vec<u8>) -> RecordBatch {
+    let crc = crc32c::crc32c(&bytes[CRC_COVERS_FROM..]);
+    bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
+    RecordBatch {
+        bytes: bytes.into(),
+    }
+}
+
+impl Records<'_> {
+    /// The next record, and the bytes that it takes with its length.
+    fn next_raw(&mut self) -> Option<(Result<RecordView, BatchError>, std::ops::Range<usize>)> {
+        let start = self.at;
+        let view = self.next()?;
+        Some((view, start..self.at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn numbered(base: u64, count: u64) -> RecordBatch {
+        let mut builder = BatchBuilder::with_capacity(64);
+        for number in 0..count {
+            builder.push(&Message {
+                key: Some(number.to_string().into()),
+                value: Some(vec![number as u8; number as usize].into()),
+                headers: Vec::new(),
+                timestamp: Timestamp(1_000 + number * 7 % 5),
+            });
+        }
+        builder.finish().expect("records").at_offset(Offset(base))
+    }
+
+    fn contents(batch: &RecordBatch) -> Vec<(Offset, Message)> {
+        let records = batch.records().expect("plain");
+        let message = |view: RecordView| (view.offset, view.to_message(batch.bytes()).unwrap());
+        records.map(|view| message(view.unwrap())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_stays_of_a_batch_is_as_it_was_and_where_it_was(
+            kept in proptest::collection::vec(any::<bool>(), 1..40),
+            base in 0u64..1 << 40,
+            more in 0u64..1 << 33,
+        ) {
+            let batch = numbered(base, kept.len() as u64);
+            let mut kept_of = kept.iter();
+            let thinned = batch.thinned(|_| *kept_of.next().unwrap()).unwrap();
+            let mut expected = contents(&batch);
+            let mut keep = kept.iter();
+            expected.retain(|_| *keep.next().unwrap());
+            let left = match thinned {
+                Thinned::Whole => batch.clone(),
+                Thinned::Nothing => {
+                    prop_assert!(expected.is_empty());
+                    return Ok(());
+                }
+                Thinned::Part(left) => left,
+            };
+            let left = RecordBatch::decode(left.bytes()).unwrap();
+            prop_assert_eq!((left.base_offset(), left.end_offset()), (batch.base_offset(), batch.end_offset()));
+            let latest = expected.iter().map(|(_, message)| message.timestamp).max();
+            prop_assert_eq!(Some(left.max_timestamp()), latest);
+            let longer = left.reaching(left.end_offset().plus(more));
+            let longer = RecordBatch::decode(longer.bytes()).unwrap();
+            prop_assert_eq!(longer.end_offset().0 - base, (kept.len() as u64 + more).min(1 << 31));
+            prop_assert_eq!(contents(&longer), expected);
+        }
+
+        #[test]
+        fn a_gap_stands_for_its_offsets_and_holds_no_message(from in 0u64..1 << 40, count in 1u64..1 << 33) {
+            let gap = RecordBatch::gap(Offset(from), Offset(from + count));
+            let gap = RecordBatch::decode(gap.bytes()).unwrap();
+            prop_assert!(gap.is_gap() && gap.is_control());
+            prop_assert_eq!(gap.base_offset(), Offset(from));
+            prop_assert_eq!(gap.end_offset().0 - from, count.min(1 << 31));
+            prop_assert!(!numbered(from, 3).is_gap());
+        }
+    }
+}
