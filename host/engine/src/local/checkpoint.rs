@@ -127,6 +127,13 @@ impl CheckpointStore {
             if found != "ok" {
                 return Err(sqlx::Error::Protocol(format!("it is damaged: {found}")));
             }
+            // SQLite reads a last page that is cut short as if zeros followed.
+            let page = sqlx::query("PRAGMA page_size");
+            let page = number(&page.fetch_one(&mut connection).await?, 0)?;
+            if std::fs::metadata(path)?.len() % page.max(1) != 0 {
+                let cut = "it is damaged: it ends within a page";
+                return Err(sqlx::Error::Protocol(cut.to_owned()));
+            }
             sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
             let more = sqlx::raw_sql(idempotence::SCHEMA);
             more.execute(&mut connection).await?;
