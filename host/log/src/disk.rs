@@ -18,6 +18,8 @@ use crate::mapping;
 
 /// Bounds of [`open_files_max`], whatever the system says.
 const OPEN_FILES_MIN: usize = 64;
+/// Segment files that stay open between two writes, or half of what the process may open if that is less; at the bound the one
+/// written longest ago is closed.
 const OPEN_FILES_MAX: usize = 16 << 10;
 /// Pieces that the kernel takes in one call.
 const PIECES_AT_ONCE_MAX: usize = 1024;

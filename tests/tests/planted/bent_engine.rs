@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::{
-    CommitError, Ends, Engine, EntryKind, Lease, LocalEngine, ReadError, Receipt, TopicError,
-    Transaction, Watch,
+    CommitError, Ends, Engine, EntryKind, Lease, LocalEngine, ReadError, Receipt, TopicChange,
+    TopicError, Transaction, TrimError, Watch,
 };
 use millrace_model::{
-    Digest, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
-    TopicSpec,
+    Digest, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId, TopicName,
+    TopicPartition, TopicSpec,
 };
 
 /// What the engine does wrong.
@@ -120,6 +120,26 @@ impl Engine for BentEngine {
             }
             _ => self.inner.commit(transaction).await,
         }
+    }
+
+    async fn change_topic(
+        &self,
+        name: &TopicName,
+        change: TopicChange,
+    ) -> Result<Topic, TopicError> {
+        self.inner.change_topic(name, change).await
+    }
+
+    async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
+        self.inner.trim(partition, before).await
+    }
+
+    async fn offset_at(
+        &self,
+        partition: TopicPartition,
+        at: Timestamp,
+    ) -> Result<Option<Offset>, ReadError> {
+        self.inner.offset_at(partition, at).await
     }
 
     async fn read(

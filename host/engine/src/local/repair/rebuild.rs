@@ -114,6 +114,11 @@ impl Tail {
                 return Self::of(&found, number, after, work.cipher.as_deref());
             }
         }
+        // The last checkpoint had everything, so the segments have, and the journal tells nothing that is not there.
+        if known.is_closed && known.checkpoint >= known.durable.max(names.sequence) {
+            let next = known.journal_file.max(newest + 1);
+            return Ok(Self::none(next, known.checkpoint));
+        }
         Err(RepairError::Rebuild(format!(
             "the journal, up to file {newest}, does not reach back to transaction {}, of which topics.json is, or is damaged",
             names.sequence
