@@ -152,7 +152,7 @@ mod tests {
             retention_ms: None,
             segment_bytes: Some(70_000),
             compact: true,
-            ..settings.clone()
+            ..settings
         };
         assert_eq!(patch.over(&settings), expected);
         assert_eq!(SettingsPatch::default().over(&settings), settings);

@@ -21,8 +21,8 @@ fn message(i: u64) -> Message {
     };
     Message {
         timestamp: Timestamp(1_700_000_000_000 + i * 7),
-        key: (i % 5 != 0).then(|| format!("sensor-{}", i % 3).into()),
-        value: (i % 7 != 0).then(|| value.into()),
+        key: (!i.is_multiple_of(5)).then(|| format!("sensor-{}", i % 3).into()),
+        value: (!i.is_multiple_of(7)).then(|| value.into()),
         headers: match i % 4 {
             0 => vec![header("unit", Some("mm")), header("trace", None)],
             _ => Vec::new(),

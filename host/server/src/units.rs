@@ -54,8 +54,12 @@ pub(crate) fn size_text(bytes: u64) -> String {
 }
 
 fn exact(number: u64, units: &[(&str, u64)]) -> String {
-    let fits = |(_, scale): &&(&str, u64)| number >= *scale && number % scale == 0;
-    let (unit, scale) = units.iter().find(fits).or(units.last()).unwrap_or(&("", 1));
+    let fits = |(_, scale): &&(&str, u64)| number >= *scale && number.is_multiple_of(*scale);
+    let (unit, scale) = units
+        .iter()
+        .find(fits)
+        .or_else(|| units.last())
+        .unwrap_or(&("", 1));
     format!("{}{unit}", number / scale)
 }
 

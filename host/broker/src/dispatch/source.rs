@@ -186,11 +186,11 @@ impl Source {
 
     fn open(&mut self, mut batch: RecordBatch) {
         self.close();
-        if !batch.is_control() {
-            if let Err(error) = self.view(&mut batch) {
-                self.lost += (batch.message_count() - self.views.len()) as u64;
-                tracing::error!(partition = %self.partition, at = %batch.base_offset(), %error, "a batch cannot be decoded; going on after it");
-            }
+        if !batch.is_control()
+            && let Err(error) = self.view(&mut batch)
+        {
+            self.lost += (batch.message_count() - self.views.len()) as u64;
+            tracing::error!(partition = %self.partition, at = %batch.base_offset(), %error, "a batch cannot be decoded; going on after it");
         }
         let position = self.position;
         self.at = self.views.partition_point(|view| view.offset < position);

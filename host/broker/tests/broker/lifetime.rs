@@ -21,14 +21,14 @@ async fn a_processor_whose_next_messages_were_removed_goes_on_at_the_start() {
     rig.broker.pause(&processor("p")).await.unwrap();
     rig.produce(&[("a", "2"), ("a", "3"), ("a", "4")]).await;
     assert_eq!(trim(&rig, Before::Offset(Offset(4))).await, Offset(4));
-    rig.broker.resume(&processor("p")).await.unwrap();
+    rig.broker.resume(&processor("p"), None).await.unwrap();
     rig.hold("out", &["0", "1", "4"]).await;
     rig.settled().await;
     // And where nothing is left it waits for what comes.
     rig.broker.pause(&processor("p")).await.unwrap();
     rig.produce(&[("a", "5")]).await;
     assert_eq!(trim(&rig, Before::End).await, Offset(6));
-    rig.broker.resume(&processor("p")).await.unwrap();
+    rig.broker.resume(&processor("p"), None).await.unwrap();
     rig.settled().await;
     rig.produce(&[("a", "6")]).await;
     rig.hold("out", &["0", "1", "4", "6"]).await;

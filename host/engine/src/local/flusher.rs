@@ -74,7 +74,7 @@ impl OrderBook {
     fn take(
         &self,
         patience: Duration,
-        #[cfg_attr(not(test), expect(unused_variables))] is_saving: bool,
+        #[cfg_attr(not(test), expect(unused_variables, reason = "only tests ask"))] is_saving: bool,
     ) -> Orders {
         let mut orders = self.orders.lock();
         let asked = orders.flush || orders.checkpoint || orders.saved || orders.roll;

@@ -276,7 +276,6 @@ impl Partition {
     }
 
     /// The segments from `from` on that may hold something at or after `at`, the active one, and where the files end.
-    #[expect(clippy::type_complexity, reason = "used once, right above")]
     fn readers_at(
         &self,
         at: Timestamp,

@@ -102,7 +102,6 @@ fn progress(next: u64) -> Progress {
                 reason: format!("{CANARY} reason"),
             }],
         }],
-        ..Progress::default()
     }
 }
 
