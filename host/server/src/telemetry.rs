@@ -89,6 +89,10 @@ fn describe() {
     );
     describe_histogram!("millrace_journal_sync_seconds", "Syncs of the journal");
     describe_counter!("millrace_checkpoints_total", "Checkpoints made");
+    describe_gauge!(
+        "millrace_checkpoint_age_seconds",
+        "Time since the last checkpoint"
+    );
     describe_counter!(
         "millrace_commit_stalls_total",
         "Times that commits waited because memory was full of what is not in files yet"
