@@ -210,7 +210,7 @@ fn messages_of_a_compressed_topic_are_served_and_its_segment_is_dumped() {
     let segment = dir.path().join("topics");
     let topic = fs::read_dir(segment).expect("topics").flatten().next();
     let segment = topic.expect("a topic").path();
-    let segment = segment.join("0/00000000000000000000.segment");
+    let segment = segment.join("0-00000000000000000000.segment");
     assert!(fs::metadata(&segment).expect("a segment").len() < 1000);
     let dump = ["segment", "dump", segment.to_str().expect("a path")];
     let text = out(&millrace(&dump), 0);
