@@ -3,8 +3,14 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::options::OpenError;
+
+/// Looks at a lock that is held before the directory counts as used. Whoever held it last may have been about to start a child process,
+/// which shares the lock until it runs its own program.
+const LOOKS_MAX: u32 = 30;
+const LOOK_DELAY: Duration = Duration::from_millis(10);
 
 /// Held as long as the engine is open.
 #[derive(Debug)]
@@ -23,13 +29,16 @@ pub(super) fn lock(dir: &Path) -> Result<DirLock, OpenError> {
         .write(true)
         .open(dir.join("lock"))
         .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(DirLock(file)),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
-            dir: dir.to_owned(),
-        }),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+    for _ in 0..LOOKS_MAX {
+        match file.try_lock() {
+            Ok(()) => return Ok(DirLock(file)),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK_DELAY),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
     }
+    Err(OpenError::InUse {
+        dir: dir.to_owned(),
+    })
 }
 
 /// Makes the directory and those above it, and their names durable: nothing in it is if its own name may be lost.
