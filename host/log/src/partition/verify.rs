@@ -23,6 +23,19 @@ pub struct KeptSegment {
     active_bytes: Option<u64>,
 }
 
+impl KeptSegment {
+    /// Whether what is kept `now` is this segment still: the active one may have grown, a sealed one is no other.
+    #[must_use]
+    pub fn stands_in(&self, now: &[Self]) -> bool {
+        let grown = |now: &Self| {
+            self.active_bytes.is_some()
+                && now.path == self.path
+                && now.offsets.end >= self.offsets.end
+        };
+        now.iter().any(|now| now == self || grown(now))
+    }
+}
+
 /// Messages that are not there as they were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
@@ -83,5 +96,28 @@ fn open(disk: &dyn Disk, path: &Path) -> io::Result<Option<Arc<dyn crate::DiskFi
     match disk.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         file => file.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(offsets: Range<u64>, active_bytes: Option<u64>) -> KeptSegment {
+        KeptSegment {
+            path: PathBuf::from(format!("{}.segment", offsets.start)),
+            offsets: Offset(offsets.start)..Offset(offsets.end),
+            active_bytes,
+        }
+    }
+
+    #[test]
+    fn the_active_segment_may_grow_and_be_sealed_and_a_sealed_one_is_no_other() {
+        let (sealed, active) = (segment(0..50, None), segment(50..60, Some(9)));
+        let now = [segment(0..50, None), segment(50..90, None)];
+        assert!(sealed.stands_in(&now) && active.stands_in(&now));
+        assert!(!sealed.stands_in(&[segment(0..100, None)]));
+        assert!(!active.stands_in(&[segment(50..55, Some(5))]));
+        assert!(!active.stands_in(&[]));
     }
 }

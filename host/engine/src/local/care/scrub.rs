@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use millrace_log::pace::Pace;
 use millrace_log::partition::verify::{Damage, KeptSegment, verify};
-use millrace_model::{Timestamp, TopicPartition};
+use millrace_model::{Offset, Timestamp, TopicPartition};
 
 use super::Care;
 use super::register::Met;
@@ -136,20 +136,26 @@ impl Care {
         }
     }
 
-    /// Whether the segment is still where it was and as long as it was, or longer.
     fn stands(&self, partition: TopicPartition, segment: &KeptSegment) -> bool {
-        let now = self.segments(partition).into_iter();
-        let mut same = now.filter(|now| now.path == segment.path);
-        same.any(|now| now.offsets.end >= segment.offsets.end)
+        segment.stands_in(&self.segments(partition))
+    }
+
+    fn start_of(&self, id: TopicPartition) -> Offset {
+        let state = self.shared.state.read();
+        let partition = state.partitions.get(&id);
+        partition.map_or(Offset::MAX, |partition| partition.ends().start)
     }
 
     fn note_found(
         &self,
         partition: TopicPartition,
         segment: &KeptSegment,
-        found: Vec<Damage>,
+        mut found: Vec<Damage>,
         found_by: FoundBy,
     ) {
+        // What is no longer kept is nobody's loss.
+        let start = self.start_of(partition);
+        found.retain(|damage| damage.offsets.end > start);
         let file = self.name(&segment.path);
         let found_at = self.shared.clock.wall();
         let met = |damage: &Damage| Met {
