@@ -124,6 +124,10 @@ impl JournalScan {
                 self.refuse_evidence(&bytes, FILE_HEADER_BYTES, None)?;
                 continue;
             };
+            if frame::decode(bytes.get(FILE_HEADER_BYTES..).unwrap_or_default()).is_none() {
+                // If anything is missing here, then from the beginning.
+                self.reached = (number, FILE_HEADER_BYTES);
+            }
             let end = self.walk_frames(&bytes, number, salt);
             self.refuse_evidence(&bytes, end, Some(salt))?;
             self.parts.push(ScannedFile { number, end });

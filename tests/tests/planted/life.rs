@@ -270,8 +270,10 @@ impl World {
         let Ok(lease) = life.engine.claim("worker", input).await else {
             return;
         };
-        let progress = life.engine.progress("worker", input).await;
-        let mut next = progress.map_or(Offset(0), |progress| progress.unwrap_or_default().next);
+        let Ok(progress) = life.engine.progress("worker", input).await else {
+            return;
+        };
+        let mut next = progress.unwrap_or_default().next;
         self.write_progress(partition, next);
         let mut idle_looks = 0;
         loop {

@@ -279,6 +279,10 @@ impl Committer {
         }
         metrics::histogram!("millrace_commit_group_transactions").record(self.decided.len() as f64);
         self.apply(journal.written_bytes());
+        if let Some(poisoned) = shared.poisoned() {
+            // Whoever stood in line when the engine failed was told; who came just now was not.
+            shared.pipeline.fail(&poisoned);
+        }
         let is_idle = self.next.is_none() && self.queue.is_empty();
         let sync = shared.pipeline.sync_soon(is_idle);
         let sync = sync.then(|| journal.begin_sync(COMMITTER));

@@ -14,6 +14,8 @@ pub(super) const SPARE_FILES_MAX: usize = 4;
 /// not keep it from that.
 pub(super) const SPARES_RESERVED: usize = 1;
 pub(super) const FILE_HEADER_BYTES: usize = 64;
+/// Zeros that are written at once.
+const FILL_BYTES: u64 = 1 << 20;
 /// What every version's magic begins with.
 pub(super) const MAGIC_ALL: [u8; 7] = *b"MRJRNL0";
 /// Version 1: the header says the first sequence; everything before it was durable.
@@ -140,6 +142,9 @@ impl NextFiles {
         let path = file_path(&self.dir, number);
         let file = match self.spare(reserved)? {
             Some((old, file)) => {
+                if !was_begun(&*file)? {
+                    self.fill(&*file)?;
+                }
                 // Under the name that nobody reads any more: whoever finds the new name finds the new header.
                 begin_file(&*file, header)?;
                 self.disk.rename(&old, &path)?;
@@ -147,6 +152,10 @@ impl NextFiles {
             }
             None => {
                 let file = make(&*self.disk, &path, self.file_bytes)?;
+                if let Err(error) = self.fill(&*file) {
+                    remove_if_full(&*self.disk, &path, &error);
+                    return Err(error);
+                }
                 begin_file(&*file, header)?;
                 file
             }
@@ -161,6 +170,20 @@ impl NextFiles {
             salt: header.salt,
             handles: handles.map(|handle| handle.unwrap_or_else(|| Arc::clone(&file))),
         })
+    }
+
+    /// Writes zeros over what is only reserved, durably: afterwards a sync of frames changes nothing but their bytes. A file system
+    /// that has to note with each sync which reserved blocks are written now is slower, and may fail to without telling.
+    fn fill(&self, file: &dyn DiskFile) -> io::Result<()> {
+        let zeros = vec![0; usize::try_from(self.file_bytes.min(FILL_BYTES)).unwrap_or(0)];
+        let mut at = 0;
+        while at < self.file_bytes {
+            let count = usize::try_from(self.file_bytes - at)
+                .map_or(zeros.len(), |left| left.min(zeros.len()));
+            file.write_pieces_at(&[&zeros[..count]], at)?;
+            at += count as u64;
+        }
+        file.sync_data().map_err(final_error)
     }
 
     fn spare(&mut self, reserved: usize) -> io::Result<Option<(PathBuf, Arc<dyn DiskFile>)>> {
@@ -217,13 +240,24 @@ fn make(disk: &dyn Disk, path: &Path, file_bytes: u64) -> io::Result<Arc<dyn Dis
     match file.preallocate(file_bytes, true) {
         Ok(()) => Ok(file),
         Err(error) => {
-            if is_full(&error) {
-                // What was reserved before the disk was full is given back; if that fails too, the next try reuses it.
-                let _ = disk.remove(path);
-            }
+            remove_if_full(disk, path, &error);
             Err(error)
         }
     }
+}
+
+/// What was reserved before the disk was full is given back; if that fails too, the next try reuses it.
+fn remove_if_full(disk: &dyn Disk, path: &Path, error: &io::Error) {
+    if is_full(error) {
+        let _ = disk.remove(path);
+    }
+}
+
+/// Whether a file was put to use once, and so is written and not only reserved.
+fn was_begun(file: &dyn DiskFile) -> io::Result<bool> {
+    let mut magic = [0; MAGIC_ALL.len()];
+    file.read_at(&mut magic, 0)?;
+    Ok(magic == MAGIC_ALL)
 }
 
 pub(super) fn file_path(dir: &Path, number: u64) -> PathBuf {

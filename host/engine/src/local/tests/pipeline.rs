@@ -150,6 +150,22 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_comes_into_line_just_after_the_engine_failed_is_told_too() {
+    let setting = setting().await;
+    let (engine, disk) = (&setting.engine, &setting.disk);
+    let gate = Gate::default();
+    let wait = Fault::new(Effect::Wait(gate.clone()));
+    disk.inject(wait.on(OperationKind::Write).at_path("journal"));
+    let committing = begin_produce(engine, setting.durable, "late");
+    assert!(gate.wait_for_arrival(Duration::from_secs(20)));
+    engine.shared.poison("another thread's sync failed");
+    gate.open();
+    let told = tokio::time::timeout(Duration::from_secs(20), committing).await;
+    let told = told.expect("it is told").unwrap();
+    assert!(matches!(told, Err(CommitError::Poisoned(_))), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_power_cut_with_syncs_under_way_leaves_what_was_acknowledged_and_a_prefix_of_the_rest() {
     for seed in 0..60 {
         let mut setting = setting().await;
