@@ -1,8 +1,7 @@
 //! The engine's log beside the bare machine: every figure as a share of what the same bytes cost without it. Before anything is
-//! timed every partition has had a message: files are there, as in a host that has run for a while.
+//! timed much is written: see [`WARM_ROUNDS`].
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,18 +11,21 @@ use millrace_engine::{Append, Engine, Transaction};
 use millrace_model::{Durability, PartitionId, RecordBatch, TopicPartition};
 
 use crate::machine::{self, mib_per_second, micros, plain_write, preallocated};
+use crate::setup;
 use crate::table::{Table, median, percentile};
-use crate::{reading, restart, setup};
 
 const ROUNDS: usize = 3;
 /// Bytes of messages of one round.
 const ROUND_BYTES: usize = 192 << 20;
+/// Rounds that are not timed: by then files are used again, and memory is as full as it gets, as in a host that has run for a
+/// while.
+const WARM_ROUNDS: usize = 4;
 /// Bytes of messages of one commit.
 const COMMIT_BYTES: usize = 100_000;
 const WRITERS: usize = 8;
 const SYNCS: usize = 400;
 
-/// Rows: the machine, throughput at `os` by partitions, one commit at `durable` beside a bare sync, reading, restarting.
+/// Rows: the machine, throughput at `os` by partitions, one commit at `durable` beside a bare sync.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     machine::measure(table)?;
     for bytes in [100, 1_024] {
@@ -35,9 +37,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
             }
         }
     }
-    one_sync(table).await?;
-    reading::measure(table).await?;
-    restart::measure(table).await
+    one_sync(table).await
 }
 
 /// Returns the engine's MiB a second.
@@ -49,15 +49,25 @@ async fn throughput(
 ) -> Result<f64> {
     let batch = setup::batch(COMMIT_BYTES / bytes, bytes)?;
     let commits = ROUND_BYTES / batch.byte_count();
+    let directory = tempfile::tempdir()?;
+    let log = setup::engine(directory.path()).await?;
+    let places = topic(&log, Durability::Os, partitions).await?;
+    for _ in 0..WARM_ROUNDS {
+        write_all(&log, &places, distinct(&batch, commits)?).await?;
+    }
     let (mut engine, mut plain) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let directory = tempfile::tempdir()?;
+    for round in 0..ROUNDS {
         // Like requests of many producers: no two share their bytes.
         let batches = distinct(&batch, commits)?;
         let pieces = batches.iter().map(|batch| &batch.bytes()[..]);
-        plain.push(plain_write(&directory.path().join("plain"), pieces)?);
-        engine.push(engine_write(directory.path(), batches, partitions).await?);
+        let path = directory.path().join(format!("plain-{round}"));
+        plain.push(plain_write(&path, pieces)?);
+        let bytes = batches.iter().map(RecordBatch::byte_count).sum();
+        let began = Instant::now();
+        write_all(&log, &places, batches).await?;
+        engine.push(mib_per_second(bytes, began.elapsed()));
     }
+    log.close().await;
     let (engine, plain) = (median(engine), median(plain));
     let beside_eight = if of_eight.is_nan() {
         String::new()
@@ -87,20 +97,7 @@ fn distinct(batch: &RecordBatch, count: usize) -> Result<Vec<RecordBatch>> {
     (0..count).map(copy).collect()
 }
 
-/// MiB a second through the engine, several writers at once.
-async fn engine_write(directory: &Path, batches: Vec<RecordBatch>, partitions: u32) -> Result<f64> {
-    let engine = setup::engine(directory).await?;
-    let partitions = topic(&engine, Durability::Os, partitions).await?;
-    let first: Vec<RecordBatch> = distinct(&setup::batch(1, 100)?, partitions.len())?;
-    write_all(&engine, &partitions, first).await?;
-    let bytes = batches.iter().map(RecordBatch::byte_count).sum();
-    let began = Instant::now();
-    write_all(&engine, &partitions, batches).await?;
-    let rate = mib_per_second(bytes, began.elapsed());
-    engine.close().await;
-    Ok(rate)
-}
-
+/// Several writers at once.
 async fn write_all(
     engine: &Arc<dyn Engine>,
     partitions: &[TopicPartition],

@@ -1,5 +1,6 @@
-//! The bench: `cargo run -p millrace-tests --bin bench [-- calls path commits log latency storage memory]`. One table, each row a ratio
-//! of two things measured in turns within the same run, because machines differ and are shared. It never gates a test.
+//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path commits log reading restart latency
+//! storage memory`. One table, each row a ratio of two things measured in turns within the same run, because machines differ and
+//! are shared. It never gates a test.
 #![forbid(unsafe_code)]
 
 mod calls;
@@ -25,8 +26,8 @@ use crate::table::Table;
 /// The hidden subcommand under which the host compiles components, so that this program can be its own compile child.
 const COMPILE: &str = "compile-module";
 
-const PARTS: [&str; 7] = [
-    "calls", "path", "commits", "log", "latency", "storage", "memory",
+const PARTS: [&str; 9] = [
+    "calls", "path", "commits", "log", "reading", "restart", "latency", "storage", "memory",
 ];
 
 fn main() -> ExitCode {
@@ -62,6 +63,8 @@ fn bench(parts: &[String]) -> Result<()> {
             "path" => runtime.block_on(path::measure(&mut table))?,
             "commits" => runtime.block_on(commits::measure(&mut table))?,
             "log" => runtime.block_on(log::measure(&mut table))?,
+            "reading" => runtime.block_on(reading::measure(&mut table))?,
+            "restart" => runtime.block_on(restart::measure(&mut table))?,
             "latency" => runtime.block_on(latency::measure(&mut table))?,
             "storage" => runtime.block_on(storage::measure(&mut table))?,
             _ => runtime.block_on(memory::measure(&mut table))?,

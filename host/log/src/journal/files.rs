@@ -9,7 +9,7 @@ use crate::disk::{Disk, DiskFile, final_error, is_full};
 use crate::frame::FRAME_HEADER_BYTES;
 
 /// Files kept for reuse; further ones are removed.
-pub(super) const SPARE_FILES_MAX: usize = 4;
+pub(super) const SPARE_FILES_MAX: usize = 8;
 /// Spares that appends leave alone: a checkpoint, which gives files back, needs a new one to begin with, and a full disk must
 /// not keep it from that.
 pub(super) const SPARES_RESERVED: usize = 1;
