@@ -59,7 +59,8 @@ impl SealedCache {
         self.held.lock().segments.remove(path);
     }
 
-    fn touch(&self, path: &Path) -> Option<Sealed> {
+    /// The segment, if it is mapped.
+    pub(crate) fn touch(&self, path: &Path) -> Option<Sealed> {
         let held = &mut *self.held.lock();
         held.reads += 1;
         let (read_at, sealed) = held.segments.get_mut(path)?;

@@ -4,14 +4,14 @@
 //! sealed files, which never change again, are mapped, read-only.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::mapping;
@@ -64,6 +64,13 @@ pub trait FileSystem: Send + Sync {
 pub trait DiskFile: Send + Sync {
     /// Reads what is there from `at` on; returns how many bytes, fewer than asked only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+    /// As [`DiskFile::read_at`], of what the system has in memory: `None` where it would have to wait for the disk, or cannot tell.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn read_cached_at(&self, _buffer: &mut [u8], _at: u64) -> io::Result<Option<usize>> {
+        Ok(None)
+    }
     /// Writes all of `bytes` at `at`.
     fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
     /// Writes all pieces one after the other, the first at `at`.
@@ -235,6 +242,16 @@ struct RealFile(File);
 impl DiskFile for RealFile {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         read_fully(&self.0, buffer, at)
+    }
+
+    fn read_cached_at(&self, buffer: &mut [u8], at: u64) -> io::Result<Option<usize>> {
+        let wanted = buffer.len();
+        let slices = &mut [IoSliceMut::new(buffer)];
+        match rustix::io::preadv2(&self.0, slices, at, ReadWriteFlags::NOWAIT) {
+            Ok(count) => Ok((count == wanted).then_some(count)),
+            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     // Goes on after interruptions and short writes.

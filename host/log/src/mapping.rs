@@ -1,4 +1,4 @@
-//! The only unsafe file of this crate: a sealed file as [`Bytes`], without reading it into memory first.
+//! The only unsafe file of this crate: a sealed file as [`Bytes`], without reading it into memory first, and whether it is there already.
 
 #![allow(
     unsafe_code,
@@ -22,4 +22,26 @@ pub(crate) fn map_sealed(file: &File) -> io::Result<Bytes> {
     // kernel ends the process by a signal; it does not give wrong bytes as sound ones, because every batch is checked.
     let mapping = unsafe { Mmap::map(file)? };
     Ok(Bytes::from_owner(mapping))
+}
+
+/// The most pages that [`is_resident`] looks at.
+const PAGES_MAX: usize = 1024;
+
+/// Whether all of `bytes` is in memory, so that reading it waits for no disk, as far as the system tells. Of much it is not asked.
+pub(crate) fn is_resident(bytes: &[u8]) -> bool {
+    let page_bytes = rustix::param::page_size();
+    let into_page = bytes.as_ptr() as usize % page_bytes;
+    let length = into_page + bytes.len();
+    let pages = length.div_ceil(page_bytes);
+    if bytes.is_empty() || pages > PAGES_MAX {
+        return bytes.is_empty();
+    }
+    let mut found = [0_u8; PAGES_MAX];
+    // SAFETY: mincore reads no memory of ours, and writes a byte for each page, for which there is room. The range is that of a
+    // slice that lives, from the beginning of its first page on; where it is no mapping the call only fails.
+    let failed = unsafe {
+        let first = bytes.as_ptr().sub(into_page).cast_mut();
+        libc::mincore(first.cast(), length, found.as_mut_ptr())
+    };
+    failed == 0 && found[..pages].iter().all(|page| page & 1 == 1)
 }

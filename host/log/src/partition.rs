@@ -24,7 +24,7 @@ use crate::cache::{Sealed, SealedCache};
 use crate::cipher::DecryptError;
 use crate::disk::{Disk, DiskFile, final_error};
 use crate::index::{Footer, Index};
-use crate::segment::{Segment, SegmentError, Source};
+use crate::segment::{Patience, Segment, SegmentError, Source};
 
 pub(crate) use self::layout::base_in_file_name;
 pub use self::layout::{Files, Listing, Location};
@@ -361,6 +361,7 @@ impl PartitionFiles {
             base: self.active.base,
             end: self.end,
             bytes: self.active.bytes,
+            patience: Patience::Waits,
         };
         segment.extend(&mut index)?;
         index.seal(self.now);
@@ -499,6 +500,47 @@ impl SegmentReader {
         }
     }
 
+    /// As [`SegmentReader::read`], of what is in memory; `None` where it would have to wait, for the disk or for others, where much
+    /// would have to be computed, and where anything is not as it should be.
+    #[must_use]
+    pub fn read_now(&self, bytes_max: usize) -> Option<Vec<RecordBatch>> {
+        let (segment, entry) = match &self.part {
+            Part::Missing => return None,
+            Part::Sealed { base } => {
+                let sealed = self
+                    .place
+                    .cache
+                    .touch(&self.place.location.segment(*base))?;
+                let entry = sealed.index.before(self.from);
+                (self.segment(&sealed.bytes, *base), entry)
+            }
+            Part::Active {
+                base,
+                bytes,
+                index,
+                file,
+            } => {
+                let index = index.try_lock()?;
+                let entry = (index.covered_bytes() >= *bytes).then(|| index.before(self.from))?;
+                let segment = Segment {
+                    source: Source::File(file.clone()?),
+                    base: *base,
+                    end: self.end,
+                    bytes: *bytes,
+                    patience: Patience::Never,
+                };
+                (segment, entry)
+            }
+        };
+        let segment = Segment {
+            patience: Patience::Never,
+            ..segment
+        };
+        let batches = segment.read(entry, self.from, bytes_max).ok()?;
+        let is_plain = !batches.iter().any(RecordBatch::is_encrypted);
+        (is_plain && !batches.is_empty()).then_some(batches)
+    }
+
     /// The batches as they were produced; up to the first that cannot be decrypted.
     fn plain(&self, stored: Vec<RecordBatch>) -> Result<Vec<RecordBatch>, SegmentError> {
         if !stored.iter().any(RecordBatch::is_encrypted) {
@@ -566,6 +608,7 @@ impl SegmentReader {
             source: Source::Mapped(bytes.clone()),
             base,
             end: self.end,
+            patience: Patience::Waits,
         }
     }
 
@@ -593,6 +636,7 @@ impl SegmentReader {
             base,
             end: self.end,
             bytes,
+            patience: Patience::Waits,
         };
         let entry = {
             let mut index = index.lock();

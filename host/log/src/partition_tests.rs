@@ -78,10 +78,39 @@ proptest! {
                 for offset in batch.base_offset().0..batch.end_offset().0 {
                     let read = files.reader(Offset(offset)).unwrap().read(bytes_max).unwrap();
                     prop_assert_eq!(&read[..], &written[number..number + read.len()]);
+                    // All of it was just read, so it is in memory, where the system can tell.
+                    if let Some(now) = files.reader(Offset(offset)).unwrap().read_now(bytes_max) {
+                        prop_assert_eq!(&now[..], &read[..now.len()]);
+                    }
                 }
             }
         }
     }
+}
+
+#[test]
+fn what_was_just_read_is_read_again_without_waiting_and_what_is_damaged_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("topics/1");
+    let mut files = open_on(Arc::new(RealDisk), &path, Mark::default());
+    files.append(&small_batches(60)).unwrap();
+    let sealed = files.sealed_segments();
+    assert!(!sealed.is_empty());
+    let (first, last) = (Offset(2), Offset(118));
+    for from in [first, last] {
+        let read = files.reader(from).unwrap().read(5_000).unwrap();
+        assert!(read.len() > 1 || from == last);
+        let now = files.reader(from).unwrap().read_now(5_000);
+        assert_eq!(now.expect("it is in memory"), read);
+    }
+    let active = std::fs::OpenOptions::new()
+        .write(true)
+        .open(files.place.location.segment(files.active.base))
+        .unwrap();
+    let at = files.active.bytes - 20;
+    std::os::unix::fs::FileExt::write_all_at(&active, &[0xa5; 4], at).unwrap();
+    assert!(files.reader(last).unwrap().read_now(5_000).is_none());
+    assert!(files.reader(last).unwrap().read(5_000).is_err());
 }
 
 fn small_batches(count: usize) -> Vec<RecordBatch> {

@@ -7,7 +7,8 @@
 
 pub mod examine;
 
-use std::io;
+use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,9 +17,12 @@ use millrace_model::{BatchError, Offset, RecordBatch};
 
 use crate::disk::DiskFile;
 use crate::index::Index;
+use crate::mapping;
 
-/// Bytes read from a file at once.
+/// Bytes read from a file at once, unless less is asked for.
 const WINDOW_BYTES: u64 = 256 << 10;
+/// The least that is read from a file at once.
+const WINDOW_BYTES_MIN: u64 = 4 << 10;
 
 /// Why a segment gave no batch.
 #[derive(Debug, thiserror::Error)]
@@ -42,23 +46,45 @@ pub(crate) enum Source {
     File(Arc<dyn DiskFile>),
 }
 
+/// Whether a read may wait for the disk. One that may not ends with [`ErrorKind::WouldBlock`] where it would have to, and where
+/// anything is not as it should be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    Waits,
+    Never,
+}
+
 impl Source {
-    /// Bytes from `at` on: at least `length` where there are as many before `end`.
-    fn window(&self, at: u64, length: u64, end: u64) -> io::Result<Bytes> {
-        match self {
-            Self::Mapped(bytes) => {
-                let end = bytes.len().min(end as usize);
-                Ok(bytes.slice((at as usize).min(end)..end))
+    /// The bytes of a range, and of a mapped file all that follows in it.
+    fn window(&self, range: Range<u64>, patience: Patience) -> io::Result<Bytes> {
+        let length = range.end.saturating_sub(range.start) as usize;
+        match (self, patience) {
+            (Self::Mapped(bytes), Patience::Waits) => {
+                Ok(bytes.slice((range.start as usize).min(bytes.len())..))
             }
-            Self::File(file) => {
-                let length = length.max(WINDOW_BYTES).min(end.saturating_sub(at));
-                let mut buffer = vec![0; length as usize];
-                let count = file.read_at(&mut buffer, at)?;
+            (Self::Mapped(bytes), Patience::Never) => {
+                let end = bytes.len().min(range.end as usize);
+                let window = bytes.slice((range.start as usize).min(end)..end);
+                let resident = mapping::is_resident(&window);
+                resident.then_some(window).ok_or_else(would_wait)
+            }
+            (Self::File(file), Patience::Waits) => {
+                let mut buffer = vec![0; length];
+                let count = file.read_at(&mut buffer, range.start)?;
                 buffer.truncate(count);
                 Ok(buffer.into())
             }
+            (Self::File(file), Patience::Never) => {
+                let mut buffer = vec![0; length];
+                let count = file.read_cached_at(&mut buffer, range.start)?;
+                count.ok_or_else(would_wait).map(|_| buffer.into())
+            }
         }
     }
+}
+
+fn would_wait() -> io::Error {
+    ErrorKind::WouldBlock.into()
 }
 
 /// One segment as far as it is written: offsets `base..end` in `bytes` bytes.
@@ -67,6 +93,7 @@ pub(crate) struct Segment {
     pub(crate) base: Offset,
     pub(crate) end: Offset,
     pub(crate) bytes: u64,
+    pub(crate) patience: Patience,
 }
 
 impl Segment {
@@ -81,15 +108,22 @@ impl Segment {
         let mut batches = Vec::new();
         let mut byte_count = 0;
         let mut cursor = self.cursor_at(entry);
+        cursor.window_bytes = WINDOW_BYTES.min(bytes_max as u64).max(WINDOW_BYTES_MIN);
         loop {
-            match cursor.step()? {
+            let step = match cursor.step() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !batches.is_empty() => {
+                    return Ok(batches);
+                }
+                step => step?,
+            };
+            match step {
                 Step::Batch { batch, .. } if batch.end_offset() <= from => {}
                 Step::Batch { batch, .. } => {
                     byte_count += batch.byte_count();
-                    if byte_count > bytes_max && !batches.is_empty() {
+                    batches.push(batch);
+                    if !cursor.next_fits(bytes_max.saturating_sub(byte_count)) {
                         return Ok(batches);
                     }
-                    batches.push(batch);
                 }
                 // Nobody asked for what is damaged.
                 Step::Damage { to, .. } if to <= from => {}
@@ -144,6 +178,7 @@ impl Segment {
             segment: self,
             window: Bytes::new(),
             window_at: position,
+            window_bytes: WINDOW_BYTES,
             position,
             expected,
         }
@@ -161,6 +196,8 @@ struct Cursor<'a> {
     segment: &'a Segment,
     window: Bytes,
     window_at: u64,
+    /// Bytes read from a file at once.
+    window_bytes: u64,
     position: u64,
     expected: Offset,
 }
@@ -177,8 +214,22 @@ impl Cursor<'_> {
                 self.expected = batch.end_offset();
                 Ok(Step::Batch { batch, position })
             }
+            _ if self.segment.patience == Patience::Never => Err(would_wait()),
             _ => self.step_over_damage(),
         }
+    }
+
+    /// Whether the next batch has at most so many bytes, by what it says of itself; what says nothing is left to be stepped to.
+    fn next_fits(&mut self, bytes_max: usize) -> bool {
+        if bytes_max < HEADER_BYTES {
+            return false;
+        }
+        if self.fill(self.position, HEADER_BYTES as u64).is_err() {
+            return true;
+        }
+        let begins = self.window.get((self.position - self.window_at) as usize..);
+        let claimed = begins.and_then(|bytes| RecordBatch::framed_length(bytes).ok());
+        claimed.is_none_or(|claimed| claimed <= bytes_max)
     }
 
     /// Goes on at the next batch that is sound, or at the segment's end.
@@ -237,7 +288,8 @@ impl Cursor<'_> {
         if held.contains(&at) && wanted_end <= held.end {
             return Ok(());
         }
-        self.window = self.segment.source.window(at, length, self.segment.bytes)?;
+        let end = (at + length.max(self.window_bytes)).min(self.segment.bytes);
+        self.window = self.segment.source.window(at..end, self.segment.patience)?;
         self.window_at = at;
         Ok(())
     }

@@ -223,6 +223,13 @@ impl Partition {
         Some(read.cloned().collect())
     }
 
+    /// As [`Partition::read_files`], of what the system has in memory; `None` where it would have to wait, and where anything is not as
+    /// it should be. There may be more than it gives.
+    pub(super) fn read_now(&self, from: Offset, bytes_max: usize) -> Option<Vec<RecordBatch>> {
+        let reader = self.files.try_read()?.reader(from)?;
+        reader.read_now(bytes_max)
+    }
+
     /// What the files have from `from` on, and then memory. Blocks on the disk.
     pub(super) fn read_files(
         &self,

@@ -11,7 +11,7 @@ use millrace_model::{Offset, RecordBatch, Timestamp};
 use super::layout::{INDEX_SUFFIX, base_in};
 use super::{Footers, Mark, Part, PartitionFiles, Place, SegmentReader};
 use crate::index::{FOOTER_BYTES, Footer};
-use crate::segment::{Segment, SegmentError, Source};
+use crate::segment::{Patience, Segment, SegmentError, Source};
 
 /// Removes what lies wholly below the start, and what a crash left unfinished.
 pub(super) fn sweep(
@@ -314,6 +314,7 @@ impl SegmentReader {
                     base: *base,
                     end: self.end,
                     bytes: *bytes,
+                    patience: Patience::Waits,
                 };
                 let entry = {
                     let mut index = index.lock();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use millrace_model::{Offset, RecordBatch};
 
-use super::{Segment, Source, Step};
+use super::{Patience, Segment, Source, Step};
 use crate::disk::{Disk, DiskFile};
 use crate::inspect::ReadOnlyDisk;
 use crate::journal;
@@ -128,6 +128,7 @@ pub(crate) fn whole(file: Arc<dyn DiskFile>, base: Offset, end: Offset, bytes: u
         base,
         end,
         bytes,
+        patience: Patience::Waits,
     }
 }
 
