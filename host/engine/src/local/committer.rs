@@ -175,6 +175,8 @@ pub(super) struct Committer {
     ready: Vec<Written>,
     unsynced: Unsynced,
     frame: FrameBuffer,
+    /// How many the group before had.
+    members_before: usize,
     group_bytes_max: usize,
     stopping: bool,
 }
@@ -193,6 +195,7 @@ impl Committer {
             ready: Vec::new(),
             unsynced: Unsynced::default(),
             frame: FrameBuffer::default(),
+            members_before: 0,
             stopping: false,
         }
     }
@@ -277,13 +280,16 @@ impl Committer {
         if changes_catalogue && (self.pending.durable || !shared.pipeline.line().is_empty()) {
             shared.settle(&mut journal, COMMITTER)?;
         }
-        metrics::histogram!("millrace_commit_group_transactions").record(self.decided.len() as f64);
+        let members = self.decided.len();
+        metrics::histogram!("millrace_commit_group_transactions").record(members as f64);
         self.apply(journal.written_bytes());
         if let Some(poisoned) = shared.poisoned() {
             // Whoever stood in line when the engine failed was told; who came just now was not.
             shared.pipeline.fail(&poisoned);
         }
-        let is_idle = self.next.is_none() && self.queue.is_empty();
+        // Whoever was answered with the group before is about to come again: their frames are to be written meanwhile.
+        let was_alone = std::mem::replace(&mut self.members_before, members) <= 1;
+        let is_idle = self.next.is_none() && self.queue.is_empty() && was_alone && members <= 1;
         let sync = shared.pipeline.sync_soon(is_idle);
         let sync = sync.then(|| journal.begin_sync(COMMITTER));
         if let Some(preparation) = journal.preparation() {
