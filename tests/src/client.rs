@@ -150,6 +150,14 @@ impl Client {
         self.post(path, "application/json", body.to_string().as_bytes())
     }
 
+    /// POST of JSON, under a key: it may be sent again.
+    pub fn post_json_once(&self, path: &str, key: &str, body: &Value) -> Result<Reply> {
+        let request = self.agent.post(self.at(path));
+        let request = request.header("content-type", "application/json");
+        let request = request.header("idempotency-key", key);
+        read(request.send(body.to_string().as_bytes())?)
+    }
+
     /// PUT of JSON.
     pub fn put_json(&self, path: &str, body: &Value) -> Result<Reply> {
         let request = self.agent.put(self.at(path));
@@ -178,14 +186,9 @@ impl Client {
         key: &str,
         messages: &[Value],
     ) -> Result<Vec<(u32, u64)>> {
-        let request = self
-            .agent
-            .post(self.at(&format!("/v1/topics/{topic}/messages")));
-        let request = request
-            .header("content-type", "application/json")
-            .header("idempotency-key", key);
-        let body = json!({"messages": messages}).to_string();
-        let answer = read(request.send(body.as_bytes())?)?.ok()?;
+        let path = format!("/v1/topics/{topic}/messages");
+        let body = json!({"messages": messages});
+        let answer = self.post_json_once(&path, key, &body)?.ok()?;
         let place = |place: &Value| {
             let partition = place["partition"].as_u64().context("no partition")?;
             Ok((

@@ -10,7 +10,7 @@ use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use serde_json::{Value, json};
 
@@ -29,8 +29,12 @@ pub(super) const KEYS: u64 = 17;
 const REJECTED_EVERY: u64 = 23;
 /// Every so many messages one succeeds at the second attempt only.
 const RETRIED_EVERY: u64 = 19;
+/// One in so many requests under a key is sent again though it was answered.
+const AGAIN_ONE_IN: u8 = 12;
 /// Messages that one reading asks for.
 const PAGE_MESSAGES: u32 = 1_000;
+/// Pages of the last reading of a partition, at most.
+const LAST_PAGES_MAX: u32 = 10_000;
 /// Readings between two looks at the progress.
 const PROGRESS_EVERY: u32 = 16;
 
@@ -46,6 +50,13 @@ pub(super) struct Shared {
 struct Request {
     first: u64,
     messages: Vec<Value>,
+}
+
+/// What a sender knows then.
+enum Sent {
+    Taken,
+    Refused,
+    Unknown,
 }
 
 /// What became of a request.
@@ -109,8 +120,17 @@ impl Connection {
     }
 }
 
+/// Who sends where.
+#[derive(Clone, Copy)]
+pub(super) struct Producer {
+    pub(super) number: u32,
+    pub(super) topic: &'static str,
+    /// Whether its requests carry a key, so that they may be sent again whatever became of them.
+    pub(super) once: bool,
+}
+
 /// Sends to a topic until told to stop.
-pub(super) fn produce(shared: &Shared, producer: u32, topic: &str, seed: u64) {
+pub(super) fn produce(shared: &Shared, producer: Producer, seed: u64) {
     let mut random = Rng::with_seed(seed);
     let mut connection = Connection::default();
     let (mut next, mut again) = (0, None);
@@ -118,11 +138,14 @@ pub(super) fn produce(shared: &Shared, producer: u32, topic: &str, seed: u64) {
         shared.with_host(&mut connection, |client| {
             let request = again
                 .take()
-                .unwrap_or_else(|| make(producer, &mut next, &mut random));
-            let unanswered = send(shared, client, producer, topic, &request);
-            if unanswered && random.bool() {
-                again = Some(request);
-            }
+                .unwrap_or_else(|| make(producer.number, &mut next, &mut random));
+            let sent = send(shared, client, producer, &request);
+            let sends_again = match sent {
+                Sent::Unknown => random.bool(),
+                Sent::Taken => producer.once && random.u8(..AGAIN_ONE_IN) == 0,
+                Sent::Refused => false,
+            };
+            again = sends_again.then_some(request);
         });
         thread::sleep(Duration::from_micros(random.u64(..4_000)));
     }
@@ -146,38 +169,56 @@ fn make(producer: u32, next: &mut u64, random: &mut Rng) -> Request {
     Request { first, messages }
 }
 
-/// Sends and writes down what became of it; whether nobody knows.
-fn send(shared: &Shared, client: &Client, producer: u32, topic: &str, request: &Request) -> bool {
+/// Sends and writes down what became of it.
+fn send(shared: &Shared, client: &Client, producer: Producer, request: &Request) -> Sent {
     let first = request.first;
+    let Producer {
+        number,
+        topic,
+        once,
+    } = producer;
     shared.history.write(Event::Invoke {
-        producer,
+        producer: number,
         first,
         count: u32::try_from(request.messages.len()).unwrap_or(u32::MAX),
         topic: topic.to_owned(),
-        once: false,
+        once,
     });
     let path = format!("/v1/topics/{topic}/messages");
-    let answer = client.post_json(&path, &json!({"messages": request.messages}));
-    let event = match outcome(answer) {
-        Outcome::Ok(placed) => Event::Ok {
-            producer,
-            first,
-            placed,
-        },
-        Outcome::Fail(why) => Event::Fail {
-            producer,
-            first,
-            why,
-        },
-        Outcome::Info(why) => Event::Info {
-            producer,
-            first,
-            why,
-        },
+    let body = json!({"messages": request.messages});
+    let answer = match once {
+        true => client.post_json_once(&path, &format!("{number}-{first}"), &body),
+        false => client.post_json(&path, &body),
     };
-    let unanswered = matches!(event, Event::Info { .. });
+    let producer = number;
+    let (sent, event) = match outcome(answer) {
+        Outcome::Ok(placed) => (
+            Sent::Taken,
+            Event::Ok {
+                producer,
+                first,
+                placed,
+            },
+        ),
+        Outcome::Fail(why) => (
+            Sent::Refused,
+            Event::Fail {
+                producer,
+                first,
+                why,
+            },
+        ),
+        Outcome::Info(why) => (
+            Sent::Unknown,
+            Event::Info {
+                producer,
+                first,
+                why,
+            },
+        ),
+    };
     shared.history.write(event);
-    unanswered
+    sent
 }
 
 fn outcome(answer: Result<Reply>) -> Outcome {
@@ -226,17 +267,18 @@ fn placed(reply: &Reply) -> Result<Vec<(u32, u64)>> {
 pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipeline], seed: u64) {
     let mut random = Rng::with_seed(seed);
     let mut connection = Connection::default();
-    let mut positions: BTreeMap<&(String, u32), u64> = BTreeMap::new();
+    let mut positions: BTreeMap<&(String, u32), Option<u64>> = BTreeMap::new();
     let mut rounds = 0_u32;
     while shared.reading.load(Ordering::Acquire) {
         let place = &places[random.usize(..places.len())];
         let position = positions.entry(place).or_default();
         // Now and then from the start: what was once read must not change.
         if random.u16(..400) == 0 {
-            *position = 0;
+            *position = None;
         }
         shared.with_host(&mut connection, |client| {
-            *position = read_page(shared, client, place, *position, false).unwrap_or(0);
+            // Where it is refused, what was to come next may be gone.
+            *position = read_page(shared, client, place, *position, false).ok();
             rounds += 1;
             if rounds.is_multiple_of(PROGRESS_EVERY) {
                 // A host that has just been killed does not answer.
@@ -249,14 +291,15 @@ pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipel
     }
 }
 
-/// Reads from an offset; where to read next.
+/// Reads from an offset, or from the start; where to read next.
 fn read_page(
     shared: &Shared,
     client: &Client,
     (topic, partition): &(String, u32),
-    from: u64,
+    from: Option<u64>,
     last: bool,
 ) -> Result<u64> {
+    let from = from.map_or("earliest".to_owned(), |from| from.to_string());
     let path = format!(
         "/v1/topics/{topic}/partitions/{partition}/messages?from={from}&max={PAGE_MESSAGES}&max_bytes=4000000"
     );
@@ -292,32 +335,75 @@ fn look(shared: &Shared, client: &Client, pipeline: &Pipeline) -> Result<()> {
     Ok(())
 }
 
-/// Reads a partition from its start to its end, for the last time.
+/// Reads a partition from its start to its end, for the last time. Where it begins is looked at once more afterwards: it may have
+/// moved on meanwhile.
 pub(super) fn read_last(shared: &Shared, client: &Client, place: &(String, u32)) -> Result<()> {
     let end = write_ends(shared, client, place, false)?;
-    let mut from = 0;
-    loop {
-        let next = read_page(shared, client, place, from, true)?;
-        if next >= end || next == from {
-            return Ok(());
+    let mut from = None;
+    for _ in 0..LAST_PAGES_MAX {
+        match read_page(shared, client, place, from, true) {
+            Ok(next) if next >= end || from == Some(next) => {
+                return write_ends(shared, client, place, false).map(drop);
+            }
+            Ok(next) => from = Some(next),
+            // What was to come next is gone, if the start says so; otherwise this ends with all tries used up.
+            Err(_) if from.is_some() => from = None,
+            Err(error) => return Err(error),
         }
-        from = next;
     }
+    bail!("{place:?} is not read to its end in {LAST_PAGES_MAX} pages")
+}
+
+/// Removes the older half of what a partition holds, now and then, until told to stop.
+pub(super) fn trim(shared: &Shared, places: &[(String, u32)], seed: u64) {
+    let mut random = Rng::with_seed(seed);
+    let mut connection = Connection::default();
+    while shared.producing.load(Ordering::Acquire) && !places.is_empty() {
+        let place = &places[random.usize(..places.len())];
+        shared.with_host(&mut connection, |client| {
+            // A host that has just been killed does not answer.
+            let _ = trim_once(shared, client, place, &mut random);
+        });
+        thread::sleep(Duration::from_millis(random.u64(20..400)));
+    }
+}
+
+fn trim_once(
+    shared: &Shared,
+    client: &Client,
+    place: &(String, u32),
+    random: &mut Rng,
+) -> Result<()> {
+    let (start, end) = ends(client, place)?;
+    let before = random.u64(start..=start + (end - start) / 2);
+    let (topic, partition) = (place.0.clone(), place.1);
+    shared.history.write(Event::Trim {
+        topic: topic.clone(),
+        partition,
+        before,
+    });
+    let path = format!("/v1/topics/{topic}/trim");
+    let body = json!({"before": before, "partition": partition});
+    let answer = client.post_json(&path, &body)?.ok()?;
+    let start = answer["starts"][0]["start"].as_u64();
+    let start = start.with_context(|| format!("no start in {answer}"))?;
+    shared.history.write(Event::Trimmed {
+        topic,
+        partition,
+        start,
+    });
+    Ok(())
 }
 
 /// Writes down where a partition begins and ends; its end.
 pub(super) fn write_ends(
     shared: &Shared,
     client: &Client,
-    (topic, partition): &(String, u32),
+    place: &(String, u32),
     recovered: bool,
 ) -> Result<u64> {
-    let described = client.get(&format!("/v1/topics/{topic}"))?.ok()?;
-    let ends = described["ends"].as_array().context("no ends")?;
-    let here = ends.iter().find(|end| end["partition"] == *partition);
-    let here = here.with_context(|| format!("{topic} has no partition {partition}"))?;
-    let (start, end) = (here["start"].as_u64(), here["end"].as_u64());
-    let (start, end) = start.zip(end).context("no start or end")?;
+    let (start, end) = ends(client, place)?;
+    let (topic, partition) = place;
     shared.history.write(Event::Ends {
         topic: topic.clone(),
         partition: *partition,
@@ -326,4 +412,13 @@ pub(super) fn write_ends(
         recovered,
     });
     Ok(end)
+}
+
+fn ends(client: &Client, (topic, partition): &(String, u32)) -> Result<(u64, u64)> {
+    let described = client.get(&format!("/v1/topics/{topic}"))?.ok()?;
+    let ends = described["ends"].as_array().context("no ends")?;
+    let here = ends.iter().find(|end| end["partition"] == *partition);
+    let here = here.with_context(|| format!("{topic} has no partition {partition}"))?;
+    let (start, end) = (here["start"].as_u64(), here["end"].as_u64());
+    start.zip(end).context("no start or end")
 }

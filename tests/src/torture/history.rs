@@ -82,6 +82,24 @@ pub enum Event {
         /// Whether it was read right after a start, before anybody was let in.
         recovered: bool,
     },
+    /// Somebody asks that a partition begin there.
+    Trim {
+        /// Where.
+        topic: String,
+        /// Where.
+        partition: u32,
+        /// The first offset that is to stay.
+        before: u64,
+    },
+    /// It was done.
+    Trimmed {
+        /// Where.
+        topic: String,
+        /// Where.
+        partition: u32,
+        /// The first offset kept.
+        start: u64,
+    },
     /// How far a processor has come.
     Progress {
         /// Which.
@@ -156,6 +174,27 @@ pub struct TopicRule {
     pub durable: bool,
     /// Whether producers send here; otherwise a processor does.
     pub produced: bool,
+    /// What may go of it by and by.
+    #[serde(default)]
+    pub ages: Ages,
+}
+
+/// How a topic's messages may go though nothing is wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ages {
+    /// All stay.
+    #[default]
+    Never,
+    /// Before the offsets that somebody asked for.
+    WhenTrimmed,
+    /// The oldest, by the topic's own settings.
+    ByRetention,
+    /// Those whose key has a later message. A producer's messages of equal sequence modulo `keys` share one.
+    ByCompaction {
+        /// Keys of one producer.
+        keys: u64,
+    },
 }
 
 /// A processor: each input ends in exactly one of two places.

@@ -13,13 +13,17 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::checker::{self, Verdict};
-use super::clients::{self, KEYS, Shared};
+use super::clients::{self, KEYS, Producer, Shared};
 use super::disk::LoopDisk;
 use super::faults;
-use super::history::{Event, Fault, History, Pipeline, Rules, TopicRule};
+use super::history::{Ages, Event, Fault, History, Pipeline, Rules, TopicRule};
 use crate::{Client, Deploy, Host};
 
 const PARTITIONS: u32 = 4;
+/// Of topics whose messages go by and by.
+const AGING_PARTITIONS: u32 = 2;
+/// What a partition with retention keeps.
+const RETENTION_BYTES: u64 = 96 << 10;
 /// How long everything may take to get through once it is calm: the slowest retry, and room for a machine that others use, too.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 const SAFE: &str = "safe";
@@ -27,8 +31,33 @@ pub(super) const QUICK: &str = "quick";
 const OUT: &str = "out";
 const DEAD: &str = "safe.worker.dlq";
 const WORKER: &str = "worker";
-/// Who sends where.
-const PRODUCERS: [(u32, &str); 4] = [(0, SAFE), (1, SAFE), (2, QUICK), (3, QUICK)];
+/// Messages go when somebody trims them or, in other worlds, when there are too many.
+const AGING: &str = "aging";
+/// Only the latest message of each key stays.
+const LATEST: &str = "latest";
+const PRODUCERS: [Producer; 6] = [
+    producer(0, SAFE, false),
+    producer(1, SAFE, true),
+    producer(2, QUICK, false),
+    producer(3, QUICK, true),
+    producer(4, AGING, true),
+    producer(5, LATEST, true),
+];
+
+const fn producer(number: u32, topic: &'static str, once: bool) -> Producer {
+    Producer {
+        number,
+        topic,
+        once,
+    }
+}
+
+fn partitions(topic: &str) -> u32 {
+    match topic {
+        AGING | LATEST => AGING_PARTITIONS,
+        _ => PARTITIONS,
+    }
+}
 
 /// What to do in a world.
 #[derive(Clone, Debug)]
@@ -83,7 +112,8 @@ impl World {
         let mut host = Host::in_directory(&plan.binary, &data, &sizes);
         host.log_to(&directory.path().join("host.log"));
         let history = History::create(&directory.path().join("history.jsonl"))?;
-        let of_topic = |topic: &'static str| (0..PARTITIONS).map(move |at| (topic.to_owned(), at));
+        let of_topic =
+            |topic: &'static str| (0..partitions(topic)).map(move |at| (topic.to_owned(), at));
         Ok(Self {
             host,
             random,
@@ -91,7 +121,7 @@ impl World {
             disk,
             group: None,
             seed: plan.seed,
-            places: [SAFE, QUICK, OUT, DEAD]
+            places: [SAFE, QUICK, OUT, DEAD, AGING, LATEST]
                 .into_iter()
                 .flat_map(of_topic)
                 .collect(),
@@ -100,18 +130,22 @@ impl World {
     }
 
     fn live(&mut self, plan: &WorldPlan) -> Result<()> {
-        let rules = rules(plan.seed);
-        self.shared.history.write(Event::Rules(rules.clone()));
         faults::start(self, plan.fault)?;
-        set_up(&self.host.client())?;
+        let trims = self.random.bool();
+        let rules = rules(plan.seed, trims);
+        self.shared.history.write(Event::Rules(rules.clone()));
+        set_up(&self.host.client(), trims)?;
+        let trimmed = |place: &&(String, u32)| trims && place.0 == AGING;
+        let trimmed: Vec<_> = self.places.iter().filter(trimmed).cloned().collect();
         let shared = Arc::clone(&self.shared);
         let places = self.places.clone();
         let seed = self.random.u64(..);
         thread::scope(|scope| {
-            for (producer, topic) in PRODUCERS {
-                let (shared, seed) = (&shared, seed ^ u64::from(producer));
-                scope.spawn(move || clients::produce(shared, producer, topic, seed));
+            for producer in PRODUCERS {
+                let (shared, seed) = (&shared, seed ^ u64::from(producer.number));
+                scope.spawn(move || clients::produce(shared, producer, seed));
             }
+            scope.spawn(|| clients::trim(&shared, &trimmed, seed.rotate_left(1)));
             scope.spawn(|| clients::read(&shared, &places, &rules.pipelines, !seed));
             let lived = self.suffer(plan);
             // Also after an error: the scope waits for its threads.
@@ -244,21 +278,29 @@ impl World {
 }
 
 /// Small and of many kinds, so that files roll, checkpoints are made and journal files used again all the time.
-fn sizes(random: &mut Rng) -> [String; 3] {
+fn sizes(random: &mut Rng) -> [String; 4] {
     let journal = (64 << 10) << random.u32(..3);
     let segment = (8 << 10) << random.u32(..4);
     [
         format!("--journal-file-bytes={journal}"),
         format!("--segment-bytes={segment}"),
         format!("--checkpoint-journal-bytes={}", journal * random.u64(1..4)),
+        format!("--cleaning-interval-ms={}", random.u64(5..200)),
     ]
 }
 
-fn rules(seed: u64) -> Rules {
-    let rule = |name: &str, durable, produced| TopicRule {
+fn rules(seed: u64, trims: bool) -> Rules {
+    let aging = |name: &str, durable, produced, ages| TopicRule {
         name: name.to_owned(),
         durable,
         produced,
+        ages,
+    };
+    let rule = |name, durable, produced| aging(name, durable, produced, Ages::Never);
+    let ages = if trims {
+        Ages::WhenTrimmed
+    } else {
+        Ages::ByRetention
     };
     Rules {
         seed,
@@ -267,6 +309,8 @@ fn rules(seed: u64) -> Rules {
             rule(QUICK, false, true),
             rule(OUT, true, false),
             rule(DEAD, true, false),
+            aging(AGING, false, true, ages),
+            aging(LATEST, true, true, Ages::ByCompaction { keys: KEYS }),
         ],
         pipelines: vec![Pipeline {
             processor: WORKER.to_owned(),
@@ -278,9 +322,22 @@ fn rules(seed: u64) -> Rules {
     }
 }
 
-fn set_up(client: &Client) -> Result<()> {
-    for (name, durability) in [(SAFE, "durable"), (QUICK, "os"), (OUT, "durable")] {
-        let topic = json!({"name": name, "partitions": PARTITIONS, "durability": durability});
+fn set_up(client: &Client, trims: bool) -> Result<()> {
+    let retention = if trims {
+        json!({})
+    } else {
+        json!({"retention_bytes": RETENTION_BYTES})
+    };
+    for (name, durability, settings) in [
+        (SAFE, "durable", json!({})),
+        (QUICK, "os", json!({})),
+        (OUT, "durable", json!({})),
+        (AGING, "os", retention),
+        (LATEST, "durable", json!({"compact": true})),
+    ] {
+        let topic = json!({
+            "name": name, "partitions": partitions(name), "durability": durability, "settings": settings,
+        });
         client.post_json("/v1/topics", &topic)?.ok()?;
     }
     let module = client.push(guests::FLAKY)?;

@@ -37,6 +37,16 @@ pub(crate) enum EngineBug {
     OldProgress,
     /// After a few commits no progress is taken, without a word.
     StandsStill,
+    /// A request's key is forgotten before it is looked for.
+    ForgetsKeys,
+    /// More is removed than was asked for.
+    TrimsMore,
+    /// A trim is acknowledged and nothing else.
+    TrimsNothing,
+    /// A partition begins later than it did, though nobody asked for that.
+    BeginsLater,
+    /// Of a compacted topic the newest message is gone, and an older one with its key is there.
+    CompactsLatest,
 }
 
 pub(crate) struct BentEngine {
@@ -53,6 +63,12 @@ impl BentEngine {
         self.bug == bug && call() % EVERY == EVERY - 1
     }
 
+    fn is_compacted(&self, partition: TopicPartition) -> bool {
+        let topics = self.inner.topics();
+        let topic = topics.iter().find(|topic| topic.id == partition.topic);
+        topic.is_some_and(|topic| topic.spec.settings.compact)
+    }
+
     /// Two commits instead of one; the second's appends are answered after the first's.
     async fn split(&self, first: Transaction, second: Transaction) -> Result<Receipt, CommitError> {
         let mut receipt = self.inner.commit(first).await?;
@@ -62,6 +78,9 @@ impl BentEngine {
     }
 
     async fn commit_requests(&self, mut transaction: Transaction) -> Result<Receipt, CommitError> {
+        if self.bug == EngineBug::ForgetsKeys {
+            transaction.request = None;
+        }
         if self.now(EngineBug::Twice) {
             self.inner.commit(transaction.clone()).await?;
         }
@@ -90,6 +109,7 @@ impl BentEngine {
         if self.bug == EngineBug::Halves && transaction.appends.len() > 1 {
             let half = transaction.appends.len() / 2;
             let second = Transaction::produce(transaction.appends.split_off(half));
+            transaction.request = None;
             return self.split(transaction, second).await;
         }
         self.inner.commit(transaction).await
@@ -131,6 +151,14 @@ impl Engine for BentEngine {
     }
 
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
+        let before = match self.bug {
+            EngineBug::TrimsNothing => return Ok(before),
+            EngineBug::TrimsMore => {
+                let end = self.inner.ends(partition).map_or(before, |ends| ends.end);
+                Offset((before.0 + 2).min(end.0))
+            }
+            _ => before,
+        };
         self.inner.trim(partition, before).await
     }
 
@@ -152,6 +180,10 @@ impl Engine for BentEngine {
         if batches.len() > 1 && self.now(EngineBug::OtherValue) {
             batches[1] = batches[0].at_offset(batches[1].base_offset());
         }
+        if self.bug == EngineBug::CompactsLatest && self.is_compacted(partition) {
+            let newest = self.inner.ends(partition)?.end;
+            batches.retain(|batch| batch.end_offset() < newest);
+        }
         Ok(batches)
     }
 
@@ -160,7 +192,11 @@ impl Engine for BentEngine {
     }
 
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
-        self.inner.ends(partition)
+        let mut ends = self.inner.ends(partition)?;
+        if self.bug == EngineBug::BeginsLater && ends.end.0 > 20 {
+            ends.start.0 += 3;
+        }
+        Ok(ends)
     }
 
     async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {

@@ -10,16 +10,16 @@ use bytes::Bytes;
 use fastrand::Rng;
 use millrace_engine::{
     Append, CommitError, Engine, Lease, LocalEngine, LocalOptions, OpenError, ProgressWrite,
-    ReadError, Transaction,
+    ReadError, RequestMark, Transaction,
 };
 use millrace_log::Disk;
 use millrace_log::sim::SimDisk;
 use millrace_model::{
     BatchBuilder, Durability, Message, Offset, PartitionId, Progress, RecordBatch, SystemClock,
-    Timestamp, Topic, TopicName, TopicPartition, TopicSpec,
+    Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
 };
 use millrace_tests::torture::checker::{Checker, Verdict};
-use millrace_tests::torture::history::{Event, Fault, Pipeline, Rules, Seen, TopicRule};
+use millrace_tests::torture::history::{Ages, Event, Fault, Pipeline, Rules, Seen, TopicRule};
 use millrace_tests::torture::value::{self, Id};
 
 use crate::bent_disk::{BentDisk, DiskBug};
@@ -74,13 +74,20 @@ struct World {
 /// An engine, the topics in it, and whether this is the last life.
 struct Life {
     engine: Arc<dyn Engine>,
-    topics: [Topic; 4],
+    topics: [Topic; TOPICS],
     last: bool,
     /// Producers that have something to send.
     producing: AtomicU32,
 }
 
-const NAMES: [&str; 4] = ["safe", "quick", "out", "dead"];
+const TOPICS: usize = 6;
+const NAMES: [&str; TOPICS] = ["safe", "quick", "out", "dead", "aging", "latest"];
+/// Trimmed now and then; its producer's requests carry a key.
+const AGING: usize = 4;
+/// Compacted.
+const LATEST: usize = 5;
+/// Keys of the producer to the compacted topic.
+const KEYS: u64 = 5;
 
 /// A producer's place in its own sequence, and what it sends again.
 #[derive(Default)]
@@ -112,7 +119,7 @@ impl World {
 
     async fn live(&self) {
         let mut random = self.random();
-        let mut producers: [Producer; 3] = Default::default();
+        let mut producers: [Producer; 5] = Default::default();
         for cut in 0..=CUTS {
             let opened = self.open(cut).await;
             let life = match opened {
@@ -134,11 +141,14 @@ impl World {
             if !life.last {
                 self.disk.cut_power_after(random.u64(1..OPERATIONS_MAX));
             }
-            let [a, b, c] = &mut producers;
+            let [a, b, c, d, e] = &mut producers;
             tokio::join!(
                 self.produce(&life, 0, 0, a),
                 self.produce(&life, 1, 0, b),
                 self.produce(&life, 2, 1, c),
+                self.produce(&life, 3, AGING, d),
+                self.produce(&life, 4, LATEST, e),
+                self.trim(&life),
                 self.process(&life, 0),
                 self.process(&life, 1),
                 self.read(&life),
@@ -203,6 +213,9 @@ impl World {
                 state.again = random.bool().then_some((first, messages));
                 return;
             }
+            if topic == AGING && random.u8(..4) == 0 {
+                state.again = Some((first, messages));
+            }
         }
     }
 
@@ -221,14 +234,20 @@ impl World {
             first,
             count,
             topic: NAMES[topic].to_owned(),
-            once: false,
+            once: topic == AGING,
         });
         let appends = messages.iter().map(|(partition, value)| {
             let partition = at(&life.topics[topic], *partition);
-            let batch = batch(value);
+            let batch = match value::parse(value) {
+                Some(id) if topic == LATEST => batch_of(value, Some(id.sequence % KEYS)),
+                _ => batch(value),
+            };
             Append { partition, batch }
         });
-        let transaction = Transaction::produce(appends.collect());
+        let transaction = Transaction {
+            request: (topic == AGING).then(|| mark(life.topics[topic].id, first)),
+            ..Transaction::produce(appends.collect())
+        };
         let (event, goes_on) = match life.engine.commit(transaction).await {
             Ok(receipt) => {
                 let offsets = receipt.base_offsets.iter().map(|offset| offset.0);
@@ -262,6 +281,34 @@ impl World {
         };
         self.write(event);
         goes_on
+    }
+
+    /// Removes a part of what is there, now and then, until the power fails.
+    async fn trim(&self, life: &Life) {
+        let mut random = self.random();
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_micros(random.u64(..3_000))).await;
+            let partition = random.u32(..PARTITIONS);
+            let place = at(&life.topics[AGING], partition);
+            let Ok(ends) = life.engine.ends(place) else {
+                return;
+            };
+            let before = random.u64(ends.start.0..=ends.start.0.midpoint(ends.end.0));
+            let topic = || NAMES[AGING].to_owned();
+            self.write(Event::Trim {
+                topic: topic(),
+                partition,
+                before,
+            });
+            let Ok(start) = life.engine.trim(place, Offset(before)).await else {
+                return;
+            };
+            self.write(Event::Trimmed {
+                topic: topic(),
+                partition,
+                start: start.0,
+            });
+        }
     }
 
     /// Takes inputs to outputs and dead letters until the power fails, or, in the last life, until all are through.
@@ -376,13 +423,10 @@ impl World {
     async fn read(&self, life: &Life) {
         let mut random = self.random();
         for _ in 0..30 {
-            let topic = &life.topics[random.usize(..4)];
+            let topic = &life.topics[random.usize(..TOPICS)];
             let partition = random.u32(..PARTITIONS);
-            let end = life
-                .engine
-                .ends(at(topic, partition))
-                .map_or(0, |ends| ends.end.0);
-            let from = Offset(random.u64(..=end));
+            let ends = life.engine.ends(at(topic, partition)).unwrap_or_default();
+            let from = Offset(random.u64(ends.start.0..=ends.end.0));
             let found = read_from(&*life.engine, at(topic, partition), from, usize::MAX).await;
             self.write_read(topic, partition, &found.unwrap_or_default(), false);
             tokio::time::sleep(Duration::from_micros(200)).await;
@@ -394,7 +438,7 @@ impl World {
             for partition in 0..PARTITIONS {
                 let place = at(topic, partition);
                 let mut found = Vec::new();
-                let mut from = Offset(0);
+                let mut from = life.engine.ends(place).unwrap_or_default().start;
                 loop {
                     match read_from(&*life.engine, place, from, usize::MAX).await {
                         Ok(more) if more.is_empty() => break,
@@ -431,13 +475,14 @@ async fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Arc<LocalEngine>, OpenE
         segment_bytes: 4 << 10,
         tail_bytes_max: 8 << 10,
         checkpoint_journal_bytes: 12 << 10,
+        cleaning_interval: Duration::from_millis(2),
         ..LocalOptions::default()
     };
     LocalEngine::open_on(disk, dir, options, Arc::new(SystemClock::new())).await
 }
 
 /// Makes the topics, or finds them.
-async fn topics(engine: &dyn Engine) -> [Topic; 4] {
+async fn topics(engine: &dyn Engine) -> [Topic; TOPICS] {
     for name in NAMES {
         let durable = name != "quick";
         let spec = TopicSpec {
@@ -451,7 +496,10 @@ async fn topics(engine: &dyn Engine) -> [Topic; 4] {
             partitioner: None,
             owner: None,
             created_at: Timestamp(1),
-            settings: Default::default(),
+            settings: TopicSettings {
+                compact: name == NAMES[LATEST],
+                ..TopicSettings::default()
+            },
         };
         if engine.topic(&spec.name).is_none() {
             engine.create_topic(spec).await.expect("the topic is made");
@@ -469,9 +517,25 @@ fn at(topic: &Topic, partition: u32) -> TopicPartition {
         .expect("a partition of it")
 }
 
+fn mark(topic: TopicId, first: u64) -> RequestMark {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&first.to_le_bytes());
+    RequestMark {
+        topic,
+        key,
+        fingerprint: key,
+        note: Bytes::new(),
+    }
+}
+
 fn batch(value: &str) -> RecordBatch {
+    batch_of(value, None)
+}
+
+fn batch_of(value: &str, key: Option<u64>) -> RecordBatch {
     let mut builder = BatchBuilder::with_capacity(0);
     builder.push(&Message {
+        key: key.map(|key| key.to_string().into()),
         value: Some(Bytes::copy_from_slice(value.as_bytes())),
         ..Message::default()
     });
@@ -493,11 +557,16 @@ async fn read_from(
 }
 
 fn values(batch: &RecordBatch) -> Vec<(Offset, String)> {
+    if batch.is_control() {
+        // What compaction left of several.
+        return Vec::new();
+    }
     let records = batch.records().expect("readable");
-    let values = records.enumerate().map(|(at, record)| {
-        let value = record.expect("readable").value.expect("a value");
+    let values = records.map(|record| {
+        let record = record.expect("readable");
+        let value = record.value.expect("a value");
         let text = String::from_utf8_lossy(&batch.bytes()[value]).into_owned();
-        (batch.base_offset().plus(at as u64), text)
+        (record.offset, text)
     });
     values.collect()
 }
@@ -506,7 +575,12 @@ fn rules(seed: u64) -> Rules {
     let rule = |name: &str| TopicRule {
         name: name.to_owned(),
         durable: name != "quick",
-        produced: name == "safe" || name == "quick",
+        produced: name != "out" && name != "dead",
+        ages: match name {
+            "aging" => Ages::WhenTrimmed,
+            "latest" => Ages::ByCompaction { keys: KEYS },
+            _ => Ages::Never,
+        },
     };
     Rules {
         seed,

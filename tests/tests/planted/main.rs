@@ -47,13 +47,15 @@ fn found_in_engine(bug: EngineBug, kinds: &[Kind]) {
 
 #[test]
 fn the_engine_as_it_is_passes_the_same_seeds() {
-    let mut acknowledged = 0;
+    let (mut acknowledged, mut removed) = (0, 0);
     for seed in 0..SEEDS {
         let verdict = life::live(seed, Bugs::default());
         let findings = &verdict.findings;
         assert!(verdict.is_clean(), "seed {seed}: {findings:#?}");
         acknowledged += verdict.tally.acknowledged;
+        removed += verdict.tally.removed;
     }
+    assert!(removed > 200, "only {removed} messages were removed");
     assert!(
         acknowledged > 1_000,
         "only {acknowledged} messages: no load"
@@ -129,4 +131,29 @@ fn an_acknowledgement_of_what_was_not_even_tried_is_found() {
 #[test]
 fn a_processor_that_stands_still_is_found() {
     found_in_engine(EngineBug::StandsStill, &[Kind::Stuck]);
+}
+
+#[test]
+fn a_request_whose_key_is_forgotten_is_found() {
+    found_in_engine(EngineBug::ForgetsKeys, &[Kind::Duplicated]);
+}
+
+#[test]
+fn a_trim_of_more_than_was_asked_for_is_found() {
+    found_in_engine(EngineBug::TrimsMore, &[Kind::Lost]);
+}
+
+#[test]
+fn a_trim_that_is_acknowledged_and_not_done_is_found() {
+    found_in_engine(EngineBug::TrimsNothing, &[Kind::WentBack]);
+}
+
+#[test]
+fn a_partition_that_begins_later_for_no_reason_is_found() {
+    found_in_engine(EngineBug::BeginsLater, &[Kind::Lost]);
+}
+
+#[test]
+fn a_compaction_that_drops_the_latest_value_of_a_key_is_found() {
+    found_in_engine(EngineBug::CompactsLatest, &[Kind::Lost]);
 }

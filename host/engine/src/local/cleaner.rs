@@ -116,7 +116,7 @@ impl Cleaner {
     }
 
     /// Trims what is no longer kept; the bytes and segments that the partition has.
-    fn look_at(
+    pub(super) fn look_at(
         &self,
         partition: &Arc<Partition>,
         settings: &TopicSettings,

@@ -2,11 +2,11 @@
 //!
 //! | finding | what it means |
 //! |---|---|
-//! | lost | acknowledged, or once shown to a reader, and not there in the end |
+//! | lost | acknowledged, or once shown to a reader, and not there in the end; or a partition begins later than anybody asked for |
 //! | phantom | there although nobody sent it, or although its sender was told that nothing was written; or not whole |
 //! | divergent | one offset, two values, in whatever lives of the host |
 //! | reordered | a producer's messages, or a key's outputs, stand in another order than they were sent in |
-//! | duplicated | there more often than it was sent; or at all twice, where the host promised to take it once |
+//! | duplicated | there more often than it was sent; or at all twice, or placed anew, where the host promised to take it once |
 //! | torn | a part of a request is there, another is not |
 //! | went-back | progress, a start or an end that was seen is seen smaller |
 //! | missing | an input with neither output nor dead letter |
@@ -15,7 +15,8 @@
 //! | unexpected | a fault did not lead to what it has to lead to |
 //!
 //! A topic that is not durable may lose a tail when the power fails, or the medium under the file system: what was acknowledged after the last durable acknowledgement
-//! was asked for, and nothing else.
+//! was asked for, and nothing else. What a topic's rule lets go ([`Ages`](super::history::Ages)) is not lost: messages below the partition's start,
+//! which never goes back; of a compacted topic those that a later message with the same key stands for.
 
 mod state;
 mod verdict;
@@ -103,6 +104,18 @@ impl Checker {
                 end,
                 recovered,
             } => self.ends(topic, *partition, (*start, *end), *recovered),
+            Event::Trim {
+                topic,
+                partition,
+                before,
+            } => self.with_partition(topic, *partition, |here| {
+                here.asked_start = here.asked_start.max(*before);
+            }),
+            Event::Trimmed {
+                topic,
+                partition,
+                start,
+            } => self.begins(topic, *partition, *start),
             Event::Progress {
                 processor,
                 topic,
@@ -196,11 +209,14 @@ impl Checker {
         let (line, mut request) = (self.line, None);
         self.request(producer, first, |found| {
             found.acknowledged_line = Some(line);
-            request = Some((found.topic.clone(), found.count, found.invoked_line));
+            let before = std::mem::replace(&mut found.placed, placed.to_vec());
+            let before = if found.once { before } else { Vec::new() };
+            request = Some((found.topic.clone(), found.count, found.invoked_line, before));
         });
-        let Some((topic, count, invoked_line)) = request else {
+        let Some((topic, count, invoked_line, before)) = request else {
             return;
         };
+        self.placed_once(&topic, Id::new(producer, first), &before, placed);
         self.verdict.tally.acknowledged += u64::from(count);
         if self.topics.get(&topic).is_some_and(|topic| topic.durable) {
             self.synced_line = self.synced_line.max(invoked_line);
@@ -211,8 +227,72 @@ impl Checker {
         }
         for (sequence, &(partition, offset)) in (first..).zip(placed) {
             let id = Id::new(producer, sequence);
-            self.in_order(&topic, id, partition, offset);
+            if !before.contains(&(partition, offset)) {
+                self.in_order(&topic, id, partition, offset);
+            }
             self.know(&topic, partition, offset, Known::acknowledged(id, line));
+        }
+    }
+
+    /// What was acknowledged and is sent again stands where it stood, unless the power took it.
+    fn placed_once(
+        &mut self,
+        topic: &str,
+        first: Id,
+        before: &[(u32, u64)],
+        placed: &[(u32, u64)],
+    ) {
+        let Some(found) = self.topics.get(topic) else {
+            return;
+        };
+        let stands_at = |id: Id, (partition, offset): &(u32, u64)| {
+            let here = found.partitions.get(partition);
+            let known = here.and_then(|here| here.known.get(offset));
+            known.is_some_and(|known| known.id == id)
+        };
+        let ids = (first.sequence..).map(|sequence| Id::new(first.producer, sequence));
+        let mut places = ids.zip(before.iter().zip(placed));
+        let moved = places.find(|(id, (old, new))| old != new && stands_at(*id, old));
+        let moved = moved.map(|(_, places)| places);
+        if let Some((old, new)) = moved {
+            let text = format!(
+                "{topic}: the request of {first} was placed at {old:?}, and when it was sent again at {new:?}"
+            );
+            self.find(Kind::Duplicated, text);
+        }
+    }
+
+    fn with_partition(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        change: impl FnOnce(&mut state::Partition),
+    ) {
+        if let Some(found) = self.topics.get_mut(topic) {
+            change(found.at(partition));
+        }
+    }
+
+    /// A partition begins there: not earlier than before, nor later than is right.
+    fn begins(&mut self, topic: &str, partition: u32, start: u64) {
+        let Some(found) = self.topics.get_mut(topic) else {
+            return;
+        };
+        let here = found.at(partition);
+        let before = here.start;
+        here.start = before.max(start);
+        let start_max = found
+            .partitions
+            .get(&partition)
+            .map_or(0, |here| found.start_max(here));
+        if start < before {
+            let text = format!("{topic}/{partition}: the start was {before}, is {start}");
+            self.find(Kind::WentBack, text);
+        } else if start > start_max {
+            let text = format!(
+                "{topic}/{partition}: it begins at {start}, and at {start_max} at the latest would be right"
+            );
+            self.find(Kind::Lost, text);
         }
     }
 
@@ -276,14 +356,7 @@ impl Checker {
         let durable = found.durable;
         let here = found.at(partition);
         let before = (here.start, here.end);
-        here.start = here.start.max(start);
-        if start < before.0 {
-            let text = format!(
-                "{topic}/{partition}: the start was {}, is {start}",
-                before.0
-            );
-            self.find(Kind::WentBack, text);
-        } else if end >= before.1 {
+        if end >= before.1 {
             here.end = end;
         } else if recovered && self.forgot && !durable {
             self.cut_tail(topic, partition, end);
@@ -297,6 +370,7 @@ impl Checker {
             let text = format!("{topic}/{partition}: the end was {}, is {end}", before.1);
             self.find(Kind::WentBack, text);
         }
+        self.begins(topic, partition, start);
     }
 
     /// A relaxed topic came back shorter after the power failed: what stood there is forgotten, if it was young enough.

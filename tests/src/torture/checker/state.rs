@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use super::super::history::TopicRule;
+use super::super::history::{Ages, TopicRule};
 use super::super::value::Id;
 
 pub(super) struct Topic {
     pub(super) durable: bool,
     pub(super) produced: bool,
+    pub(super) ages: Ages,
     pub(super) partitions: BTreeMap<u32, Partition>,
 }
 
 #[derive(Default)]
 pub(super) struct Partition {
     pub(super) start: u64,
+    /// The latest start that anybody asked for.
+    pub(super) asked_start: u64,
     /// The largest end that anybody saw.
     pub(super) end: u64,
     /// What was acknowledged or read, by offset.
@@ -42,6 +45,8 @@ pub(super) struct Request {
     pub(super) unanswered: u32,
     pub(super) invoked_line: u64,
     pub(super) acknowledged_line: Option<u64>,
+    /// Where its messages were said to be.
+    pub(super) placed: Vec<(u32, u64)>,
 }
 
 impl Topic {
@@ -49,7 +54,17 @@ impl Topic {
         Self {
             durable: rule.durable,
             produced: rule.produced,
+            ages: rule.ages,
             partitions: BTreeMap::new(),
+        }
+    }
+
+    /// How late a partition may begin at most, as far as is known.
+    pub(super) fn start_max(&self, partition: &Partition) -> u64 {
+        match self.ages {
+            Ages::Never | Ages::ByCompaction { .. } => 0,
+            Ages::WhenTrimmed => partition.asked_start,
+            Ages::ByRetention => partition.end,
         }
     }
 
@@ -99,6 +114,7 @@ impl Request {
             unanswered: 0,
             invoked_line: 0,
             acknowledged_line: None,
+            placed: Vec::new(),
         }
     }
 

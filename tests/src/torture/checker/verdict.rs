@@ -71,6 +71,8 @@ pub struct Tally {
     pub tail_lost: u64,
     /// Copies beyond the first, of requests sent again.
     pub duplicates: u64,
+    /// Messages that retention, trims and compaction removed.
+    pub removed: u64,
     /// Dead letters.
     pub dead_letters: u64,
     /// What should be otherwise, and is known.
@@ -127,6 +129,7 @@ impl Tally {
         self.read += other.read;
         self.tail_lost += other.tail_lost;
         self.duplicates += other.duplicates;
+        self.removed += other.removed;
         self.dead_letters += other.dead_letters;
         for (what, count) in &other.known {
             *self.known.entry(what.clone()).or_default() += count;
@@ -195,8 +198,8 @@ impl fmt::Display for Tally {
         )?;
         writeln!(
             f,
-            "  messages: {} sent, {} acknowledged, {} dead letters, {} read in all",
-            self.sent, self.acknowledged, self.dead_letters, self.read
+            "  messages: {} sent, {} acknowledged, {} dead letters, {} removed by retention, trims and compaction, {} read in all",
+            self.sent, self.acknowledged, self.dead_letters, self.removed, self.read
         )?;
         write!(
             f,

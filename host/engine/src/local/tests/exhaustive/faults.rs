@@ -8,7 +8,7 @@ use millrace_log::sim::{Effect, Fault, Loss, OperationKind};
 use super::model::Step;
 use super::recover::Worker;
 use super::run::{run, run_until_failure};
-use super::{explore, scripts};
+use super::{explore, life_scripts, scripts};
 
 /// Every operation of the script goes wrong once, and then all from there on.
 fn every_operation_meets(effect: &Effect, kind: Option<OperationKind>, script: &[Step]) -> u64 {
@@ -83,6 +83,20 @@ fn exhaustive_errors_of_reads_lose_nothing_that_was_acknowledged() {
 }
 
 #[test]
+fn exhaustive_errors_while_messages_are_removed_lose_nothing_that_is_kept() {
+    use OperationKind::{Create, Map, Open, Read, Remove, Rename, SetLength, Sync, SyncDir, Write};
+    let script = life_scripts::faulty();
+    let mut met = every_operation_meets(&Effect::Full, None, &script);
+    for kind in [
+        Create, Map, Open, Read, Remove, Rename, SetLength, Sync, SyncDir, Write,
+    ] {
+        met += every_operation_meets(&Effect::Fail, Some(kind), &script);
+    }
+    println!("{met} errors met");
+    assert!(met > 200, "{met}");
+}
+
+#[test]
 fn exhaustive_full_disks_refuse_and_go_on_by_themselves() {
     let met = every_operation_meets(&Effect::Full, None, &script());
     println!("{met} full disks met");
@@ -112,6 +126,7 @@ fn exhaustive_checks_find_out_when_something_is_not_durable_that_was_said_to_be(
     };
     let append = script("append to many partitions, durable and not");
     let modules = script("modules");
+    let compaction = script("compaction");
     for (script, fault) in [
         (append, lies(Sync, "journal")),
         (append, lies(SyncDir, "journal")),
@@ -120,6 +135,7 @@ fn exhaustive_checks_find_out_when_something_is_not_durable_that_was_said_to_be(
         (append, lies(SyncDir, "topics")),
         (modules, lies(Sync, "modules")),
         (modules, lies(SyncDir, "modules")),
+        (compaction, lies(Sync, "unfinished")),
         (
             append,
             Fault::new(Effect::LoseWrite).at_path("journal").after(6),

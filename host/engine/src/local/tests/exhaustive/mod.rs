@@ -9,6 +9,8 @@
 //! `docs/reliability.md` says what is covered, what not, and how to run it for longer.
 
 mod faults;
+mod found;
+mod life_scripts;
 mod model;
 mod recover;
 mod run;
@@ -22,8 +24,8 @@ use self::run::{Run, run};
 /// Multiplies the losses and the random scripts of a run.
 const EFFORT_VARIABLE: &str = "MILLRACE_EXHAUSTIVE_EFFORT";
 /// Losses left to chance at each point, beside the named ones.
-const RANDOM_LOSSES: u64 = 4;
-const RANDOM_SCRIPTS: u64 = 6;
+const RANDOM_LOSSES: u64 = 1;
+const RANDOM_SCRIPTS: u64 = 4;
 const THREADS: usize = 2;
 
 fn effort() -> u64 {
@@ -35,8 +37,11 @@ fn effort() -> u64 {
 fn exhaustive_crash_points_lose_nothing_that_was_acknowledged() {
     let began_at = std::time::Instant::now();
     let mut total = Tally::default();
+    let mut trimmed = 0;
     for (name, script) in scripts::all() {
-        total += explore(&run(name, &script, &[]), RANDOM_LOSSES * effort());
+        let run = run(name, &script, &[]);
+        trimmed += run.trimmed();
+        total += explore(&run, RANDOM_LOSSES * effort());
     }
     for seed in 0..RANDOM_SCRIPTS * effort() {
         let script = scripts::random(seed);
@@ -44,6 +49,11 @@ fn exhaustive_crash_points_lose_nothing_that_was_acknowledged() {
     }
     println!("in all: {total}, {} s", began_at.elapsed().as_secs());
     assert!(total.recoveries() >= 10_000, "{total}");
+    assert!(
+        trimmed >= 6,
+        "retention and trims remove something: {trimmed}"
+    );
+    assert!(total.compacted > 100, "compaction is at work: {total}");
 }
 
 #[test]

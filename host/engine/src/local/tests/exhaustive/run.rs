@@ -14,8 +14,9 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::super::*;
-use super::model::{Dump, Modules, Step, digest, module, value};
-use crate::{EntryWrite, Lease, ProgressWrite};
+use super::model::{BEGINNING, Dump, Modules, Place, Sending, Step, digest, module, value};
+use crate::local::cleaner::{Cleaner, Pause};
+use crate::{EntryWrite, Lease, ProgressWrite, RequestMark};
 
 /// A moment at which the power may fail.
 #[derive(Clone)]
@@ -59,6 +60,9 @@ pub(super) fn directory() -> TempDir {
     made.or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
+/// Longer than any script waits.
+const FOR_EVER: Duration = Duration::from_secs(1 << 32);
+
 /// Small files, and nothing that happens unless it is asked for.
 pub(super) fn options() -> LocalOptions {
     LocalOptions {
@@ -66,7 +70,8 @@ pub(super) fn options() -> LocalOptions {
         segment_bytes: 4 << 10,
         tail_bytes_max: 1 << 30,
         checkpoint_journal_bytes: u64::MAX,
-        checkpoint_interval: Duration::from_secs(24 * 3600),
+        checkpoint_interval: FOR_EVER,
+        cleaning_interval: FOR_EVER,
         ..small()
     }
 }
@@ -81,9 +86,9 @@ pub(super) fn run(name: &'static str, script: &[Step], faults: &[Fault]) -> Run 
     let history = Arc::new(Mutex::new(History::default()));
     keep_points(&disk, home.path(), &history);
     let mut runner = Runner::new(&disk, home.path(), &history);
-    let states = states(script);
+    let mut states = States::default();
     for (number, step) in script.iter().enumerate() {
-        let done = runner.step(number + 1, step, &states[number]);
+        let done = runner.step(number + 1, step, &mut states);
         done.unwrap_or_else(|error| panic!("{name}, step {number}, {step:?}: {error}"));
     }
     disk.watch(None);
@@ -95,21 +100,52 @@ pub(super) fn run(name: &'static str, script: &[Step], faults: &[Fault]) -> Run 
         name,
         script: script.to_vec(),
         dir: home.path().to_owned(),
-        states,
+        states: states.each,
         points: std::mem::take(&mut history.points),
         trace_hash,
     }
 }
 
-/// What is there after each step, from none on.
-fn states(script: &[Step]) -> Vec<Dump> {
-    let mut states = vec![Dump::default()];
-    let mut next_topic = 1;
-    for (number, step) in script.iter().enumerate() {
-        let after = states[number].after(number as u64 + 1, step, &mut next_topic);
-        states.push(after);
+impl Run {
+    /// Partitions of which something was removed.
+    pub(super) fn trimmed(&self) -> usize {
+        let logs = self.states.iter().flat_map(|state| &state.logs);
+        let trimmed = logs.filter(|(_, log)| log.start > Offset(0));
+        trimmed
+            .map(|(at, _)| at)
+            .collect::<std::collections::BTreeSet<_>>()
+            .len()
     }
-    states
+}
+
+/// What is there after each step, from none on; made as the script goes on, for how far cleaners go is only seen.
+struct States {
+    each: Vec<Dump>,
+    next_topic: u64,
+}
+
+impl Default for States {
+    fn default() -> Self {
+        Self {
+            each: vec![Dump::default()],
+            next_topic: 1,
+        }
+    }
+}
+
+impl States {
+    /// The states before and after a step, which may be tried again.
+    fn of(&mut self, number: usize, step: &Step) -> (&Dump, &mut Dump) {
+        if self.each.len() == number {
+            let before = &self.each[number - 1];
+            let after = before.after(number as u64, step, &mut self.next_topic);
+            self.each.push(after);
+        }
+        let [before, after] = &mut self.each[number - 1..=number] else {
+            panic!("one step after the other");
+        };
+        (before, after)
+    }
 }
 
 fn keep_points(disk: &SimDisk, dir: &Path, history: &Arc<Mutex<History>>) {
@@ -172,6 +208,7 @@ struct Runner {
     dir: PathBuf,
     history: Arc<Mutex<History>>,
     leases: Vec<Lease>,
+    clock: Arc<ManualClock>,
 }
 
 impl Runner {
@@ -184,6 +221,7 @@ impl Runner {
             dir: dir.to_owned(),
             history: Arc::clone(history),
             leases: Vec::new(),
+            clock: Arc::new(ManualClock::at(BEGINNING)),
         }
     }
 
@@ -192,8 +230,8 @@ impl Runner {
         if let Some(engine) = &self.engine {
             return Ok(Arc::clone(engine));
         }
-        let clock = Arc::new(ManualClock::at(Timestamp(1_700_000_000_000)));
         let on = Arc::new(self.disk.clone());
+        let clock = Arc::clone(&self.clock);
         let opened = LocalEngine::open_on(on, &self.dir, options(), clock);
         let engine = self.runtime.block_on(opened).map_err(text)?;
         settle(&engine);
@@ -202,7 +240,8 @@ impl Runner {
     }
 
     /// Takes one step and waits for all that follows from it.
-    fn step(&mut self, number: usize, step: &Step, before: &Dump) -> Result<(), String> {
+    fn step(&mut self, number: usize, step: &Step, states: &mut States) -> Result<(), String> {
+        let (before, after) = states.of(number, step);
         {
             let mut history = self.history.lock();
             history.attempted = number;
@@ -217,7 +256,21 @@ impl Runner {
         settle(&engine);
         let mut history = self.history.lock();
         history.modules[0] = history.modules[1].clone();
-        if before.is_durable(step) && engine.shared.poisoned().is_none() {
+        if let Step::Clean(place) = step
+            && engine.shared.poisoned().is_none()
+        {
+            let at = before.at(*place);
+            let start = engine.ends(at).map_err(text)?.start;
+            let log = &after.logs[&at];
+            assert!(
+                (log.start..=log.start_max).contains(&start),
+                "retention let {} begin at {start}, and at {} at the latest was right",
+                at,
+                log.start_max
+            );
+            after.begin_at(at, start);
+        }
+        if before.is_durable(step, after) && engine.shared.poisoned().is_none() {
             history.durable = number;
         }
         Ok(())
@@ -244,6 +297,53 @@ impl Runner {
                 let value = value(number, *bytes);
                 let appends = to.iter().map(|to| append(before.at(*to), &value));
                 commit(Transaction::produce(appends.collect()))
+            }
+            Step::Keyed(place, messages) => {
+                let partition = before.at(*place);
+                let batch = keyed(number, messages, before.now);
+                commit(Transaction::produce(vec![Append { partition, batch }]))
+            }
+            Step::Request(to, key, bytes) => {
+                let committed =
+                    runtime.block_on(engine.commit(request(number, before, to, *key, *bytes)));
+                let receipt = committed.map_err(text)?;
+                let known = before.answered(to, *key);
+                assert_eq!(receipt.repeated, known.is_some(), "step {number}");
+                if let Some(known) = known {
+                    assert_eq!(receipt.base_offsets, known.offsets, "step {number}");
+                    assert_eq!(receipt.note, known.number.to_string(), "step {number}");
+                }
+                Ok(())
+            }
+            Step::Producer(name) => {
+                let given = runtime.block_on(engine.init_producer(*name));
+                given.map(drop).map_err(text)
+            }
+            Step::Send(name, to, again) => {
+                let sending = before.sending(name, *to, *again);
+                let transaction = send(number, &sending, before.at(*to));
+                let receipt = runtime.block_on(engine.commit(transaction));
+                let receipt = receipt.map_err(text)?;
+                let stood_at = receipt.base_offsets.first().copied();
+                let stood_at = stood_at.filter(|_| receipt.repeated);
+                assert_eq!(stood_at, sending.stands_at, "step {number}");
+                Ok(())
+            }
+            Step::Change(name, change) => {
+                let name = &before.topic(name).spec.name;
+                let changed = runtime.block_on(engine.change_topic(name, change.clone()));
+                changed.map(drop).map_err(text)
+            }
+            Step::Trim(place, count) => {
+                let start = before.trimmed(*place, *count);
+                let trimmed = runtime.block_on(engine.trim(before.at(*place), start));
+                assert_eq!(trimmed.map_err(text)?, start, "step {number}");
+                Ok(())
+            }
+            Step::Clean(place) => clean(&engine, before.at(*place)),
+            Step::Wait(ms) => {
+                self.clock.advance(Duration::from_millis(*ms));
+                Ok(())
             }
             Step::Claim(group, topic, partition) => {
                 let at = before.at((topic, *partition));
@@ -306,6 +406,76 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+/// What the cleaner's thread does to one partition. Where the disk refuses it, it is tried again another time.
+fn clean(engine: &LocalEngine, at: TopicPartition) -> Result<(), String> {
+    let queue = engine.queue.as_ref().expect("an open engine").downgrade();
+    let shared = Arc::clone(&engine.shared);
+    let cleaner = Cleaner::new(shared, queue, Arc::new(Pause::default()));
+    let partition = engine.partition(at).map_err(text)?;
+    let settings = partition.settings();
+    let cleaned = cleaner.look_at(&partition, &settings);
+    if settings.segment_ms.is_some() {
+        // One after the other, so that the disk sees the same every time.
+        settle(engine);
+        engine.shared.orders.ask(|orders| orders.roll = true);
+    }
+    match (engine.shared.poisoned(), cleaned) {
+        (Some(poisoned), _) => Err(text(poisoned)),
+        (None, Err(error)) if millrace_log::disk::is_full(&error) => Err("the disk is full".into()),
+        _ => Ok(()),
+    }
+}
+
+fn keyed(number: u64, messages: &[(u8, Option<usize>)], now: Timestamp) -> RecordBatch {
+    let mut builder = BatchBuilder::with_capacity(0);
+    for (key, bytes) in messages {
+        builder.push(&Message {
+            key: Some(vec![*key].into()),
+            value: bytes.map(|bytes| value(number, bytes).into()),
+            headers: Vec::new(),
+            timestamp: now,
+        });
+    }
+    builder.finish().expect("a batch")
+}
+
+pub(super) fn request(
+    number: u64,
+    before: &Dump,
+    to: &[Place],
+    key: u8,
+    bytes: usize,
+) -> Transaction {
+    let value = value(number, bytes);
+    let appends = to.iter().map(|to| append(before.at(*to), &value));
+    Transaction {
+        request: Some(mark(before.at(to[0]).topic, key, number)),
+        ..Transaction::produce(appends.collect())
+    }
+}
+
+pub(super) fn mark(topic: millrace_model::TopicId, key: u8, number: u64) -> RequestMark {
+    RequestMark {
+        topic,
+        key: [key; 16],
+        fingerprint: [key; 16],
+        note: number.to_string().into(),
+    }
+}
+
+pub(super) fn send(number: u64, sending: &Sending, partition: TopicPartition) -> Transaction {
+    let Sending {
+        producer, sequence, ..
+    } = *sending;
+    let mut builder = BatchBuilder::with_capacity(0).numbered(producer, sequence);
+    builder.push(&Message {
+        value: Some(value(number, 30).into()),
+        ..Message::default()
+    });
+    let batch = builder.finish().expect("a batch");
+    Transaction::produce(vec![Append { partition, batch }])
+}
+
 /// What became of a script on a disk that fails.
 pub(super) struct Ended {
     /// The run, with one point: as it ended.
@@ -324,10 +494,10 @@ pub(super) fn run_until_failure(script: &[Step], fault: Fault) -> Ended {
     disk.inject(fault);
     let history = Arc::new(Mutex::new(History::default()));
     let mut runner = Runner::new(&disk, home.path(), &history);
-    let states = states(script);
+    let mut states = States::default();
     let mut failed = None;
     for (number, step) in script.iter().enumerate() {
-        let mut done = runner.step(number + 1, step, &states[number]);
+        let mut done = runner.step(number + 1, step, &mut states);
         for _ in 0..40 {
             let full = done.as_ref().is_err_and(|error| error.contains("is full"));
             if !full {
@@ -335,7 +505,7 @@ pub(super) fn run_until_failure(script: &[Step], fault: Fault) -> Ended {
             }
             disk.heal();
             std::thread::sleep(Duration::from_millis(25));
-            done = runner.step(number + 1, step, &states[number]);
+            done = runner.step(number + 1, step, &mut states);
         }
         if let Err(error) = done {
             failed = Some((number + 1, error));
@@ -350,7 +520,7 @@ pub(super) fn run_until_failure(script: &[Step], fault: Fault) -> Ended {
         name: "on a failing disk",
         script: script.to_vec(),
         dir: home.path().to_owned(),
-        states,
+        states: states.each,
         points: vec![point],
         trace_hash: disk.trace_hash(),
     };

@@ -2,13 +2,14 @@
 
 use fastrand::Rng;
 
-use super::model::{GROUPS, Step};
+use super::life_scripts;
+use super::model::{GROUPS, PRODUCERS, Step};
 use crate::EntryKind;
 use millrace_model::Durability::{Durable, Os};
 
 /// All of them, by name.
 pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
-    vec![
+    let mut all = vec![
         ("append to many partitions, durable and not", append()),
         ("more partitions than are synced singly", wide()),
         ("segments roll", roll()),
@@ -18,7 +19,9 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
         ("checkpoints and the journal's files", checkpoints()),
         ("modules", modules()),
         ("restarts", restarts()),
-    ]
+    ];
+    all.extend(life_scripts::all());
+    all
 }
 
 fn to(topic: &'static str, partition: u32, bytes: usize) -> Step {
@@ -201,8 +204,8 @@ pub(super) fn random(seed: u64) -> Vec<Step> {
     let names = ["a", "b", "c"];
     let mut there: Vec<(&'static str, u32)> = Vec::new();
     let mut claims: Vec<(&'static str, (&'static str, u32))> = Vec::new();
-    let mut script = Vec::new();
-    while script.len() < 40 {
+    let mut script = vec![Step::Producer(Some(PRODUCERS[0]))];
+    while script.len() < 45 {
         let absent = names
             .iter()
             .find(|n| there.iter().all(|(name, _)| name != *n));
@@ -210,7 +213,7 @@ pub(super) fn random(seed: u64) -> Vec<Step> {
             let (name, partitions) = there[random.usize(..there.len())];
             (name, random.u32(..partitions))
         };
-        let choice = if there.is_empty() { 0 } else { random.u8(..20) };
+        let choice = if there.is_empty() { 0 } else { random.u8(..30) };
         script.push(match (choice, absent) {
             (0 | 1, Some(name)) => {
                 let partitions = random.u32(1..=3);
@@ -242,6 +245,31 @@ pub(super) fn random(seed: u64) -> Vec<Step> {
             (12, _) => Step::Checkpoint,
             (13, _) if random.bool() => Step::Restart,
             (13, _) => Step::Reopen,
+            (14, _) => {
+                let keys = (0..random.usize(1..5)).map(|_| {
+                    let bytes = random.u8(..4) > 0;
+                    (random.u8(..5), bytes.then(|| random.usize(..900)))
+                });
+                let keys = keys.collect();
+                Step::Keyed(pick(&mut random, &there), keys)
+            }
+            (15 | 16, _) => {
+                let to = (0..random.usize(1..3)).map(|_| pick(&mut random, &there));
+                let to = to.collect();
+                Step::Request(to, random.u8(..4), random.usize(..300))
+            }
+            (17 | 18, _) => {
+                let to = pick(&mut random, &there);
+                Step::Send(PRODUCERS[0], to, random.bool())
+            }
+            (19, _) => Step::Producer(random.choice([None, Some(PRODUCERS[0])]).flatten()),
+            (20, _) => Step::Trim(pick(&mut random, &there), random.u64(..6)),
+            (21 | 22, _) => Step::Clean(pick(&mut random, &there)),
+            (23, _) => {
+                let (name, _) = pick(&mut random, &there);
+                life_scripts::random_change(&mut random, name)
+            }
+            (24, _) => Step::Wait(random.u64(..30 * life_scripts::HOUR_MS)),
             _ => {
                 let to = (0..random.usize(1..4))
                     .map(|_| pick(&mut random, &there))
