@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use self::encryption::BatchCipher;
 use crate::cache::{Sealed, SealedCache};
 use crate::cipher::DecryptError;
-use crate::disk::{Disk, DiskFile, final_error};
+use crate::disk::{Disk, DiskFile, final_error, is_full};
 use crate::index::{Footer, Index};
 use crate::segment::{Segment, SegmentError, Source};
 
@@ -311,8 +311,14 @@ impl PartitionFiles {
         if length >= RESERVE_FROM_BYTES && self.active.reserved_bytes < length {
             let most = self.place.segment_bytes.max(length);
             let reserved_bytes = (length * 2).min(most);
-            file.preallocate(reserved_bytes, false)?;
-            self.active.reserved_bytes = reserved_bytes;
+            self.active.reserved_bytes = match file.preallocate(reserved_bytes, false) {
+                Err(error) if is_full(&error) => {
+                    // What there is may do. Whatever the attempt took of it is given back first.
+                    file.set_len(self.active.bytes)?;
+                    length
+                }
+                reserved => reserved.map(|()| reserved_bytes)?,
+            };
         }
         Ok(file)
     }

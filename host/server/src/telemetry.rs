@@ -88,6 +88,10 @@ fn describe() {
         "Transactions in one frame of the journal"
     );
     describe_histogram!("millrace_journal_sync_seconds", "Syncs of the journal");
+    describe_gauge!(
+        "millrace_disk_full",
+        "Whether messages are refused (1) because the disk has no room, or too little to reserve some; else 0"
+    );
     describe_counter!("millrace_checkpoints_total", "Checkpoints made");
     describe_gauge!(
         "millrace_checkpoint_age_seconds",

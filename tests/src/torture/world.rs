@@ -26,7 +26,7 @@ const SAFE: &str = "safe";
 pub(super) const QUICK: &str = "quick";
 const OUT: &str = "out";
 const DEAD: &str = "safe.worker.dlq";
-const WORKER: &str = "worker";
+pub(super) const WORKER: &str = "worker";
 /// Who sends where.
 const PRODUCERS: [(u32, &str); 4] = [(0, SAFE), (1, SAFE), (2, QUICK), (3, QUICK)];
 

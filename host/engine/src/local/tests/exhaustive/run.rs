@@ -62,6 +62,7 @@ pub(super) fn directory() -> TempDir {
 /// Small files, and nothing that happens unless it is asked for.
 pub(super) fn options() -> LocalOptions {
     LocalOptions {
+        reserve_bytes: 16 << 10,
         journal_file_bytes: 16 << 10,
         segment_bytes: 4 << 10,
         tail_bytes_max: 1 << 30,
