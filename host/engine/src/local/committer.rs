@@ -409,9 +409,14 @@ impl Committer {
         }
         let sequence = journal.last_sequence() + 1;
         codec::finish(self.frame.body(), start, cipher, sequence);
-        let file_before = journal.durable().1;
+        let (file_before, bytes_before) = (journal.durable().1, journal.written_bytes());
+        let began_at = self.shared.clock.monotonic();
         let appended = journal.append(&mut self.frame);
         appended.map_err(|error| self.unwritten(&error))?;
+        let took = self.shared.clock.monotonic().saturating_sub(began_at);
+        metrics::histogram!("millrace_journal_write_seconds").record(took.as_secs_f64());
+        let bytes = journal.written_bytes() - bytes_before;
+        metrics::counter!("millrace_journal_bytes_total").increment(bytes);
         if journal.durable().1 != file_before && !journal.has_reserved() {
             self.shared.orders.ask(|orders| orders.checkpoint = true);
         }
