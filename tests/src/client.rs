@@ -158,6 +158,13 @@ impl Client {
         read(request.send(body.to_string().as_bytes())?)
     }
 
+    /// PATCH with JSON.
+    pub fn patch_json(&self, path: &str, body: &Value) -> Result<Reply> {
+        let request = self.agent.patch(self.at(path));
+        let request = request.header("content-type", "application/json");
+        read(request.send(body.to_string().as_bytes())?)
+    }
+
     /// PUT of JSON.
     pub fn put_json(&self, path: &str, body: &Value) -> Result<Reply> {
         let request = self.agent.put(self.at(path));

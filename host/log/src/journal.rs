@@ -192,11 +192,12 @@ impl JournalScan {
         self.last_sequence
     }
 
-    /// A number that no file has had: where the journal goes on.
+    /// A number that no file has had: where the journal goes on. Below it is room for the names of reserved files.
     #[must_use]
     pub fn next_file(&self) -> u64 {
         let highest = self.numbers.last().copied().unwrap_or(0);
-        self.first_file.max(highest + 1)
+        let reserved = files::LEFT_BY_MESSAGES as u64;
+        self.first_file.max(highest + 1).max(reserved)
     }
 
     /// Gives every frame's sequence and body, in order.
@@ -304,9 +305,18 @@ impl Preparation {
     /// The disk's; final if it is that of a sync. A full disk is none: the append that needs the file will meet it.
     pub fn run(self) -> io::Result<()> {
         refuse_broken(&self.broken)?;
-        let prepared = self.next.lock().prepare(self.number, self.synced);
+        let mut next = self.next.lock();
+        let prepared = next.prepare(self.number, files::LEFT_BY_MESSAGES, self.synced);
+        drop(next);
         break_if_failed(&self.broken, &prepared);
-        prepared
+        unless_full(prepared)
+    }
+}
+
+fn unless_full(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if is_full(&error) => Ok(()),
+        done => done,
     }
 }
 
@@ -340,7 +350,8 @@ impl Journal {
         } = scan;
         let mut next = NextFiles::new(disk, dir.clone(), file_bytes, spares);
         let file = next.take(number, 0, last_sequence)?;
-        next.reserve_one(number - 1)?;
+        // It can wait for room.
+        unless_full(next.reserve(number, &[]))?;
         Ok(Self {
             dir,
             file_bytes,
@@ -363,6 +374,53 @@ impl Journal {
         usize::try_from(file_bytes.saturating_sub(overhead)).unwrap_or(usize::MAX)
     }
 
+    /// Makes sure of room for a frame with a body of at most so many bytes. Some files are kept back for those that bring no
+    /// messages. If it may not grow, there is room only in files that are there.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub fn make_room(
+        &mut self,
+        body_bytes: usize,
+        brings_messages: bool,
+        may_grow: bool,
+    ) -> io::Result<()> {
+        let number = self.file.number + 1;
+        let most = (FRAME_HEADER_BYTES + body_bytes).next_multiple_of(FRAME_ALIGN_BYTES);
+        if self.position + most as u64 <= self.file_bytes {
+            return Ok(());
+        }
+        let left = match brings_messages {
+            true => files::LEFT_BY_MESSAGES,
+            false => files::LEFT_BY_FRAMES,
+        };
+        let synced = self.synced_sequence();
+        self.unless_broken(|journal| {
+            let mut next = journal.next.lock();
+            if !may_grow && next.lacks(number) && !next.has_spare(left) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            next.prepare(number, left, synced)
+        })
+    }
+
+    /// Whether the files kept back are all there; not so between the beginning of a checkpoint and its end.
+    #[must_use]
+    pub fn has_reserved(&self) -> bool {
+        self.next.lock().has_reserved()
+    }
+
+    /// Makes the files that are kept back, where some are missing.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub fn reserve(&mut self) -> io::Result<()> {
+        self.unless_broken(|journal| {
+            let below = journal.file.number;
+            journal.next.lock().reserve(below, &journal.kept)
+        })
+    }
+
     /// Writes a frame; it is in the page cache then. Returns its sequence.
     ///
     /// # Errors
@@ -375,7 +433,7 @@ impl Journal {
     fn append_frame(&mut self, frame: &mut FrameBuffer) -> io::Result<u64> {
         let stride = frame.stride();
         if self.position + stride > self.file_bytes {
-            self.next_file(files::SPARES_RESERVED)?;
+            self.next_file(files::LEFT_BY_FRAMES)?;
         }
         assert!(
             self.position + stride <= self.file_bytes,

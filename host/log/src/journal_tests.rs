@@ -7,6 +7,9 @@ use crate::sim::SimDisk;
 
 const FILE_BYTES: u64 = 4096;
 
+/// The number of the first file of a fresh journal.
+const FIRST: u64 = 2;
+
 fn dir() -> &'static Path {
     Path::new("/data/journal")
 }
@@ -122,7 +125,7 @@ fn a_torn_last_frame_is_cut() {
     journal.sync().unwrap();
     let at = journal.position as usize;
     write(&mut journal, 10..=10);
-    disk.flip_bit(&file_path(dir(), 1), at + 40, 3);
+    disk.flip_bit(&file_path(dir(), FIRST), at + 40, 3);
     assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=9);
 }
 
@@ -134,7 +137,7 @@ fn an_unsynced_frame_lost_before_a_later_one_is_a_torn_tail_too() {
     journal.sync().unwrap();
     let at = journal.position as usize;
     write(&mut journal, 10..=12);
-    disk.flip_bit(&file_path(dir(), 1), at + 40, 3);
+    disk.flip_bit(&file_path(dir(), FIRST), at + 40, 3);
     assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=9);
 }
 
@@ -148,7 +151,7 @@ fn damage_to_a_synced_frame_is_reported_and_not_cut() {
         write(&mut journal, 10..=10);
         journal.sync().unwrap();
         write(&mut journal, 11..=11);
-        disk.flip_bit(&file_path(dir(), 1), at + damaged, 0);
+        disk.flip_bit(&file_path(dir(), FIRST), at + damaged, 0);
         match scan_from(&disk, 1, 0) {
             Err(JournalError::Damaged {
                 sequence, position, ..
@@ -169,7 +172,7 @@ fn damage_at_the_end_of_a_file_that_is_not_the_last_is_reported() {
     write(&mut journal, 10..=10);
     journal.sync().unwrap();
     journal.rotate().unwrap();
-    disk.flip_bit(&file_path(dir(), 1), at + 40, 0);
+    disk.flip_bit(&file_path(dir(), FIRST), at + 40, 0);
     let refused = scan_from(&disk, 1, 0);
     assert!(matches!(
         refused,
@@ -184,8 +187,8 @@ fn a_missing_file_in_the_middle_is_reported() {
     write(&mut journal, 1..=100);
     journal.sync().unwrap();
     write(&mut journal, 101..=200);
-    assert!(journal.file.number > 3);
-    disk.remove(&file_path(dir(), 2)).unwrap();
+    assert!(journal.file.number > FIRST + 2);
+    disk.remove(&file_path(dir(), FIRST + 1)).unwrap();
     assert!(matches!(
         scan_from(&disk, 1, 0),
         Err(JournalError::Damaged { .. })
@@ -198,7 +201,7 @@ fn a_damaged_file_header_before_sound_frames_costs_nothing() {
     let mut journal = fresh(&disk);
     write(&mut journal, 1..=9);
     journal.sync().unwrap();
-    disk.flip_bit(&file_path(dir(), 1), 17, 0);
+    disk.flip_bit(&file_path(dir(), FIRST), 17, 0);
     assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=9);
 }
 
@@ -244,8 +247,8 @@ fn files_that_follow_a_lost_unsynced_end_are_cut_with_it() {
     journal.sync().unwrap();
     let at = journal.position as usize;
     write(&mut journal, 10..=200);
-    assert!(journal.file.number > 3);
-    disk.flip_bit(&file_path(dir(), 1), at + 40, 3);
+    assert!(journal.file.number > FIRST + 2);
+    disk.flip_bit(&file_path(dir(), FIRST), at + 40, 3);
     let scan = scan_from(&disk, 1, 0).unwrap();
     assert_holds(&scan, 1..=9);
     // What was cut does not come back when its files are used again, not even where its sequences would fit.
@@ -322,4 +325,27 @@ fn after_a_failed_sync_nothing_more_is_written_and_what_was_synced_is_replayed()
     drop(journal);
     // The process alone is started again.
     assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=3);
+}
+
+#[test]
+fn files_kept_back_take_frames_without_messages_and_then_a_rotation_on_a_full_disk() {
+    let disk = SimDisk::default();
+    let mut journal = fresh(&disk);
+    assert!(journal.has_reserved());
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut number = 0;
+    let mut fill = |journal: &mut Journal, brings_messages| {
+        while journal.make_room(200, brings_messages, true).is_ok() {
+            number += 1;
+            write(journal, number..=number);
+        }
+        journal.file.number
+    };
+    assert_eq!(fill(&mut journal, true), FIRST);
+    assert_eq!(fill(&mut journal, false), FIRST + 1);
+    let live = journal.rotate().expect("a spare for a checkpoint");
+    assert!(!journal.has_reserved());
+    journal.recycle_before(live).unwrap();
+    assert!(journal.has_reserved());
+    assert!(journal.make_room(200, false, false).is_ok());
 }

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use self::encryption::BatchCipher;
 use crate::cache::{Sealed, SealedCache};
 use crate::cipher::DecryptError;
-use crate::disk::{Disk, DiskFile, final_error};
+use crate::disk::{Disk, DiskFile, final_error, is_full};
 use crate::index::{Footer, Index};
 use crate::segment::{Patience, Segment, SegmentError, Source};
 
@@ -74,6 +74,8 @@ pub struct PartitionFiles {
     clean: Offset,
     /// The active segment as the last checkpoint has it: those before are sealed for good.
     marked: Offset,
+    /// Bytes of batches written since somebody asked.
+    written_bytes: u64,
 }
 
 type Footers = Arc<Mutex<HashMap<Offset, Footer>>>;
@@ -175,6 +177,7 @@ impl PartitionFiles {
             segment_ms: None,
             clean: mark.clean,
             marked: mark.segment,
+            written_bytes: 0,
         }
     }
 
@@ -283,6 +286,7 @@ impl PartitionFiles {
             self.active.opened_at = self.now;
         }
         self.active.bytes += byte_count as u64;
+        self.written_bytes += byte_count as u64;
         self.end = run.last().map_or(self.end, RecordBatch::end_offset);
         Ok(())
     }
@@ -311,8 +315,14 @@ impl PartitionFiles {
         if length >= RESERVE_FROM_BYTES && self.active.reserved_bytes < length {
             let most = self.place.segment_bytes.max(length);
             let reserved_bytes = (length * 2).min(most);
-            file.preallocate(reserved_bytes, false)?;
-            self.active.reserved_bytes = reserved_bytes;
+            self.active.reserved_bytes = match file.preallocate(reserved_bytes, false) {
+                Err(error) if is_full(&error) => {
+                    // What there is may do. Whatever the attempt took of it is given back first.
+                    file.set_len(self.active.bytes)?;
+                    length
+                }
+                reserved => reserved.map(|()| reserved_bytes)?,
+            };
         }
         Ok(file)
     }
@@ -389,6 +399,11 @@ impl PartitionFiles {
         self.active.file = None;
         let is_unsynced = std::mem::take(&mut self.active.is_unsynced);
         is_unsynced || !unsynced.is_empty()
+    }
+
+    /// Bytes of batches written since the last call, as they are in the files.
+    pub fn take_written_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.written_bytes)
     }
 
     /// How far the files reach.

@@ -242,7 +242,7 @@ fn a_full_disk_stops_an_append_where_it_is_and_it_goes_on_later() {
     assert!(
         files
             .append(&written)
-            .is_err_and(|e| crate::disk::is_full(&e))
+            .is_err_and(|e| is_full(&e))
     );
     let end = files.mark().end;
     assert!(end > Offset(0));

@@ -87,7 +87,23 @@ fn describe() {
         "millrace_commit_group_transactions",
         "Transactions in one frame of the journal"
     );
+    describe_histogram!(
+        "millrace_journal_write_seconds",
+        "Writes of a frame to the journal, into the page cache"
+    );
     describe_histogram!("millrace_journal_sync_seconds", "Syncs of the journal");
+    describe_counter!(
+        "millrace_journal_bytes_total",
+        "Bytes of frames written to the journal, with what aligns them"
+    );
+    describe_counter!(
+        "millrace_segment_bytes_total",
+        "Bytes of batches written to segments; compaction writes more"
+    );
+    describe_gauge!(
+        "millrace_disk_full",
+        "Whether messages are refused (1) because the disk has no room, or too little to reserve some; else 0"
+    );
     describe_counter!("millrace_checkpoints_total", "Checkpoints made");
     describe_gauge!(
         "millrace_checkpoint_age_seconds",

@@ -142,11 +142,6 @@ pub enum Event {
         /// Where it stands.
         why: String,
     },
-    /// Something that should be otherwise, and is known: `docs/reliability.md` names it.
-    Known {
-        /// What.
-        what: String,
-    },
     /// Something that a fault has to lead to did not happen.
     Unexpected {
         /// What.

@@ -30,7 +30,7 @@ const SAFE: &str = "safe";
 pub(super) const QUICK: &str = "quick";
 const OUT: &str = "out";
 const DEAD: &str = "safe.worker.dlq";
-const WORKER: &str = "worker";
+pub(super) const WORKER: &str = "worker";
 /// Messages go when somebody trims them or, in other worlds, when there are too many.
 const AGING: &str = "aging";
 /// Only the latest message of each key stays.

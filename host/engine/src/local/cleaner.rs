@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_log::SegmentFacts;
+use millrace_log::disk::is_full;
 use millrace_log::partition::compact::{COMPACTION_KEYS_MAX, Compaction, CompactionError};
 use millrace_model::{Offset, TopicId, TopicSettings};
 use parking_lot::{Condvar, Mutex};
@@ -184,6 +185,10 @@ impl Cleaner {
                 tracing::debug!(partition = %partition.id, from = %clean, to = %reached, "a partition was compacted");
             }
             Err(CompactionError::Stopped) => {}
+            // It comes again, and what makes room is not to wait for it.
+            Err(CompactionError::Io(error)) if is_full(&error) => {
+                tracing::info!(partition = %partition.id, "a full disk has no room to compact a partition");
+            }
             Err(CompactionError::Io(error)) => {
                 // What a failed sync left on the disk nobody knows; it is told from others by not being the system's own.
                 if error.raw_os_error().is_none() && error.kind() == io::ErrorKind::Other {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use millrace_log::{FrameBuffer, Journal, disk};
 use millrace_model::{Offset, ProducerId, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
+use parking_lot::MutexGuard;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::codec::{self, OPERATION_OVERHEAD_BYTES, Operation};
+use super::codec::{self, BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES, Operation};
 use super::pipeline::{COMMITTER, Written};
 use super::shared::{PoisonOnPanic, Shared};
 use super::state::{Pending, State, Submission};
@@ -17,6 +18,8 @@ use crate::contract::{CommitError, Lease, Receipt, TopicChange, TopicError, Trim
 
 /// Bytes of transactions that one group takes, unless a single one is larger.
 const GROUP_BYTES_MAX: usize = 4 << 20;
+/// What is alone in its group takes at most so many bytes of the journal.
+const ALONE_BYTES_MAX: usize = 4 << 10;
 /// Looks at the empty queue before the thread sleeps, about 20 µs: to be woken costs more than that.
 const IDLE_LOOKS_MAX: u32 = 400;
 
@@ -74,6 +77,16 @@ impl Request {
         )
     }
 
+    /// Whether it brings messages, which a full disk has no room for.
+    fn brings_messages(&self) -> bool {
+        matches!(self, Self::Commit { submission, .. } if !submission.appends.is_empty())
+    }
+
+    /// Whether the catalogue grows by it for good.
+    fn brings_names(&self) -> bool {
+        matches!(self, Self::CreateTopic { .. } | Self::InitProducer { .. })
+    }
+
     /// Whether it changes what is not shown by offsets: such a group is made durable before anything of it is applied.
     fn changes_catalogue(&self) -> bool {
         match self {
@@ -91,12 +104,12 @@ impl Request {
         match self {
             Self::Commit { bytes, .. } => *bytes,
             Self::Claim { group, .. } => group.len() + OPERATION_OVERHEAD_BYTES,
-            // A name and a few numbers, alone in its group.
+            // Names and settings, alone in their group.
             Self::CreateTopic { .. }
             | Self::DeleteTopic { .. }
             | Self::ChangeTopic { .. }
-            | Self::InitProducer { .. }
-            | Self::Stop => 0,
+            | Self::InitProducer { .. } => ALONE_BYTES_MAX,
+            Self::Stop => 0,
             Self::Trim { .. } => OPERATION_OVERHEAD_BYTES,
         }
     }
@@ -178,6 +191,8 @@ pub(super) struct Committer {
     /// How many the group before had.
     members_before: usize,
     group_bytes_max: usize,
+    /// After so many checkpoints the journal had no room, and no further one was made in time.
+    waited_in_vain: Option<u64>,
     stopping: bool,
 }
 
@@ -196,6 +211,7 @@ impl Committer {
             unsynced: Unsynced::default(),
             frame: FrameBuffer::default(),
             members_before: 0,
+            waited_in_vain: None,
             stopping: false,
         }
     }
@@ -269,10 +285,9 @@ impl Committer {
         if let Some(poisoned) = self.shared.poisoned() {
             return Err(poisoned);
         }
-        self.shared.wait_for_room()?;
-        let changes_catalogue = self.group.iter().any(Request::changes_catalogue);
         let shared = Arc::clone(&self.shared);
-        let mut journal = shared.journal.lock();
+        let mut journal = self.journal_with_room(&shared)?;
+        let changes_catalogue = self.group.iter().any(Request::changes_catalogue);
         self.decide_group(journal.last_sequence() + 1);
         if !self.pending.operations.is_empty() {
             self.write(&mut journal)?;
@@ -292,13 +307,58 @@ impl Committer {
         let is_idle = self.next.is_none() && self.queue.is_empty() && was_alone && members <= 1;
         let sync = shared.pipeline.sync_soon(is_idle);
         let sync = sync.then(|| journal.begin_sync(COMMITTER));
-        if let Some(preparation) = journal.preparation() {
+        if let Some(preparation) = journal.preparation()
+            && !shared.reserve.is_full()
+        {
             shared.pipeline.prepare_soon(preparation);
         }
         drop(journal);
         self.ready.drain(..).for_each(Written::tell);
         // Whom the sync fails has been told.
         sync.map_or(Ok(()), |sync| shared.finish_sync(sync))
+    }
+
+    /// The journal, when it has room for the group; of the group only what does not bring messages, if it has none for those.
+    fn journal_with_room<'a>(
+        &mut self,
+        shared: &'a Shared,
+    ) -> Result<MutexGuard<'a, Journal>, CommitError> {
+        let has_room = shared.wait_for_room();
+        let mut journal = shared.journal.lock();
+        match has_room.and_then(|()| self.make_room(&mut journal)) {
+            Err(CommitError::DiskFull) => self.refuse_what_takes_room(),
+            has_room => return has_room.map(|()| journal),
+        }
+        while let Err(error) = self.make_room(&mut journal) {
+            let made = shared.checkpoints_made();
+            let is_in_vain = self.waited_in_vain == Some(made);
+            drop(journal);
+            if is_in_vain || !shared.wait_for_checkpoint(made) {
+                self.waited_in_vain = Some(made);
+                return Err(error);
+            }
+            journal = shared.journal.lock();
+        }
+        Ok(journal)
+    }
+
+    fn make_room(&self, journal: &mut Journal) -> Result<(), CommitError> {
+        let bytes: usize = self.group.iter().map(Request::byte_count).sum();
+        let brings_messages = self.group.iter().any(Request::brings_messages);
+        // On a full disk all room is for the checkpoint.
+        let may_grow = !self.shared.reserve.is_full();
+        let made = journal.make_room(BODY_OVERHEAD_BYTES + bytes, brings_messages, may_grow);
+        made.map_err(|error| self.unwritten(&error))
+    }
+
+    /// What frees room or only administers goes on; some is kept back for it.
+    fn refuse_what_takes_room(&mut self) {
+        let is_spent = self.shared.reserve.is_spent();
+        let takes_room = |request: &mut Request| {
+            request.brings_messages() || (is_spent && request.brings_names())
+        };
+        let refused = self.group.extract_if(.., takes_room);
+        refused.for_each(|request| request.refuse(CommitError::DiskFull));
     }
 
     fn decide_group(&mut self, sequence: u64) {
@@ -355,18 +415,26 @@ impl Committer {
         }
         let sequence = journal.last_sequence() + 1;
         codec::finish(self.frame.body(), start, cipher, sequence);
-        match journal.append(&mut self.frame) {
-            Ok(_) => Ok(()),
-            Err(error) if disk::is_full(&error) => {
-                // A checkpoint gives journal files back.
-                self.shared.orders.ask(|orders| orders.checkpoint = true);
-                Err(CommitError::DiskFull)
-            }
-            Err(error) => Err(self.poison(&error)),
+        let (file_before, bytes_before) = (journal.durable().1, journal.written_bytes());
+        let began_at = self.shared.clock.monotonic();
+        let appended = journal.append(&mut self.frame);
+        appended.map_err(|error| self.unwritten(&error))?;
+        let took = self.shared.clock.monotonic().saturating_sub(began_at);
+        metrics::histogram!("millrace_journal_write_seconds").record(took.as_secs_f64());
+        let bytes = journal.written_bytes() - bytes_before;
+        metrics::counter!("millrace_journal_bytes_total").increment(bytes);
+        if journal.durable().1 != file_before && !journal.has_reserved() {
+            self.shared.orders.ask(|orders| orders.checkpoint = true);
         }
+        Ok(())
     }
 
-    fn poison(&self, error: &std::io::Error) -> CommitError {
+    fn unwritten(&self, error: &std::io::Error) -> CommitError {
+        if disk::is_full(error) {
+            // A checkpoint gives journal files back.
+            self.shared.orders.ask(|orders| orders.checkpoint = true);
+            return CommitError::DiskFull;
+        }
         self.shared.poison(&error.to_string());
         let poisoned = self.shared.poisoned();
         poisoned.unwrap_or(CommitError::Closed)

@@ -20,7 +20,7 @@ pub use self::report::{FINDINGS_MAX, Finding, Repair, Report, Severity};
 
 use self::catalogue::Catalogue;
 use super::checkpoint::{Checkpoint, CheckpointStore};
-use super::{OpenError, evidence, names};
+use super::{OpenError, evidence, names, reserve};
 use millrace_log::inspect::ReadOnlyDisk;
 
 /// Less room than this is worth a word: the journal alone takes several files of 64 MiB.
@@ -28,7 +28,7 @@ const FREE_BYTES_MIN: u64 = 512 << 20;
 const CHECKPOINT: &str = "checkpoint.sqlite";
 const ROLLBACK: &str = "checkpoint.sqlite-journal";
 /// What may stand in a data directory; `code` is the cache of compiled modules, which the host can do without.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 12] = [
     "lock",
     "journal",
     "topics",
@@ -38,6 +38,8 @@ const KNOWN: [&str; 10] = [
     "code",
     evidence::FILE,
     names::FILE,
+    reserve::FILES[0],
+    reserve::FILES[1],
     QUARANTINE,
 ];
 /// Where repairs move what has to make way.

@@ -146,7 +146,7 @@ impl Flusher {
         let _poison = PoisonOnPanic(&shared);
         let mut waits_for_room = false;
         loop {
-            let patience = if waits_for_room {
+            let patience = if waits_for_room || shared.reserve.is_full() {
                 FULL_RETRY_DELAY
             } else {
                 shared.options.checkpoint_interval
@@ -168,12 +168,15 @@ impl Flusher {
                     return;
                 }
             };
-            shared.set_disk_full(waits_for_room);
             if orders.stop.is_some() {
                 if !waits_for_room {
                     shared.note_durable(true);
                 }
                 return;
+            }
+            if waits_for_room || shared.reserve.is_full() {
+                waits_for_room |= !self.reserve_room();
+                shared.set_disk_full(waits_for_room);
             }
         }
     }
@@ -183,9 +186,13 @@ impl Flusher {
         if orders.saved || orders.stop.is_some() {
             self.finish_checkpoint()?;
         }
-        self.flush_tails()?;
+        // A full disk keeps nobody from making room: that is what the checkpoint may be for, and some is kept back for it.
+        let flushed = self.flush_tails();
+        if matches!(flushed, Err(KeepError::Failed(_))) {
+            return flushed;
+        }
         self.evict();
-        if orders.roll {
+        if orders.roll && flushed.is_ok() {
             self.marks_moved |= self.roll_aged()?;
         }
         for partition in std::mem::take(&mut *self.shared.compacted.lock()) {
@@ -204,9 +211,16 @@ impl Flusher {
             self.begin_checkpoint()?;
         }
         if orders.stop.is_some() {
-            self.finish_checkpoint()?;
+            return self.finish_checkpoint();
         }
-        Ok(())
+        flushed
+    }
+
+    /// Makes anew what was given up of the reserve; whether all is there. Not while a checkpoint may need it.
+    fn reserve_room(&self) -> bool {
+        matches!(self.saving, Saving::No(_))
+            && self.shared.reserve.fill()
+            && self.shared.journal.lock().reserve().is_ok()
     }
 
     /// The fullest partitions first, until little is left: what is small now can grow, and is then written in larger runs.
@@ -259,9 +273,9 @@ impl Flusher {
 
     /// Decides a checkpoint, and leaves it to a thread to make it durable.
     fn begin_checkpoint(&mut self) -> Result<(), KeepError> {
+        let mut snapshot = self.shared.reserve.spend(|| self.snapshot())?;
         self.made_at = self.shared.clock.monotonic();
         self.wanted = false;
-        let mut snapshot = self.snapshot()?;
         if snapshot.sequence == self.sequence && self.unsaved.is_none() && !self.marks_moved {
             return Ok(());
         }
@@ -269,13 +283,16 @@ impl Flusher {
             earlier.merge(snapshot.changes);
             snapshot.changes = earlier;
         }
+        let reserve = Arc::clone(&self.shared.reserve);
         for (partition, end) in std::mem::take(&mut snapshot.ends) {
-            if let Err(error) = self.keeper.flush(&partition, end) {
+            let flushed = reserve.spend(|| self.keeper.flush(&partition, end));
+            if let Err(error) = flushed {
                 self.unsaved = Some(snapshot.changes);
                 return Err(error);
             }
         }
-        if let Err(error) = self.keeper.trim(&snapshot.changes) {
+        let trimmed = reserve.spend(|| self.keeper.trim(&snapshot.changes));
+        if let Err(error) = trimmed {
             self.unsaved = Some(snapshot.changes);
             return Err(error);
         }
@@ -374,6 +391,7 @@ fn save(
         metrics::counter!("millrace_checkpoints_total").increment(1);
         shared.note_checkpoint(sequence, snapshot.journal_bytes);
         shared.journal.lock().recycle_before(journal_file)?;
+        shared.note_recycled();
         shared.note_durable(false);
         Ok(())
     });

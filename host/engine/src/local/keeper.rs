@@ -72,11 +72,13 @@ impl Keeper {
                 return Ok(());
             }
             self.note(partition);
-            let (written, flushed) = {
+            let (written, flushed, bytes) = {
                 let mut files = partition.files.write();
                 self.configure(partition, &mut files);
-                (files.append(&batches), files.mark().end)
+                let written = files.append(&batches);
+                (written, files.mark().end, files.take_written_bytes())
             };
+            metrics::counter!("millrace_segment_bytes_total").increment(bytes);
             partition.set_flushed(flushed);
             written?;
         }

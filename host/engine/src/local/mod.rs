@@ -29,6 +29,7 @@ mod options;
 mod pipeline;
 mod recovery;
 pub mod repair;
+mod reserve;
 mod retention;
 mod saver;
 mod shared;
@@ -166,8 +167,10 @@ impl LocalEngine {
             saver,
             modules,
             evidence,
+            reserve,
         } = recovered;
-        let shared = Arc::new(Shared::new(options, clock, journal, state, evidence));
+        let shared = Shared::new(options, clock, journal, state, evidence, reserve);
+        let shared = Arc::new(shared);
         shared.note_durable(false);
         let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
         let committer = Committer::new(Arc::clone(&shared), requests);

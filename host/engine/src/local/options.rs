@@ -8,6 +8,8 @@ use millrace_log::journal::JOURNAL_FILE_BYTES;
 use millrace_log::partition::SEGMENT_BYTES;
 use millrace_log::{Cipher, JournalError};
 
+use super::shared::JOURNAL_BYTES_FACTOR_MAX;
+
 /// The smallest journal file that is of use.
 const JOURNAL_FILE_BYTES_MIN: u64 = 16 << 10;
 
@@ -24,6 +26,8 @@ pub struct LocalOptions {
     pub checkpoint_journal_bytes: u64,
     /// The longest time between two checkpoints while there is something to keep.
     pub checkpoint_interval: Duration,
+    /// Bytes of the disk that are kept back for the checkpoints of a full one, beside those for what memory holds.
+    pub reserve_bytes: u64,
     /// Whether to note in quiet moments what is durable, and not only at checkpoints.
     pub notes_durable: bool,
     /// Bytes that the background search for damage reads in a second, at the most; 0 is off.
@@ -49,6 +53,7 @@ impl Default for LocalOptions {
             tail_bytes_max: 64 << 20,
             checkpoint_journal_bytes: 2 * JOURNAL_FILE_BYTES,
             checkpoint_interval: Duration::from_secs(30),
+            reserve_bytes: 16 << 20,
             notes_durable: true,
             scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
             scrub_interval: SCRUB_INTERVAL,
@@ -59,6 +64,15 @@ impl Default for LocalOptions {
 }
 
 impl LocalOptions {
+    /// What is kept back for messages in memory, which has its bound and holds nothing that is not in the journal since the last
+    /// checkpoint, and for the blocks that their files are rounded up to; and for a checkpoint.
+    pub(super) fn reserved_bytes(&self) -> [u64; 2] {
+        let journal_bytes_max = self.checkpoint_journal_bytes;
+        let journal_bytes_max = journal_bytes_max.saturating_mul(JOURNAL_BYTES_FACTOR_MAX);
+        let held = journal_bytes_max.min(self.tail_bytes_max as u64);
+        [held + self.reserve_bytes / 2, self.reserve_bytes / 2]
+    }
+
     pub(super) fn within_bounds(mut self) -> Self {
         // A frame's length has 32 bits.
         let most = u64::from(u32::MAX);
@@ -154,7 +168,10 @@ pub enum OpenError {
         reason: String,
     },
     /// No room to make what was recovered durable.
-    #[error("the disk under {} is full; free some space and start again", dir.display())]
+    #[error(
+        "the disk under {} is full, and what was reserved on it for a start is not enough; free some space and start again",
+        dir.display()
+    )]
     DiskFull {
         /// The directory.
         dir: PathBuf,

@@ -246,7 +246,10 @@ impl Shared {
                     let _ = self.finish_sync(sync);
                 }
                 Work::Prepare(preparation) => {
-                    if let Err(error) = preparation.run() {
+                    // On a full disk all room is for the checkpoint.
+                    if !self.reserve.is_full()
+                        && let Err(error) = preparation.run()
+                    {
                         self.poison(&error.to_string());
                     }
                     self.pipeline.line().is_preparing = false;

@@ -18,6 +18,7 @@ use super::keeper::{KeepError, Keeper};
 use super::lock::{DirLock, lock};
 use super::modules::ModuleFiles;
 use super::options::{LocalOptions, OpenError};
+use super::reserve::Reserve;
 use super::saver::Saver;
 use super::state::{Group, State, Store};
 use super::tail::Partition;
@@ -32,6 +33,7 @@ pub(super) struct Recovered {
     pub(super) saver: Saver,
     pub(super) modules: ModuleFiles,
     pub(super) evidence: EvidenceFile,
+    pub(super) reserve: Arc<Reserve>,
 }
 
 /// Opens the directory, blocking.
@@ -56,7 +58,8 @@ pub(super) fn recover(
     if holds_data && !path.exists() {
         return Err(OpenError::CheckpointMissing { path });
     }
-    let mut checkpoints = CheckpointStore::open(&path, options.encryption.clone())?;
+    let reserve = Arc::new(Reserve::new(Arc::clone(&disk), dir, options));
+    let mut checkpoints = open_checkpoints(&reserve, &path, options)?;
     checkpoints.check_keys()?;
     let checkpoint = checkpoints.load()?;
     let known = evidence::read(&*disk, dir).map_err(failed_io)?;
@@ -90,12 +93,13 @@ pub(super) fn recover(
         encryption: options.encryption.clone(),
     };
     let removed = checkpoint.removed_topics.clone();
-    let mut saver = Saver::new(store.clone(), checkpoints, removed).map_err(failed_io)?;
+    let mut saver =
+        Saver::new(store.clone(), checkpoints, Arc::clone(&reserve), removed).map_err(failed_io)?;
     saver.sweep();
     let mut keeper = Keeper::new(clock, store.segment_bytes);
     let replayed_from = checkpoint.sequence;
     let mut state = restore(store, checkpoint).map_err(failed_io)?;
-    replay(&scan, &mut state, &mut keeper, options, dir)?;
+    replay(&scan, &mut state, &mut keeper, &reserve, options, dir)?;
     let sequence = scan.last_sequence();
     if sequence > replayed_from {
         tracing::info!(
@@ -103,10 +107,11 @@ pub(super) fn recover(
             "the journal was replayed"
         );
     }
-    flush(&mut state, &mut keeper).map_err(failed)?;
+    flush(&mut state, &mut keeper, &reserve).map_err(failed)?;
     let mut changes = state.take_changes();
     changes.all_topics.get_or_insert_with(|| state.topics());
-    keeper.trim(&changes).map_err(failed)?;
+    let trimmed = reserve.spend(|| keeper.trim(&changes));
+    trimmed.map_err(failed)?;
     let partitions = keeper.changed();
     let flushed = keeper.take_flushed(&changes);
     let marks = flushed.marks.clone();
@@ -116,6 +121,8 @@ pub(super) fn recover(
     Keeper::note_saved(&partitions, &marks);
     saver.sweep();
     let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
+    // As long as that is not so, nobody may write messages.
+    reserve.set_full(!(reserve.fill() && journal.has_reserved()));
     let evidence = EvidenceFile::new(Arc::clone(&disk), dir);
     let modules =
         ModuleFiles::open(disk, modules_dir, options.encryption.clone()).map_err(failed_io)?;
@@ -127,7 +134,21 @@ pub(super) fn recover(
         saver,
         modules,
         evidence,
+        reserve,
     })
+}
+
+fn open_checkpoints(
+    reserve: &Reserve,
+    path: &Path,
+    options: &LocalOptions,
+) -> Result<CheckpointStore, OpenError> {
+    let mut opened = CheckpointStore::open(path, options.encryption.clone());
+    // What a killed process left half done is undone, which may take room.
+    while matches!(opened, Err(OpenError::DiskFull { .. })) && reserve.give_up() {
+        opened = CheckpointStore::open(path, options.encryption.clone());
+    }
+    opened
 }
 
 /// Whether there is anything that only a checkpoint explains: before the first one there is neither a journal nor a topic.
@@ -204,6 +225,7 @@ fn replay(
     scan: &JournalScan,
     state: &mut State,
     keeper: &mut Keeper,
+    reserve: &Reserve,
     options: &LocalOptions,
     dir: &Path,
 ) -> Result<(), OpenError> {
@@ -216,7 +238,7 @@ fn replay(
             held += applied.map_err(|reason| contradiction(reason.to_owned()))?;
         }
         if held > options.tail_bytes_max {
-            flush(state, keeper).map_err(ReplayError::Keep)?;
+            flush(state, keeper, reserve).map_err(ReplayError::Keep)?;
             held = 0;
         }
         Ok(())
@@ -229,10 +251,10 @@ fn replay(
 
 /// Everything replayed goes to the files, and out of memory: the batches share the bytes of whole journal files. Watches begin
 /// with where the partition ends now, or those who wait would sleep on what was replayed.
-fn flush(state: &mut State, keeper: &mut Keeper) -> Result<(), KeepError> {
+fn flush(state: &mut State, keeper: &mut Keeper, reserve: &Reserve) -> Result<(), KeepError> {
     for partition in state.partitions.values() {
         partition.show(partition.end());
-        keeper.flush(partition, Offset::MAX)?;
+        reserve.spend(|| keeper.flush(partition, Offset::MAX))?;
         partition.clear();
         partition.announce();
     }

@@ -12,6 +12,7 @@ use millrace_model::{Topic, TopicId, TopicPartition};
 use super::checkpoint::{self, CheckpointStore, Step};
 use super::keeper::KeepError;
 use super::names::Names;
+use super::reserve::Reserve;
 use super::state::{Changes, Store};
 
 /// Partitions whose files are made durable one by one; of more, the whole file system is at once.
@@ -29,6 +30,7 @@ pub(super) struct Flushed {
 pub(super) struct Saver {
     layout: Store,
     store: CheckpointStore,
+    reserve: Arc<Reserve>,
     file_system: Arc<dyn FileSystem>,
     /// Topics that the checkpoint knows to be removed, and whose files are still there.
     removed: Vec<TopicId>,
@@ -40,12 +42,14 @@ impl Saver {
     pub(super) fn new(
         layout: Store,
         store: CheckpointStore,
+        reserve: Arc<Reserve>,
         removed: Vec<TopicId>,
     ) -> io::Result<Self> {
         Ok(Self {
             file_system: layout.disk.file_system(&layout.topics_dir)?,
             layout,
             store,
+            reserve,
             removed,
             swept: Vec::new(),
         })
@@ -69,13 +73,15 @@ impl Saver {
             swept_topics: &self.swept,
         };
         self.layout.disk.moment("checkpoint begins")?;
-        let saved = self.store.save(&step);
+        let store = &mut self.store;
+        let saved = self.reserve.spend(|| {
+            store.save(&step).map_err(|error| match error {
+                error if checkpoint::is_full(&error) => KeepError::Full,
+                error => KeepError::Failed(format!("the checkpoint: {error}")),
+            })
+        });
         self.layout.disk.moment("checkpoint is made")?;
-        match saved {
-            Ok(()) => {}
-            Err(error) if checkpoint::is_full(&error) => return Err(KeepError::Full),
-            Err(error) => return Err(KeepError::Failed(format!("the checkpoint: {error}"))),
-        }
+        saved?;
         if let Some(topics) = &changes.all_topics {
             self.copy_names(sequence, changes.next_topic, topics);
         }

@@ -1,6 +1,6 @@
 //! What the engine's threads and its callers share.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::evidence::{Evidence, EvidenceFile};
 use super::flusher::OrderBook;
 use super::options::LocalOptions;
 use super::pipeline::Pipeline;
+use super::reserve::Reserve;
 use super::state::State;
 use super::tail::Partition;
 use crate::contract::CommitError;
@@ -19,9 +20,12 @@ use crate::contract::CommitError;
 /// How long the committer sleeps at most before it looks again whether there is room.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 
+/// How long the committer waits for a checkpoint that gives it journal files back, where a full disk has no others.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Checkpoints' worth of journal that may be written before a checkpoint is durable; at the bound commits wait. It bounds what a
 /// start has to replay.
-const JOURNAL_BYTES_FACTOR_MAX: u64 = 4;
+pub(super) const JOURNAL_BYTES_FACTOR_MAX: u64 = 4;
 
 pub(super) struct Shared {
     pub(super) options: LocalOptions,
@@ -34,6 +38,7 @@ pub(super) struct Shared {
     pub(super) pipeline: Pipeline,
     /// What batches in memory weigh.
     pub(super) tail_bytes: AtomicUsize,
+    checkpoints_made: AtomicU64,
     /// Up to which transaction the last checkpoint holds everything.
     checkpointed: AtomicU64,
     evidence: Mutex<EvidenceFile>,
@@ -45,7 +50,7 @@ pub(super) struct Shared {
     pub(super) compacted: Mutex<Vec<Arc<Partition>>>,
     pub(super) room: Mutex<()>,
     pub(super) room_changed: Condvar,
-    disk_full: AtomicBool,
+    pub(super) reserve: Arc<Reserve>,
     poison: OnceLock<Arc<str>>,
 }
 
@@ -56,6 +61,7 @@ impl Shared {
         journal: Journal,
         state: State,
         evidence: EvidenceFile,
+        reserve: Arc<Reserve>,
     ) -> Self {
         let checkpointed = AtomicU64::new(journal.last_sequence());
         Self {
@@ -65,6 +71,7 @@ impl Shared {
             journal: Mutex::new(journal),
             state: RwLock::new(state),
             tail_bytes: AtomicUsize::new(0),
+            checkpoints_made: AtomicU64::new(0),
             checkpointed,
             evidence: Mutex::new(evidence),
             journal_bytes: AtomicU64::new(0),
@@ -73,7 +80,7 @@ impl Shared {
             compacted: Mutex::default(),
             room: Mutex::new(()),
             room_changed: Condvar::new(),
-            disk_full: AtomicBool::new(false),
+            reserve,
             poison: OnceLock::new(),
         }
     }
@@ -121,10 +128,7 @@ impl Shared {
     }
 
     pub(super) fn set_disk_full(&self, full: bool) {
-        if self.disk_full.swap(full, Ordering::Relaxed) != full {
-            if full {
-                tracing::warn!("the disk is full; free some space, the engine goes on by itself");
-            }
+        if self.reserve.set_full(full) {
             self.wake_committer();
         }
     }
@@ -148,8 +152,11 @@ impl Shared {
     /// Waits until memory has room for more.
     ///
     /// # Errors
-    /// [`CommitError::DiskFull`] where there will be none before somebody frees space.
+    /// [`CommitError::DiskFull`] where nobody is to write messages before somebody frees space.
     pub(super) fn wait_for_room(&self) -> Result<(), CommitError> {
+        if self.reserve.is_full() {
+            return Err(CommitError::DiskFull);
+        }
         if self.has_room() {
             return Ok(());
         }
@@ -166,11 +173,35 @@ impl Shared {
                 orders.flush = true;
                 orders.checkpoint |= self.journal_is_long();
             });
-            if self.disk_full.load(Ordering::Relaxed) {
+            if self.reserve.is_full() {
                 return Err(CommitError::DiskFull);
             }
             self.room_changed.wait_for(&mut guard, ROOM_WAIT);
         }
+    }
+
+    /// Since the start; each gave journal files back.
+    pub(super) fn checkpoints_made(&self) -> u64 {
+        self.checkpoints_made.load(Ordering::Acquire)
+    }
+
+    pub(super) fn note_recycled(&self) {
+        self.checkpoints_made.fetch_add(1, Ordering::Release);
+        self.wake_committer();
+    }
+
+    /// Waits until another one was made than these; false if it takes too long.
+    pub(super) fn wait_for_checkpoint(&self, made: u64) -> bool {
+        let mut waited = Duration::ZERO;
+        let mut guard = self.room.lock();
+        while self.checkpoints_made() == made {
+            if waited >= CHECKPOINT_PATIENCE || self.poisoned().is_some() {
+                return false;
+            }
+            self.room_changed.wait_for(&mut guard, ROOM_WAIT);
+            waited += ROOM_WAIT;
+        }
+        true
     }
 
     fn has_room(&self) -> bool {

@@ -10,9 +10,10 @@ use crate::frame::FRAME_HEADER_BYTES;
 
 /// Files kept for reuse; further ones are removed.
 pub(super) const SPARE_FILES_MAX: usize = 8;
-/// Spares that appends leave alone: a checkpoint, which gives files back, needs a new one to begin with, and a full disk must
-/// not keep it from that.
-pub(super) const SPARES_RESERVED: usize = 1;
+/// Spares that frames with messages leave alone: on a full disk they are for the frames that free room or only administer.
+pub(super) const LEFT_BY_MESSAGES: usize = 2;
+/// Spares that every frame leaves alone: a checkpoint, which gives files back, needs a new one to begin with.
+pub(super) const LEFT_BY_FRAMES: usize = 1;
 pub(super) const FILE_HEADER_BYTES: usize = 64;
 /// Zeros that are written at once.
 const FILL_BYTES: u64 = 1 << 20;
@@ -108,15 +109,10 @@ impl NextFiles {
         self.taken < number && self.ready.is_none()
     }
 
-    /// Makes a file ready, unless the disk is full or it is too late.
-    pub(super) fn prepare(&mut self, number: u64, synced: u64) -> io::Result<()> {
-        if !self.lacks(number) {
-            return Ok(());
-        }
-        match self.make_ready(number, SPARES_RESERVED, synced) {
-            Ok(ready) => self.ready = Some(ready),
-            Err(error) if is_full(&error) => {}
-            Err(error) => return Err(error),
+    /// Makes a file ready, leaving `reserved` spares alone, unless it is too late.
+    pub(super) fn prepare(&mut self, number: u64, reserved: usize, synced: u64) -> io::Result<()> {
+        if self.lacks(number) {
+            self.ready = Some(self.make_ready(number, reserved, synced)?);
         }
         Ok(())
     }
@@ -134,21 +130,37 @@ impl NextFiles {
 
     /// A used file, unless only `reserved` of them are left, or else a new one.
     fn make_ready(&mut self, number: u64, reserved: usize, synced: u64) -> io::Result<Ready> {
+        let spare = self.spare(reserved)?;
+        let made = self.make_of(spare.as_ref(), number, synced);
+        if let (Some((old, ..)), Err(error)) = (spare, &made)
+            && is_full(error)
+        {
+            self.spares.push(old);
+        }
+        made
+    }
+
+    fn make_of(
+        &self,
+        spare: Option<&(u64, Arc<dyn DiskFile>)>,
+        number: u64,
+        synced: u64,
+    ) -> io::Result<Ready> {
         let header = FileHeader {
             number,
             salt: fastrand::u64(..),
             synced,
         };
         let path = file_path(&self.dir, number);
-        let file = match self.spare(reserved)? {
+        let file = match spare {
             Some((old, file)) => {
-                if !was_begun(&*file)? {
-                    self.fill(&*file)?;
+                if !was_begun(&**file)? {
+                    self.fill(&**file)?;
                 }
                 // Under the name that nobody reads any more: whoever finds the new name finds the new header.
-                begin_file(&*file, header)?;
-                self.disk.rename(&old, &path)?;
-                file
+                begin_file(&**file, header)?;
+                self.disk.rename(&file_path(&self.dir, *old), &path)?;
+                Arc::clone(file)
             }
             None => {
                 let file = make(&*self.disk, &path, self.file_bytes)?;
@@ -186,7 +198,7 @@ impl NextFiles {
         file.sync_data().map_err(final_error)
     }
 
-    fn spare(&mut self, reserved: usize) -> io::Result<Option<(PathBuf, Arc<dyn DiskFile>)>> {
+    fn spare(&mut self, reserved: usize) -> io::Result<Option<(u64, Arc<dyn DiskFile>)>> {
         while self.spares.len() > reserved {
             let Some(spare) = self.spares.pop() else {
                 break;
@@ -194,19 +206,33 @@ impl NextFiles {
             let path = file_path(&self.dir, spare);
             let file = self.disk.open(&path)?;
             if file.length()? == self.file_bytes {
-                return Ok(Some((path, file)));
+                return Ok(Some((spare, file)));
             }
             self.disk.remove(&path)?; // of another configuration
         }
         Ok(None)
     }
 
-    /// The reserved one, where there is none. It can wait for room: a checkpoint will leave spares.
-    pub(super) fn reserve_one(&mut self, number: u64) -> io::Result<()> {
-        if self.spares.is_empty() {
-            match make(&*self.disk, &file_path(&self.dir, number), self.file_bytes) {
-                Err(error) if !is_full(&error) => return Err(error),
-                made => self.spares.extend(made.ok().map(|_| number)),
+    /// Whether there is one beside the `reserved` ones.
+    pub(super) fn has_spare(&self, reserved: usize) -> bool {
+        self.spares.len() > reserved
+    }
+
+    /// Whether those that frames with messages leave alone are all there.
+    pub(super) fn has_reserved(&self) -> bool {
+        self.spares.len() >= LEFT_BY_MESSAGES
+    }
+
+    /// Makes what is missing of those that frames with messages leave alone, under the highest numbers below `below` that are not
+    /// `taken`.
+    pub(super) fn reserve(&mut self, below: u64, taken: &[u64]) -> io::Result<()> {
+        for number in (0..below).rev() {
+            if self.has_reserved() {
+                break;
+            }
+            if !taken.contains(&number) && !self.spares.contains(&number) {
+                make(&*self.disk, &file_path(&self.dir, number), self.file_bytes)?;
+                self.spares.push(number);
             }
         }
         self.drop_spares()

@@ -200,8 +200,13 @@ impl Compaction<'_> {
             }
             written.is_ok()
         })?;
-        written?;
-        let rewritten = writer.finish(facts.sealed_at)?;
+        let unfinished = writer.unfinished.clone();
+        let rewritten = written.and_then(|()| writer.finish(facts.sealed_at));
+        if rewritten.is_err() {
+            // What is left of it takes room; opening the directory again removes it, too.
+            let _ = segment.place.disk.remove(&unfinished);
+        }
+        let rewritten = rewritten?;
         if rewritten.footer.covered_bytes >= facts.bytes {
             // Nothing would be gained.
             segment.place.disk.remove(&rewritten.unfinished)?;

@@ -170,9 +170,6 @@ impl Checker {
                 let slowest = &mut self.verdict.tally.drained_ms_max;
                 *slowest = (*slowest).max(*after_ms);
             }
-            Event::Known { what } => {
-                *self.verdict.tally.known.entry(what.clone()).or_default() += 1;
-            }
             Event::NotStarted { why } => {
                 self.find(Kind::Stuck, format!("the host does not start: {why}"));
             }

@@ -75,8 +75,6 @@ pub struct Tally {
     pub removed: u64,
     /// Dead letters.
     pub dead_letters: u64,
-    /// What should be otherwise, and is known.
-    pub known: BTreeMap<String, u64>,
     /// How long it took at most until everything was through.
     pub drained_ms_max: u64,
 }
@@ -131,9 +129,6 @@ impl Tally {
         self.duplicates += other.duplicates;
         self.removed += other.removed;
         self.dead_letters += other.dead_letters;
-        for (what, count) in &other.known {
-            *self.known.entry(what.clone()).or_default() += count;
-        }
         self.drained_ms_max = self.drained_ms_max.max(other.drained_ms_max);
     }
 
@@ -205,10 +200,6 @@ impl fmt::Display for Tally {
             f,
             "  requests: {} unanswered, {} sent again, {} refused; {} duplicates; {} messages of relaxed topics lost with the power",
             self.unanswered, self.sent_again, self.refused, self.duplicates, self.tail_lost
-        )?;
-        for (what, count) in &self.known {
-            write!(f, "\n  known: {count} times {what}")?;
-        }
-        Ok(())
+        )
     }
 }

@@ -8,6 +8,7 @@ mod disk;
 mod encryption;
 mod examine;
 mod exhaustive;
+mod full;
 mod lifetime;
 mod loss;
 mod pipeline;
@@ -39,6 +40,7 @@ fn small() -> LocalOptions {
         tail_bytes_max: 8 << 10,
         checkpoint_journal_bytes: 12 << 10,
         checkpoint_interval: Duration::from_secs(60),
+        reserve_bytes: 16 << 10,
         scrub_bytes_per_second: 0,
         notes_durable: false,
         cleaning_interval: Duration::from_secs(60),

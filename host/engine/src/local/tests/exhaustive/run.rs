@@ -66,6 +66,7 @@ const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 /// Small files, and nothing that happens unless it is asked for.
 pub(super) fn options() -> LocalOptions {
     LocalOptions {
+        reserve_bytes: 16 << 10,
         journal_file_bytes: 16 << 10,
         segment_bytes: 4 << 10,
         tail_bytes_max: 1 << 30,

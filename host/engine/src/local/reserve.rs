@@ -1,0 +1,137 @@
+//! Room kept back on the disk, so that a full one keeps nobody from making room: two files that hold nothing but blocks. When a
+//! checkpoint finds the disk full, one of them is given up, and then the other; both are made again when there is room. While
+//! anything is missing, messages are refused.
+//!
+//! The larger one is for what memory holds, which has to be in the files before a checkpoint can say that something is gone; the
+//! smaller one, the last to go, is for the checkpoint itself. For the journal's frames it keeps some of its own files back.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use millrace_log::Disk;
+use millrace_log::disk::is_full;
+use parking_lot::Mutex;
+
+use super::keeper::KeepError;
+use super::options::LocalOptions;
+
+/// The files, the first to be given up first.
+pub(super) const FILES: [&str; 2] = ["reserve-messages", "reserve-checkpoint"];
+
+pub(super) struct Reserve {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    bytes: [u64; FILES.len()],
+    held: Mutex<Held>,
+    is_full: AtomicBool,
+}
+
+struct Held {
+    /// The first file that holds anything, perhaps less than it should.
+    first: usize,
+    /// The last one was given up, and is not whole again.
+    lacks_last: bool,
+}
+
+impl Reserve {
+    /// What a former process left of it counts until it is needed, or made anew.
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: &Path, options: &LocalOptions) -> Self {
+        Self {
+            disk,
+            dir: dir.to_owned(),
+            bytes: options.reserved_bytes(),
+            held: Mutex::new(Held {
+                first: 0,
+                lacks_last: false,
+            }),
+            is_full: AtomicBool::new(false),
+        }
+    }
+
+    /// Does what makes room; on a full disk at the cost of the reserve.
+    pub(super) fn spend<T>(
+        &self,
+        mut act: impl FnMut() -> Result<T, KeepError>,
+    ) -> Result<T, KeepError> {
+        loop {
+            match act() {
+                Err(KeepError::Full) if self.give_up() => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Gives up the next file; false if there is none left.
+    pub(super) fn give_up(&self) -> bool {
+        self.set_full(true);
+        let mut held = self.held.lock();
+        let Some(name) = FILES.get(held.first) else {
+            return false;
+        };
+        // Only what is durably gone is free.
+        let removed = self.disk.remove(&self.dir.join(name));
+        let removed = removed.and_then(|()| self.disk.sync_dir(&self.dir));
+        if let Err(error) = removed {
+            tracing::warn!(file = name, %error, "reserved room could not be given up");
+            return false;
+        }
+        held.first += 1;
+        held.lacks_last |= held.first == FILES.len();
+        tracing::debug!(file = name, "reserved room was given up for a checkpoint");
+        true
+    }
+
+    /// Whether what is left on the disk is for what frees some, and for nothing else.
+    pub(super) fn is_spent(&self) -> bool {
+        self.held.lock().lacks_last
+    }
+
+    /// Makes it whole, the last to be given up first; whether it is. What there is room for is kept, so that nobody else takes it.
+    pub(super) fn fill(&self) -> bool {
+        let mut held = self.held.lock();
+        for at in (0..FILES.len()).rev() {
+            held.first = held.first.min(at);
+            if let Err(error) = self.make(at) {
+                if !is_full(&error) {
+                    tracing::warn!(file = FILES[at], %error, "room could not be reserved");
+                }
+                return false;
+            }
+            held.lacks_last = false;
+        }
+        true
+    }
+
+    fn make(&self, at: usize) -> io::Result<()> {
+        let path = self.dir.join(FILES[at]);
+        let file = match self.disk.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.disk.create(&path)?,
+            opened => opened?,
+        };
+        // Blocks that it has already cost nothing again.
+        file.preallocate(self.bytes[at], false)
+    }
+
+    /// Whether messages are refused for want of room.
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    /// Says whether there is room; whether that is new.
+    pub(super) fn set_full(&self, full: bool) -> bool {
+        let changes = self.is_full.swap(full, Ordering::Relaxed) != full;
+        if changes && full {
+            tracing::warn!(
+                reserve_bytes = self.bytes.iter().sum::<u64>(),
+                "the disk is full: messages are refused. Free some space, or delete or trim topics; the engine goes on by itself when \
+                 it could reserve as much again"
+            );
+        } else if changes {
+            tracing::info!("the disk has room again: messages are taken");
+        }
+        metrics::gauge!("millrace_disk_full").set(f64::from(u8::from(full)));
+        changes
+    }
+}

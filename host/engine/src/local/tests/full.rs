@@ -1,0 +1,150 @@
+//! A full disk keeps nobody from making room.
+
+use millrace_log::sim::Fault;
+use millrace_log::sim::{Effect, OperationKind};
+use millrace_model::TopicSettings;
+
+use super::*;
+use crate::{EntryKind, EntryWrite, TopicChange};
+
+/// Writes messages until the disk has no room for more.
+async fn fill(engine: &LocalEngine, partition: TopicPartition) -> Vec<String> {
+    let mut written = Vec::new();
+    loop {
+        let value = format!("{} {}", written.len(), "f".repeat(300));
+        match produce(engine, partition, &value).await {
+            Ok(_) => written.push(value),
+            Err(CommitError::DiskFull) => return written,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Everything that frees room or only administers.
+async fn administer(engine: &LocalEngine, turn: usize) {
+    let name = TopicName::parse(&format!("doomed-{turn}")).unwrap();
+    let doomed = at(&engine.topic(&name).expect("a topic"), 0);
+    let change = TopicChange {
+        settings: Some(TopicSettings {
+            retention_ms: Some(turn as u64 + 1),
+            ..TopicSettings::default()
+        }),
+        ..TopicChange::default()
+    };
+    engine.change_topic(&name, change).await.expect("changed");
+    engine.trim(doomed, Offset(1)).await.expect("trimmed");
+    let entry = EntryWrite {
+        kind: EntryKind::ALL[0],
+        key: "worker".to_owned(),
+        value: Some(vec![b'p'; 200].into()),
+    };
+    let paused = Transaction {
+        entries: vec![entry],
+        durability: Some(Durability::Durable),
+        ..Transaction::default()
+    };
+    engine.commit(paused).await.expect("paused");
+    engine.claim("workers", doomed).await.expect("claimed");
+    engine.delete_topic(&name).await.expect("deleted");
+}
+
+async fn with_doomed_topics(engine: &LocalEngine, count: usize) -> TopicPartition {
+    let orders = at(&topic(engine, "orders", Durability::Durable).await, 0);
+    for turn in 0..count {
+        let doomed = topic(engine, &format!("doomed-{turn}"), Durability::Os).await;
+        for value in ["first", "second"] {
+            produce(engine, at(&doomed, 0), value).await.unwrap();
+        }
+    }
+    orders
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_frees_room_or_administers_works_on_a_full_disk_wherever_the_journal_stands() {
+    const TOPICS: usize = 40;
+    for messages_before in (0..48).step_by(6) {
+        let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
+        let engine = open_sim(&disk, dir.path()).await.unwrap();
+        let orders = with_doomed_topics(&engine, TOPICS).await;
+        for _ in 0..messages_before {
+            produce(&engine, orders, &"b".repeat(300)).await.unwrap();
+        }
+        disk.set_capacity(Some(disk.used_bytes()));
+        let mut written = vec!["b".repeat(300); messages_before];
+        written.extend(fill(&engine, orders).await);
+        for turn in 0..TOPICS {
+            administer(&engine, turn).await;
+        }
+        assert_eq!(values(&engine, orders).await, written);
+        // What was freed may have been enough to take messages again.
+        disk.set_capacity(None);
+        eventually(async || produce(&engine, orders, "room again").await.is_ok()).await;
+        written.push("room again".to_owned());
+        engine.close().await;
+        drop(engine);
+        let engine = open_sim(&disk, dir.path()).await.unwrap();
+        assert_eq!(values(&engine, orders).await, written);
+        assert_eq!(engine.topics().len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_on_a_full_disk_gives_its_room_back_and_messages_are_taken_again() {
+    let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    let orders = at(&topic(&engine, "orders", Durability::Durable).await, 0);
+    let doomed = at(&topic(&engine, "doomed", Durability::Os).await, 0);
+    for _ in 0..400 {
+        let value = "d".repeat(300);
+        produce(&engine, doomed, &value).await.unwrap();
+    }
+    disk.set_capacity(Some(disk.used_bytes()));
+    let written = fill(&engine, orders).await;
+    let name = TopicName::parse("doomed").unwrap();
+    engine.delete_topic(&name).await.expect("deleted");
+    eventually(async || produce(&engine, orders, "freed").await.is_ok()).await;
+    let found = values(&engine, orders).await;
+    assert_eq!(found[..written.len()], written);
+    assert_eq!(found.last().unwrap(), "freed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_on_a_full_disk_refuses_only_what_takes_room() {
+    let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    let orders = with_doomed_topics(&engine, 3).await;
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut written = fill(&engine, orders).await;
+    administer(&engine, 0).await;
+    // Without a close: there is something to replay.
+    drop(engine);
+    for turn in 1..3 {
+        disk.set_capacity(Some(disk.used_bytes()));
+        let engine = open_sim(&disk, dir.path()).await.expect("opened");
+        administer(&engine, turn).await;
+        assert_eq!(values(&engine, orders).await, written);
+        drop(engine);
+    }
+    disk.set_capacity(None);
+    let engine = open_sim(&disk, dir.path()).await.expect("opened");
+    produce(&engine, orders, "room again").await.unwrap();
+    written.push("room again".to_owned());
+    assert_eq!(values(&engine, orders).await, written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_are_refused_as_long_as_the_reserve_cannot_be_made() {
+    let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
+    disk.inject(
+        Fault::new(Effect::Full)
+            .on(OperationKind::Preallocate)
+            .at_path("reserve")
+            .for_ever(),
+    );
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    let orders = at(&topic(&engine, "orders", Durability::Durable).await, 0);
+    let refused = produce(&engine, orders, "early").await;
+    assert!(matches!(refused, Err(CommitError::DiskFull)), "{refused:?}");
+    disk.heal();
+    eventually(async || produce(&engine, orders, "room").await.is_ok()).await;
+}
