@@ -299,7 +299,7 @@ fn read_page(
     from: Option<u64>,
     last: bool,
 ) -> Result<u64> {
-    let from = from.map_or("earliest".to_owned(), |from| from.to_string());
+    let from = from.map_or_else(|| "earliest".to_owned(), |from| from.to_string());
     let path = format!(
         "/v1/topics/{topic}/partitions/{partition}/messages?from={from}&max={PAGE_MESSAGES}&max_bytes=4000000"
     );
@@ -346,9 +346,15 @@ pub(super) fn read_last(shared: &Shared, client: &Client, place: &(String, u32))
                 return write_ends(shared, client, place, false).map(drop);
             }
             Ok(next) => from = Some(next),
-            // What was to come next is gone, if the start says so; otherwise this ends with all tries used up.
-            Err(_) if from.is_some() => from = None,
-            Err(error) => return Err(error),
+            // What was to come next is gone by now; anything else is wrong.
+            Err(error) if from.is_some() && error.to_string().contains("offset-not-kept") => {
+                from = None;
+            }
+            Err(error) => {
+                let what = format!("{place:?} cannot be read from {from:?}: {error:#}");
+                shared.history.write(Event::Unexpected { what });
+                return write_ends(shared, client, place, false).map(drop);
+            }
         }
     }
     bail!("{place:?} is not read to its end in {LAST_PAGES_MAX} pages")

@@ -22,6 +22,8 @@ pub(super) const BEGINNING: Timestamp = Timestamp(1_700_000_000_000);
 const MESSAGE_OVERHEAD_BYTES: u64 = 120;
 
 pub(super) type Place = (&'static str, u32);
+/// A producer's epoch, and the sequences and offsets of what it sent last.
+type Sent = (i16, Vec<(i32, Offset)>);
 
 /// One step of a script. To add one: a variant here, its meaning in [`Dump::after`], its doing in `Runner::work`.
 #[derive(Clone, Debug)]
@@ -70,7 +72,7 @@ pub(super) struct Dump {
     /// What requests were answered, by topic and key.
     pub(super) requests: BTreeMap<(TopicId, u8), Answered>,
     /// What is remembered of producers: epoch, and the last batches' sequences and offsets.
-    pub(super) sent: BTreeMap<(TopicPartition, i64), (i16, Vec<(i32, Offset)>)>,
+    pub(super) sent: BTreeMap<(TopicPartition, i64), Sent>,
     /// The producers that have names.
     pub(super) named: BTreeMap<&'static str, ProducerId>,
     pub(super) next_producer: i64,
