@@ -2,6 +2,7 @@
 //! files reach. Written in one SQL transaction, never on the way of a commit.
 
 mod encryption;
+mod growth;
 mod idempotence;
 
 use std::path::{Path, PathBuf};
@@ -160,6 +161,7 @@ impl CheckpointStore {
 
     /// Makes the step, whole or not at all, durable on return.
     pub(super) fn save(&mut self, step: &Step<'_>) -> Result<(), sqlx::Error> {
+        growth::grow_ahead(&self.path).map_err(sqlx::Error::Io)?;
         let cipher = self.cipher.as_deref();
         self.runtime
             .block_on(save(&mut self.connection, step, cipher))

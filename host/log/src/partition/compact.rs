@@ -383,7 +383,11 @@ impl Writer {
     fn finish(mut self, sealed_at: Timestamp) -> io::Result<Rewritten> {
         self.fill_to(self.segment.end)?;
         self.flush()?;
-        self.file.sync_data().map_err(final_error)?;
+        // Twice: nothing else holds what it holds, and where a file grows ext4 may answer once more when it has just failed (see
+        // docs/reliability.md).
+        for _ in 0..2 {
+            self.file.sync_data().map_err(final_error)?;
+        }
         self.index.seal(sealed_at);
         Ok(Rewritten {
             footer: self.index.footer(),
