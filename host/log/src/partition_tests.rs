@@ -239,11 +239,7 @@ fn a_full_disk_stops_an_append_where_it_is_and_it_goes_on_later() {
     let written = small_batches(200);
     let mut files = open(&disk, Mark::default());
     disk.set_capacity(Some(70_000));
-    assert!(
-        files
-            .append(&written)
-            .is_err_and(|e| is_full(&e))
-    );
+    assert!(files.append(&written).is_err_and(|e| is_full(&e)));
     let end = files.mark().end;
     assert!(end > Offset(0));
     disk.set_capacity(None);
