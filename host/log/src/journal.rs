@@ -410,14 +410,16 @@ impl Journal {
         self.next.lock().has_reserved()
     }
 
-    /// Makes the files that are kept back, where some are missing.
+    /// Makes the files that are kept back, where some are missing, and gives up further ones: for a disk that is full.
     ///
     /// # Errors
     /// As [`Journal::append`].
     pub fn reserve(&mut self) -> io::Result<()> {
         self.unless_broken(|journal| {
             let below = journal.file.number;
-            journal.next.lock().reserve(below, &journal.kept)
+            let mut next = journal.next.lock();
+            next.give_up_others()?;
+            next.reserve(below, &journal.kept)
         })
     }
 

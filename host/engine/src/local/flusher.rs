@@ -219,8 +219,8 @@ impl Flusher {
     /// Makes anew what was given up of the reserve; whether all is there. Not while a checkpoint may need it.
     fn reserve_room(&self) -> bool {
         matches!(self.saving, Saving::No(_))
-            && self.shared.reserve.fill()
             && self.shared.journal.lock().reserve().is_ok()
+            && self.shared.reserve.fill()
     }
 
     /// The fullest partitions first, until little is left: what is small now can grow, and is then written in larger runs.

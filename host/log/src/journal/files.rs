@@ -223,6 +223,17 @@ impl NextFiles {
         self.spares.len() >= LEFT_BY_MESSAGES
     }
 
+    /// Removes all but those: they are room that others lack.
+    pub(super) fn give_up_others(&mut self) -> io::Result<()> {
+        if self.spares.len() <= LEFT_BY_MESSAGES {
+            return Ok(());
+        }
+        for spare in self.spares.drain(LEFT_BY_MESSAGES..) {
+            self.disk.remove(&file_path(&self.dir, spare))?;
+        }
+        self.disk.sync_dir(&self.dir).map_err(final_error)
+    }
+
     /// Makes what is missing of those that frames with messages leave alone, under the highest numbers below `below` that are not
     /// `taken`.
     pub(super) fn reserve(&mut self, below: u64, taken: &[u64]) -> io::Result<()> {
