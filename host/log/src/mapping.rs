@@ -27,9 +27,15 @@ pub(crate) fn map_sealed(file: &File) -> io::Result<Bytes> {
 /// The most pages that [`is_resident`] looks at.
 const PAGES_MAX: usize = 1024;
 
+fn page_bytes() -> usize {
+    // SAFETY: it reads a constant of the system.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(bytes).unwrap_or(4096).max(1)
+}
+
 /// Whether all of `bytes` is in memory, so that reading it waits for no disk, as far as the system tells. Of much it is not asked.
 pub(crate) fn is_resident(bytes: &[u8]) -> bool {
-    let page_bytes = rustix::param::page_size();
+    let page_bytes = page_bytes();
     let into_page = bytes.as_ptr() as usize % page_bytes;
     let length = into_page + bytes.len();
     let pages = length.div_ceil(page_bytes);
