@@ -492,6 +492,9 @@ impl Unsynced {
             Operation::Append { partition, .. } => self.partitions.get(partition).copied(),
             Operation::Progress {
                 partition, group, ..
+            }
+            | Operation::State {
+                partition, group, ..
             } => self.groups.get(&(*partition, Arc::clone(group))).copied(),
             _ => None,
         });
@@ -502,6 +505,9 @@ impl Unsynced {
                     self.partitions.insert(*partition, needs);
                 }
                 Operation::Progress {
+                    partition, group, ..
+                }
+                | Operation::State {
                     partition, group, ..
                 } => {
                     self.groups.insert((*partition, Arc::clone(group)), needs);
