@@ -22,6 +22,7 @@ mod partitioner;
 mod placement;
 mod processors;
 mod produce;
+mod states;
 mod topics;
 
 pub use broker::Broker;
@@ -35,4 +36,5 @@ pub use millrace_engine::state;
 pub use modules::{Module, ModuleError};
 pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
 pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
+pub use states::{StateAccessError, StatePlace};
 pub use topics::{NewTopic, TopicCreateError, TopicDeleteError};

@@ -6,6 +6,8 @@
 mod attempt;
 mod listing;
 mod table;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::sync::Arc;
