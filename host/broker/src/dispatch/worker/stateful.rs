@@ -84,6 +84,7 @@ impl Worker {
         }
         if self.home.is_none() {
             self.home = Some(self.find_home()?);
+            self.show_state();
         }
         Ok(self.home.clone())
     }
