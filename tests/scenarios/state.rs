@@ -66,7 +66,7 @@ fn counting(client: &Client, durability: &str) -> Result<String> {
         let topic = json!({"name": name, "partitions": PARTITIONS, "durability": durability});
         client.post_json("/v1/topics", &topic)?.ok()?;
     }
-    let module = client.push(guests::COUNTER)?;
+    let module = client.push(guests::MISCOUNT)?;
     client.deploy(&deployment(&module))?;
     Ok(module)
 }
@@ -300,7 +300,7 @@ fn redriven_messages_count_where_they_first_stood() -> Result<()> {
     assert_eq!(client.dead_letters("count")?.len(), 1);
     assert_eq!(counts(&client)?["k0"], 2);
     // The attempts of a redriven message count anew, so it needs one more redrive than attempts allow: raise those first.
-    let module = client.push(guests::COUNTER)?;
+    let module = client.push(guests::MISCOUNT)?;
     let mut patient = deployment(&module);
     patient.more["retry"]["attempts_max"] = json!(5);
     client.deploy(&patient)?;

@@ -60,6 +60,8 @@ guests! {
     COUNTER = "counter";
     /// Counts the messages of each key, in its own memory.
     FORGETFUL_COUNTER = "forgetful-counter";
+    /// Counts the messages of each key, in state, and then fails as a header says.
+    MISCOUNT = "miscount";
     /// Fails as often as a header says.
     FLAKY = "flaky";
     /// Traps on one value.

@@ -11,8 +11,8 @@ use millrace_model::bounds::{
 };
 use millrace_model::columns::NONE;
 
-use super::table::{Entries, weight};
-use super::{NEVER, StateChange, StateTable, StateValue, StateWrites};
+use super::table::{Entries, Entry, weight};
+use super::{ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue, StateWrites};
 
 /// Why a call on state does nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +81,12 @@ struct Growth {
     bytes: isize,
 }
 
+impl Written {
+    fn weight(&self, key: &[u8]) -> Option<usize> {
+        self.value.as_ref().map(|value| weight(key, value))
+    }
+}
+
 impl StateAttempt {
     /// Nothing written yet, for a batch of so many messages; time stands still at `now`.
     #[must_use]
@@ -145,8 +151,7 @@ impl StateAttempt {
             let value = span(keys.data, values, index, STATE_VALUE_BYTES_MAX, "value")?;
             let ends_at = how.ends_at(index, self.now).unwrap_or(NEVER);
             let value = value.map(StateValue::new);
-            let known = entries.held(key, self.now).map(|(key, _)| key);
-            self.write(&entries, key, known, Written { value, ends_at })?;
+            self.write(&entries, key, Written { value, ends_at })?;
         }
         self.note(how.messages);
         Ok(())
@@ -196,68 +201,68 @@ impl StateAttempt {
         delta: i64,
         ends_at: Option<Timestamp>,
     ) -> Result<i64, StateError> {
-        if let Some(Written {
-            value: Some(value),
-            ends_at: ends_before,
-        }) = self.writes.get_mut(key)
-            && let Some(before) = value.as_number()
-        {
-            let sum = before.saturating_add(delta);
-            *value = StateValue::of_number(sum);
-            *ends_before = ends_at.unwrap_or(*ends_before);
-            self.written_bytes += weight(key, value);
-            return Ok(sum);
-        }
-        let held = entries.held(key, self.now);
-        let (before, ends_before) = match self.writes.get(key) {
-            Some(written) => (written.value.as_ref(), written.ends_at),
-            None => match held.and_then(|(_, entry)| entry) {
-                Some(entry) => (Some(&entry.value), entry.ends_at),
-                None => (None, NEVER),
+        let sum_of = |value: Option<&StateValue>| match value {
+            None => Ok(delta),
+            Some(value) => match value.as_number() {
+                Some(before) => Ok(before.saturating_add(delta)),
+                None => Err(not_a_number(key, value)),
             },
         };
-        let before = match before {
-            None => 0,
-            Some(value) => value.as_number().ok_or_else(|| not_a_number(key, value))?,
-        };
-        let sum = before.saturating_add(delta);
+        if let Some(place) = self.writes.get_mut(key) {
+            let sum = sum_of(place.value.as_ref())?;
+            let written = Written {
+                value: Some(StateValue::of_number(sum)),
+                ends_at: ends_at.unwrap_or(place.ends_at),
+            };
+            let before = std::mem::replace(place, written).weight(key);
+            self.grow(before, Some(weight(key, &StateValue::of_number(sum))))?;
+            return Ok(sum);
+        }
+        let held = entries.held(key);
+        let entry = held.map(|(_, entry)| entry);
+        let entry = entry.filter(|entry| entry.ends_at > self.now);
+        let sum = sum_of(entry.map(|entry| &entry.value))?;
+        let ends_before = entry.map_or(NEVER, |entry| entry.ends_at);
         let written = Written {
             value: Some(StateValue::of_number(sum)),
             ends_at: ends_at.unwrap_or(ends_before),
         };
-        self.write(entries, key, held.map(|(key, _)| key), written)?;
+        self.write_first(held, key, written)?;
         Ok(sum)
     }
 
-    fn write(
+    fn write(&mut self, entries: &Entries, key: &[u8], written: Written) -> Result<(), StateError> {
+        let Some(place) = self.writes.get_mut(key) else {
+            return self.write_first(entries.held(key), key, written);
+        };
+        let after = written.weight(key);
+        let before = std::mem::replace(place, written).weight(key);
+        self.grow(before, after)
+    }
+
+    /// Writes a key for the first time, under the table's copy of it if there is one.
+    fn write_first(
         &mut self,
-        entries: &Entries,
+        held: Option<(&Arc<[u8]>, &Entry)>,
         key: &[u8],
-        known: Option<&Arc<[u8]>>,
         written: Written,
     ) -> Result<(), StateError> {
-        let after = written.value.as_ref().map(|value| weight(key, value));
-        self.written_bytes += after.unwrap_or_else(|| weight(key, &StateValue::new(b"")));
+        let before = held.map(|(_, entry)| weight(key, &entry.value));
+        let after = written.weight(key);
+        let key = held.map_or_else(|| Arc::from(key), |(key, _)| Arc::clone(key));
+        self.writes.insert(key, written);
+        self.grow(before, after)
+    }
+
+    fn grow(&mut self, before: Option<usize>, after: Option<usize>) -> Result<(), StateError> {
+        self.written_bytes += after.unwrap_or(ENTRY_OVERHEAD_BYTES);
+        self.growth.bytes += after.unwrap_or(0) as isize - before.unwrap_or(0) as isize;
+        self.growth.entries += isize::from(after.is_some()) - isize::from(before.is_some());
         if self.written_bytes > STATE_ATTEMPT_BYTES_MAX {
             return misuse(format!(
                 "more than {STATE_ATTEMPT_BYTES_MAX} bytes are written in one call of the component; write less, or take smaller batches"
             ));
         }
-        let before = match self.writes.get_mut(key) {
-            Some(place) => {
-                let before = place.value.as_ref().map(|value| weight(key, value));
-                *place = written;
-                before
-            }
-            None => {
-                let own = || Arc::from(key);
-                self.writes
-                    .insert(known.cloned().unwrap_or_else(own), written);
-                known.and_then(|key| entries.weight(key))
-            }
-        };
-        self.growth.bytes += after.unwrap_or(0) as isize - before.unwrap_or(0) as isize;
-        self.growth.entries += isize::from(after.is_some()) - isize::from(before.is_some());
         Ok(())
     }
 

@@ -170,10 +170,9 @@ impl Entries {
         self.by_key.get(key).filter(|entry| entry.ends_at > now)
     }
 
-    /// The key as the table holds it, and its entry, unless that has ended.
-    pub(super) fn held(&self, key: &[u8], now: Timestamp) -> Option<(&Arc<[u8]>, Option<&Entry>)> {
-        let (key, entry) = self.by_key.get_key_value(key)?;
-        Some((key, Some(entry).filter(|entry| entry.ends_at > now)))
+    /// The key as the table holds it, and its entry, which may have ended.
+    pub(super) fn held(&self, key: &[u8]) -> Option<(&Arc<[u8]>, &Entry)> {
+        self.by_key.get_key_value(key)
     }
 
     /// What the table holds, ended entries included.

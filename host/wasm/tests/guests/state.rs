@@ -58,7 +58,7 @@ async fn a_component_counts_in_state_and_its_writes_come_back() {
 #[tokio::test]
 async fn nothing_of_one_call_is_left_for_the_next() {
     let host = TestHost::start();
-    let handler = host.processor("p", guests::COUNTER).await;
+    let handler = host.processor("p", guests::MISCOUNT).await;
     for header in [None, Some(("trap", "here")), None] {
         let batch = keyed(&["a"], header);
         match handler.process_with_state(&batch, attempt(&batch)).await {

@@ -22,6 +22,7 @@ pub(super) fn put(out: &mut Vec<u8>, writes: &StateWrites) {
         FORM_CHANGES
     });
     out.extend((writes.changes.len() as u32).to_le_bytes());
+    out.reserve(writes.byte_count());
     for change in &writes.changes {
         put_change(out, &change.key, change.value.as_ref(), change.ends_at);
     }
