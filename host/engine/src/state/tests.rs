@@ -301,8 +301,8 @@ fn any_calls_give_what_a_map_gives() {
                     assert_eq!(add(&mut tried, &[&key], &[delta]), [*sum]);
                 }
             }
-            let keys: Vec<&String> = expected.keys().collect();
-            assert_eq!(list(&tried, "key ", None, 100), keys.as_slice());
+            let keys: Vec<String> = expected.keys().cloned().collect();
+            assert_eq!(list(&tried, "key ", None, 100), keys);
         }
         // Some attempts fail: nothing is left of them.
         if rng.u32(0..3) > 0 {
