@@ -253,7 +253,7 @@ fn a_full_table_takes_no_new_keys_and_goes_on_with_those_it_has() {
     });
     let mut attempt = attempt(&table);
     let keys = KeyColumns {
-        data: &[0, 0, 0, 0, 1],
+        data: &[1, 0, 0, 0, 0],
         spans: &[0, 4, 1, 4],
     };
     let full = attempt.add(&keys, &[], &by(&[]));
