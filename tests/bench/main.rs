@@ -1,4 +1,4 @@
-//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path commits log reading restart latency
+//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state commits log reading restart latency
 //! storage memory`. One table, each row a ratio of two things measured in turns within the same run, because machines differ and
 //! are shared. It never gates a test.
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod path;
 mod reading;
 mod restart;
 mod setup;
+mod state;
 mod storage;
 mod table;
 
@@ -26,8 +27,9 @@ use crate::table::Table;
 /// The hidden subcommand under which the host compiles components, so that this program can be its own compile child.
 const COMPILE: &str = "compile-module";
 
-const PARTS: [&str; 9] = [
-    "calls", "path", "commits", "log", "reading", "restart", "latency", "storage", "memory",
+const PARTS: [&str; 10] = [
+    "calls", "path", "state", "commits", "log", "reading", "restart", "latency", "storage",
+    "memory",
 ];
 
 fn main() -> ExitCode {
@@ -61,6 +63,7 @@ fn bench(parts: &[String]) -> Result<()> {
         match part {
             "calls" => runtime.block_on(calls::measure(&mut table))?,
             "path" => runtime.block_on(path::measure(&mut table))?,
+            "state" => runtime.block_on(state::measure(&mut table))?,
             "commits" => runtime.block_on(commits::measure(&mut table))?,
             "log" => runtime.block_on(log::measure(&mut table))?,
             "reading" => runtime.block_on(reading::measure(&mut table))?,

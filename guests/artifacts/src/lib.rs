@@ -56,6 +56,12 @@ guests! {
     REGION_PARTITIONER = "region-partitioner";
     /// An error handler that is patient with what is busy.
     PATIENT_ERRORS = "patient-errors";
+    /// Counts the messages of each key, in state.
+    COUNTER = "counter";
+    /// Counts the messages of each key, in its own memory.
+    FORGETFUL_COUNTER = "forgetful-counter";
+    /// Counts the messages of each key, in state, and then fails as a header says.
+    MISCOUNT = "miscount";
     /// Fails as often as a header says.
     FLAKY = "flaky";
     /// Traps on one value.

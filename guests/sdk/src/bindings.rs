@@ -12,7 +12,7 @@ use crate::columns::{Answer, Columns, Detail};
 use crate::failure::{Cause, Decision, FailureFacts};
 use crate::outcome::Unavailable;
 
-pub use processor::millrace::broker::{log, types};
+pub use processor::millrace::broker::{log, state, types};
 
 pub mod processor {
     wit_bindgen::generate!({

@@ -35,6 +35,7 @@ mod sample;
 mod scratch;
 
 pub mod log;
+pub mod state;
 
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]

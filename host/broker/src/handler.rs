@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use millrace_engine::state::StateAttempt;
 use millrace_model::processor::Limits;
 use millrace_model::{Answer, ColumnBatch, Digest, ProcessorName, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -123,6 +124,20 @@ pub enum CallError {
 pub trait BatchHandler: Send + Sync + 'static {
     /// Processes a batch. The answer is as the handler gave it: the caller checks it.
     async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError>;
+
+    /// Whether it reads or writes state. If so it is called with it.
+    fn uses_state(&self) -> bool {
+        false
+    }
+
+    /// Processes a batch, with the state of its partition; what was written comes back with the answer, and is lost with a failure.
+    async fn process_with_state(
+        &self,
+        batch: &Arc<ColumnBatch>,
+        state: Box<StateAttempt>,
+    ) -> Result<(Answer, Box<StateAttempt>), CallError> {
+        Ok((self.process(batch).await?, state))
+    }
 }
 
 /// Chooses partitions.

@@ -22,6 +22,7 @@ mod partitioner;
 mod placement;
 mod processors;
 mod produce;
+mod states;
 mod topics;
 
 pub use broker::Broker;
@@ -30,7 +31,10 @@ pub use dispatch::breaker::BreakerStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
 pub use handler::{AdmitError, CallError, GuestLine, Interface, ModuleFacts, ModuleHost};
 pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
+/// What a processor keeps beside its progress.
+pub use millrace_engine::state;
 pub use modules::{Module, ModuleError};
 pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
 pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
+pub use states::{StateAccessError, StatePlace};
 pub use topics::{NewTopic, TopicCreateError, TopicDeleteError};

@@ -178,6 +178,40 @@ impl Broker {
         self.change(processor).await
     }
 
+    /// As [`deploy`](Self::deploy), with empty state: the workers stop after their batch, one commit makes the revision current and
+    /// empties its state in every partition, and they start again. The same specification as before makes a revision as well.
+    ///
+    /// # Errors
+    /// [`ProcessorError`]; nothing has changed then.
+    pub async fn deploy_and_reset_state(
+        &self,
+        name: &ProcessorName,
+        spec: ProcessorSpec,
+    ) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let before = self.deployed(name);
+        let processor = match before.clone() {
+            Some(known) => self.next_revision(known.processor, spec),
+            None => Processor {
+                name: name.clone(),
+                current: 1,
+                paused: false,
+                revisions: vec![self.revision(1, spec, None)],
+            },
+        };
+        let prepared = self.prepare(&processor).await?;
+        self.inner.supervisor.stop(name).await;
+        if let Err(error) = self.keep_and_reset(&processor).await {
+            if let Some(before) = before {
+                self.start_processor(before.processor).await;
+            }
+            return Err(error.into());
+        }
+        self.run(&processor, prepared).await;
+        self.know(processor.clone(), None);
+        Ok(processor)
+    }
+
     /// Nothing new; but lost workers, and a processor that could not be loaded before, get another chance.
     async fn refresh(&self, known: Deployed) -> Result<Processor, ProcessorError> {
         let standings = self.inner.supervisor.standings(&known.processor.name);

@@ -24,6 +24,7 @@ pub mod messages;
 pub mod once;
 pub mod progress;
 pub mod reopening;
+pub mod state;
 
 /// Longer than any promise takes; an engine that never answers fails instead of hanging.
 const PROMISE_DURATION_MAX: Duration = Duration::from_secs(120);
@@ -59,6 +60,12 @@ macro_rules! conformance_tests {
             progress::a_claim_leaves_progress_alone,
             progress::progress_is_replaced_whole,
             progress::progress_is_kept_per_group_and_partition,
+            state::state_is_written_with_its_transaction,
+            state::a_fenced_transaction_writes_no_state,
+            state::state_is_kept_per_group_and_partition,
+            state::a_reset_leaves_what_is_written_after_it,
+            state::state_may_be_written_under_the_lease_of_another_partition_or_none,
+            state::state_goes_with_its_topic,
             once::a_repeated_batch_is_told_its_offset_and_not_appended,
             once::a_gap_between_batches_is_refused,
             once::a_producer_started_anew_fences_its_earlier_life,
@@ -108,6 +115,7 @@ macro_rules! reopening_tests {
             reopening::leases_are_numbered_on,
             reopening::topic_identities_are_not_given_again,
             reopening::nothing_wears_off,
+            state::state_is_what_was_written_however_often_it_is_reopened,
             once::what_took_effect_is_known_after_reopening,
         }
     };

@@ -7,8 +7,8 @@
 //!    start only grows, too: what is below it is gone for good.
 //! 3. **Durable on return.** When `commit` returns, the transaction is as durable as its most demanding append (or, without
 //!    appends, as [`Transaction::durability`] says). Readers see nothing that is less durable than its topic asks.
-//! 4. **Fenced.** Progress is written only under the newest lease of its group and partition; a commit under an older one
-//!    fails whole with [`CommitError::Fenced`].
+//! 4. **Fenced.** Progress is written only under the newest lease of its group and partition, and so is state that names a lease;
+//!    a commit under an older one fails whole with [`CommitError::Fenced`].
 //! 5. **Once.** A batch whose producer numbered it, and a transaction that carries a [`RequestMark`], take effect once, however
 //!    often they are committed: a repeat gets the receipt of the first time, and is as durable as asked when it gets it.
 //! 6. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
@@ -25,6 +25,7 @@ use millrace_model::{
 use tokio::sync::watch;
 
 use crate::damage::{DamageReport, DamagedRange};
+use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
 
 /// The only thing that an engine writes.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +36,8 @@ pub struct Transaction {
     pub progress: Option<ProgressWrite>,
     /// Changes of the catalogue, in order.
     pub entries: Vec<EntryWrite>,
+    /// Changes of groups' state, in order; one table at most once.
+    pub state: Vec<StateWrite>,
     /// At least this durable; each append's topic may ask for more.
     pub durability: Option<Durability>,
     /// Which request this is, so that it takes effect once.
@@ -418,6 +421,17 @@ pub trait Engine: Send + Sync + 'static {
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError>;
 
+    /// The group's state in the partition, to read from: each commit shows in it when it returns, or sooner. It goes with its topic.
+    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError>;
+
+    /// Entries of the group's state in the partition, and of what progress they are.
+    async fn read_state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+        query: &StateQuery,
+    ) -> Result<StatePage, ReadError>;
+
     /// Makes a topic. Durable on return.
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError>;
 
@@ -440,7 +454,7 @@ pub trait Engine: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Option<Offset>, ReadError>;
 
-    /// Deletes a topic, its messages and all groups' progress in it. Durable on return.
+    /// Deletes a topic, its messages and all groups' progress and state in it. Durable on return.
     async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError>;
 
     /// All topics, by name.

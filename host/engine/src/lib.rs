@@ -11,6 +11,7 @@ pub mod damage;
 mod idempotence;
 pub mod local;
 pub mod memory;
+pub mod state;
 mod time;
 
 pub use contract::{

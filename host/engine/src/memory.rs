@@ -23,6 +23,7 @@ use crate::contract::{
 };
 use crate::idempotence::requests::Request;
 use crate::idempotence::{Idempotence, Judgement, Overlay};
+use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
 use crate::time::first_at;
 
 /// An engine without a disk.
@@ -73,6 +74,7 @@ struct Group {
     /// The newest lease's.
     epoch: u64,
     progress: Option<Progress>,
+    state: Arc<StateTable>,
 }
 
 impl Default for Partition {
@@ -102,6 +104,7 @@ impl Engine for MemoryEngine {
         if let Some(write) = &transaction.progress {
             state.check_lease(&write.lease)?;
         }
+        state.check_state(&transaction.state)?;
         Ok(state.apply(transaction))
     }
 
@@ -157,6 +160,29 @@ impl Engine for MemoryEngine {
         let state = self.state.lock();
         let group = state.partition(partition)?.groups.get(group);
         Ok(group.and_then(|group| group.progress.clone()))
+    }
+
+    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
+        let mut state = self.state.lock();
+        state.partition(partition)?;
+        Ok(state.table(group, partition))
+    }
+
+    async fn read_state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+        query: &StateQuery,
+    ) -> Result<StatePage, ReadError> {
+        let state = self.state.lock();
+        let Some(group) = state.partition(partition)?.groups.get(group) else {
+            return Ok(StatePage::default());
+        };
+        let progress = group.progress.as_ref();
+        Ok(StatePage {
+            as_of: progress.map(|p| p.next).unwrap_or_default(),
+            ..group.state.page(query)
+        })
     }
 
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
@@ -288,6 +314,26 @@ impl State {
         Ok(())
     }
 
+    fn check_state(&self, writes: &[StateWrite]) -> Result<(), CommitError> {
+        for write in writes {
+            if !self.partitions.contains_key(&write.partition) {
+                return Err(CommitError::UnknownPartition(write.partition));
+            }
+            write
+                .lease
+                .iter()
+                .try_for_each(|lease| self.check_lease(lease))?;
+        }
+        Ok(())
+    }
+
+    /// The table of a group in a partition that is there.
+    fn table(&mut self, group: &str, partition: TopicPartition) -> Arc<StateTable> {
+        let partition = self.partitions.get_mut(&partition).expect("was checked");
+        let group = partition.groups.entry(group.into()).or_default();
+        Arc::clone(&group.state)
+    }
+
     fn apply(&mut self, transaction: Transaction) -> Receipt {
         let appends = transaction.appends.into_iter();
         let base_offsets: Vec<Offset> = appends.map(|append| self.append(append)).collect();
@@ -301,6 +347,12 @@ impl State {
         }
         for write in transaction.entries {
             self.set_entry(write);
+        }
+        for write in transaction.state {
+            let table = self.table(&write.group, write.partition);
+            table.apply(&write.writes);
+            // There is no checkpoint to write it.
+            table.take_changes();
         }
         Receipt {
             base_offsets,

@@ -118,3 +118,27 @@ pub const SEGMENT_BYTES_SETTING_MAX: u64 = 4 << 30;
 
 /// The longest time in milliseconds that a topic's settings may say, about a thousand years; more is refused.
 pub const SETTING_MS_MAX: u64 = 1_000 * 366 * 24 * 60 * 60 * 1_000;
+
+/// Bytes of a key of a processor's state. A longer one is the component's mistake: a trap.
+pub const STATE_KEY_BYTES_MAX: usize = 1 << 10;
+
+/// Bytes of a value of a processor's state. A longer one is the component's mistake: a trap.
+pub const STATE_VALUE_BYTES_MAX: usize = 256 << 10;
+
+/// Entries of a processor's state in one partition. At the bound the component is told that it is full, and nothing is written.
+pub const STATE_ENTRIES_MAX: usize = 1_000_000;
+
+/// Bytes of a processor's state in one partition, about. At the bound the component is told that it is full, and nothing is written.
+pub const STATE_BYTES_MAX: usize = 128 << 20;
+
+/// Keys that one call on state may name. More is the component's mistake: a trap.
+pub const STATE_CALL_KEYS_MAX: usize = 10_000;
+
+/// Bytes that one call on state answers. A listing ends there; asking for values beyond it is the component's mistake: a trap.
+pub const STATE_CALL_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes that a component may write to state while it processes one batch. Beyond them the batch is cut in halves.
+pub const STATE_ATTEMPT_BYTES_MAX: usize = 16 << 20;
+
+/// Entries of a processor's state that one answer over HTTP shows. Ask for the next ones after the last.
+pub const STATE_LISTED_MAX: usize = 10_000;

@@ -218,6 +218,14 @@ fn describe() {
         "millrace_parked_messages",
         "Messages that wait for a retry or their key"
     );
+    describe_gauge!(
+        "millrace_state_entries",
+        "Entries of a processor's state in the partitions that it works in"
+    );
+    describe_gauge!(
+        "millrace_state_bytes",
+        "Bytes of a processor's state in the partitions that it works in, about"
+    );
     describe_gauge!("millrace_instances", "Component instances, by processor");
     describe_gauge!(
         "millrace_guest_memory_bytes",

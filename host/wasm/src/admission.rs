@@ -316,6 +316,12 @@ pub(crate) fn interface_of(export: &str) -> Option<Interface> {
         .find(|interface| spoken && interface.interface_name() == name)
 }
 
+/// Whether an import is our `state`.
+pub(crate) fn is_state(import: &str) -> bool {
+    let name = import.strip_prefix(PACKAGE);
+    name.is_some_and(|name| name.split('@').next() == Some("state"))
+}
+
 fn interfaces_of<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Interface> {
     let mut found: Vec<_> = exports.filter_map(interface_of).collect();
     found.sort_unstable();
@@ -354,7 +360,9 @@ fn is_granted(import: &str) -> bool {
         return false;
     };
     match name.strip_prefix(PACKAGE) {
-        Some(ours) => matches!(ours, "log" | "types") && version.starts_with(PACKAGE_VERSION),
+        Some(ours) => {
+            matches!(ours, "log" | "state" | "types") && version.starts_with(PACKAGE_VERSION)
+        }
         None => {
             version.starts_with(WASI_VERSION)
                 && WASI_GRANTED.iter().any(|granted| name.starts_with(granted))

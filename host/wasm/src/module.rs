@@ -5,7 +5,7 @@ use std::sync::Arc;
 use millrace_broker::handler::{AdmitError, Interface};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
-use crate::admission::{interface_of, missing_export};
+use crate::admission::{interface_of, is_state, missing_export};
 use crate::compiled::{self, TrustedCode};
 use crate::logs::clean;
 use crate::pool::GuestState;
@@ -19,6 +19,7 @@ pub(crate) struct Module {
     component: Component,
     /// Names of its exports.
     exports: Vec<String>,
+    imports_state: bool,
 }
 
 impl Module {
@@ -35,11 +36,21 @@ impl Module {
             .exports(component.engine())
             .map(|(name, _)| name.to_owned())
             .collect();
+        let imports_state = component
+            .component_type()
+            .imports(component.engine())
+            .any(|(name, _)| is_state(name));
         Ok(Arc::new(Self {
             linked,
             component,
             exports,
+            imports_state,
         }))
+    }
+
+    /// Whether it imports `state`.
+    pub(crate) fn imports_state(&self) -> bool {
+        self.imports_state
     }
 
     /// Where the function of an interface is.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use millrace_broker::handler::{AdmitError, CallError};
+use millrace_broker::state::StateAttempt;
 use millrace_model::Clock;
 use millrace_model::bounds::BATCH_MESSAGES_MAX;
 use millrace_model::processor::Limits;
@@ -85,6 +86,8 @@ pub(crate) struct GuestState {
     pub(crate) call_limits: Limits,
     pub(crate) log: LogSink,
     pub(crate) stderr: LineStream,
+    /// While a batch is processed.
+    pub(crate) state: Option<Box<StateAttempt>>,
     wasi: WasiCtx,
     table: ResourceTable,
     yields: Arc<Yields>,
@@ -199,6 +202,11 @@ impl Pool {
         }
     }
 
+    /// Whether its module imports `state`.
+    pub(crate) fn uses_state(&self) -> bool {
+        self.module.imports_state()
+    }
+
     /// An instance that waits for a call.
     pub(crate) fn take_idle(&self) -> Option<Guest> {
         self.idle.lock().pop()
@@ -253,6 +261,7 @@ impl Pool {
             log: self.sink.clone(),
             wasi: wasi::context(&self.shared.clock, stdout, stderr.clone()),
             stderr,
+            state: None,
             table,
             yields,
         };
@@ -286,6 +295,7 @@ impl Guest {
         state.yields.reset();
         state.instance_limits.begin_call();
         state.stderr.begin_call();
+        state.state = None;
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
     CommitError, Ends, Engine, EntryKind, Lease, LocalEngine, ReadError, Receipt, TopicChange,
     TopicError, Transaction, TrimError, Watch,
@@ -124,15 +125,18 @@ impl Engine for BentEngine {
         }
         let only_progress = Transaction {
             progress: transaction.progress.clone(),
+            state: transaction.state.clone(),
             ..Transaction::default()
         };
         match self.bug {
             EngineBug::ProgressFirst => {
                 transaction.progress = None;
+                transaction.state.clear();
                 self.split(only_progress, transaction).await
             }
             EngineBug::OutputFirst => {
                 transaction.progress = None;
+                transaction.state.clear();
                 self.split(transaction, only_progress).await
             }
             EngineBug::StandsStill if self.calls.fetch_add(1, Ordering::Relaxed) > 2 => {
@@ -215,6 +219,19 @@ impl Engine for BentEngine {
             progress.next.0 = progress.next.0.saturating_sub(1);
         }
         Ok(progress)
+    }
+
+    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
+        self.inner.state(group, partition)
+    }
+
+    async fn read_state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+        query: &StateQuery,
+    ) -> Result<StatePage, ReadError> {
+        self.inner.read_state(group, partition, query).await
     }
 
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {

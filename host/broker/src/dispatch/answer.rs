@@ -7,6 +7,8 @@ use millrace_model::bounds::{
 use millrace_model::columns::{Detail, NONE, OutcomeCode};
 use millrace_model::{Answer, BatchBuilder, ColumnBatch, Timestamp};
 
+use millrace_engine::state::StateWrite;
+
 use super::OutputTopics;
 use crate::columns;
 use crate::handler::{CallError, Cause};
@@ -18,6 +20,8 @@ pub(crate) struct Verdict {
     pub(crate) outputs: Outputs,
     /// The failed messages, ascending.
     pub(crate) failed: Vec<Failed>,
+    /// What the others wrote to state.
+    pub(crate) state: Option<StateWrite>,
 }
 
 /// One failed message.
@@ -67,6 +71,7 @@ impl Verdict {
                 bytes,
             },
             failed,
+            state: None,
         })
     }
 
@@ -74,7 +79,6 @@ impl Verdict {
     pub(crate) fn host_died(reason: String) -> Self {
         let cause = Cause::HostDied;
         Self {
-            outputs: Outputs::default(),
             failed: vec![Failed {
                 message: 0,
                 cause,
@@ -83,6 +87,7 @@ impl Verdict {
                 after_ms: None,
                 backtrace: None,
             }],
+            ..Self::default()
         }
     }
 
@@ -98,7 +103,6 @@ impl Verdict {
         };
         let backtrace = cut(backtrace.clone(), BACKTRACE_BYTES_MAX);
         Self {
-            outputs: Outputs::default(),
             failed: vec![Failed {
                 message: 0,
                 cause,
@@ -107,6 +111,7 @@ impl Verdict {
                 after_ms: None,
                 backtrace: (!backtrace.is_empty()).then_some(backtrace),
             }],
+            ..Self::default()
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use millrace_engine::state::StateWrite;
 use millrace_model::bounds::{ATTEMPT_LOG_MAX, ATTEMPT_REASON_BYTES_MAX};
 use millrace_model::columns::NONE;
 use millrace_model::{
@@ -47,6 +48,7 @@ pub(crate) struct Effects {
     pub(crate) outputs: Vec<(u32, u32, RecordBatch)>,
     pub(crate) dead_letters: Vec<RecordBatch>,
     pub(crate) progress: Progress,
+    pub(crate) state: Option<StateWrite>,
     pub(crate) counts: Counts,
     /// The places in the batch of the messages that are given up, ascending.
     pub(crate) given_up: Vec<usize>,
@@ -80,6 +82,7 @@ pub(crate) fn settle(settling: &Settling<'_>, rng: &mut fastrand::Rng) -> Effect
         settler.messages(rng);
     }
     settler.outputs();
+    settler.effects.state = settling.verdict.state.clone();
     settler.finish()
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use millrace_engine::state::StateSize;
 
 use super::Input;
 use super::delivery::Counts;
@@ -25,6 +26,10 @@ pub(crate) struct Meters {
     parked: Gauge,
     /// This worker's share of `parked`, which is the processor's.
     parked_count: usize,
+    state_entries: Gauge,
+    state_bytes: Gauge,
+    /// This worker's share of both.
+    state: StateSize,
 }
 
 impl Meters {
@@ -50,6 +55,9 @@ impl Meters {
             lag: gauge!("millrace_lag_messages", "processor" => own(), "topic" => topic, "partition" => partition),
             parked: gauge!("millrace_parked_messages", "processor" => own()),
             parked_count: 0,
+            state_entries: gauge!("millrace_state_entries", "processor" => own()),
+            state_bytes: gauge!("millrace_state_bytes", "processor" => own()),
+            state: StateSize::default(),
         }
     }
 
@@ -99,6 +107,17 @@ impl Meters {
         }
     }
 
+    /// How much state the worker's partition has.
+    pub(crate) fn state(&mut self, size: StateSize) {
+        if size != self.state {
+            self.state_entries
+                .increment(size.entries as f64 - self.state.entries as f64);
+            self.state_bytes
+                .increment(size.bytes as f64 - self.state.bytes as f64);
+            self.state = size;
+        }
+    }
+
     /// How far behind the worker is.
     pub(crate) fn standing(&mut self, lag: u64, parked: usize) {
         self.lag.set(lag as f64);
@@ -113,5 +132,6 @@ impl Meters {
 impl Drop for Meters {
     fn drop(&mut self) {
         self.standing(0, 0);
+        self.state(StateSize::default());
     }
 }

@@ -30,9 +30,11 @@ use crate::packing;
 
 mod cutting;
 mod gating;
+mod stateful;
 mod suspects;
 
 use cutting::Take;
+use stateful::Home;
 use suspects::Suspects;
 
 /// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
@@ -120,6 +122,8 @@ struct Worker {
     suspects: Suspects,
     /// Suspects that were called since the worker began.
     cleared: HashSet<Offset>,
+    /// Where its state is; `None` as long as no revision has used any.
+    home: Option<Home>,
 }
 
 /// Works until told to stop, or until it must.
@@ -207,6 +211,7 @@ impl Worker {
             }),
             suspects,
             cleared: HashSet::new(),
+            home: None,
             seen: Offset::default(),
             revision: 0,
             pieces: Vec::new(),
@@ -314,9 +319,19 @@ impl Worker {
         batch: &Batch,
         mut probe: Option<&mut Probe>,
     ) -> Result<(), Trouble> {
-        let called = self.call(live, batch).await;
+        let home = self.home(live)?;
+        // From the first read of the state to the commit: whoever else writes it waits.
+        let _turn = match &home {
+            Some(home) => Some(home.table.turn().await),
+            None => None,
+        };
+        let called = self.call(live, batch, home.as_ref()).await;
         let error = match called {
-            Ok((verdict, places)) => match self
+            Ok((Some(failed), ..)) => {
+                self.isolate(failed, batch.len());
+                return Ok(());
+            }
+            Ok((None, verdict, places)) => match self
                 .judge(live, batch, &verdict, &places, probe.as_deref_mut())
                 .await
             {
@@ -356,17 +371,37 @@ impl Worker {
         }
     }
 
-    /// Calls the handler and checks its answer; the partition of each output comes along.
-    async fn call(&self, live: &Live, batch: &Batch) -> Result<(Verdict, Vec<u32>), CallError> {
+    /// Calls the handler and checks its answer; the partition of each output comes along. If a failed message must first stand
+    /// alone, because of what was written to state, it comes in front, and nothing else counts.
+    async fn call(
+        &self,
+        live: &Live,
+        batch: &Batch,
+        home: Option<&Home>,
+    ) -> Result<(Option<usize>, Verdict, Vec<u32>), CallError> {
         let clock = &self.context.clock;
         let before = clock.monotonic();
-        let answer = live.handler.process(&batch.columns).await;
+        let answer = match home {
+            Some(home) => self.call_with_state(live, batch, home).await,
+            None => {
+                let answer = live.handler.process(&batch.columns).await;
+                answer.map(|answer| (answer, None))
+            }
+        };
         self.meters
             .called(clock.monotonic().saturating_sub(before), batch.len());
+        let (answer, attempt) = answer?;
         let outputs_max = live.spec.limits.answer_outputs_max as usize;
-        let verdict = Verdict::of(answer?, &batch.columns, &live.outputs, outputs_max)?;
+        let mut verdict = Verdict::of(answer, &batch.columns, &live.outputs, outputs_max)?;
+        if let (Some(home), Some(attempt)) = (home, attempt) {
+            let alone = stateful::must_stand_alone(live.spec.order, batch, &verdict, &attempt);
+            if alone.is_some() {
+                return Ok((alone, verdict, Vec::new()));
+            }
+            verdict.state = home.write_of(&self.lease, &verdict, batch, *attempt);
+        }
         let places = placing::place(&verdict.outputs, &batch.columns, &live.outputs).await?;
-        Ok((verdict, places))
+        Ok((None, verdict, places))
     }
 
     /// Decides about the batch and commits the decision; waits as long as the disk is full.
@@ -457,6 +492,7 @@ impl Worker {
             entries: Vec::new(),
             durability: Some(self.input.topic.spec.durability),
             request: None,
+            state: effects.state.take().into_iter().collect(),
         };
         let before = self.context.clock.monotonic();
         self.context.engine.commit(transaction).await?;
@@ -479,6 +515,7 @@ impl Worker {
     fn committed(&mut self, batch: &Batch, effects: Effects, took: Duration) {
         let dropped = effects.dropped.len() as u64;
         self.meters.committed(took, effects.counts, dropped);
+        self.show_state();
         for (offset, reason) in &effects.dropped {
             tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "the error handler dropped a message");
         }

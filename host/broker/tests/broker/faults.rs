@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::{Broker, ProduceError};
+use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
     CommitError, Ends, Engine, EntryKind, Lease, MemoryEngine, ReadError, Receipt, TopicChange,
     TopicError, Transaction, TrimError, Watch,
@@ -69,6 +70,17 @@ impl Engine for Moody {
             return Err(error);
         }
         self.engine.claim(group, partition).await
+    }
+    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
+        self.engine.state(group, partition)
+    }
+    async fn read_state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+        query: &StateQuery,
+    ) -> Result<StatePage, ReadError> {
+        self.engine.read_state(group, partition, query).await
     }
     async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
         self.engine.init_producer(name).await

@@ -42,6 +42,7 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
             entries: vec![entry(EntryKind::Processor, "copier", Some("of input"))],
             durability: None,
             request: None,
+            state: Vec::new(),
         })
         .await
         .expect("committed");
@@ -91,6 +92,7 @@ pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc
                 entries: vec![entry(EntryKind::Module, "key", Some("value"))],
                 durability: None,
                 request: None,
+                state: Vec::new(),
             })
             .await;
         assert!(

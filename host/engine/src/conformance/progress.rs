@@ -82,6 +82,7 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
             entries: vec![entry(EntryKind::Redriven, "key", Some("by the old one"))],
             durability: None,
             request: None,
+            state: Vec::new(),
         })
         .await;
     assert_fenced(&fenced, &old);

@@ -83,6 +83,7 @@ async fn fill(engine: &dyn Engine) {
                 .to_vec(),
             durability: None,
             request: None,
+            state: Vec::new(),
         };
         engine.commit(transaction).await.expect("committed");
     }

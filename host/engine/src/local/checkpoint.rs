@@ -4,6 +4,7 @@
 mod encryption;
 mod growth;
 mod idempotence;
+mod state;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use super::options::OpenError;
 use super::state::Changes;
 use crate::contract::EntryKind;
 use crate::idempotence::Idempotence;
+use crate::state::StateEntry;
 
 /// What is written; those before are read, too. 2: values may be encrypted, and say with which key; topics' partitions say how old
 /// their active segments are, and how far they are compacted.
@@ -89,6 +91,7 @@ pub(super) struct Checkpoint {
     pub(super) marks: Vec<(TopicPartition, Mark)>,
     pub(super) groups: Vec<(TopicPartition, String, u64, Option<Bytes>)>,
     pub(super) entries: Vec<(EntryKind, String, Bytes)>,
+    pub(super) state: Vec<(TopicPartition, String, u64, StateEntry)>,
     pub(super) idempotence: Idempotence,
 }
 
@@ -138,6 +141,8 @@ impl CheckpointStore {
             sqlx::raw_sql(SCHEMA).execute(&mut connection).await?;
             let more = sqlx::raw_sql(idempotence::SCHEMA);
             more.execute(&mut connection).await?;
+            let state = sqlx::raw_sql(state::SCHEMA);
+            state.execute(&mut connection).await?;
             encryption::add_columns(&mut connection).await?;
             for (table, column) in ADDED_COLUMNS {
                 add_column(&mut connection, table, column).await?;
@@ -275,6 +280,7 @@ async fn load(
         let value = encryption::plain(row.try_get(2)?, row.try_get(3)?, cipher, &belongs_to)?;
         loaded.entries.push((kind, key, value));
     }
+    state::load(connection, cipher, &mut loaded).await?;
     idempotence::load(connection, &mut loaded.idempotence).await?;
     Ok(loaded)
 }
@@ -298,6 +304,7 @@ async fn save(
         put.bind(key).bind(value as i64).execute(&mut *on).await?;
     }
     save_changes(on, step.changes, cipher).await?;
+    state::save(on, step.changes, cipher).await?;
     idempotence::save(on, step.changes).await?;
     for marks in step.marks.chunks(ROWS_AT_ONCE_MAX) {
         let mut put = QueryBuilder::<Sqlite>::new(
@@ -387,6 +394,7 @@ async fn remove_topic(on: &mut SqliteConnection, topic: TopicId) -> Result<(), s
         "DELETE FROM groups WHERE topic = ?",
         "DELETE FROM producers WHERE topic = ?",
         "DELETE FROM requests WHERE topic = ?",
+        "DELETE FROM state WHERE topic = ?",
         "INSERT OR REPLACE INTO removed_topics VALUES (?)",
     ] {
         let removal = sqlx::query(removal).bind(topic.0 as i64);

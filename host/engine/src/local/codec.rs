@@ -3,6 +3,8 @@
 //! A body is a version, then operations one after the other. The journal keeps a body whole or not at all, so where one
 //! transaction ends and the next begins need not be written. Integers are little-endian, lengths have 32 bits.
 
+pub(super) mod state;
+
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
@@ -14,6 +16,7 @@ use millrace_model::{
 
 use crate::contract::EntryKind;
 use crate::idempotence::requests::Request;
+use crate::state::StateWrites;
 
 const VERSION: u8 = 1;
 const ENCRYPTED: u8 = 2;
@@ -33,6 +36,8 @@ const PRODUCERS_NAMED: u8 = 2;
 const REQUEST: u8 = 10;
 const CHANGE_TOPIC: u8 = 7;
 const TRIM: u8 = 8;
+/// Then what becomes of the table.
+const STATE: u8 = 11;
 
 /// At most what an operation takes beside its names and bytes.
 pub(super) const OPERATION_OVERHEAD_BYTES: usize = 40;
@@ -77,6 +82,11 @@ pub(super) enum Operation {
     Trim {
         partition: TopicPartition,
         start: Offset,
+    },
+    State {
+        partition: TopicPartition,
+        group: Arc<str>,
+        writes: Arc<StateWrites>,
     },
 }
 
@@ -197,6 +207,16 @@ pub(super) fn encode(out: &mut Vec<u8>, operation: &Operation) {
             put_partition(out, *partition);
             out.extend(start.0.to_le_bytes());
         }
+        Operation::State {
+            partition,
+            group,
+            writes,
+        } => {
+            out.push(STATE);
+            put_partition(out, *partition);
+            put_bytes(out, group.as_bytes());
+            state::put(out, writes);
+        }
     }
 }
 
@@ -291,6 +311,11 @@ fn take_operation(body: &mut Bytes) -> Option<Operation> {
         TRIM => Operation::Trim {
             partition: take_partition(body)?,
             start: Offset(body.try_get_u64_le().ok()?),
+        },
+        STATE => Operation::State {
+            partition: take_partition(body)?,
+            group: take_text(body)?.into(),
+            writes: Arc::new(state::take(body)?),
         },
         _ => return None,
     })
@@ -424,6 +449,11 @@ mod tests {
             Operation::Trim {
                 partition,
                 start: Offset(1 << 40),
+            },
+            Operation::State {
+                partition,
+                group: "g".into(),
+                writes: Arc::new(state::tests::writes()),
             },
         ]
     }

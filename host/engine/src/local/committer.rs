@@ -560,6 +560,9 @@ impl Unsynced {
             Operation::Append { partition, .. } => self.partitions.get(partition).copied(),
             Operation::Progress {
                 partition, group, ..
+            }
+            | Operation::State {
+                partition, group, ..
             } => self.groups.get(&(*partition, Arc::clone(group))).copied(),
             _ => None,
         });
@@ -570,6 +573,9 @@ impl Unsynced {
                     self.partitions.insert(*partition, needs);
                 }
                 Operation::Progress {
+                    partition, group, ..
+                }
+                | Operation::State {
                     partition, group, ..
                 } => {
                     self.groups.insert((*partition, Arc::clone(group)), needs);

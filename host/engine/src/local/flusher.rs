@@ -353,7 +353,10 @@ impl Flusher {
             journal_file,
             journal_bytes,
             ends,
-            changes: state.take_changes(),
+            changes: {
+                state.sweep(self.shared.clock.wall());
+                state.take_changes()
+            },
         })
     }
 }

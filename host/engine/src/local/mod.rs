@@ -76,6 +76,7 @@ use crate::contract::{
     TopicError, Transaction, TrimError, Watch,
 };
 use crate::damage::{DamageReport, DamagedRange};
+use crate::state::{StatePage, StateQuery, StateTable};
 
 /// Transactions that wait for the committer; further callers wait for their turn.
 const COMMIT_QUEUE_TRANSACTIONS_MAX: usize = 4096;
@@ -383,6 +384,41 @@ impl Engine for LocalEngine {
         progress.ok_or_else(malformed).map(Some)
     }
 
+    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
+        let mut state = self.shared.state.write();
+        if !state.partitions.contains_key(&partition) {
+            return Err(ReadError::UnknownPartition(partition));
+        }
+        Ok(state.table(partition, group))
+    }
+
+    async fn read_state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+        query: &StateQuery,
+    ) -> Result<StatePage, ReadError> {
+        let (page, progress, written) = {
+            // As long as it is held, nothing is taken over: entries and progress belong together.
+            let state = self.shared.state.read();
+            if !state.partitions.contains_key(&partition) {
+                return Err(ReadError::UnknownPartition(partition));
+            }
+            let found = state.group(partition, group);
+            let table = found.and_then(|group| group.state.as_ref());
+            let page = table.map(|table| table.page(query)).unwrap_or_default();
+            let progress = found.and_then(|group| group.progress.clone());
+            (page, progress, self.shared.pipeline.line().needed())
+        };
+        self.shared.pipeline.shown(written).await;
+        if let Some(poisoned) = self.shared.poisoned() {
+            return Err(ReadError::Io(poisoned.to_string().into()));
+        }
+        let progress = progress.and_then(|bytes| Progress::decode(&bytes));
+        let as_of = progress.map(|progress| progress.next).unwrap_or_default();
+        Ok(StatePage { as_of, ..page })
+    }
+
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
         self.ask(|answer| Request::CreateTopic { spec, answer })
             .await
@@ -569,6 +605,7 @@ fn submission(transaction: Transaction) -> Submission {
         appends: transaction.appends,
         progress: transaction.progress.map(encoded),
         entries: transaction.entries,
+        state: transaction.state,
         durability: transaction.durability,
         request: transaction.request,
     }
@@ -588,8 +625,10 @@ impl Submission {
         let is_numbered = |append: &Append| append.batch.numbering().is_some();
         let has_moment = self.request.is_some() || self.appends.iter().any(is_numbered);
         let moment = has_moment.then_some(0);
+        let state = self.state.iter();
+        let state = state.map(|write| write.group.len() + write.writes.byte_count());
         let parts = appends.chain(progress).chain(entries);
-        let parts = parts.chain(request).chain(moment);
+        let parts = parts.chain(request).chain(moment).chain(state);
         1 + parts
             .map(|bytes| bytes + OPERATION_OVERHEAD_BYTES)
             .sum::<usize>()

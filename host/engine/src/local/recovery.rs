@@ -205,6 +205,12 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
     for (kind, key, value) in checkpoint.entries {
         state.insert_entry(kind, key, value);
     }
+    for (partition, name, slot, entry) in checkpoint.state {
+        // What is left of a topic that another version deleted.
+        if state.partitions.contains_key(&partition) {
+            state.table(partition, &name).insert_stored(slot, &entry);
+        }
+    }
     state.idempotence = checkpoint.idempotence;
     Ok(state)
 }

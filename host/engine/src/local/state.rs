@@ -3,6 +3,8 @@
 //! The committer decides a group of transactions against the state and what the group has decided so far ([`Pending`]), makes
 //! it durable, and applies it. Recovery applies the same operations. A group that could not be written leaves no trace.
 
+mod tables;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::path::PathBuf;
@@ -26,12 +28,14 @@ use crate::contract::{
 use crate::idempotence::producers::ProducerChanges;
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::idempotence::{Idempotence, Judgement, Overlay};
+use crate::state::{StateTable, StateWrite, TableChanges};
 
 /// A transaction, its progress encoded already.
 pub(super) struct Submission {
     pub(super) appends: Vec<Append>,
     pub(super) progress: Option<(Lease, Bytes)>,
     pub(super) entries: Vec<EntryWrite>,
+    pub(super) state: Vec<StateWrite>,
     pub(super) durability: Option<Durability>,
     pub(super) request: Option<RequestMark>,
 }
@@ -88,7 +92,10 @@ impl Store {
 pub(super) struct Group {
     pub(super) epoch: u64,
     pub(super) progress: Option<Bytes>,
+    /// Made when it is first asked for or written.
+    pub(super) state: Option<Arc<StateTable>>,
     changed: bool,
+    state_changed: bool,
 }
 
 impl Group {
@@ -97,7 +104,7 @@ impl Group {
         Self {
             epoch,
             progress,
-            changed: false,
+            ..Self::default()
         }
     }
 }
@@ -108,6 +115,7 @@ struct Changed {
     topics: Vec<TopicId>,
     removed: Vec<Removed>,
     groups: Vec<(TopicPartition, Arc<str>)>,
+    tables: Vec<(TopicPartition, Arc<str>)>,
     entries: BTreeSet<(EntryKind, String)>,
     trimmed: BTreeSet<TopicPartition>,
 }
@@ -127,6 +135,7 @@ pub(super) struct Changes {
     pub(super) topics: Vec<Topic>,
     pub(super) removed: Vec<Removed>,
     pub(super) groups: Vec<(TopicPartition, Arc<str>, Group)>,
+    pub(super) tables: Vec<(TopicPartition, Arc<str>, TableChanges)>,
     pub(super) entries: Vec<(EntryKind, String, Option<Bytes>)>,
     pub(super) moment: Timestamp,
     pub(super) producers: ProducerChanges,
@@ -222,6 +231,14 @@ impl State {
                 progress,
             });
         }
+        let state = submission.state.into_iter();
+        pending
+            .operations
+            .extend(state.map(|write| Operation::State {
+                partition: write.partition,
+                group: write.group,
+                writes: write.writes,
+            }));
         if let Some(mark) = submission.request {
             let at = self.idempotence.moment(&pending.idempotence);
             let topic = mark.topic;
@@ -255,9 +272,14 @@ impl State {
         Ok(durability.unwrap_or_default())
     }
 
-    /// Whether the transaction has the right to its progress.
+    /// Whether the transaction has the right to its progress and its state.
     fn check_lease(&self, pending: &Pending, submission: &Submission) -> Result<(), CommitError> {
-        if let Some((lease, _)) = &submission.progress {
+        for write in &submission.state {
+            self.existing(write.partition)?;
+        }
+        let of_state = submission.state.iter().filter_map(|w| w.lease.as_ref());
+        let of_progress = submission.progress.iter().map(|(lease, _)| lease);
+        for lease in of_progress.chain(of_state) {
             self.existing(lease.partition)?;
             if self.epoch(pending, lease.partition, &lease.group) != lease.epoch {
                 return Err(CommitError::Fenced {
@@ -457,6 +479,11 @@ impl State {
             }
             Operation::ChangeTopic(topic) => self.apply_change(topic)?,
             Operation::Trim { partition, start } => self.apply_trim(partition, start)?,
+            Operation::State {
+                partition,
+                group,
+                writes,
+            } => self.apply_state(partition, group, &writes)?,
         }
         Ok(0)
     }
@@ -583,6 +610,7 @@ impl State {
         let changed = std::mem::take(&mut self.changed);
         let others = !changed.topics.is_empty() || !changed.removed.is_empty();
         let all_topics = others.then(|| self.topics());
+        let tables = self.take_tables(changed.tables);
         let topics = self.topics.values();
         let topics = topics.filter(|topic| changed.topics.contains(&topic.id));
         let mut groups = Vec::new();
@@ -606,6 +634,7 @@ impl State {
             topics: topics.cloned().collect(),
             removed: changed.removed,
             groups,
+            tables,
             entries: entries.collect(),
             moment: self.idempotence.written_moment(),
             producers: self.idempotence.producers.take_changes(),
@@ -622,6 +651,7 @@ impl Changes {
         self.topics.extend(later.topics);
         self.removed.extend(later.removed);
         self.groups.extend(later.groups);
+        self.tables.extend(later.tables);
         self.entries.extend(later.entries);
         self.moment = later.moment;
         self.producers.merge(later.producers);

@@ -18,6 +18,7 @@ mod processor;
 mod produce;
 mod segment;
 mod serve;
+mod state;
 mod table;
 mod topic;
 

@@ -10,6 +10,7 @@ use ureq::http::Method;
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
+use super::state::{self, StateVerb};
 use super::table::{cell, facts, items, short, table, when};
 
 /// How often `logs --follow` looks.
@@ -48,6 +49,9 @@ pub(super) enum Verb {
     },
     /// Delete a processor; its dead letters stay as topics
     Delete { name: ProcessorName },
+    /// Show, export, import or empty what it keeps in its state
+    #[command(subcommand)]
+    State(StateVerb),
     /// Show what its components wrote lately
     Logs {
         name: ProcessorName,
@@ -62,6 +66,7 @@ Examples:
   millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
   millrace processor deploy shout --module uppercase@2.0.0 --topic orders --output loud --order none
   millrace processor deploy shout --spec shout.toml --module uppercase@2.0.0
+  millrace processor deploy count --module counter@2.0.0 --topic orders --output counts --reset-state
 
 A spec file (TOML or JSON) has the fields of PUT /v1/processors/{name}: topics, module, output, grants, order,
 batch, retry, error_handler, limits, breaker, dead_letters, auto_rollback. Flags go before the file.";
@@ -97,6 +102,9 @@ pub(super) struct DeployArgs {
     /// Take a bad deploy back to the revision before it
     #[arg(long)]
     auto_rollback: bool,
+    /// Begin with empty state in every partition
+    #[arg(long)]
+    reset_state: bool,
     /// A file with the whole spec
     #[arg(long, value_name = "FILE")]
     spec: Option<PathBuf>,
@@ -132,6 +140,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
                 format!("processor {name} is deleted")
             })
         }
+        Verb::State(verb) => state::run(verb, client, &mut out),
         Verb::Logs { name, follow } => logs(&name, follow, client, &mut out),
     }
 }
@@ -149,8 +158,12 @@ fn current(name: &ProcessorName, answer: &Value) -> String {
 
 fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
     let name = args.name.clone();
+    let how = match args.reset_state {
+        true => "?reset_state=true",
+        false => "",
+    };
     let spec = args.spec()?;
-    let answer = client.send(Method::PUT, &path(&name, ""), &spec)?;
+    let answer = client.send(Method::PUT, &path(&name, how), &spec)?;
     out.answer(&answer, |answer| current(&name, answer))
 }
 

@@ -130,7 +130,7 @@ fn headers(
     Ok(headers)
 }
 
-fn one_of(
+pub(super) fn one_of(
     field: &str,
     text: Option<Bytes>,
     encoded: Option<String>,
@@ -201,12 +201,12 @@ impl Serialize for MessageOut<'_> {
             map.serialize_entry("offset", &fetched.offset)?;
         }
         map.serialize_entry("timestamp", &self.message.timestamp)?;
-        entry(&mut map, "key", "key_base64", self.message.key.as_ref())?;
+        entry(&mut map, "key", "key_base64", self.message.key.as_deref())?;
         entry(
             &mut map,
             "value",
             "value_base64",
-            self.message.value.as_ref(),
+            self.message.value.as_deref(),
         )?;
         let (text, binary): (Vec<_>, Vec<_>) = self
             .message
@@ -221,11 +221,11 @@ impl Serialize for MessageOut<'_> {
     }
 }
 
-fn entry<M: SerializeMap>(
+pub(super) fn entry<M: SerializeMap>(
     map: &mut M,
     name: &'static str,
     name_base64: &'static str,
-    bytes: Option<&Bytes>,
+    bytes: Option<&[u8]>,
 ) -> Result<(), M::Error> {
     match bytes.map(|bytes| str::from_utf8(bytes).map_err(|_| bytes)) {
         None => map.serialize_entry(name, &()),

@@ -20,6 +20,7 @@ mod openapi;
 mod processors;
 mod produce;
 mod query;
+mod states;
 mod stream;
 mod topics;
 
@@ -172,6 +173,7 @@ fn routes() -> Vec<Route> {
     const TOPIC: &str = "/v1/topics/{topic}";
     const PARTITION: &str = "/v1/topics/{topic}/partitions/{partition}/messages";
     const PROCESSOR: &str = "/v1/processors/{name}";
+    const STATE: &str = "/v1/processors/{name}/state";
     const DEAD: &str = "/v1/processors/{name}/dead-letters";
     let get = |path, handler| Route::new(Method::GET, path, handler);
     let post = |path, handler| Route::new(Method::POST, path, handler);
@@ -215,6 +217,8 @@ fn routes() -> Vec<Route> {
         post("/v1/processors/{name}/pause", on::post(processors::pause)),
         post("/v1/processors/{name}/resume", on::post(processors::resume)),
         get("/v1/processors/{name}/logs", on::get(processors::logs)),
+        get(STATE, on::get(states::show)),
+        post(STATE, on::post(states::write)),
         get(DEAD, on::get(dead_letters::list)),
         get(
             "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}",

@@ -5,7 +5,9 @@
 use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{damage, dead_letters, fetch, health, lifetime, modules, processors, produce, topics};
+use super::{
+    damage, dead_letters, fetch, health, lifetime, modules, processors, produce, states, topics,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -41,6 +43,8 @@ use super::{damage, dead_letters, fetch, health, lifetime, modules, processors, 
         processors::pause,
         processors::resume,
         processors::logs,
+        states::show,
+        states::write,
         dead_letters::list,
         dead_letters::show,
         dead_letters::redrive,

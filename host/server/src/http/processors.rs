@@ -20,7 +20,7 @@ use super::openapi::{
     BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
     GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema, RetryPolicySchema,
 };
-use super::query::InPath;
+use super::query::{InPath, InQuery};
 use super::{App, Shared, to_the_end};
 
 /// What a revision is made of.
@@ -140,8 +140,19 @@ pub(super) async fn show(
     Ok(Json(app.status(&name).await?.into()))
 }
 
-/// Deploys a processor or its next revision, which takes over between two batches. The same spec again changes nothing.
-#[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,)),
+/// How to deploy.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DeployParams {
+    /// Whether the revision begins with empty state in every partition. Then the same spec makes a new revision as well.
+    #[serde(default)]
+    reset_state: bool,
+}
+
+/// Deploys a processor or its next revision, which takes over between two batches. The same spec again changes nothing. State stays
+/// unless it is reset.
+#[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), DeployParams),
     request_body = SpecBody,
     responses(
         (status = 201, body = ProcessorSchema, description = "The first revision"),
@@ -154,6 +165,7 @@ pub(super) async fn show(
 pub(super) async fn deploy(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
+    InQuery(params): InQuery<DeployParams>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -163,7 +175,10 @@ pub(super) async fn deploy(
             Some(_) => StatusCode::OK,
             None => StatusCode::CREATED,
         };
-        let processor = app.broker.deploy(&name, spec).await?;
+        let processor = match params.reset_state {
+            true => app.broker.deploy_and_reset_state(&name, spec).await?,
+            false => app.broker.deploy(&name, spec).await?,
+        };
         Ok((status, Json(processor)).into_response())
     })
     .await

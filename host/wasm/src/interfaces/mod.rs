@@ -6,6 +6,7 @@ pub(crate) mod error_handler;
 pub(crate) mod log;
 pub(crate) mod partitioner;
 pub(crate) mod processor;
+pub(crate) mod state;
 pub(crate) mod wasi;
 
 use millrace_model::ColumnBatch;
@@ -16,6 +17,7 @@ use crate::pool::GuestState;
 /// Everything that a guest may import.
 pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     log::link(linker)?;
+    state::link(linker)?;
     wasi::link(linker)
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use millrace_broker::handler::{BatchHandler, CallError, Interface};
+use millrace_broker::state::StateAttempt;
 use millrace_model::columns::Detail;
 use millrace_model::processor::Limits;
 use millrace_model::{Answer, ColumnBatch};
@@ -55,10 +56,10 @@ type Params<'a> = (BatchColumns<'a>,);
 type Return = (Result<AnswerColumns, BatchError>,);
 
 /// One call of `process`.
-pub(crate) struct Process(pub(crate) Arc<ColumnBatch>);
+pub(crate) struct Process(Arc<ColumnBatch>, Option<Box<StateAttempt>>);
 
 impl GuestCall for Process {
-    type Output = Answer;
+    type Output = (Answer, Option<Box<StateAttempt>>);
     const INTERFACE: Interface = Interface::MessageProcessor;
     const FUNCTION: &'static str = "process";
 
@@ -69,31 +70,37 @@ impl GuestCall for Process {
             .map(drop)
     }
 
-    async fn make(self, guest: &mut Guest) -> wasmtime::Result<Returned<Answer>> {
+    async fn make(self, guest: &mut Guest) -> wasmtime::Result<Returned<Self::Output>> {
         let function = guest.function.typed::<Params<'_>, Return>(&guest.store)?;
         let batch = (BatchColumns::of(&self.0),);
+        guest.store.data_mut().state = self.1;
         let (result,) = function.call_async(&mut guest.store, batch).await?;
+        let state = guest.store.data_mut().state.take();
         Ok(match result {
-            Ok(answer) => within_limits(answer.into(), &guest.store.data().call_limits),
+            Ok(answer) => match within_limits(answer.into(), &guest.store.data().call_limits) {
+                Ok(answer) => Returned::Answer((answer, state)),
+                Err(why) => Returned::Bad(why),
+            },
             Err(BatchError::Unavailable(reason)) => Returned::Unavailable(reason),
         })
     }
 }
 
-fn within_limits(answer: Answer, limits: &Limits) -> Returned<Answer> {
+/// The answer, or what of it is too much.
+fn within_limits(answer: Answer, limits: &Limits) -> Result<Answer, String> {
     let (bytes, outputs) = (answer_bytes(&answer), answer.sources.len());
     let (bytes_max, outputs_max) = (limits.answer_bytes_max, limits.answer_outputs_max);
     if bytes > bytes_max {
-        return Returned::Bad(format!(
+        return Err(format!(
             "it carries {bytes} bytes, at most {bytes_max} are taken"
         ));
     }
     if outputs > outputs_max as usize {
-        return Returned::Bad(format!(
+        return Err(format!(
             "it has {outputs} outputs, at most {outputs_max} are taken"
         ));
     }
-    Returned::Answer(answer)
+    Ok(answer)
 }
 
 fn answer_bytes(answer: &Answer) -> u64 {
@@ -146,6 +153,22 @@ pub(crate) struct Processor(pub(crate) Arc<Pool>);
 #[async_trait]
 impl BatchHandler for Processor {
     async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
-        self.0.call(Process(Arc::clone(batch))).await
+        let (answer, _) = self.0.call(Process(Arc::clone(batch), None)).await?;
+        Ok(answer)
+    }
+
+    fn uses_state(&self) -> bool {
+        self.0.uses_state()
+    }
+
+    async fn process_with_state(
+        &self,
+        batch: &Arc<ColumnBatch>,
+        state: Box<StateAttempt>,
+    ) -> Result<(Answer, Box<StateAttempt>), CallError> {
+        let call = Process(Arc::clone(batch), Some(state));
+        let (answer, state) = self.0.call(call).await?;
+        let lost = || CallError::Host("the call lost its state".to_owned());
+        Ok((answer, state.ok_or_else(lost)?))
     }
 }

@@ -6,4 +6,5 @@ mod cache;
 mod calls;
 mod cost;
 mod hostile;
+mod state;
 mod support;

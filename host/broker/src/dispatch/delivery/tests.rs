@@ -87,6 +87,7 @@ fn decide(
     let verdict = Verdict {
         outputs: Outputs::default(),
         failed,
+        ..Verdict::default()
     };
     let settling = Settling {
         processor: "p",

@@ -192,5 +192,6 @@ async fn adopt(connection: &mut SqliteConnection, cipher: &Cipher) -> Result<(),
         .execute(&mut *on)
         .await?;
     }
+    super::state::adopt(on, cipher).await?;
     transaction.commit().await
 }

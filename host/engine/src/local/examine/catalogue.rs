@@ -121,6 +121,9 @@ impl Catalogue {
             | Operation::Moment(_)
             | Operation::Producer { .. }
             | Operation::Request { .. } => {}
+            Operation::State { partition, .. } => {
+                self.end(*partition)?;
+            }
         }
         Ok(())
     }
@@ -129,7 +132,7 @@ impl Catalogue {
     pub(super) fn end(&self, id: TopicPartition) -> Result<Offset, String> {
         let topic = self.topics.get(&id.topic);
         if topic.is_none_or(|topic| id.partition.0 >= topic.partitions) {
-            return Err(format!("it appends to partition {id}, which is not known"));
+            return Err(format!("it writes to partition {id}, which is not known"));
         }
         Ok(self.ends.get(&id).copied().unwrap_or_default())
     }

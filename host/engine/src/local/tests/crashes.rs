@@ -55,6 +55,7 @@ async fn work(
             }],
             durability: None,
             request: None,
+            state: Vec::new(),
         };
         record.attempted = number;
         if engine.commit(transaction).await.is_err() {

@@ -76,6 +76,7 @@ async fn fill(engine: &LocalEngine) -> Topic {
             }],
             durability: None,
             request: None,
+            state: Vec::new(),
         };
         engine.commit(transaction).await.unwrap();
     }

@@ -550,6 +550,7 @@ fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
         }],
         durability: None,
         request: None,
+        state: Vec::new(),
     }
 }
 

@@ -1,0 +1,323 @@
+//! State: keys and values of the processor in the partition that its batch comes from. What is written counts when the batch's
+//! outcomes do, and only if the message that writes succeeds; give each write its message, or one failure repeats the whole batch.
+//!
+//! Calls of the host cost most, not keys: [`Sums`] adds for a whole batch at once. Off WASM the state is a map in the thread's
+//! memory, for tests.
+
+use std::fmt;
+
+use crate::batch::Batch;
+use crate::columns::{NONE, span};
+use crate::message::Message;
+
+/// Keys that one call of the host takes.
+const CALL_KEYS_MAX: usize = 10_000;
+
+/// There is no room for more; nothing was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Full {
+    /// What there is too much of.
+    pub reason: String,
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Full {}
+
+/// The value of a key.
+#[must_use]
+pub fn get(key: &[u8]) -> Option<Vec<u8>> {
+    let (data, values) = host::get(key, &[0, key.len() as u32]);
+    span(&data, &values, 0).map(<[u8]>::to_vec)
+}
+
+/// The values of many keys, in the same order.
+#[must_use]
+pub fn get_many(keys: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
+    let mut found = Vec::with_capacity(keys.len());
+    for keys in keys.chunks(CALL_KEYS_MAX) {
+        let mut data = Vec::new();
+        let spans: Vec<u32> = keys.iter().flat_map(|key| append(&mut data, key)).collect();
+        let (data, values) = host::get(&data, &spans);
+        found.extend((0..keys.len()).map(|index| span(&data, &values, index).map(<[u8]>::to_vec)));
+    }
+    found
+}
+
+/// Sets a key, for this message.
+///
+/// # Errors
+/// [`Full`].
+pub fn set(message: &Message, key: &[u8], value: &[u8]) -> Result<(), Full> {
+    write(message, key, Some(value), None)
+}
+
+/// Sets a key, for this message, to a value that ends by itself after so many milliseconds.
+///
+/// # Errors
+/// [`Full`].
+pub fn set_for(message: &Message, key: &[u8], value: &[u8], ttl_ms: u64) -> Result<(), Full> {
+    write(message, key, Some(value), Some(ttl_ms))
+}
+
+/// Removes a key, for this message.
+pub fn delete(message: &Message, key: &[u8]) {
+    // Removing needs no room.
+    let _ = write(message, key, None, None);
+}
+
+fn write(
+    message: &Message,
+    key: &[u8],
+    value: Option<&[u8]>,
+    ttl_ms: Option<u64>,
+) -> Result<(), Full> {
+    let mut data = Vec::with_capacity(key.len() + value.map_or(0, <[u8]>::len));
+    let keys = append(&mut data, key);
+    let values = value.map_or([0, NONE], |value| append(&mut data, value));
+    let ttl_ms: Vec<u64> = ttl_ms.into_iter().collect();
+    host::set(&data, &keys, &values, &ttl_ms, &[message.index() as u32])
+}
+
+/// Adds to the number of a key, for this message; the sum. What is absent counts as 0; a value of [`set`] that has not eight bytes
+/// is a trap.
+///
+/// # Errors
+/// [`Full`].
+pub fn add(message: &Message, key: &[u8], delta: i64) -> Result<i64, Full> {
+    let spans = [0, key.len() as u32];
+    let sums = host::add(key, &spans, &[delta], &[], &[message.index() as u32])?;
+    Ok(sums.first().copied().unwrap_or_default())
+}
+
+/// Keys that begin with the prefix and come after one, in order, with their values: at most so many. An empty answer is the end.
+#[must_use]
+pub fn scan(prefix: &[u8], after: Option<&[u8]>, max: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let (data, keys, values) = host::scan(prefix, after, max);
+    let bytes = |spans: &[u32], index| span(&data, spans, index).unwrap_or_default().to_vec();
+    let pair = |index| (bytes(&keys, index), bytes(&values, index));
+    (0..keys.len() / 2).map(pair).collect()
+}
+
+fn append(data: &mut Vec<u8>, bytes: &[u8]) -> [u32; 2] {
+    let start = data.len() as u32;
+    data.extend_from_slice(bytes);
+    [start, bytes.len() as u32]
+}
+
+/// Sums of a whole batch, in one call of the host: each message adds 1 to its own key, or what is said.
+pub struct Sums<'a> {
+    batch: &'a Batch,
+    deltas: Vec<i64>,
+    ttl_ms: Vec<u64>,
+}
+
+impl<'a> Sums<'a> {
+    /// Each message adds 1 to its key; one without a key to the empty one.
+    #[must_use]
+    pub fn of_keys(batch: &'a Batch) -> Self {
+        Self {
+            batch,
+            deltas: Vec::new(),
+            ttl_ms: Vec::new(),
+        }
+    }
+
+    /// What each message adds.
+    #[must_use]
+    pub fn deltas(mut self, delta: impl Fn(&Message) -> i64) -> Self {
+        self.deltas = self
+            .batch
+            .messages()
+            .map(|message| delta(&message))
+            .collect();
+        self
+    }
+
+    /// After how many milliseconds the sum ends by itself, counted from this message; never for those that say nothing.
+    #[must_use]
+    pub fn ttl_ms(mut self, ttl_ms: impl Fn(&Message) -> Option<u64>) -> Self {
+        let ttl = |message: Message| ttl_ms(&message).unwrap_or(u64::MAX);
+        self.ttl_ms = self.batch.messages().map(ttl).collect();
+        if self.ttl_ms.iter().all(|&ttl_ms| ttl_ms == u64::MAX) {
+            self.ttl_ms.clear();
+        }
+        self
+    }
+
+    /// Adds; the sum after each message.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn add(self) -> Result<Vec<i64>, Full> {
+        let columns = &self.batch.scratch.input;
+        let mut sums = Vec::new();
+        let mut keys = columns.keys.clone();
+        for key in keys.as_chunks_mut::<2>().0 {
+            if key[1] == NONE {
+                *key = [0, 0];
+            }
+        }
+        let messages: Vec<u32> = (0..self.batch.len() as u32).collect();
+        for start in (0..self.batch.len()).step_by(CALL_KEYS_MAX) {
+            let range = start..self.batch.len().min(start + CALL_KEYS_MAX);
+            let deltas = self.deltas.get(range.clone()).unwrap_or_default();
+            let ttl_ms = self.ttl_ms.get(range.clone()).unwrap_or_default();
+            let keys = &keys[range.start * 2..range.end * 2];
+            let added = host::add(&columns.data, keys, deltas, ttl_ms, &messages[range])?;
+            match sums.is_empty() {
+                true => sums = added,
+                false => sums.extend(added),
+            }
+        }
+        Ok(sums)
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+mod host {
+    use super::Full;
+    use crate::bindings::state as host;
+
+    fn full(error: host::StateError) -> Full {
+        let host::StateError::Full(reason) = error;
+        Full { reason }
+    }
+
+    fn how(ttl_ms: &[u64], messages: &[u32]) -> host::Writes {
+        host::Writes {
+            ttl_ms: ttl_ms.to_vec(),
+            messages: messages.to_vec(),
+        }
+    }
+
+    pub(super) fn get(data: &[u8], keys: &[u32]) -> (Vec<u8>, Vec<u32>) {
+        let found = host::get(data, keys);
+        (found.data, found.values)
+    }
+
+    pub(super) fn set(
+        data: &[u8],
+        keys: &[u32],
+        values: &[u32],
+        ttl_ms: &[u64],
+        messages: &[u32],
+    ) -> Result<(), Full> {
+        host::set(data, keys, values, &how(ttl_ms, messages)).map_err(full)
+    }
+
+    pub(super) fn add(
+        data: &[u8],
+        keys: &[u32],
+        deltas: &[i64],
+        ttl_ms: &[u64],
+        messages: &[u32],
+    ) -> Result<Vec<i64>, Full> {
+        host::add(data, keys, deltas, &how(ttl_ms, messages)).map_err(full)
+    }
+
+    pub(super) fn scan(
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        max: u32,
+    ) -> (Vec<u8>, Vec<u32>, Vec<u32>) {
+        let found = host::scan(prefix, after, max);
+        (found.data, found.keys, found.values)
+    }
+}
+
+/// A map in the thread's memory: for tests of a handler. Nothing ends there, and nothing is taken back.
+#[cfg(not(target_arch = "wasm32"))]
+mod host {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    use super::Full;
+    use crate::columns::{NONE, span};
+
+    thread_local! {
+        static STATE: RefCell<BTreeMap<Vec<u8>, Vec<u8>>> = RefCell::default();
+    }
+
+    fn key<'a>(data: &'a [u8], keys: &[u32], index: usize) -> &'a [u8] {
+        span(data, keys, index).expect("a key is some bytes")
+    }
+
+    pub(super) fn get(data: &[u8], keys: &[u32]) -> (Vec<u8>, Vec<u32>) {
+        let (mut found, mut spans) = (Vec::new(), Vec::new());
+        STATE.with_borrow(|state| {
+            for index in 0..keys.len() / 2 {
+                match state.get(key(data, keys, index)) {
+                    Some(value) => spans.extend(super::append(&mut found, value)),
+                    None => spans.extend([0, NONE]),
+                }
+            }
+        });
+        (found, spans)
+    }
+
+    pub(super) fn set(
+        data: &[u8],
+        keys: &[u32],
+        values: &[u32],
+        _ttl_ms: &[u64],
+        _messages: &[u32],
+    ) -> Result<(), Full> {
+        STATE.with_borrow_mut(|state| {
+            for index in 0..keys.len() / 2 {
+                let key = key(data, keys, index);
+                match span(data, values, index) {
+                    Some(value) => drop(state.insert(key.to_vec(), value.to_vec())),
+                    None => drop(state.remove(key)),
+                }
+            }
+        });
+        Ok(())
+    }
+
+    pub(super) fn add(
+        data: &[u8],
+        keys: &[u32],
+        deltas: &[i64],
+        _ttl_ms: &[u64],
+        _messages: &[u32],
+    ) -> Result<Vec<i64>, Full> {
+        let sum = |state: &mut BTreeMap<Vec<u8>, Vec<u8>>, index: usize| {
+            let value = state.entry(key(data, keys, index).to_vec()).or_default();
+            let before = match value.is_empty() {
+                true => 0,
+                false => {
+                    i64::from_le_bytes(value[..].try_into().expect("a number has eight bytes"))
+                }
+            };
+            let sum = before.saturating_add(deltas.get(index).copied().unwrap_or(1));
+            *value = sum.to_le_bytes().to_vec();
+            sum
+        };
+        let count = keys.len() / 2;
+        Ok(STATE.with_borrow_mut(|state| (0..count).map(|index| sum(state, index)).collect()))
+    }
+
+    pub(super) fn scan(
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        max: u32,
+    ) -> (Vec<u8>, Vec<u32>, Vec<u32>) {
+        let (mut data, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        STATE.with_borrow(|state| {
+            let after = |key: &&Vec<u8>| after.is_none_or(|after| key.as_slice() > after);
+            let listed = state
+                .iter()
+                .filter(|(key, _)| key.starts_with(prefix) && after(key));
+            for (key, value) in listed.take(max as usize) {
+                keys.extend(super::append(&mut data, key));
+                values.extend(super::append(&mut data, value));
+            }
+        });
+        (data, keys, values)
+    }
+}

@@ -1,0 +1,142 @@
+//! State: where a worker's is, what a call makes of it, and when a failed message has to stand alone.
+//!
+//! A message that fails must leave nothing behind, and nobody may have seen what it wrote. Where a failed message, or one that
+//! waits behind it, wrote to state in a batch of several, nothing of the batch counts: it is cut so that the failed one is called
+//! alone, and all others see only what is committed.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use millrace_engine::Lease;
+use millrace_engine::state::{StateAttempt, StateTable, StateWrite};
+use millrace_model::processor::Order;
+use millrace_model::{Answer, TopicPartition};
+
+use super::{Trouble, Worker};
+use crate::dispatch::Live;
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::batcher::{self, Batch};
+use crate::handler::CallError;
+
+/// Ended entries that one batch removes at the most.
+const SWEPT_ENTRIES_MAX: usize = 1_000;
+
+/// Where a worker's state is.
+#[derive(Clone)]
+pub(super) struct Home {
+    pub(super) table: Arc<StateTable>,
+    /// That of the worker, or for redriven messages the one that they first stood in.
+    partition: TopicPartition,
+}
+
+impl Home {
+    /// What is to be committed of an attempt; nothing for a message that failed alone.
+    pub(super) fn write_of(
+        &self,
+        lease: &Lease,
+        verdict: &Verdict,
+        batch: &Batch,
+        attempt: StateAttempt,
+    ) -> Option<StateWrite> {
+        if batch.len() == 1 && !verdict.failed.is_empty() {
+            return None;
+        }
+        let writes = attempt.into_writes();
+        (!writes.is_empty()).then(|| StateWrite {
+            group: Arc::clone(&lease.group),
+            partition: self.partition,
+            lease: Some(lease.clone()),
+            writes: Arc::new(writes),
+        })
+    }
+}
+
+/// The first failed message, if somebody may have seen what does not count.
+pub(super) fn must_stand_alone(
+    order: Order,
+    batch: &Batch,
+    verdict: &Verdict,
+    attempt: &StateAttempt,
+) -> Option<usize> {
+    let first = verdict.failed.first()?.message;
+    if batch.len() == 1 {
+        return None;
+    }
+    let mut failed = verdict.failed.iter().peekable();
+    let mut behind = HashSet::new();
+    let unsettled_wrote = (first..batch.len()).any(|message| {
+        let ordering = batcher::ordering(order, batch.columns.key(message));
+        let has_failed = failed.next_if(|f| f.message == message).is_some();
+        let waits = ordering.is_some_and(|ordering| behind.contains(&ordering));
+        if has_failed {
+            behind.extend(ordering);
+        }
+        (has_failed || waits) && attempt.wrote(message)
+    });
+    unsettled_wrote.then_some(first)
+}
+
+impl Worker {
+    /// Where its state is, if the revision uses any.
+    pub(super) fn home(&mut self, live: &Live) -> Result<Option<Home>, Trouble> {
+        if !live.handler.uses_state() {
+            return Ok(None);
+        }
+        if self.home.is_none() {
+            self.home = Some(self.find_home()?);
+            self.show_state();
+        }
+        Ok(self.home.clone())
+    }
+
+    fn find_home(&self) -> Result<Home, Trouble> {
+        let engine = &self.context.engine;
+        let partition = match self.input.is_redriven() {
+            false => Some(self.lease.partition),
+            true => engine
+                .topic(&self.input.origin)
+                .and_then(|topic| topic.partition(self.input.partition)),
+        };
+        let gone = || Trouble::Stop(format!("topic {} was deleted", self.input.origin));
+        let partition = partition.ok_or_else(gone)?;
+        let table = engine.state(&self.lease.group, partition)?;
+        Ok(Home { table, partition })
+    }
+
+    pub(super) async fn call_with_state(
+        &self,
+        live: &Live,
+        batch: &Batch,
+        home: &Home,
+    ) -> Result<(Answer, Option<Box<StateAttempt>>), CallError> {
+        let now = self.now();
+        home.table.sweep(now, SWEPT_ENTRIES_MAX);
+        let attempt = StateAttempt::new(Arc::clone(&home.table), now, batch.len());
+        let called = live
+            .handler
+            .process_with_state(&batch.columns, Box::new(attempt));
+        let (answer, attempt) = called.await?;
+        Ok((answer, Some(attempt)))
+    }
+
+    /// The batch is tried again in three parts, of which the failed message is one; nobody's attempt is spent.
+    pub(super) fn isolate(&mut self, failed: usize, messages: usize) {
+        if self.gate.is_open() {
+            self.discard();
+            return;
+        }
+        self.pieces.pop();
+        let parts = [messages - failed - 1, 1, failed];
+        self.pieces
+            .extend(parts.into_iter().filter(|&part| part > 0));
+        self.rewind();
+    }
+
+    pub(super) fn show_state(&mut self) {
+        if let Some(home) = &self.home
+            && !self.input.is_redriven()
+        {
+            self.meters.state(home.table.size());
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! State of processors from outside: shown, written and emptied by the operator, and emptied with a deployment.
+
+use std::sync::Arc;
+
+use millrace_engine::state::{
+    ENTRY_OVERHEAD_BYTES, StatePage, StateQuery, StateTable, StateWrite, StateWrites,
+};
+use millrace_engine::{CommitError, EntryKind, ReadError, Transaction};
+use millrace_model::bounds::{
+    STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX,
+    STATE_KEY_BYTES_MAX, STATE_LISTED_MAX, STATE_VALUE_BYTES_MAX,
+};
+use millrace_model::{
+    Durability, PartitionId, Processor, ProcessorName, TopicName, TopicPartition,
+};
+
+use crate::broker::{Broker, entry};
+
+/// Whose state, and where.
+#[derive(Clone, Debug)]
+pub struct StatePlace {
+    /// The processor.
+    pub processor: ProcessorName,
+    /// The input topic; `None` where the processor reads only one.
+    pub topic: Option<TopicName>,
+    /// The partition.
+    pub partition: PartitionId,
+}
+
+/// Why state was neither shown nor written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateAccessError {
+    /// No such processor.
+    #[error("processor {0} does not exist")]
+    Unknown(ProcessorName),
+    /// It reads another topic, or several.
+    #[error("processor {name} reads {}; name one of them", .topics.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    WhichTopic {
+        /// Whose.
+        name: ProcessorName,
+        /// What it reads.
+        topics: Vec<TopicName>,
+    },
+    /// The topic has no such partition.
+    #[error("topic {topic} has no partition {partition}")]
+    UnknownPartition {
+        /// Which topic.
+        topic: TopicName,
+        /// What was asked for.
+        partition: PartitionId,
+    },
+    /// An entry or all of them are over a bound; nothing was written.
+    #[error("{0}")]
+    Bound(String),
+    /// It could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It could not be written.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl Broker {
+    /// Entries of a processor's state in a partition, and of which committed progress they are.
+    ///
+    /// # Errors
+    /// [`StateAccessError`].
+    pub async fn state(
+        &self,
+        place: &StatePlace,
+        mut query: StateQuery,
+    ) -> Result<StatePage, StateAccessError> {
+        let partition = self.state_partition(place)?;
+        query.now = self.inner.clock.wall();
+        query.entries_max = query.entries_max.min(STATE_LISTED_MAX);
+        let engine = &self.inner.engine;
+        let group = place.processor.as_str();
+        Ok(engine.read_state(group, partition, &query).await?)
+    }
+
+    /// Writes entries into a processor's state, between two of its batches. Durable on return.
+    ///
+    /// # Errors
+    /// [`StateAccessError`]; nothing was written.
+    pub async fn write_state(
+        &self,
+        place: &StatePlace,
+        writes: StateWrites,
+    ) -> Result<(), StateAccessError> {
+        let partition = self.state_partition(place)?;
+        let group = place.processor.as_str();
+        let table = self.inner.engine.state(group, partition)?;
+        let _turn = table.turn().await;
+        check_bounds(&table, &writes).map_err(StateAccessError::Bound)?;
+        let transaction = Transaction {
+            state: vec![StateWrite {
+                group: group.into(),
+                partition,
+                lease: None,
+                writes: Arc::new(writes),
+            }],
+            durability: Some(Durability::Durable),
+            ..Transaction::default()
+        };
+        self.inner.engine.commit(transaction).await?;
+        Ok(())
+    }
+
+    fn state_partition(&self, place: &StatePlace) -> Result<TopicPartition, StateAccessError> {
+        let name = &place.processor;
+        let deployed = self.inner.processors.read().get(name).cloned();
+        let deployed = deployed.ok_or_else(|| StateAccessError::Unknown(name.clone()))?;
+        let current = deployed.processor.current();
+        let topics = current.map(|r| r.spec.topics.clone()).unwrap_or_default();
+        let topic = match (&place.topic, &topics[..]) {
+            (Some(topic), topics) if topics.contains(topic) => topic.clone(),
+            (None, [topic]) => topic.clone(),
+            _ => {
+                let name = name.clone();
+                return Err(StateAccessError::WhichTopic { name, topics });
+            }
+        };
+        let found = self
+            .topic(&topic)
+            .and_then(|t| t.partition(place.partition));
+        let partition = place.partition;
+        found.ok_or(StateAccessError::UnknownPartition { topic, partition })
+    }
+
+    /// Commits a processor's entry together with empty state in all partitions that it reads. Its workers have stopped.
+    pub(crate) async fn keep_and_reset(&self, processor: &Processor) -> Result<(), CommitError> {
+        let group: Arc<str> = processor.name.as_str().into();
+        let mut state = Vec::new();
+        let read = processor.revisions.iter().flat_map(|r| &r.spec.topics);
+        for topic in read.filter_map(|name| self.topic(name)) {
+            for partition in topic.partitions() {
+                let is_known = |write: &StateWrite| write.partition == partition;
+                let table = self.inner.engine.state(&group, partition);
+                if state.iter().any(is_known) || table.is_ok_and(|t| t.size().entries == 0) {
+                    continue;
+                }
+                state.push(StateWrite {
+                    group: Arc::clone(&group),
+                    partition,
+                    lease: None,
+                    writes: Arc::new(StateWrites {
+                        resets: true,
+                        changes: Vec::new(),
+                    }),
+                });
+            }
+        }
+        let key = processor.name.to_string();
+        let transaction = Transaction {
+            entries: vec![entry(EntryKind::Processor, key, Some(processor))],
+            state,
+            durability: Some(Durability::Durable),
+            ..Transaction::default()
+        };
+        self.inner.engine.commit(transaction).await.map(drop)
+    }
+}
+
+fn check_bounds(table: &StateTable, writes: &StateWrites) -> Result<(), String> {
+    let count = writes.changes.len();
+    if count > STATE_CALL_KEYS_MAX || writes.byte_count() > STATE_ATTEMPT_BYTES_MAX {
+        return Err(format!(
+            "{count} entries of {} bytes at once; at most {STATE_CALL_KEYS_MAX} and {STATE_ATTEMPT_BYTES_MAX} bytes are taken: send several calls",
+            writes.byte_count()
+        ));
+    }
+    let mut bytes = 0;
+    for change in &writes.changes {
+        let value = change.value.as_ref().map_or(0, |v| v.as_bytes().len());
+        if change.key.len() > STATE_KEY_BYTES_MAX || value > STATE_VALUE_BYTES_MAX {
+            return Err(format!(
+                "an entry has a key of {} bytes and a value of {value}; at most {STATE_KEY_BYTES_MAX} and {STATE_VALUE_BYTES_MAX} are taken",
+                change.key.len()
+            ));
+        }
+        bytes += change.key.len() + value + ENTRY_OVERHEAD_BYTES;
+    }
+    let size = match writes.resets {
+        true => Default::default(),
+        false => table.size(),
+    };
+    if size.entries + count > STATE_ENTRIES_MAX || size.bytes + bytes > STATE_BYTES_MAX {
+        return Err(format!(
+            "the state could have {} entries and {} bytes then; at most {STATE_ENTRIES_MAX} and {STATE_BYTES_MAX} are kept for one partition",
+            size.entries + count,
+            size.bytes + bytes
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! Promises about state: it is written with its transaction or not at all, and is what was written.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use millrace_model::{Offset, Timestamp, TopicPartition};
+
+use super::progress::{assert_fenced, up_to};
+use super::{Place, append, at, end, make_partition, make_topic, name};
+use crate::contract::{CommitError, Engine, Lease, ProgressWrite, ReadError, Transaction};
+use crate::state::{
+    NEVER, StateChange, StatePage, StateQuery, StateValue, StateWrite, StateWrites,
+};
+
+fn change(key: &str, value: Option<&str>) -> StateChange {
+    StateChange {
+        key: key.as_bytes().into(),
+        value: value.map(|value| StateValue::new(value.as_bytes())),
+        ends_at: NEVER,
+    }
+}
+
+fn set(pairs: &[(&str, &str)]) -> StateWrites {
+    let changes = pairs.iter().map(|(key, value)| change(key, Some(value)));
+    StateWrites {
+        resets: false,
+        changes: changes.collect(),
+    }
+}
+
+fn under(lease: &Lease, writes: StateWrites) -> StateWrite {
+    StateWrite {
+        group: Arc::clone(&lease.group),
+        partition: lease.partition,
+        lease: Some(lease.clone()),
+        writes: Arc::new(writes),
+    }
+}
+
+fn only(write: StateWrite) -> Transaction {
+    Transaction {
+        state: vec![write],
+        ..Transaction::default()
+    }
+}
+
+async fn page(engine: &dyn Engine, group: &str, partition: TopicPartition) -> StatePage {
+    let all = StateQuery {
+        entries_max: usize::MAX,
+        now: Timestamp(1_700_000_000_000),
+        ..StateQuery::default()
+    };
+    let page = engine.read_state(group, partition, &all).await;
+    page.expect("readable")
+}
+
+async fn state(
+    engine: &dyn Engine,
+    group: &str,
+    partition: TopicPartition,
+) -> BTreeMap<String, String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let page = page(engine, group, partition).await;
+    let entries = page.entries.iter();
+    entries
+        .map(|entry| (text(&entry.key), text(entry.value.as_bytes())))
+        .collect()
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let own = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
+    pairs.iter().map(own).collect()
+}
+
+/// Appends and progress along with it; the table that is read from shows the same.
+pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let (input, output) = (at(&topic, 0), at(&topic, 1));
+    let table = engine.state("group", input).expect("it exists");
+    assert_eq!(page(&*engine, "group", input).await, StatePage::default());
+    let lease = engine.claim("group", input).await.expect("claimed");
+    let whole = Transaction {
+        appends: vec![append(output, &["a"])],
+        progress: Some(ProgressWrite {
+            lease: lease.clone(),
+            progress: up_to(7),
+        }),
+        state: vec![under(&lease, set(&[("b", "2"), ("a", "1"), ("c", "3")]))],
+        ..Transaction::default()
+    };
+    engine.commit(whole).await.expect("committed");
+    let found = page(&*engine, "group", input).await;
+    assert_eq!(found.as_of, Offset(7));
+    assert_eq!(found.size.entries, 3);
+    let all = pairs(&[("a", "1"), ("b", "2"), ("c", "3")]);
+    assert_eq!(state(&*engine, "group", input).await, all);
+    let second = StateWrites {
+        resets: false,
+        changes: vec![change("a", None), change("b", Some("4"))],
+    };
+    let second = engine.commit(only(under(&lease, second))).await;
+    second.expect("committed");
+    let left = pairs(&[("b", "4"), ("c", "3")]);
+    assert_eq!(state(&*engine, "group", input).await, left);
+    assert_eq!(table.size().entries, 2);
+}
+
+/// Neither under the lease of its progress, nor under one of its own.
+pub async fn a_fenced_transaction_writes_no_state(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let old = engine.claim("group", partition).await.expect("claimed");
+    let new = engine.claim("group", partition).await.expect("claimed");
+    let before = end(&*engine, partition);
+    let fenced = engine
+        .commit(Transaction {
+            appends: vec![append(partition, &["a"])],
+            state: vec![under(&old, set(&[("a", "old")]))],
+            ..Transaction::default()
+        })
+        .await;
+    assert_fenced(&fenced, &old);
+    assert_eq!(end(&*engine, partition), before);
+    assert_eq!(state(&*engine, "group", partition).await, pairs(&[]));
+    let under_new = engine.commit(only(under(&new, set(&[("a", "new")])))).await;
+    under_new.expect("its lease holds");
+    assert_eq!(
+        state(&*engine, "group", partition).await,
+        pairs(&[("a", "new")])
+    );
+}
+
+/// The same key everywhere.
+pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let places = [("x", 0), ("x", 1), ("y", 0)];
+    for (group, partition) in places {
+        let lease = engine.claim(group, at(&topic, partition)).await;
+        let lease = lease.expect("claimed");
+        let value = format!("{group}{partition}");
+        let write = under(&lease, set(&[("key", &value)]));
+        engine.commit(only(write)).await.expect("committed");
+    }
+    for (group, partition) in places {
+        let value = format!("{group}{partition}");
+        let found = state(&*engine, group, at(&topic, partition)).await;
+        assert_eq!(found, pairs(&[("key", &value)]));
+    }
+}
+
+/// Also when it comes in the transaction that follows at once.
+pub async fn a_reset_leaves_what_is_written_after_it(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let lease = engine.claim("group", partition).await.expect("claimed");
+    let write = under(&lease, set(&[("a", "1"), ("b", "2")]));
+    engine.commit(only(write)).await.expect("committed");
+    let reset = StateWrites {
+        resets: true,
+        ..set(&[("b", "3")])
+    };
+    engine
+        .commit(only(under(&lease, reset)))
+        .await
+        .expect("committed");
+    assert_eq!(
+        state(&*engine, "group", partition).await,
+        pairs(&[("b", "3")])
+    );
+    let write = under(&lease, set(&[("a", "4")]));
+    engine.commit(only(write)).await.expect("committed");
+    let left = pairs(&[("a", "4"), ("b", "3")]);
+    assert_eq!(state(&*engine, "group", partition).await, left);
+}
+
+/// Redriven messages write where they first stood; the operator writes without a lease.
+pub async fn state_may_be_written_under_the_lease_of_another_partition_or_none(
+    engine: Arc<dyn Engine>,
+) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let (home, redrive) = (at(&topic, 0), at(&topic, 1));
+    let old = engine.claim("group", redrive).await.expect("claimed");
+    let lease = engine.claim("group", redrive).await.expect("claimed");
+    let home_write = |lease: Option<&Lease>, value| StateWrite {
+        group: "group".into(),
+        partition: home,
+        lease: lease.cloned(),
+        writes: Arc::new(set(&[("a", value)])),
+    };
+    let fenced = engine.commit(only(home_write(Some(&old), "1"))).await;
+    assert_fenced(&fenced, &old);
+    for (lease, value) in [(Some(&lease), "2"), (None, "3")] {
+        let written = engine.commit(only(home_write(lease, value))).await;
+        written.expect("committed");
+        assert_eq!(state(&*engine, "group", home).await, pairs(&[("a", value)]));
+    }
+    assert_eq!(state(&*engine, "group", redrive).await, pairs(&[]));
+}
+
+/// Whoever holds the table of a deleted topic writes nothing any more.
+pub async fn state_goes_with_its_topic(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let lease = engine.claim("group", partition).await.expect("claimed");
+    let write = under(&lease, set(&[("a", "1")]));
+    engine.commit(only(write.clone())).await.expect("committed");
+    let deleted = engine.delete_topic(&name("orders")).await;
+    deleted.expect("deleted");
+    let refused = engine.commit(only(write)).await;
+    assert!(
+        matches!(refused, Err(CommitError::UnknownPartition(at)) if at == partition),
+        "{refused:?}"
+    );
+    assert!(matches!(
+        engine.state("group", partition),
+        Err(ReadError::UnknownPartition(at)) if at == partition
+    ));
+    let again = make_partition(&*engine, "orders").await;
+    assert_eq!(state(&*engine, "group", again).await, pairs(&[]));
+}
+
+/// Long and short values, replaced, removed, emptied, by chance; some end by themselves.
+pub async fn state_is_what_was_written_however_often_it_is_reopened<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let mut engine = place.open().await;
+    let partition = make_partition(&*engine, "orders").await;
+    let mut model: BTreeMap<String, String> = BTreeMap::new();
+    // A sequence that looks random and is the same each time.
+    let mut number = 1_u64;
+    let mut next = |below: u64| {
+        number = number
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (number >> 33) % below
+    };
+    for round in 0..5 {
+        let lease = engine.claim("group", partition).await.expect("claimed");
+        for _ in 0..40 {
+            let resets = next(60) == 0;
+            let mut changes = BTreeMap::new();
+            for _ in 0..next(20) {
+                let key = format!("key {}", next(50));
+                let value = format!("{round} {}", "x".repeat(next(60) as usize));
+                let fate = next(10);
+                let mut change = change(&key, (fate > 1).then_some(&*value));
+                if fate == 2 {
+                    change.ends_at = Timestamp(1_600_000_000_000);
+                }
+                changes.insert(key, change);
+            }
+            if resets {
+                model.clear();
+            }
+            for (key, change) in &changes {
+                match &change.value {
+                    Some(value) if change.ends_at == NEVER => {
+                        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+                        model.insert(key.clone(), value);
+                    }
+                    _ => drop(model.remove(key)),
+                }
+            }
+            let writes = StateWrites {
+                resets,
+                changes: changes.into_values().collect(),
+            };
+            let committed = engine.commit(only(under(&lease, writes))).await;
+            committed.expect("committed");
+        }
+        assert_eq!(state(&*engine, "group", partition).await, model);
+        engine = place.reopen(engine).await;
+        assert_eq!(state(&*engine, "group", partition).await, model);
+    }
+    engine.close().await;
+}

@@ -1,0 +1,135 @@
+//! What a checkpoint keeps of groups' state: a row per entry, under the number that its table gave it. Keys are not to be read off
+//! an encrypted checkpoint, so they stand in the value.
+
+use millrace_log::Cipher;
+use millrace_model::TopicPartition;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{QueryBuilder, Row, Sqlite};
+
+use super::super::codec::state::{entry_bytes, entry_of};
+use super::super::state::Changes;
+use super::{Checkpoint, ROWS_AT_ONCE_MAX, encryption, malformed, number, partition};
+use crate::state::TableChanges;
+
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS state (
+        topic INTEGER NOT NULL, partition INTEGER NOT NULL, name TEXT NOT NULL, slot INTEGER NOT NULL,
+        entry BLOB NOT NULL, encryption_key INTEGER,
+        PRIMARY KEY (topic, partition, name, slot)) WITHOUT ROWID;";
+
+/// What an entry belongs to.
+fn place(id: TopicPartition, name: &str, slot: u64) -> Vec<u8> {
+    format!("state/{}/{}/{name}/{slot}", id.topic, id.partition).into_bytes()
+}
+
+pub(super) async fn load(
+    on: &mut SqliteConnection,
+    cipher: Option<&Cipher>,
+    loaded: &mut Checkpoint,
+) -> Result<(), sqlx::Error> {
+    let rows = sqlx::query("SELECT topic, partition, name, slot, entry, encryption_key FROM state");
+    for row in rows.fetch_all(on).await? {
+        let (id, name): (_, String) = (partition(&row)?, row.try_get(2)?);
+        let slot = number(&row, 3)?;
+        let belongs_to = place(id, &name, slot);
+        let key: Option<i64> = row.try_get(5)?;
+        if key.is_some() && cipher.is_none() {
+            // That is for those who only look: they are told of no entries.
+            continue;
+        }
+        let entry = encryption::plain(row.try_get(4)?, key, cipher, &belongs_to)?;
+        let entry = entry_of(entry).ok_or_else(|| malformed("entry of state"))?;
+        loaded.state.push((id, name, slot, entry));
+    }
+    Ok(())
+}
+
+pub(super) async fn save(
+    on: &mut SqliteConnection,
+    changes: &Changes,
+    cipher: Option<&Cipher>,
+) -> Result<(), sqlx::Error> {
+    for (id, name, changes) in &changes.tables {
+        save_table(on, *id, name, changes, cipher).await?;
+    }
+    Ok(())
+}
+
+async fn save_table(
+    on: &mut SqliteConnection,
+    id: TopicPartition,
+    name: &str,
+    changes: &TableChanges,
+    cipher: Option<&Cipher>,
+) -> Result<(), sqlx::Error> {
+    let active = cipher.map(|cipher| i64::from(cipher.active()));
+    let (topic, partition) = (id.topic.0 as i64, i64::from(id.partition.0));
+    if changes.empties {
+        sqlx::query("DELETE FROM state WHERE topic = ? AND partition = ? AND name = ?")
+            .bind(topic)
+            .bind(partition)
+            .bind(name)
+            .execute(&mut *on)
+            .await?;
+    }
+    for freed in changes.freed.chunks(ROWS_AT_ONCE_MAX) {
+        let mut remove = QueryBuilder::<Sqlite>::new("DELETE FROM state WHERE topic = ");
+        remove
+            .push_bind(topic)
+            .push(" AND partition = ")
+            .push_bind(partition);
+        remove
+            .push(" AND name = ")
+            .push_bind(name)
+            .push(" AND slot IN (");
+        let mut slots = remove.separated(", ");
+        for slot in freed {
+            slots.push_bind(*slot as i64);
+        }
+        remove.push(")");
+        remove.build().execute(&mut *on).await?;
+    }
+    for entries in changes.entries.chunks(ROWS_AT_ONCE_MAX) {
+        let mut put = QueryBuilder::<Sqlite>::new(
+            "INSERT OR REPLACE INTO state (topic, partition, name, slot, entry, encryption_key) ",
+        );
+        put.push_values(entries, |mut row, (slot, entry)| {
+            let belongs_to = place(id, name, *slot);
+            let entry = encryption::stored(&entry_bytes(entry), cipher, &belongs_to).into_owned();
+            row.push_bind(topic)
+                .push_bind(partition)
+                .push_bind(name)
+                .push_bind(*slot as i64)
+                .push_bind(entry)
+                .push_bind(active);
+        });
+        put.build().execute(&mut *on).await?;
+    }
+    Ok(())
+}
+
+/// Encrypts what is not encrypted with the active key.
+pub(super) async fn adopt(on: &mut SqliteConnection, cipher: &Cipher) -> Result<(), sqlx::Error> {
+    let active = i64::from(cipher.active());
+    let others = sqlx::query(
+        "SELECT topic, partition, name, slot, entry, encryption_key FROM state WHERE encryption_key IS NOT ?",
+    );
+    for row in others.bind(active).fetch_all(&mut *on).await? {
+        let (id, name): (_, String) = (partition(&row)?, row.try_get(2)?);
+        let slot = number(&row, 3)?;
+        let belongs_to = place(id, &name, slot);
+        let entry = encryption::plain(row.try_get(4)?, row.try_get(5)?, Some(cipher), &belongs_to)?;
+        sqlx::query(
+            "UPDATE state SET entry = ?, encryption_key = ? WHERE topic = ? AND partition = ? AND name = ? AND slot = ?",
+        )
+        .bind(cipher.encrypt(&entry, &belongs_to))
+        .bind(active)
+        .bind(id.topic.0 as i64)
+        .bind(i64::from(id.partition.0))
+        .bind(name)
+        .bind(slot as i64)
+        .execute(&mut *on)
+        .await?;
+    }
+    Ok(())
+}

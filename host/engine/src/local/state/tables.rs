@@ -1,0 +1,85 @@
+//! The tables of groups' state among what is committed.
+
+use std::sync::Arc;
+
+use millrace_model::{Timestamp, TopicPartition};
+
+use super::{Contradiction, State};
+use crate::state::{StateTable, StateWrites, TableChanges};
+
+/// Ended entries of one group's state in one partition that a checkpoint removes; the next one goes on.
+const SWEPT_ENTRIES_MAX: usize = 100_000;
+
+impl State {
+    pub(super) fn apply_state(
+        &mut self,
+        partition: TopicPartition,
+        name: Arc<str>,
+        writes: &StateWrites,
+    ) -> Result<(), Contradiction> {
+        if !self.partitions.contains_key(&partition) {
+            return Err("it writes state of an unknown partition");
+        }
+        self.table(partition, &name).apply(writes);
+        self.note_table(partition, name);
+        Ok(())
+    }
+
+    /// Removes entries that have ended.
+    pub(in crate::local) fn sweep(&mut self, now: Timestamp) {
+        let mut swept = Vec::new();
+        for (partition, groups) in &self.groups {
+            for (name, group) in groups {
+                if let Some(table) = &group.state
+                    && table.sweep(now, SWEPT_ENTRIES_MAX) > 0
+                {
+                    swept.push((*partition, Arc::clone(name)));
+                }
+            }
+        }
+        for (partition, name) in swept {
+            self.note_table(partition, name);
+        }
+    }
+
+    /// What the next checkpoint has to look at.
+    fn note_table(&mut self, partition: TopicPartition, name: Arc<str>) {
+        let groups = self.groups.entry(partition).or_default();
+        let group = groups.entry(Arc::clone(&name)).or_default();
+        if !std::mem::replace(&mut group.state_changed, true) {
+            self.changed.tables.push((partition, name));
+        }
+    }
+
+    /// The state of a group in a partition that is there.
+    pub(in crate::local) fn table(
+        &mut self,
+        partition: TopicPartition,
+        name: &str,
+    ) -> Arc<StateTable> {
+        let groups = self.groups.entry(partition).or_default();
+        let group = match groups.get_mut(name) {
+            Some(group) => group,
+            None => groups.entry(name.into()).or_default(),
+        };
+        Arc::clone(group.state.get_or_insert_default())
+    }
+
+    /// What a checkpoint has to write of these.
+    pub(super) fn take_tables(
+        &mut self,
+        changed: Vec<(TopicPartition, Arc<str>)>,
+    ) -> Vec<(TopicPartition, Arc<str>, TableChanges)> {
+        let mut taken = Vec::with_capacity(changed.len());
+        for (partition, name) in changed {
+            let found = self.groups.get_mut(&partition);
+            let Some(group) = found.and_then(|groups| groups.get_mut(&name)) else {
+                continue;
+            };
+            group.state_changed = false;
+            let changes = group.state.as_ref().map(|table| table.take_changes());
+            taken.extend(changes.map(|changes| (partition, name, changes)));
+        }
+        taken
+    }
+}

@@ -1,0 +1,456 @@
+//! What one call makes of the state: its own writes over the committed table. Keys and values come in columns, as guests give them;
+//! every span, number and size is checked here, and nothing is sized by what a guest claims.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use millrace_model::Timestamp;
+use millrace_model::bounds::{
+    STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_BYTES_MAX, STATE_CALL_KEYS_MAX,
+    STATE_ENTRIES_MAX, STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX,
+};
+use millrace_model::columns::NONE;
+
+use super::table::{Entries, Entry, weight};
+use super::{ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue, StateWrites};
+
+/// Why a call on state does nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// The table has no room; nothing of the call was done.
+    #[error("the state is full: {0}")]
+    Full(String),
+    /// The caller made a mistake. What the attempt wrote must not be kept.
+    #[error("state: {0}")]
+    Misuse(String),
+}
+
+/// Keys of a call: spans of its bytes, two numbers each.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyColumns<'a> {
+    /// The bytes.
+    pub data: &'a [u8],
+    /// Start and length of each key.
+    pub spans: &'a [u32],
+}
+
+/// What holds for each key that is written; an empty list says the same of all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteColumns<'a> {
+    /// Milliseconds to live. Empty, or the largest number: for ever.
+    pub ttl_ms: &'a [u64],
+    /// The message that writes, by its place in the batch. Empty: the batch as a whole.
+    pub messages: &'a [u32],
+}
+
+/// Values in columns: spans of fresh bytes; [`NONE`] as a length is no value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ValueColumns {
+    /// The bytes, of keys as well where they are listed.
+    pub data: Vec<u8>,
+    /// Start and length of each key; empty where the caller knows them.
+    pub keys: Vec<u32>,
+    /// Start and length of each value.
+    pub values: Vec<u32>,
+}
+
+/// The writes of one call over a table.
+#[derive(Debug)]
+pub struct StateAttempt {
+    pub(super) table: Arc<StateTable>,
+    pub(super) now: Timestamp,
+    pub(super) writes: HashMap<Arc<[u8]>, Written>,
+    /// Bytes of all writes, counted as often as they were made.
+    written_bytes: usize,
+    /// What the table would hold more.
+    growth: Growth,
+    /// Which messages wrote.
+    wrote: Vec<bool>,
+    wrote_for_all: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    pub(super) value: Option<StateValue>,
+    pub(super) ends_at: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Growth {
+    entries: isize,
+    bytes: isize,
+}
+
+impl Written {
+    fn weight(&self, key: &[u8]) -> Option<usize> {
+        self.value.as_ref().map(|value| weight(key, value))
+    }
+}
+
+impl StateAttempt {
+    /// Nothing written yet, for a batch of so many messages; time stands still at `now`.
+    #[must_use]
+    pub fn new(table: Arc<StateTable>, now: Timestamp, messages: usize) -> Self {
+        Self {
+            table,
+            now,
+            writes: HashMap::new(),
+            written_bytes: 0,
+            growth: Growth::default(),
+            wrote: vec![false; messages],
+            wrote_for_all: false,
+        }
+    }
+
+    /// The values of the keys.
+    ///
+    /// # Errors
+    /// [`StateError::Misuse`].
+    pub fn get(&self, keys: &KeyColumns<'_>) -> Result<ValueColumns, StateError> {
+        let count = keys.count()?;
+        let entries = self.table.read();
+        let mut found = ValueColumns::default();
+        found.values.reserve(count * 2);
+        for index in 0..count {
+            let key = keys.key(index)?;
+            let value = match self.writes.get(key) {
+                Some(written) => written.value.as_ref(),
+                None => entries.get(key, self.now).map(|entry| &entry.value),
+            };
+            found.push_value(value)?;
+        }
+        Ok(found)
+    }
+
+    /// Sets the keys to the values; [`NONE`] as a value's length removes the key.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn put(
+        &mut self,
+        keys: &KeyColumns<'_>,
+        values: &[u32],
+        how: &WriteColumns<'_>,
+    ) -> Result<(), StateError> {
+        let count = keys.count()?;
+        if values.len() != count * 2 {
+            let numbers = values.len();
+            return misuse(format!(
+                "{numbers} numbers for the values of {count} keys; there are two for each"
+            ));
+        }
+        how.check(count, self.wrote.len())?;
+        let table = Arc::clone(&self.table);
+        let entries = table.read();
+        self.check_room(keys, &entries, |index| match values[index * 2 + 1] {
+            NONE => 0,
+            length => length as usize,
+        })?;
+        for index in 0..count {
+            let key = keys.key(index)?;
+            let value = span(keys.data, values, index, STATE_VALUE_BYTES_MAX, "value")?;
+            let ends_at = how.ends_at(index, self.now).unwrap_or(NEVER);
+            let value = value.map(StateValue::new);
+            self.write(&entries, key, Written { value, ends_at })?;
+        }
+        self.note(how.messages);
+        Ok(())
+    }
+
+    /// Adds to the numbers of the keys, in order; what is absent counts as 0, and a sum beyond the range stays at its end. The new
+    /// numbers. Without a time to live an entry keeps its end.
+    ///
+    /// # Errors
+    /// [`StateError`]; a value that is no number is misuse.
+    pub fn add(
+        &mut self,
+        keys: &KeyColumns<'_>,
+        deltas: &[i64],
+        how: &WriteColumns<'_>,
+    ) -> Result<Vec<i64>, StateError> {
+        let count = keys.count()?;
+        if !deltas.is_empty() && deltas.len() != count {
+            let numbers = deltas.len();
+            return misuse(format!(
+                "{numbers} numbers to add to {count} keys; there is one for each, or none for 1"
+            ));
+        }
+        how.check(count, self.wrote.len())?;
+        let table = Arc::clone(&self.table);
+        let entries = table.read();
+        self.check_room(keys, &entries, |_| size_of::<i64>())?;
+        if self.writes.is_empty() {
+            self.writes.reserve(count);
+        }
+        let mut sums = Vec::with_capacity(count);
+        for index in 0..count {
+            let key = keys.key(index)?;
+            let delta = if deltas.is_empty() { 1 } else { deltas[index] };
+            let ends_at = how.ends_at(index, self.now);
+            let sum = self.add_one(&entries, key, delta, ends_at)?;
+            sums.push(sum);
+        }
+        self.note(how.messages);
+        Ok(sums)
+    }
+
+    fn add_one(
+        &mut self,
+        entries: &Entries,
+        key: &[u8],
+        delta: i64,
+        ends_at: Option<Timestamp>,
+    ) -> Result<i64, StateError> {
+        let sum_of = |value: Option<&StateValue>| match value {
+            None => Ok(delta),
+            Some(value) => match value.as_number() {
+                Some(before) => Ok(before.saturating_add(delta)),
+                None => Err(not_a_number(key, value)),
+            },
+        };
+        if let Some(place) = self.writes.get_mut(key) {
+            let sum = sum_of(place.value.as_ref())?;
+            let written = Written {
+                value: Some(StateValue::of_number(sum)),
+                ends_at: ends_at.unwrap_or(place.ends_at),
+            };
+            let before = std::mem::replace(place, written).weight(key);
+            self.grow(before, Some(weight(key, &StateValue::of_number(sum))))?;
+            return Ok(sum);
+        }
+        let held = entries.held(key);
+        let entry = held.map(|(_, entry)| entry);
+        let entry = entry.filter(|entry| entry.ends_at > self.now);
+        let sum = sum_of(entry.map(|entry| &entry.value))?;
+        let ends_before = entry.map_or(NEVER, |entry| entry.ends_at);
+        let written = Written {
+            value: Some(StateValue::of_number(sum)),
+            ends_at: ends_at.unwrap_or(ends_before),
+        };
+        self.write_first(held, key, written)?;
+        Ok(sum)
+    }
+
+    fn write(&mut self, entries: &Entries, key: &[u8], written: Written) -> Result<(), StateError> {
+        let Some(place) = self.writes.get_mut(key) else {
+            return self.write_first(entries.held(key), key, written);
+        };
+        let after = written.weight(key);
+        let before = std::mem::replace(place, written).weight(key);
+        self.grow(before, after)
+    }
+
+    /// Writes a key for the first time, under the table's copy of it if there is one.
+    fn write_first(
+        &mut self,
+        held: Option<(&Arc<[u8]>, &Entry)>,
+        key: &[u8],
+        written: Written,
+    ) -> Result<(), StateError> {
+        let before = held.map(|(_, entry)| weight(key, &entry.value));
+        let after = written.weight(key);
+        let key = held.map_or_else(|| Arc::from(key), |(key, _)| Arc::clone(key));
+        self.writes.insert(key, written);
+        self.grow(before, after)
+    }
+
+    fn grow(&mut self, before: Option<usize>, after: Option<usize>) -> Result<(), StateError> {
+        self.written_bytes += after.unwrap_or(ENTRY_OVERHEAD_BYTES);
+        self.growth.bytes += after.unwrap_or(0) as isize - before.unwrap_or(0) as isize;
+        self.growth.entries += isize::from(after.is_some()) - isize::from(before.is_some());
+        if self.written_bytes > STATE_ATTEMPT_BYTES_MAX {
+            return misuse(format!(
+                "more than {STATE_ATTEMPT_BYTES_MAX} bytes are written in one call of the component; write less, or take smaller batches"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the table has room for values of these lengths.
+    fn check_room(
+        &self,
+        keys: &KeyColumns<'_>,
+        entries: &Entries,
+        value_bytes: impl Fn(usize) -> usize,
+    ) -> Result<(), StateError> {
+        let count = keys.count()?;
+        let base = weight(b"", &StateValue::new(b""));
+        let bytes_of = |index| {
+            let length = keys.spans[index * 2 + 1] as usize;
+            base + length.min(STATE_KEY_BYTES_MAX) + value_bytes(index)
+        };
+        let all_new = Growth {
+            entries: count as isize,
+            bytes: (0..count).map(bytes_of).sum::<usize>() as isize,
+        };
+        if self.fits(entries, all_new).is_ok() {
+            return Ok(());
+        }
+        // Near the bound it is looked at closely: a key that is there takes the place that it has.
+        let (mut growth, mut seen) = (Growth::default(), HashSet::new());
+        for index in 0..count {
+            let key = keys.key(index)?;
+            let before = match self.writes.get(key) {
+                Some(written) => written.value.as_ref().map(|value| weight(key, value)),
+                None => entries.weight(key),
+            };
+            let before = before.unwrap_or(0) as isize;
+            let is_new = before == 0 && seen.insert(key);
+            growth.entries += isize::from(is_new);
+            growth.bytes += (bytes_of(index) as isize - before).max(0);
+        }
+        self.fits(entries, growth).map_err(StateError::Full)
+    }
+
+    fn fits(&self, entries: &Entries, more: Growth) -> Result<(), String> {
+        let size = entries.size();
+        let entries = size.entries as isize + self.growth.entries + more.entries;
+        let bytes = size.bytes as isize + self.growth.bytes + more.bytes;
+        if more.entries > 0 && entries > STATE_ENTRIES_MAX as isize {
+            return Err(format!(
+                "it would have {entries} entries, at most {STATE_ENTRIES_MAX} are kept for one partition; delete some, or give them a time to live"
+            ));
+        }
+        if more.bytes > 0 && bytes > STATE_BYTES_MAX as isize {
+            return Err(format!(
+                "it would have {bytes} bytes, at most {STATE_BYTES_MAX} are kept for one partition; delete some, or give them a time to live"
+            ));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, messages: &[u32]) {
+        self.wrote_for_all |= messages.is_empty();
+        for &message in messages {
+            self.wrote[message as usize] = true;
+        }
+    }
+
+    /// Whether something was written that belongs to this message, or to all.
+    #[must_use]
+    pub fn wrote(&self, message: usize) -> bool {
+        self.wrote_for_all && !self.writes.is_empty()
+            || self.wrote.get(message).copied().unwrap_or(false)
+    }
+
+    /// What is to be committed.
+    #[must_use]
+    pub fn into_writes(self) -> StateWrites {
+        let change = |(key, written): (_, Written)| StateChange {
+            key,
+            value: written.value,
+            ends_at: written.ends_at,
+        };
+        StateWrites {
+            resets: false,
+            changes: self.writes.into_iter().map(change).collect(),
+        }
+    }
+}
+
+impl<'a> KeyColumns<'a> {
+    /// How many keys.
+    fn count(&self) -> Result<usize, StateError> {
+        let (count, rest) = (self.spans.len() / 2, self.spans.len() % 2);
+        if rest != 0 {
+            return misuse("keys have two numbers each, start and length".to_owned());
+        }
+        if count > STATE_CALL_KEYS_MAX {
+            return misuse(format!(
+                "{count} keys in one call; at most {STATE_CALL_KEYS_MAX} are taken"
+            ));
+        }
+        Ok(count)
+    }
+
+    fn key(&self, index: usize) -> Result<&'a [u8], StateError> {
+        let key = span(self.data, self.spans, index, STATE_KEY_BYTES_MAX, "key")?;
+        key.ok_or_else(|| StateError::Misuse(format!("key {index} is none; a key is some bytes")))
+    }
+}
+
+impl WriteColumns<'_> {
+    fn check(&self, keys: usize, messages: usize) -> Result<(), StateError> {
+        for (what, count) in [
+            ("times to live", self.ttl_ms.len()),
+            ("messages", self.messages.len()),
+        ] {
+            if count != 0 && count != keys {
+                return misuse(format!(
+                    "{count} {what} for {keys} keys; there is one for each, or none"
+                ));
+            }
+        }
+        let beyond = |message: &&u32| **message as usize >= messages;
+        match self.messages.iter().find(beyond) {
+            Some(place) => misuse(format!("message {place} of a batch of {messages} writes")),
+            None => Ok(()),
+        }
+    }
+
+    /// When what is written ends; `None` where nothing is said about it.
+    fn ends_at(&self, index: usize, now: Timestamp) -> Option<Timestamp> {
+        if self.ttl_ms.is_empty() {
+            return None;
+        }
+        Some(Timestamp(now.0.saturating_add(self.ttl_ms[index])))
+    }
+}
+
+impl ValueColumns {
+    pub(super) fn push_value(&mut self, value: Option<&StateValue>) -> Result<(), StateError> {
+        let Some(value) = value else {
+            self.values.extend([0, NONE]);
+            return Ok(());
+        };
+        let bytes = value.as_bytes();
+        if self.data.len() + bytes.len() > STATE_CALL_BYTES_MAX {
+            return misuse(format!(
+                "the values have more than {STATE_CALL_BYTES_MAX} bytes together; ask for fewer at once"
+            ));
+        }
+        self.values
+            .extend([self.data.len() as u32, bytes.len() as u32]);
+        self.data.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+pub(super) fn misuse<T>(what: String) -> Result<T, StateError> {
+    Err(StateError::Misuse(what))
+}
+
+fn not_a_number(key: &[u8], value: &StateValue) -> StateError {
+    let key = key[..key.len().min(64)].escape_ascii();
+    let bytes = value.as_bytes().len();
+    StateError::Misuse(format!(
+        "the value of key {key} has {bytes} bytes; a number that is added to has 8"
+    ))
+}
+
+/// The `index`th span's bytes; `None` where it stands for none.
+fn span<'a>(
+    data: &'a [u8],
+    spans: &[u32],
+    index: usize,
+    bytes_max: usize,
+    what: &str,
+) -> Result<Option<&'a [u8]>, StateError> {
+    let (start, length) = (spans[index * 2], spans[index * 2 + 1]);
+    if length == NONE {
+        return Ok(None);
+    }
+    if length as usize > bytes_max {
+        return misuse(format!(
+            "{what} {index} has {length} bytes; at most {bytes_max} are taken"
+        ));
+    }
+    let bytes = data.get(start as usize..start as usize + length as usize);
+    match bytes {
+        Some(bytes) => Ok(Some(bytes)),
+        None => misuse(format!(
+            "{what} {index} is {length} bytes from {start}, beyond the {} given",
+            data.len()
+        )),
+    }
+}

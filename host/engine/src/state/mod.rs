@@ -1,0 +1,114 @@
+//! The state of groups: keys and values beside progress, written in the same transactions (docs/adr/0011).
+//!
+//! A [`StateTable`] holds what is committed of one group in one partition. A [`StateAttempt`] is what one call makes of it: its own
+//! writes over the table, which become [`StateWrites`] if they are to count, and are dropped if not.
+
+mod attempt;
+mod listing;
+mod table;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::sync::Arc;
+
+use millrace_model::{Offset, Timestamp, TopicPartition};
+
+pub use attempt::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
+pub(crate) use table::TableChanges;
+pub use table::{StateSize, StateTable};
+pub use value::StateValue;
+
+use crate::contract::Lease;
+
+/// What a transaction makes of one table.
+#[derive(Clone, Debug)]
+pub struct StateWrite {
+    /// Whose state; a processor's name.
+    pub group: Arc<str>,
+    /// Which partition's.
+    pub partition: TopicPartition,
+    /// The right to write it, which may be that to another partition; `None` is the operator's, who needs none.
+    pub lease: Option<Lease>,
+    /// What is written.
+    pub writes: Arc<StateWrites>,
+}
+
+/// Changes of a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateWrites {
+    /// Whether the table is emptied first.
+    pub resets: bool,
+    /// The keys that change; one key at most once.
+    pub changes: Vec<StateChange>,
+}
+
+/// One key's change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateChange {
+    /// Which key.
+    pub key: Arc<[u8]>,
+    /// Its new value; `None` removes it.
+    pub value: Option<StateValue>,
+    /// From when on it counts as removed; [`NEVER`] for as long as it is kept.
+    pub ends_at: Timestamp,
+}
+
+/// The end of an entry that has none.
+pub const NEVER: Timestamp = Timestamp(u64::MAX);
+
+/// Bytes that an entry counts for beside its key and value.
+pub const ENTRY_OVERHEAD_BYTES: usize = 64;
+
+impl StateWrites {
+    /// Whether nothing is written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.resets && self.changes.is_empty()
+    }
+
+    /// What it takes in a journal, at most.
+    #[must_use]
+    pub fn byte_count(&self) -> usize {
+        let value = |value: &Option<StateValue>| value.as_ref().map_or(0, |v| v.as_bytes().len());
+        let bytes = |change: &StateChange| change.key.len() + value(&change.value) + 16;
+        self.changes.iter().map(bytes).sum()
+    }
+}
+
+/// An entry as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateEntry {
+    /// Its key.
+    pub key: Arc<[u8]>,
+    /// Its value.
+    pub value: StateValue,
+    /// When it ends.
+    pub ends_at: Timestamp,
+}
+
+/// Which entries are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct StateQuery {
+    /// Keys that begin so.
+    pub prefix: Vec<u8>,
+    /// Only keys after this one.
+    pub after: Option<Vec<u8>>,
+    /// At most so many.
+    pub entries_max: usize,
+    /// What time it is: entries that have ended are left out.
+    pub now: Timestamp,
+}
+
+/// Entries by key, and of when they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatePage {
+    /// By key.
+    pub entries: Vec<StateEntry>,
+    /// Whether there are more.
+    pub has_more: bool,
+    /// The state holds the writes of the messages below, but for the parked ones, and no others.
+    pub as_of: Offset,
+    /// All that the table holds.
+    pub size: StateSize,
+}

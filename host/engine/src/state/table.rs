@@ -1,0 +1,407 @@
+//! What is committed of one group's state in one partition, and what of it the next checkpoint has to write.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use millrace_model::Timestamp;
+use parking_lot::{RwLock, RwLockReadGuard};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{
+    ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery, StateValue,
+    StateWrites,
+};
+
+/// A table, shared by the engine, which changes it with each commit, and by those who read.
+#[derive(Debug, Default)]
+pub struct StateTable {
+    entries: RwLock<Entries>,
+    turn: Mutex<()>,
+}
+
+/// How much there is in a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateSize {
+    /// Entries, ended ones that are not removed yet included.
+    pub entries: usize,
+    /// Bytes of keys and values, with [`ENTRY_OVERHEAD_BYTES`] for each entry.
+    pub bytes: usize,
+}
+
+/// The entries, for reading.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    by_key: HashMap<Arc<[u8]>, Entry>,
+    pub(super) ordered: BTreeSet<Arc<[u8]>>,
+    ending: BTreeSet<(Timestamp, Arc<[u8]>)>,
+    bytes: usize,
+    /// The number of the next new entry.
+    next_slot: u64,
+    changed: Vec<Arc<[u8]>>,
+    /// Numbers of entries that are gone.
+    freed: Vec<u64>,
+    emptied: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) value: StateValue,
+    pub(super) ends_at: Timestamp,
+    /// Its number in the checkpoint.
+    slot: u64,
+    changed: bool,
+}
+
+/// What the next checkpoint has to write of a table.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TableChanges {
+    /// Whether all rows go first.
+    pub(crate) empties: bool,
+    pub(crate) freed: Vec<u64>,
+    pub(crate) entries: Vec<(u64, StateEntry)>,
+}
+
+impl StateTable {
+    /// Waits for the right to read, and then write, what nobody else writes meanwhile. Whoever commits writes of a table takes it
+    /// before the first read.
+    pub async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// How much there is.
+    #[must_use]
+    pub fn size(&self) -> StateSize {
+        let entries = self.entries.read();
+        StateSize {
+            entries: entries.by_key.len(),
+            bytes: entries.bytes,
+        }
+    }
+
+    /// Entries by key. `as_of` is left to the engine.
+    #[must_use]
+    pub fn page(&self, query: &StateQuery) -> StatePage {
+        let entries = self.entries.read();
+        let keys = entries.keys(&query.prefix, query.after.as_deref());
+        let mut shown = keys.filter_map(|key| {
+            let entry = entries.get(key, query.now)?;
+            Some(StateEntry {
+                key: Arc::clone(key),
+                value: entry.value.clone(),
+                ends_at: entry.ends_at,
+            })
+        });
+        let page: Vec<_> = shown.by_ref().take(query.entries_max).collect();
+        let has_more = shown.next().is_some();
+        drop(shown);
+        drop(entries);
+        StatePage {
+            entries: page,
+            has_more,
+            as_of: Default::default(),
+            size: self.size(),
+        }
+    }
+
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read()
+    }
+
+    /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were.
+    pub fn sweep(&self, now: Timestamp, entries_max: usize) -> usize {
+        let has_ended = self.entries.read().next_end() <= now;
+        if !has_ended {
+            return 0;
+        }
+        self.entries.write().sweep(now, entries_max)
+    }
+
+    /// Takes over what is committed.
+    pub(crate) fn apply(&self, writes: &StateWrites) {
+        let mut entries = self.entries.write();
+        if writes.resets {
+            entries.empty();
+        }
+        for change in &writes.changes {
+            entries.change(change);
+        }
+    }
+
+    /// An entry of the checkpoint.
+    pub(crate) fn insert_stored(&self, slot: u64, entry: &StateEntry) {
+        let mut entries = self.entries.write();
+        entries.next_slot = slot;
+        entries.insert(&entry.key, entry.value.clone(), entry.ends_at);
+        entries.next_slot = entries.next_slot.max(slot + 1);
+        let key = entries.changed.pop();
+        let stored = key.and_then(|key| entries.by_key.get_mut(&key));
+        stored.into_iter().for_each(|entry| entry.changed = false);
+    }
+
+    /// What changed since the last call.
+    pub(crate) fn take_changes(&self) -> TableChanges {
+        let mut entries = self.entries.write();
+        let changed = std::mem::take(&mut entries.changed);
+        let mut taken = TableChanges {
+            empties: std::mem::take(&mut entries.emptied),
+            freed: std::mem::take(&mut entries.freed),
+            entries: Vec::with_capacity(changed.len()),
+        };
+        for key in changed {
+            let Some(entry) = entries.by_key.get_mut(&key).filter(|e| e.changed) else {
+                continue;
+            };
+            entry.changed = false;
+            let (value, ends_at) = (entry.value.clone(), entry.ends_at);
+            let row = StateEntry {
+                key,
+                value,
+                ends_at,
+            };
+            taken.entries.push((entry.slot, row));
+        }
+        taken
+    }
+}
+
+impl Entries {
+    /// The entry of a key, unless it has ended.
+    pub(super) fn get(&self, key: &[u8], now: Timestamp) -> Option<&Entry> {
+        self.by_key.get(key).filter(|entry| entry.ends_at > now)
+    }
+
+    /// The key as the table holds it, and its entry, which may have ended.
+    pub(super) fn held(&self, key: &[u8]) -> Option<(&Arc<[u8]>, &Entry)> {
+        self.by_key.get_key_value(key)
+    }
+
+    /// What the table holds, ended entries included.
+    pub(super) fn size(&self) -> StateSize {
+        StateSize {
+            entries: self.by_key.len(),
+            bytes: self.bytes,
+        }
+    }
+
+    /// Bytes that the entry of a key counts for; `None` if there is none, not even an ended one.
+    pub(super) fn weight(&self, key: &[u8]) -> Option<usize> {
+        let entry = self.by_key.get(key)?;
+        Some(weight(key, &entry.value))
+    }
+
+    /// Keys that begin with the prefix and come after one, in order.
+    pub(super) fn keys<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        after: Option<&[u8]>,
+    ) -> impl Iterator<Item = &'a Arc<[u8]>> + use<'a> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let from = match after {
+            Some(after) if after >= prefix => Excluded(after),
+            _ => Included(prefix),
+        };
+        let keys = self.ordered.range::<[u8], _>((from, Unbounded));
+        keys.take_while(move |key| key.starts_with(prefix))
+    }
+
+    fn next_end(&self) -> Timestamp {
+        self.ending.first().map_or(NEVER, |(at, _)| *at)
+    }
+
+    fn change(&mut self, change: &StateChange) {
+        match &change.value {
+            Some(value) => self.insert(&change.key, value.clone(), change.ends_at),
+            None => self.remove(&change.key),
+        }
+    }
+
+    fn insert(&mut self, key: &Arc<[u8]>, value: StateValue, ends_at: Timestamp) {
+        let Some(entry) = self.by_key.get_mut(key) else {
+            return self.add(key, value, ends_at);
+        };
+        self.bytes = self.bytes + value.as_bytes().len() - entry.value.as_bytes().len();
+        entry.value = value;
+        let ended_before = std::mem::replace(&mut entry.ends_at, ends_at);
+        if !std::mem::replace(&mut entry.changed, true) {
+            self.changed.push(Arc::clone(key));
+        }
+        if ended_before != ends_at {
+            self.ending.remove(&(ended_before, Arc::clone(key)));
+            self.note_end(key, ends_at);
+        }
+    }
+
+    fn add(&mut self, key: &Arc<[u8]>, value: StateValue, ends_at: Timestamp) {
+        self.bytes += weight(key, &value);
+        self.note_end(key, ends_at);
+        self.ordered.insert(Arc::clone(key));
+        self.changed.push(Arc::clone(key));
+        let entry = Entry {
+            value,
+            ends_at,
+            slot: self.next_slot,
+            changed: true,
+        };
+        self.next_slot += 1;
+        self.by_key.insert(Arc::clone(key), entry);
+    }
+
+    fn note_end(&mut self, key: &Arc<[u8]>, ends_at: Timestamp) {
+        if ends_at != NEVER {
+            self.ending.insert((ends_at, Arc::clone(key)));
+        }
+    }
+
+    fn remove(&mut self, key: &Arc<[u8]>) {
+        let Some(entry) = self.by_key.remove(key) else {
+            return;
+        };
+        self.bytes -= weight(key, &entry.value);
+        self.ordered.remove(key);
+        if entry.ends_at != NEVER {
+            self.ending.remove(&(entry.ends_at, Arc::clone(key)));
+        }
+        self.freed.push(entry.slot);
+    }
+
+    fn empty(&mut self) {
+        *self = Self {
+            // Numbers are not given again: a checkpoint may be on its way with the old ones.
+            next_slot: self.next_slot,
+            emptied: true,
+            ..Self::default()
+        };
+    }
+
+    fn sweep(&mut self, now: Timestamp, entries_max: usize) -> usize {
+        let mut swept = 0;
+        while swept < entries_max
+            && let Some((_, key)) = self.ending.first().filter(|(at, _)| *at <= now).cloned()
+        {
+            self.remove(&key);
+            swept += 1;
+        }
+        swept
+    }
+}
+
+/// What an entry counts for.
+pub(super) fn weight(key: &[u8], value: &StateValue) -> usize {
+    key.len() + value.as_bytes().len() + ENTRY_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(key: &str, value: Option<&str>, ends_at: u64) -> StateChange {
+        StateChange {
+            key: key.as_bytes().into(),
+            value: value.map(|value| StateValue::new(value.as_bytes())),
+            ends_at: Timestamp(ends_at),
+        }
+    }
+
+    fn writes(changes: Vec<StateChange>) -> StateWrites {
+        StateWrites {
+            resets: false,
+            changes,
+        }
+    }
+
+    fn keys(table: &StateTable, prefix: &str, now: u64) -> Vec<String> {
+        let page = table.page(&StateQuery {
+            prefix: prefix.into(),
+            entries_max: 100,
+            now: Timestamp(now),
+            ..StateQuery::default()
+        });
+        let key = |entry: &StateEntry| String::from_utf8_lossy(&entry.key).into_owned();
+        page.entries.iter().map(key).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_is_told_what_changed_and_nothing_else() {
+        let table = StateTable::default();
+        table.apply(&writes(vec![
+            write("a", Some("1"), u64::MAX),
+            write("b", Some("2"), u64::MAX),
+        ]));
+        assert_eq!(table.take_changes().entries.len(), 2);
+        assert!(table.take_changes().entries.is_empty());
+        table.apply(&writes(vec![
+            write("a", None, 0),
+            write("b", Some("3"), u64::MAX),
+        ]));
+        table.apply(&writes(vec![write("a", Some("4"), u64::MAX)]));
+        let changes = table.take_changes();
+        assert_eq!(changes.freed, [0]);
+        let slots: Vec<u64> = changes.entries.iter().map(|(slot, _)| *slot).collect();
+        assert_eq!(slots, [1, 2]);
+    }
+
+    #[test]
+    fn what_was_stored_is_no_change() {
+        let (before, after) = (StateTable::default(), StateTable::default());
+        before.apply(&writes(vec![
+            write("a", Some("1"), 5),
+            write("b", Some("2"), u64::MAX),
+        ]));
+        for (slot, entry) in before.take_changes().entries {
+            after.insert_stored(slot, &entry);
+        }
+        assert!(after.take_changes().entries.is_empty());
+        assert_eq!(after.size(), before.size());
+        after.apply(&writes(vec![write("c", Some("3"), u64::MAX)]));
+        assert_eq!(after.take_changes().entries[0].0, 2);
+    }
+
+    #[test]
+    fn ended_entries_are_absent_and_then_gone() {
+        let table = StateTable::default();
+        table.apply(&writes(vec![
+            write("a", Some("1"), 10),
+            write("b", Some("2"), 20),
+        ]));
+        table.apply(&writes(vec![write("b", Some("2"), 30)]));
+        assert_eq!(keys(&table, "", 9), ["a", "b"]);
+        assert_eq!(keys(&table, "", 10), ["b"]);
+        table.sweep(Timestamp(25), 100);
+        assert_eq!(table.size().entries, 1);
+        table.sweep(Timestamp(30), 100);
+        assert_eq!(table.size(), StateSize::default());
+    }
+
+    #[test]
+    fn keys_are_listed_in_order_by_prefix_and_after_another() {
+        let table = StateTable::default();
+        let all = ["b", "ab", "a", "abc", "ac"];
+        let changes = all.map(|key| write(key, Some(""), u64::MAX));
+        table.apply(&writes(changes.to_vec()));
+        assert_eq!(keys(&table, "a", 0), ["a", "ab", "abc", "ac"]);
+        let after = |key: &[u8]| StateQuery {
+            prefix: b"a".to_vec(),
+            after: Some(key.to_vec()),
+            entries_max: 1,
+            now: Timestamp(0),
+        };
+        let page = table.page(&after(b"ab"));
+        assert_eq!((&*page.entries[0].key, page.has_more), (&b"abc"[..], true));
+        assert!(!table.page(&after(b"abc")).has_more);
+        assert!(table.page(&after(b"b")).entries.is_empty());
+    }
+
+    #[test]
+    fn an_emptied_table_has_no_bytes_and_gives_no_number_again() {
+        let table = StateTable::default();
+        table.apply(&writes(vec![write("a", Some("1"), u64::MAX)]));
+        table.apply(&StateWrites {
+            resets: true,
+            changes: vec![write("a", Some("2"), u64::MAX)],
+        });
+        let changes = table.take_changes();
+        assert!(changes.empties);
+        assert_eq!(changes.entries[0].0, 1);
+        assert_eq!(table.size().entries, 1);
+    }
+}

@@ -1,0 +1,182 @@
+//! `processor state`: what a processor keeps, shown, taken out as JSON lines, put back, emptied.
+
+use std::io::BufRead;
+
+use millrace_model::{ProcessorName, TopicName};
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use super::client::{Client, escaped};
+use super::failure::Failure;
+use super::output::Output;
+use super::table::{cell, facts, items, table, when};
+
+/// Entries of one request.
+const ENTRIES_AT_ONCE: usize = 1_000;
+
+/// What to do with a processor's state
+#[derive(clap::Subcommand)]
+pub(super) enum StateVerb {
+    /// Show entries by key, as of what the processor has committed
+    Show {
+        #[command(flatten)]
+        place: Place,
+        /// Only keys that begin so
+        #[arg(long, default_value = "")]
+        prefix: String,
+        /// Entries at the most
+        #[arg(long, value_name = "COUNT", default_value_t = 100)]
+        max: usize,
+    },
+    /// Write all entries to standard output, one JSON object a line
+    #[command(
+        after_help = "Pause the processor first: entries are read a page at a time.\n\nExamples:\n  millrace processor pause count\n  millrace processor state export count --partition 0 > count-0.jsonl"
+    )]
+    Export {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Write entries from standard input, as export wrote them
+    #[command(
+        after_help = "Examples:\n  millrace processor state import count --partition 0 --reset < count-0.jsonl"
+    )]
+    Import {
+        #[command(flatten)]
+        place: Place,
+        /// Empty the state first
+        #[arg(long)]
+        reset: bool,
+    },
+    /// Remove all entries of a partition
+    Reset {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Whose state, and where
+#[derive(clap::Args)]
+pub(super) struct Place {
+    name: ProcessorName,
+    /// The input topic, where it reads several
+    #[arg(long)]
+    topic: Option<TopicName>,
+    /// The partition
+    #[arg(long)]
+    partition: u32,
+}
+
+impl Place {
+    fn path(&self) -> String {
+        format!("/v1/processors/{}/state", self.name)
+    }
+
+    fn page(&self, rest: &str) -> String {
+        let topic = self.topic.as_ref();
+        let topic = topic
+            .map(|topic| format!("&topic={topic}"))
+            .unwrap_or_default();
+        format!("{}?partition={}{topic}{rest}", self.path(), self.partition)
+    }
+
+    fn body(&self, reset: bool, entries: &[Value]) -> Value {
+        json!({"topic": self.topic, "partition": self.partition, "reset": reset, "entries": entries})
+    }
+}
+
+pub(super) fn run(verb: StateVerb, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    match verb {
+        StateVerb::Show { place, prefix, max } => {
+            let rest = format!("&prefix={}&max={max}", escaped(&prefix));
+            out.answer(&client.get(&place.page(&rest))?, show)
+        }
+        StateVerb::Export { place } => export(&place, client, out),
+        StateVerb::Import { place, reset } => import(&place, reset, client, out),
+        StateVerb::Reset { place } => {
+            let answer = client.send(Method::POST, &place.path(), &place.body(true, &[]))?;
+            out.answer(&answer, |_| {
+                format!(
+                    "the state of {} in partition {} is empty",
+                    place.name, place.partition
+                )
+            })
+        }
+    }
+}
+
+fn show(answer: &Value) -> String {
+    let row = |entry: &Value| {
+        let of = |names: [&str; 2]| {
+            let given = names.into_iter().find(|name| !entry[*name].is_null());
+            given.map_or_else(String::new, |name| cell(&entry[name]))
+        };
+        let value = match &entry["number"] {
+            Value::Null => of(["value", "value_base64"]),
+            number => cell(number),
+        };
+        let ends = match &entry["ends_at"] {
+            Value::Null => String::new(),
+            at => when(at),
+        };
+        vec![of(["key", "key_base64"]), value, ends]
+    };
+    let rows = items(&answer["entries"]).iter().map(row).collect();
+    let pairs = [
+        ("as of offset", cell(&answer["as_of"])),
+        ("entries", cell(&answer["entries_total"])),
+        ("bytes", cell(&answer["bytes_total"])),
+    ];
+    let headings = ["KEY", "VALUE", "ENDS AT"];
+    let listed = table(&headings, rows, "there are no such entries");
+    format!("{}\n\n{listed}", facts(&pairs))
+}
+
+fn export(place: &Place, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    let mut after = String::new();
+    loop {
+        let rest = format!("&max={ENTRIES_AT_ONCE}{after}");
+        let page = client.get(&place.page(&rest))?;
+        let entries = items(&page["entries"]);
+        for entry in entries {
+            out.line(&entry.to_string())?;
+        }
+        out.flush()?;
+        let Some(last) = entries.last().filter(|_| page["has_more"] == true) else {
+            return Ok(());
+        };
+        after = match (last["key"].as_str(), last["key_base64"].as_str()) {
+            (Some(key), _) => format!("&after={}", escaped(key)),
+            (_, key) => format!("&after_base64={}", escaped(key.unwrap_or_default())),
+        };
+    }
+}
+
+fn import(
+    place: &Place,
+    mut reset: bool,
+    client: &Client,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    let mut written = 0;
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        let entries = lines.by_ref().take(ENTRIES_AT_ONCE).map(|line| {
+            let line = line.map_err(|error| Failure::usage(format!("standard input: {error}")))?;
+            serde_json::from_str(&line)
+                .map_err(|error| Failure::usage(format!("a line is no JSON: {error}")))
+        });
+        let entries: Vec<Value> = entries.collect::<Result<_, Failure>>()?;
+        if entries.is_empty() && !reset {
+            break;
+        }
+        let body = place.body(std::mem::take(&mut reset), &entries);
+        client.send(Method::POST, &place.path(), &body)?;
+        written += entries.len();
+    }
+    out.answer(&json!({"written": written}), |_| {
+        format!(
+            "{written} entries were written to the state of {}",
+            place.name
+        )
+    })
+}

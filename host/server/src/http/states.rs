@@ -1,0 +1,231 @@
+//! State of processors over HTTP: shown as of a committed offset, written, emptied. What is shown can be written back.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use millrace_broker::state::{
+    NEVER, StateChange, StateEntry, StatePage, StateQuery, StateValue, StateWrites,
+};
+use millrace_broker::{StateAccessError, StatePlace};
+use millrace_model::{Offset, PartitionId, ProcessorName, Timestamp, TopicName};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
+
+use super::error::{ApiError, ErrorBody};
+use super::messages::{entry, one_of};
+use super::query::{InPath, InQuery};
+use super::{Shared, to_the_end};
+
+/// Which entries.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct StateParams {
+    /// The input topic; may be left out where the processor reads only one.
+    #[param(value_type = Option<String>)]
+    topic: Option<TopicName>,
+    /// The partition.
+    partition: u32,
+    /// Only keys that begin so.
+    #[serde(default)]
+    prefix: String,
+    /// Only keys after this one, to read on.
+    after: Option<String>,
+    /// As `after`, for a key that is not text.
+    after_base64: Option<String>,
+    /// Entries at the most.
+    #[serde(default = "max_default")]
+    #[param(default = 1000)]
+    max: usize,
+}
+
+fn max_default() -> usize {
+    1_000
+}
+
+/// Entries by key.
+#[derive(Serialize, ToSchema)]
+pub(super) struct StateBody {
+    /// The state holds what the messages below this offset wrote, parked ones excepted, and nothing else.
+    #[schema(value_type = u64)]
+    as_of: Offset,
+    /// Entries of the whole table.
+    entries_total: usize,
+    /// Bytes of the whole table, about.
+    bytes_total: usize,
+    /// Whether there are more: ask for those after the last.
+    has_more: bool,
+    #[schema(value_type = Vec<StateEntryBody>)]
+    entries: Vec<Shown>,
+}
+
+struct Shown(StateEntry);
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        entry(&mut map, "key", "key_base64", Some(&self.0.key))?;
+        match self.0.value.as_number() {
+            Some(number) => map.serialize_entry("number", &number)?,
+            None => {
+                let value = Some(self.0.value.as_bytes());
+                entry(&mut map, "value", "value_base64", value)?;
+            }
+        }
+        if self.0.ends_at != NEVER {
+            map.serialize_entry("ends_at", &self.0.ends_at)?;
+        }
+        map.end()
+    }
+}
+
+impl From<StatePage> for StateBody {
+    fn from(page: StatePage) -> Self {
+        Self {
+            as_of: page.as_of,
+            entries_total: page.size.entries,
+            bytes_total: page.size.bytes,
+            has_more: page.has_more,
+            entries: page.entries.into_iter().map(Shown).collect(),
+        }
+    }
+}
+
+/// An entry. Its key is text or base64; so is its value, or a number where it has eight bytes. To remove a key, give no value.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StateEntryBody {
+    key: Option<String>,
+    key_base64: Option<String>,
+    value: Option<String>,
+    value_base64: Option<String>,
+    /// Eight bytes, little-endian, signed.
+    number: Option<i64>,
+    /// Milliseconds since the Unix epoch.
+    ends_at: Option<u64>,
+}
+
+impl StateEntryBody {
+    fn change(self) -> Result<StateChange, ApiError> {
+        let key = one_of("key", self.key.map(Into::into), self.key_base64)?;
+        let missing = || ApiError::malformed("an entry has no key", "give key or key_base64");
+        let value = one_of("value", self.value.map(Into::into), self.value_base64)?;
+        let value = match (value, self.number) {
+            (Some(_), Some(_)) => {
+                let hint = "give one of them";
+                return Err(ApiError::malformed("value and number are both given", hint));
+            }
+            (Some(value), None) => Some(StateValue::new(&value)),
+            (None, number) => number.map(StateValue::of_number),
+        };
+        Ok(StateChange {
+            key: (&*key.ok_or_else(missing)?).into(),
+            value,
+            ends_at: self.ends_at.map_or(NEVER, Timestamp),
+        })
+    }
+}
+
+/// What to write.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StateWriteBody {
+    /// The input topic; may be left out where the processor reads only one.
+    #[schema(value_type = Option<String>)]
+    topic: Option<TopicName>,
+    partition: u32,
+    /// Whether everything that is there goes first.
+    #[serde(default)]
+    reset: bool,
+    #[serde(default)]
+    entries: Vec<StateEntryBody>,
+}
+
+/// What was written.
+#[derive(Serialize, ToSchema)]
+pub(super) struct StateWrittenBody {
+    written: usize,
+}
+
+impl From<StateAccessError> for ApiError {
+    fn from(error: StateAccessError) -> Self {
+        let text = error.to_string();
+        match error {
+            StateAccessError::Unknown(_) => Self::unknown(
+                "unknown-processor",
+                text,
+                "GET /v1/processors lists those that there are",
+            ),
+            StateAccessError::WhichTopic { .. } => {
+                Self::refused("which-topic", text, "name one of them in topic")
+            }
+            StateAccessError::UnknownPartition { .. } => Self::unknown(
+                "unknown-partition",
+                text,
+                "GET /v1/processors/{name} lists the partitions",
+            ),
+            StateAccessError::Bound(_) => Self::refused("state-bound", text, "write less"),
+            StateAccessError::Read(error) => error.into(),
+            StateAccessError::Commit(error) => error.into(),
+        }
+    }
+}
+
+/// What a processor keeps in its state for a partition, as of what it has committed.
+#[utoipa::path(get, path = "/v1/processors/{name}/state", tag = "processors",
+    params(("name" = String, Path,), StateParams), responses(
+    (status = 200, body = StateBody),
+    (status = 404, body = ErrorBody),
+    (status = 422, body = ErrorBody, description = "It reads several topics: name one"),
+))]
+pub(super) async fn show(
+    State(app): Shared,
+    InPath(processor): InPath<ProcessorName>,
+    InQuery(params): InQuery<StateParams>,
+) -> Result<Json<StateBody>, ApiError> {
+    let place = StatePlace {
+        processor,
+        topic: params.topic,
+        partition: PartitionId(params.partition),
+    };
+    let after = one_of("after", params.after.map(Into::into), params.after_base64)?;
+    let query = StateQuery {
+        prefix: params.prefix.into_bytes(),
+        after: after.map(|after| after.to_vec()),
+        entries_max: params.max,
+        ..StateQuery::default()
+    };
+    Ok(Json(app.broker.state(&place, query).await?.into()))
+}
+
+/// Writes entries into a processor's state, between two of its batches: what another one showed, or nothing after a reset.
+#[utoipa::path(post, path = "/v1/processors/{name}/state", tag = "processors",
+    params(("name" = String, Path,)), request_body = StateWriteBody, responses(
+    (status = 200, body = StateWrittenBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 422, body = ErrorBody, description = "Over a bound, or it reads several topics: name one"),
+))]
+pub(super) async fn write(
+    State(app): Shared,
+    InPath(processor): InPath<ProcessorName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<StateWrittenBody>, ApiError> {
+    let body: StateWriteBody = app.take_json(&headers, body).await?;
+    let place = StatePlace {
+        processor,
+        topic: body.topic,
+        partition: PartitionId(body.partition),
+    };
+    let changes = body.entries.into_iter().map(StateEntryBody::change);
+    let writes = StateWrites {
+        resets: body.reset,
+        changes: changes.collect::<Result<_, _>>()?,
+    };
+    let written = writes.changes.len();
+    to_the_end(async move { Ok(app.broker.write_state(&place, writes).await?) }).await?;
+    Ok(Json(StateWrittenBody { written }))
+}
