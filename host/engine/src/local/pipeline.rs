@@ -23,6 +23,10 @@ pub(super) const COMMITTER: usize = 0;
 pub(super) const FLUSHER: usize = 1;
 pub(super) const SYNCERS: std::ops::Range<usize> = 2..SYNCS_AT_ONCE_MAX;
 
+/// Syncs under way at the same time, at most: each is the slower for the others, and the fewer transactions wait for one the less it
+/// is worth.
+const SYNCS_UNDER_WAY_MAX: usize = 2;
+
 /// A transaction that is written.
 pub(super) struct Written {
     /// The sequence that must be durable before anybody may see it.
@@ -63,6 +67,9 @@ pub(super) struct Line {
     begun: u64,
     synced: u64,
     syncs_under_way: usize,
+    /// Transactions that wait for a sync that began, and for one that did not.
+    covered: usize,
+    uncovered: usize,
     preparation: Option<Preparation>,
     is_preparing: bool,
     is_stopping: bool,
@@ -88,22 +95,38 @@ impl Line {
     pub(super) fn wait(&mut self, written: Written) {
         self.needed = self.needed.max(written.needs);
         self.waiting.push(written);
+        self.uncovered += 1;
     }
 
+    /// Whether it is time for a sync: beside another one only for as many as wait for that, or those who will be answered soon and come
+    /// again would find the disk busy with a few.
     fn needs_sync(&self) -> bool {
-        self.needed > self.begun
+        let is_time = match self.syncs_under_way {
+            0 => true,
+            SYNCS_UNDER_WAY_MAX.. => false,
+            _ => self.is_stopping || self.uncovered >= self.covered,
+        };
+        is_time && self.needed > self.begun
     }
 
     fn begin(&mut self) {
         self.begun = self.needed;
         self.syncs_under_way += 1;
+        self.covered += std::mem::take(&mut self.uncovered);
     }
 
     fn take_ready(&mut self) -> Vec<Written> {
         let synced = self.synced;
-        self.waiting
-            .extract_if(.., |written| written.needs <= synced)
-            .collect()
+        let ready = self.waiting.extract_if(.., |w| w.needs <= synced);
+        let ready: Vec<Written> = ready.collect();
+        // Those written after a sync was decided and before it began are covered, too.
+        self.covered = self
+            .waiting
+            .iter()
+            .filter(|w| w.needs <= self.begun)
+            .count();
+        self.uncovered = self.waiting.len() - self.covered;
+        ready
     }
 }
 
@@ -184,7 +207,7 @@ impl Pipeline {
     fn end_sync(&self) {
         let mut line = self.line.lock();
         line.syncs_under_way -= 1;
-        if line.syncs_under_way == 0 && line.preparation.is_some() {
+        if line.needs_sync() || line.syncs_under_way == 0 && line.preparation.is_some() {
             self.work.notify_one();
         }
     }
@@ -199,7 +222,10 @@ impl Pipeline {
 
     fn note_begun(&self, sequence: u64) {
         let mut line = self.line.lock();
-        line.begun = line.begun.max(sequence);
+        if line.begun < sequence {
+            line.begun = sequence;
+            line.covered += std::mem::take(&mut line.uncovered);
+        }
     }
 
     fn next_work(&self) -> Option<Work> {
