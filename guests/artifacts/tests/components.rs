@@ -5,8 +5,8 @@ use std::process::Command;
 
 use wasmparser::{Encoding, Parser, Payload};
 
-/// What Rust's standard library wants for a panic's last words.
-const STANDARD_IMPORTS: [&str; 2] = ["wasi:cli/", "wasi:io/"];
+/// What every processor is given, for the standard libraries of languages: Rust's wants it for a panic's last words and for hash maps.
+const GRANTED: [&str; 4] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
 
 #[test]
 fn every_guest_exports_an_interface_of_ours() {
@@ -24,7 +24,7 @@ fn only_the_socket_guest_imports_more_than_every_processor_is_given() {
     for guest in guest_artifacts::all() {
         let mut imports = names(guest.bytes, Side::Imports);
         imports.retain(|name| !name.starts_with("millrace:broker/"));
-        imports.retain(|name| !STANDARD_IMPORTS.iter().any(|known| name.starts_with(known)));
+        imports.retain(|name| !GRANTED.iter().any(|known| name.starts_with(known)));
         assert_eq!(
             imports.is_empty(),
             guest.name != "socket",

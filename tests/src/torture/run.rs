@@ -41,6 +41,8 @@ pub struct Report {
     pub tally: Tally,
     /// All findings, with the seed of their world.
     pub findings: Vec<(u64, Finding)>,
+    /// Seeds of worlds whose file system did not survive its medium.
+    pub lost_file_systems: Vec<u64>,
     /// What this machine cannot do, and what it lacks.
     pub skipped: Vec<(Fault, String)>,
     /// Worlds that could not be brought to their end, for reasons outside the host.
@@ -100,6 +102,13 @@ fn worlds(plan: &Plan, skipped: &mut Vec<(Fault, String)>) -> VecDeque<WorldPlan
     worlds
 }
 
+/// Whether the kernel said that the file system itself is damaged (EBADMSG and EUCLEAN of ext4).
+fn tells_of_file_system(finding: &Finding) -> bool {
+    ["(os error 74)", "(os error 117)"]
+        .iter()
+        .any(|says| finding.text.contains(says))
+}
+
 /// A world that panics is a broken one and takes no other with it.
 fn live(world: &WorldPlan) -> Result<Verdict> {
     let lived = std::panic::catch_unwind(|| world::live(world));
@@ -126,6 +135,11 @@ impl Report {
             eprintln!("  {finding}");
         }
         self.tally.add(&verdict.tally);
+        if world.fault == Fault::Eio && verdict.findings.iter().any(tells_of_file_system) {
+            // The medium took the file system's own blocks with it: no program finds its files again then.
+            self.lost_file_systems.push(seed);
+            return;
+        }
         let findings = verdict.findings.into_iter();
         self.findings
             .extend(findings.map(|finding| (seed, finding)));
@@ -154,6 +168,12 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.tally)?;
         for (fault, why) in &self.skipped {
             writeln!(f, "  {} skipped: {why}", fault.word())?;
+        }
+        for seed in &self.lost_file_systems {
+            writeln!(
+                f,
+                "  seed {seed}: a broken medium left no sound file system; not judged"
+            )?;
         }
         for (seed, finding) in &self.findings {
             writeln!(f, "  seed {seed}: {finding}")?;

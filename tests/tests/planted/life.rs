@@ -293,7 +293,8 @@ impl World {
             let Ok(ends) = life.engine.ends(place) else {
                 return;
             };
-            let before = random.u64(ends.start.0..=ends.start.0.midpoint(ends.end.0));
+            let before =
+                random.u64(ends.start.0..=ends.start.0.midpoint(ends.end.0).max(ends.start.0));
             let topic = || NAMES[AGING].to_owned();
             self.write(Event::Trim {
                 topic: topic(),
@@ -426,7 +427,7 @@ impl World {
             let topic = &life.topics[random.usize(..TOPICS)];
             let partition = random.u32(..PARTITIONS);
             let ends = life.engine.ends(at(topic, partition)).unwrap_or_default();
-            let from = Offset(random.u64(ends.start.0..=ends.end.0));
+            let from = Offset(random.u64(ends.start.min(ends.end).0..=ends.end.0));
             let found = read_from(&*life.engine, at(topic, partition), from, usize::MAX).await;
             self.write_read(topic, partition, &found.unwrap_or_default(), false);
             tokio::time::sleep(Duration::from_micros(200)).await;

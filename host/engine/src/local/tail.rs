@@ -227,7 +227,9 @@ impl Partition {
     /// it should be. There may be more than it gives.
     pub(super) fn read_now(&self, from: Offset, bytes_max: usize) -> Option<Vec<RecordBatch>> {
         let reader = self.files.try_read()?.reader(from)?;
-        reader.read_now(bytes_max)
+        // Where compaction left nothing the reader is to be led on to what follows.
+        let holds_messages = |read: &Vec<RecordBatch>| !read.iter().all(RecordBatch::is_control);
+        reader.read_now(bytes_max).filter(holds_messages)
     }
 
     /// What the files have from `from` on, and then memory. Blocks on the disk.
@@ -236,8 +238,9 @@ impl Partition {
         mut from: Offset,
         bytes_max: usize,
     ) -> Result<Vec<RecordBatch>, ReadError> {
-        let mut read = Vec::new();
+        let mut read: Vec<RecordBatch> = Vec::new();
         let mut byte_count = 0;
+        let mut holds_messages = false;
         loop {
             let left = bytes_max.saturating_sub(byte_count);
             let next = match self.read_on(from, left) {
@@ -252,9 +255,11 @@ impl Partition {
             from = last.end_offset();
             for batch in next {
                 byte_count += batch.byte_count();
-                if byte_count > bytes_max && !read.is_empty() {
+                // What compaction left nothing of is no answer to who asks for messages.
+                if byte_count > bytes_max && holds_messages {
                     return Ok(read);
                 }
+                holds_messages |= !batch.is_control();
                 read.push(batch);
             }
         }

@@ -132,7 +132,12 @@ async fn a_directory_closed_in_order_is_clean() {
     let topic = report.findings.iter().find(|f| f.topic.is_some()).unwrap();
     assert!(topic.meaning.contains(" 100 messages"), "{topic:?}");
     // And looked at often: nobody's lock stays.
-    assert_eq!(examined(dir.path()).await.findings, report.findings);
+    // What is free on the disk others change meanwhile.
+    let ours = |report: &Report| {
+        let findings = report.findings.iter().filter(|f| f.place != ".");
+        findings.cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(ours(&examined(dir.path()).await), ours(&report));
     open_real(dir.path(), small()).await.unwrap();
 }
 
