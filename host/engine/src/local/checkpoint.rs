@@ -290,8 +290,26 @@ async fn save(
     step: &Step<'_>,
     cipher: Option<&Cipher>,
 ) -> Result<(), sqlx::Error> {
-    let mut transaction = connection.begin().await?;
-    let on = &mut *transaction;
+    // Not by the library's transactions: they count how deep they are, and count wrong after an error with which SQLite itself ends
+    // one, as a full disk is. What they call a commit then only ends an inner step of a transaction that never ends.
+    sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
+    let mut saved = save_step(connection, step, cipher).await;
+    if saved.is_ok() {
+        let committed = sqlx::raw_sql("COMMIT").execute(&mut *connection).await;
+        saved = committed.map(drop);
+    }
+    if saved.is_err() {
+        // Where SQLite has ended it, it says that there is none. If it cannot be ended the next one cannot begin.
+        let _ = sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await;
+    }
+    saved
+}
+
+async fn save_step(
+    on: &mut SqliteConnection,
+    step: &Step<'_>,
+    cipher: Option<&Cipher>,
+) -> Result<(), sqlx::Error> {
     for (key, value) in [
         ("format", FORMAT),
         ("sequence", step.sequence),
@@ -330,7 +348,7 @@ async fn save(
         let sweep = sqlx::query("DELETE FROM removed_topics WHERE id = ?");
         sweep.bind(topic.0 as i64).execute(&mut *on).await?;
     }
-    transaction.commit().await
+    Ok(())
 }
 
 async fn save_changes(
