@@ -422,6 +422,8 @@ async fn remove_topic(on: &mut SqliteConnection, topic: TopicId) -> Result<(), s
 }
 
 #[cfg(test)]
+mod full_disks;
+#[cfg(test)]
 mod tests {
     use super::*;
 
