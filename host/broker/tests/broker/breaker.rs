@@ -119,11 +119,13 @@ async fn a_topic_of_nothing_but_poison_waits_for_an_operator_who_may_accept_the_
     while breaker(&rig).await.probes < 5 {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    assert!(rig.values("in.p.dlq").await.len() <= 4, "a handful");
+    let dead = rig.values("in.p.dlq").await.len() as u64;
+    assert!(dead <= 4, "a handful");
     rig.broker.resume(&processor("p"), Some(30)).await.unwrap();
     rig.hold("in.p.dlq", &values(&messages)).await;
     rig.settled().await;
-    assert_eq!(breaker(&rig).await.dead_letters_accepted, 0);
+    // Those that were dead before were not among the accepted ones.
+    assert_eq!(breaker(&rig).await.dead_letters_accepted, dead);
 }
 
 async fn bad_deploy(auto_rollback: bool) -> Rig {
