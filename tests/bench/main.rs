@@ -1,6 +1,6 @@
 //! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state commits log reading restart latency
-//! storage memory`. One table, each row a ratio of two things measured in turns within the same run, because machines differ and
-//! are shared. It never gates a test.
+//! storage memory`, and `soak`, which takes ten minutes and runs only when it is named. One table, each row a ratio of two things
+//! measured in turns within the same run, because machines differ and are shared. It never gates a test.
 #![forbid(unsafe_code)]
 
 mod calls;
@@ -14,6 +14,7 @@ mod path;
 mod reading;
 mod restart;
 mod setup;
+mod soak;
 mod state;
 mod storage;
 mod table;
@@ -27,15 +28,23 @@ use crate::table::Table;
 /// The hidden subcommand under which the host compiles components, so that this program can be its own compile child.
 const COMPILE: &str = "compile-module";
 
-const PARTS: [&str; 10] = [
+/// As which the soak starts this program as a host of its own.
+const SERVE: &str = "serve";
+/// The part that takes too long to run unasked.
+const SOAK: &str = "soak";
+
+const PARTS: [&str; 11] = [
     "calls", "path", "state", "commits", "log", "reading", "restart", "latency", "storage",
-    "memory",
+    "memory", SOAK,
 ];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == COMPILE) {
         return millrace_wasm::compile_child_main(&arguments[1..]);
+    }
+    if arguments.first().is_some_and(|first| first == SERVE) {
+        return millrace::cli::main();
     }
     match bench(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,7 +65,8 @@ fn bench(parts: &[String]) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let mut table = Table::default();
     for part in PARTS {
-        if !parts.is_empty() && !parts.iter().any(|asked| asked == part) {
+        let is_asked = parts.iter().any(|asked| asked == part);
+        if !is_asked && (part == SOAK || !parts.is_empty()) {
             continue;
         }
         eprintln!("measuring {part} …");
@@ -70,6 +80,7 @@ fn bench(parts: &[String]) -> Result<()> {
             "restart" => runtime.block_on(restart::measure(&mut table))?,
             "latency" => runtime.block_on(latency::measure(&mut table))?,
             "storage" => runtime.block_on(storage::measure(&mut table))?,
+            SOAK => soak::measure(&mut table)?,
             _ => runtime.block_on(memory::measure(&mut table))?,
         }
     }

@@ -184,13 +184,20 @@ impl Host {
 
     /// Bytes of memory that the process has resident now.
     pub fn resident_bytes(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// Bytes of memory resident now that belong to no file.
+    pub fn own_bytes(&self) -> Result<u64> {
+        self.memory("RssAnon:")
+    }
+
+    fn memory(&self, line: &str) -> Result<u64> {
         let child = self.child.as_ref().context("the host does not run")?;
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .context("no VmRSS")?;
-        let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+        let value = status.lines().find_map(|found| found.strip_prefix(line));
+        let value = value.with_context(|| format!("no {line}"))?;
+        let kib: u64 = value.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kib * 1024)
     }
 }
