@@ -31,6 +31,8 @@ pub struct SealedCache {
 struct Held {
     segments: HashMap<PathBuf, (u64, Sealed)>,
     reads: u64,
+    /// How often something was forgotten.
+    forgotten: u64,
 }
 
 impl SealedCache {
@@ -39,43 +41,90 @@ impl SealedCache {
         path: &Path,
         load: impl FnOnce() -> io::Result<Sealed>,
     ) -> io::Result<Sealed> {
-        if let Some(sealed) = self.touch(path) {
-            return Ok(sealed);
-        }
+        let forgotten = {
+            let held = &mut *self.held.lock();
+            if let Some(sealed) = held.touch(path) {
+                return Ok(sealed);
+            }
+            held.forgotten
+        };
         // Not under the lock: others read on meanwhile, and mapping a segment twice at once is harmless.
         let sealed = load()?;
-        self.insert(path, sealed.clone());
+        let held = &mut *self.held.lock();
+        // Or it may be of a file that was replaced or removed meanwhile. Whoever asked before that may have it, and nobody after.
+        if held.forgotten == forgotten {
+            held.insert(path, sealed.clone());
+        }
         Ok(sealed)
     }
 
     /// Forgets the segments under a directory that is being removed.
     pub fn forget_under(&self, dir: &Path) {
         let mut held = self.held.lock();
+        held.forgotten += 1;
         held.segments.retain(|path, _| !path.starts_with(dir));
     }
 
     /// Forgets one segment: what has its name next is another file. Batches read from it stay valid.
     pub(crate) fn forget(&self, path: &Path) {
-        self.held.lock().segments.remove(path);
+        let mut held = self.held.lock();
+        held.forgotten += 1;
+        held.segments.remove(path);
     }
 
     /// The segment, if it is mapped.
     pub(crate) fn touch(&self, path: &Path) -> Option<Sealed> {
-        let held = &mut *self.held.lock();
-        held.reads += 1;
-        let (read_at, sealed) = held.segments.get_mut(path)?;
-        *read_at = held.reads;
+        self.held.lock().touch(path)
+    }
+}
+
+impl Held {
+    fn touch(&mut self, path: &Path) -> Option<Sealed> {
+        self.reads += 1;
+        let (read_at, sealed) = self.segments.get_mut(path)?;
+        *read_at = self.reads;
         Some(sealed.clone())
     }
 
-    fn insert(&self, path: &Path, sealed: Sealed) {
-        let held = &mut *self.held.lock();
-        if held.segments.len() >= MAPPED_SEGMENTS_MAX {
-            let oldest = held.segments.iter().min_by_key(|(_, (read_at, _))| read_at);
+    fn insert(&mut self, path: &Path, sealed: Sealed) {
+        if self.segments.len() >= MAPPED_SEGMENTS_MAX {
+            let oldest = self.segments.iter().min_by_key(|(_, (read_at, _))| read_at);
             if let Some(oldest) = oldest.map(|(path, _)| path.clone()) {
-                held.segments.remove(&oldest);
+                self.segments.remove(&oldest);
             }
         }
-        held.segments.insert(path.to_owned(), (held.reads, sealed));
+        self.segments.insert(path.to_owned(), (self.reads, sealed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(text: &'static str) -> Sealed {
+        Sealed {
+            bytes: Bytes::from_static(text.as_bytes()),
+            index: Arc::new(Index::default()),
+        }
+    }
+
+    #[test]
+    fn what_was_replaced_while_it_was_loaded_is_not_kept() {
+        let path = Path::new("0/0.log");
+        let cache = SealedCache::default();
+        let forget: [&dyn Fn(); 2] = [&|| cache.forget(path), &|| {
+            cache.forget_under(Path::new("0"))
+        }];
+        for forget in forget {
+            let old = cache.get_or_load(path, || {
+                forget();
+                Ok(sealed("old"))
+            });
+            assert_eq!(old.unwrap().bytes, "old");
+            assert!(cache.touch(path).is_none());
+        }
+        let new = cache.get_or_load(path, || Ok(sealed("new")));
+        assert_eq!(new.unwrap().bytes, "new");
+        assert_eq!(cache.touch(path).unwrap().bytes, "new");
     }
 }
