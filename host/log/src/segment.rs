@@ -46,6 +46,10 @@ pub(crate) enum Source {
     File(Arc<dyn DiskFile>),
 }
 
+/// Bytes read at once on a thread that must not wait, where the system has them in memory: checking so many takes less than a fifth of a
+/// millisecond. What is larger, if only by one batch, is read by another thread.
+pub const READ_NOW_BYTES_MAX: usize = 1 << 20;
+
 /// Whether a read may wait for the disk. One that may not ends with [`ErrorKind::WouldBlock`] where it would have to, and where
 /// anything is not as it should be.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,9 +59,12 @@ pub(crate) enum Patience {
 }
 
 impl Source {
-    /// The bytes of a range, and of a mapped file all that follows in it.
+    /// The bytes of a range, and of a mapped file all that follows in it if that may be waited for.
     fn window(&self, range: Range<u64>, patience: Patience) -> io::Result<Bytes> {
         let length = range.end.saturating_sub(range.start) as usize;
+        if patience == Patience::Never && length > READ_NOW_BYTES_MAX {
+            return Err(would_wait());
+        }
         match (self, patience) {
             (Self::Mapped(bytes), Patience::Waits) => {
                 Ok(bytes.slice((range.start as usize).min(bytes.len())..))

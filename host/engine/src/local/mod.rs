@@ -45,6 +45,7 @@ use std::thread::{self, JoinHandle};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use millrace_log::segment::READ_NOW_BYTES_MAX;
 use millrace_log::{Disk, Journal, RealDisk};
 use millrace_model::{
     Clock, Digest, Durability, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic,
@@ -82,10 +83,6 @@ use crate::state::{StatePage, StateQuery, StateTable};
 const COMMIT_QUEUE_TRANSACTIONS_MAX: usize = 4096;
 /// KiB of transactions that wait for the committer or are with it; further callers wait for their turn.
 const COMMIT_QUEUE_KIB_MAX: u32 = 64 << 10;
-
-/// Bytes read at once from files without another thread, where the system has them in memory: checking so many takes less than
-/// a fifth of a millisecond.
-const READ_INLINE_BYTES_MAX: usize = 1 << 20;
 
 /// The engine in a data directory.
 pub struct LocalEngine {
@@ -318,7 +315,7 @@ impl Engine for LocalEngine {
         if let Some(batches) = found.read_tail(from, bytes_max) {
             return Ok(batches);
         }
-        if let Some(batches) = found.read_now(from, bytes_max.min(READ_INLINE_BYTES_MAX)) {
+        if let Some(batches) = found.read_now(from, bytes_max.min(READ_NOW_BYTES_MAX)) {
             return Ok(batches);
         }
         let read = task::spawn_blocking(move || found.read_files(from, bytes_max));
