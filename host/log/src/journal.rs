@@ -292,6 +292,8 @@ impl JournalSync {
 /// Makes the next file ready before it is needed.
 #[must_use]
 pub struct Preparation {
+    /// The current file is nearly full.
+    pub is_urgent: bool,
     next: Arc<Mutex<NextFiles>>,
     number: u64,
     synced: u64,
@@ -490,6 +492,7 @@ impl Journal {
         let is_due = self.position > self.file_bytes / 2
             && self.next.try_lock().is_some_and(|next| next.lacks(number));
         is_due.then(|| Preparation {
+            is_urgent: self.position > self.file_bytes / 4 * 3,
             next: Arc::clone(&self.next),
             number,
             synced: self.synced_sequence(),

@@ -115,6 +115,19 @@ impl Line {
         self.covered += std::mem::take(&mut self.uncovered);
     }
 
+    /// Somebody may wait for a sync that is under way, and for this nobody yet, unless it has been put off for long.
+    fn may_prepare(&self) -> bool {
+        let preparation = self.preparation.as_ref();
+        preparation.is_some_and(|p| p.is_urgent || self.syncs_under_way == 0)
+    }
+
+    fn take_preparation(&mut self) -> Option<Preparation> {
+        match self.may_prepare() {
+            true => self.preparation.take(),
+            false => None,
+        }
+    }
+
     fn take_ready(&mut self) -> Vec<Written> {
         let synced = self.synced;
         let ready = self.waiting.extract_if(.., |w| w.needs <= synced);
@@ -207,7 +220,7 @@ impl Pipeline {
     fn end_sync(&self) {
         let mut line = self.line.lock();
         line.syncs_under_way -= 1;
-        if line.needs_sync() || line.syncs_under_way == 0 && line.preparation.is_some() {
+        if line.needs_sync() || line.may_prepare() {
             self.work.notify_one();
         }
     }
@@ -241,10 +254,7 @@ impl Pipeline {
             if line.is_stopping {
                 return None;
             }
-            // Somebody may wait for a sync that is under way, and nobody for this yet.
-            if line.syncs_under_way == 0
-                && let Some(preparation) = line.preparation.take()
-            {
+            if let Some(preparation) = line.take_preparation() {
                 line.is_preparing = true;
                 return Some(Work::Prepare(preparation));
             }
