@@ -164,6 +164,11 @@ impl CheckpointStore {
         loaded.map_err(|error| unusable(&self.path, &error))
     }
 
+    /// Bytes of the database.
+    pub(super) fn byte_count(&self) -> u64 {
+        growth::used_bytes_of(&self.path).unwrap_or(0)
+    }
+
     /// Makes the step, whole or not at all, durable on return.
     pub(super) fn save(&mut self, step: &Step<'_>) -> Result<(), sqlx::Error> {
         growth::grow_ahead(&self.path).map_err(sqlx::Error::Io)?;
@@ -345,8 +350,14 @@ async fn save_step(
         remove_topic(on, topic).await?;
     }
     for topic in step.swept_topics {
-        let sweep = sqlx::query("DELETE FROM removed_topics WHERE id = ?");
-        sweep.bind(topic.0 as i64).execute(&mut *on).await?;
+        // State may be much, and to remove it takes room: only now that the topic's files have made some.
+        for sweep in [
+            "DELETE FROM state WHERE topic = ?",
+            "DELETE FROM removed_topics WHERE id = ?",
+        ] {
+            let sweep = sqlx::query(sweep).bind(topic.0 as i64);
+            sweep.execute(&mut *on).await?;
+        }
     }
     Ok(())
 }
@@ -412,7 +423,6 @@ async fn remove_topic(on: &mut SqliteConnection, topic: TopicId) -> Result<(), s
         "DELETE FROM groups WHERE topic = ?",
         "DELETE FROM producers WHERE topic = ?",
         "DELETE FROM requests WHERE topic = ?",
-        "DELETE FROM state WHERE topic = ?",
         "INSERT OR REPLACE INTO removed_topics VALUES (?)",
     ] {
         let removal = sqlx::query(removal).bind(topic.0 as i64);

@@ -354,7 +354,9 @@ impl Flusher {
             journal_bytes,
             ends,
             changes: {
-                state.sweep(self.shared.clock.wall());
+                if !self.shared.reserve.is_full() {
+                    state.sweep(self.shared.clock.wall());
+                }
                 state.take_changes()
             },
         })

@@ -65,7 +65,7 @@ impl Default for LocalOptions {
 
 impl LocalOptions {
     /// What is kept back for messages in memory, which has its bound and holds nothing that is not in the journal since the last
-    /// checkpoint, and for the blocks that their files are rounded up to; and for a checkpoint.
+    /// checkpoint, and for the blocks that their files are rounded up to; and for a checkpoint that is no larger than that.
     pub(super) fn reserved_bytes(&self) -> [u64; 2] {
         let journal_bytes_max = self.checkpoint_journal_bytes;
         let journal_bytes_max = journal_bytes_max.saturating_mul(JOURNAL_BYTES_FACTOR_MAX);

@@ -84,7 +84,11 @@ pub(super) fn recover(
     )
     .map_err(|error| OpenError::Journal(Arc::new(error)))?;
     check_end(&scan, &journal_dir, known)?;
-    checkpoints.adopt_keys()?;
+    let mut adopted = checkpoints.adopt_keys();
+    while matches!(adopted, Err(OpenError::DiskFull { .. })) && reserve.give_up() {
+        adopted = checkpoints.adopt_keys();
+    }
+    adopted?;
     let store = Store {
         disk: Arc::clone(&disk),
         cache: Arc::new(SealedCache::default()),

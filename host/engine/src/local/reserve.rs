@@ -2,13 +2,14 @@
 //! checkpoint finds the disk full, one of them is given up, and then the other; both are made again when there is room. While
 //! anything is missing, messages are refused.
 //!
-//! The larger one is for what memory holds, which has to be in the files before a checkpoint can say that something is gone; the
-//! smaller one, the last to go, is for the checkpoint itself. For the journal's frames it keeps some of its own files back.
+//! The first one is for what memory holds, which has to be in the files before a checkpoint can say that something is gone; the
+//! last one is for the checkpoint itself, which keeps beside the database what it overwrites there, so that it may take as much
+//! again: it grows with the database. For the journal's frames the journal keeps some of its own files back.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use millrace_log::Disk;
 use millrace_log::disk::is_full;
@@ -19,11 +20,14 @@ use super::options::LocalOptions;
 
 /// The files, the first to be given up first.
 pub(super) const FILES: [&str; 2] = ["reserve-messages", "reserve-checkpoint"];
+const LAST: usize = FILES.len() - 1;
 
 pub(super) struct Reserve {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     bytes: [u64; FILES.len()],
+    /// What the last one has beyond that, for a checkpoint that is larger than it.
+    beyond: AtomicU64,
     held: Mutex<Held>,
     is_full: AtomicBool,
 }
@@ -42,6 +46,7 @@ impl Reserve {
             disk,
             dir: dir.to_owned(),
             bytes: options.reserved_bytes(),
+            beyond: AtomicU64::new(0),
             held: Mutex::new(Held {
                 first: 0,
                 lacks_last: false,
@@ -78,7 +83,7 @@ impl Reserve {
             return false;
         }
         held.first += 1;
-        held.lacks_last |= held.first == FILES.len();
+        held.lacks_last |= held.first > LAST;
         tracing::debug!(file = name, "reserved room was given up for a checkpoint");
         true
     }
@@ -86,6 +91,16 @@ impl Reserve {
     /// Whether what is left on the disk is for what frees some, and for nothing else.
     pub(super) fn is_spent(&self) -> bool {
         self.held.lock().lacks_last
+    }
+
+    /// Sees to it that a checkpoint of so many bytes can be written over.
+    pub(super) fn fit(&self, checkpoint_bytes: u64) {
+        let step = self.bytes[LAST].max(1);
+        let beyond = checkpoint_bytes / step * step;
+        let grows = self.beyond.swap(beyond, Ordering::Relaxed) < beyond;
+        if grows && !self.is_full() && !self.fill() {
+            self.set_full(true);
+        }
     }
 
     /// Makes it whole, the last to be given up first; whether it is. What there is room for is kept, so that nobody else takes it.
@@ -111,7 +126,14 @@ impl Reserve {
             opened => opened?,
         };
         // Blocks that it has already cost nothing again.
-        file.preallocate(self.bytes[at], false)
+        file.preallocate(self.wanted_bytes(at), false)
+    }
+
+    fn wanted_bytes(&self, at: usize) -> u64 {
+        match at {
+            LAST => self.bytes[at] + self.beyond.load(Ordering::Relaxed),
+            _ => self.bytes[at],
+        }
     }
 
     /// Whether messages are refused for want of room.
@@ -124,7 +146,9 @@ impl Reserve {
         let changes = self.is_full.swap(full, Ordering::Relaxed) != full;
         if changes && full {
             tracing::warn!(
-                reserve_bytes = self.bytes.iter().sum::<u64>(),
+                reserve_bytes = (0..FILES.len())
+                    .map(|at| self.wanted_bytes(at))
+                    .sum::<u64>(),
                 "the disk is full: messages are refused. Free some space, or delete or trim topics; the engine goes on by itself when \
                  it could reserve as much again"
             );

@@ -82,6 +82,7 @@ impl Saver {
         });
         self.layout.disk.moment("checkpoint is made")?;
         saved?;
+        self.reserve.fit(self.store.byte_count());
         if let Some(topics) = &changes.all_topics {
             self.copy_names(sequence, changes.next_topic, topics);
         }

@@ -107,13 +107,21 @@ impl StateTable {
         self.entries.read()
     }
 
-    /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were.
+    /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were. Whoever has the
+    /// table's turn may count on what an entry was at the beginning of it, so this is his to do; [`StateTable::sweep_idle`] is
+    /// anybody's.
     pub fn sweep(&self, now: Timestamp, entries_max: usize) -> usize {
         let has_ended = self.entries.read().next_end() <= now;
         if !has_ended {
             return 0;
         }
         self.entries.write().sweep(now, entries_max)
+    }
+
+    /// As [`StateTable::sweep`], unless somebody has the turn.
+    pub fn sweep_idle(&self, now: Timestamp, entries_max: usize) -> usize {
+        let turn = self.turn.try_lock();
+        turn.map_or(0, |_turn| self.sweep(now, entries_max))
     }
 
     /// Takes over what is committed.
@@ -130,9 +138,10 @@ impl StateTable {
     /// An entry of the checkpoint.
     pub(crate) fn insert_stored(&self, slot: u64, entry: &StateEntry) {
         let mut entries = self.entries.write();
+        let next_slot = entries.next_slot.max(slot + 1);
         entries.next_slot = slot;
         entries.insert(&entry.key, entry.value.clone(), entry.ends_at);
-        entries.next_slot = entries.next_slot.max(slot + 1);
+        entries.next_slot = next_slot;
         let key = entries.changed.pop();
         let stored = key.and_then(|key| entries.by_key.get_mut(&key));
         stored.into_iter().for_each(|entry| entry.changed = false);
@@ -366,7 +375,14 @@ mod tests {
         table.apply(&writes(vec![write("b", Some("2"), 30)]));
         assert_eq!(keys(&table, "", 9), ["a", "b"]);
         assert_eq!(keys(&table, "", 10), ["b"]);
-        table.sweep(Timestamp(25), 100);
+        let turn = table.turn.try_lock().unwrap();
+        assert_eq!(
+            table.sweep_idle(Timestamp(25), 100),
+            0,
+            "somebody is at work"
+        );
+        drop(turn);
+        table.sweep_idle(Timestamp(25), 100);
         assert_eq!(table.size().entries, 1);
         table.sweep(Timestamp(30), 100);
         assert_eq!(table.size(), StateSize::default());

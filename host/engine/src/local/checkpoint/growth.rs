@@ -28,6 +28,11 @@ fn used_bytes(file: &File) -> io::Result<u64> {
     Ok(u64::from(pages) * page_bytes)
 }
 
+/// Bytes that the database uses of its file. To be called between two transactions, as [`grow_ahead`].
+pub(super) fn used_bytes_of(path: &Path) -> io::Result<u64> {
+    used_bytes(&File::open(path)?)
+}
+
 /// Makes the file longer, if it is time. To be called between two transactions: to close the file gives up locks on it. A full disk is
 /// no error, the commit will meet it.
 pub(super) fn grow_ahead(path: &Path) -> io::Result<()> {

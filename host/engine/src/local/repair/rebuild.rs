@@ -22,9 +22,10 @@ use crate::local::names::{self, Names};
 use crate::local::state::Changes;
 
 /// What nothing but the checkpoint knew.
-pub(super) const LOST: &str = "deployed processors and their progress, what is known of modules, and the numbers and request keys of \
+pub(super) const LOST: &str = "deployed processors, their progress and their state, what is known of modules, and the numbers and request keys of \
      producers, as far as the journal does not tell them; messages that were trimmed come back where their segment is there still. \
-     Upload the modules and deploy the processors again: they begin with the first message kept";
+     Upload the modules and deploy the processors again, with --reset-state those that keep state: they begin with the first \
+     message kept";
 
 const CHECKPOINT: &str = "checkpoint.sqlite";
 

@@ -7,7 +7,7 @@ use millrace_model::{Timestamp, TopicPartition};
 use super::{Contradiction, State};
 use crate::state::{StateTable, StateWrites, TableChanges};
 
-/// Ended entries of one group's state in one partition that a checkpoint removes; the next one goes on.
+/// Ended entries that a checkpoint removes, of all state together; the next one goes on.
 const SWEPT_ENTRIES_MAX: usize = 100_000;
 
 impl State {
@@ -25,14 +25,18 @@ impl State {
         Ok(())
     }
 
-    /// Removes entries that have ended.
+    /// Removes entries that have ended, where nobody is at work with them.
     pub(in crate::local) fn sweep(&mut self, now: Timestamp) {
         let mut swept = Vec::new();
+        let mut left = SWEPT_ENTRIES_MAX;
         for (partition, groups) in &self.groups {
             for (name, group) in groups {
-                if let Some(table) = &group.state
-                    && table.sweep(now, SWEPT_ENTRIES_MAX) > 0
-                {
+                let Some(table) = group.state.as_ref().filter(|_| left > 0) else {
+                    continue;
+                };
+                let count = table.sweep_idle(now, left);
+                left = left.saturating_sub(count);
+                if count > 0 {
                     swept.push((*partition, Arc::clone(name)));
                 }
             }

@@ -5,6 +5,8 @@ use millrace_log::sim::{Effect, OperationKind};
 use millrace_model::TopicSettings;
 
 use super::*;
+use crate::local::checkpoint::CheckpointStore;
+use crate::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
 use crate::{EntryKind, EntryWrite, TopicChange};
 
 /// Writes messages until the disk has no room for more.
@@ -147,4 +149,49 @@ async fn messages_are_refused_as_long_as_the_reserve_cannot_be_made() {
     assert!(matches!(refused, Err(CommitError::DiskFull)), "{refused:?}");
     disk.heal();
     eventually(async || produce(&engine, orders, "room").await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reserve_grows_with_the_checkpoint_and_state_leaves_that_after_its_topic_s_files() {
+    let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    let orders = at(&topic(&engine, "orders", Durability::Durable).await, 0);
+    let lease = engine.claim("worker", orders).await.expect("claimed");
+    let before = disk.used_bytes();
+    for key in 0..40_u8 {
+        let change = StateChange {
+            key: vec![key].into(),
+            value: Some(StateValue::new(&[key; 8_000])),
+            ends_at: NEVER,
+        };
+        let writes = StateWrites {
+            resets: false,
+            changes: vec![change],
+        };
+        let write = StateWrite {
+            group: Arc::clone(&lease.group),
+            partition: orders,
+            lease: Some(lease.clone()),
+            writes: Arc::new(writes),
+        };
+        let counted = Transaction {
+            state: vec![write],
+            ..Transaction::default()
+        };
+        engine.commit(counted).await.expect("counted");
+    }
+    // The database itself is not on the simulated disk.
+    eventually(async || disk.used_bytes() > before + 40 * 8_000).await;
+    let name = TopicName::parse("orders").unwrap();
+    engine.delete_topic(&name).await.expect("deleted");
+    engine.close().await;
+    // The files went with the last checkpoint, and what it held of the topic goes with the next one.
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    engine.close().await;
+    let path = dir.path().join("checkpoint.sqlite");
+    let rows = tokio::task::spawn_blocking(move || {
+        let mut store = CheckpointStore::open(&path, None).expect("a checkpoint");
+        store.load().expect("readable").state.len()
+    });
+    assert_eq!(rows.await.unwrap(), 0);
 }
