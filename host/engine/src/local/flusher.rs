@@ -276,7 +276,9 @@ impl Flusher {
         let mut snapshot = self.shared.reserve.spend(|| self.snapshot())?;
         self.made_at = self.shared.clock.monotonic();
         self.wanted = false;
-        if snapshot.sequence == self.sequence && self.unsaved.is_none() && !self.marks_moved {
+        let is_same = snapshot.sequence == self.sequence && !self.marks_moved;
+        // Entries of state may have ended since: what a checkpoint is not told of now, it is never told.
+        if is_same && self.unsaved.is_none() && snapshot.changes.tables.is_empty() {
             return Ok(());
         }
         if let Some(mut earlier) = self.unsaved.take() {

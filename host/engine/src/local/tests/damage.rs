@@ -111,7 +111,7 @@ fn replace(from: &Path, to: &Path) {
     }
 }
 
-async fn change_checkpoint(path: &Path, sql: &str) {
+pub(super) async fn change_checkpoint(path: &Path, sql: &str) {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true);

@@ -7,8 +7,8 @@ use millrace_log::sim::{Effect, Fault, Loss, OperationKind};
 
 use super::model::Step;
 use super::recover::Worker;
-use super::run::{run, run_until_failure};
-use super::{explore, life_scripts, scripts};
+use super::run::{Bug, Run, run, run_bent, run_until_failure};
+use super::{explore, life_scripts, scripts, stateful};
 
 /// Every operation of the script goes wrong once, and then all from there on.
 fn every_operation_meets(effect: &Effect, kind: Option<OperationKind>, script: &[Step]) -> u64 {
@@ -155,6 +155,35 @@ fn exhaustive_checks_find_out_when_something_is_not_durable_that_was_said_to_be(
         ),
     ] {
         assert!(is_caught(script, fault.clone()), "{fault:?}");
+    }
+}
+
+/// Whether the checks find out about something that was done wrong with a run.
+fn finds_fault_with(run: &Run) -> bool {
+    catch_unwind(AssertUnwindSafe(|| explore(run, 2))).is_err()
+}
+
+#[test]
+fn exhaustive_checks_find_out_when_state_and_progress_are_not_of_one_transaction() {
+    let (name, script) = &stateful::all()[0];
+    for bug in [Bug::StateFirst, Bug::StateLast] {
+        let run = run_bent(name, script, &[], bug);
+        assert!(finds_fault_with(&run), "{bug:?}");
+    }
+}
+
+#[test]
+fn exhaustive_checks_find_out_when_a_checkpoint_loses_state() {
+    let (name, script) = &stateful::all()[0];
+    for loss in [
+        // All of it; what was written for a second time; what one group wrote.
+        "DELETE FROM state",
+        "DELETE FROM state WHERE slot > 2",
+        "DELETE FROM state WHERE name = 'audit'",
+    ] {
+        let mut run = run(name, script, &[]);
+        run.change_checkpoints(loss);
+        assert!(finds_fault_with(&run), "{loss}");
     }
 }
 

@@ -9,6 +9,7 @@ use super::super::*;
 use super::model::{
     Answered, Dump, GROUPS, Kept, Log, MODULES, Modules, PRODUCERS, REQUESTS, digest,
 };
+use super::stateful::table_of;
 use crate::EntryKind;
 use crate::local::recovery::Recovered;
 use crate::local::state::State;
@@ -46,7 +47,13 @@ impl Dump {
                 let progress = found.progress.as_ref();
                 let progress = progress.map(|p| millrace_model::Progress::decode(p));
                 let next = progress.map(|p| p.expect("sound progress").next.0);
-                self.groups.insert((at, group), (found.epoch, next));
+                if (found.epoch, next) != (0, None) {
+                    self.groups.insert((at, group), (found.epoch, next));
+                }
+                let table = found.state.as_ref().map(|table| table_of(table));
+                if let Some(table) = table.filter(|table| !table.is_empty()) {
+                    self.state.insert((at, group), table);
+                }
             }
         }
     }
@@ -92,10 +99,12 @@ impl Dump {
     pub(super) fn is_like(&self, model: &Self, now: Timestamp) -> bool {
         let rest = |dump: &Self| Self {
             logs: BTreeMap::new(),
+            state: BTreeMap::new(),
             now: Timestamp::default(),
             ..dump.clone()
         };
         rest(self) == rest(model)
+            && self.has_state_of(model, now)
             && self.logs.len() == model.logs.len()
             && model.topics.values().all(|topic| {
                 let like = |at| match (self.logs.get(&at), model.logs.get(&at)) {

@@ -15,6 +15,7 @@ mod model;
 mod recover;
 mod run;
 mod scripts;
+mod stateful;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -57,8 +58,19 @@ fn exhaustive_crash_points_lose_nothing_that_was_acknowledged() {
 }
 
 #[test]
+fn exhaustive_crash_points_keep_state_progress_and_outputs_together() {
+    let began_at = std::time::Instant::now();
+    let mut total = Tally::default();
+    for (name, script) in stateful::all() {
+        total += explore(&run(name, &script, &[]), RANDOM_LOSSES * effort());
+    }
+    println!("state in all: {total}, {} s", began_at.elapsed().as_secs());
+    assert!(total.recoveries() >= 3_000, "{total}");
+}
+
+#[test]
 fn exhaustive_scripts_leave_the_same_trace_every_time() {
-    let scripts = scripts::all().into_iter();
+    let scripts = scripts::all().into_iter().chain(stateful::all());
     for (name, script) in scripts.chain([("random", scripts::random(1))]) {
         let [first, second] = [run(name, &script, &[]), run(name, &script, &[])];
         assert_eq!(first.trace_hash, second.trace_hash, "{name}");

@@ -6,6 +6,7 @@ use millrace_model::bounds::{PRODUCER_BATCHES_KEPT_MAX, REQUEST_AGE_MS_MAX};
 use millrace_model::{ProducerId, TopicId};
 
 use super::super::*;
+use super::stateful::{Table, Writes};
 use crate::{EntryKind, TopicChange};
 
 /// Groups that scripts may claim for; all are looked for after a recovery.
@@ -50,6 +51,12 @@ pub(super) enum Step {
     Claim(&'static str, &'static str, u32),
     /// Progress of the group in the first, an output to the second, an entry: in one transaction, under the last claim.
     Work(&'static str, Place, Place),
+    /// As [`Step::Work`], and state of the group in the fourth: all in one transaction.
+    Count(&'static str, Place, Place, Place, Writes),
+    /// State of the group there, as an operator writes it.
+    Write(&'static str, Place, Writes),
+    /// An entry, and empty state of the group in all partitions of the topic: in one transaction.
+    Renew(&'static str, &'static str),
     Entry(EntryKind, &'static str, Option<usize>),
     PutModule(u8),
     DeleteModule(u8),
@@ -69,6 +76,8 @@ pub(super) struct Dump {
     /// Epoch and progress.
     pub(super) groups: BTreeMap<(TopicPartition, &'static str), (u64, Option<u64>)>,
     pub(super) entries: BTreeMap<(EntryKind, String), usize>,
+    /// What is not empty.
+    pub(super) state: BTreeMap<(TopicPartition, &'static str), Table>,
     /// What requests were answered, by topic and key.
     pub(super) requests: BTreeMap<(TopicId, u8), Answered>,
     /// What is remembered of producers: epoch, and the last batches' sequences and offsets.
@@ -140,6 +149,7 @@ impl Default for Dump {
             logs: BTreeMap::new(),
             groups: BTreeMap::new(),
             entries: BTreeMap::new(),
+            state: BTreeMap::new(),
             requests: BTreeMap::new(),
             sent: BTreeMap::new(),
             named: BTreeMap::new(),
@@ -199,8 +209,8 @@ impl Dump {
         match step {
             Step::Append(to, _) | Step::Request(to, ..) => to.iter().any(|(t, _)| durable(t)),
             Step::Keyed((to, _), _) | Step::Send(_, (to, _), _) => durable(to),
-            Step::Work(_, _, (output, _)) => durable(output),
-            Step::Entry(..) => true,
+            Step::Work(_, _, (output, _)) | Step::Count(_, _, (output, _), ..) => durable(output),
+            Step::Entry(..) | Step::Write(..) | Step::Renew(..) => true,
             Step::Flush | Step::PutModule(_) | Step::DeleteModule(_) | Step::Wait(_) => false,
             Step::Trim(..) | Step::Clean(_) => {
                 let starts = |dump: &Self| dump.logs.values().map(|l| l.start).collect::<Vec<_>>();
@@ -269,11 +279,15 @@ impl Dump {
                 let at = (self.at((topic, *partition)), *group);
                 after.groups.entry(at).or_default().0 += 1;
             }
-            Step::Work(group, input, output) => {
-                let at = (self.at(*input), *group);
-                after.groups.entry(at).or_default().1 = Some(number);
-                after.append(self.at(*output), number, 20);
-                let entry = (EntryKind::Redriven, "work".into());
+            Step::Work(group, input, output) => after.work(number, group, *input, *output),
+            Step::Count(group, input, output, place, writes) => {
+                after.work(number, group, *input, *output);
+                after.write_state(number, group, *place, writes);
+            }
+            Step::Write(group, place, writes) => after.write_state(number, group, *place, writes),
+            Step::Renew(group, topic) => {
+                after.empty_state(group, topic);
+                let entry = (EntryKind::Processor, "p".into());
                 after.entries.insert(entry, number as usize);
             }
             Step::Entry(kind, key, Some(bytes)) => {
@@ -291,8 +305,17 @@ impl Dump {
     fn forget(&mut self, topic: TopicId) {
         self.logs.retain(|at, _| at.topic != topic);
         self.groups.retain(|(at, _), _| at.topic != topic);
+        self.state.retain(|(at, _), _| at.topic != topic);
         self.requests.retain(|(of, _), _| *of != topic);
         self.sent.retain(|(at, _), _| at.topic != topic);
+    }
+
+    fn work(&mut self, number: u64, group: &'static str, input: Place, output: Place) {
+        let at = (self.at(input), group);
+        self.groups.entry(at).or_default().1 = Some(number);
+        self.append(self.at(output), number, 20);
+        let entry = (EntryKind::Redriven, "work".into());
+        self.entries.insert(entry, number as usize);
     }
 
     fn append(&mut self, at: TopicPartition, number: u64, bytes: usize) -> Offset {

@@ -8,15 +8,18 @@ use std::fs;
 use std::path::PathBuf;
 
 use millrace_log::sim::{Fault, Image, Loss, Operation};
-use millrace_model::ManualClock;
+use millrace_model::{Clock, ManualClock};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use super::super::damage::change_checkpoint;
 use super::super::*;
 use super::model::{BEGINNING, Dump, Modules, Place, Sending, Step, digest, module, value};
+use super::stateful::Writes;
 use crate::local::cleaner::{Cleaner, Pause};
-use crate::{EntryWrite, Lease, ProgressWrite, RequestMark};
+use crate::state::{StateWrite, StateWrites};
+use crate::{EntryKind, EntryWrite, Lease, ProgressWrite, RequestMark};
 
 /// A moment at which the power may fail.
 #[derive(Clone)]
@@ -79,6 +82,11 @@ pub(super) fn options() -> LocalOptions {
 
 /// Runs the script whole, on a disk with these faults, of which nobody may notice anything.
 pub(super) fn run(name: &'static str, script: &[Step], faults: &[Fault]) -> Run {
+    run_bent(name, script, faults, Bug::None)
+}
+
+/// The same, and with something done wrong.
+pub(super) fn run_bent(name: &'static str, script: &[Step], faults: &[Fault], bug: Bug) -> Run {
     let home = directory();
     let disk = SimDisk::default();
     for fault in faults {
@@ -87,6 +95,7 @@ pub(super) fn run(name: &'static str, script: &[Step], faults: &[Fault]) -> Run 
     let history = Arc::new(Mutex::new(History::default()));
     keep_points(&disk, home.path(), &history);
     let mut runner = Runner::new(&disk, home.path(), &history);
+    runner.bug = bug;
     let mut states = States::default();
     for (number, step) in script.iter().enumerate() {
         let done = runner.step(number + 1, step, &mut states);
@@ -108,6 +117,29 @@ pub(super) fn run(name: &'static str, script: &[Step], faults: &[Fault]) -> Run 
 }
 
 impl Run {
+    /// Does something to each checkpoint of the run.
+    pub(super) fn change_checkpoints(&mut self, sql: &str) {
+        let home = directory();
+        let path = home.path().join("checkpoint.sqlite");
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().expect("a runtime");
+        let mut last: Option<(Arc<Vec<u8>>, Arc<Vec<u8>>)> = None;
+        for point in &mut self.points {
+            let Some(before) = point.checkpoint.take() else {
+                continue;
+            };
+            let known = last.filter(|(known, _)| Arc::ptr_eq(known, &before));
+            let pair = known.unwrap_or_else(|| {
+                fs::write(&path, &**before).expect("room for the database");
+                runtime.block_on(change_checkpoint(&path, sql));
+                let changed = fs::read(&path).expect("the database");
+                (before, Arc::new(changed))
+            });
+            point.checkpoint = Some(Arc::clone(&pair.1));
+            last = Some(pair);
+        }
+    }
+
     /// Partitions of which something was removed.
     pub(super) fn trimmed(&self) -> usize {
         let logs = self.states.iter().flat_map(|state| &state.logs);
@@ -210,6 +242,7 @@ struct Runner {
     history: Arc<Mutex<History>>,
     leases: Vec<Lease>,
     clock: Arc<ManualClock>,
+    bug: Bug,
 }
 
 impl Runner {
@@ -223,6 +256,7 @@ impl Runner {
             history: Arc::clone(history),
             leases: Vec::new(),
             clock: Arc::new(ManualClock::at(BEGINNING)),
+            bug: Bug::None,
         }
     }
 
@@ -275,6 +309,31 @@ impl Runner {
             history.durable = number;
         }
         Ok(())
+    }
+
+    fn lease(&self, group: &str, at: TopicPartition) -> &Lease {
+        let mut leases = self.leases.iter();
+        let found = leases.find(|lease| *lease.group == *group && lease.partition == at);
+        found.expect("a claim")
+    }
+
+    fn state(
+        &self,
+        engine: &LocalEngine,
+        number: u64,
+        group: &str,
+        partition: TopicPartition,
+        writes: &Writes,
+    ) -> StateWrite {
+        let held = engine
+            .state(group, partition)
+            .expect("a script's partition");
+        StateWrite {
+            group: group.into(),
+            partition,
+            lease: None,
+            writes: Arc::new(writes.attempt(held, number, self.clock.wall())),
+        }
     }
 
     fn work(&mut self, number: u64, step: &Step, before: &Dump) -> Result<(), String> {
@@ -356,13 +415,24 @@ impl Runner {
                 Ok(())
             }
             Step::Work(group, input, output) => {
-                let at = before.at(*input);
-                let lease = self
-                    .leases
-                    .iter()
-                    .find(|l| *l.group == **group && l.partition == at);
-                commit(work(number, lease.expect("a claim"), before.at(*output)))
+                let lease = self.lease(group, before.at(*input));
+                commit(work(number, lease, before.at(*output)))
             }
+            Step::Count(group, input, output, place, writes) => {
+                let lease = self.lease(group, before.at(*input));
+                let mut transaction = work(number, lease, before.at(*output));
+                let mut state = self.state(&engine, number, group, before.at(*place), writes);
+                state.lease = Some(lease.clone());
+                transaction.state = vec![state];
+                let transactions = self.bug.bend(transaction);
+                transactions.into_iter().try_for_each(commit)
+            }
+            Step::Write(group, place, writes) => commit(Transaction {
+                state: vec![self.state(&engine, number, group, before.at(*place), writes)],
+                durability: Some(Durability::Durable),
+                ..Transaction::default()
+            }),
+            Step::Renew(group, topic) => commit(renew(number, group, before.topic(topic))),
             Step::Entry(kind, key, bytes) => commit(Transaction {
                 entries: vec![EntryWrite {
                     kind: *kind,
@@ -533,6 +603,55 @@ pub(super) fn run_until_failure(script: &[Step], fault: Fault) -> Ended {
     }
 }
 
+/// What scripts are done wrong with, so that the checks have something to find.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Bug {
+    #[default]
+    None,
+    /// State is a commit of its own, before progress and outputs.
+    StateFirst,
+    /// After them.
+    StateLast,
+}
+
+impl Bug {
+    fn bend(self, mut transaction: Transaction) -> Vec<Transaction> {
+        if self == Self::None {
+            return vec![transaction];
+        }
+        let state = Transaction {
+            state: std::mem::take(&mut transaction.state),
+            ..Transaction::default()
+        };
+        match self {
+            Self::StateFirst => vec![state, transaction],
+            _ => vec![transaction, state],
+        }
+    }
+}
+
+fn renew(number: u64, group: &str, topic: &Topic) -> Transaction {
+    let empty = |partition| StateWrite {
+        group: group.into(),
+        partition,
+        lease: None,
+        writes: Arc::new(StateWrites {
+            resets: true,
+            changes: Vec::new(),
+        }),
+    };
+    Transaction {
+        entries: vec![EntryWrite {
+            kind: EntryKind::Processor,
+            key: "p".to_owned(),
+            value: Some(vec![7; number as usize].into()),
+        }],
+        state: topic.partitions().map(empty).collect(),
+        durability: Some(Durability::Durable),
+        ..Transaction::default()
+    }
+}
+
 fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
     Transaction {
         appends: vec![append(output, &value(number, 20))],
@@ -544,7 +663,7 @@ fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
             },
         }),
         entries: vec![EntryWrite {
-            kind: crate::EntryKind::Redriven,
+            kind: EntryKind::Redriven,
             key: "work".to_owned(),
             value: Some(vec![7; number as usize].into()),
         }],

@@ -2,8 +2,9 @@
 
 use fastrand::Rng;
 
-use super::life_scripts;
 use super::model::{GROUPS, PRODUCERS, Step};
+use super::stateful::{Change, Writes};
+use super::{life_scripts, stateful};
 use crate::EntryKind;
 use millrace_model::Durability::{Durable, Os};
 
@@ -174,6 +175,11 @@ fn restarts() -> Vec<Step> {
     script
 }
 
+fn counted() -> Step {
+    let writes = Writes::new(vec![(1, Change::Add(1)), (2, Change::Set(700, None))]);
+    Step::Count(GROUPS[0], ("d", 0), ("d", 1), ("d", 0), writes)
+}
+
 /// A little of everything, to be run once for each of its operations.
 pub(super) fn faulty() -> Vec<Step> {
     vec![
@@ -184,13 +190,14 @@ pub(super) fn faulty() -> Vec<Step> {
         Step::Claim(GROUPS[0], "d", 0),
         Step::Flush,
         to("o", 0, 2_000),
-        Step::Work(GROUPS[0], ("d", 0), ("d", 1)),
+        counted(),
         Step::Checkpoint,
         to("o", 0, 2_500),
         to("d", 1, 10),
         to("o", 0, 9_000),
         Step::Delete("o"),
         Step::Entry(EntryKind::Processor, "p", Some(5)),
+        counted(),
         Step::Restart,
         to("d", 0, 10),
         Step::Reopen,
@@ -213,7 +220,7 @@ pub(super) fn random(seed: u64) -> Vec<Step> {
             let (name, partitions) = there[random.usize(..there.len())];
             (name, random.u32(..partitions))
         };
-        let choice = if there.is_empty() { 0 } else { random.u8(..30) };
+        let choice = if there.is_empty() { 0 } else { random.u8(..36) };
         script.push(match (choice, absent) {
             (0 | 1, Some(name)) => {
                 let partitions = random.u32(1..=3);
@@ -269,6 +276,17 @@ pub(super) fn random(seed: u64) -> Vec<Step> {
                 let (name, _) = pick(&mut random, &there);
                 life_scripts::random_change(&mut random, name)
             }
+            (30..=33, _) if !claims.is_empty() => {
+                let (group, at) = claims[random.usize(..claims.len())];
+                let writes = stateful::random_writes(&mut random);
+                Step::Count(group, at, pick(&mut random, &there), at, writes)
+            }
+            (34, _) => {
+                let mut writes = stateful::random_writes(&mut random);
+                writes.resets = random.bool();
+                Step::Write(GROUPS[0], pick(&mut random, &there), writes)
+            }
+            (35, _) => Step::Renew(GROUPS[random.usize(..2)], pick(&mut random, &there).0),
             (24, _) => Step::Wait(random.u64(..30 * life_scripts::HOUR_MS)),
             _ => {
                 let to = (0..random.usize(1..4))
