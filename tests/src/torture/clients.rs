@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use serde_json::{Value, json};
 
+use super::counting;
 use super::history::{Event, History, Pipeline, Seen};
 use super::value::{self, Id};
 use crate::{Client, Message, Reply};
@@ -26,9 +27,9 @@ const PADDING_BYTES_MAX: usize = 400;
 /// Messages of one producer with equal sequence modulo this share a key.
 pub(super) const KEYS: u64 = 17;
 /// Every so many messages one is rejected by the component and becomes a dead letter.
-const REJECTED_EVERY: u64 = 23;
+pub(super) const REJECTED_EVERY: u64 = 23;
 /// Every so many messages one succeeds at the second attempt only.
-const RETRIED_EVERY: u64 = 19;
+pub(super) const RETRIED_EVERY: u64 = 19;
 /// One in so many requests under a key is sent again though it was answered.
 const AGAIN_ONE_IN: u8 = 12;
 /// Messages that one reading asks for.
@@ -87,12 +88,16 @@ impl Shared {
         self.producing.store(false, Ordering::Release);
     }
 
+    pub(super) fn is_producing(&self) -> bool {
+        self.producing.load(Ordering::Acquire)
+    }
+
     pub(super) fn stop_reading(&self) {
         self.reading.store(false, Ordering::Release);
     }
 
     /// Lets a client ask something, if there is a host.
-    fn with_host(&self, connection: &mut Connection, ask: impl FnOnce(&Client)) {
+    pub(super) fn with_host(&self, connection: &mut Connection, ask: impl FnOnce(&Client)) {
         let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(url) = &*target {
             ask(connection.to(url));
@@ -105,7 +110,7 @@ impl Shared {
 
 /// One client's connections, to the host at its present address.
 #[derive(Default)]
-struct Connection(Option<(String, Client)>);
+pub(super) struct Connection(Option<(String, Client)>);
 
 impl Connection {
     fn to(&mut self, url: &str) -> &Client {
@@ -138,7 +143,7 @@ pub(super) fn produce(shared: &Shared, producer: Producer, seed: u64) {
         shared.with_host(&mut connection, |client| {
             let request = again
                 .take()
-                .unwrap_or_else(|| make(producer.number, &mut next, &mut random));
+                .unwrap_or_else(|| make(producer, &mut next, &mut random));
             let sent = send(shared, client, producer, &request);
             let sends_again = match sent {
                 Sent::Unknown => random.bool(),
@@ -151,10 +156,18 @@ pub(super) fn produce(shared: &Shared, producer: Producer, seed: u64) {
     }
 }
 
-fn make(producer: u32, next: &mut u64, random: &mut Rng) -> Request {
+fn make(producer: Producer, next: &mut u64, random: &mut Rng) -> Request {
+    let Producer {
+        number: producer,
+        topic,
+        ..
+    } = producer;
     let first = *next;
     *next += u64::from(random.u32(1..=REQUEST_MESSAGES_MAX));
     let messages = (first..*next).map(|sequence| {
+        if topic == counting::INPUT {
+            return counting::message(producer, sequence, PADDING_BYTES_MAX, random);
+        }
         let value = value::make(Id::new(producer, sequence), PADDING_BYTES_MAX, random);
         let headers = if sequence % REJECTED_EVERY == 0 {
             json!({"reject": "torture"})
@@ -307,7 +320,7 @@ fn read_page(
     let found: Vec<Message> = serde_json::from_value(page["messages"].clone())?;
     let messages = found
         .iter()
-        .map(|message| Seen::new(message.offset, message.text()));
+        .map(|message| Seen::new(message.offset, id_of(message)));
     let messages: Vec<Seen> = messages.collect();
     if !messages.is_empty() || last {
         shared.history.write(Event::Read {
@@ -318,6 +331,11 @@ fn read_page(
         });
     }
     page["next"].as_u64().context("no next")
+}
+
+/// A component that does not keep the value keeps the header.
+fn id_of(message: &Message) -> &str {
+    message.header(counting::ID).unwrap_or(message.text())
 }
 
 fn look(shared: &Shared, client: &Client, pipeline: &Pipeline) -> Result<()> {

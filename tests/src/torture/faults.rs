@@ -3,6 +3,7 @@
 mod eio;
 mod full;
 mod memory;
+mod steps;
 mod stop;
 
 use std::thread;
@@ -12,7 +13,7 @@ use anyhow::{Context, Result};
 use fastrand::Rng;
 
 use super::disk::{self, LoopDisk};
-use super::history::{Event, Fault};
+use super::history::{Event, Fault, Step};
 use super::world::World;
 pub(super) use memory::Group;
 
@@ -69,7 +70,8 @@ pub(super) fn inject(world: &mut World, fault: Fault) -> Result<Option<u32>> {
 }
 
 fn kill(world: &mut World) -> Result<Option<u32>> {
-    note(world, Fault::Kill, "under load");
+    let step = steps::reach(world);
+    note_at(world, Fault::Kill, "under load", false, step);
     world.host.kill()?;
     let mut faults = 1;
     // Now and then once more while it starts.
@@ -85,12 +87,13 @@ fn kill(world: &mut World) -> Result<Option<u32>> {
 }
 
 fn cut_power(world: &mut World) -> Result<Option<u32>> {
-    lose_power(world, "under load")?;
+    let step = steps::reach(world);
+    lose_power(world, "under load", step)?;
     let mut faults = 1;
     while world.random.u8(..5) == 0 {
         world.host.spawn()?;
         thread::sleep(Duration::from_millis(world.random.u64(..120)));
-        lose_power(world, "while it started")?;
+        lose_power(world, "while it started", None)?;
         faults += 1;
     }
     Ok(world.recover()?.then_some(faults))
@@ -102,7 +105,7 @@ fn cut_power(world: &mut World) -> Result<Option<u32>> {
 /// its bytes never arrive: ext4 gives up converting preallocated blocks without telling it. No power cut does that, for no
 /// answer comes from a machine without power. So the process stands still while the shutdown lasts: amid its syncs, and then it
 /// is killed and cannot act on their answers; or between them, and then it may go on and see what a dead disk answers.
-fn lose_power(world: &mut World, when: &str) -> Result<()> {
+fn lose_power(world: &mut World, when: &str, step: Option<Step>) -> Result<()> {
     let flag = match world.random.u8(..16) {
         0 => 0,
         1..4 => 1,
@@ -111,7 +114,8 @@ fn lose_power(world: &mut World, when: &str) -> Result<()> {
     let goes_on = world.random.u8(..3) == 0;
     let how = if goes_on { "it goes on" } else { "amid all" };
     stop::stand_still(world, goes_on)?;
-    note(world, Fault::Power, &format!("{when}, {how}, flag {flag}"));
+    let how = format!("{when}, {how}, flag {flag}");
+    note_at(world, Fault::Power, &how, true, step);
     world.disk()?.cut(flag)?;
     if goes_on {
         stop::go_on(world)?;
@@ -133,9 +137,17 @@ fn note(world: &World, kind: Fault, how: &str) {
 
 /// `forgets` says that what was only in the page cache may be gone.
 fn note_as(world: &World, kind: Fault, how: &str, forgets: bool) {
-    let how = how.to_owned();
-    let event = Event::Fault { kind, how, forgets };
-    world.shared.history.write(event);
+    note_at(world, kind, how, forgets, None);
+}
+
+/// The host is amid a step.
+fn note_at(world: &World, kind: Fault, how: &str, forgets: bool, step: Option<Step>) {
+    world.shared.history.write(Event::Fault {
+        kind,
+        how: how.to_owned(),
+        forgets,
+        step,
+    });
 }
 
 fn unexpected(world: &World, what: String) {

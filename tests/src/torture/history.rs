@@ -1,6 +1,7 @@
 //! What clients did and saw, in the order in which they wrote it down: one line of JSON each, appended, never changed. The broker
 //! writes nothing here.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
@@ -111,6 +112,24 @@ pub enum Event {
         /// The next offset to read.
         next: u64,
     },
+    /// What a processor's state counts of each key, `producer/number`.
+    State {
+        /// Which.
+        processor: String,
+        /// Whose messages.
+        partition: u32,
+        /// The counts.
+        counts: BTreeMap<String, i64>,
+        /// Whether this belongs to the last reading of everything.
+        last: bool,
+    },
+    /// All dead letters that were not sent again, in the end.
+    Standing {
+        /// Whose.
+        processor: String,
+        /// The letters.
+        letters: Vec<Seen>,
+    },
     /// A fault was injected.
     Fault {
         /// Which.
@@ -119,6 +138,9 @@ pub enum Event {
         how: String,
         /// Whether what was only in the page cache may be gone.
         forgets: bool,
+        /// What the host was amid, if somebody brought it there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<Step>,
     },
     /// The host serves again.
     Started {
@@ -205,6 +227,12 @@ pub struct Pipeline {
     pub dead_letters: String,
     /// A producer's messages of equal sequence modulo this share a key, and keep their order.
     pub keys: u64,
+    /// Whether its state counts the outputs of each key.
+    #[serde(default)]
+    pub counts: bool,
+    /// Whether its dead letters are sent again.
+    #[serde(default)]
+    pub redrives: bool,
 }
 
 /// A message as read: offset, producer, sequence, hash of the value.
@@ -243,6 +271,30 @@ pub enum Fault {
     Stop,
     /// The kernel kills the process for its memory.
     Memory,
+}
+
+/// What a host may be amid when it is hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// A new revision is being deployed.
+    Swap,
+    /// Dead letters are being sent again.
+    Redrive,
+    /// A checkpoint is being saved.
+    Checkpoint,
+}
+
+impl Step {
+    /// Its word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Swap => "swap",
+            Self::Redrive => "redrive",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
 }
 
 impl Fault {

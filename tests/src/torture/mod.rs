@@ -4,6 +4,7 @@
 
 pub mod checker;
 mod clients;
+mod counting;
 mod disk;
 mod faults;
 pub mod history;

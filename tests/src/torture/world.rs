@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use super::checker::{self, Verdict};
 use super::clients::{self, KEYS, Producer, Shared};
+use super::counting;
 use super::disk::LoopDisk;
 use super::faults;
 use super::history::{Ages, Event, Fault, History, Pipeline, Rules, TopicRule};
@@ -35,13 +36,26 @@ pub(super) const WORKER: &str = "worker";
 const AGING: &str = "aging";
 /// Only the latest message of each key stays.
 const LATEST: &str = "latest";
-const PRODUCERS: [Producer; 6] = [
+const TOPICS: [&str; 10] = [
+    SAFE,
+    QUICK,
+    OUT,
+    DEAD,
+    AGING,
+    LATEST,
+    counting::INPUT,
+    counting::OUTPUT,
+    counting::DEAD,
+    counting::REDRIVE,
+];
+const PRODUCERS: [Producer; 7] = [
     producer(0, SAFE, false),
     producer(1, SAFE, true),
     producer(2, QUICK, false),
     producer(3, QUICK, true),
     producer(4, AGING, true),
     producer(5, LATEST, true),
+    producer(6, counting::INPUT, false),
 ];
 
 const fn producer(number: u32, topic: &'static str, once: bool) -> Producer {
@@ -55,6 +69,9 @@ const fn producer(number: u32, topic: &'static str, once: bool) -> Producer {
 fn partitions(topic: &str) -> u32 {
     match topic {
         AGING | LATEST => AGING_PARTITIONS,
+        counting::INPUT | counting::OUTPUT | counting::DEAD | counting::REDRIVE => {
+            counting::PARTITIONS
+        }
         _ => PARTITIONS,
     }
 }
@@ -79,6 +96,10 @@ pub(super) struct World {
     /// The group of processes whose memory is limited, if that is what it suffers.
     pub(super) group: Option<faults::Group>,
     pub(super) seed: u64,
+    /// The module of the processor that counts.
+    pub(super) counter: String,
+    /// What the host was asked right before a fault.
+    pub(super) asked: counting::Asked,
     places: Vec<(String, u32)>,
     directory: TempDir,
 }
@@ -121,10 +142,9 @@ impl World {
             disk,
             group: None,
             seed: plan.seed,
-            places: [SAFE, QUICK, OUT, DEAD, AGING, LATEST]
-                .into_iter()
-                .flat_map(of_topic)
-                .collect(),
+            counter: String::new(),
+            asked: counting::Asked::default(),
+            places: TOPICS.into_iter().flat_map(of_topic).collect(),
             directory,
         })
     }
@@ -135,6 +155,8 @@ impl World {
         let rules = rules(plan.seed, trims);
         self.shared.history.write(Event::Rules(rules.clone()));
         set_up(&self.host.client(), trims)?;
+        self.counter = counting::set_up(&self.host.client())?;
+        let counter = self.counter.clone();
         let trimmed = |place: &&(String, u32)| trims && place.0 == AGING;
         let trimmed: Vec<_> = self.places.iter().filter(trimmed).cloned().collect();
         let shared = Arc::clone(&self.shared);
@@ -145,6 +167,7 @@ impl World {
                 let (shared, seed) = (&shared, seed ^ u64::from(producer.number));
                 scope.spawn(move || clients::produce(shared, producer, seed));
             }
+            scope.spawn(|| counting::disturb(&shared, &counter, seed.rotate_left(2)));
             scope.spawn(|| clients::trim(&shared, &trimmed, seed.rotate_left(1)));
             scope.spawn(|| clients::read(&shared, &places, &rules.pipelines, !seed));
             let lived = self.suffer(plan);
@@ -169,6 +192,7 @@ impl World {
             done += faults;
         }
         self.shared.stop_producing();
+        self.asked.wait();
         self.drain()?;
         self.shared.stop_reading();
         drop(self.shared.shut());
@@ -176,32 +200,54 @@ impl World {
         for place in &self.places {
             clients::read_last(&self.shared, &client, place)?;
         }
+        counting::write_state(&self.shared, &client, true)?;
+        counting::write_standing(&self.shared, &client)?;
         self.end()
     }
 
-    /// Waits until the processor has nothing left.
+    /// Waits until the processors have nothing left, also of their dead letters that are sent again.
     fn drain(&self) -> Result<()> {
         // Whoever is amid a request finishes it.
         *self.shared.shut() = Some(self.host.url().to_owned());
         let (history, client) = (&self.shared.history, self.host.client());
         history.write(Event::Calm);
         let began = Instant::now();
-        loop {
-            let backlog = client.backlog(WORKER);
-            let after_ms = u64::try_from(began.elapsed().as_millis())?;
-            if matches!(backlog, Ok(0)) {
-                history.write(Event::Drained { after_ms });
-                return Ok(());
+        let mut drained = self.gets_through(&client, began, &[WORKER, counting::PROCESSOR])?;
+        if drained {
+            if let Err(error) = counting::redrive_for_good(&client, &self.counter) {
+                let what = format!("no redrive when it is calm: {error:#}");
+                history.write(Event::Unexpected { what });
             }
-            if began.elapsed() > DRAIN_PATIENCE {
-                let status = client.get(&format!("/v1/processors/{WORKER}"));
-                let status = status.map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
-                let why = format!("not through after {after_ms} ms: {backlog:?}; {status:?}");
-                history.write(Event::NotDrained { why });
-                return Ok(());
-            }
-            thread::sleep(Duration::from_millis(10));
+            drained = self.gets_through(&client, began, &[counting::PROCESSOR])?;
         }
+        let after_ms = u64::try_from(began.elapsed().as_millis())?;
+        if drained {
+            history.write(Event::Drained { after_ms });
+        }
+        Ok(())
+    }
+
+    /// Whether these have nothing left in time; if not, the history says where they stand.
+    fn gets_through(&self, client: &Client, began: Instant, processors: &[&str]) -> Result<bool> {
+        for processor in processors {
+            loop {
+                let backlog = client.backlog(processor);
+                if matches!(backlog, Ok(0)) {
+                    break;
+                }
+                if began.elapsed() > DRAIN_PATIENCE {
+                    let after_ms = u64::try_from(began.elapsed().as_millis())?;
+                    let status = client.get(&format!("/v1/processors/{processor}"));
+                    let status =
+                        status.map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
+                    let why = format!("not through after {after_ms} ms: {backlog:?}; {status:?}");
+                    self.shared.history.write(Event::NotDrained { why });
+                    return Ok(false);
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(true)
     }
 
     /// A stop in order, and a look at the files by the one whose job that is.
@@ -240,6 +286,7 @@ impl World {
         for place in &self.places {
             clients::write_ends(&shared, &client, place, true)?;
         }
+        counting::write_state(&shared, &client, false)?;
         shared.history.write(Event::Started { after_ms });
         *target = Some(self.host.url().to_owned());
         Ok(true)
@@ -302,6 +349,15 @@ fn rules(seed: u64, trims: bool) -> Rules {
     } else {
         Ages::ByRetention
     };
+    let worker = Pipeline {
+        processor: WORKER.to_owned(),
+        input: SAFE.to_owned(),
+        output: OUT.to_owned(),
+        dead_letters: DEAD.to_owned(),
+        keys: KEYS,
+        counts: false,
+        redrives: false,
+    };
     Rules {
         seed,
         topics: vec![
@@ -311,14 +367,12 @@ fn rules(seed: u64, trims: bool) -> Rules {
             rule(DEAD, true, false),
             aging(AGING, false, true, ages),
             aging(LATEST, true, true, Ages::ByCompaction { keys: KEYS }),
+            rule(counting::INPUT, true, true),
+            rule(counting::OUTPUT, true, false),
+            rule(counting::DEAD, true, false),
+            rule(counting::REDRIVE, true, false),
         ],
-        pipelines: vec![Pipeline {
-            processor: WORKER.to_owned(),
-            input: SAFE.to_owned(),
-            output: OUT.to_owned(),
-            dead_letters: DEAD.to_owned(),
-            keys: KEYS,
-        }],
+        pipelines: vec![worker, counting::pipeline()],
     }
 }
 

@@ -22,6 +22,16 @@ pub(crate) enum EngineBug {
     ProgressFirst,
     /// Outputs are a commit of their own, before the progress.
     OutputFirst,
+    /// State is a commit of its own, before progress and outputs.
+    StateFirst,
+    /// State is a commit of its own, after them.
+    StateLast,
+    /// Every tenth commit's state is not kept.
+    ForgetsState,
+    /// Every tenth output is kept twice.
+    OutputTwice,
+    /// Every tenth output is not kept.
+    OutputForgotten,
     /// Every tenth request is taken twice.
     Twice,
     /// A request's second half is a commit of its own.
@@ -123,6 +133,10 @@ impl Engine for BentEngine {
         if transaction.progress.is_none() {
             return self.commit_requests(transaction).await;
         }
+        let only_state = Transaction {
+            state: transaction.state.clone(),
+            ..Transaction::default()
+        };
         let only_progress = Transaction {
             progress: transaction.progress.clone(),
             state: transaction.state.clone(),
@@ -138,6 +152,28 @@ impl Engine for BentEngine {
                 transaction.progress = None;
                 transaction.state.clear();
                 self.split(transaction, only_progress).await
+            }
+            EngineBug::StateFirst => {
+                transaction.state.clear();
+                self.split(only_state, transaction).await
+            }
+            EngineBug::StateLast => {
+                transaction.state.clear();
+                self.split(transaction, only_state).await
+            }
+            EngineBug::ForgetsState if self.now(EngineBug::ForgetsState) => {
+                transaction.state.clear();
+                self.inner.commit(transaction).await
+            }
+            EngineBug::OutputTwice if self.now(EngineBug::OutputTwice) => {
+                transaction
+                    .appends
+                    .extend(transaction.appends.first().cloned());
+                self.inner.commit(transaction).await
+            }
+            EngineBug::OutputForgotten if self.now(EngineBug::OutputForgotten) => {
+                transaction.appends.pop();
+                self.inner.commit(transaction).await
             }
             EngineBug::StandsStill if self.calls.fetch_add(1, Ordering::Relaxed) > 2 => {
                 Ok(Receipt::default())

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastrand::Rng;
+use millrace_engine::state::{KeyColumns, StateAttempt, StateQuery, StateWrite, WriteColumns};
 use millrace_engine::{
     Append, CommitError, Engine, Lease, LocalEngine, LocalOptions, OpenError, ProgressWrite,
     ReadError, RequestMark, Transaction,
@@ -136,6 +137,7 @@ impl World {
             };
             if cut > 0 {
                 self.write_ends(&life, true);
+                self.write_state(&life, false).await;
                 self.write(Event::Started { after_ms: 0 });
             }
             if !life.last {
@@ -156,13 +158,19 @@ impl World {
             if life.last {
                 self.write_ends(&life, false);
                 self.read_all(&life).await;
+                self.write_state(&life, true).await;
                 return;
             }
             drop(life);
             let how = format!("cut {cut}");
             let kind = Fault::Power;
             let forgets = true;
-            self.write(Event::Fault { kind, how, forgets });
+            self.write(Event::Fault {
+                kind,
+                how,
+                forgets,
+                step: None,
+            });
             self.disk.cut_power();
             self.disk.restore_power(random.u64(..));
         }
@@ -359,8 +367,7 @@ impl World {
         next: Offset,
     ) -> bool {
         let appends = taken.iter().map(|(_, text)| {
-            let dead = value::parse(text).is_some_and(|id| id.sequence % DEAD_EVERY == 0);
-            let topic = &life.topics[if dead { 3 } else { 2 }];
+            let topic = &life.topics[if is_dead(text) { 3 } else { 2 }];
             Append {
                 partition: at(topic, partition),
                 batch: batch(text),
@@ -372,6 +379,7 @@ impl World {
         };
         let transaction = Transaction {
             appends: appends.collect(),
+            state: count(&*life.engine, lease, taken),
             progress: Some(ProgressWrite {
                 lease: lease.clone(),
                 progress,
@@ -403,6 +411,29 @@ impl World {
             partition,
             next: next.0,
         });
+    }
+
+    /// What the processor's state counts.
+    async fn write_state(&self, life: &Life, last: bool) {
+        for partition in 0..PARTITIONS {
+            let all = StateQuery {
+                entries_max: usize::MAX,
+                ..StateQuery::default()
+            };
+            let place = at(&life.topics[0], partition);
+            let page = life.engine.read_state("worker", place, &all).await;
+            let entries = page.expect("state is read").entries.into_iter();
+            let counts = entries.map(|entry| {
+                let key = String::from_utf8_lossy(&entry.key).into_owned();
+                (key, entry.value.as_number().expect("a count"))
+            });
+            self.write(Event::State {
+                processor: "worker".to_owned(),
+                partition,
+                counts: counts.collect(),
+                last,
+            });
+        }
     }
 
     fn write_ends(&self, life: &Life, recovered: bool) {
@@ -467,6 +498,37 @@ impl World {
             last,
         });
     }
+}
+
+fn is_dead(text: &str) -> bool {
+    value::parse(text).is_some_and(|id| id.sequence % DEAD_EVERY == 0)
+}
+
+/// Counts those that do not die, in state.
+fn count(engine: &dyn Engine, lease: &Lease, taken: &[(Offset, String)]) -> Vec<StateWrite> {
+    let Ok(table) = engine.state(&lease.group, lease.partition) else {
+        return Vec::new();
+    };
+    let mut attempt = StateAttempt::new(table, Timestamp::default(), taken.len());
+    let succeed = taken.iter().filter(|(_, text)| !is_dead(text));
+    for id in succeed.filter_map(|(_, text)| value::parse(text)) {
+        let key = format!("{}/0", id.producer);
+        let keys = KeyColumns {
+            data: key.as_bytes(),
+            spans: &[0, key.len() as u32],
+        };
+        let how = WriteColumns {
+            ttl_ms: &[],
+            messages: &[],
+        };
+        attempt.add(&keys, &[], &how).expect("it is counted");
+    }
+    vec![StateWrite {
+        group: Arc::clone(&lease.group),
+        partition: lease.partition,
+        lease: Some(lease.clone()),
+        writes: Arc::new(attempt.into_writes()),
+    }]
 }
 
 /// Everything small: files roll, memory fills, checkpoints are frequent.
@@ -592,6 +654,8 @@ fn rules(seed: u64) -> Rules {
             output: NAMES[2].to_owned(),
             dead_letters: NAMES[3].to_owned(),
             keys: 1,
+            counts: true,
+            redrives: false,
         }],
     }
 }

@@ -5,6 +5,7 @@
 
 mod bent_disk;
 mod bent_engine;
+mod counted;
 mod life;
 
 use bent_disk::DiskBug;
@@ -91,6 +92,24 @@ fn progress_that_is_committed_before_the_output_is_found() {
 #[test]
 fn output_that_is_committed_before_the_progress_is_found() {
     found_in_engine(EngineBug::OutputFirst, &[Kind::Twice]);
+}
+
+#[test]
+fn state_that_is_committed_before_or_after_its_progress_is_found() {
+    for bug in [EngineBug::StateFirst, EngineBug::StateLast] {
+        found_in_engine(bug, &[Kind::Miscounted]);
+    }
+}
+
+#[test]
+fn state_that_is_forgotten_is_found() {
+    found_in_engine(EngineBug::ForgetsState, &[Kind::Miscounted]);
+}
+
+#[test]
+fn an_output_that_is_kept_twice_or_not_at_all_is_found() {
+    found_in_engine(EngineBug::OutputTwice, &[Kind::Twice]);
+    found_in_engine(EngineBug::OutputForgotten, &[Kind::Missing]);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! | went-back | progress, a start or an end that was seen is seen smaller |
 //! | missing | an input with neither output nor dead letter |
 //! | twice | an input with more than one of both |
+//! | miscounted | state that is not the count of what is out |
 //! | stuck | the host does not start, or what was taken does not get through |
 //! | unexpected | a fault did not lead to what it has to lead to |
 //!
@@ -18,6 +19,7 @@
 //! was asked for, and nothing else. What a topic's rule lets go ([`Ages`](super::history::Ages)) is not lost: messages below the partition's start,
 //! which never goes back; of a compacted topic those that a later message with the same key stands for.
 
+mod counts;
 mod state;
 mod verdict;
 mod whole;
@@ -27,6 +29,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use self::counts::Processor;
 use self::state::{Known, Request, Topic};
 pub use self::verdict::{Finding, Kind, Tally, Verdict};
 use super::history::{self, Event, Pipeline, Rules, Seen};
@@ -52,6 +55,7 @@ pub struct Checker {
     /// The last acknowledged offset of a producer in a partition of a topic.
     acknowledged: BTreeMap<(String, u32, u32), u64>,
     progress: BTreeMap<(String, String, u32), u64>,
+    processors: BTreeMap<String, Processor>,
     /// The line at which the youngest durable send began that was acknowledged later.
     synced_line: u64,
     /// Whether the power failed, or the medium, since the last start.
@@ -122,6 +126,13 @@ impl Checker {
                 partition,
                 next,
             } => self.progressed(processor, topic, *partition, *next),
+            Event::State {
+                processor,
+                partition,
+                counts,
+                last,
+            } => self.counted(processor, *partition, counts, *last),
+            Event::Standing { processor, letters } => self.stands(processor, letters),
             other => self.happened(other),
         }
     }
@@ -156,8 +167,16 @@ impl Checker {
 
     fn happened(&mut self, event: &Event) {
         match event {
-            Event::Fault { kind, forgets, .. } => {
+            Event::Fault {
+                kind,
+                forgets,
+                step,
+                ..
+            } => {
                 self.forgot |= forgets;
+                if let Some(step) = step {
+                    *self.verdict.tally.steps.entry(*step).or_default() += 1;
+                }
                 *self.verdict.tally.faults.entry(*kind).or_default() += 1;
             }
             Event::Started { after_ms } => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::super::history::Fault;
+use super::super::history::{Fault, Step};
 
 /// Findings that are kept; further ones are only counted.
 const FINDINGS_MAX: usize = 100;
@@ -29,6 +29,8 @@ pub enum Kind {
     Missing,
     /// An input with more than one of both.
     Twice,
+    /// State that is not the count of the outputs.
+    Miscounted,
     /// Does not start, or does not get through.
     Stuck,
     /// A fault did not lead to what it has to lead to.
@@ -51,6 +53,10 @@ pub struct Finding {
 pub struct Tally {
     /// Faults, by kind.
     pub faults: BTreeMap<Fault, u64>,
+    /// Those that met a host amid a step, by step.
+    pub steps: BTreeMap<Step, u64>,
+    /// Dead letters that were sent again.
+    pub redriven: u64,
     /// Starts after faults.
     pub starts: u64,
     /// How long each took.
@@ -117,6 +123,10 @@ impl Tally {
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
         }
+        for (step, count) in &other.steps {
+            *self.steps.entry(*step).or_default() += count;
+        }
+        self.redriven += other.redriven;
         self.starts += other.starts;
         self.start_ms.extend(&other.start_ms);
         self.sent += other.sent;
@@ -168,6 +178,7 @@ impl Kind {
             Self::WentBack => "went-back",
             Self::Missing => "missing",
             Self::Twice => "twice",
+            Self::Miscounted => "miscounted",
             Self::Stuck => "stuck",
             Self::Unexpected => "unexpected",
         }
@@ -180,8 +191,9 @@ impl fmt::Display for Tally {
             .faults
             .iter()
             .map(|(fault, count)| format!("{count} {}", fault.word()));
-        let faults: Vec<String> = faults.collect();
-        writeln!(f, "  faults: {}", faults.join(", "))?;
+        let steps = { self.steps.iter() }.map(|(step, n)| format!("{n} amid a {}", step.word()));
+        let all: Vec<String> = faults.chain(steps).collect();
+        writeln!(f, "  faults: {}", all.join(", "))?;
         writeln!(
             f,
             "  starts: {}, ready after p50 {} ms, p99 {} ms, at most {} ms; all through after at most {} ms",
@@ -193,8 +205,8 @@ impl fmt::Display for Tally {
         )?;
         writeln!(
             f,
-            "  messages: {} sent, {} acknowledged, {} dead letters, {} removed by retention, trims and compaction, {} read in all",
-            self.sent, self.acknowledged, self.dead_letters, self.removed, self.read
+            "  messages: {} sent, {} acknowledged, {} dead letters, {} of them sent again, {} removed by retention, trims and compaction, {} read in all",
+            self.sent, self.acknowledged, self.dead_letters, self.redriven, self.removed, self.read
         )?;
         write!(
             f,

@@ -23,6 +23,9 @@ impl Checker {
         let pipelines = self.rules.as_ref().map(|rules| rules.pipelines.clone());
         for pipeline in pipelines.unwrap_or_default() {
             self.check_pipeline(&pipeline, &counts);
+            if pipeline.counts {
+                self.check_state(&pipeline);
+            }
             self.check_output_order(&pipeline, &counts);
         }
     }
@@ -162,8 +165,17 @@ impl Checker {
         let of = |name: &str| counts.get(name).unwrap_or(&none);
         let (inputs, outputs) = (of(&pipeline.input), of(&pipeline.output));
         let dead = of(&pipeline.dead_letters);
-        self.verdict.tally.dead_letters += dead.values().map(|n| u64::from(*n)).sum::<u64>();
+        let sum = |counts: &Counts| counts.values().map(|n| u64::from(*n)).sum::<u64>();
+        self.verdict.tally.dead_letters += sum(dead);
         let processor = &pipeline.processor;
+        // What was sent again is no longer where it ended.
+        let standing = match self.standing(pipeline) {
+            Ok(standing) => standing,
+            Err(text) => return self.find(Kind::Unexpected, text),
+        };
+        let all_dead = dead;
+        let dead = standing.as_ref().unwrap_or(dead);
+        self.verdict.tally.redriven += sum(all_dead).saturating_sub(sum(dead));
         for (id, copies) in inputs {
             let there = |counts: &Counts| counts.get(id).copied().unwrap_or(0);
             let (out, dead) = (there(outputs), there(dead));
@@ -178,7 +190,7 @@ impl Checker {
                 self.find(Kind::Twice, text());
             }
         }
-        let strangers = outputs.keys().chain(dead.keys());
+        let strangers = outputs.keys().chain(all_dead.keys());
         for id in strangers.filter(|id| !inputs.contains_key(id)) {
             self.find(
                 Kind::Phantom,
@@ -187,7 +199,21 @@ impl Checker {
         }
     }
 
-    /// A key's outputs stand in the order of its inputs.
+    /// The dead letters that count as such, if they are not all of them.
+    fn standing(&self, pipeline: &Pipeline) -> Result<Option<Counts>, String> {
+        if !pipeline.redrives {
+            return Ok(None);
+        }
+        let known = self.processors.get(&pipeline.processor);
+        let standing = known.and_then(|known| known.standing.clone());
+        let unknown = || {
+            let processor = &pipeline.processor;
+            format!("{processor}: nobody looked which dead letters were sent again")
+        };
+        standing.map(Some).ok_or_else(unknown)
+    }
+
+    /// A key's outputs stand in the order of its inputs, but for those that were dead meanwhile.
     fn check_output_order(&mut self, pipeline: &Pipeline, counts: &BTreeMap<String, Counts>) {
         let (Some(inputs), Some(outputs)) = (
             self.topics.get(&pipeline.input),
@@ -195,9 +221,11 @@ impl Checker {
         ) else {
             return;
         };
+        let counts_of_dead = counts.get(&pipeline.dead_letters);
         let once = |id: &Id| {
             let counts = counts.get(&pipeline.input);
-            counts.and_then(|counts| counts.get(id)) == Some(&1)
+            let was_dead = counts_of_dead.is_some_and(|counts| counts.contains_key(id));
+            counts.and_then(|counts| counts.get(id)) == Some(&1) && !was_dead
         };
         let offsets: HashMap<Id, u64> = inputs
             .partitions

@@ -1,0 +1,224 @@
+//! The processor that counts: it emits each message under its id, and its state counts those of each key. New revisions come while
+//! it works, and its dead letters are sent again; some of them die again, those that a patient revision gets do not.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use guest_artifacts as guests;
+use serde_json::{Value, json};
+
+use super::clients::{Connection, KEYS, REJECTED_EVERY, RETRIED_EVERY, Shared};
+use super::history::{Event, Pipeline, Seen};
+use super::value::{self, Id};
+use crate::{Client, Deploy};
+
+pub(super) const INPUT: &str = "counted";
+pub(super) const OUTPUT: &str = "counts";
+pub(super) const DEAD: &str = "counted.count.dlq";
+pub(super) const REDRIVE: &str = "counted.count.redrive";
+pub(super) const PROCESSOR: &str = "count";
+/// Where the id of a message stands whose value the component does not keep.
+pub(super) const ID: &str = "id";
+/// Partitions of all of these topics.
+pub(super) const PARTITIONS: u32 = 2;
+/// Attempts of an impatient and of a patient revision.
+const ATTEMPTS: [u32; 2] = [2, 5];
+/// Every so many messages one needs more attempts than an impatient revision makes.
+const NEEDS_PATIENCE_EVERY: u64 = 13;
+/// Dead letters that are asked for at once, and more than there ever are.
+const LETTERS_MAX: usize = 1_000;
+/// Dead letters that are sent again at once.
+const REDRIVEN_MAX: usize = 20;
+
+/// What a producer to the counted topic sends.
+pub(super) fn message(producer: u32, sequence: u64, padding_max: usize, random: &mut Rng) -> Value {
+    let id = value::make(Id::new(producer, sequence), padding_max, random);
+    let mut headers = json!({ID: id});
+    if sequence % REJECTED_EVERY == 0 {
+        headers["reject"] = json!("torture");
+    } else if sequence % RETRIED_EVERY == 0 {
+        headers["fail-times"] = json!("1");
+    } else if sequence % NEEDS_PATIENCE_EVERY == 0 {
+        headers["fail-times"] = json!(ATTEMPTS[0].to_string());
+    }
+    json!({"key": format!("{producer}/{}", sequence % KEYS), "value": "-", "headers": headers})
+}
+
+pub(super) fn pipeline() -> Pipeline {
+    Pipeline {
+        processor: PROCESSOR.to_owned(),
+        input: INPUT.to_owned(),
+        output: OUTPUT.to_owned(),
+        dead_letters: DEAD.to_owned(),
+        keys: KEYS,
+        counts: true,
+        redrives: true,
+    }
+}
+
+/// Makes the processor's first revision; its module.
+pub(super) fn set_up(client: &Client) -> Result<String> {
+    for name in [INPUT, OUTPUT] {
+        let topic = json!({"name": name, "partitions": PARTITIONS, "durability": "durable"});
+        client.post_json("/v1/topics", &topic)?.ok()?;
+    }
+    let module = client.push(guests::MISCOUNT)?;
+    deploy(client, &module, false, 32)?;
+    Ok(module)
+}
+
+fn deploy(client: &Client, module: &str, is_patient: bool, messages_max: u32) -> Result<()> {
+    let attempts = ATTEMPTS[usize::from(is_patient)];
+    let deployed = client.deploy(&Deploy {
+        name: PROCESSOR,
+        module,
+        topic: INPUT,
+        output: OUTPUT,
+        more: json!({
+            "batch": {"messages_max": messages_max, "bytes_max": 16384},
+            "retry": {"attempts_max": attempts, "delay_first_ms": 5, "delay_max_ms": 20},
+            "breaker": {"enabled": false},
+            "dead_letters": {"max": 1_000_000},
+        }),
+    });
+    deployed.map(drop)
+}
+
+/// Deploys any other revision.
+pub(super) fn swap(client: &Client, module: &str, random: &mut Rng) -> Result<()> {
+    deploy(client, module, random.bool(), random.u32(1..40))
+}
+
+/// Sends all dead letters again.
+pub(super) fn redrive_all(client: &Client) -> Result<()> {
+    redrive(client, &json!({"all": true}))
+}
+
+fn redrive(client: &Client, which: &Value) -> Result<()> {
+    let path = format!("/v1/processors/{PROCESSOR}/dead-letters/redrive");
+    client.post_json(&path, which)?.ok().map(drop)
+}
+
+/// Sends some dead letters again that may succeed then.
+fn redrive_some(client: &Client, random: &mut Rng) -> Result<()> {
+    let letters = letters(client, "&class=flaky")?;
+    let some = random.usize(1..=REDRIVEN_MAX);
+    let first = random.usize(..letters.len().max(1));
+    let place = |letter: &Value| {
+        json!({
+            "topic": letter["topic"], "partition": letter["partition"], "offset": letter["offset"],
+        })
+    };
+    let places: Vec<Value> = letters.iter().skip(first).take(some).map(place).collect();
+    if places.is_empty() {
+        return Ok(());
+    }
+    redrive(client, &json!({"dead_letters": places}))
+}
+
+/// Dead letters that were not sent again.
+fn letters(client: &Client, filter: &str) -> Result<Vec<Value>> {
+    let path = format!("/v1/processors/{PROCESSOR}/dead-letters?max={LETTERS_MAX}{filter}");
+    let answer = client.get(&path)?.ok()?;
+    let letters = answer["dead_letters"].as_array().cloned();
+    letters.context("no dead_letters")
+}
+
+/// Deploys new revisions and sends dead letters again, now and then, until told to stop.
+pub(super) fn disturb(shared: &Shared, module: &str, seed: u64) {
+    let mut random = Rng::with_seed(seed);
+    let mut connection = Connection::default();
+    while shared.is_producing() {
+        shared.with_host(&mut connection, |client| {
+            // A host that has just been killed does not answer.
+            let _ = match random.u8(..8) {
+                _ if !shared.is_producing() => Ok(()),
+                0..3 => swap(client, module, &mut random),
+                3 => redrive_all(client),
+                _ => redrive_some(client, &mut random),
+            };
+        });
+        thread::sleep(Duration::from_millis(random.u64(50..600)));
+    }
+}
+
+/// What of the dead letters can succeed does so when this has got through: a patient revision gets all of them again.
+pub(super) fn redrive_for_good(client: &Client, module: &str) -> Result<()> {
+    deploy(client, module, true, 32)?;
+    redrive_all(client)
+}
+
+/// Writes down what the state counts.
+pub(super) fn write_state(shared: &Shared, client: &Client, last: bool) -> Result<()> {
+    for partition in 0..PARTITIONS {
+        let counts = counts(client, partition)?;
+        shared.history.write(Event::State {
+            processor: PROCESSOR.to_owned(),
+            partition,
+            counts,
+            last,
+        });
+    }
+    Ok(())
+}
+
+fn counts(client: &Client, partition: u32) -> Result<BTreeMap<String, i64>> {
+    let path = format!("/v1/processors/{PROCESSOR}/state?partition={partition}");
+    let shown = client.get(&path)?.ok()?;
+    ensure!(shown["has_more"] == false, "more state than one page");
+    let entries = shown["entries"].as_array().context("no entries")?;
+    let count = |entry: &Value| {
+        let key = entry["key"].as_str()?.to_owned();
+        Some((key, entry["number"].as_i64()?))
+    };
+    let counts: Option<_> = entries.iter().map(count).collect();
+    counts.with_context(|| format!("state that is no count: {shown}"))
+}
+
+/// Writes down which dead letters were not sent again.
+pub(super) fn write_standing(shared: &Shared, client: &Client) -> Result<()> {
+    let letters = letters(client, "")?;
+    ensure!(
+        letters.len() < LETTERS_MAX,
+        "more dead letters than are listed"
+    );
+    let seen = letters.iter().map(|letter| {
+        let id = letter["message"]["headers"][ID].as_str();
+        let offset = letter["offset"].as_u64().unwrap_or(0);
+        Seen::new(offset, id.unwrap_or_default())
+    });
+    shared.history.write(Event::Standing {
+        processor: PROCESSOR.to_owned(),
+        letters: seen.collect(),
+    });
+    Ok(())
+}
+
+/// Requests that somebody made of a host that is about to be hit.
+#[derive(Default)]
+pub(super) struct Asked(Vec<thread::JoinHandle<()>>);
+
+impl Asked {
+    /// Asks, and does not wait for the answer.
+    pub(super) fn ask(&mut self, ask: impl FnOnce() -> Result<()> + Send + 'static) {
+        self.0.retain(|asked| !asked.is_finished());
+        // What comes of it is seen by its effects alone.
+        self.0.push(thread::spawn(move || drop(ask())));
+    }
+
+    /// Whether the last one has no answer yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.0.last().is_some_and(|asked| !asked.is_finished())
+    }
+
+    /// Waits until all have been answered or given up.
+    pub(super) fn wait(&mut self) {
+        for asked in self.0.drain(..) {
+            // One that panicked asked nothing.
+            let _ = asked.join();
+        }
+    }
+}
