@@ -335,7 +335,8 @@ fn read_page(
 
 /// A component that does not keep the value keeps the header.
 fn id_of(message: &Message) -> &str {
-    message.header(counting::ID).unwrap_or(message.text())
+    let id = message.header(counting::ID);
+    id.unwrap_or_else(|| message.text())
 }
 
 fn look(shared: &Shared, client: &Client, pipeline: &Pipeline) -> Result<()> {

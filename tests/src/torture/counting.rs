@@ -37,11 +37,11 @@ const REDRIVEN_MAX: usize = 20;
 pub(super) fn message(producer: u32, sequence: u64, padding_max: usize, random: &mut Rng) -> Value {
     let id = value::make(Id::new(producer, sequence), padding_max, random);
     let mut headers = json!({ID: id});
-    if sequence % REJECTED_EVERY == 0 {
+    if sequence.is_multiple_of(REJECTED_EVERY) {
         headers["reject"] = json!("torture");
-    } else if sequence % RETRIED_EVERY == 0 {
+    } else if sequence.is_multiple_of(RETRIED_EVERY) {
         headers["fail-times"] = json!("1");
-    } else if sequence % NEEDS_PATIENCE_EVERY == 0 {
+    } else if sequence.is_multiple_of(NEEDS_PATIENCE_EVERY) {
         headers["fail-times"] = json!(ATTEMPTS[0].to_string());
     }
     json!({"key": format!("{producer}/{}", sequence % KEYS), "value": "-", "headers": headers})

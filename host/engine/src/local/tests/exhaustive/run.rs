@@ -123,19 +123,19 @@ impl Run {
         let path = home.path().join("checkpoint.sqlite");
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_all().build().expect("a runtime");
-        let mut last: Option<(Arc<Vec<u8>>, Arc<Vec<u8>>)> = None;
+        let mut last: Option<[Arc<Vec<u8>>; 2]> = None;
         for point in &mut self.points {
             let Some(before) = point.checkpoint.take() else {
                 continue;
             };
-            let known = last.filter(|(known, _)| Arc::ptr_eq(known, &before));
+            let known = last.filter(|[known, _]| Arc::ptr_eq(known, &before));
             let pair = known.unwrap_or_else(|| {
                 fs::write(&path, &**before).expect("room for the database");
                 runtime.block_on(change_checkpoint(&path, sql));
                 let changed = fs::read(&path).expect("the database");
-                (before, Arc::new(changed))
+                [before, Arc::new(changed)]
             });
-            point.checkpoint = Some(Arc::clone(&pair.1));
+            point.checkpoint = Some(Arc::clone(&pair[1]));
             last = Some(pair);
         }
     }
