@@ -296,21 +296,22 @@ impl Worker {
             processed?;
             return Ok(Step::Done);
         }
-        if take == Take::Suspect && self.suspects.end_at(batch.next) {
+        let (next, passes) = (batch.next, batch.next != self.progress.next);
+        if passes {
+            // Only messages that wait behind others: kept in mind, and committed with the next batch. Whatever comes now, they are
+            // not read again.
+            let progress = Arc::make_mut(&mut self.progress);
+            progress.next = next;
+            progress.parked.extend(batch.skipped);
+        }
+        if passes || take == Take::Suspect && self.suspects.end_at(next) {
             return Ok(Step::Done);
         }
-        if batch.next == self.progress.next {
-            self.pieces.clear();
-            if probe.is_none() {
-                self.show(State::Running);
-            }
-            return Ok(Step::Idle);
+        self.pieces.clear();
+        if probe.is_none() {
+            self.show(State::Running);
         }
-        // Only messages that wait behind others: kept in mind, and committed with the next batch.
-        let progress = Arc::make_mut(&mut self.progress);
-        progress.next = batch.next;
-        progress.parked.extend(batch.skipped);
-        Ok(Step::Done)
+        Ok(Step::Idle)
     }
 
     async fn process(
