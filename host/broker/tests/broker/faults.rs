@@ -8,18 +8,18 @@ use bytes::Bytes;
 use millrace_broker::{Broker, ProduceError};
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, EntryKind, Lease, MemoryEngine, ReadError, Receipt, TopicChange,
-    TopicError, Transaction, TrimError, Watch,
+    CommitError, Ends, Engine, EntryKind, Lease, MemoryEngine, ProgressWrite, ReadError, Receipt,
+    TopicChange, TopicError, Transaction, TrimError, Watch,
 };
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::{
-    Digest, Offset, ProducerId, Progress, RecordBatch, SystemClock, Timestamp, Topic, TopicId,
-    TopicName, TopicPartition, TopicSpec,
+    Digest, Offset, PartitionId, ProducerId, Progress, RecordBatch, SystemClock, Timestamp, Topic,
+    TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::rig::{Modules, Rig, Say, message, topic};
+use crate::rig::{Modules, Rig, Say, message, per_message, spec, text, topic};
 
 struct Moody {
     engine: Arc<MemoryEngine>,
@@ -323,4 +323,30 @@ async fn a_worker_that_cannot_begin_does_not_hold_up_the_deployment_that_dismiss
     *engine.claims.lock() = None;
     rig.produce(&[("a", "1")]).await;
     rig.hold("out", &["1"]).await;
+}
+
+/// The host ended with both messages in flight. The first one is called alone and waits for its retry, the second one behind it.
+#[tokio::test]
+async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
+    let rig = Rig::start(1).await;
+    rig.produce(&[("a", "a1"), ("a", "a2")]).await;
+    let partition = rig.broker.topic(&topic("in")).unwrap();
+    let partition = partition.partition(PartitionId(0)).unwrap();
+    let lease = rig.engine.claim("p", partition).await.unwrap();
+    let progress = Progress {
+        first_call: Some(Offset(2)),
+        ..Progress::default()
+    };
+    let marked = Transaction {
+        progress: Some(ProgressWrite { lease, progress }),
+        ..Transaction::default()
+    };
+    rig.engine.commit(marked).await.unwrap();
+    let handler = per_message(|batch, message| match batch.attempts[message] {
+        1 if text(batch.value(message)) == "a1" => Say::Retry(Some(50)),
+        _ => Say::Pass,
+    });
+    let module = rig.upload_handler("m", handler).await;
+    rig.deploy(spec(module)).await;
+    rig.hold("out", &["a1", "a2"]).await;
 }
