@@ -162,14 +162,11 @@ async fn moody(say: impl Fn(&str, u32) -> Say + Send + Sync + 'static) -> (Rig, 
     };
     rig.topic("in", 1).await;
     rig.topic("out", 1).await;
-    let handler = crate::rig::per_message(move |batch, message| {
-        say(
-            &crate::rig::text(batch.value(message)),
-            batch.attempts[message],
-        )
+    let handler = per_message(move |batch, message| {
+        say(&text(batch.value(message)), batch.attempts[message])
     });
     let module = rig.upload_handler("m", handler).await;
-    rig.deploy(crate::rig::spec(module)).await;
+    rig.deploy(spec(module)).await;
     (rig, moody)
 }
 
