@@ -24,7 +24,7 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
-use crate::damage::{DamageReport, DamagedRange};
+use crate::damage::{DamageKind, DamageReport, DamagedRange};
 use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
 
 /// The only thing that an engine writes.
@@ -264,7 +264,7 @@ pub enum ReadError {
     },
     /// Stored bytes are not those that were written. The rest of the partition stays readable.
     #[error(
-        "messages {from} to {to} (exclusive) of partition {partition} are damaged on disk; read on from {to}"
+        "messages {from} to {to} (exclusive) of partition {partition} {kind}; read on from {to}"
     )]
     Damaged {
         /// Where.
@@ -273,6 +273,8 @@ pub enum ReadError {
         from: Offset,
         /// First offset after it.
         to: Offset,
+        /// What stands there instead.
+        kind: DamageKind,
     },
     /// A module's bytes are not those that were put. Putting them again mends it.
     #[error(

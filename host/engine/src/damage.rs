@@ -1,5 +1,6 @@
 //! What an engine knows to be damaged, and how far the search for more of it is. Damage is found, named and kept; never removed.
 
+use std::fmt;
 use std::ops::Range;
 
 use millrace_model::{Digest, Offset, Timestamp, TopicPartition};
@@ -29,6 +30,9 @@ pub struct DamagedRange {
     pub file: String,
     /// Where in the file; `None` until the file was read through.
     pub bytes: Option<Range<u64>>,
+    /// What stands there instead.
+    #[serde(default)]
+    pub kind: DamageKind,
     /// When it was met first.
     pub found_at: Timestamp,
     /// Who met it.
@@ -48,6 +52,28 @@ impl DamagedRange {
     #[must_use]
     pub fn meets(&self, from: Offset, to: Offset) -> bool {
         self.from < to && from < self.to
+    }
+}
+
+/// What stands where messages were written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DamageKind {
+    /// Something else, or nothing.
+    #[default]
+    Changed,
+    /// Messages of another topic or partition: files were swapped, restored to the wrong place, or a write went astray.
+    Misplaced,
+}
+
+impl fmt::Display for DamageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Changed => "are damaged on disk",
+            Self::Misplaced => {
+                "are not where they belong: what stands in their place was written for another topic or partition"
+            }
+        })
     }
 }
 

@@ -18,6 +18,6 @@ pub use contract::{
     Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
     Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch,
 };
-pub use damage::{DamageReport, DamagedRange, FoundBy, ScrubStatus};
+pub use damage::{DamageKind, DamageReport, DamagedRange, FoundBy, ScrubStatus};
 pub use local::{LocalEngine, LocalOptions, OpenError};
 pub use memory::MemoryEngine;

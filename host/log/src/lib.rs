@@ -23,4 +23,4 @@ pub use disk::{Disk, DiskFile, RealDisk};
 pub use frame::FrameBuffer;
 pub use journal::{Journal, JournalError, JournalScan};
 pub use partition::{Mark, PartitionFiles, SealedSegment, SegmentFacts, SegmentReader};
-pub use segment::SegmentError;
+pub use segment::{DamageKind, SegmentError};

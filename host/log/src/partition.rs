@@ -8,6 +8,7 @@ pub mod encryption;
 pub mod examine;
 mod layout;
 mod lifetime;
+mod place;
 pub mod rebuild;
 pub mod verify;
 
@@ -16,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use millrace_model::{Offset, RecordBatch, Timestamp};
+use millrace_model::{Offset, RecordBatch, Stamp, Timestamp};
 use parking_lot::Mutex;
 
 use self::encryption::BatchCipher;
@@ -24,7 +25,7 @@ use crate::cache::{Sealed, SealedCache};
 use crate::cipher::DecryptError;
 use crate::disk::{Disk, DiskFile, final_error, is_full};
 use crate::index::{Footer, Index};
-use crate::segment::{Patience, Segment, SegmentError, Source};
+use crate::segment::{DamageKind, Patience, Segment, SegmentError, Source};
 
 pub(crate) use self::layout::base_in_file_name;
 pub use self::layout::{Files, Listing, Location};
@@ -87,6 +88,8 @@ struct Place {
     location: Location,
     segment_bytes: u64,
     cipher: Option<BatchCipher>,
+    /// What its batches are stamped with; whose files they are is not known without.
+    stamp: Option<Stamp>,
 }
 
 struct Active {
@@ -98,6 +101,8 @@ struct Active {
     /// Open from the first write until [`PartitionFiles::let_go`].
     file: Option<Arc<dyn DiskFile>>,
     is_unsynced: bool,
+    /// Whether the file is known to be this partition's.
+    is_own: bool,
 }
 
 impl Active {
@@ -110,6 +115,7 @@ impl Active {
             index: Arc::default(),
             file: None,
             is_unsynced: false,
+            is_own: bytes == 0,
         }
     }
 }
@@ -157,6 +163,7 @@ impl PartitionFiles {
             location,
             segment_bytes,
             cipher: None,
+            stamp: None,
         };
         Self::at(place, Vec::new(), Mark::default())
     }
@@ -200,6 +207,7 @@ impl PartitionFiles {
             location: files.location,
             segment_bytes,
             cipher: None,
+            stamp: None,
         };
         lifetime::sweep(&place, &files.names, &mut sealed, mark)?;
         let active = sealed.partition_point(|&base| base < mark.segment);
@@ -227,14 +235,17 @@ impl PartitionFiles {
     /// # Panics
     /// If a batch does not begin where the one before it ended.
     pub fn append(&mut self, batches: &[RecordBatch]) -> io::Result<()> {
-        let Some(cipher) = &self.place.cipher else {
+        let Place { cipher, stamp, .. } = &self.place;
+        let is_stamped = |batch: &RecordBatch| stamp.is_none() || batch.stamp() == *stamp;
+        if cipher.is_none() && batches.iter().all(is_stamped) {
             return self.append_stored(batches);
-        };
-        let encrypted: Vec<RecordBatch> = batches.iter().map(|b| cipher.encrypt(b)).collect();
-        self.append_stored(&encrypted)
+        }
+        let stored: Vec<RecordBatch> = batches.iter().map(|b| self.place.stored(b)).collect();
+        self.append_stored(&stored)
     }
 
     fn append_stored(&mut self, batches: &[RecordBatch]) -> io::Result<()> {
+        self.leave_misplaced()?;
         let mut rest = batches;
         while let Some(first) = rest.first() {
             assert!(
@@ -354,6 +365,10 @@ impl PartitionFiles {
 
     /// Ends the active segment: it never changes again and may be mapped.
     fn seal(&mut self) -> io::Result<()> {
+        self.leave_misplaced()?;
+        if self.active.bytes == 0 {
+            return Ok(());
+        }
         let file = self.active_file(self.active.bytes)?;
         file.set_len(self.active.bytes)?;
         self.write_index(&file)?;
@@ -372,6 +387,7 @@ impl PartitionFiles {
             end: self.end,
             bytes: self.active.bytes,
             patience: Patience::Waits,
+            stamp: self.place.stamp,
         };
         segment.extend(&mut index)?;
         index.seal(self.now);
@@ -509,6 +525,7 @@ impl SegmentReader {
                 Err(SegmentError::Damaged {
                     from: self.from,
                     to: self.end,
+                    kind: DamageKind::Changed,
                 })
             }
             read => read,
@@ -543,6 +560,7 @@ impl SegmentReader {
                     end: self.end,
                     bytes: *bytes,
                     patience: Patience::Never,
+                    stamp: self.place.stamp,
                 };
                 (segment, entry)
             }
@@ -585,6 +603,7 @@ impl SegmentReader {
             DecryptError::Changed { .. } | DecryptError::Short => SegmentError::Damaged {
                 from: stored.base_offset(),
                 to: stored.end_offset(),
+                kind: DamageKind::Changed,
             },
         })
     }
@@ -624,6 +643,7 @@ impl SegmentReader {
             base,
             end: self.end,
             patience: Patience::Waits,
+            stamp: self.place.stamp,
         }
     }
 
@@ -652,6 +672,7 @@ impl SegmentReader {
             end: self.end,
             bytes,
             patience: Patience::Waits,
+            stamp: self.place.stamp,
         };
         let entry = {
             let mut index = index.lock();

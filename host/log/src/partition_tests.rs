@@ -3,7 +3,7 @@
 use super::*;
 use crate::disk::RealDisk;
 use crate::sim::SimDisk;
-use millrace_model::{BatchBuilder, Message, Timestamp};
+use millrace_model::{BatchBuilder, Message, Timestamp, TopicPartition};
 use proptest::prelude::*;
 
 fn batch(base: u64, messages: u64, value_bytes: usize) -> RecordBatch {
@@ -159,7 +159,9 @@ fn damage_is_named_by_its_offsets_and_all_else_stays_readable() {
                     from = read.last().unwrap().end_offset();
                     good.extend(read);
                 }
-                Err(SegmentError::Damaged { from: first, to }) => {
+                Err(SegmentError::Damaged {
+                    from: first, to, ..
+                }) => {
                     bad.push((first, to));
                     from = to;
                 }
@@ -189,7 +191,7 @@ fn a_missing_segment_is_damage_of_its_offsets_only() {
     for files in [&files, &open(&disk, files.mark())] {
         let read = files.reader(Offset(3)).unwrap().read(1);
         assert!(
-            matches!(read, Err(SegmentError::Damaged { from: Offset(3), to }) if to == second),
+            matches!(read, Err(SegmentError::Damaged { from: Offset(3), to, .. }) if to == second),
             "{read:?}"
         );
         assert!(files.reader(second).unwrap().read(1).is_ok());
@@ -323,4 +325,142 @@ fn files_in_a_topics_directory_are_told_apart_by_their_names() {
         strangers,
         ["07-x", "note", "12-x"].map(|name| dir.join(name))
     );
+}
+
+/// What a reader of these files meets, in order: batches read, and damage.
+fn met(files: &PartitionFiles) -> (Vec<RecordBatch>, Vec<(u64, u64, DamageKind)>) {
+    let (mut from, mut good, mut bad) = (Offset(0), Vec::new(), Vec::new());
+    while let Some(reader) = files.reader(from) {
+        match reader.read(5_000) {
+            Ok(read) => {
+                from = read.last().unwrap().end_offset();
+                good.extend(read);
+            }
+            Err(SegmentError::Damaged {
+                from: first,
+                to,
+                kind,
+            }) => {
+                bad.push((first.0, to.0, kind));
+                from = to;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    (good, bad)
+}
+
+fn partition(topic: u64) -> TopicPartition {
+    TopicPartition {
+        topic: millrace_model::TopicId(topic),
+        partition: millrace_model::PartitionId(0),
+    }
+}
+
+fn open_of(disk: &SimDisk, topic: u64, mark: Mark) -> PartitionFiles {
+    let dir = PathBuf::from(format!("/data/topics/{topic}"));
+    open_on(Arc::new(disk.clone()), &dir, mark).of(partition(topic))
+}
+
+fn swap(disk: &SimDisk, one: &Path, other: &Path) {
+    let (first, second) = (disk.contents(one).unwrap(), disk.contents(other).unwrap());
+    for (path, bytes) in [(one, second), (other, first)] {
+        let file = disk.create(path).unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+    }
+}
+
+#[test]
+fn a_segment_of_another_partition_is_damage_of_its_offsets_only() {
+    let disk = SimDisk::default();
+    let written = small_batches(200);
+    let mut both = [1, 2].map(|topic| open_of(&disk, topic, Mark::default()));
+    for files in &mut both {
+        files.append(&written).unwrap();
+    }
+    let bases = both[0].sealed.clone();
+    assert!(bases.len() > 3);
+    let (from, to) = (bases[1], bases[2]);
+    for with_index in [false, true] {
+        let [one, other] = [&both[0], &both[1]].map(|files| &files.place.location);
+        swap(&disk, &one.segment(from), &other.segment(from));
+        if with_index {
+            swap(&disk, &one.index(from), &other.index(from));
+        }
+        for files in [1, 2].map(|topic| open_of(&disk, topic, both[0].mark())) {
+            let (good, bad) = met(&files);
+            assert_eq!(bad, [(from.0, to.0, DamageKind::Misplaced)]);
+            let kept = |b: &&RecordBatch| b.end_offset() <= from || b.base_offset() >= to;
+            let expected: Vec<RecordBatch> = written.iter().filter(kept).cloned().collect();
+            assert_eq!(good, expected);
+        }
+        swap(&disk, &one.segment(from), &other.segment(from));
+    }
+    assert_eq!(met(&open_of(&disk, 1, both[0].mark())).0, written);
+}
+
+#[test]
+fn a_batch_that_was_written_to_the_wrong_file_is_damage_and_those_around_it_are_read() {
+    let disk = SimDisk::default();
+    let written = small_batches(61);
+    let mut files = open_of(&disk, 1, Mark::default());
+    files.append(&written).unwrap();
+    let path = files.place.location.segment(Offset(0));
+    let at: usize = written[..3].iter().map(RecordBatch::byte_count).sum();
+    let astray = written[3].clone().stamped(Stamp::of(partition(2)));
+    disk.corrupt(&path, |bytes| {
+        bytes[at..at + astray.byte_count()].copy_from_slice(astray.bytes());
+    });
+    let files = open_of(&disk, 1, files.mark());
+    let (good, bad) = met(&files);
+    let (from, to) = (written[3].base_offset(), written[3].end_offset());
+    assert_eq!(bad, [(from.0, to.0, DamageKind::Misplaced)]);
+    assert_eq!(good, [&written[..3], &written[4..]].concat());
+}
+
+#[test]
+fn an_active_segment_of_another_partition_is_not_written_over() {
+    let disk = SimDisk::default();
+    let written = small_batches(40);
+    let mut both = [1, 2].map(|topic| open_of(&disk, topic, Mark::default()));
+    for files in &mut both {
+        files.append(&written[..30]).unwrap();
+    }
+    let mark = both[0].mark();
+    assert!(mark.bytes > 0);
+    let paths = [&both[0], &both[1]].map(|files| files.place.location.segment(mark.segment));
+    swap(&disk, &paths[0], &paths[1]);
+    let before = paths.each_ref().map(|path| disk.contents(path).unwrap());
+    let mut files = open_of(&disk, 1, mark);
+    files.append(&written[30..]).unwrap();
+    assert_eq!(
+        paths.each_ref().map(|path| disk.contents(path).unwrap()),
+        before
+    );
+    let (good, bad) = met(&files);
+    let (from, to) = (mark.segment, written[30].base_offset());
+    assert_eq!(bad, [(from.0, to.0, DamageKind::Misplaced)]);
+    let kept = |b: &&RecordBatch| b.end_offset() <= from || b.base_offset() >= to;
+    assert_eq!(
+        good,
+        written.iter().filter(kept).cloned().collect::<Vec<_>>()
+    );
+    // Put back, all of it is there.
+    swap(&disk, &paths[0], &paths[1]);
+    assert_eq!(met(&open_of(&disk, 1, files.mark())), (written, Vec::new()));
+}
+
+#[test]
+fn files_of_a_version_without_stamps_are_read_and_go_on_with_them() {
+    let disk = SimDisk::default();
+    let written = small_batches(40);
+    let mut files = open(&disk, Mark::default());
+    files.append(&written[..30]).unwrap();
+    let mut files = open_of(&disk, 1, files.mark());
+    files.append(&written[30..]).unwrap();
+    let (good, bad) = met(&files);
+    assert_eq!((&good, bad), (&written, Vec::new()));
+    let stamps: Vec<_> = good.iter().map(RecordBatch::stamp).collect();
+    assert_eq!(stamps[..30], [None; 30]);
+    assert_eq!(stamps[30..], [Some(Stamp::of(partition(1))); 10]);
 }

@@ -3,17 +3,19 @@
 //! A segment is nothing but batches. Their checksums cover all but the base offset, and that is known: every batch begins where
 //! the one before it ended. So a batch that decodes and stands at the expected offset is the one that was written there. Compaction
 //! keeps to that: the batch before a gap reaches over it, and where there is none a batch without messages stands for it (see
-//! [`millrace_model::RecordBatch::gap`]). Whatever breaks the chain is damage.
+//! [`millrace_model::RecordBatch::gap`]). Whatever breaks the chain is damage. So is a batch that is stamped for another partition: its
+//! file was swapped or restored to the wrong place, or a write went astray.
 
 pub mod examine;
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_model::batch::HEADER_BYTES;
-use millrace_model::{BatchError, Offset, RecordBatch};
+use millrace_model::{BatchError, Offset, RecordBatch, Stamp};
 
 use crate::disk::DiskFile;
 use crate::index::Index;
@@ -28,16 +30,39 @@ const WINDOW_BYTES_MIN: u64 = 4 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
     /// Stored bytes are not those that were written.
-    #[error("messages {from} to {to} (exclusive) are damaged")]
+    #[error("messages {from} to {to} (exclusive) {kind}")]
     Damaged {
         /// First offset of the damage.
         from: Offset,
         /// First offset after it.
         to: Offset,
+        /// What stands there instead.
+        kind: DamageKind,
     },
     /// The disk failed.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// What stands where messages were written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DamageKind {
+    /// Something else, or nothing.
+    #[default]
+    Changed,
+    /// What was written for another topic or partition.
+    Misplaced,
+}
+
+impl fmt::Display for DamageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Changed => "are damaged",
+            Self::Misplaced => {
+                "are not there: what stands in their place was written for another topic or partition"
+            }
+        })
+    }
 }
 
 /// Where a segment's bytes come from.
@@ -101,6 +126,8 @@ pub(crate) struct Segment {
     pub(crate) end: Offset,
     pub(crate) bytes: u64,
     pub(crate) patience: Patience,
+    /// Where its batches have to belong, where that is known.
+    pub(crate) stamp: Option<Stamp>,
 }
 
 impl Segment {
@@ -135,7 +162,9 @@ impl Segment {
                 // Nobody asked for what is damaged.
                 Step::Damage { to, .. } if to <= from => {}
                 Step::Damage { .. } | Step::End if !batches.is_empty() => return Ok(batches),
-                Step::Damage { from, to } => return Err(SegmentError::Damaged { from, to }),
+                Step::Damage { from, to, kind } => {
+                    return Err(SegmentError::Damaged { from, to, kind });
+                }
                 Step::End => return Ok(batches),
             }
         }
@@ -194,9 +223,26 @@ impl Segment {
 
 /// What stands at the cursor.
 enum Step {
-    Batch { batch: RecordBatch, position: u64 },
-    Damage { from: Offset, to: Offset },
+    Batch {
+        batch: RecordBatch,
+        position: u64,
+    },
+    Damage {
+        from: Offset,
+        to: Offset,
+        kind: DamageKind,
+    },
     End,
+}
+
+/// What stands at a position.
+enum Stands {
+    /// A sound batch of this partition, within the segment's offsets.
+    Own(RecordBatch),
+    /// A sound batch of another partition, with so many bytes.
+    Misplaced(u64),
+    /// Nothing that was ever written as a batch, or not to stand in this segment.
+    Nothing,
 }
 
 struct Cursor<'a> {
@@ -215,14 +261,17 @@ impl Cursor<'_> {
             return Ok(Step::End);
         }
         match self.batch_at(self.position)? {
-            Some(batch) if batch.base_offset() == self.expected => {
+            Stands::Own(batch) if batch.base_offset() == self.expected => {
                 let position = self.position;
                 self.position += batch.byte_count() as u64;
                 self.expected = batch.end_offset();
                 Ok(Step::Batch { batch, position })
             }
             _ if self.segment.patience == Patience::Never => Err(would_wait()),
-            _ => self.step_over_damage(),
+            Stands::Misplaced(byte_count) => {
+                self.step_over_damage(self.position + byte_count, DamageKind::Misplaced)
+            }
+            _ => self.step_over_damage(self.position + 1, DamageKind::Changed),
         }
     }
 
@@ -239,11 +288,10 @@ impl Cursor<'_> {
         claimed.is_none_or(|claimed| claimed <= bytes_max)
     }
 
-    /// Goes on at the next batch that is sound, or at the segment's end.
-    fn step_over_damage(&mut self) -> io::Result<Step> {
+    /// Goes on at the next batch that is sound and belongs here, at `at` or later, or at the segment's end.
+    fn step_over_damage(&mut self, mut at: u64, kind: DamageKind) -> io::Result<Step> {
         let from = self.expected;
-        let mut at = self.position + 1;
-        while at < self.segment.bytes {
+        'search: while at < self.segment.bytes {
             self.fill(at, HEADER_BYTES as u64)?;
             let window = self.window.slice((at - self.window_at) as usize..);
             let Some(last) = window.len().checked_sub(HEADER_BYTES) else {
@@ -253,11 +301,19 @@ impl Cursor<'_> {
                 if !looks_like_batch(&window[skip..], from, self.segment.end) {
                     continue;
                 }
-                if let Some(batch) = self.batch_at(at + skip as u64)? {
-                    self.position = at + skip as u64;
-                    self.expected = batch.base_offset();
-                    let to = self.expected;
-                    return Ok(Step::Damage { from, to });
+                let found_at = at + skip as u64;
+                match self.batch_at(found_at)? {
+                    Stands::Own(batch) => {
+                        self.position = found_at;
+                        self.expected = batch.base_offset();
+                        let to = self.expected;
+                        return Ok(Step::Damage { from, to, kind });
+                    }
+                    Stands::Misplaced(byte_count) => {
+                        at = found_at + byte_count;
+                        continue 'search;
+                    }
+                    Stands::Nothing => {}
                 }
             }
             at += last as u64 + 1;
@@ -267,20 +323,26 @@ impl Cursor<'_> {
         Ok(Step::Damage {
             from,
             to: self.segment.end,
+            kind,
         })
     }
 
-    /// The sound batch at a position; `None` if there is none within the segment's offsets.
-    fn batch_at(&mut self, at: u64) -> io::Result<Option<RecordBatch>> {
+    fn batch_at(&mut self, at: u64) -> io::Result<Stands> {
         self.fill(at, HEADER_BYTES as u64)?;
         let mut decoded = self.decode_at(at);
         if let Err(BatchError::Incomplete { needed, .. }) = decoded {
             self.fill(at, needed as u64)?;
             decoded = self.decode_at(at);
         }
-        Ok(decoded
-            .ok()
-            .filter(|batch| batch.end_offset() <= self.segment.end))
+        let of_another = |batch: &RecordBatch| {
+            let stamp = self.segment.stamp;
+            stamp.is_some_and(|stamp| !batch.belongs_to(stamp))
+        };
+        Ok(match decoded {
+            Ok(batch) if of_another(&batch) => Stands::Misplaced(batch.byte_count() as u64),
+            Ok(batch) if batch.end_offset() <= self.segment.end => Stands::Own(batch),
+            _ => Stands::Nothing,
+        })
     }
 
     fn decode_at(&self, at: u64) -> Result<RecordBatch, BatchError> {

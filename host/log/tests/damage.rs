@@ -291,7 +291,9 @@ fn read_all(disk: &SimDisk, mark: Mark) -> (Vec<RecordBatch>, Vec<(u64, u64)>) {
                 from = batches.last().expect("at least one").end_offset();
                 read.extend(batches);
             }
-            Err(SegmentError::Damaged { from: first, to }) => {
+            Err(SegmentError::Damaged {
+                from: first, to, ..
+            }) => {
                 damaged.push((first.0, to.0));
                 from = to;
             }

@@ -21,7 +21,7 @@ pub mod settings;
 pub mod topic;
 pub mod varint;
 
-pub use batch::{BatchBuilder, BatchError, RecordBatch};
+pub use batch::{BatchBuilder, BatchError, RecordBatch, Stamp};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use columns::{Answer, ColumnBatch};
 pub use compression::Compression;

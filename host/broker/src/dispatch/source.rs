@@ -155,6 +155,7 @@ impl Source {
             partition,
             from,
             to,
+            ..
         } = error
         else {
             return false;

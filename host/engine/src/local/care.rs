@@ -8,6 +8,7 @@ mod register;
 mod scrub;
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +27,7 @@ use super::modules::ModuleFiles;
 use super::options::SCRUB_BYTES_PER_SECOND;
 use super::shared::Shared;
 use crate::contract::ReadError;
-use crate::damage::{DamageReport, FoundBy, ScrubStatus};
+use crate::damage::{DamageKind, DamageReport, FoundBy, ScrubStatus};
 
 /// How often the thread looks whether there is something to do.
 const TICK: Duration = Duration::from_secs(1);
@@ -131,23 +132,25 @@ impl Care {
                 partition,
                 from,
                 to,
-            } => self.suspect(partition, from, to),
+                kind,
+            } => self.suspect(partition, from..to, kind),
             ReadError::ModuleDamaged(digest) => self.note_module(digest, true),
             _ => {}
         }
     }
 
-    fn suspect(&self, partition: TopicPartition, from: Offset, to: Offset) {
+    fn suspect(&self, partition: TopicPartition, met: Range<Offset>, kind: DamageKind) {
         let file = self.segments(partition).into_iter().find(|segment| {
             let offsets = &segment.offsets;
-            offsets.start < to && from < offsets.end
+            offsets.start < met.end && met.start < offsets.end
         });
         let file = file.map_or_else(String::new, |segment| self.name(&segment.path));
         let found_at = self.shared.clock.wall();
         let found = register::Met {
             partition,
-            from,
-            to,
+            from: met.start,
+            to: met.end,
+            kind,
             file,
             found_at,
             found_by: FoundBy::Read,

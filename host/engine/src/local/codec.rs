@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use millrace_log::FrameBuffer;
 use millrace_log::cipher::{self, Cipher, DecryptError};
 use millrace_model::{
-    Offset, PartitionId, ProducerId, RecordBatch, Timestamp, Topic, TopicId, TopicPartition,
+    Offset, PartitionId, ProducerId, RecordBatch, Stamp, Timestamp, Topic, TopicId, TopicPartition,
 };
 
 use crate::contract::EntryKind;
@@ -278,10 +278,13 @@ pub(super) fn decode(mut body: Bytes) -> Result<Vec<Operation>, &'static str> {
 
 fn take_operation(body: &mut Bytes) -> Option<Operation> {
     Some(match body.try_get_u8().ok()? {
-        APPEND => Operation::Append {
-            partition: take_partition(body)?,
-            batch: RecordBatch::decode(&take_bytes(body)?).ok()?,
-        },
+        APPEND => {
+            let partition = take_partition(body)?;
+            let batch = RecordBatch::decode(&take_bytes(body)?).ok()?;
+            // Version 0.1 wrote none.
+            let batch = batch.stamped(Stamp::of(partition));
+            Operation::Append { partition, batch }
+        }
         PROGRESS => Operation::Progress {
             partition: take_partition(body)?,
             group: take_text(body)?.into(),

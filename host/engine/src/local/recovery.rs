@@ -198,6 +198,7 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
                 store.segment_bytes,
                 marks.get(&id).copied().unwrap_or_default(),
             )?
+            .of(id)
             .encrypted_with(store.batch_cipher(id));
             state.insert_partition(Partition::new(id, &topic.spec, files));
         }

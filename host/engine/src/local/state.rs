@@ -16,7 +16,8 @@ use millrace_log::partition::encryption::BatchCipher;
 use millrace_log::{Cipher, Disk, PartitionFiles, SealedCache};
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
-    Durability, Offset, ProducerId, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Durability, Offset, ProducerId, Stamp, Timestamp, Topic, TopicId, TopicName, TopicPartition,
+    TopicSpec,
 };
 
 use super::codec::Operation;
@@ -83,7 +84,7 @@ impl Store {
             Location::new(&self.topic_dir(id.topic), id.partition.0),
             self.segment_bytes,
         );
-        Partition::new(id, spec, files.encrypted_with(self.batch_cipher(id)))
+        Partition::new(id, spec, files.of(id).encrypted_with(self.batch_cipher(id)))
     }
 }
 
@@ -218,7 +219,7 @@ impl State {
                 let overlay = &mut pending.idempotence;
                 overlay.accept(&self.idempotence, partition, numbering, base);
             }
-            let batch = batch.at_offset(base);
+            let batch = batch.placed(base, Stamp::of(partition));
             pending.ends.insert(partition, batch.end_offset());
             receipt.base_offsets.push(base);
             let append = Operation::Append { partition, batch };

@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::contract::{Ends, ReadError, Watch};
+use crate::damage::DamageKind;
 use crate::time::first_at;
 
 /// What a batch in memory takes beside its bytes, about.
@@ -333,13 +334,22 @@ impl Partition {
                 requested: from,
                 start: self.start(),
             },
-            SegmentError::Damaged { from, to } => ReadError::Damaged {
+            SegmentError::Damaged { from, to, kind } => ReadError::Damaged {
                 partition: self.id,
                 from,
                 to,
+                kind: kind_of(kind),
             },
             SegmentError::Io(error) => ReadError::Io(Arc::from(error.to_string())),
         }
+    }
+}
+
+/// The same in the words of every engine.
+pub(super) fn kind_of(kind: millrace_log::DamageKind) -> DamageKind {
+    match kind {
+        millrace_log::DamageKind::Changed => DamageKind::Changed,
+        millrace_log::DamageKind::Misplaced => DamageKind::Misplaced,
     }
 }
 

@@ -137,7 +137,8 @@ impl Compaction<'_> {
         mut visit: impl FnMut(Found) -> bool,
     ) -> Result<(), CompactionError> {
         let bytes = file.length()?;
-        let source = whole(Arc::clone(file), segment.base, segment.end, bytes);
+        let offsets = segment.base..segment.end;
+        let source = whole(Arc::clone(file), segment.place.stamp, offsets, bytes);
         let pace = &mut *self.pace;
         walk::<CompactionError>(&source, |found| {
             let bytes = match &found {
@@ -357,10 +358,7 @@ impl Writer {
     }
 
     fn write(&mut self, batch: &RecordBatch) -> io::Result<()> {
-        let stored = match &self.segment.place.cipher {
-            Some(cipher) => cipher.encrypt(batch),
-            None => batch.clone(),
-        };
+        let stored = self.segment.place.stored(batch);
         let at = self.position + self.buffer.len() as u64;
         let end = at + stored.byte_count() as u64;
         let time = batch.max_timestamp();

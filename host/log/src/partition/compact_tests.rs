@@ -15,6 +15,10 @@ use crate::partition::{Files, Listing, Mark};
 use crate::sim::SimDisk;
 
 const NOW: Timestamp = Timestamp(1_000_000);
+const PLACE: TopicPartition = TopicPartition {
+    topic: TopicId(1),
+    partition: PartitionId(0),
+};
 const TOPIC: &str = "/data/topics/1";
 const NAMES: u32 = 12;
 const KEYS: &str = "5:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
@@ -110,6 +114,7 @@ impl Rig {
         while let Some(reader) = self.files.reader(from) {
             for batch in reader.read(4_000).expect("no damage") {
                 assert!(batch.end_offset() > from);
+                assert_eq!(batch.stamp(), Some(millrace_model::Stamp::of(PLACE)));
                 from = batch.end_offset();
                 let batch = batch.inflated().unwrap();
                 for record in messages(&batch) {
@@ -158,12 +163,9 @@ fn open(disk: &SimDisk, mark: Mark, hidden: bool) -> PartitionFiles {
     let files: Files = listing.files(disk, 0).unwrap();
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     let files = PartitionFiles::open(disk, Arc::default(), files, 2_000, mark).unwrap();
-    let place = TopicPartition {
-        topic: TopicId(1),
-        partition: PartitionId(0),
-    };
+    let place = PLACE;
     let cipher = || BatchCipher::new(Arc::new(Cipher::parse(KEYS).unwrap()), place);
-    let mut files = files.encrypted_with(hidden.then(cipher));
+    let mut files = files.of(PLACE).encrypted_with(hidden.then(cipher));
     files.configure(NOW, 2_000, None);
     files
 }
@@ -260,7 +262,9 @@ fn damage_is_still_damage_after_a_compaction_and_its_segment_is_left_alone() {
     while from < end {
         match rig.files.reader(from).unwrap().read(1_000) {
             Ok(read) => from = read.last().unwrap().end_offset(),
-            Err(crate::SegmentError::Damaged { from: first, to }) => {
+            Err(crate::SegmentError::Damaged {
+                from: first, to, ..
+            }) => {
                 damaged.push((first, to));
                 from = to;
             }

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
-use millrace_model::Offset;
+use millrace_model::{Offset, Stamp, TopicPartition};
 
 use super::encryption::key_id;
 use super::layout::{INDEX_SUFFIX, SEGMENT_SUFFIX, base_in};
@@ -12,6 +12,7 @@ use super::{Files, Listing, Mark};
 use crate::disk::Disk;
 use crate::index::Index;
 use crate::inspect::{ReadOnlyDisk, read_whole};
+use crate::segment::DamageKind;
 use crate::segment::examine::{Found, walk, whole};
 
 /// What is met on the way, in order.
@@ -38,11 +39,13 @@ pub struct Fault {
     pub kind: FaultKind,
 }
 
-/// Kinds of faults. The first four are damage; the others cost nothing.
+/// Kinds of faults. The first five are damage; the others cost nothing.
 #[derive(Debug)]
 pub enum FaultKind {
     /// Bytes are not those that were written.
     Damaged,
+    /// What stands there was written for another topic or partition.
+    Misplaced,
     /// The file, or its end, is not there.
     Missing,
     /// The disk gave an error.
@@ -82,11 +85,11 @@ pub struct Sums {
 /// Only if the directory cannot be listed; whatever else the disk refuses is a [`Fault`].
 pub fn examine(
     listing: &Listing,
-    partition: u32,
+    partition: TopicPartition,
     mark: Option<Mark>,
     visit: &mut dyn FnMut(Met),
 ) -> io::Result<Sums> {
-    let files = listing.files(&ReadOnlyDisk, partition)?;
+    let files = listing.files(&ReadOnlyDisk, partition.partition.0)?;
     let bases = files.segments();
     let mark = match mark {
         Some(mark) => mark,
@@ -94,6 +97,7 @@ pub fn examine(
     };
     let mut examination = Examination {
         files,
+        stamp: Stamp::of(partition),
         mark,
         visit,
         sums: Sums::default(),
@@ -118,6 +122,7 @@ fn guessed_mark(files: &Files, bases: &[Offset]) -> io::Result<Mark> {
 
 struct Examination<'a> {
     files: Files,
+    stamp: Stamp,
     mark: Mark,
     visit: &'a mut dyn FnMut(Met),
     sums: Sums,
@@ -202,7 +207,12 @@ impl Examination<'_> {
     ) -> io::Result<()> {
         let file = ReadOnlyDisk.open(path)?;
         let length = file.length()?;
-        let segment = whole(file, base, end, marked_bytes.unwrap_or(length));
+        let segment = whole(
+            file,
+            Some(self.stamp),
+            base..end,
+            marked_bytes.unwrap_or(length),
+        );
         let mut guide = marked_bytes.is_none().then(|| self.index(base, length));
         let mut read = 0;
         self.sums.segments += 1;
@@ -218,12 +228,16 @@ impl Examination<'_> {
                     }
                     position + batch.byte_count() as u64
                 }
-                Found::Damage { bytes, offsets } => {
+                Found::Damage {
+                    bytes,
+                    offsets,
+                    kind,
+                } => {
                     let reached = bytes.end;
                     if let Some(Guide::Index(index)) = &mut guide {
                         index.after_damage = true;
                     }
-                    self.damaged(path, length, bytes, offsets);
+                    self.damaged(path, length, bytes, offsets, kind);
                     reached
                 }
             };
@@ -242,11 +256,19 @@ impl Examination<'_> {
         Ok(())
     }
 
-    fn damaged(&mut self, path: &Path, length: u64, bytes: Range<u64>, offsets: Range<Offset>) {
-        let kind = match offsets.is_empty() {
-            true => FaultKind::PastEnd,
-            false if bytes.start >= length => FaultKind::Missing,
-            false => FaultKind::Damaged,
+    fn damaged(
+        &mut self,
+        path: &Path,
+        length: u64,
+        bytes: Range<u64>,
+        offsets: Range<Offset>,
+        kind: DamageKind,
+    ) {
+        let kind = match kind {
+            _ if offsets.is_empty() => FaultKind::PastEnd,
+            DamageKind::Misplaced => FaultKind::Misplaced,
+            DamageKind::Changed if bytes.start >= length => FaultKind::Missing,
+            DamageKind::Changed => FaultKind::Damaged,
         };
         let offsets = Some(offsets).filter(|offsets| !offsets.is_empty());
         self.fault(path.to_owned(), Some(bytes), offsets, kind);

@@ -315,6 +315,7 @@ impl SegmentReader {
                     end: self.end,
                     bytes: *bytes,
                     patience: Patience::Waits,
+                    stamp: self.place.stamp,
                 };
                 let entry = {
                     let mut index = index.lock();

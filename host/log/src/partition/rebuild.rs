@@ -4,7 +4,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use millrace_model::Offset;
+use millrace_model::{Offset, Stamp, TopicPartition};
 
 use super::{Listing, Mark};
 use crate::disk::Disk;
@@ -26,8 +26,13 @@ pub struct Told {
 ///
 /// # Errors
 /// The disk's.
-pub fn told(listing: &Listing, partition: u32, journal_from: Option<Offset>) -> io::Result<Told> {
-    let files = listing.files(&ReadOnlyDisk, partition)?;
+pub fn told(
+    listing: &Listing,
+    partition: TopicPartition,
+    journal_from: Option<Offset>,
+) -> io::Result<Told> {
+    let files = listing.files(&ReadOnlyDisk, partition.partition.0)?;
+    let stamp = Some(Stamp::of(partition));
     let bases = files.segments();
     let limit = journal_from.unwrap_or(Offset::MAX);
     let before = bases.partition_point(|&base| base < limit);
@@ -44,7 +49,7 @@ pub fn told(listing: &Listing, partition: u32, journal_from: Option<Offset>) -> 
         let length = file.length()?;
         (told.mark.start, told.mark.segment, told.mark.end) = (first, last, last);
         let mark = &mut told.mark;
-        walk::<io::Error>(&whole(file, last, Offset::MAX, length), |found| {
+        walk::<io::Error>(&whole(file, stamp, last..Offset::MAX, length), |found| {
             if let Found::Batch { batch, position } = found {
                 if batch.end_offset() > limit {
                     return Ok(ControlFlow::Break(()));

@@ -5,11 +5,12 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use millrace_model::Offset;
+use millrace_model::{Offset, Stamp};
 
 use super::PartitionFiles;
 use crate::disk::Disk;
 use crate::pace::{Pace, PacedFile};
+use crate::segment::DamageKind;
 use crate::segment::examine::{Found, walk, whole};
 
 /// One segment as it stood when it was asked for; what stood then does not change.
@@ -21,6 +22,7 @@ pub struct KeptSegment {
     pub offsets: Range<Offset>,
     /// Bytes of the active segment; of a sealed one, the whole file counts.
     active_bytes: Option<u64>,
+    stamp: Option<Stamp>,
 }
 
 impl KeptSegment {
@@ -43,6 +45,8 @@ pub struct Damage {
     pub offsets: Range<Offset>,
     /// Where in the file; empty if the file, or this end of it, is gone.
     pub bytes: Range<u64>,
+    /// What stands there instead.
+    pub kind: DamageKind,
 }
 
 impl PartitionFiles {
@@ -59,6 +63,7 @@ impl PartitionFiles {
             path: self.place.location.segment(base),
             offsets: base..end,
             active_bytes: (base == self.active.base).then_some(self.active.bytes),
+            stamp: self.place.stamp,
         });
         kept.filter(|segment| !segment.offsets.is_empty()).collect()
     }
@@ -72,7 +77,12 @@ pub fn verify(disk: &dyn Disk, segment: &KeptSegment, pace: &Pace) -> io::Result
     let Range { start, end } = segment.offsets;
     let Some(file) = open(disk, &segment.path)? else {
         let (offsets, bytes) = (start..end, 0..0);
-        return Ok(vec![Damage { offsets, bytes }]);
+        let kind = DamageKind::Changed;
+        return Ok(vec![Damage {
+            offsets,
+            bytes,
+            kind,
+        }]);
     };
     let length = file.length()?;
     let paced = Arc::new(PacedFile {
@@ -81,11 +91,19 @@ pub fn verify(disk: &dyn Disk, segment: &KeptSegment, pace: &Pace) -> io::Result
     });
     let bytes = segment.active_bytes.unwrap_or(length);
     let mut damaged: Vec<Damage> = Vec::new();
-    walk::<io::Error>(&whole(paced, start, end, bytes), |found| {
-        if let Found::Damage { bytes, offsets } = found
+    walk::<io::Error>(&whole(paced, segment.stamp, start..end, bytes), |found| {
+        if let Found::Damage {
+            bytes,
+            offsets,
+            kind,
+        } = found
             && !offsets.is_empty()
         {
-            damaged.push(Damage { offsets, bytes });
+            damaged.push(Damage {
+                offsets,
+                bytes,
+                kind,
+            });
         }
         Ok(ControlFlow::Continue(()))
     })?;
@@ -108,6 +126,7 @@ mod tests {
             path: PathBuf::from(format!("{}.segment", offsets.start)),
             offsets: Offset(offsets.start)..Offset(offsets.end),
             active_bytes,
+            stamp: None,
         }
     }
 

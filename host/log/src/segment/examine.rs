@@ -5,8 +5,9 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use millrace_model::{Offset, RecordBatch};
+use millrace_model::{Offset, PartitionId, RecordBatch, Stamp, TopicId, TopicPartition};
 
+pub use super::DamageKind;
 use super::{Patience, Segment, Source, Step};
 use crate::disk::{Disk, DiskFile};
 use crate::inspect::ReadOnlyDisk;
@@ -29,6 +30,8 @@ pub enum Found {
         bytes: Range<u64>,
         /// The offsets that cannot be read. The end is [`Offset::MAX`] where nothing tells it.
         offsets: Range<Offset>,
+        /// What stands there instead.
+        kind: DamageKind,
     },
 }
 
@@ -85,7 +88,8 @@ impl SegmentFile {
         }
         let base = base_in_name(path).unwrap_or_else(|| Offset(u64::from_be_bytes(beginning)));
         let bytes = file.length().map_err(io)?;
-        let segment = whole(file, base, Offset::MAX, bytes);
+        let stamp = partition_of(path).map(Stamp::of);
+        let segment = whole(file, stamp, base..Offset::MAX, bytes);
         let mut first = None;
         walk::<io::Error>(&segment, |found| {
             first = Some(found);
@@ -93,7 +97,11 @@ impl SegmentFile {
         })
         .map_err(io)?;
         match first {
-            Some(Found::Damage { bytes: range, .. }) if range.end == bytes => Err(none(
+            Some(Found::Damage {
+                bytes: range,
+                kind: DamageKind::Changed,
+                ..
+            }) if range.end == bytes => Err(none(
                 "no sound record batch is in it that could belong there",
             )),
             _ => Ok(Self { segment }),
@@ -118,17 +126,45 @@ impl SegmentFile {
     }
 }
 
+/// The partition that a file belongs to by its path in a data directory: `topics/TOPIC/PARTITION-OFFSET.segment`, or as version 0.1
+/// has it, `topics/TOPIC/PARTITION/OFFSET.segment`.
+fn partition_of(path: &Path) -> Option<TopicPartition> {
+    let path = std::path::absolute(path).ok()?;
+    let name = path.file_name()?.to_str()?;
+    base_in_file_name(name)?;
+    let (partition, topic_dir) = match name.split_once('-') {
+        Some((partition, _)) => (partition, path.parent()?),
+        None => {
+            let own_dir = path.parent()?;
+            (own_dir.file_name()?.to_str()?, own_dir.parent()?)
+        }
+    };
+    let in_topics = topic_dir.parent()?.file_name()? == "topics";
+    let topic = topic_dir.file_name()?.to_str()?.parse().ok()?;
+    in_topics.then_some(TopicPartition {
+        topic: TopicId(topic),
+        partition: PartitionId(partition.parse().ok()?),
+    })
+}
+
 fn base_in_name(path: &Path) -> Option<Offset> {
     base_in_file_name(path.file_name()?.to_str()?)
 }
 
-pub(crate) fn whole(file: Arc<dyn DiskFile>, base: Offset, end: Offset, bytes: u64) -> Segment {
+/// A segment's file with the offsets `base..end` in `bytes` bytes, of the partition of the stamp.
+pub(crate) fn whole(
+    file: Arc<dyn DiskFile>,
+    stamp: Option<Stamp>,
+    Range { start: base, end }: Range<Offset>,
+    bytes: u64,
+) -> Segment {
     Segment {
         source: Source::File(file),
         base,
         end,
         bytes,
         patience: Patience::Waits,
+        stamp,
     }
 }
 
@@ -142,9 +178,10 @@ pub(crate) fn walk<E: From<io::Error>>(
         let start = cursor.position;
         let found = match cursor.step()? {
             Step::Batch { batch, position } => Found::Batch { batch, position },
-            Step::Damage { from, to } => Found::Damage {
+            Step::Damage { from, to, kind } => Found::Damage {
                 bytes: start..cursor.position,
                 offsets: from..to,
+                kind,
             },
             Step::End => break,
         };

@@ -62,6 +62,10 @@ fn list(answer: &Value) -> String {
             Value::Null => String::new(),
             bytes => format!("\nbytes {}..{}", bytes["from"], bytes["to"]),
         };
+        let kind = match range["kind"] == "misplaced" {
+            true => "\nof another partition",
+            false => "",
+        };
         let state = match range["accepted_at"].is_null() {
             true => "processors wait",
             false => "given up",
@@ -70,7 +74,7 @@ fn list(answer: &Value) -> String {
             cell(&range["topic"]),
             cell(&range["partition"]),
             offsets,
-            format!("{}{bytes}", cell(&range["file"])),
+            format!("{}{bytes}{kind}", cell(&range["file"])),
             cell(&range["found_by"]),
             state.to_owned(),
         ]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use millrace_engine::local::segment::{Found, NotShown, SegmentFile};
+use millrace_engine::local::segment::{DamageKind, Found, NotShown, SegmentFile};
 use millrace_engine::local::{Cipher, encryption};
 use millrace_model::batch::RecordView;
 use millrace_model::{Compression, Message, Offset, RecordBatch};
@@ -112,8 +112,12 @@ impl Dump {
             Found::Batch { batch, position } if batch.end_offset() > self.from => {
                 self.batch(batch, *position)?;
             }
-            Found::Damage { bytes, offsets } if offsets.end > self.from => {
-                self.damage(bytes, offsets)?;
+            Found::Damage {
+                bytes,
+                offsets,
+                kind,
+            } if offsets.end > self.from => {
+                self.damage(bytes, offsets, *kind)?;
             }
             Found::Batch { .. } | Found::Damage { .. } => {}
         }
@@ -210,12 +214,24 @@ impl Dump {
         self.output.line(&line)
     }
 
-    fn damage(&mut self, bytes: &Range<u64>, offsets: &Range<Offset>) -> Result<(), Failure> {
+    fn damage(
+        &mut self,
+        bytes: &Range<u64>,
+        offsets: &Range<Offset>,
+        kind: DamageKind,
+    ) -> Result<(), Failure> {
+        let (word, meaning) = match kind {
+            DamageKind::Changed => ("changed", ""),
+            DamageKind::Misplaced => (
+                "misplaced",
+                ": what stands there was written for another topic or partition (a copy outside the data directory shows it)",
+            ),
+        };
         self.sums.damaged += 1;
         let end = (offsets.end < Offset::MAX).then_some(offsets.end);
         if self.output.is_json() {
             return self.line(&json!({
-                "kind": "damage",
+                "kind": "damage", "damage": word,
                 "bytes": {"from": bytes.start, "to": bytes.end},
                 "offsets": {"from": offsets.start, "to": end},
             }));
@@ -225,7 +241,7 @@ impl Dump {
             |end| format!("to {end} (exclusive)"),
         );
         self.output.line(&format!(
-            "DAMAGE at bytes {}..{}: offsets {} {end} cannot be read",
+            "DAMAGE at bytes {}..{}: offsets {} {end} cannot be read{meaning}",
             bytes.start, bytes.end, offsets.start
         ))
     }

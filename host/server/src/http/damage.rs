@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use millrace_engine::{DamagedRange, FoundBy, ScrubStatus};
+use millrace_engine::{DamageKind, DamagedRange, FoundBy, ScrubStatus};
 use millrace_model::{Offset, PartitionId, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -37,6 +37,8 @@ struct RangeBody {
     file: String,
     /// Where in the file; absent until it was read through.
     bytes: Option<BytesBody>,
+    /// `changed`, or `misplaced`: what stands there was written for another topic or partition.
+    kind: &'static str,
     /// Milliseconds since the Unix epoch.
     found_at: u64,
     /// `read` or `scrub`.
@@ -92,6 +94,10 @@ impl RangeBody {
                 from: bytes.start,
                 to: bytes.end,
             }),
+            kind: match range.kind {
+                DamageKind::Changed => "changed",
+                DamageKind::Misplaced => "misplaced",
+            },
             found_at: range.found_at.0,
             found_by: match range.found_by {
                 FoundBy::Read => "read",

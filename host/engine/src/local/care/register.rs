@@ -9,7 +9,7 @@ use millrace_model::{Digest, Offset, Timestamp, TopicPartition};
 use parking_lot::Mutex;
 
 use crate::contract::{EntryKind, EntryWrite};
-use crate::damage::{DamagedRange, FoundBy};
+use crate::damage::{DamageKind, DamagedRange, FoundBy};
 
 /// Ranges that are kept; of a disk that lost everything the first ones say enough.
 const RANGES_MAX: usize = 10_000;
@@ -19,6 +19,7 @@ pub(in super::super) struct Met {
     pub(super) partition: TopicPartition,
     pub(super) from: Offset,
     pub(super) to: Offset,
+    pub(super) kind: DamageKind,
     pub(super) file: String,
     pub(super) found_at: Timestamp,
     pub(super) found_by: FoundBy,
@@ -223,6 +224,7 @@ impl Known {
             to: met.to,
             file: met.file,
             bytes,
+            kind: met.kind,
             found_at: met.found_at,
             found_by: met.found_by,
             accepted_at: None,
@@ -239,7 +241,7 @@ impl Known {
         let covers = |old: &&DamagedRange| old.from <= range.from && range.to <= old.to;
         range.accepted_at = old.iter().find(covers).and_then(|old| old.accepted_at);
         if old.is_empty() {
-            tracing::error!(partition = %range.partition, from = %range.from, to = %range.to, file = range.file, "stored messages are damaged; they stay where they are, and reads of them fail. `millrace damage list` shows all");
+            tracing::error!(partition = %range.partition, from = %range.from, to = %range.to, file = range.file, kind = ?range.kind, "stored messages are damaged; they stay where they are, and reads of them fail. `millrace damage list` shows all");
         }
         if old == [range.clone()] {
             return;
@@ -299,6 +301,7 @@ mod tests {
             partition: PARTITION,
             from: Offset(offsets.start),
             to: Offset(offsets.end),
+            kind: DamageKind::Changed,
             file: "a".to_owned(),
             found_at: Timestamp(at),
             found_by: FoundBy::Read,
@@ -354,6 +357,7 @@ mod tests {
         let exact = |offsets: Range<u64>| Damage {
             offsets: Offset(offsets.start)..Offset(offsets.end),
             bytes: 5..6,
+            kind: millrace_log::DamageKind::Changed,
         };
         let found_again = |damage: &Damage| met(damage.offsets.start.0..damage.offsets.end.0, 10);
         register.replace(PARTITION, &all, vec![exact(12..20)], found_again);

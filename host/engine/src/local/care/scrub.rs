@@ -8,6 +8,7 @@ use millrace_log::pace::Pace;
 use millrace_log::partition::verify::{Damage, KeptSegment, verify};
 use millrace_model::{Offset, Timestamp, TopicPartition};
 
+use super::super::tail::kind_of;
 use super::Care;
 use super::register::Met;
 use crate::damage::FoundBy;
@@ -162,6 +163,7 @@ impl Care {
             partition,
             from: damage.offsets.start,
             to: damage.offsets.end,
+            kind: kind_of(damage.kind),
             file: file.clone(),
             found_at,
             found_by,

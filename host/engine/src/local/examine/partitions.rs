@@ -40,7 +40,7 @@ fn examine_topic(
     let mut worst = Severity::Ok;
     for id in catalogue.partitions(topic) {
         let mark = catalogue.mark(id);
-        let of = examine::examine(&listing, id.partition.0, mark, &mut |met| match met {
+        let of = examine::examine(&listing, id, mark, &mut |met| match met {
             Met::Read(bytes) => read(bytes),
             Met::Batch(key) => report.note_key(key, "segments"),
             Met::Fault(fault) => {

@@ -158,6 +158,14 @@ impl Finding {
             FaultKind::Damaged => {
                 Self::damage(path, format!("{range} are damaged")).advise(reads_fail())
             }
+            FaultKind::Misplaced => Self::damage(
+                path,
+                format!("{range} stand in the wrong partition: what is there was written for another topic or partition"),
+            )
+            .advise(format!(
+                "if segment files were swapped or restored to the wrong place, stop the host and put them back; else {}",
+                reads_fail()
+            )),
             FaultKind::Missing => Self::damage(
                 path,
                 format!("{range} are missing: a segment file was removed or cut"),

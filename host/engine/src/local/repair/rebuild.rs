@@ -173,7 +173,7 @@ fn marks(work: &Work<'_>, names: &Names, tail: &Tail) -> io::Result<Vec<(TopicPa
         let listing = Listing::read(&*work.disk, &dir)?;
         for id in topic.partitions() {
             let from = tail.first_offsets.get(&id).copied();
-            let told = told(&listing, id.partition.0, from)?;
+            let told = told(&listing, id, from)?;
             for after in &told.after {
                 work.move_away(inside(work, after))?;
             }

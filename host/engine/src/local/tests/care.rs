@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::*;
-use crate::{DamageReport, FoundBy, ReadError};
+use crate::{DamageKind, DamageReport, FoundBy, ReadError};
 
 const VALUE_BYTES: usize = 100;
 
@@ -77,6 +77,7 @@ async fn damage_that_a_reader_meets_is_recorded_exactly_and_outlives_the_process
             partition: orders,
             from: Offset(40),
             to: Offset(41),
+            kind: DamageKind::Changed,
         };
         assert_eq!(read.unwrap_err().to_string(), damaged.to_string());
     }

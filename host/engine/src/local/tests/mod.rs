@@ -11,6 +11,7 @@ mod exhaustive;
 mod full;
 mod lifetime;
 mod loss;
+mod misplaced;
 mod pipeline;
 mod producers;
 mod restart;
