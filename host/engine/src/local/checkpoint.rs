@@ -4,6 +4,7 @@
 mod encryption;
 mod growth;
 mod idempotence;
+mod rows;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -15,9 +16,10 @@ use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicId, TopicPartit
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Connection, QueryBuilder, Row, Sqlite};
+use sqlx::{Connection, Row};
 use tokio::runtime::Runtime;
 
+use self::rows::Value;
 use super::codec::topic_json;
 use super::options::OpenError;
 use super::state::Changes;
@@ -26,11 +28,10 @@ use crate::idempotence::Idempotence;
 use crate::state::StateEntry;
 
 /// What is written; those before are read, too. 2: values may be encrypted, and say with which key; topics' partitions say how old
-/// their active segments are, and how far they are compacted.
-const FORMAT: u64 = 2;
-
-/// Rows that one statement writes: each statement is a way to the database's thread and back.
-const ROWS_AT_ONCE_MAX: usize = 500;
+/// their active segments are, and how far they are compacted. 3: every row has a checksum.
+const FORMAT: u64 = 3;
+/// The first format in which every row has a checksum.
+const FORMAT_SEALED: u64 = 3;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -57,11 +58,12 @@ async fn add_column(
     connection: &mut SqliteConnection,
     table: &str,
     column: &str,
+    kind: &str,
 ) -> Result<(), sqlx::Error> {
     let known = "SELECT COUNT(*) FROM pragma_table_info(?) WHERE name = ?";
     let known = sqlx::query(known).bind(table).bind(column);
     if number(&known.fetch_one(&mut *connection).await?, 0)? == 0 {
-        let add = format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0");
+        let add = format!("ALTER TABLE {table} ADD COLUMN {column} {kind}");
         let add = sqlx::raw_sql(sqlx::AssertSqlSafe(add));
         add.execute(connection).await?;
     }
@@ -74,6 +76,8 @@ pub(super) struct CheckpointStore {
     connection: SqliteConnection,
     path: PathBuf,
     cipher: Option<Arc<Cipher>>,
+    /// Whether every row is known to have a checksum.
+    is_sealed: bool,
 }
 
 /// What a checkpoint says.
@@ -145,7 +149,11 @@ impl CheckpointStore {
             state.execute(&mut connection).await?;
             encryption::add_columns(&mut connection).await?;
             for (table, column) in ADDED_COLUMNS {
-                add_column(&mut connection, table, column).await?;
+                let kind = "INTEGER NOT NULL DEFAULT 0";
+                add_column(&mut connection, table, column, kind).await?;
+            }
+            for table in rows::ALL {
+                add_column(&mut connection, table.name, "checksum", "INTEGER").await?;
             }
             Ok(connection)
         })?;
@@ -154,14 +162,17 @@ impl CheckpointStore {
             connection,
             path: path.to_owned(),
             cipher,
+            is_sealed: false,
         })
     }
 
-    /// Reads everything.
+    /// Reads everything, and checks that each row is as it was written.
     pub(super) fn load(&mut self) -> Result<Checkpoint, OpenError> {
         let cipher = self.cipher.as_deref();
         let loaded = self.runtime.block_on(load(&mut self.connection, cipher));
-        loaded.map_err(|error| unusable(&self.path, &error))
+        let (checkpoint, is_sealed) = loaded.map_err(|error| unusable(&self.path, &error))?;
+        self.is_sealed = is_sealed;
+        Ok(checkpoint)
     }
 
     /// Bytes of the database.
@@ -173,8 +184,10 @@ impl CheckpointStore {
     pub(super) fn save(&mut self, step: &Step<'_>) -> Result<(), sqlx::Error> {
         growth::grow_ahead(&self.path).map_err(sqlx::Error::Io)?;
         let cipher = self.cipher.as_deref();
-        self.runtime
-            .block_on(save(&mut self.connection, step, cipher))
+        let saving = save(&mut self.connection, step, cipher, self.is_sealed);
+        self.runtime.block_on(saving)?;
+        self.is_sealed = true;
+        Ok(())
     }
 }
 
@@ -216,19 +229,25 @@ fn partition(row: &SqliteRow) -> Result<TopicPartition, sqlx::Error> {
 async fn load(
     connection: &mut SqliteConnection,
     cipher: Option<&Cipher>,
-) -> Result<Checkpoint, sqlx::Error> {
+) -> Result<(Checkpoint, bool), sqlx::Error> {
     let mut loaded = Checkpoint {
         next_topic: TopicId(1),
         ..Checkpoint::default()
     };
-    let rows = sqlx::query("SELECT key, value FROM meta");
-    for row in rows.fetch_all(&mut *connection).await? {
+    let meta = rows::META.select(connection, "").await?;
+    let format = meta
+        .iter()
+        .find(|row| matches!(row.try_get(0), Ok("format")));
+    let format = format.map_or(Ok(0), |row| number(row, 1))?;
+    if format > FORMAT {
+        let newer = format!("it has format {format}; this version reads up to {FORMAT}");
+        return Err(sqlx::Error::Protocol(newer));
+    }
+    let sealed = format >= FORMAT_SEALED;
+    for row in meta {
+        rows::META.check(&row, sealed)?;
         let value = number(&row, 1)?;
         match row.try_get::<&str, _>(0)? {
-            "format" if value > FORMAT => {
-                let newer = format!("it has format {value}; this version reads up to {FORMAT}");
-                return Err(sqlx::Error::Protocol(newer));
-            }
             "format" => loaded.is_made = true,
             "sequence" => loaded.sequence = value,
             "journal_file" => loaded.journal_file = value,
@@ -241,20 +260,14 @@ async fn load(
             _ => {}
         }
     }
-    let rows = sqlx::query("SELECT topic FROM topics");
-    for row in rows.fetch_all(&mut *connection).await? {
-        let topic = serde_json::from_str(row.try_get(0)?);
+    for row in rows::TOPICS.read(connection, sealed).await? {
+        let topic = serde_json::from_str(row.try_get(1)?);
         loaded.topics.push(topic.map_err(|_| malformed("topic"))?);
     }
-    let rows = sqlx::query("SELECT id FROM removed_topics");
-    for row in rows.fetch_all(&mut *connection).await? {
+    for row in rows::REMOVED_TOPICS.read(connection, sealed).await? {
         loaded.removed_topics.push(TopicId(number(&row, 0)?));
     }
-    let rows = sqlx::query(
-        "SELECT topic, partition, start_offset, end_offset, segment, bytes, opened_at, clean_offset \
-         FROM partitions",
-    );
-    for row in rows.fetch_all(&mut *connection).await? {
+    for row in rows::PARTITIONS.read(connection, sealed).await? {
         let mark = Mark {
             start: Offset(number(&row, 2)?),
             end: Offset(number(&row, 3)?),
@@ -265,9 +278,7 @@ async fn load(
         };
         loaded.marks.push((partition(&row)?, mark));
     }
-    let rows =
-        sqlx::query("SELECT topic, partition, name, epoch, progress, encryption_key FROM groups");
-    for row in rows.fetch_all(&mut *connection).await? {
+    for row in rows::GROUPS.read(connection, sealed).await? {
         let progress: Option<Vec<u8>> = row.try_get(4)?;
         let (name, epoch): (String, _) = (row.try_get(2)?, number(&row, 3)?);
         let id = partition(&row)?;
@@ -277,28 +288,35 @@ async fn load(
         let group = (id, name, epoch, progress.map(plain).transpose()?);
         loaded.groups.push(group);
     }
-    let rows = sqlx::query("SELECT kind, key, value, encryption_key FROM entries");
-    for row in rows.fetch_all(&mut *connection).await? {
+    for row in rows::ENTRIES.read(connection, sealed).await? {
         let kind = EntryKind::parse(row.try_get(0)?).ok_or_else(|| malformed("entry's kind"))?;
         let key: String = row.try_get(1)?;
         let belongs_to = encryption::entry(kind.as_str(), &key);
         let value = encryption::plain(row.try_get(2)?, row.try_get(3)?, cipher, &belongs_to)?;
         loaded.entries.push((kind, key, value));
     }
-    state::load(connection, cipher, &mut loaded).await?;
-    idempotence::load(connection, &mut loaded.idempotence).await?;
-    Ok(loaded)
+    state::load(connection, cipher, sealed, &mut loaded).await?;
+    idempotence::load(connection, sealed, &mut loaded.idempotence).await?;
+    Ok((loaded, sealed))
 }
 
 async fn save(
     connection: &mut SqliteConnection,
     step: &Step<'_>,
     cipher: Option<&Cipher>,
+    is_sealed: bool,
 ) -> Result<(), sqlx::Error> {
     // Not by the library's transactions: they count how deep they are, and count wrong after an error with which SQLite itself ends
     // one, as a full disk is. What they call a commit then only ends an inner step of a transaction that never ends.
     sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
-    let mut saved = save_step(connection, step, cipher).await;
+    let sealed = match is_sealed {
+        true => Ok(()),
+        false => rows::seal(connection).await,
+    };
+    let mut saved = match sealed {
+        Ok(()) => save_step(connection, step, cipher).await,
+        unsealed => unsealed,
+    };
     if saved.is_ok() {
         let committed = sqlx::raw_sql("COMMIT").execute(&mut *connection).await;
         saved = committed.map(drop);
@@ -315,37 +333,32 @@ async fn save_step(
     step: &Step<'_>,
     cipher: Option<&Cipher>,
 ) -> Result<(), sqlx::Error> {
-    for (key, value) in [
+    let meta = [
         ("format", FORMAT),
         ("sequence", step.sequence),
         ("journal_file", step.journal_file),
         ("next_topic", step.changes.next_topic.0),
         ("next_producer", step.changes.producers.next_id as u64),
         ("moment", step.changes.moment.0),
-    ] {
-        let put = sqlx::query("INSERT OR REPLACE INTO meta VALUES (?, ?)");
-        put.bind(key).bind(value as i64).execute(&mut *on).await?;
-    }
+    ];
+    let meta = meta.map(|(key, value)| vec![key.into(), value.into()]);
+    rows::META.put(on, meta).await?;
     save_changes(on, step.changes, cipher).await?;
     state::save(on, step.changes, cipher).await?;
     idempotence::save(on, step.changes).await?;
-    for marks in step.marks.chunks(ROWS_AT_ONCE_MAX) {
-        let mut put = QueryBuilder::<Sqlite>::new(
-            "INSERT OR REPLACE INTO partitions (topic, partition, start_offset, end_offset, segment, \
-             bytes, opened_at, clean_offset) ",
-        );
-        put.push_values(marks, |mut row, (id, mark)| {
-            row.push_bind(id.topic.0 as i64)
-                .push_bind(i64::from(id.partition.0))
-                .push_bind(mark.start.0 as i64)
-                .push_bind(mark.end.0 as i64)
-                .push_bind(mark.segment.0 as i64)
-                .push_bind(mark.bytes as i64)
-                .push_bind(mark.opened_at.0 as i64)
-                .push_bind(mark.clean.0 as i64);
-        });
-        put.build().execute(&mut *on).await?;
-    }
+    let marks = step.marks.iter().map(|(id, mark)| {
+        vec![
+            id.topic.0.into(),
+            id.partition.0.into(),
+            mark.start.0.into(),
+            mark.end.0.into(),
+            mark.segment.0.into(),
+            mark.bytes.into(),
+            mark.opened_at.0.into(),
+            mark.clean.0.into(),
+        ]
+    });
+    rows::PARTITIONS.put(on, marks).await?;
     for topic in step.changes.removed.iter().map(|removed| removed.topic) {
         remove_topic(on, topic).await?;
     }
@@ -368,49 +381,39 @@ async fn save_changes(
     cipher: Option<&Cipher>,
 ) -> Result<(), sqlx::Error> {
     let active = cipher.map(|cipher| i64::from(cipher.active()));
-    for topic in &changes.topics {
-        sqlx::query("INSERT OR REPLACE INTO topics VALUES (?, ?)")
-            .bind(topic.id.0 as i64)
-            .bind(topic_json(topic))
-            .execute(&mut *on)
-            .await?;
-    }
-    for groups in changes.groups.chunks(ROWS_AT_ONCE_MAX) {
-        let mut put = QueryBuilder::<Sqlite>::new(
-            "INSERT OR REPLACE INTO groups (topic, partition, name, epoch, progress, encryption_key) ",
-        );
-        put.push_values(groups, |mut row, (id, name, group)| {
-            let belongs_to = encryption::group(*id, name);
-            let progress = group.progress.as_deref();
-            let progress =
-                progress.map(|p| encryption::stored(p, cipher, &belongs_to).into_owned());
-            row.push_bind(id.topic.0 as i64)
-                .push_bind(i64::from(id.partition.0))
-                .push_bind(&**name)
-                .push_bind(group.epoch as i64)
-                .push_bind(progress)
-                .push_bind(active);
-        });
-        put.build().execute(&mut *on).await?;
-    }
+    let topics = changes.topics.iter();
+    let topics = topics.map(|topic| vec![topic.id.0.into(), topic_json(topic).into()]);
+    rows::TOPICS.put(on, topics).await?;
+    let groups = changes.groups.iter().map(|(id, name, group)| {
+        let belongs_to = encryption::group(*id, name);
+        let progress = group.progress.as_deref();
+        let progress = progress.map(|p| encryption::stored(p, cipher, &belongs_to));
+        vec![
+            id.topic.0.into(),
+            id.partition.0.into(),
+            Value::from(&**name),
+            group.epoch.into(),
+            progress.map_or(Value::Null, Value::from),
+            active.into(),
+        ]
+    });
+    rows::GROUPS.put(on, groups).await?;
     for (kind, key, value) in &changes.entries {
-        let change = match value {
-            Some(value) => sqlx::query(
-                "INSERT OR REPLACE INTO entries (kind, key, value, encryption_key) VALUES (?, ?, ?, ?)",
-            )
-            .bind(kind.as_str())
-            .bind(key)
-            .bind(encryption::stored(
-                value,
-                cipher,
-                &encryption::entry(kind.as_str(), key),
-            ))
-            .bind(active),
-            None => sqlx::query("DELETE FROM entries WHERE kind = ? AND key = ?")
-                .bind(kind.as_str())
-                .bind(key),
+        let Some(value) = value else {
+            let remove = sqlx::query("DELETE FROM entries WHERE kind = ? AND key = ?");
+            let remove = remove.bind(kind.as_str()).bind(key);
+            remove.execute(&mut *on).await?;
+            continue;
         };
-        change.execute(&mut *on).await?;
+        let belongs_to = encryption::entry(kind.as_str(), key);
+        let value = encryption::stored(value, cipher, &belongs_to);
+        let row = vec![
+            kind.as_str().into(),
+            key.as_str().into(),
+            value.into(),
+            active.into(),
+        ];
+        rows::ENTRIES.put(on, [row]).await?;
     }
     Ok(())
 }
@@ -423,14 +426,15 @@ async fn remove_topic(on: &mut SqliteConnection, topic: TopicId) -> Result<(), s
         "DELETE FROM groups WHERE topic = ?",
         "DELETE FROM producers WHERE topic = ?",
         "DELETE FROM requests WHERE topic = ?",
-        "INSERT OR REPLACE INTO removed_topics VALUES (?)",
     ] {
         let removal = sqlx::query(removal).bind(topic.0 as i64);
         removal.execute(&mut *on).await?;
     }
-    Ok(())
+    rows::REMOVED_TOPICS.put(on, [vec![topic.0.into()]]).await
 }
 
+#[cfg(test)]
+mod flips;
 #[cfg(test)]
 mod full_disks;
 #[cfg(test)]
@@ -456,6 +460,7 @@ mod tests {
         let path = directory.path().join("checkpoint.sqlite");
         let mut store = CheckpointStore::open(&path, None).expect("a checkpoint");
         let older = "DROP TABLE producers; DROP TABLE producer_names; DROP TABLE requests;
+            ALTER TABLE meta DROP COLUMN checksum;
             INSERT INTO meta VALUES ('format', 1), ('sequence', 7), ('next_topic', 3);";
         let made_older = sqlx::raw_sql(older).execute(&mut store.connection);
         store.runtime.block_on(made_older).expect("made older");

@@ -98,7 +98,8 @@ pub enum OpenError {
     Journal(Arc<JournalError>),
     /// The checkpoint is damaged, cannot be read, or was written by a newer version.
     #[error(
-        "checkpoint {} cannot be used: {reason}. Nothing was changed; restore the data directory from a backup",
+        "checkpoint {} cannot be used: {reason}. Nothing was changed; restore the data directory from a backup. Where there is none, \
+         `millrace doctor --repair` builds again what can be, and says what is lost",
         path.display()
     )]
     Checkpoint {

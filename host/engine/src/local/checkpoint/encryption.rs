@@ -11,6 +11,7 @@ use millrace_model::TopicPartition;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row};
 
+use super::rows::{self, Value};
 use super::{CheckpointStore, malformed, partition, unusable};
 use crate::local::options::OpenError;
 
@@ -135,8 +136,11 @@ impl CheckpointStore {
         let Some(cipher) = self.cipher.clone() else {
             return Ok(());
         };
-        let adopted = self.runtime.block_on(adopt(&mut self.connection, &cipher));
-        adopted.map_err(|error| unusable(&self.path, &error))
+        let adopting = adopt(&mut self.connection, &cipher, self.is_sealed);
+        let adopted = self.runtime.block_on(adopting);
+        adopted.map_err(|error| unusable(&self.path, &error))?;
+        self.is_sealed = true;
+        Ok(())
     }
 }
 
@@ -145,20 +149,26 @@ fn active(known: &[(String, u64)]) -> Option<u32> {
     active.and_then(|(_, id)| u32::try_from(*id).ok())
 }
 
-async fn adopt(connection: &mut SqliteConnection, cipher: &Cipher) -> Result<(), sqlx::Error> {
+async fn adopt(
+    connection: &mut SqliteConnection,
+    cipher: &Cipher,
+    is_sealed: bool,
+) -> Result<(), sqlx::Error> {
     let active = i64::from(cipher.active());
     let check = cipher.check_value(cipher.active()).unwrap_or_default() as i64;
     let mut transaction = connection.begin().await?;
     let on = &mut *transaction;
-    for (key, value) in [
+    if !is_sealed {
+        rows::seal(on).await?;
+    }
+    let meta = [
         (ACTIVE.to_owned(), active),
         (format!("{CHECK_PREFIX}{active}"), check),
         // Older versions would take encrypted values for plain ones.
         ("format".to_owned(), super::FORMAT as i64),
-    ] {
-        let put = sqlx::query("INSERT OR REPLACE INTO meta VALUES (?, ?)");
-        put.bind(key).bind(value).execute(&mut *on).await?;
-    }
+    ];
+    let meta = meta.map(|(key, value)| vec![key.into(), value.into()]);
+    rows::META.put(on, meta).await?;
     let others = sqlx::query(
         "SELECT kind, key, value, encryption_key FROM entries WHERE encryption_key IS NOT ?",
     );
@@ -166,31 +176,26 @@ async fn adopt(connection: &mut SqliteConnection, cipher: &Cipher) -> Result<(),
         let (kind, key): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         let belongs_to = entry(&kind, &key);
         let value = plain(row.try_get(2)?, row.try_get(3)?, Some(cipher), &belongs_to)?;
-        sqlx::query("UPDATE entries SET value = ?, encryption_key = ? WHERE kind = ? AND key = ?")
-            .bind(cipher.encrypt(&value, &belongs_to))
-            .bind(active)
-            .bind(kind)
-            .bind(key)
-            .execute(&mut *on)
-            .await?;
+        let value = cipher.encrypt(&value, &belongs_to);
+        let row = vec![kind.into(), key.into(), value.into(), active.into()];
+        rows::ENTRIES.put(on, [row]).await?;
     }
     let others = sqlx::query(
-        "SELECT topic, partition, name, progress, encryption_key FROM groups WHERE progress IS NOT NULL AND encryption_key IS NOT ?",
+        "SELECT topic, partition, name, progress, encryption_key, epoch FROM groups WHERE progress IS NOT NULL AND encryption_key IS NOT ?",
     );
     for row in others.bind(active).fetch_all(&mut *on).await? {
         let (id, name): (_, String) = (partition(&row)?, row.try_get(2)?);
         let belongs_to = group(id, &name);
         let progress = plain(row.try_get(3)?, row.try_get(4)?, Some(cipher), &belongs_to)?;
-        sqlx::query(
-            "UPDATE groups SET progress = ?, encryption_key = ? WHERE topic = ? AND partition = ? AND name = ?",
-        )
-        .bind(cipher.encrypt(&progress, &belongs_to))
-        .bind(active)
-        .bind(id.topic.0 as i64)
-        .bind(i64::from(id.partition.0))
-        .bind(name)
-        .execute(&mut *on)
-        .await?;
+        let row = vec![
+            id.topic.0.into(),
+            id.partition.0.into(),
+            name.into(),
+            Value::Number(row.try_get(5)?),
+            cipher.encrypt(&progress, &belongs_to).into(),
+            active.into(),
+        ];
+        rows::GROUPS.put(on, [row]).await?;
     }
     super::state::adopt(on, cipher).await?;
     transaction.commit().await

@@ -7,6 +7,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::super::codec::{offsets_bytes, offsets_of};
 use super::super::state::Changes;
+use super::rows::{self, Value};
 use super::{malformed, number, partition};
 use crate::idempotence::Idempotence;
 use crate::idempotence::producers::{Named, ProducerState, Sent};
@@ -30,17 +31,15 @@ const SENT_BYTES: usize = 16;
 
 pub(super) async fn load(
     on: &mut SqliteConnection,
+    sealed: bool,
     loaded: &mut Idempotence,
 ) -> Result<(), sqlx::Error> {
-    let rows =
-        sqlx::query("SELECT topic, partition, producer, epoch, seen_at, batches FROM producers");
-    for row in rows.fetch_all(&mut *on).await? {
+    for row in rows::PRODUCERS.read(on, sealed).await? {
         let state = producer_state(&row)?;
         let producers = &mut loaded.producers;
         producers.insert(partition(&row)?, row.try_get(2)?, state);
     }
-    let rows = sqlx::query("SELECT name, producer, epoch, given_at FROM producer_names");
-    for row in rows.fetch_all(&mut *on).await? {
+    for row in rows::PRODUCER_NAMES.read(on, sealed).await? {
         let named = Named {
             producer: ProducerId {
                 id: row.try_get(1)?,
@@ -51,12 +50,13 @@ pub(super) async fn load(
         let name = row.try_get::<&str, _>(0)?.into();
         loaded.producers.insert_name(name, named);
     }
-    let rows = sqlx::query(
-        "SELECT topic, position, key, fingerprint, at, offsets, note FROM requests ORDER BY topic, position",
-    );
-    for row in rows.fetch_all(&mut *on).await? {
+    let mut requests = Vec::new();
+    for row in rows::REQUESTS.read(on, sealed).await? {
         let (topic, position) = (TopicId(number(&row, 0)?), number(&row, 1)?);
-        let request = request(&row)?;
+        requests.push((topic, position, request(&row)?));
+    }
+    requests.sort_by_key(|(topic, position, _)| (*topic, *position));
+    for (topic, position, request) in requests {
         loaded.requests.insert_stored(topic, position, request);
     }
     Ok(())
@@ -106,32 +106,36 @@ fn request(row: &SqliteRow) -> Result<Request, sqlx::Error> {
 
 pub(super) async fn save(on: &mut SqliteConnection, changes: &Changes) -> Result<(), sqlx::Error> {
     for (id, producer, state) in &changes.producers.states {
-        let change = match state {
-            Some(_) => sqlx::query("INSERT OR REPLACE INTO producers VALUES (?, ?, ?, ?, ?, ?)"),
-            None => sqlx::query(
-                "DELETE FROM producers WHERE topic = ? AND partition = ? AND producer = ?",
-            ),
+        let Some(state) = state else {
+            let forget = "DELETE FROM producers WHERE topic = ? AND partition = ? AND producer = ?";
+            let forget = sqlx::query(forget).bind(id.topic.0 as i64);
+            let forget = forget.bind(i64::from(id.partition.0)).bind(producer);
+            forget.execute(&mut *on).await?;
+            continue;
         };
-        let mut change = change
-            .bind(id.topic.0 as i64)
-            .bind(i64::from(id.partition.0))
-            .bind(producer);
-        if let Some(state) = state {
-            let seen_at = state.seen_at.0 as i64;
-            change = change.bind(state.epoch).bind(seen_at).bind(batches(state));
-        }
-        change.execute(&mut *on).await?;
+        let row = vec![
+            id.topic.0.into(),
+            id.partition.0.into(),
+            (*producer).into(),
+            i64::from(state.epoch).into(),
+            state.seen_at.0.into(),
+            batches(state).into(),
+        ];
+        rows::PRODUCERS.put(on, [row]).await?;
     }
     for (name, named) in &changes.producers.names {
-        let change = match named {
-            Some(named) => sqlx::query("INSERT OR REPLACE INTO producer_names VALUES (?, ?, ?, ?)")
-                .bind(&**name)
-                .bind(named.producer.id)
-                .bind(named.producer.epoch)
-                .bind(named.at.0 as i64),
-            None => sqlx::query("DELETE FROM producer_names WHERE name = ?").bind(&**name),
+        let Some(named) = named else {
+            let forget = sqlx::query("DELETE FROM producer_names WHERE name = ?").bind(&**name);
+            forget.execute(&mut *on).await?;
+            continue;
         };
-        change.execute(&mut *on).await?;
+        let row = vec![
+            Value::from(&**name),
+            named.producer.id.into(),
+            i64::from(named.producer.epoch).into(),
+            named.at.0.into(),
+        ];
+        rows::PRODUCER_NAMES.put(on, [row]).await?;
     }
     for window in &changes.requests {
         save_window(on, window).await?;
@@ -141,18 +145,18 @@ pub(super) async fn save(on: &mut SqliteConnection, changes: &Changes) -> Result
 
 async fn save_window(on: &mut SqliteConnection, window: &WindowChange) -> Result<(), sqlx::Error> {
     let topic = window.topic.0 as i64;
-    for (position, request) in &window.added {
-        sqlx::query("INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)")
-            .bind(topic)
-            .bind(*position as i64)
-            .bind(&request.key[..])
-            .bind(&request.fingerprint[..])
-            .bind(request.at.0 as i64)
-            .bind(offsets_bytes(&request.base_offsets))
-            .bind(&*request.note)
-            .execute(&mut *on)
-            .await?;
-    }
+    let added = window.added.iter().map(|(position, request)| {
+        vec![
+            topic.into(),
+            (*position).into(),
+            Value::from(&request.key[..]),
+            Value::from(&request.fingerprint[..]),
+            request.at.0.into(),
+            offsets_bytes(&request.base_offsets).into(),
+            Value::from(&*request.note),
+        ]
+    });
+    rows::REQUESTS.put(on, added).await?;
     let forget = sqlx::query("DELETE FROM requests WHERE topic = ? AND position < ?");
     let forget = forget.bind(topic).bind(window.first as i64);
     forget.execute(on).await.map(drop)

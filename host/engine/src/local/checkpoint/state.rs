@@ -8,7 +8,8 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::super::codec::state::{entry_bytes, entry_of};
 use super::super::state::Changes;
-use super::{Checkpoint, ROWS_AT_ONCE_MAX, encryption, malformed, number, partition};
+use super::rows::{self, ROWS_AT_ONCE_MAX};
+use super::{Checkpoint, encryption, malformed, number, partition};
 use crate::state::TableChanges;
 
 pub(super) const SCHEMA: &str = "
@@ -25,10 +26,10 @@ fn place(id: TopicPartition, name: &str, slot: u64) -> Vec<u8> {
 pub(super) async fn load(
     on: &mut SqliteConnection,
     cipher: Option<&Cipher>,
+    sealed: bool,
     loaded: &mut Checkpoint,
 ) -> Result<(), sqlx::Error> {
-    let rows = sqlx::query("SELECT topic, partition, name, slot, entry, encryption_key FROM state");
-    for row in rows.fetch_all(on).await? {
+    for row in rows::STATE.read(on, sealed).await? {
         let (id, name): (_, String) = (partition(&row)?, row.try_get(2)?);
         let slot = number(&row, 3)?;
         let belongs_to = place(id, &name, slot);
@@ -89,23 +90,19 @@ async fn save_table(
         remove.push(")");
         remove.build().execute(&mut *on).await?;
     }
-    for entries in changes.entries.chunks(ROWS_AT_ONCE_MAX) {
-        let mut put = QueryBuilder::<Sqlite>::new(
-            "INSERT OR REPLACE INTO state (topic, partition, name, slot, entry, encryption_key) ",
-        );
-        put.push_values(entries, |mut row, (slot, entry)| {
-            let belongs_to = place(id, name, *slot);
-            let entry = encryption::stored(&entry_bytes(entry), cipher, &belongs_to).into_owned();
-            row.push_bind(topic)
-                .push_bind(partition)
-                .push_bind(name)
-                .push_bind(*slot as i64)
-                .push_bind(entry)
-                .push_bind(active);
-        });
-        put.build().execute(&mut *on).await?;
-    }
-    Ok(())
+    let entries = changes.entries.iter().map(|(slot, entry)| {
+        let belongs_to = place(id, name, *slot);
+        let entry = encryption::stored(&entry_bytes(entry), cipher, &belongs_to).into_owned();
+        vec![
+            topic.into(),
+            partition.into(),
+            name.into(),
+            (*slot).into(),
+            entry.into(),
+            active.into(),
+        ]
+    });
+    rows::STATE.put(on, entries).await
 }
 
 /// Encrypts what is not encrypted with the active key.
@@ -119,17 +116,15 @@ pub(super) async fn adopt(on: &mut SqliteConnection, cipher: &Cipher) -> Result<
         let slot = number(&row, 3)?;
         let belongs_to = place(id, &name, slot);
         let entry = encryption::plain(row.try_get(4)?, row.try_get(5)?, Some(cipher), &belongs_to)?;
-        sqlx::query(
-            "UPDATE state SET entry = ?, encryption_key = ? WHERE topic = ? AND partition = ? AND name = ? AND slot = ?",
-        )
-        .bind(cipher.encrypt(&entry, &belongs_to))
-        .bind(active)
-        .bind(id.topic.0 as i64)
-        .bind(i64::from(id.partition.0))
-        .bind(name)
-        .bind(slot as i64)
-        .execute(&mut *on)
-        .await?;
+        let row = vec![
+            id.topic.0.into(),
+            id.partition.0.into(),
+            name.into(),
+            slot.into(),
+            cipher.encrypt(&entry, &belongs_to).into(),
+            active.into(),
+        ];
+        rows::STATE.put(on, [row]).await?;
     }
     Ok(())
 }

@@ -314,6 +314,7 @@ async fn a_data_directory_of_the_version_before_is_opened_and_its_segments_are_f
         .await
         .unwrap();
     let old = "ALTER TABLE partitions DROP COLUMN opened_at; ALTER TABLE partitions DROP COLUMN clean_offset;
+               ALTER TABLE meta DROP COLUMN checksum; ALTER TABLE partitions DROP COLUMN checksum;
                UPDATE meta SET value = 1 WHERE key = 'format';";
     sqlx::raw_sql(old).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
