@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millrace_log::{Cipher, Mark};
+use millrace_log::{Cipher, Mark, disk};
 use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicId, TopicPartition};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
@@ -180,6 +180,11 @@ impl CheckpointStore {
         growth::used_bytes_of(&self.path).unwrap_or(0)
     }
 
+    /// Whether the step found no room, and can be made again.
+    pub(super) fn is_full(&self, error: &sqlx::Error) -> bool {
+        is_full(error, &self.path)
+    }
+
     /// Makes the step, whole or not at all, durable on return.
     pub(super) fn save(&mut self, step: &Step<'_>) -> Result<(), sqlx::Error> {
         growth::grow_ahead(&self.path).map_err(sqlx::Error::Io)?;
@@ -191,15 +196,26 @@ impl CheckpointStore {
     }
 }
 
-/// Whether SQLite found the disk full; the step can be made again then.
-pub(super) fn is_full(error: &sqlx::Error) -> bool {
+/// Whether SQLite found no room on the disk of the database at `path`, for bytes or for a file; the step can be made again then.
+fn is_full(error: &sqlx::Error, path: &Path) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| code == "13") // SQLITE_FULL
+    let code = code.and_then(|code| code.parse::<u32>().ok());
+    match code.map(|code| code & 0xff) {
+        Some(13) => true, // SQLITE_FULL
+        // SQLITE_CANTOPEN, of a rollback journal above all; why it could not be made SQLite does not tell.
+        Some(14) => path.parent().is_some_and(has_no_room_for_a_file),
+        _ => false,
+    }
+}
+
+fn has_no_room_for_a_file(dir: &Path) -> bool {
+    let made = tempfile::tempfile_in(dir);
+    made.is_err_and(|error| disk::is_full(&error))
 }
 
 fn unusable(path: &Path, error: &sqlx::Error) -> OpenError {
     // Nothing is wrong with the file then, and no backup would help.
-    if is_full(error) {
+    if is_full(error, path) {
         let dir = path.parent().unwrap_or(path).to_owned();
         return OpenError::DiskFull { dir };
     }

@@ -149,7 +149,7 @@ impl Reserve {
                 reserve_bytes = (0..FILES.len())
                     .map(|at| self.wanted_bytes(at))
                     .sum::<u64>(),
-                "the disk is full: messages are refused. Free some space, or delete or trim topics; the engine goes on by itself when \
+                "the disk is full, or has room for no more files (`df -i`): messages are refused. Free some space, or delete or trim topics; the engine goes on by itself when \
                  it could reserve as much again"
             );
         } else if changes {

@@ -9,7 +9,7 @@ use millrace_log::disk::{self, FileSystem};
 use millrace_log::partition::Unsynced;
 use millrace_model::{Topic, TopicId, TopicPartition};
 
-use super::checkpoint::{self, CheckpointStore, Step};
+use super::checkpoint::{CheckpointStore, Step};
 use super::keeper::KeepError;
 use super::names::Names;
 use super::reserve::Reserve;
@@ -76,7 +76,7 @@ impl Saver {
         let store = &mut self.store;
         let saved = self.reserve.spend(|| {
             store.save(&step).map_err(|error| match error {
-                error if checkpoint::is_full(&error) => KeepError::Full,
+                error if store.is_full(&error) => KeepError::Full,
                 error => KeepError::Failed(format!("the checkpoint: {error}")),
             })
         });

@@ -35,7 +35,7 @@ fn after_any_number_of_full_disks_a_step_that_is_made_is_there() {
             .unwrap();
         for _ in 0..=round {
             let refused = save(&mut store, 1_000, 2_000_000).unwrap_err();
-            assert!(is_full(&refused), "{refused}");
+            assert!(store.is_full(&refused), "{refused}");
         }
         let none = sqlx::raw_sql("PRAGMA max_page_count = 1000000");
         store

@@ -195,3 +195,109 @@ async fn the_reserve_grows_with_the_checkpoint_and_state_leaves_that_after_its_t
     });
     assert_eq!(rows.await.unwrap(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_file_can_be_made_messages_are_refused_and_taken_again_when_there_is_room() {
+    let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    let orders = with_doomed_topics(&engine, 8).await;
+    let mut written = Vec::new();
+    for turn in 0..4 {
+        // There is room for any number of bytes, in the files that there are.
+        for kind in [OperationKind::Create, OperationKind::CreateDir] {
+            disk.inject(Fault::new(Effect::Full).on(kind).for_ever());
+        }
+        for value in fill(&engine, orders).await {
+            written.push(value);
+        }
+        assert_eq!(values(&engine, orders).await, written);
+        administer(&engine, turn).await;
+        disk.heal();
+        eventually(async || {
+            let value = format!("again {turn}");
+            let taken = produce(&engine, orders, &value).await.is_ok();
+            if taken {
+                written.push(value);
+            }
+            taken
+        })
+        .await;
+        assert_eq!(values(&engine, orders).await, written);
+    }
+    engine.close().await;
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    assert_eq!(values(&engine, orders).await, written);
+}
+
+/// A real file system with so many inodes, gone when dropped.
+struct FewInodes(tempfile::TempDir);
+
+impl FewInodes {
+    /// Where this process may mount one.
+    fn mount(inodes: usize) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size=64m,nr_inodes={inodes}");
+        let mount = mount(&["-t", "tmpfs", "-o", &options, "tmpfs"], dir.path());
+        mount.then(|| Self(dir))
+    }
+
+    fn remount(&self, inodes: usize) {
+        let options = format!("remount,nr_inodes={inodes}");
+        assert!(mount(&["-o", &options], self.0.path()));
+    }
+}
+
+impl Drop for FewInodes {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .args(["--lazy".as_ref(), self.0.path().as_os_str()])
+            .status();
+    }
+}
+
+fn mount(options: &[&str], dir: &Path) -> bool {
+    let mount = std::process::Command::new("mount")
+        .args(options)
+        .arg(dir)
+        .output();
+    mount.is_ok_and(|made| made.status.success())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_file_system_without_inodes_is_a_full_disk_and_nothing_worse() {
+    let Some(small) = FewInodes::mount(60) else {
+        println!("skipped: needs the right to mount");
+        return;
+    };
+    let dir = small.0.path().join("data");
+    std::fs::create_dir(&dir).unwrap();
+    let engine = open_real(&dir, small_files()).await.unwrap();
+    let orders = with_doomed_topics(&engine, 3).await;
+    let mut written = fill(&engine, orders).await;
+    assert!(!written.is_empty());
+    assert_eq!(values(&engine, orders).await, written);
+    for turn in 0..3 {
+        administer(&engine, turn).await;
+        written.extend(fill(&engine, orders).await);
+    }
+    assert_eq!(values(&engine, orders).await, written);
+    small.remount(2_000);
+    eventually(async || {
+        let taken = produce(&engine, orders, "again").await.is_ok();
+        written.extend(taken.then(|| "again".to_owned()));
+        taken
+    })
+    .await;
+    engine.close().await;
+    let engine = open_real(&dir, small_files()).await.unwrap();
+    assert_eq!(values(&engine, orders).await, written);
+    engine.close().await;
+}
+
+/// So small that inodes end long before bytes do.
+fn small_files() -> LocalOptions {
+    LocalOptions {
+        segment_bytes: 1 << 10,
+        ..small()
+    }
+}
