@@ -9,15 +9,19 @@ use millrace_engine::{Append, Engine, Transaction};
 use millrace_model::{Durability, PartitionId, RecordBatch, TopicPartition};
 
 use crate::machine::synced_writes;
+use crate::meter::Meter;
 use crate::setup;
 use crate::table::{Table, median, percentile};
 
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_millis(500);
 const WRITERS: usize = 64;
+/// Plain writes and syncs that a round is compared with.
+const SYNCS: usize = 400;
 
-/// Two rows: one writer that waits for each commit, and many at once.
+/// Rows: one writer that waits for each commit, many at once, and these beside a plain loop that writes and syncs.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
+    let meter = Meter::install()?;
     let directory = tempfile::tempdir()?;
     let engine = setup::engine(directory.path()).await?;
     let durable = partition(&engine, Durability::Durable).await?;
@@ -31,24 +35,67 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
         }
         row(table, writers, &fast, &safe);
     }
+    let mut groups = Vec::new();
+    for _ in 0..ROUNDS {
+        let before = meter.read();
+        let rate = round(&engine, durable, &batch, WRITERS).await?.0;
+        let after = meter.read();
+        let [syncs, bytes] = [0, 1].map(|at| (after[at] - before[at]) as f64);
+        let messages = rate * ROUND.as_secs_f64();
+        let plain =
+            |messages: f64, bytes: f64| plain_loop(directory.path(), messages, bytes as usize);
+        groups.push(Groups {
+            rate,
+            reached: messages / syncs,
+            beside_reached: plain(messages / syncs, bytes / syncs)?,
+            beside_all: plain(WRITERS as f64, bytes / messages * WRITERS as f64)?,
+        });
+    }
     engine.close().await;
-    groups(table, directory.path(), &batch)
+    group_rows(table, &groups);
+    Ok(())
 }
 
-/// What plain writes and syncs of as many messages as there are writers give: the most that one group can hold.
-fn groups(table: &mut Table, directory: &Path, batch: &RecordBatch) -> Result<()> {
-    let bytes = WRITERS * batch.byte_count();
-    let times = synced_writes(&directory.join("groups"), bytes, 1_000)?;
+/// A round of many writers at `durable`, beside plain writes and syncs.
+struct Groups {
+    /// Messages a second.
+    rate: f64,
+    /// How many one sync made durable.
+    reached: f64,
+    /// Messages a second of a plain loop with as many at once.
+    beside_reached: f64,
+    /// And with one of every writer at once, the most that could be.
+    beside_all: f64,
+}
+
+/// Messages a second of a loop that writes so many bytes for so many messages, and syncs.
+fn plain_loop(directory: &Path, messages: f64, bytes: usize) -> Result<f64> {
+    let times = synced_writes(&directory.join("groups"), bytes, SYNCS)?;
     let seconds = times.iter().sum::<f64>() / 1e6;
-    let rate = (WRITERS * times.len()) as f64 / seconds;
+    Ok(messages * times.len() as f64 / seconds)
+}
+
+fn group_rows(table: &mut Table, groups: &[Groups]) {
+    let middle = |of: fn(&Groups) -> f64| median(groups.iter().map(of).collect());
+    let share = |of: fn(&Groups) -> f64| format!("{:.0} %", middle(of) * 100.0);
+    let rate = format!("{:.0}/s", middle(|group| group.rate));
     table.row(
-        &format!("plain write + fdatasync of {WRITERS} messages at once"),
-        format!("{rate:.0} messages/s"),
-        "",
-        String::new(),
-        "durable, 64 at once: ≥ 60 % of it, ≥ 70 % of os".to_owned(),
+        &format!("commits of one message, {WRITERS} at once, durable"),
+        rate.clone(),
+        &format!(
+            "plain write + fdatasync of as many as a sync covered: {:.0}",
+            middle(|group| group.reached)
+        ),
+        format!("{:.0}/s", middle(|group| group.beside_reached)),
+        share(|group| group.rate / group.beside_reached) + " (≥ 60 %)",
     );
-    Ok(())
+    table.row(
+        "the same",
+        rate,
+        &format!("plain write + fdatasync of {WRITERS}"),
+        format!("{:.0}/s", middle(|group| group.beside_all)),
+        share(|group| group.rate / group.beside_all),
+    );
 }
 
 fn row(table: &mut Table, writers: usize, fast: &[(f64, f64)], safe: &[(f64, f64)]) {
@@ -63,7 +110,7 @@ fn row(table: &mut Table, writers: usize, fast: &[(f64, f64)], safe: &[(f64, f64
         figure(fast),
         "durable",
         figure(safe),
-        format!("{:.1} ×", fast.0 / safe.0),
+        format!("{:.0} % of os", safe.0 / fast.0 * 100.0),
     );
 }
 

@@ -9,6 +9,7 @@ mod latency;
 mod log;
 mod machine;
 mod memory;
+mod meter;
 mod native;
 mod path;
 mod reading;

@@ -111,7 +111,7 @@ fn row(table: &mut Table, what: &str, samples: &[(Duration, [f64; 2])], pick: us
 fn prepare(client: &Client) -> Result<()> {
     for name in ["in", "out"] {
         let topic = json!({
-            "name": name, "partitions": PARTITIONS, "durability": "os", "retention_bytes": RETENTION_BYTES,
+            "name": name, "partitions": PARTITIONS, "durability": "os", "settings": {"retention_bytes": RETENTION_BYTES},
         });
         client.post_json("/v1/topics", &topic)?.ok()?;
     }
