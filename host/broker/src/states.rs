@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use millrace_engine::state::{
-    ENTRY_OVERHEAD_BYTES, StatePage, StateQuery, StateTable, StateWrite, StateWrites,
-};
+use millrace_engine::state::{StatePage, StateQuery, StateTable, StateWrite, StateWrites};
 use millrace_engine::{CommitError, EntryKind, ReadError, Transaction};
 use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX,
-    STATE_KEY_BYTES_MAX, STATE_LISTED_MAX, STATE_VALUE_BYTES_MAX,
+    STATE_LISTED_MAX,
 };
 use millrace_model::{
     Durability, PartitionId, Processor, ProcessorName, TopicName, TopicPartition,
@@ -171,14 +169,8 @@ fn check_bounds(table: &StateTable, writes: &StateWrites) -> Result<(), String> 
     }
     let mut bytes = 0;
     for change in &writes.changes {
-        let value = change.value.as_ref().map_or(0, |v| v.as_bytes().len());
-        if change.key.len() > STATE_KEY_BYTES_MAX || value > STATE_VALUE_BYTES_MAX {
-            return Err(format!(
-                "an entry has a key of {} bytes and a value of {value}; at most {STATE_KEY_BYTES_MAX} and {STATE_VALUE_BYTES_MAX} are taken",
-                change.key.len()
-            ));
-        }
-        bytes += change.key.len() + value + ENTRY_OVERHEAD_BYTES;
+        change.check()?;
+        bytes += change.weight();
     }
     let size = match writes.resets {
         true => Default::default(),

@@ -12,6 +12,7 @@ mod value;
 
 use std::sync::Arc;
 
+use millrace_model::bounds::{STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX};
 use millrace_model::{Offset, Timestamp, TopicPartition};
 
 pub use attempt::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
@@ -59,6 +60,30 @@ pub const NEVER: Timestamp = Timestamp(u64::MAX);
 
 /// Bytes that an entry counts for beside its key and value.
 pub const ENTRY_OVERHEAD_BYTES: usize = 64;
+
+impl StateChange {
+    /// Whether key and value are within their bounds.
+    ///
+    /// # Errors
+    /// What is too large.
+    pub fn check(&self) -> Result<(), String> {
+        let value = self.value.as_ref().map_or(0, |v| v.as_bytes().len());
+        if self.key.len() > STATE_KEY_BYTES_MAX || value > STATE_VALUE_BYTES_MAX {
+            return Err(format!(
+                "an entry has a key of {} bytes and a value of {value}; at most {STATE_KEY_BYTES_MAX} and {STATE_VALUE_BYTES_MAX} are taken",
+                self.key.len()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Bytes that the entry counts for; none if it is removed.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let value = self.value.as_ref();
+        value.map_or(0, |value| table::weight(&self.key, value))
+    }
+}
 
 impl StateWrites {
     /// Whether nothing is written.

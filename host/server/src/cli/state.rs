@@ -1,7 +1,8 @@
 //! `processor state`: what a processor keeps, shown, taken out as JSON lines, put back, emptied.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 
+use millrace_model::bounds::{STATE_BYTES_MAX, STATE_ENTRIES_MAX};
 use millrace_model::{ProcessorName, TopicName};
 use serde_json::{Value, json};
 use ureq::http::Method;
@@ -10,9 +11,14 @@ use super::client::{Client, escaped};
 use super::failure::Failure;
 use super::output::Output;
 use super::table::{cell, facts, items, table, when};
+use crate::http::check_entry;
 
 /// Entries of one request.
 const ENTRIES_AT_ONCE: usize = 1_000;
+/// Bytes of entries that one request writes, but for a single larger one; well below what the host takes.
+const BYTES_AT_ONCE: usize = 1 << 20;
+/// Bytes of standard input that an import reads; more are refused, and nothing is written. A full state fits, whatever is in it.
+const IMPORT_BYTES_MAX: u64 = 1 << 30;
 
 /// What to do with a processor's state
 #[derive(clap::Subcommand)]
@@ -38,7 +44,7 @@ pub(super) enum StateVerb {
     },
     /// Write entries from standard input, as export wrote them
     #[command(
-        after_help = "Examples:\n  millrace processor state import count --partition 0 --reset < count-0.jsonl"
+        after_help = "Pause the processor first: entries are written a part at a time. Nothing is written before all lines were understood.\n\nExamples:\n  millrace processor pause count\n  millrace processor state import count --partition 0 --reset < count-0.jsonl"
     )]
     Import {
         #[command(flatten)]
@@ -157,21 +163,23 @@ fn import(
     client: &Client,
     out: &mut Output,
 ) -> Result<(), Failure> {
+    let lines = entries_of(std::io::stdin().lock())?;
     let mut written = 0;
-    let mut lines = std::io::stdin().lock().lines();
-    loop {
-        let entries = lines.by_ref().take(ENTRIES_AT_ONCE).map(|line| {
-            let line = line.map_err(|error| Failure::usage(format!("standard input: {error}")))?;
-            serde_json::from_str(&line)
-                .map_err(|error| Failure::usage(format!("a line is no JSON: {error}")))
-        });
-        let entries: Vec<Value> = entries.collect::<Result<_, Failure>>()?;
-        if entries.is_empty() && !reset {
-            break;
-        }
+    while reset || written < lines.len() {
+        let page = page_of(&lines[written..]);
+        let entries = page.iter().map(|line| serde_json::from_str(line));
+        let entries: Vec<Value> = entries
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::usage(format!("standard input: {error}")))?;
         let body = place.body(std::mem::take(&mut reset), &entries);
-        client.send(Method::POST, &place.path(), &body)?;
-        written += entries.len();
+        let sent = client.send(Method::POST, &place.path(), &body);
+        sent.map_err(|failure| {
+            failure.about(&format!(
+                "{written} of {} entries were written, import all of them again",
+                lines.len()
+            ))
+        })?;
+        written += page.len();
     }
     out.answer(&json!({"written": written}), |_| {
         format!(
@@ -179,4 +187,34 @@ fn import(
             place.name
         )
     })
+}
+
+/// All lines, understood before anything is sent: what is wrong in the last one must not leave a state that is filled in part.
+fn entries_of(input: impl BufRead) -> Result<Vec<String>, Failure> {
+    let unwritten = |message: String| Failure::usage(message).with_hint("nothing was written");
+    let (mut lines, mut read, mut weight) = (Vec::new(), 0, 0);
+    for line in input.take(IMPORT_BYTES_MAX).lines() {
+        let line = line.map_err(|error| unwritten(format!("standard input: {error}")))?;
+        read += line.len() as u64 + 1;
+        let number = lines.len() + 1;
+        weight += check_entry(&line).map_err(|why| unwritten(format!("line {number}: {why}")))?;
+        lines.push(line);
+        if number > STATE_ENTRIES_MAX || weight > STATE_BYTES_MAX || read >= IMPORT_BYTES_MAX {
+            return Err(unwritten(format!(
+                "line {number}: this is more than the state of a partition may hold, {STATE_ENTRIES_MAX} entries and {STATE_BYTES_MAX} bytes"
+            )));
+        }
+    }
+    Ok(lines)
+}
+
+/// As many as one request takes; one at least, if there is any.
+fn page_of(lines: &[String]) -> &[String] {
+    let mut bytes = 0;
+    let fits = lines.iter().take_while(|line| {
+        bytes += line.len() + 1;
+        bytes <= BYTES_AT_ONCE
+    });
+    let count = fits.take(ENTRIES_AT_ONCE).count();
+    &lines[..count.max(1).min(lines.len())]
 }

@@ -61,6 +61,11 @@ impl ApiError {
         }
     }
 
+    /// What happened, for whom it is no answer.
+    pub(crate) fn into_message(self) -> String {
+        self.message
+    }
+
     pub(crate) fn malformed(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "malformed", message, hint)
     }

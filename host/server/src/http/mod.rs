@@ -38,6 +38,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use listener::serve;
+pub(crate) use states::check_entry;
 
 use crate::config::Config;
 use error::ApiError;
@@ -49,6 +50,8 @@ pub(crate) mod bounds {
     pub(crate) const PRODUCE_BODY_BYTES_MAX: usize = 32 << 20;
     /// Body of any other JSON request; a larger one gets 413.
     pub(crate) const JSON_BODY_BYTES_MAX: usize = 1 << 20;
+    /// Body of a request that writes state; a larger one gets 413. The worst single entry fits: a text of which each byte takes six.
+    pub(crate) const STATE_BODY_BYTES_MAX: usize = 2 << 20;
     /// Messages of one produce request; more get 413.
     pub(crate) const PRODUCE_MESSAGES_MAX: usize = 100_000;
     /// Bodies held in memory at once, all requests together, in KiB. Full means that senders wait, at most

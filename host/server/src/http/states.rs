@@ -13,6 +13,8 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::body::json;
+use super::bounds::STATE_BODY_BYTES_MAX;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{entry, one_of};
 use super::query::{InPath, InQuery};
@@ -128,6 +130,14 @@ impl StateEntryBody {
     }
 }
 
+/// Whether a text is an entry that would be taken; what it counts for in the state, or what is wrong with it.
+pub(crate) fn check_entry(text: &str) -> Result<usize, String> {
+    let entry = json(text.as_bytes()).and_then(StateEntryBody::change);
+    let change = entry.map_err(ApiError::into_message)?;
+    change.check()?;
+    Ok(change.weight())
+}
+
 /// What to write.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -206,7 +216,9 @@ pub(super) async fn show(
     (status = 200, body = StateWrittenBody),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
+    (status = 413, body = ErrorBody, description = "The body is too large: send the entries in several calls"),
     (status = 422, body = ErrorBody, description = "Over a bound, or it reads several topics: name one"),
+    (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn write(
     State(app): Shared,
@@ -214,7 +226,8 @@ pub(super) async fn write(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<StateWrittenBody>, ApiError> {
-    let body: StateWriteBody = app.take_json(&headers, body).await?;
+    let taken = app.take_body(&headers, body, STATE_BODY_BYTES_MAX).await?;
+    let body: StateWriteBody = json(&taken.bytes)?;
     let place = StatePlace {
         processor,
         topic: body.topic,

@@ -8,4 +8,5 @@ mod idempotency;
 mod lifetime;
 mod processing;
 mod slow_readers;
+mod state;
 mod support;

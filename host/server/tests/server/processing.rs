@@ -21,7 +21,7 @@ fn on_disk() -> (tempfile::TempDir, TestHost) {
 
 const SPEC: &str = r#"{"topics":["in"],"module":"upper@1.0.0","output":"out"}"#;
 
-fn with_uppercase(host: TestHost) -> TestHost {
+pub(crate) fn with_uppercase(host: TestHost) -> TestHost {
     let host = host.with_topic("in", 1).with_topic("out", 1);
     let wasm = [("content-type", "application/wasm")];
     let upload = || {

@@ -1,0 +1,98 @@
+//! State of processors over HTTP and from the command line: what is taken out can be put back.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::processing::with_uppercase;
+use crate::support::TestHost;
+
+const STATE: &str = "/v1/processors/shout/state";
+
+fn run(host: &TestHost, arguments: &[&str], input: &[u8]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    let command = command
+        .args(["processor", "state"])
+        .args(arguments)
+        .args(["shout", "--partition", "0"])
+        .env("MILLRACE_HOST", host.url())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary runs");
+    let mut stdin = child.stdin.take().expect("a standard input");
+    let input = input.to_vec();
+    let writing = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().expect("it ends");
+    // Whoever reads nothing of it is heard by its exit code.
+    let _ = writing.join().expect("written");
+    output
+}
+
+fn exported(host: &TestHost) -> Vec<u8> {
+    let output = run(host, &["export"], b"");
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+fn write(host: &TestHost, entries: &[Value]) {
+    let body = json!({"partition": 0, "entries": entries}).to_string();
+    let answer = host.post_json(STATE, body);
+    assert_eq!(answer.status, 200, "{}", answer.json());
+}
+
+#[test]
+fn whatever_was_exported_can_be_imported() {
+    let host = with_uppercase(TestHost::start());
+    // The worst to write as JSON, each as large as it may be; no text; and more of medium size than one request takes.
+    write(
+        &host,
+        &[json!({"key": "\u{1}".repeat(1 << 10), "value": "\u{1}".repeat(256 << 10)})],
+    );
+    write(
+        &host,
+        &[json!({"key_base64": "/w==", "value_base64": "/w==", "ends_at": 9_000_000_000_000_u64})],
+    );
+    for hundred in 0..20 {
+        let entry = |at| json!({"key": format!("k{hundred}-{at}"), "value": "v".repeat(2_000)});
+        write(&host, &(0..100).map(entry).collect::<Vec<_>>());
+    }
+    write(&host, &[json!({"key": "number", "number": -7})]);
+    let before = exported(&host);
+    assert_eq!(before.split(|&byte| byte == b'\n').count(), 2_004);
+    write(&host, &[json!({"key": "afterwards", "value": "gone"})]);
+    let imported = run(&host, &["import", "--reset"], &before);
+    assert!(imported.status.success(), "{imported:?}");
+    assert!(exported(&host) == before, "it is as it was");
+}
+
+#[test]
+fn an_import_with_a_wrong_line_writes_nothing() {
+    let host = with_uppercase(TestHost::start());
+    write(&host, &[json!({"key": "kept", "value": "as it was"})]);
+    let before = exported(&host);
+    let good: String = (0..1_500)
+        .map(|at| format!("{}\n", json!({"key": format!("k{at}"), "value": "new"})))
+        .collect();
+    let long = json!({"key": "k".repeat(1_025), "value": ""}).to_string();
+    for wrong in [
+        "{",
+        r#"{"value":"no key"}"#,
+        r#"{"key":"k","more":1}"#,
+        &long,
+    ] {
+        let output = run(
+            &host,
+            &["import", "--reset"],
+            format!("{good}{wrong}\n").as_bytes(),
+        );
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            told.contains("line 1501") && told.contains("nothing was written"),
+            "{told}"
+        );
+        assert!(exported(&host) == before, "{wrong}");
+    }
+}
