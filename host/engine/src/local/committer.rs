@@ -15,6 +15,7 @@ use super::pipeline::{COMMITTER, Written};
 use super::shared::{PoisonOnPanic, Shared};
 use super::state::{Pending, State, Submission};
 use crate::contract::{CommitError, Lease, Receipt, TopicChange, TopicError, TrimError};
+use crate::state::StateWrite;
 
 /// Bytes of transactions that one group takes, unless a single one is larger.
 const GROUP_BYTES_MAX: usize = 4 << 20;
@@ -77,9 +78,13 @@ impl Request {
         )
     }
 
-    /// Whether it brings messages, which a full disk has no room for.
-    fn brings_messages(&self) -> bool {
-        matches!(self, Self::Commit { submission, .. } if !submission.appends.is_empty())
+    /// Whether it brings messages or values of state, which a full disk has no room for.
+    fn brings_data(&self) -> bool {
+        let Self::Commit { submission, .. } = self else {
+            return false;
+        };
+        let keeps = |write: &StateWrite| write.writes.keep_values();
+        !submission.appends.is_empty() || submission.state.iter().any(keeps)
     }
 
     /// Whether the catalogue grows by it for good.
@@ -318,7 +323,7 @@ impl Committer {
         sync.map_or(Ok(()), |sync| shared.finish_sync(sync))
     }
 
-    /// The journal, when it has room for the group; of the group only what does not bring messages, if it has none for those.
+    /// The journal, when it has room for the group; of the group only what brings no data, if it has none for those.
     fn journal_with_room<'a>(
         &mut self,
         shared: &'a Shared,
@@ -344,19 +349,18 @@ impl Committer {
 
     fn make_room(&self, journal: &mut Journal) -> Result<(), CommitError> {
         let bytes: usize = self.group.iter().map(Request::byte_count).sum();
-        let brings_messages = self.group.iter().any(Request::brings_messages);
+        let brings_data = self.group.iter().any(Request::brings_data);
         // On a full disk all room is for the checkpoint.
         let may_grow = !self.shared.reserve.is_full();
-        let made = journal.make_room(BODY_OVERHEAD_BYTES + bytes, brings_messages, may_grow);
+        let made = journal.make_room(BODY_OVERHEAD_BYTES + bytes, brings_data, may_grow);
         made.map_err(|error| self.unwritten(&error))
     }
 
     /// What frees room or only administers goes on; some is kept back for it.
     fn refuse_what_takes_room(&mut self) {
         let is_spent = self.shared.reserve.is_spent();
-        let takes_room = |request: &mut Request| {
-            request.brings_messages() || (is_spent && request.brings_names())
-        };
+        let takes_room =
+            |request: &mut Request| request.brings_data() || (is_spent && request.brings_names());
         let refused = self.group.extract_if(.., takes_room);
         refused.for_each(|request| request.refuse(CommitError::DiskFull));
     }

@@ -92,6 +92,12 @@ impl StateWrites {
         !self.resets && self.changes.is_empty()
     }
 
+    /// Whether any key has a value afterwards: removing and emptying only frees room.
+    #[must_use]
+    pub fn keep_values(&self) -> bool {
+        self.changes.iter().any(|change| change.value.is_some())
+    }
+
     /// What it takes in a journal, at most.
     #[must_use]
     pub fn byte_count(&self) -> usize {

@@ -301,3 +301,63 @@ fn small_files() -> LocalOptions {
         ..small()
     }
 }
+
+async fn write_state(
+    engine: &LocalEngine,
+    partition: TopicPartition,
+    resets: bool,
+    keys: std::ops::Range<u32>,
+    value: Option<&str>,
+) -> Result<Receipt, CommitError> {
+    let change = |key: u32| StateChange {
+        key: key.to_le_bytes()[..].into(),
+        value: value.map(|value| StateValue::new(value.as_bytes())),
+        ends_at: NEVER,
+    };
+    let changes = keys.map(change).collect();
+    let state = vec![StateWrite {
+        group: "counts".into(),
+        partition,
+        lease: None,
+        writes: Arc::new(StateWrites { resets, changes }),
+    }];
+    let durability = Some(Durability::Durable);
+    let transaction = Transaction {
+        state,
+        durability,
+        ..Transaction::default()
+    };
+    engine.commit(transaction).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_full_disk_state_is_refused_as_messages_are_and_may_be_removed() {
+    let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
+    let engine = open_sim(&disk, dir.path()).await.unwrap();
+    let orders = with_doomed_topics(&engine, 3).await;
+    let value = "s".repeat(300);
+    let written = write_state(&engine, orders, false, 0..10, Some(&value)).await;
+    written.expect("there is room");
+    disk.set_capacity(Some(disk.used_bytes()));
+    fill(&engine, orders).await;
+    // More than the room kept back would take.
+    for _ in 0..1_000 {
+        let refused = write_state(&engine, orders, false, 20..30, Some(&value)).await;
+        assert!(matches!(refused, Err(CommitError::DiskFull)), "{refused:?}");
+    }
+    let removed = write_state(&engine, orders, false, 0..5, None).await;
+    removed.expect("removing frees room");
+    let table = engine.state("counts", orders).expect("it is there");
+    assert_eq!(table.size().entries, 5);
+    let emptied = write_state(&engine, orders, true, 0..0, None).await;
+    emptied.expect("emptying frees room");
+    assert_eq!(table.size().entries, 0);
+    administer(&engine, 0).await;
+    disk.set_capacity(None);
+    let again = async || {
+        write_state(&engine, orders, false, 0..1, Some(&value))
+            .await
+            .is_ok()
+    };
+    eventually(again).await;
+}
