@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use millrace_engine::state::{StatePage, StateQuery, StateTable, StateWrite, StateWrites};
+use millrace_engine::state::{
+    StateChange, StatePage, StateQuery, StateTable, StateWrite, StateWrites,
+};
 use millrace_engine::{CommitError, EntryKind, ReadError, Transaction};
 use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX,
@@ -167,20 +169,14 @@ fn check_bounds(table: &StateTable, writes: &StateWrites) -> Result<(), String> 
             writes.byte_count()
         ));
     }
-    let mut bytes = 0;
-    for change in &writes.changes {
-        change.check()?;
-        bytes += change.weight();
-    }
-    let size = match writes.resets {
-        true => Default::default(),
-        false => table.size(),
-    };
-    if size.entries + count > STATE_ENTRIES_MAX || size.bytes + bytes > STATE_BYTES_MAX {
+    writes.changes.iter().try_for_each(StateChange::check)?;
+    let (before, after) = (table.size(), table.size_after(writes));
+    // Nobody is kept from making it smaller.
+    let has_entries = after.entries <= STATE_ENTRIES_MAX.max(before.entries);
+    if !has_entries || after.bytes > STATE_BYTES_MAX.max(before.bytes) {
         return Err(format!(
-            "the state could have {} entries and {} bytes then; at most {STATE_ENTRIES_MAX} and {STATE_BYTES_MAX} are kept for one partition",
-            size.entries + count,
-            size.bytes + bytes
+            "the state would have {} entries and {} bytes then; at most {STATE_ENTRIES_MAX} and {STATE_BYTES_MAX} are kept for one partition",
+            after.entries, after.bytes
         ));
     }
     Ok(())

@@ -10,4 +10,5 @@ mod outcomes;
 mod revisions;
 mod rig;
 mod scripts;
+mod states;
 mod throughput;

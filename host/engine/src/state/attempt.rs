@@ -143,8 +143,8 @@ impl StateAttempt {
         let table = Arc::clone(&self.table);
         let entries = table.read();
         self.check_room(keys, &entries, |index| match values[index * 2 + 1] {
-            NONE => 0,
-            length => length as usize,
+            NONE => None,
+            length => Some(length as usize),
         })?;
         for index in 0..count {
             let key = keys.key(index)?;
@@ -178,7 +178,7 @@ impl StateAttempt {
         how.check(count, self.wrote.len())?;
         let table = Arc::clone(&self.table);
         let entries = table.read();
-        self.check_room(keys, &entries, |_| size_of::<i64>())?;
+        self.check_room(keys, &entries, |_| Some(size_of::<i64>()))?;
         if self.writes.is_empty() {
             self.writes.reserve(count);
         }
@@ -266,29 +266,33 @@ impl StateAttempt {
         Ok(())
     }
 
-    /// Whether the table has room for values of these lengths.
+    /// Whether the table has room for values of these lengths; what is removed needs none.
     fn check_room(
         &self,
         keys: &KeyColumns<'_>,
         entries: &Entries,
-        value_bytes: impl Fn(usize) -> usize,
+        value_bytes: impl Fn(usize) -> Option<usize>,
     ) -> Result<(), StateError> {
         let count = keys.count()?;
         let base = weight(b"", &StateValue::new(b""));
         let bytes_of = |index| {
             let length = keys.spans[index * 2 + 1] as usize;
-            base + length.min(STATE_KEY_BYTES_MAX) + value_bytes(index)
+            Some(base + length.min(STATE_KEY_BYTES_MAX) + value_bytes(index)?)
         };
-        let all_new = Growth {
-            entries: count as isize,
-            bytes: (0..count).map(bytes_of).sum::<usize>() as isize,
-        };
+        let mut all_new = Growth::default();
+        for bytes in (0..count).filter_map(bytes_of) {
+            all_new.entries += 1;
+            all_new.bytes += bytes as isize;
+        }
         if self.fits(entries, all_new).is_ok() {
             return Ok(());
         }
         // Near the bound it is looked at closely: a key that is there takes the place that it has.
         let (mut growth, mut seen) = (Growth::default(), HashSet::new());
         for index in 0..count {
+            let Some(bytes) = bytes_of(index) else {
+                continue;
+            };
             let key = keys.key(index)?;
             let before = match self.writes.get(key) {
                 Some(written) => written.value.as_ref().map(|value| weight(key, value)),
@@ -297,7 +301,7 @@ impl StateAttempt {
             let before = before.unwrap_or(0) as isize;
             let is_new = before == 0 && seen.insert(key);
             growth.entries += isize::from(is_new);
-            growth.bytes += (bytes_of(index) as isize - before).max(0);
+            growth.bytes += (bytes as isize - before).max(0);
         }
         self.fits(entries, growth).map_err(StateError::Full)
     }

@@ -78,6 +78,25 @@ impl StateTable {
         }
     }
 
+    /// How much there would be after these writes.
+    #[must_use]
+    pub fn size_after(&self, writes: &StateWrites) -> StateSize {
+        let changes = writes.changes.iter();
+        let last: HashMap<&[u8], &StateChange> = changes.map(|c| (&*c.key, c)).collect();
+        let entries = self.entries.read();
+        let mut size = match writes.resets {
+            true => StateSize::default(),
+            false => entries.size(),
+        };
+        for (key, change) in last {
+            let before = entries.weight(key).filter(|_| !writes.resets);
+            size.entries += usize::from(change.value.is_some());
+            size.entries -= usize::from(before.is_some());
+            size.bytes = size.bytes + change.weight() - before.unwrap_or(0);
+        }
+        size
+    }
+
     /// Entries by key. `as_of` is left to the engine.
     #[must_use]
     pub fn page(&self, query: &StateQuery) -> StatePage {
@@ -405,6 +424,32 @@ mod tests {
         assert_eq!((&*page.entries[0].key, page.has_more), (&b"abc"[..], true));
         assert!(!table.page(&after(b"abc")).has_more);
         assert!(table.page(&after(b"b")).entries.is_empty());
+    }
+
+    #[test]
+    fn the_size_after_writes_is_known_before_them() {
+        let table = StateTable::default();
+        table.apply(&writes(vec![
+            write("a", Some("long before"), u64::MAX),
+            write("b", Some("2"), u64::MAX),
+        ]));
+        let changes = vec![
+            write("a", Some("1"), u64::MAX),
+            write("b", None, u64::MAX),
+            write("absent", None, u64::MAX),
+            write("c", Some("first"), u64::MAX),
+            write("c", Some("twice"), u64::MAX),
+        ];
+        for resets in [false, true, false] {
+            let writes = StateWrites {
+                resets,
+                changes: changes.clone(),
+            };
+            let foretold = table.size_after(&writes);
+            table.apply(&writes);
+            assert_eq!(table.size(), foretold);
+            assert_eq!(foretold.entries, 2);
+        }
     }
 
     #[test]

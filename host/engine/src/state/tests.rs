@@ -261,6 +261,7 @@ fn a_full_table_takes_no_new_keys_and_goes_on_with_those_it_has() {
     let full = set(&mut attempt, "new key", Some(""));
     assert!(matches!(full, Err(StateError::Full(_))), "{full:?}");
     assert_eq!(get(&attempt, &["new key"]), [None]);
+    set(&mut attempt, "absent key", None).expect("what is removed needs no room");
     let removed = attempt.put(&keys, &[0, NONE, 0, NONE], &by(&[]));
     removed.expect("room is made");
     set(&mut attempt, "new key", Some("")).expect("there is room");
