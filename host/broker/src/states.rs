@@ -8,7 +8,7 @@ use millrace_engine::state::{
 use millrace_engine::{CommitError, EntryKind, ReadError, Transaction};
 use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX,
-    STATE_LISTED_MAX,
+    STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
 };
 use millrace_model::{
     Durability, PartitionId, Processor, ProcessorName, TopicName, TopicPartition,
@@ -61,7 +61,7 @@ pub enum StateAccessError {
 }
 
 impl Broker {
-    /// Entries of a processor's state in a partition, and of which committed progress they are.
+    /// Entries of a processor's state in a partition, and of which committed progress they are: no more than the bounds of one answer.
     ///
     /// # Errors
     /// [`StateAccessError`].
@@ -73,6 +73,7 @@ impl Broker {
         let partition = self.state_partition(place)?;
         query.now = self.inner.clock.wall();
         query.entries_max = query.entries_max.min(STATE_LISTED_MAX);
+        query.bytes_max = STATE_LISTED_BYTES_MAX;
         let engine = &self.inner.engine;
         let group = place.processor.as_str();
         Ok(engine.read_state(group, partition, &query).await?)

@@ -142,3 +142,6 @@ pub const STATE_ATTEMPT_BYTES_MAX: usize = 16 << 20;
 
 /// Entries of a processor's state that one answer over HTTP shows. Ask for the next ones after the last.
 pub const STATE_LISTED_MAX: usize = 10_000;
+
+/// Bytes of entries that one answer over HTTP shows, as they count for the state. It ends there, with one entry at least.
+pub const STATE_LISTED_BYTES_MAX: usize = 4 << 20;

@@ -45,7 +45,10 @@ async fn at_a_full_table_keys_can_be_changed_and_removed() {
         filled.expect("there is room");
     }
     let refused = write(&rig, vec![change(STATE_ENTRIES_MAX, Some(1))]).await;
-    assert!(matches!(refused, Err(StateAccessError::Bound(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(StateAccessError::Bound(_))),
+        "{refused:?}"
+    );
     let changed = write(&rig, vec![change(0, Some(2)), change(1, None)]).await;
     changed.expect("what is there may change, and go");
     assert_eq!(entries(&rig).await, STATE_ENTRIES_MAX - 1);

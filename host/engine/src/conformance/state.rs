@@ -48,6 +48,7 @@ fn only(write: StateWrite) -> Transaction {
 async fn page(engine: &dyn Engine, group: &str, partition: TopicPartition) -> StatePage {
     let all = StateQuery {
         entries_max: usize::MAX,
+        bytes_max: usize::MAX,
         now: Timestamp(1_700_000_000_000),
         ..StateQuery::default()
     };

@@ -127,6 +127,8 @@ pub struct StateQuery {
     pub after: Option<Vec<u8>>,
     /// At most so many.
     pub entries_max: usize,
+    /// Entries that count for so many bytes at the most; one larger entry still comes.
+    pub bytes_max: usize,
     /// What time it is: entries that have ended are left out.
     pub now: Timestamp,
 }

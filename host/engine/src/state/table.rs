@@ -110,8 +110,18 @@ impl StateTable {
                 ends_at: entry.ends_at,
             })
         });
-        let page: Vec<_> = shown.by_ref().take(query.entries_max).collect();
-        let has_more = shown.next().is_some();
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        let has_more = loop {
+            let Some(entry) = shown.next() else {
+                break false;
+            };
+            bytes += weight(&entry.key, &entry.value);
+            let is_full = bytes > query.bytes_max && !page.is_empty();
+            if is_full || page.len() >= query.entries_max {
+                break true;
+            }
+            page.push(entry);
+        };
         drop(shown);
         drop(entries);
         StatePage {
@@ -418,12 +428,33 @@ mod tests {
             prefix: b"a".to_vec(),
             after: Some(key.to_vec()),
             entries_max: 1,
+            bytes_max: 0,
             now: Timestamp(0),
         };
         let page = table.page(&after(b"ab"));
         assert_eq!((&*page.entries[0].key, page.has_more), (&b"abc"[..], true));
         assert!(!table.page(&after(b"abc")).has_more);
         assert!(table.page(&after(b"b")).entries.is_empty());
+    }
+
+    #[test]
+    fn a_page_ends_at_its_bytes_and_has_one_entry_at_least() {
+        let table = StateTable::default();
+        let all = ["a", "b", "c"].map(|key| write(key, Some("123"), u64::MAX));
+        table.apply(&writes(all.to_vec()));
+        let page = |bytes_max| {
+            let page = table.page(&StateQuery {
+                entries_max: 3,
+                bytes_max,
+                ..StateQuery::default()
+            });
+            (page.entries.len(), page.has_more)
+        };
+        let entry = 4 + ENTRY_OVERHEAD_BYTES;
+        assert_eq!(page(0), (1, true));
+        assert_eq!(page(2 * entry), (2, true));
+        assert_eq!(page(3 * entry - 1), (2, true));
+        assert_eq!(page(3 * entry), (3, false));
     }
 
     #[test]

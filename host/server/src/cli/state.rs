@@ -134,7 +134,11 @@ fn show(answer: &Value) -> String {
     ];
     let headings = ["KEY", "VALUE", "ENDS AT"];
     let listed = table(&headings, rows, "there are no such entries");
-    format!("{}\n\n{listed}", facts(&pairs))
+    let more = match answer["has_more"] == true {
+        true => "\nthere are more: raise --max, or give --prefix; export shows all",
+        false => "",
+    };
+    format!("{}\n\n{listed}{more}", facts(&pairs))
 }
 
 fn export(place: &Place, client: &Client, out: &mut Output) -> Result<(), Failure> {

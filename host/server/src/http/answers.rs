@@ -18,7 +18,7 @@ use super::bounds::{ANSWER_ROOM_WAIT_MS_MAX, ANSWERS_KIB_MAX};
 use super::error::ApiError;
 
 /// What a byte of a message takes at the worst: itself, and `\u0000` in JSON.
-const BYTES_PER_BYTE: usize = 7;
+pub(super) const BYTES_PER_BYTE: usize = 7;
 /// What a message takes beside its bytes: names of fields, numbers, brackets.
 const BYTES_PER_MESSAGE: usize = 256;
 /// What a header takes beside its bytes.

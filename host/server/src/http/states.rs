@@ -4,21 +4,27 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::response::Response;
 use millrace_broker::state::{
     NEVER, StateChange, StateEntry, StatePage, StateQuery, StateValue, StateWrites,
 };
 use millrace_broker::{StateAccessError, StatePlace};
+use millrace_model::bounds::STATE_LISTED_BYTES_MAX;
 use millrace_model::{Offset, PartitionId, ProcessorName, Timestamp, TopicName};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::answers::BYTES_PER_BYTE;
 use super::body::json;
 use super::bounds::STATE_BODY_BYTES_MAX;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{entry, one_of};
 use super::query::{InPath, InQuery};
 use super::{Shared, to_the_end};
+
+/// What an answer takes at the worst, read and as JSON: an entry's share of the bound covers what stands beside its bytes.
+const STATE_ROOM_BYTES: usize = BYTES_PER_BYTE * STATE_LISTED_BYTES_MAX;
 
 /// Which entries.
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -183,18 +189,21 @@ impl From<StateAccessError> for ApiError {
     }
 }
 
-/// What a processor keeps in its state for a partition, as of what it has committed.
+/// What a processor keeps in its state for a partition, as of what it has committed. An answer has 10,000 entries and 4 MiB of them at
+/// the most, and one entry at least.
 #[utoipa::path(get, path = "/v1/processors/{name}/state", tag = "processors",
     params(("name" = String, Path,), StateParams), responses(
     (status = 200, body = StateBody),
+    (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
     (status = 422, body = ErrorBody, description = "It reads several topics: name one"),
+    (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn show(
     State(app): Shared,
     InPath(processor): InPath<ProcessorName>,
     InQuery(params): InQuery<StateParams>,
-) -> Result<Json<StateBody>, ApiError> {
+) -> Result<Response, ApiError> {
     let place = StatePlace {
         processor,
         topic: params.topic,
@@ -207,7 +216,11 @@ pub(super) async fn show(
         entries_max: params.max,
         ..StateQuery::default()
     };
-    Ok(Json(app.broker.state(&place, query).await?.into()))
+    let room = app.answer_room(STATE_ROOM_BYTES).await?;
+    let shown = StateBody::from(app.broker.state(&place, query).await?);
+    let written = serde_json::to_vec(&shown);
+    let written = written.map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(room.answer("application/json", written))
 }
 
 /// Writes entries into a processor's state, between two of its batches: what another one showed, or nothing after a reset.

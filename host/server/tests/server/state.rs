@@ -96,3 +96,27 @@ fn an_import_with_a_wrong_line_writes_nothing() {
         assert!(exported(&host) == before, "{wrong}");
     }
 }
+
+#[test]
+fn an_answer_is_bounded_in_bytes_however_many_entries_are_asked_for() {
+    let host = with_uppercase(TestHost::start());
+    for at in 0..40 {
+        let zeros = "\u{0}".repeat(250 << 10);
+        write(
+            &host,
+            &[json!({"key": format!("k{at:02}"), "value": zeros})],
+        );
+    }
+    let path = format!("{STATE}?partition=0&max=10000");
+    let first = host.get(&path);
+    assert!(
+        first.bytes.len() < 6 * (4 << 20) + 1_000,
+        "{}",
+        first.bytes.len()
+    );
+    let first = first.json();
+    let shown = first["entries"].as_array().expect("entries").len();
+    assert_eq!((first["has_more"].as_bool(), shown), (Some(true), 16));
+    let exported = exported(&host);
+    assert_eq!(exported.iter().filter(|&&byte| byte == b'\n').count(), 40);
+}
