@@ -1,6 +1,7 @@
 //! State of processors from outside: shown, written and emptied by the operator, and emptied with a deployment.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_engine::state::{
     StateChange, StatePage, StateQuery, StateTable, StateWrite, StateWrites,
@@ -15,6 +16,9 @@ use millrace_model::{
 };
 
 use crate::broker::{Broker, entry};
+
+/// How long a write of the operator waits for the batch that uses the state; then it is refused, and nothing is written.
+const STATE_TURN_WAIT_MS_MAX: u64 = 10_000;
 
 /// Whose state, and where.
 #[derive(Clone, Debug)]
@@ -52,6 +56,11 @@ pub enum StateAccessError {
     /// An entry or all of them are over a bound; nothing was written.
     #[error("{0}")]
     Bound(String),
+    /// A batch that uses it did not end in time; nothing was written.
+    #[error(
+        "a batch of partition {0} is being processed, for {STATE_TURN_WAIT_MS_MAX} ms and more"
+    )]
+    Busy(PartitionId),
     /// It could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -91,7 +100,9 @@ impl Broker {
         let partition = self.state_partition(place)?;
         let group = place.processor.as_str();
         let table = self.inner.engine.state(group, partition)?;
-        let _turn = table.turn().await;
+        let wait = Duration::from_millis(STATE_TURN_WAIT_MS_MAX);
+        let turn = tokio::time::timeout(wait, table.turn()).await;
+        let _turn = turn.map_err(|_| StateAccessError::Busy(place.partition))?;
         check_bounds(&table, &writes).map_err(StateAccessError::Bound)?;
         let transaction = Transaction {
             state: vec![StateWrite {

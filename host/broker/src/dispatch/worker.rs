@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_engine::state::Turn;
 use millrace_engine::{Append, CommitError, Engine, Lease, ProgressWrite, ReadError, Transaction};
 use millrace_model::{
     Clock, Compression, Offset, PartitionId, Progress, RecordBatch, Timestamp, Topic,
@@ -124,6 +125,8 @@ struct Worker {
     cleared: HashSet<Offset>,
     /// Where its state is; `None` as long as no revision has used any.
     home: Option<Home>,
+    /// The right to write state, from the first read of a batch to its commit; nobody else has it meanwhile.
+    turn: Option<Turn>,
 }
 
 /// Works until told to stop, or until it must.
@@ -212,6 +215,7 @@ impl Worker {
             suspects,
             cleared: HashSet::new(),
             home: None,
+            turn: None,
             seen: Offset::default(),
             revision: 0,
             pieces: Vec::new(),
@@ -292,6 +296,7 @@ impl Worker {
             self.bytes_before = batch.columns.data.len();
             let batch = self.mark(batch).await?;
             let processed = self.process(live, &batch, probe.as_mut()).await;
+            self.turn = None;
             self.unmark(&batch).await;
             processed?;
             return Ok(Step::Done);
@@ -321,11 +326,9 @@ impl Worker {
         mut probe: Option<&mut Probe>,
     ) -> Result<(), Trouble> {
         let home = self.home(live)?;
-        // From the first read of the state to the commit: whoever else writes it waits.
-        let _turn = match &home {
-            Some(home) => Some(home.table.turn().await),
-            None => None,
-        };
+        if let Some(home) = &home {
+            self.turn = Some(home.table.turn().await);
+        }
         let called = self.call(live, batch, home.as_ref()).await;
         let error = match called {
             Ok((Some(failed), ..)) => {
@@ -452,7 +455,12 @@ impl Worker {
                         self.rewind();
                         return Err(error);
                     }
+                    self.pause_turn();
                     self.back_off(error.to_string()).await;
+                    if !self.resume_turn().await {
+                        self.rewind();
+                        return Ok(());
+                    }
                 }
             }
             let command = self.commands.borrow().clone();

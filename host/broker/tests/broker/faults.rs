@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use millrace_broker::handler::BatchHandler;
 use millrace_broker::{Broker, ProduceError};
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::rig::{Modules, Rig, Say, message, per_message, spec, text, topic};
+use crate::states::{change, counting, number, place, write};
 
 struct Moody {
     engine: Arc<MemoryEngine>,
@@ -143,6 +145,16 @@ impl Engine for Moody {
 
 /// A rig on a moody engine, with processor `p` from `in` to `out`.
 async fn moody(say: impl Fn(&str, u32) -> Say + Send + Sync + 'static) -> (Rig, Arc<Moody>) {
+    moody_with(crate::rig::per_message(move |batch, message| {
+        say(
+            &crate::rig::text(batch.value(message)),
+            batch.attempts[message],
+        )
+    }))
+    .await
+}
+
+async fn moody_with(handler: impl BatchHandler) -> (Rig, Arc<Moody>) {
     let clock = Arc::new(SystemClock::new());
     let memory = MemoryEngine::new(clock.clone());
     let moody = Arc::new(Moody {
@@ -162,9 +174,6 @@ async fn moody(say: impl Fn(&str, u32) -> Say + Send + Sync + 'static) -> (Rig, 
     };
     rig.topic("in", 1).await;
     rig.topic("out", 1).await;
-    let handler = per_message(move |batch, message| {
-        say(&text(batch.value(message)), batch.attempts[message])
-    });
     let module = rig.upload_handler("m", handler).await;
     rig.deploy(spec(module)).await;
     (rig, moody)
@@ -346,4 +355,21 @@ async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
     let module = rig.upload_handler("m", handler).await;
     rig.deploy(spec(module)).await;
     rig.hold("out", &["a1", "a2"]).await;
+}
+
+#[tokio::test]
+async fn while_a_worker_waits_for_room_its_state_can_be_written_and_it_goes_on_from_there() {
+    let (rig, engine) = moody_with(counting(|_, _| Say::Pass)).await;
+    rig.produce(&[("a", "1")]).await;
+    rig.hold("out", &["1"]).await;
+    *engine.refusal.lock() = Some(CommitError::DiskFull);
+    rig.produce(&[("a", "2")]).await;
+    rig.until(|all| all[0].state.starts_with("waiting: the disk is full"))
+        .await;
+    let written = write(&rig, vec![change("a", Some(10))]).await;
+    written.expect("the worker waits, and holds up nobody");
+    *engine.refusal.lock() = None;
+    rig.hold("out", &["1", "2"]).await;
+    rig.settled().await;
+    assert_eq!(number(&rig, &place(), "a").await, Some(11));
 }

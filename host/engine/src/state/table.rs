@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millrace_model::Timestamp;
 use parking_lot::{RwLock, RwLockReadGuard};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
     ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery, StateValue,
@@ -16,7 +16,31 @@ use super::{
 #[derive(Debug, Default)]
 pub struct StateTable {
     entries: RwLock<Entries>,
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
+}
+
+/// The right to read, and then write, what nobody else writes meanwhile.
+#[derive(Debug)]
+pub struct Turn {
+    table: Arc<StateTable>,
+    held: Option<OwnedMutexGuard<()>>,
+    version: u64,
+}
+
+impl Turn {
+    /// Gives the right up for a while: whoever has to wait lets others write.
+    pub fn pause(&mut self) {
+        self.version = self.table.version();
+        self.held = None;
+    }
+
+    /// Takes it again after a pause; whether nobody wrote meanwhile, so that what was read still holds.
+    pub async fn resume(&mut self) -> bool {
+        if self.held.is_none() {
+            self.held = Some(Arc::clone(&self.table.turn).lock_owned().await);
+        }
+        self.version == self.table.version()
+    }
 }
 
 /// How much there is in a table.
@@ -41,6 +65,8 @@ pub(super) struct Entries {
     /// Numbers of entries that are gone.
     freed: Vec<u64>,
     emptied: bool,
+    /// How often it was written to.
+    version: u64,
 }
 
 #[derive(Debug)]
@@ -64,8 +90,18 @@ pub(crate) struct TableChanges {
 impl StateTable {
     /// Waits for the right to read, and then write, what nobody else writes meanwhile. Whoever commits writes of a table takes it
     /// before the first read.
-    pub async fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().await
+    pub async fn turn(self: &Arc<Self>) -> Turn {
+        let held = Arc::clone(&self.turn).lock_owned().await;
+        Turn {
+            version: self.version(),
+            table: Arc::clone(self),
+            held: Some(held),
+        }
+    }
+
+    /// Grows with everything that is written; says nothing over a restart.
+    fn version(&self) -> u64 {
+        self.entries.read().version
     }
 
     /// How much there is.
@@ -156,6 +192,7 @@ impl StateTable {
     /// Takes over what is committed.
     pub(crate) fn apply(&self, writes: &StateWrites) {
         let mut entries = self.entries.write();
+        entries.version += 1;
         if writes.resets {
             entries.empty();
         }
@@ -306,6 +343,7 @@ impl Entries {
         *self = Self {
             // Numbers are not given again: a checkpoint may be on its way with the old ones.
             next_slot: self.next_slot,
+            version: self.version,
             emptied: true,
             ..Self::default()
         };

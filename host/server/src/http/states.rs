@@ -183,6 +183,10 @@ impl From<StateAccessError> for ApiError {
                 "GET /v1/processors/{name} lists the partitions",
             ),
             StateAccessError::Bound(_) => Self::refused("state-bound", text, "write less"),
+            StateAccessError::Busy(_) => {
+                let hint = "try again, or pause the processor first; nothing was written";
+                Self::unavailable("busy", text, hint, 1)
+            }
             StateAccessError::Read(error) => error.into(),
             StateAccessError::Commit(error) => error.into(),
         }
@@ -231,7 +235,7 @@ pub(super) async fn show(
     (status = 404, body = ErrorBody),
     (status = 413, body = ErrorBody, description = "The body is too large: send the entries in several calls"),
     (status = 422, body = ErrorBody, description = "Over a bound, or it reads several topics: name one"),
-    (status = 503, body = ErrorBody),
+    (status = 503, body = ErrorBody, description = "A batch that uses it did not end in time, or the disk is full; nothing was written"),
 ))]
 pub(super) async fn write(
     State(app): Shared,

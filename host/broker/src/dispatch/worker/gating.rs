@@ -97,6 +97,8 @@ impl Worker {
             self.pieces.extend([batch.len() - excess, excess]);
         } else {
             self.pieces.clear();
+            // It is rewound in any case.
+            self.pause_turn();
             self.wait_for_allowance(live, granted.more_in).await;
         }
         self.rewind();

@@ -132,6 +132,21 @@ impl Worker {
         self.rewind();
     }
 
+    /// Lets others write while it waits.
+    pub(super) fn pause_turn(&mut self) {
+        if let Some(turn) = &mut self.turn {
+            turn.pause();
+        }
+    }
+
+    /// Whether what the batch read still holds.
+    pub(super) async fn resume_turn(&mut self) -> bool {
+        match &mut self.turn {
+            Some(turn) => turn.resume().await,
+            None => true,
+        }
+    }
+
     pub(super) fn show_state(&mut self) {
         if let Some(home) = &self.home
             && !self.input.is_redriven()
