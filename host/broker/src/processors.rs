@@ -201,7 +201,7 @@ impl Broker {
         };
         let prepared = self.prepare(&processor).await?;
         self.inner.supervisor.stop(name).await;
-        if let Err(error) = self.keep_and_reset(&processor).await {
+        if let Err(error) = self.keep_and_reset(name, Some(&processor)).await {
             if let Some(before) = before {
                 self.start_processor(before.processor).await;
             }
@@ -338,7 +338,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Forgets the processor. Its dead letters stay, as topics.
+    /// Forgets the processor. Its dead letters stay, as topics, and so do its progress and its state: made again under the same name
+    /// it goes on.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -349,6 +350,25 @@ impl Broker {
             .await?;
         self.inner.processors.write().remove(name);
         self.inner.supervisor.stop(name).await;
+        Ok(())
+    }
+
+    /// As [`delete_processor`](Self::delete_processor), and its state goes with it, in one commit.
+    ///
+    /// # Errors
+    /// [`ProcessorError`]; nothing has changed then.
+    pub async fn delete_processor_and_state(
+        &self,
+        name: &ProcessorName,
+    ) -> Result<(), ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let known = self.known(name)?;
+        self.inner.supervisor.stop(name).await;
+        if let Err(error) = self.keep_and_reset(name, None).await {
+            self.start_processor(known.processor).await;
+            return Err(error.into());
+        }
+        self.inner.processors.write().remove(name);
         Ok(())
     }
 

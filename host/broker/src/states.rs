@@ -1,5 +1,6 @@
 //! State of processors from outside: shown, written and emptied by the operator, and emptied with a deployment.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use millrace_model::bounds::{
     STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
 };
 use millrace_model::{
-    Durability, PartitionId, Processor, ProcessorName, TopicName, TopicPartition,
+    Durability, PartitionId, Processor, ProcessorName, Topic, TopicId, TopicName, TopicPartition,
 };
 
 use crate::broker::{Broker, entry};
@@ -34,11 +35,11 @@ pub struct StatePlace {
 /// Why state was neither shown nor written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateAccessError {
-    /// No such processor.
+    /// No such processor, and no state of one.
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
-    /// It reads another topic, or several.
-    #[error("processor {name} reads {}; name one of them", .topics.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    /// It reads, or has state of, another topic or several.
+    #[error("processor {name} has state of {}; name one of them", .topics.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     WhichTopic {
         /// Whose.
         name: ProcessorName,
@@ -119,53 +120,70 @@ impl Broker {
     }
 
     fn state_partition(&self, place: &StatePlace) -> Result<TopicPartition, StateAccessError> {
-        let name = &place.processor;
-        let deployed = self.inner.processors.read().get(name).cloned();
-        let deployed = deployed.ok_or_else(|| StateAccessError::Unknown(name.clone()))?;
-        let current = deployed.processor.current();
-        let topics = current.map(|r| r.spec.topics.clone()).unwrap_or_default();
-        let topic = match (&place.topic, &topics[..]) {
-            (Some(topic), topics) if topics.contains(topic) => topic.clone(),
-            (None, [topic]) => topic.clone(),
-            _ => {
-                let name = name.clone();
-                return Err(StateAccessError::WhichTopic { name, topics });
-            }
-        };
-        let found = self
-            .topic(&topic)
-            .and_then(|t| t.partition(place.partition));
-        let partition = place.partition;
-        found.ok_or(StateAccessError::UnknownPartition { topic, partition })
+        let topic = self.state_topic(place)?;
+        let partition = topic.partition(place.partition);
+        partition.ok_or(StateAccessError::UnknownPartition {
+            topic: topic.spec.name,
+            partition: place.partition,
+        })
     }
 
-    /// Commits a processor's entry together with empty state in all partitions that it reads. Its workers have stopped.
-    pub(crate) async fn keep_and_reset(&self, processor: &Processor) -> Result<(), CommitError> {
-        let group: Arc<str> = processor.name.as_str().into();
-        let mut state = Vec::new();
-        let read = processor.revisions.iter().flat_map(|r| &r.spec.topics);
-        for topic in read.filter_map(|name| self.topic(name)) {
-            for partition in topic.partitions() {
-                let is_known = |write: &StateWrite| write.partition == partition;
-                let table = self.inner.engine.state(&group, partition);
-                if state.iter().any(is_known) || table.is_ok_and(|t| t.size().entries == 0) {
-                    continue;
-                }
-                state.push(StateWrite {
-                    group: Arc::clone(&group),
-                    partition,
-                    lease: None,
-                    writes: Arc::new(StateWrites {
-                        resets: true,
-                        changes: Vec::new(),
-                    }),
-                });
-            }
+    /// One that the processor reads, or that it has state of: that stays when another revision reads other topics, and when the
+    /// processor is deleted.
+    fn state_topic(&self, place: &StatePlace) -> Result<Topic, StateAccessError> {
+        let name = &place.processor;
+        let deployed = self.inner.processors.read().get(name).cloned();
+        let current = deployed
+            .as_ref()
+            .and_then(|d| d.processor.current())
+            .map(|r| r.spec.topics.clone());
+        let read = current.unwrap_or_default();
+        let has_state: HashSet<TopicId> = {
+            let partitions = self.inner.engine.state_partitions(name.as_str());
+            partitions.into_iter().map(|at| at.topic).collect()
+        };
+        if deployed.is_none() && has_state.is_empty() {
+            return Err(StateAccessError::Unknown(name.clone()));
         }
-        let key = processor.name.to_string();
+        let mut topics: Vec<Topic> = read.iter().filter_map(|read| self.topic(read)).collect();
+        if topics.is_empty() || place.topic.is_some() {
+            let all = self.inner.engine.topics().into_iter();
+            let kept = all.filter(|t| has_state.contains(&t.id) && !read.contains(&t.spec.name));
+            topics.extend(kept);
+        }
+        let wanted = |topic: &Topic| place.topic.as_ref().is_none_or(|w| *w == topic.spec.name);
+        let mut found = topics.iter().filter(|topic| wanted(topic));
+        match (found.next(), found.next()) {
+            (Some(topic), None) => Ok(topic.clone()),
+            _ => Err(StateAccessError::WhichTopic {
+                name: name.clone(),
+                topics: topics.into_iter().map(|topic| topic.spec.name).collect(),
+            }),
+        }
+    }
+
+    /// Commits a processor's entry, or that there is none any more, together with empty state wherever it has any. Its workers have
+    /// stopped.
+    pub(crate) async fn keep_and_reset(
+        &self,
+        name: &ProcessorName,
+        processor: Option<&Processor>,
+    ) -> Result<(), CommitError> {
+        let group: Arc<str> = name.as_str().into();
+        // Revisions that are no longer kept may have read other topics.
+        let partitions = self.inner.engine.state_partitions(&group).into_iter();
+        let reset = |partition| StateWrite {
+            group: Arc::clone(&group),
+            partition,
+            lease: None,
+            writes: Arc::new(StateWrites {
+                resets: true,
+                changes: Vec::new(),
+            }),
+        };
         let transaction = Transaction {
-            entries: vec![entry(EntryKind::Processor, key, Some(processor))],
-            state,
+            entries: vec![entry(EntryKind::Processor, name.to_string(), processor)],
+            state: partitions.map(reset).collect(),
             durability: Some(Durability::Durable),
             ..Transaction::default()
         };

@@ -434,6 +434,9 @@ pub trait Engine: Send + Sync + 'static {
         query: &StateQuery,
     ) -> Result<StatePage, ReadError>;
 
+    /// The partitions in which the group has any state, in order, whatever else is known of the group.
+    fn state_partitions(&self, group: &str) -> Vec<TopicPartition>;
+
     /// Makes a topic. Durable on return.
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError>;
 

@@ -185,6 +185,18 @@ impl Engine for MemoryEngine {
         })
     }
 
+    fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
+        let state = self.state.lock();
+        let has_entries = |partition: &Partition| {
+            let group = partition.groups.get(group);
+            group.is_some_and(|group| group.state.size().entries > 0)
+        };
+        let found = state.partitions.iter().filter(|(_, p)| has_entries(p));
+        let mut found: Vec<_> = found.map(|(partition, _)| *partition).collect();
+        found.sort_unstable();
+        found
+    }
+
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
         self.state.lock().create_topic(spec)
     }

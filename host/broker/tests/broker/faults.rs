@@ -94,6 +94,9 @@ impl Engine for Moody {
     ) -> Result<Option<Progress>, ReadError> {
         self.engine.progress(group, partition).await
     }
+    fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
+        self.engine.state_partitions(group)
+    }
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
         self.engine.create_topic(spec).await
     }

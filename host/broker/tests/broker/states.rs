@@ -7,10 +7,10 @@ use millrace_broker::handler::BatchHandler;
 use millrace_broker::state::{NEVER, StateChange, StateQuery, StateValue, StateWrites};
 use millrace_broker::{CallError, StateAccessError, StatePlace};
 use millrace_engine::state::{KeyColumns, StateAttempt, WriteColumns};
-use millrace_model::bounds::{STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX};
+use millrace_model::bounds::{REVISIONS_KEPT_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX};
 use millrace_model::{Answer, ColumnBatch, PartitionId};
 
-use crate::rig::{Rig, Say, per_message, processor};
+use crate::rig::{Rig, Say, per_message, processor, topic};
 
 /// Adds 1 to the key of each message, and then says what is said of it.
 pub(crate) struct Counting<H>(H);
@@ -116,4 +116,72 @@ async fn at_a_full_table_keys_can_be_changed_and_removed() {
     assert_eq!(entries(&rig).await, STATE_ENTRIES_MAX - 1);
     let written = write(&rig, vec![numbered(STATE_ENTRIES_MAX, Some(1))]).await;
     written.expect("there is room again");
+}
+
+#[tokio::test]
+async fn state_of_a_deleted_processor_can_be_seen_and_emptied() {
+    let rig = Rig::deployed(1, |_| {}, |_, _| Say::Ack).await;
+    write(&rig, vec![change("a", Some(1))])
+        .await
+        .expect("written");
+    rig.broker.delete_processor(&processor("p")).await.unwrap();
+    assert_eq!(number(&rig, &place(), "a").await, Some(1));
+    let reset = StateWrites {
+        resets: true,
+        changes: Vec::new(),
+    };
+    let emptied = rig.broker.write_state(&place(), reset).await;
+    emptied.expect("nobody else would do it");
+    let gone = rig.broker.state(&place(), StateQuery::default()).await;
+    assert!(
+        matches!(gone, Err(StateAccessError::Unknown(_))),
+        "{gone:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_processor_may_be_deleted_with_its_state() {
+    let rig = Rig::deployed(1, |_| {}, |_, _| Say::Ack).await;
+    write(&rig, vec![change("a", Some(1))])
+        .await
+        .expect("written");
+    let name = processor("p");
+    let deleted = rig.broker.delete_processor_and_state(&name).await;
+    deleted.expect("deleted");
+    let gone = rig.broker.state(&place(), StateQuery::default()).await;
+    assert!(
+        matches!(gone, Err(StateAccessError::Unknown(_))),
+        "{gone:?}"
+    );
+    assert!(rig.broker.processor(&name).await.is_none());
+}
+
+#[tokio::test]
+async fn a_reset_empties_state_of_topics_that_no_kept_revision_reads() {
+    let rig = Rig::deployed(1, |_| {}, |_, _| Say::Ack).await;
+    write(&rig, vec![change("a", Some(1))])
+        .await
+        .expect("written");
+    rig.topic("other", 1).await;
+    let name = processor("p");
+    let deployed = rig.broker.processor(&name).await.expect("it is there");
+    let mut spec = deployed.processor.current().unwrap().spec.clone();
+    spec.topics = vec![topic("other")];
+    for revision in 0..=REVISIONS_KEPT_MAX as u32 {
+        spec.retry.attempts_max = revision + 1;
+        rig.deploy(spec.clone()).await;
+    }
+    let before = StatePlace {
+        topic: Some(topic("in")),
+        ..place()
+    };
+    assert_eq!(number(&rig, &before, "a").await, Some(1));
+    let reset = rig.broker.deploy_and_reset_state(&name, spec).await;
+    reset.expect("deployed");
+    let gone = rig.broker.state(&before, StateQuery::default()).await;
+    let gone = gone.expect_err("nothing is left of it");
+    assert!(
+        matches!(gone, StateAccessError::WhichTopic { .. }),
+        "{gone:?}"
+    );
 }

@@ -147,6 +147,13 @@ pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
         let found = state(&*engine, group, at(&topic, partition)).await;
         assert_eq!(found, pairs(&[("key", &value)]));
     }
+    // To have been looked for is not to be there.
+    let looked = engine.state("y", at(&topic, 1));
+    assert_eq!(looked.expect("it exists").size().entries, 0);
+    let of_x = [at(&topic, 0), at(&topic, 1)];
+    assert_eq!(engine.state_partitions("x"), of_x);
+    assert_eq!(engine.state_partitions("y"), of_x[..1]);
+    assert_eq!(engine.state_partitions("z"), []);
 }
 
 /// Also when it comes in the transaction that follows at once.

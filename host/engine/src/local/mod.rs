@@ -416,6 +416,10 @@ impl Engine for LocalEngine {
         Ok(StatePage { as_of, ..page })
     }
 
+    fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
+        self.shared.state.read().tables_of(group)
+    }
+
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
         self.ask(|answer| Request::CreateTopic { spec, answer })
             .await

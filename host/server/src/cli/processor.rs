@@ -47,8 +47,16 @@ pub(super) enum Verb {
         #[arg(long)]
         revision: Option<u32>,
     },
-    /// Delete a processor; its dead letters stay as topics
-    Delete { name: ProcessorName },
+    /// Delete a processor; its dead letters stay as topics, its progress and state for one of the same name
+    #[command(
+        after_help = "What stays of its state can be shown, exported and emptied with `millrace processor state`.\n\nExamples:\n  millrace processor delete shout\n  millrace processor delete count --reset-state"
+    )]
+    Delete {
+        name: ProcessorName,
+        /// Empty its state in every partition
+        #[arg(long)]
+        reset_state: bool,
+    },
     /// Show, export, import or empty what it keeps in its state
     #[command(subcommand)]
     State(StateVerb),
@@ -134,8 +142,8 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             let answer = client.send(Method::POST, &path(&name, "/rollback"), &body)?;
             out.answer(&answer, |answer| current(&name, answer))
         }
-        Verb::Delete { name } => {
-            client.delete(&path(&name, ""))?;
+        Verb::Delete { name, reset_state } => {
+            client.delete(&path(&name, resetting(reset_state)))?;
             out.answer(&json!({"deleted": name}), |_| {
                 format!("processor {name} is deleted")
             })
@@ -149,6 +157,13 @@ fn path(name: &ProcessorName, rest: &str) -> String {
     format!("/v1/processors/{name}{rest}")
 }
 
+fn resetting(state: bool) -> &'static str {
+    match state {
+        true => "?reset_state=true",
+        false => "",
+    }
+}
+
 fn current(name: &ProcessorName, answer: &Value) -> String {
     format!(
         "processor {name}: revision {} takes the next batch",
@@ -158,10 +173,7 @@ fn current(name: &ProcessorName, answer: &Value) -> String {
 
 fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
     let name = args.name.clone();
-    let how = match args.reset_state {
-        true => "?reset_state=true",
-        false => "",
-    };
+    let how = resetting(args.reset_state);
     let spec = args.spec()?;
     let answer = client.send(Method::PUT, &path(&name, how), &spec)?;
     out.answer(&answer, |answer| current(&name, answer))

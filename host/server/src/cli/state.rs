@@ -64,7 +64,7 @@ pub(super) enum StateVerb {
 #[derive(clap::Args)]
 pub(super) struct Place {
     name: ProcessorName,
-    /// The input topic, where it reads several
+    /// The input topic, where it reads several, or one that it no longer reads
     #[arg(long)]
     topic: Option<TopicName>,
     /// The partition

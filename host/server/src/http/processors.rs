@@ -258,17 +258,36 @@ pub(super) async fn resume(
     to_the_end(async move { Ok(Json(app.broker.resume(&name, accept).await?)) }).await
 }
 
-/// Deletes a processor. Its dead letters stay as topics.
-#[utoipa::path(delete, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,)), responses(
+/// What goes with a processor.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DeleteParams {
+    /// Its state goes with it, in every partition. Without, it stays, can still be shown, exported and emptied under the processor's
+    /// name, and takes up memory.
+    #[serde(default)]
+    #[param(default = false)]
+    reset_state: bool,
+}
+
+/// Deletes a processor. Its dead letters stay as topics, and so do its progress and its state: made again under the same name it goes on.
+#[utoipa::path(delete, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), DeleteParams), responses(
     (status = 204),
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn remove(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
+    InQuery(params): InQuery<DeleteParams>,
 ) -> Result<StatusCode, ApiError> {
-    to_the_end(async move { Ok(app.broker.delete_processor(&name).await?) }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    to_the_end(async move {
+        match params.reset_state {
+            true => app.broker.delete_processor_and_state(&name).await?,
+            false => app.broker.delete_processor(&name).await?,
+        }
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
 }
 
 #[derive(Serialize, ToSchema)]

@@ -172,7 +172,7 @@ impl From<StateAccessError> for ApiError {
             StateAccessError::Unknown(_) => Self::unknown(
                 "unknown-processor",
                 text,
-                "GET /v1/processors lists those that there are",
+                "GET /v1/processors lists those that there are; no deleted one of this name left state",
             ),
             StateAccessError::WhichTopic { .. } => {
                 Self::refused("which-topic", text, "name one of them in topic")
@@ -194,13 +194,13 @@ impl From<StateAccessError> for ApiError {
 }
 
 /// What a processor keeps in its state for a partition, as of what it has committed. An answer has 10,000 entries and 4 MiB of them at
-/// the most, and one entry at least.
+/// the most, and one entry at least. State of a processor that is deleted, or of a topic that it no longer reads, is shown as well.
 #[utoipa::path(get, path = "/v1/processors/{name}/state", tag = "processors",
     params(("name" = String, Path,), StateParams), responses(
     (status = 200, body = StateBody),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 422, body = ErrorBody, description = "It reads several topics: name one"),
+    (status = 422, body = ErrorBody, description = "It has state of several topics, or of another one: name one"),
     (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn show(
@@ -234,7 +234,7 @@ pub(super) async fn show(
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
     (status = 413, body = ErrorBody, description = "The body is too large: send the entries in several calls"),
-    (status = 422, body = ErrorBody, description = "Over a bound, or it reads several topics: name one"),
+    (status = 422, body = ErrorBody, description = "Over a bound, or it has state of several topics: name one"),
     (status = 503, body = ErrorBody, description = "A batch that uses it did not end in time, or the disk is full; nothing was written"),
 ))]
 pub(super) async fn write(

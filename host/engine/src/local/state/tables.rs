@@ -1,10 +1,11 @@
 //! The tables of groups' state among what is committed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use millrace_model::{Timestamp, TopicPartition};
 
-use super::{Contradiction, State};
+use super::{Contradiction, Group, State};
 use crate::state::{StateTable, StateWrites, TableChanges};
 
 /// Ended entries that a checkpoint removes, of all state together; the next one goes on.
@@ -67,6 +68,18 @@ impl State {
             None => groups.entry(name.into()).or_default(),
         };
         Arc::clone(group.state.get_or_insert_default())
+    }
+
+    /// The partitions in which a group's table has entries.
+    pub(in crate::local) fn tables_of(&self, name: &str) -> Vec<TopicPartition> {
+        let has_entries = |groups: &HashMap<Arc<str>, Group>| {
+            let table = groups.get(name).and_then(|group| group.state.as_ref());
+            table.is_some_and(|table| table.size().entries > 0)
+        };
+        let found = self.groups.iter().filter(|(_, groups)| has_entries(groups));
+        let mut found: Vec<_> = found.map(|(partition, _)| *partition).collect();
+        found.sort_unstable();
+        found
     }
 
     /// What a checkpoint has to write of these.
