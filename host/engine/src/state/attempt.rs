@@ -1,7 +1,7 @@
 //! What one call makes of the state: its own writes over the committed table. Keys and values come in columns, as guests give them;
 //! every span, number and size is checked here, and nothing is sized by what a guest claims.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use millrace_model::Timestamp;
@@ -60,6 +60,8 @@ pub struct StateAttempt {
     pub(super) table: Arc<StateTable>,
     pub(super) now: Timestamp,
     pub(super) writes: HashMap<Arc<[u8]>, Written>,
+    /// The keys of `writes` in order, from the first listing on.
+    pub(super) ordered: Option<BTreeSet<Arc<[u8]>>>,
     /// Bytes of all writes, counted as often as they were made.
     written_bytes: usize,
     /// What the table would hold more.
@@ -95,6 +97,7 @@ impl StateAttempt {
             table,
             now,
             writes: HashMap::new(),
+            ordered: None,
             written_bytes: 0,
             growth: Growth::default(),
             wrote: vec![false; messages],
@@ -250,6 +253,9 @@ impl StateAttempt {
         let before = held.map(|(_, entry)| weight(key, &entry.value));
         let after = written.weight(key);
         let key = held.map_or_else(|| Arc::from(key), |(key, _)| Arc::clone(key));
+        if let Some(ordered) = &mut self.ordered {
+            ordered.insert(Arc::clone(&key));
+        }
         self.writes.insert(key, written);
         self.grow(before, after)
     }

@@ -137,7 +137,7 @@ impl StateTable {
     #[must_use]
     pub fn page(&self, query: &StateQuery) -> StatePage {
         let entries = self.entries.read();
-        let keys = entries.keys(&query.prefix, query.after.as_deref());
+        let keys = range(&entries.ordered, &query.prefix, query.after.as_deref());
         let mut shown = keys.filter_map(|key| {
             let entry = entries.get(key, query.now)?;
             Some(StateEntry {
@@ -264,21 +264,6 @@ impl Entries {
         Some(weight(key, &entry.value))
     }
 
-    /// Keys that begin with the prefix and come after one, in order.
-    pub(super) fn keys<'a>(
-        &'a self,
-        prefix: &'a [u8],
-        after: Option<&[u8]>,
-    ) -> impl Iterator<Item = &'a Arc<[u8]>> + use<'a> {
-        use std::ops::Bound::{Excluded, Included, Unbounded};
-        let from = match after {
-            Some(after) if after >= prefix => Excluded(after),
-            _ => Included(prefix),
-        };
-        let keys = self.ordered.range::<[u8], _>((from, Unbounded));
-        keys.take_while(move |key| key.starts_with(prefix))
-    }
-
     fn next_end(&self) -> Timestamp {
         self.ending.first().map_or(NEVER, |(at, _)| *at)
     }
@@ -359,6 +344,21 @@ impl Entries {
         }
         swept
     }
+}
+
+/// Keys that begin with the prefix and come after one, in order.
+pub(super) fn range<'a>(
+    keys: &'a BTreeSet<Arc<[u8]>>,
+    prefix: &'a [u8],
+    after: Option<&[u8]>,
+) -> impl Iterator<Item = &'a Arc<[u8]>> + use<'a> {
+    use std::ops::Bound::{Excluded, Included, Unbounded};
+    let from = match after {
+        Some(after) if after >= prefix => Excluded(after),
+        _ => Included(prefix),
+    };
+    let keys = keys.range::<[u8], _>((from, Unbounded));
+    keys.take_while(move |key| key.starts_with(prefix))
 }
 
 /// What an entry counts for.

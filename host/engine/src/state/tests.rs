@@ -90,7 +90,7 @@ fn get(attempt: &StateAttempt, keys: &[&str]) -> Vec<Option<String>> {
     texts(&found, &found.values)
 }
 
-fn list(attempt: &StateAttempt, prefix: &str, after: Option<&str>, max: usize) -> Vec<String> {
+fn list(attempt: &mut StateAttempt, prefix: &str, after: Option<&str>, max: usize) -> Vec<String> {
     let after = after.map(str::as_bytes);
     let listed = attempt.list(prefix.as_bytes(), after, max);
     let listed = listed.expect("listed");
@@ -157,7 +157,7 @@ fn what_has_ended_counts_as_absent_and_a_sum_keeps_its_end() {
     table.apply(&second.into_writes());
     let mut third = StateAttempt::new(Arc::clone(&table), Timestamp(1_010), 1);
     assert_eq!(get(&third, &["a"]), [None]);
-    assert_eq!(list(&third, "", None, 9), ["b"]);
+    assert_eq!(list(&mut third, "", None, 9), ["b"]);
     assert_eq!(add(&mut third, &["a", "b"], &[]), [1, 3]);
 }
 
@@ -173,11 +173,33 @@ fn keys_of_the_call_and_of_the_table_are_listed_as_one() {
     set(&mut second, "xb", None).expect("removed");
     set(&mut second, "xc", Some("o")).expect("set");
     set(&mut second, "xd", Some("o")).expect("set");
-    assert_eq!(list(&second, "x", None, 9), ["xa", "xc", "xd"]);
-    assert_eq!(list(&second, "x", None, 2), ["xa", "xc"]);
-    assert_eq!(list(&second, "x", Some("xc"), 2), ["xd"]);
-    assert_eq!(list(&second, "", Some("xd"), 9), ["y"]);
-    assert_eq!(list(&second, "z", None, 9), [""; 0]);
+    assert_eq!(list(&mut second, "x", None, 9), ["xa", "xc", "xd"]);
+    assert_eq!(list(&mut second, "x", None, 2), ["xa", "xc"]);
+    assert_eq!(list(&mut second, "x", Some("xc"), 2), ["xd"]);
+    assert_eq!(list(&mut second, "", Some("xd"), 9), ["y"]);
+    assert_eq!(list(&mut second, "z", None, 9), [""; 0]);
+}
+
+#[test]
+fn what_is_written_after_a_listing_is_listed_and_many_ended_keys_are_passed_over() {
+    let table = Arc::new(StateTable::default());
+    let ended = |number: u32| StateChange {
+        key: format!("a{number}").as_bytes().into(),
+        value: Some(StateValue::of_number(1)),
+        ends_at: NOW,
+    };
+    table.apply(&StateWrites {
+        resets: false,
+        changes: (0..3_500).map(ended).collect(),
+    });
+    let mut attempt = attempt(&table);
+    assert_eq!(list(&mut attempt, "", None, 9), [""; 0]);
+    for key in ["c", "a1700", "b"] {
+        set(&mut attempt, key, Some("t")).expect("set");
+    }
+    assert_eq!(list(&mut attempt, "", None, 9), ["a1700", "b", "c"]);
+    set(&mut attempt, "b", None).expect("removed");
+    assert_eq!(list(&mut attempt, "", None, 9), ["a1700", "c"]);
 }
 
 #[test]
@@ -303,7 +325,7 @@ fn any_calls_give_what_a_map_gives() {
                 }
             }
             let keys: Vec<String> = expected.keys().cloned().collect();
-            assert_eq!(list(&tried, "key ", None, 100), keys);
+            assert_eq!(list(&mut tried, "key ", None, 100), keys);
         }
         // Some attempts fail: nothing is left of them.
         if rng.u32(0..3) > 0 {
