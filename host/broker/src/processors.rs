@@ -2,6 +2,7 @@
 //! and is then shown to the workers, which take it at their next batch.
 
 use std::sync::Weak;
+use std::time::Duration;
 
 use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, ReadError, TopicError};
@@ -20,6 +21,11 @@ use crate::dispatch::gate::Alarm;
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, GuestLine, Interface};
 use crate::loading::Prepared;
+
+/// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
+const PAUSE_WAIT_MS_MAX: u64 = 5_000;
+/// How often it looks.
+const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A processor and how it does.
 #[derive(Clone, Debug, Serialize)]
@@ -279,18 +285,29 @@ impl Broker {
         self.change(processor).await
     }
 
-    /// Takes no further batches until [`resume`](Self::resume).
+    /// Takes no further batches until [`resume`](Self::resume). Waits for those that are being processed, a few seconds at the most.
     ///
     /// # Errors
     /// [`ProcessorError`].
     pub async fn pause(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        let change = self.inner.changes.lock().await;
         let known = self.known(name)?;
         let mut processor = known.processor;
         processor.paused = true;
         self.keep(&processor).await?;
         self.inner.supervisor.pause(name);
         self.know(processor.clone(), known.problem);
+        drop(change);
+        let rests = |(_, standing): &(Input, Standing)| {
+            matches!(standing.state, State::Paused | State::Stopped(_))
+        };
+        let wait = async {
+            while !self.inner.supervisor.standings(name).iter().all(rests) {
+                tokio::time::sleep(PAUSE_LOOK_INTERVAL).await;
+            }
+        };
+        // What takes longer ends by itself; the status shows it.
+        let _ = tokio::time::timeout(Duration::from_millis(PAUSE_WAIT_MS_MAX), wait).await;
         Ok(processor)
     }
 

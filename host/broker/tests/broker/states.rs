@@ -10,7 +10,7 @@ use millrace_engine::state::{KeyColumns, StateAttempt, WriteColumns};
 use millrace_model::bounds::{REVISIONS_KEPT_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX};
 use millrace_model::{Answer, ColumnBatch, PartitionId};
 
-use crate::rig::{Rig, Say, per_message, processor, topic};
+use crate::rig::{Rig, Say, per_message, processor, spec, topic};
 
 /// Adds 1 to the key of each message, and then says what is said of it.
 pub(crate) struct Counting<H>(H);
@@ -184,4 +184,28 @@ async fn a_reset_empties_state_of_topics_that_no_kept_revision_reads() {
         matches!(gone, StateAccessError::WhichTopic { .. }),
         "{gone:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_a_pause_returns_nothing_is_written_any_more() {
+    let rig = Rig::start(1).await;
+    let slow = counting(|_, _| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        Say::Pass
+    });
+    let module = rig.upload_handler("m", slow).await;
+    rig.deploy(spec(module)).await;
+    let running = rig.until(|all| all[0].state == "running").await;
+    assert_eq!(running[0].next.0, 0);
+    let messages = ["1", "2", "3", "4"].map(|value| ("a", value));
+    rig.produce(&messages).await;
+    rig.until(|all| all[0].lag > 0).await;
+    rig.broker.pause(&processor("p")).await.expect("paused");
+    let version = async || {
+        let page = rig.broker.state(&place(), StateQuery::default()).await;
+        page.expect("shown").version
+    };
+    let before = version().await;
+    tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    assert_eq!(version().await, before);
 }

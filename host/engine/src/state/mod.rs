@@ -142,6 +142,8 @@ pub struct StatePage {
     pub has_more: bool,
     /// The state holds the writes of the messages below, but for the parked ones, and no others.
     pub as_of: Offset,
+    /// Another one whenever something was written, and after a restart: pages of the same version belong together.
+    pub version: u64,
     /// All that the table holds.
     pub size: StateSize,
 }

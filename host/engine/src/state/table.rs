@@ -1,6 +1,7 @@
 //! What is committed of one group's state in one partition, and what of it the next checkpoint has to write.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use millrace_model::Timestamp;
@@ -16,6 +17,7 @@ use super::{
 #[derive(Debug, Default)]
 pub struct StateTable {
     entries: RwLock<Entries>,
+    first_version: FirstVersion,
     turn: Arc<Mutex<()>>,
 }
 
@@ -50,6 +52,16 @@ pub struct StateSize {
     pub entries: usize,
     /// Bytes of keys and values, with [`ENTRY_OVERHEAD_BYTES`] for each entry.
     pub bytes: usize,
+}
+
+/// Where versions begin: by chance, so that they are others after a restart. 52 bits, which every reader of JSON understands.
+#[derive(Debug)]
+struct FirstVersion(u64);
+
+impl Default for FirstVersion {
+    fn default() -> Self {
+        Self(RandomState::new().hash_one(0) >> 12)
+    }
 }
 
 /// The entries, for reading.
@@ -99,9 +111,9 @@ impl StateTable {
         }
     }
 
-    /// Grows with everything that is written; says nothing over a restart.
+    /// Grows with everything that is written.
     fn version(&self) -> u64 {
-        self.entries.read().version
+        self.first_version.0 + self.entries.read().version
     }
 
     /// How much there is.
@@ -159,12 +171,12 @@ impl StateTable {
             page.push(entry);
         };
         drop(shown);
-        drop(entries);
         StatePage {
             entries: page,
             has_more,
             as_of: Default::default(),
-            size: self.size(),
+            version: self.first_version.0 + entries.version,
+            size: entries.size(),
         }
     }
 
@@ -473,6 +485,22 @@ mod tests {
         assert_eq!((&*page.entries[0].key, page.has_more), (&b"abc"[..], true));
         assert!(!table.page(&after(b"abc")).has_more);
         assert!(table.page(&after(b"b")).entries.is_empty());
+    }
+
+    #[test]
+    fn pages_of_one_version_have_nothing_written_between_them() {
+        let table = StateTable::default();
+        let version = || table.page(&StateQuery::default()).version;
+        let first = version();
+        assert_eq!(version(), first);
+        table.apply(&writes(vec![write("absent", None, u64::MAX)]));
+        assert_ne!(version(), first);
+        let resets = StateWrites {
+            resets: true,
+            ..StateWrites::default()
+        };
+        table.apply(&resets);
+        assert_eq!(version(), first + 2);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) enum StateVerb {
     },
     /// Write all entries to standard output, one JSON object a line
     #[command(
-        after_help = "Pause the processor first: entries are read a page at a time.\n\nExamples:\n  millrace processor pause count\n  millrace processor state export count --partition 0 > count-0.jsonl"
+        after_help = "Pause the processor first: entries are read a part at a time, and if any is written meanwhile, the export fails.\n\nExamples:\n  millrace processor pause count\n  millrace processor state export count --partition 0 > count-0.jsonl"
     )]
     Export {
         #[command(flatten)]
@@ -143,9 +143,18 @@ fn show(answer: &Value) -> String {
 
 fn export(place: &Place, client: &Client, out: &mut Output) -> Result<(), Failure> {
     let mut after = String::new();
+    let mut before: Option<Value> = None;
     loop {
         let rest = format!("&max={ENTRIES_AT_ONCE}{after}");
         let page = client.get(&place.page(&rest))?;
+        let version = page["version"].clone();
+        if before.is_some_and(|before| before != version) {
+            let torn = "the state was written to meanwhile: what was exported is of several moments, and must not be used";
+            return Err(Failure::failed(torn).with_hint(
+                "pause the processor, until `millrace processor show` says so of all partitions, and export again",
+            ));
+        }
+        before = Some(version);
         let entries = items(&page["entries"]);
         for entry in entries {
             out.line(&entry.to_string())?;

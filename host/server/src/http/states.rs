@@ -59,6 +59,8 @@ pub(super) struct StateBody {
     /// The state holds what the messages below this offset wrote, parked ones excepted, and nothing else.
     #[schema(value_type = u64)]
     as_of: Offset,
+    /// Another one whenever something was written, and after a restart: answers of the same version belong together.
+    version: u64,
     /// Entries of the whole table.
     entries_total: usize,
     /// Bytes of the whole table, about.
@@ -93,6 +95,7 @@ impl From<StatePage> for StateBody {
     fn from(page: StatePage) -> Self {
         Self {
             as_of: page.as_of,
+            version: page.version,
             entries_total: page.size.entries,
             bytes_total: page.size.bytes,
             has_more: page.has_more,
