@@ -331,11 +331,11 @@ impl Worker {
         }
         let called = self.call(live, batch, home.as_ref()).await;
         let error = match called {
-            Ok((Some(failed), ..)) => {
-                self.isolate(failed, batch.len());
+            Ok((failed, ..)) if !failed.is_empty() => {
+                self.isolate(&failed, batch.len());
                 return Ok(());
             }
-            Ok((None, verdict, places)) => match self
+            Ok((_, verdict, places)) => match self
                 .judge(live, batch, &verdict, &places, probe.as_deref_mut())
                 .await
             {
@@ -375,14 +375,14 @@ impl Worker {
         }
     }
 
-    /// Calls the handler and checks its answer; the partition of each output comes along. If a failed message must first stand
-    /// alone, because of what was written to state, it comes in front, and nothing else counts.
+    /// Calls the handler and checks its answer; the partition of each output comes along. If failed messages must first stand
+    /// alone, because of what was written to state, they come in front, and nothing else counts.
     async fn call(
         &self,
         live: &Live,
         batch: &Batch,
         home: Option<&Home>,
-    ) -> Result<(Option<usize>, Verdict, Vec<u32>), CallError> {
+    ) -> Result<(Vec<usize>, Verdict, Vec<u32>), CallError> {
         let clock = &self.context.clock;
         let before = clock.monotonic();
         let answer = match home {
@@ -399,13 +399,13 @@ impl Worker {
         let mut verdict = Verdict::of(answer, &batch.columns, &live.outputs, outputs_max)?;
         if let (Some(home), Some(attempt)) = (home, attempt) {
             let alone = stateful::must_stand_alone(live.spec.order, batch, &verdict, &attempt);
-            if alone.is_some() {
+            if !alone.is_empty() {
                 return Ok((alone, verdict, Vec::new()));
             }
             verdict.state = home.write_of(&self.lease, &verdict, batch, *attempt);
         }
         let places = placing::place(&verdict.outputs, &batch.columns, &live.outputs).await?;
-        Ok((None, verdict, places))
+        Ok((Vec::new(), verdict, places))
     }
 
     /// Decides about the batch and commits the decision; waits as long as the disk is full.

@@ -1,6 +1,7 @@
 //! State from outside, and what becomes of it with the processors that wrote it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use millrace_broker::handler::BatchHandler;
@@ -208,4 +209,34 @@ async fn when_a_pause_returns_nothing_is_written_any_more() {
     let before = version().await;
     tokio::time::sleep(std::time::Duration::from_millis(250)).await;
     assert_eq!(version().await, before);
+}
+
+#[tokio::test]
+async fn many_failures_in_one_batch_are_each_called_alone_and_nothing_is_called_more_than_twice() {
+    const MESSAGES: usize = 40;
+    let rig = Rig::start(1).await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let handler = counting(move |batch, message| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        match batch.value(message) {
+            Some(b"bad") => Say::Reject("bad"),
+            _ => Say::Ack,
+        }
+    });
+    let module = rig.upload_handler("m", handler).await;
+    let mut spec = spec(module);
+    spec.breaker.enabled = false;
+    rig.deploy(spec).await;
+    let keys: Vec<String> = (0..MESSAGES).map(|at| format!("k{at:02}")).collect();
+    let value = |at: usize| if at % 2 == 0 { "bad" } else { "good" };
+    let messages = keys.iter().enumerate().map(|(at, key)| (&**key, value(at)));
+    rig.produce(&messages.collect::<Vec<_>>()).await;
+    rig.settled().await;
+    assert_eq!(entries(&rig).await, MESSAGES / 2);
+    assert_eq!(number(&rig, &place(), "k01").await, Some(1));
+    assert_eq!(number(&rig, &place(), "k02").await, None);
+    assert_eq!(rig.letters().await.len(), MESSAGES / 2);
+    let calls = calls.load(Ordering::SeqCst);
+    assert!(calls <= 2 * MESSAGES, "{calls} for {MESSAGES} messages");
 }

@@ -215,7 +215,8 @@ pub(super) async fn rollback(
     to_the_end(async move { Ok(Json(app.broker.rollback(&name, body.revision).await?)) }).await
 }
 
-/// Takes no further batches until it is resumed.
+/// Takes no further batches until it is resumed. It is answered when the batches that are being processed have ended,
+/// or after five seconds.
 #[utoipa::path(post, path = "/v1/processors/{name}/pause", tag = "processors", params(("name" = String, Path,)), responses(
     (status = 200, body = ProcessorSchema),
     (status = 404, body = ErrorBody),

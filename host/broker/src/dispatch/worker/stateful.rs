@@ -1,7 +1,7 @@
 //! State: where a worker's is, what a call makes of it, and when a failed message has to stand alone.
 //!
 //! A message that fails must leave nothing behind, and nobody may have seen what it wrote. Where a failed message, or one that
-//! waits behind it, wrote to state in a batch of several, nothing of the batch counts: it is cut so that the failed one is called
+//! waits behind it, wrote to state in a batch of several, nothing of the batch counts: it is cut so that each failed one is called
 //! alone, and all others see only what is committed.
 
 use std::collections::HashSet;
@@ -51,16 +51,18 @@ impl Home {
     }
 }
 
-/// The first failed message, if somebody may have seen what does not count.
+/// The failed messages, if somebody may have seen what does not count of them; else none.
 pub(super) fn must_stand_alone(
     order: Order,
     batch: &Batch,
     verdict: &Verdict,
     attempt: &StateAttempt,
-) -> Option<usize> {
-    let first = verdict.failed.first()?.message;
+) -> Vec<usize> {
+    let Some(first) = verdict.failed.first().map(|failed| failed.message) else {
+        return Vec::new();
+    };
     if batch.len() == 1 {
-        return None;
+        return Vec::new();
     }
     let mut failed = verdict.failed.iter().peekable();
     let mut behind = HashSet::new();
@@ -73,7 +75,10 @@ pub(super) fn must_stand_alone(
         }
         (has_failed || waits) && attempt.wrote(message)
     });
-    unsettled_wrote.then_some(first)
+    match unsettled_wrote {
+        true => verdict.failed.iter().map(|f| f.message).collect(),
+        false => Vec::new(),
+    }
 }
 
 impl Worker {
@@ -119,16 +124,20 @@ impl Worker {
         Ok((answer, Some(attempt)))
     }
 
-    /// The batch is tried again in three parts, of which the failed message is one; nobody's attempt is spent.
-    pub(super) fn isolate(&mut self, failed: usize, messages: usize) {
+    /// The batch is tried again in parts: each failed message is one, and what stands between two; nobody's attempt is spent.
+    pub(super) fn isolate(&mut self, failed: &[usize], messages: usize) {
         if self.gate.is_open() {
             self.discard();
             return;
         }
         self.pieces.pop();
-        let parts = [messages - failed - 1, 1, failed];
-        self.pieces
-            .extend(parts.into_iter().filter(|&part| part > 0));
+        let mut end = messages;
+        for &message in failed.iter().rev() {
+            self.pieces.extend([end - message - 1, 1]);
+            end = message;
+        }
+        self.pieces.push(end);
+        self.pieces.retain(|&piece| piece > 0);
         self.rewind();
     }
 
