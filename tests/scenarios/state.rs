@@ -333,3 +333,17 @@ fn an_entry_with_a_time_to_live_ends_by_itself() -> Result<()> {
     assert_eq!((counts["short"], counts["long"]), (1, 1));
     Ok(())
 }
+
+#[test]
+fn after_a_restart_the_metrics_tell_how_much_state_there_is_before_any_message() -> Result<()> {
+    let mut host = host()?;
+    counting(&host.client(), "durable")?;
+    produce(&host.client(), 1)?;
+    host.kill()?;
+    host.start_again()?;
+    let client = host.client();
+    millrace_tests::wait_for("the entries to be counted", || {
+        let counted = client.metric("millrace_state_entries").unwrap_or_default();
+        Ok(((counted - 4.0).abs() < 0.5).then_some(()))
+    })
+}

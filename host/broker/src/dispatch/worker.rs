@@ -225,6 +225,8 @@ impl Worker {
             rng: fastrand::Rng::new(),
         };
         worker.show(State::Running);
+        let live = Arc::clone(&worker.commands.borrow().live);
+        worker.home(&live)?;
         Ok(worker)
     }
 
@@ -316,6 +318,9 @@ impl Worker {
         if probe.is_none() {
             self.show(State::Running);
         }
+        // Another revision may use state as the first, and others may have written it.
+        self.home(live)?;
+        self.show_state();
         Ok(Step::Idle)
     }
 

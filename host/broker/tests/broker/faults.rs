@@ -148,9 +148,9 @@ impl Engine for Moody {
 
 /// A rig on a moody engine, with processor `p` from `in` to `out`.
 async fn moody(say: impl Fn(&str, u32) -> Say + Send + Sync + 'static) -> (Rig, Arc<Moody>) {
-    moody_with(crate::rig::per_message(move |batch, message| {
+    moody_with(per_message(move |batch, message| {
         say(
-            &crate::rig::text(batch.value(message)),
+            &text(batch.value(message)),
             batch.attempts[message],
         )
     }))
