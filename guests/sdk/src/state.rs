@@ -138,14 +138,12 @@ impl<'a> Sums<'a> {
         self
     }
 
-    /// After how many milliseconds the sum ends by itself, counted from this message; never for those that say nothing.
+    /// After how many milliseconds the sum ends by itself, counted from this message; never for those that say nothing, even if it
+    /// was to end before. Without this call a sum ends when it was to end.
     #[must_use]
     pub fn ttl_ms(mut self, ttl_ms: impl Fn(&Message) -> Option<u64>) -> Self {
         let ttl = |message: Message| ttl_ms(&message).unwrap_or(u64::MAX);
         self.ttl_ms = self.batch.messages().map(ttl).collect();
-        if self.ttl_ms.iter().all(|&ttl_ms| ttl_ms == u64::MAX) {
-            self.ttl_ms.clear();
-        }
         self
     }
 
@@ -319,5 +317,24 @@ mod host {
             }
         });
         (data, keys, values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Sample;
+
+    #[test]
+    fn what_a_message_says_of_its_end_does_not_depend_on_its_neighbours() {
+        let ttl_ms = |message: &Message| message.key().filter(|key| *key == b"ends").map(|_| 5);
+        let of = |keys: &[&str]| {
+            let samples = keys.iter();
+            let sample = samples.fold(Sample::new("in"), |sample, key| sample.message(key, ""));
+            let batch = Batch::new(sample.columns());
+            Sums::of_keys(&batch).ttl_ms(ttl_ms).ttl_ms
+        };
+        assert_eq!(of(&["stays", "ends"]), [u64::MAX, 5]);
+        assert_eq!(of(&["stays"]), [u64::MAX]);
     }
 }
