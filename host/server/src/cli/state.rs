@@ -1,6 +1,6 @@
 //! `processor state`: what a processor keeps, shown, taken out as JSON lines, put back, emptied.
 
-use std::io::{BufRead, Read};
+use std::io::BufRead;
 
 use millrace_model::bounds::{STATE_BYTES_MAX, STATE_ENTRIES_MAX};
 use millrace_model::{ProcessorName, TopicName};
