@@ -229,7 +229,7 @@ async fn many_failures_in_one_batch_are_each_called_alone_and_nothing_is_called_
     spec.breaker.enabled = false;
     rig.deploy(spec).await;
     let keys: Vec<String> = (0..MESSAGES).map(|at| format!("k{at:02}")).collect();
-    let value = |at: usize| if at % 2 == 0 { "bad" } else { "good" };
+    let value = |at: usize| if at.is_multiple_of(2) { "bad" } else { "good" };
     let messages = keys.iter().enumerate().map(|(at, key)| (&**key, value(at)));
     rig.produce(&messages.collect::<Vec<_>>()).await;
     rig.settled().await;
