@@ -401,6 +401,7 @@ mod tests {
         let page = table.page(&StateQuery {
             prefix: prefix.into(),
             entries_max: 100,
+            bytes_max: usize::MAX,
             now: Timestamp(now),
             ..StateQuery::default()
         });
