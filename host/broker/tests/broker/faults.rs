@@ -149,10 +149,7 @@ impl Engine for Moody {
 /// A rig on a moody engine, with processor `p` from `in` to `out`.
 async fn moody(say: impl Fn(&str, u32) -> Say + Send + Sync + 'static) -> (Rig, Arc<Moody>) {
     moody_with(per_message(move |batch, message| {
-        say(
-            &text(batch.value(message)),
-            batch.attempts[message],
-        )
+        say(&text(batch.value(message)), batch.attempts[message])
     }))
     .await
 }
