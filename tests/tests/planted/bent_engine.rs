@@ -261,6 +261,10 @@ impl Engine for BentEngine {
         self.inner.state(group, partition)
     }
 
+    fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
+        self.inner.state_partitions(group)
+    }
+
     async fn read_state(
         &self,
         group: &str,
