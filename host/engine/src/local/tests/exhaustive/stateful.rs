@@ -129,6 +129,7 @@ fn write(attempt: &mut StateAttempt, key: u8, change: Change, number: u64) {
 pub(super) fn table_of(table: &StateTable) -> Table {
     let all = StateQuery {
         entries_max: usize::MAX,
+        bytes_max: usize::MAX,
         ..StateQuery::default()
     };
     let page = table.page(&all);
