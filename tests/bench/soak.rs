@@ -67,7 +67,7 @@ pub(crate) fn measure(table: &mut Table) -> Result<()> {
         counts.over.store(true, Ordering::Relaxed);
         samples
     })?;
-    let processed = host.client().metric("millrace_processed_messages_total");
+    let processed = host.client().metric("millrace_messages_processed_total");
     eprintln!(
         "  {} messages produced, {:.0} processed; {} MiB read slowly, {} times told to come again",
         counts.produced.load(Ordering::Relaxed),
