@@ -1,5 +1,5 @@
 //! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state commits log reading restart latency
-//! storage memory`, and `soak`, which takes ten minutes and runs only when it is named. One table, each row a ratio of two things
+//! producers storage memory`, and `soak`, which takes ten minutes and runs only when it is named. One table, each row a ratio of two things
 //! measured in turns within the same run, because machines differ and are shared. It never gates a test.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ mod memory;
 mod meter;
 mod native;
 mod path;
+mod producers;
 mod reading;
 mod restart;
 mod setup;
@@ -34,9 +35,19 @@ const SERVE: &str = "serve";
 /// The part that takes too long to run unasked.
 const SOAK: &str = "soak";
 
-const PARTS: [&str; 11] = [
-    "calls", "path", "state", "commits", "log", "reading", "restart", "latency", "storage",
-    "memory", SOAK,
+const PARTS: [&str; 12] = [
+    "calls",
+    "path",
+    "state",
+    "commits",
+    "log",
+    "reading",
+    "restart",
+    "latency",
+    "producers",
+    "storage",
+    "memory",
+    SOAK,
 ];
 
 fn main() -> ExitCode {
@@ -80,6 +91,7 @@ fn bench(parts: &[String]) -> Result<()> {
             "reading" => runtime.block_on(reading::measure(&mut table))?,
             "restart" => runtime.block_on(restart::measure(&mut table))?,
             "latency" => runtime.block_on(latency::measure(&mut table))?,
+            "producers" => runtime.block_on(producers::measure(&mut table))?,
             "storage" => runtime.block_on(storage::measure(&mut table))?,
             SOAK => soak::measure(&mut table)?,
             _ => runtime.block_on(memory::measure(&mut table))?,

@@ -378,14 +378,29 @@ impl Writer {
         Ok(())
     }
 
+    fn write_again(&mut self) -> io::Result<()> {
+        let mut at = 0;
+        while at < self.position {
+            let count = (self.position - at).min(RUN_BYTES_MAX as u64);
+            self.buffer.resize(count as usize, 0);
+            let read = self.file.read_at(&mut self.buffer, at)?;
+            if read < self.buffer.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.file.write_all_at(&self.buffer, at)?;
+            at += count;
+        }
+        Ok(())
+    }
+
     fn finish(mut self, sealed_at: Timestamp) -> io::Result<Rewritten> {
         self.fill_to(self.segment.end)?;
         self.flush()?;
-        // Twice: nothing else holds what it holds, and where a file grows ext4 may answer once more when it has just failed (see
-        // docs/reliability.md).
-        for _ in 0..2 {
-            self.file.sync_data().map_err(final_error)?;
-        }
+        self.file.sync_data().map_err(final_error)?;
+        // Nothing else holds what it holds, and where a file grows ext4 may answer once more when it has just failed, or lose a block
+        // that it had to note as written (see docs/reliability.md): so all is written again, over blocks that are there.
+        self.write_again()?;
+        self.file.sync_data().map_err(final_error)?;
         self.index.seal(sealed_at);
         Ok(Rewritten {
             footer: self.index.footer(),
