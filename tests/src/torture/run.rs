@@ -102,11 +102,12 @@ fn worlds(plan: &Plan, skipped: &mut Vec<(Fault, String)>) -> VecDeque<WorldPlan
     worlds
 }
 
-/// Whether the kernel said that the file system itself is damaged (EBADMSG and EUCLEAN of ext4).
-fn tells_of_file_system(finding: &Finding) -> bool {
-    ["(os error 74)", "(os error 117)"]
-        .iter()
-        .any(|says| finding.text.contains(says))
+/// Whether the kernel said that the file system itself is damaged (EBADMSG and EUCLEAN of ext4), or `doctor` names what a medium
+/// that broke took from the files.
+fn tells_of_medium(finding: &Finding) -> bool {
+    let says = |text: &str| finding.text.contains(text);
+    let is_named = says("doctor ends with") && says("are damaged");
+    is_named || says("(os error 74)") || says("(os error 117)")
 }
 
 /// A world that panics is a broken one and takes no other with it.
@@ -135,8 +136,9 @@ impl Report {
             eprintln!("  {finding}");
         }
         self.tally.add(&verdict.tally);
-        if world.fault == Fault::Eio && verdict.findings.iter().any(tells_of_file_system) {
-            // The medium took the file system's own blocks with it: no program finds its files again then.
+        if world.fault == Fault::Eio && verdict.findings.iter().any(tells_of_medium) {
+            // The medium took blocks with it, after it had said that they are durable: no program finds them again then. That it is
+            // damage, and where, is said.
             self.lost_file_systems.push(seed);
             return;
         }
@@ -172,7 +174,7 @@ impl fmt::Display for Report {
         for seed in &self.lost_file_systems {
             writeln!(
                 f,
-                "  seed {seed}: a broken medium left no sound file system; not judged"
+                "  seed {seed}: a broken medium took blocks with it that were durable, and that is said; not judged"
             )?;
         }
         for (seed, finding) in &self.findings {
