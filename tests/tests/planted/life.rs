@@ -418,6 +418,7 @@ impl World {
         for partition in 0..PARTITIONS {
             let all = StateQuery {
                 entries_max: usize::MAX,
+                bytes_max: usize::MAX,
                 ..StateQuery::default()
             };
             let place = at(&life.topics[0], partition);
