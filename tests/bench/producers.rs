@@ -61,8 +61,8 @@ fn round(url: &str, topic: &str, messages: usize) -> Result<(f64, f64)> {
     let times = thread::scope(|scope| {
         let producers: Vec<_> = (0..PRODUCERS).map(|_| scope.spawn(produce)).collect();
         let times = producers.into_iter().map(|producer| {
-            let times = producer.join().ok().context("a producer panicked")?;
-            times
+            let joined = producer.join().ok();
+            joined.context("a producer panicked")?
         });
         times.collect::<Result<Vec<_>>>()
     })?;

@@ -17,6 +17,7 @@ mod run;
 mod scripts;
 mod stateful;
 
+use std::io::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::recover::{Tally, Worker};
@@ -34,6 +35,11 @@ fn effort() -> u64 {
     asked.and_then(|asked| asked.parse().ok()).unwrap_or(1)
 }
 
+/// Also where the output of tests that pass is not shown.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 #[test]
 fn exhaustive_crash_points_lose_nothing_that_was_acknowledged() {
     let began_at = std::time::Instant::now();
@@ -48,7 +54,10 @@ fn exhaustive_crash_points_lose_nothing_that_was_acknowledged() {
         let script = scripts::random(seed);
         total += explore(&run("a random script", &script, &[]), RANDOM_LOSSES);
     }
-    println!("in all: {total}, {} s", began_at.elapsed().as_secs());
+    say(&format!(
+        "exhaustive crash points in all: {total}, {} s",
+        began_at.elapsed().as_secs()
+    ));
     assert!(total.recoveries() >= 10_000, "{total}");
     assert!(
         trimmed >= 6,
@@ -64,7 +73,10 @@ fn exhaustive_crash_points_keep_state_progress_and_outputs_together() {
     for (name, script) in stateful::all() {
         total += explore(&run(name, &script, &[]), RANDOM_LOSSES * effort());
     }
-    println!("state in all: {total}, {} s", began_at.elapsed().as_secs());
+    say(&format!(
+        "exhaustive crash points with state in all: {total}, {} s",
+        began_at.elapsed().as_secs()
+    ));
     assert!(total.recoveries() >= 3_000, "{total}");
 }
 
