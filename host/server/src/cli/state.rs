@@ -178,7 +178,8 @@ fn import(
 ) -> Result<(), Failure> {
     let lines = entries_of(std::io::stdin().lock())?;
     let mut written = 0;
-    while reset || written < lines.len() {
+    // Once at least: whether there is such a place is to be said of nothing, too.
+    loop {
         let page = page_of(&lines[written..]);
         let entries = page.iter().map(|line| serde_json::from_str(line));
         let entries: Vec<Value> = entries
@@ -193,6 +194,9 @@ fn import(
             ))
         })?;
         written += page.len();
+        if written == lines.len() {
+            break;
+        }
     }
     out.answer(&json!({"written": written}), |_| {
         format!(
@@ -204,7 +208,10 @@ fn import(
 
 /// All lines, understood before anything is sent: what is wrong in the last one must not leave a state that is filled in part.
 fn entries_of(input: impl BufRead) -> Result<Vec<String>, Failure> {
-    let unwritten = |message: String| Failure::usage(message).with_hint("nothing was written");
+    let unwritten = |message: String| {
+        Failure::usage(message)
+            .with_hint("nothing was written; mend the line, or export again, and import all of it")
+    };
     let (mut lines, mut read, mut weight) = (Vec::new(), 0, 0);
     for line in input.take(IMPORT_BYTES_MAX).lines() {
         let line = line.map_err(|error| unwritten(format!("standard input: {error}")))?;

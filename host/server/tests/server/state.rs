@@ -98,6 +98,17 @@ fn an_import_with_a_wrong_line_writes_nothing() {
 }
 
 #[test]
+fn an_import_of_nothing_is_told_too_that_there_is_no_such_place() {
+    let host = with_uppercase(TestHost::start());
+    let output = run(&host, &["import"], b"");
+    assert!(output.status.success(), "{output:?}");
+    let output = run(&host, &["import", "--topic", "nowhere"], b"");
+    assert!(!output.status.success(), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("has state of in; name one of them"), "{told}");
+}
+
+#[test]
 fn an_answer_is_bounded_in_bytes_however_many_entries_are_asked_for() {
     let host = with_uppercase(TestHost::start());
     for at in 0..40 {
