@@ -4,11 +4,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use guest_artifacts as guests;
-use millrace::{Config, Host};
-use millrace_tests::{Client, Deploy};
+use millrace_tests::Client;
 use serde_json::json;
 
+use crate::setup;
 use crate::table::{Table, percentile};
 
 const WARM_UP: usize = 200;
@@ -38,12 +37,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
 /// Milliseconds of each message.
 async fn end_to_end(durability: &'static str) -> Result<Vec<f64>> {
     let directory = tempfile::tempdir()?;
-    let config = Config {
-        listen: "127.0.0.1:0".to_owned(),
-        data_dir: directory.path().join("data"),
-        ..Config::default()
-    };
-    let host = Host::start(config).await?;
+    let host = setup::host(directory.path()).await?;
     let url = host.url();
     let times = tokio::task::spawn_blocking(move || messages(&url, durability)).await??;
     host.stop().await;
@@ -52,18 +46,7 @@ async fn end_to_end(durability: &'static str) -> Result<Vec<f64>> {
 
 fn messages(url: &str, durability: &str) -> Result<Vec<f64>> {
     let client = Client::new(url);
-    for name in ["in", "out"] {
-        let topic = json!({"name": name, "durability": durability});
-        client.post_json("/v1/topics", &topic)?.ok()?;
-    }
-    let module = client.push(guests::UPPERCASE)?;
-    client.deploy(&Deploy {
-        name: "worker",
-        module: &module,
-        topic: "in",
-        output: "out",
-        more: json!({}),
-    })?;
+    setup::uppercase_between(&client, &json!({"durability": durability}))?;
 
     let (arrived, arrivals) = mpsc::channel();
     let reader = std::thread::spawn({

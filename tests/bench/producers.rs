@@ -4,10 +4,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use millrace::{Config, Host};
 use millrace_tests::Client;
 use serde_json::{Value, json};
 
+use crate::setup;
 use crate::table::{Table, median, percentile};
 
 const PRODUCERS: usize = 64;
@@ -20,12 +20,7 @@ const BATCHES: [usize; 2] = [1, 100];
 /// A row for each number of messages in a request.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let config = Config {
-        listen: "127.0.0.1:0".to_owned(),
-        data_dir: directory.path().join("data"),
-        ..Config::default()
-    };
-    let host = Host::start(config).await?;
+    let host = setup::host(directory.path()).await?;
     let url = host.url();
     let rows = tokio::task::spawn_blocking(move || rounds(&url)).await?;
     host.stop().await;

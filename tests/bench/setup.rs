@@ -4,13 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use guest_artifacts as guests;
+use millrace::{Config, Host};
 use millrace_broker::{Broker, ModuleHost, NewTopic};
 use millrace_engine::Engine;
 use millrace_engine::local::{LocalEngine, LocalOptions};
 use millrace_model::{
     BatchBuilder, Clock, Durability, Header, Message, RecordBatch, SystemClock, Timestamp,
 };
+use millrace_tests::{Client, Deploy};
 use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
+use serde_json::{Value, json};
 
 pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::new())
@@ -54,6 +58,34 @@ pub(crate) async fn topic(
     };
     broker.create_topic(topic).await?;
     Ok(())
+}
+
+/// A host in this process, with its door on a free port.
+pub(crate) async fn host(directory: &Path) -> Result<Host> {
+    let config = Config {
+        listen: "127.0.0.1:0".to_owned(),
+        data_dir: directory.join("data"),
+        ..Config::default()
+    };
+    Ok(Host::start(config).await?)
+}
+
+/// Topics `in` and `out`, made of this beside their names, and the upper-case processor between them, over HTTP.
+pub(crate) fn uppercase_between(client: &Client, topic: &Value) -> Result<()> {
+    for name in ["in", "out"] {
+        let mut topic = topic.clone();
+        topic["name"] = name.into();
+        client.post_json("/v1/topics", &topic)?.ok()?;
+    }
+    let module = client.push(guests::UPPERCASE)?;
+    let deployed = client.deploy(&Deploy {
+        name: "worker",
+        module: &module,
+        topic: "in",
+        output: "out",
+        more: json!({}),
+    });
+    deployed.map(drop)
 }
 
 /// A record batch of `count` messages with a key, one header and a value of `bytes`.

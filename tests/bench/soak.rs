@@ -8,10 +8,10 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use guest_artifacts as guests;
-use millrace_tests::{Client, Deploy, Host};
+use millrace_tests::{Client, Host};
 use serde_json::{Value, json};
 
+use crate::setup;
 use crate::table::{Table, median};
 
 const SOAK: Duration = Duration::from_secs(10 * 60);
@@ -50,7 +50,10 @@ struct Counts {
 /// Two rows: memory of the process's own, and all that is resident (mapped files too).
 pub(crate) fn measure(table: &mut Table) -> Result<()> {
     let host = Host::start(std::env::current_exe()?)?;
-    prepare(&host.client())?;
+    let topic = json!({
+        "partitions": PARTITIONS, "durability": "os", "settings": {"retention_bytes": RETENTION_BYTES},
+    });
+    setup::uppercase_between(&host.client(), &topic)?;
     let counts = Counts::default();
     let samples = thread::scope(|scope| {
         for _ in 0..PRODUCERS {
@@ -106,24 +109,6 @@ fn row(table: &mut Table, what: &str, samples: &[(Duration, [f64; 2])], pick: us
         format!("{early:.0} MiB"),
         format!("{:.2} (flat)", late / early),
     );
-}
-
-fn prepare(client: &Client) -> Result<()> {
-    for name in ["in", "out"] {
-        let topic = json!({
-            "name": name, "partitions": PARTITIONS, "durability": "os", "settings": {"retention_bytes": RETENTION_BYTES},
-        });
-        client.post_json("/v1/topics", &topic)?.ok()?;
-    }
-    let module = client.push(guests::UPPERCASE)?;
-    client.deploy(&Deploy {
-        name: "worker",
-        module: &module,
-        topic: "in",
-        output: "out",
-        more: json!({}),
-    })?;
-    Ok(())
 }
 
 /// Memory in MiB by the time since the begin: what the process has of its own, and all that is resident.
