@@ -21,6 +21,8 @@ const PROBES: usize = 16;
 pub struct Index {
     entries: Vec<Entry>,
     footer: Footer,
+    /// Whether something of the segment could not be noted. Not stored: whoever meets that does not store the index.
+    has_gaps: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +71,14 @@ impl Index {
 
     /// Goes over a damaged range: whatever is noted next stands at `position`.
     pub fn skip_to(&mut self, position: u64) {
+        self.has_gaps = true;
         self.footer.covered_bytes = self.footer.covered_bytes.max(position);
+    }
+
+    /// Whether something of the segment was passed over.
+    #[must_use]
+    pub fn has_gaps(&self) -> bool {
+        self.has_gaps
     }
 
     /// Notes when the segment ended.
@@ -156,7 +165,11 @@ impl Index {
             time_before: Timestamp(word(&entry[16..])),
         };
         let entries = entries.chunks_exact(ENTRY_BYTES).map(entry).collect();
-        Some(Self { entries, footer })
+        Some(Self {
+            entries,
+            footer,
+            has_gaps: false,
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use millrace_model::{Offset, RecordBatch, Stamp, Timestamp};
+use millrace_model::{Offset, RecordBatch, Stamp, Timestamp, TopicPartition};
 use parking_lot::Mutex;
 
 use self::encryption::BatchCipher;
@@ -88,7 +88,7 @@ struct Place {
     location: Location,
     segment_bytes: u64,
     cipher: Option<BatchCipher>,
-    /// What its batches are stamped with; whose files they are is not known without.
+    /// What its batches are stamped with; `None` for files that tests write without.
     stamp: Option<Stamp>,
 }
 
@@ -155,6 +155,7 @@ impl PartitionFiles {
         disk: Arc<dyn Disk>,
         cache: Arc<SealedCache>,
         location: Location,
+        partition: Option<TopicPartition>,
         segment_bytes: u64,
     ) -> Self {
         let place = Place {
@@ -163,7 +164,7 @@ impl PartitionFiles {
             location,
             segment_bytes,
             cipher: None,
-            stamp: None,
+            stamp: partition.map(Stamp::of),
         };
         Self::at(place, Vec::new(), Mark::default())
     }
@@ -188,8 +189,10 @@ impl PartitionFiles {
         }
     }
 
-    /// The files as `mark` says; segments that began after it are removed, for they are only a copy of what the journal holds, and so
-    /// is what a crash left of segments below the start and of a compaction.
+    /// The partition's files as `mark` says; segments that began after it are removed, for they are only a copy of what the journal
+    /// holds, and so is what a crash left of segments below the start and of a compaction. A segment that is stamped for another
+    /// partition is kept under another name instead. What is written from now on is stamped, and what is read with another stamp is
+    /// damage.
     ///
     /// # Errors
     /// The disk's.
@@ -197,6 +200,7 @@ impl PartitionFiles {
         disk: Arc<dyn Disk>,
         cache: Arc<SealedCache>,
         files: Files,
+        partition: Option<TopicPartition>,
         segment_bytes: u64,
         mark: Mark,
     ) -> io::Result<Self> {
@@ -207,14 +211,15 @@ impl PartitionFiles {
             location: files.location,
             segment_bytes,
             cipher: None,
-            stamp: None,
+            stamp: partition.map(Stamp::of),
         };
         lifetime::sweep(&place, &files.names, &mut sealed, mark)?;
         let active = sealed.partition_point(|&base| base < mark.segment);
         for base in sealed.split_off(active) {
-            place.disk.remove(&place.location.index(base))?;
             if base > mark.segment || mark.bytes == 0 {
-                place.disk.remove(&place.location.segment(base))?;
+                place.remove(base)?;
+            } else {
+                place.disk.remove(&place.location.index(base))?;
             }
         }
         Ok(Self::at(place, sealed, mark))
@@ -245,7 +250,7 @@ impl PartitionFiles {
     }
 
     fn append_stored(&mut self, batches: &[RecordBatch]) -> io::Result<()> {
-        self.leave_misplaced()?;
+        self.leave_misplaced();
         let mut rest = batches;
         while let Some(first) = rest.first() {
             assert!(
@@ -365,7 +370,7 @@ impl PartitionFiles {
 
     /// Ends the active segment: it never changes again and may be mapped.
     fn seal(&mut self) -> io::Result<()> {
-        self.leave_misplaced()?;
+        self.leave_misplaced();
         if self.active.bytes == 0 {
             return Ok(());
         }

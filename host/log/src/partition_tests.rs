@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::disk::RealDisk;
-use crate::sim::SimDisk;
+use crate::sim::{Effect, Fault, OperationKind, SimDisk};
 use millrace_model::{BatchBuilder, Message, Timestamp, TopicPartition};
 use proptest::prelude::*;
 
@@ -30,9 +30,18 @@ fn batches(shape: &[(u64, usize)]) -> Vec<RecordBatch> {
 }
 
 fn open_on(disk: Arc<dyn Disk>, dir: &Path, mark: Mark) -> PartitionFiles {
+    open_as(disk, dir, None, mark)
+}
+
+fn open_as(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    partition: Option<TopicPartition>,
+    mark: Mark,
+) -> PartitionFiles {
     let listing = Listing::read(&*disk, dir).unwrap();
     let files = listing.files(&*disk, 0).unwrap();
-    PartitionFiles::open(disk, Arc::default(), files, 20_000, mark).unwrap()
+    PartitionFiles::open(disk, Arc::default(), files, partition, 20_000, mark).unwrap()
 }
 
 fn open(disk: &SimDisk, mark: Mark) -> PartitionFiles {
@@ -257,8 +266,13 @@ fn a_partition_that_has_a_directory_of_its_own_goes_on_in_it() {
     let written = small_batches(121);
     let (older, newer) = written.split_at(60);
     let own = Location::own_dir(topic_dir, 0);
-    let mut files =
-        PartitionFiles::fresh(Arc::new(disk.clone()), Arc::default(), own.clone(), 20_000);
+    let mut files = PartitionFiles::fresh(
+        Arc::new(disk.clone()),
+        Arc::default(),
+        own.clone(),
+        None,
+        20_000,
+    );
     files.append(older).unwrap();
     assert!(
         disk.contents(&topic_dir.join("0/00000000000000000000.segment"))
@@ -359,7 +373,7 @@ fn partition(topic: u64) -> TopicPartition {
 
 fn open_of(disk: &SimDisk, topic: u64, mark: Mark) -> PartitionFiles {
     let dir = PathBuf::from(format!("/data/topics/{topic}"));
-    open_on(Arc::new(disk.clone()), &dir, mark).of(partition(topic))
+    open_as(Arc::new(disk.clone()), &dir, Some(partition(topic)), mark)
 }
 
 fn swap(disk: &SimDisk, one: &Path, other: &Path) {
@@ -448,6 +462,125 @@ fn an_active_segment_of_another_partition_is_not_written_over() {
     // Put back, all of it is there.
     swap(&disk, &paths[0], &paths[1]);
     assert_eq!(met(&open_of(&disk, 1, files.mark())), (written, Vec::new()));
+}
+
+/// Everything that any file holds, by its content.
+fn segments(disk: &SimDisk, topic: u64) -> Vec<Vec<u8>> {
+    let dir = PathBuf::from(format!("/data/topics/{topic}"));
+    let names = disk.list(&dir).unwrap().into_iter();
+    let names = names.filter(|name| name.contains(".segment"));
+    let mut all: Vec<Vec<u8>> = names
+        .map(|name| disk.contents(&dir.join(name)).unwrap())
+        .collect();
+    all.sort();
+    all
+}
+
+fn swap_dirs(disk: &SimDisk) {
+    let [one, other, aside] = ["1", "2", "aside"].map(|name| Path::new("/data/topics").join(name));
+    for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
+        disk.create_dir_all(to).unwrap();
+        for name in disk.list(from).unwrap() {
+            disk.rename(&from.join(&name), &to.join(&name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn nothing_is_removed_of_another_partition_whose_directory_stands_here() {
+    let disk = SimDisk::default();
+    let written = small_batches(300);
+    let [mut short, mut long] = [1, 2].map(|topic| open_of(&disk, topic, Mark::default()));
+    short.append(&written[..50]).unwrap();
+    long.append(&written).unwrap();
+    assert!(long.sealed.len() > short.sealed.len() + 2);
+    let all = segments(&disk, 2);
+    swap_dirs(&disk);
+    // Segments after the mark, those below the start, and where the mark says that there is nothing yet.
+    let below = Mark {
+        start: short.end,
+        ..short.mark()
+    };
+    for mark in [short.mark(), below, Mark::default()] {
+        let files = open_of(&disk, 1, mark);
+        assert_eq!(segments(&disk, 1), all, "{mark:?}");
+        assert_eq!(met(&files).0, []);
+    }
+    // A file of this name was kept before.
+    let taken = Path::new("/data/topics/1/0-00000000000000000000.segment");
+    disk.create(taken).unwrap();
+    let other = written[0].clone().stamped(Stamp::of(partition(2)));
+    disk.open(taken)
+        .unwrap()
+        .write_all_at(other.bytes(), 0)
+        .unwrap();
+    open_of(&disk, 1, Mark::default());
+    assert_eq!(segments(&disk, 1).len(), all.len() + 1);
+}
+
+#[test]
+fn retention_removes_nothing_of_another_partition() {
+    let disk = SimDisk::default();
+    let written = small_batches(200);
+    let mut both = [1, 2].map(|topic| open_of(&disk, topic, Mark::default()));
+    for files in &mut both {
+        files.append(&written).unwrap();
+    }
+    let base = both[0].sealed[1];
+    let paths = [&both[0], &both[1]].map(|files| files.place.location.segment(base));
+    let other = disk.contents(&paths[1]).unwrap();
+    swap(&disk, &paths[0], &paths[1]);
+    let mut files = open_of(&disk, 1, both[0].mark());
+    files.advance_start(files.end).unwrap();
+    files.take_below_start().remove().unwrap();
+    assert_eq!(segments(&disk, 1), [other]);
+}
+
+#[test]
+fn an_active_segment_whose_beginning_cannot_be_read_is_left_and_writing_goes_on() {
+    let disk = SimDisk::default();
+    let written = small_batches(40);
+    let mut files = open_of(&disk, 1, Mark::default());
+    files.append(&written[..30]).unwrap();
+    let mark = files.mark();
+    assert!(mark.bytes > 0);
+    let path = files.place.location.segment(mark.segment);
+    let before = disk.contents(&path);
+    let unreadable = Fault::new(Effect::Fail).on(OperationKind::Read);
+    disk.inject(unreadable.at_path(path.to_str().unwrap()).for_ever());
+    let mut files = open_of(&disk, 1, mark);
+    files.append(&written[30..]).unwrap();
+    assert_eq!(disk.contents(&path), before);
+    disk.heal();
+    // It was the disk's mood: all of it is there.
+    assert_eq!(met(&open_of(&disk, 1, files.mark())), (written, Vec::new()));
+}
+
+#[test]
+fn an_index_made_of_a_misplaced_segment_is_not_kept_for_when_it_is_put_back() {
+    let disk = SimDisk::default();
+    let written = small_batches(200);
+    let mut both = [1, 2].map(|topic| open_of(&disk, topic, Mark::default()));
+    for files in &mut both {
+        files.append(&written).unwrap();
+    }
+    let base = both[0].sealed[1];
+    let paths = [&both[0], &both[1]].map(|files| files.place.location.segment(base));
+    disk.remove(&both[0].place.location.index(base)).unwrap();
+    swap(&disk, &paths[0], &paths[1]);
+    for segment in open_of(&disk, 1, both[0].mark()).sealed_segments() {
+        segment.facts(Timestamp(77)).unwrap();
+    }
+    swap(&disk, &paths[0], &paths[1]);
+    let files = open_of(&disk, 1, both[0].mark());
+    let segments = files.sealed_segments();
+    let put_back = segments
+        .iter()
+        .find(|segment| segment.base == base)
+        .unwrap();
+    let latest = written.iter().filter(|b| b.end_offset() <= put_back.end);
+    let latest = latest.map(RecordBatch::max_timestamp).max().unwrap();
+    assert_eq!(put_back.facts(Timestamp(78)).unwrap().max_timestamp, latest);
 }
 
 #[test]

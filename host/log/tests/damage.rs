@@ -257,7 +257,7 @@ fn open_one(disk: &SimDisk, partition: u32, segment_bytes: u64, mark: Mark) -> P
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     let listing = Listing::read(&*disk, topic_dir()).unwrap();
     let files = listing.files(&*disk, partition).unwrap();
-    PartitionFiles::open(disk, Arc::default(), files, segment_bytes, mark).unwrap()
+    PartitionFiles::open(disk, Arc::default(), files, None, segment_bytes, mark).unwrap()
 }
 
 /// A few segments of a few batches of two messages; the batches, and in which file each begins where.

@@ -195,10 +195,10 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
                 Arc::clone(&store.disk),
                 Arc::clone(&store.cache),
                 listing.files(&*store.disk, id.partition.0)?,
+                Some(id),
                 store.segment_bytes,
                 marks.get(&id).copied().unwrap_or_default(),
             )?
-            .of(id)
             .encrypted_with(store.batch_cipher(id));
             state.insert_partition(Partition::new(id, &topic.spec, files));
         }

@@ -82,9 +82,10 @@ impl Store {
             Arc::clone(&self.disk),
             Arc::clone(&self.cache),
             Location::new(&self.topic_dir(id.topic), id.partition.0),
+            Some(id),
             self.segment_bytes,
         );
-        Partition::new(id, spec, files.of(id).encrypted_with(self.batch_cipher(id)))
+        Partition::new(id, spec, files.encrypted_with(self.batch_cipher(id)))
     }
 }
 

@@ -162,10 +162,11 @@ fn open(disk: &SimDisk, mark: Mark, hidden: bool) -> PartitionFiles {
     let listing = Listing::read(disk, Path::new(TOPIC)).unwrap();
     let files: Files = listing.files(disk, 0).unwrap();
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    let files = PartitionFiles::open(disk, Arc::default(), files, 2_000, mark).unwrap();
+    let files =
+        PartitionFiles::open(disk, Arc::default(), files, Some(PLACE), 2_000, mark).unwrap();
     let place = PLACE;
     let cipher = || BatchCipher::new(Arc::new(Cipher::parse(KEYS).unwrap()), place);
-    let mut files = files.of(PLACE).encrypted_with(hidden.then(cipher));
+    let mut files = files.encrypted_with(hidden.then(cipher));
     files.configure(NOW, 2_000, None);
     files
 }

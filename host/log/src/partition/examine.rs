@@ -4,10 +4,12 @@ use std::io;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
+use millrace_model::batch::HEADER_BYTES;
 use millrace_model::{Offset, Stamp, TopicPartition};
 
 use super::encryption::key_id;
-use super::layout::{INDEX_SUFFIX, SEGMENT_SUFFIX, base_in};
+use super::layout::{INDEX_SUFFIX, SEGMENT_SUFFIX, base_in, is_aside};
+use super::place::is_of;
 use super::{Files, Listing, Mark};
 use crate::disk::Disk;
 use crate::index::Index;
@@ -39,13 +41,17 @@ pub struct Fault {
     pub kind: FaultKind,
 }
 
-/// Kinds of faults. The first five are damage; the others cost nothing.
+/// Kinds of faults.
 #[derive(Debug)]
 pub enum FaultKind {
     /// Bytes are not those that were written.
     Damaged,
     /// What stands there was written for another topic or partition.
     Misplaced,
+    /// A segment that the partition does not need, and that was written for another topic or partition.
+    Foreign,
+    /// The same, kept by a start under this name.
+    SetAside,
     /// The file, or its end, is not there.
     Missing,
     /// The disk gave an error.
@@ -149,6 +155,7 @@ impl Examination<'_> {
             let kind = match base_in(&name, INDEX_SUFFIX) {
                 Some(base) if bases.contains(&base) => continue,
                 Some(_) => FaultKind::IndexAlone,
+                None if is_aside(&name) => FaultKind::SetAside,
                 None if base_in(&name, SEGMENT_SUFFIX).is_some() => continue,
                 None => FaultKind::Stray,
             };
@@ -182,12 +189,26 @@ impl Examination<'_> {
                 self.look_at(base, end, Some(active_bytes));
             } else if next > start {
                 self.look_at(base, next, None);
+            } else if self.is_foreign(base) {
+                let path = self.files.location.segment(base);
+                self.fault(path, None, None, FaultKind::Foreign);
             }
         }
         for base in later {
             let path = self.files.location.segment(base);
-            self.fault(path, None, None, FaultKind::AfterCheckpoint);
+            let kind = match self.is_foreign(base) {
+                true => FaultKind::Foreign,
+                false => FaultKind::AfterCheckpoint,
+            };
+            self.fault(path, None, None, kind);
         }
+    }
+
+    fn is_foreign(&self, base: Offset) -> bool {
+        let mut header = [0; HEADER_BYTES];
+        let file = ReadOnlyDisk.open(&self.files.location.segment(base));
+        let count = file.and_then(|file| file.read_at(&mut header, 0));
+        count.is_ok_and(|count| !is_of(&header[..count], self.stamp))
     }
 
     /// One segment with offsets `base..end`; of the active one, the bytes that the mark vouches for.

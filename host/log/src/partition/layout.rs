@@ -14,6 +14,8 @@ use crate::disk::Disk;
 
 pub(super) const SEGMENT_SUFFIX: &str = ".segment";
 pub(super) const INDEX_SUFFIX: &str = ".index";
+/// Of a segment that is kept though it is not the partition's; a number follows.
+const ASIDE_SUFFIX: &str = ".misplaced-";
 
 /// Where one partition's files stand, and how they are called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +59,12 @@ impl Location {
     #[must_use]
     pub fn index(&self, base: Offset) -> PathBuf {
         self.path(base, INDEX_SUFFIX)
+    }
+
+    /// Where the segment goes that has its name and is not its partition's.
+    pub(super) fn aside(&self, base: Offset, number: u32) -> PathBuf {
+        let name = file_name(base, SEGMENT_SUFFIX);
+        self.file(&format!("{name}{ASIDE_SUFFIX}{number}"))
     }
 
     fn path(&self, base: Offset, suffix: &str) -> PathBuf {
@@ -197,6 +205,12 @@ fn number(text: &str) -> Option<u32> {
 pub(super) fn base_in(name: &str, suffix: &str) -> Option<Offset> {
     let base = Offset(name.strip_suffix(suffix)?.parse().ok()?);
     (file_name(base, suffix) == name).then_some(base)
+}
+
+/// Whether a segment was kept under this name that is not the partition's.
+pub(super) fn is_aside(name: &str) -> bool {
+    name.split_once(ASIDE_SUFFIX)
+        .is_some_and(|(segment, _)| base_in(segment, SEGMENT_SUFFIX).is_some())
 }
 
 fn file_name(base: Offset, suffix: &str) -> String {

@@ -40,15 +40,6 @@ pub(super) fn sweep(
 /// What a file has for an ending while it is being written, to take the place of another one.
 pub(super) const UNFINISHED_SUFFIX: &str = ".unfinished";
 
-impl Place {
-    fn remove(&self, base: Offset) -> io::Result<()> {
-        let path = self.location.segment(base);
-        self.cache.forget(&path);
-        self.disk.remove(&path)?;
-        self.disk.remove(&self.location.index(base))
-    }
-}
-
 impl PartitionFiles {
     /// Tells the time, and how large and how old segments become from now on.
     pub fn configure(&mut self, now: Timestamp, segment_bytes: u64, segment_ms: Option<u64>) {
@@ -247,9 +238,12 @@ impl SealedSegment {
         }
         let mut index = (*self.reader().sealed(self.base)?.index).clone();
         index.seal(now);
-        let written = self.place.disk.create(&self.index_path());
-        // Only for next time: where it cannot be written it is built again.
-        let _ = written.and_then(|file| file.write_all_at(&index.encode(), 0));
+        // What is damaged now may be mended, or put back: then the index of the damage would be believed.
+        if !index.has_gaps() {
+            let written = self.place.disk.create(&self.index_path());
+            // Only for next time: where it cannot be written it is built again.
+            let _ = written.and_then(|file| file.write_all_at(&index.encode(), 0));
+        }
         Ok(index.footer())
     }
 

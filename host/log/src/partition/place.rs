@@ -1,42 +1,83 @@
 //! Whose files they are: what is written is stamped for its partition, and what is stamped for another one is not written over.
 
 use std::io;
+use std::path::PathBuf;
 
 use millrace_model::batch::HEADER_BYTES;
-use millrace_model::{RecordBatch, Stamp, TopicPartition};
+use millrace_model::{Offset, RecordBatch, Stamp};
 
 use super::{Active, PartitionFiles, Place};
 
 impl PartitionFiles {
-    /// These are the files of this partition: what is written is stamped for it, and what is stamped for another one is damage.
-    #[must_use]
-    pub fn of(mut self, partition: TopicPartition) -> Self {
-        self.place.stamp = Some(Stamp::of(partition));
-        self
-    }
-
-    /// Goes on in a new segment where the active one's file begins with another partition's messages: nothing of them is written over.
-    pub(super) fn leave_misplaced(&mut self) -> io::Result<()> {
-        let Some(stamp) = self.place.stamp.filter(|_| !self.active.is_own) else {
-            return Ok(());
-        };
-        let path = self.place.location.segment(self.active.base);
-        let mut header = [0; HEADER_BYTES];
-        let found = match self.place.disk.open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            opened => opened?.read_at(&mut header, 0)?,
-        };
-        let found = Stamp::in_header(&header[..found]);
+    /// Goes on in a new segment where the active one's file begins with another partition's messages, or does not tell: nothing of
+    /// them is written over.
+    pub(super) fn leave_misplaced(&mut self) {
+        if self.active.is_own {
+            return;
+        }
         self.active.is_own = true;
-        if found.is_some_and(|found| found != stamp) {
+        if self.place.holds(self.active.base) == Holds::Other {
             self.sealed.push(self.active.base);
             self.active = Active::new(self.end, 0);
         }
-        Ok(())
     }
 }
 
+/// What stands in a segment's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// There is none.
+    Nothing,
+    /// Nothing that is known to be another partition's.
+    Own,
+    /// It begins with another partition's messages, or cannot be read.
+    Other,
+}
+
 impl Place {
+    pub(super) fn holds(&self, base: Offset) -> Holds {
+        let Some(stamp) = self.stamp else {
+            return Holds::Own;
+        };
+        let file = match self.disk.open(&self.location.segment(base)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Holds::Nothing,
+            Err(_) => return Holds::Other,
+        };
+        let mut header = [0; HEADER_BYTES];
+        match file.read_at(&mut header, 0) {
+            Ok(count) if is_of(&header[..count], stamp) => Holds::Own,
+            _ => Holds::Other,
+        }
+    }
+
+    /// Removes a segment and its index; what is known to be another partition's, or cannot be read, is kept under another name.
+    pub(super) fn remove(&self, base: Offset) -> io::Result<()> {
+        let path = self.location.segment(base);
+        self.cache.forget(&path);
+        match self.holds(base) {
+            Holds::Nothing => {}
+            Holds::Own => self.disk.remove(&path)?,
+            Holds::Other => self.set_aside(base)?,
+        }
+        self.disk.remove(&self.location.index(base))
+    }
+
+    fn set_aside(&self, base: Offset) -> io::Result<()> {
+        let path = self.location.segment(base);
+        let taken = self.disk.list(self.location.dir())?;
+        let aside = |number: u32| self.location.aside(base, number);
+        let is_free = |aside: &PathBuf| {
+            let name = aside.file_name().and_then(|name| name.to_str());
+            !taken.iter().any(|taken| Some(taken.as_str()) == name)
+        };
+        let aside = (1..=u32::MAX).map(aside).find(is_free);
+        let aside = aside.ok_or_else(|| io::Error::other("no name is left"))?;
+        tracing::error!(from = %path.display(), to = %aside.display(), "a segment that is not of this partition, or cannot be read, was to be removed; it is kept under another name");
+        self.disk.rename(&path, &aside)?;
+        self.disk.sync_dir(self.location.dir())
+    }
+
     /// A batch as it stands in the files.
     pub(super) fn stored(&self, batch: &RecordBatch) -> RecordBatch {
         let stamped = match self.stamp {
@@ -48,4 +89,9 @@ impl Place {
             None => stamped,
         }
     }
+}
+
+/// Whether a segment that begins so may be the partition's own.
+pub(super) fn is_of(header: &[u8], stamp: Stamp) -> bool {
+    Stamp::in_header(header).is_none_or(|found| found == stamp)
 }

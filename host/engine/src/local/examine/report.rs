@@ -166,6 +166,16 @@ impl Finding {
                 "if segment files were swapped or restored to the wrong place, stop the host and put them back; else {}",
                 reads_fail()
             )),
+            FaultKind::Foreign => Self::damage(
+                path,
+                "a segment that was written for another topic or partition stands here",
+            )
+            .advise("stop the host and put it back where it belongs; the next start would keep it under another name"),
+            FaultKind::SetAside => Self::note(
+                path,
+                "a segment of another topic or partition that stood here; a start kept it under this name",
+            )
+            .advise("if messages are missing elsewhere, put it there under its name without the ending; else remove it"),
             FaultKind::Missing => Self::damage(
                 path,
                 format!("{range} are missing: a segment file was removed or cut"),

@@ -168,6 +168,64 @@ async fn segments_swapped_between_topics_are_damage_in_both_until_they_are_put_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_with_swapped_topic_directories_removes_nothing_and_the_doctor_tells_before_and_after()
+ {
+    let filled = Filled::new(small()).await;
+    // One of them is longer, so that the other's checkpoint knows nothing of its last segments.
+    let engine = filled.open().await;
+    for number in MESSAGES..2 * MESSAGES {
+        let value = value(NAMES[1], number);
+        produce(&engine, filled.partitions[1], &value)
+            .await
+            .unwrap();
+    }
+    engine.close().await;
+    let topics = filled.dir.path().join("topics");
+    let [one, other] = filled.partitions.map(|p| topics.join(p.topic.to_string()));
+    let aside = filled.dir.path().join("aside");
+    for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
+        fs::rename(from, to).unwrap();
+    }
+    let segments = || {
+        let files = [&one, &other].map(|dir| fs::read_dir(dir).unwrap());
+        let paths = files
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path());
+        let segments = paths.filter(|path| path.to_str().unwrap().contains(".segment"));
+        let mut segments: Vec<Vec<u8>> = segments.map(|path| fs::read(path).unwrap()).collect();
+        segments.sort();
+        segments
+    };
+    let before = segments();
+    let meanings = async || {
+        let dir = filled.dir.path().to_owned();
+        let report = tokio::task::spawn_blocking(move || examine(&dir, &mut |_| ()));
+        let findings = report.await.unwrap().unwrap().findings.into_iter();
+        findings.map(|finding| finding.meaning).collect::<Vec<_>>()
+    };
+    let stands_here = "a segment that was written for another topic or partition stands here";
+    assert!(
+        meanings()
+            .await
+            .iter()
+            .any(|meaning| meaning == stands_here)
+    );
+    let engine = filled.open().await;
+    assert_eq!(filled.read(&engine, 0).await.0, Vec::<u64>::new());
+    engine.close().await;
+    let after = segments();
+    assert!(before.iter().all(|bytes| after.contains(bytes)));
+    let kept = "a start kept it under this name";
+    assert!(
+        meanings()
+            .await
+            .iter()
+            .any(|meaning| meaning.contains(kept))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_scrubber_finds_a_segment_of_another_topic_and_says_so() {
     let filled = Filled::new(LocalOptions {
         scrub_bytes_per_second: 1 << 30,
