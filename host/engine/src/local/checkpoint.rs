@@ -54,15 +54,23 @@ const SCHEMA: &str = "
 const ADDED_COLUMNS: [(&str, &str); 2] =
     [("partitions", "opened_at"), ("partitions", "clean_offset")];
 
+async fn has_column(
+    connection: &mut SqliteConnection,
+    table: &str,
+    column: &str,
+) -> Result<bool, sqlx::Error> {
+    let known = "SELECT COUNT(*) FROM pragma_table_info(?) WHERE name = ?";
+    let known = sqlx::query(known).bind(table).bind(column);
+    Ok(number(&known.fetch_one(connection).await?, 0)? > 0)
+}
+
 async fn add_column(
     connection: &mut SqliteConnection,
     table: &str,
     column: &str,
     kind: &str,
 ) -> Result<(), sqlx::Error> {
-    let known = "SELECT COUNT(*) FROM pragma_table_info(?) WHERE name = ?";
-    let known = sqlx::query(known).bind(table).bind(column);
-    if number(&known.fetch_one(&mut *connection).await?, 0)? == 0 {
+    if !has_column(connection, table, column).await? {
         let add = format!("ALTER TABLE {table} ADD COLUMN {column} {kind}");
         let add = sqlx::raw_sql(sqlx::AssertSqlSafe(add));
         add.execute(connection).await?;
@@ -152,9 +160,6 @@ impl CheckpointStore {
                 let kind = "INTEGER NOT NULL DEFAULT 0";
                 add_column(&mut connection, table, column, kind).await?;
             }
-            for table in rows::ALL {
-                add_column(&mut connection, table.name, "checksum", "INTEGER").await?;
-            }
             Ok(connection)
         })?;
         Ok(Self {
@@ -175,9 +180,9 @@ impl CheckpointStore {
         Ok(checkpoint)
     }
 
-    /// Bytes of the database.
+    /// Bytes of what is in the database.
     pub(super) fn byte_count(&self) -> u64 {
-        growth::used_bytes_of(&self.path).unwrap_or(0)
+        growth::held_bytes_of(&self.path).unwrap_or(0)
     }
 
     /// Whether the step found no room, and can be made again.
@@ -189,7 +194,9 @@ impl CheckpointStore {
     pub(super) fn save(&mut self, step: &Step<'_>) -> Result<(), sqlx::Error> {
         growth::grow_ahead(&self.path).map_err(sqlx::Error::Io)?;
         let cipher = self.cipher.as_deref();
-        let saving = save(&mut self.connection, step, cipher, self.is_sealed);
+        let saving = in_one_step(&mut self.connection, self.is_sealed, async |on| {
+            save_step(on, step, cipher).await
+        });
         self.runtime.block_on(saving)?;
         self.is_sealed = true;
         Ok(())
@@ -242,14 +249,10 @@ fn partition(row: &SqliteRow) -> Result<TopicPartition, sqlx::Error> {
     })
 }
 
-async fn load(
+/// The rows of `meta`, each as it was written, and whether every row of the checkpoint has a checksum.
+async fn read_meta(
     connection: &mut SqliteConnection,
-    cipher: Option<&Cipher>,
-) -> Result<(Checkpoint, bool), sqlx::Error> {
-    let mut loaded = Checkpoint {
-        next_topic: TopicId(1),
-        ..Checkpoint::default()
-    };
+) -> Result<(Vec<SqliteRow>, bool), sqlx::Error> {
     let meta = rows::META.select(connection, "").await?;
     let format = meta
         .iter()
@@ -260,8 +263,21 @@ async fn load(
         return Err(sqlx::Error::Protocol(newer));
     }
     let sealed = format >= FORMAT_SEALED;
+    meta.iter()
+        .try_for_each(|row| rows::META.check(row, sealed))?;
+    Ok((meta, sealed))
+}
+
+async fn load(
+    connection: &mut SqliteConnection,
+    cipher: Option<&Cipher>,
+) -> Result<(Checkpoint, bool), sqlx::Error> {
+    let mut loaded = Checkpoint {
+        next_topic: TopicId(1),
+        ..Checkpoint::default()
+    };
+    let (meta, sealed) = read_meta(connection).await?;
     for row in meta {
-        rows::META.check(&row, sealed)?;
         let value = number(&row, 1)?;
         match row.try_get::<&str, _>(0)? {
             "format" => loaded.is_made = true,
@@ -316,11 +332,12 @@ async fn load(
     Ok((loaded, sealed))
 }
 
-async fn save(
+/// Does the work in one transaction, whole or not at all. What is not sealed is sealed first: an older version can write what
+/// it left behind until a newer format is there with all that belongs to it.
+async fn in_one_step(
     connection: &mut SqliteConnection,
-    step: &Step<'_>,
-    cipher: Option<&Cipher>,
     is_sealed: bool,
+    work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<(), sqlx::Error>,
 ) -> Result<(), sqlx::Error> {
     // Not by the library's transactions: they count how deep they are, and count wrong after an error with which SQLite itself ends
     // one, as a full disk is. What they call a commit then only ends an inner step of a transaction that never ends.
@@ -329,19 +346,19 @@ async fn save(
         true => Ok(()),
         false => rows::seal(connection).await,
     };
-    let mut saved = match sealed {
-        Ok(()) => save_step(connection, step, cipher).await,
+    let mut done = match sealed {
+        Ok(()) => work(connection).await,
         unsealed => unsealed,
     };
-    if saved.is_ok() {
+    if done.is_ok() {
         let committed = sqlx::raw_sql("COMMIT").execute(&mut *connection).await;
-        saved = committed.map(drop);
+        done = committed.map(drop);
     }
-    if saved.is_err() {
+    if done.is_err() {
         // Where SQLite has ended it, it says that there is none. If it cannot be ended the next one cannot begin.
         let _ = sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await;
     }
-    saved
+    done
 }
 
 async fn save_step(
@@ -476,7 +493,6 @@ mod tests {
         let path = directory.path().join("checkpoint.sqlite");
         let mut store = CheckpointStore::open(&path, None).expect("a checkpoint");
         let older = "DROP TABLE producers; DROP TABLE producer_names; DROP TABLE requests;
-            ALTER TABLE meta DROP COLUMN checksum;
             INSERT INTO meta VALUES ('format', 1), ('sequence', 7), ('next_topic', 3);";
         let made_older = sqlx::raw_sql(older).execute(&mut store.connection);
         store.runtime.block_on(made_older).expect("made older");
@@ -486,5 +502,20 @@ mod tests {
         assert_eq!((loaded.sequence, loaded.next_topic), (7, TopicId(3)));
         let first = loaded.idempotence.producers.decide(None);
         assert_eq!(first.expect("an id").id, 0);
+        // It was only read: the version before can still write it.
+        let written_before = "INSERT OR REPLACE INTO meta VALUES ('sequence', 8)";
+        let writing = sqlx::raw_sql(written_before).execute(&mut store.connection);
+        store.runtime.block_on(writing).expect("as it was");
+        let step = Step {
+            sequence: 9,
+            journal_file: 1,
+            changes: &Changes::default(),
+            marks: &[],
+            swept_topics: &[],
+        };
+        store.save(&step).expect("saved");
+        let mut store = CheckpointStore::open(&path, None).expect("opened");
+        assert_eq!(store.load().expect("read").sequence, 9);
+        assert!(store.is_sealed);
     }
 }

@@ -97,10 +97,22 @@ impl Reserve {
     pub(super) fn fit(&self, checkpoint_bytes: u64) {
         let step = self.bytes[LAST].max(1);
         let beyond = checkpoint_bytes / step * step;
-        let grows = self.beyond.swap(beyond, Ordering::Relaxed) < beyond;
-        if grows && !self.is_full() && !self.fill() {
+        let before = self.beyond.swap(beyond, Ordering::Relaxed);
+        if before == beyond || self.is_full() {
+            return;
+        }
+        // Room that was taken beyond a file's end goes only with the file.
+        let made_anew = before < beyond || self.remove_last();
+        if !(made_anew && self.fill()) {
             self.set_full(true);
         }
+    }
+
+    fn remove_last(&self) -> bool {
+        let removed = self.disk.remove(&self.dir.join(FILES[LAST]));
+        removed
+            .inspect_err(|error| tracing::warn!(%error, "reserved room could not be given back"))
+            .is_ok()
     }
 
     /// Makes it whole, the last to be given up first; whether it is. What there is room for is kept, so that nobody else takes it.

@@ -8,11 +8,11 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use millrace_log::Cipher;
 use millrace_model::TopicPartition;
+use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection, Row};
 
 use super::rows::{self, Value};
-use super::{CheckpointStore, malformed, partition, unusable};
+use super::{CheckpointStore, add_column, in_one_step, number, partition, read_meta, unusable};
 use crate::local::options::OpenError;
 
 const ACTIVE: &str = "encryption_key";
@@ -21,15 +21,7 @@ const CHECK_PREFIX: &str = "encryption_key:";
 /// Columns that the first format did not have.
 pub(super) async fn add_columns(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     for table in ["groups", "entries"] {
-        let there = sqlx::query("SELECT 1 FROM pragma_table_info(?) WHERE name = 'encryption_key'");
-        let there = there.bind(table).fetch_optional(&mut *connection).await?;
-        if there.is_none() {
-            let add = match table {
-                "groups" => "ALTER TABLE groups ADD COLUMN encryption_key INTEGER",
-                _ => "ALTER TABLE entries ADD COLUMN encryption_key INTEGER",
-            };
-            sqlx::raw_sql(add).execute(&mut *connection).await?;
-        }
+        add_column(connection, table, "encryption_key", "INTEGER").await?;
     }
     Ok(())
 }
@@ -119,14 +111,13 @@ impl CheckpointStore {
     /// What is known about keys: names in `meta`, and their numbers.
     fn keys(&mut self) -> Result<Vec<(String, u64)>, OpenError> {
         let read = self.runtime.block_on(async {
-            let rows = sqlx::query("SELECT key, value FROM meta WHERE key LIKE 'encryption_key%'");
-            let rows = rows.fetch_all(&mut self.connection).await?;
-            let known = rows.iter().map(|row| {
-                let value: i64 = row.try_get(1)?;
-                let value = u64::try_from(value).map_err(|_| malformed("number"))?;
-                Ok((row.try_get(0)?, value))
-            });
-            known.collect::<Result<_, sqlx::Error>>()
+            let (rows, _) = read_meta(&mut self.connection).await?;
+            let known = rows
+                .iter()
+                .map(|row| Ok((row.try_get(0)?, number(row, 1)?)));
+            let known: Result<Vec<(String, u64)>, sqlx::Error> = known.collect();
+            let of_keys = |(key, _): &(String, u64)| key.starts_with(ACTIVE);
+            Ok(known?.into_iter().filter(of_keys).collect())
         });
         read.map_err(|error| unusable(&self.path, &error))
     }
@@ -136,7 +127,9 @@ impl CheckpointStore {
         let Some(cipher) = self.cipher.clone() else {
             return Ok(());
         };
-        let adopting = adopt(&mut self.connection, &cipher, self.is_sealed);
+        let adopting = in_one_step(&mut self.connection, self.is_sealed, async |on| {
+            adopt(on, &cipher).await
+        });
         let adopted = self.runtime.block_on(adopting);
         adopted.map_err(|error| unusable(&self.path, &error))?;
         self.is_sealed = true;
@@ -149,18 +142,9 @@ fn active(known: &[(String, u64)]) -> Option<u32> {
     active.and_then(|(_, id)| u32::try_from(*id).ok())
 }
 
-async fn adopt(
-    connection: &mut SqliteConnection,
-    cipher: &Cipher,
-    is_sealed: bool,
-) -> Result<(), sqlx::Error> {
+async fn adopt(on: &mut SqliteConnection, cipher: &Cipher) -> Result<(), sqlx::Error> {
     let active = i64::from(cipher.active());
     let check = cipher.check_value(cipher.active()).unwrap_or_default() as i64;
-    let mut transaction = connection.begin().await?;
-    let on = &mut *transaction;
-    if !is_sealed {
-        rows::seal(on).await?;
-    }
     let meta = [
         (ACTIVE.to_owned(), active),
         (format!("{CHECK_PREFIX}{active}"), check),
@@ -197,6 +181,5 @@ async fn adopt(
         ];
         rows::GROUPS.put(on, [row]).await?;
     }
-    super::state::adopt(on, cipher).await?;
-    transaction.commit().await
+    super::state::adopt(on, cipher).await
 }

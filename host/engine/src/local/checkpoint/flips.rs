@@ -109,7 +109,11 @@ fn step<'a>(changes: &'a Changes, marks: &'a [(TopicPartition, Mark)]) -> Step<'
 
 /// Every row of every table, as text; or why the checkpoint is refused.
 fn contents(path: &Path) -> Result<Vec<String>, OpenError> {
-    let mut store = CheckpointStore::open(path, None)?;
+    contents_with(path, None)
+}
+
+fn contents_with(path: &Path, cipher: Option<Arc<Cipher>>) -> Result<Vec<String>, OpenError> {
+    let mut store = CheckpointStore::open(path, cipher)?;
     store.check_keys()?;
     store.load()?;
     let on = &mut store.connection;
@@ -187,6 +191,44 @@ fn a_flipped_bit_never_changes_what_a_checkpoint_says() {
     }
     println!("{refused} refused, {equal} of no effect");
     assert!(refused > equal, "{refused} refused, {equal} of no effect");
+}
+
+#[test]
+fn a_flipped_bit_in_what_is_known_of_keys_is_not_taken_for_a_wrong_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint.sqlite");
+    let cipher = Cipher::parse(&format!("7:{}", "0123456789abcdef".repeat(4))).unwrap();
+    let cipher = Some(Arc::new(cipher));
+    let mut store = CheckpointStore::open(&path, cipher.clone()).unwrap();
+    store.adopt_keys().unwrap();
+    store.save(&step(&changes(), &[])).unwrap();
+    drop(store);
+    let said = contents_with(&path, cipher.clone()).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let name = b"encryption_key";
+    // In the page of the table's rows; others name the columns.
+    let page = whole
+        .windows(16)
+        .position(|found| found == b"encryption_key:7");
+    let page = page.unwrap() / 4096 * 4096;
+    let places = whole[page..page + 4096].windows(name.len()).enumerate();
+    let places = places.filter(|(_, found)| *found == name);
+    let mut refused = 0;
+    for at in places.flat_map(|(at, _)| page + at..page + at + 40) {
+        for bit in 0..8 {
+            let mut bytes = whole.clone();
+            bytes[at.min(whole.len() - 1)] ^= 1 << bit;
+            std::fs::write(&path, bytes).unwrap();
+            match contents_with(&path, cipher.clone()) {
+                Ok(found) => assert!(found == said, "bit {bit} of byte {at}"),
+                Err(error) => {
+                    assert!(error.to_string().contains("backup"), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > 300, "{refused} refused");
 }
 
 #[test]

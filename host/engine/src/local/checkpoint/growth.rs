@@ -15,29 +15,51 @@ use millrace_log::disk;
 const AHEAD_BYTES: u64 = 1 << 20;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Where the database ends: bytes 28 to 31 of the header count the pages, 16 and 17 say how long one is (the database file format,
-/// section 1.3).
-fn used_bytes(file: &File) -> io::Result<u64> {
-    let mut header = [0; 32];
-    file.read_exact_at(&mut header, 0)?;
-    let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
-        1 => 1 << 16,
-        bytes => u64::from(bytes),
-    };
-    let pages = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
-    Ok(u64::from(pages) * page_bytes)
+/// What the database's header tells (the database file format, section 1.3).
+struct Header([u8; 40]);
+
+impl Header {
+    fn of(file: &File) -> io::Result<Self> {
+        let mut header = [0; 40];
+        file.read_exact_at(&mut header, 0)?;
+        Ok(Self(header))
+    }
+
+    fn page_bytes(&self) -> u64 {
+        match u16::from_be_bytes([self.0[16], self.0[17]]) {
+            1 => 1 << 16,
+            bytes => u64::from(bytes),
+        }
+    }
+
+    /// The bytes of so many pages as stand at this place.
+    fn bytes_at(&self, at: usize) -> u64 {
+        let pages = self.0[at..].first_chunk::<4>();
+        pages.map_or(0, |pages| u64::from(u32::from_be_bytes(*pages))) * self.page_bytes()
+    }
+
+    /// Where the database ends.
+    fn used_bytes(&self) -> u64 {
+        self.bytes_at(28)
+    }
+
+    /// Within that, what holds nothing.
+    fn free_bytes(&self) -> u64 {
+        self.bytes_at(36)
+    }
 }
 
-/// Bytes that the database uses of its file. To be called between two transactions, as [`grow_ahead`].
-pub(super) fn used_bytes_of(path: &Path) -> io::Result<u64> {
-    used_bytes(&File::open(path)?)
+/// Bytes of the database that hold anything. To be called between two transactions, as [`grow_ahead`].
+pub(super) fn held_bytes_of(path: &Path) -> io::Result<u64> {
+    let header = Header::of(&File::open(path)?)?;
+    Ok(header.used_bytes().saturating_sub(header.free_bytes()))
 }
 
 /// Makes the file longer, if it is time. To be called between two transactions: to close the file gives up locks on it. A full disk is
 /// no error, the commit will meet it.
 pub(super) fn grow_ahead(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let (length, used) = (file.metadata()?.len(), used_bytes(&file)?);
+    let (length, used) = (file.metadata()?.len(), Header::of(&file)?.used_bytes());
     let ahead = AHEAD_BYTES.max(used / 4);
     if length >= used + ahead / 2 {
         return Ok(());
@@ -84,6 +106,8 @@ mod tests {
             assert_eq!(std::fs::metadata(&path).unwrap().len(), length);
             lengths.push(length);
         }
+        let held = held_bytes_of(&path).unwrap();
+        assert!(held > 4_000_000, "{held}");
         lengths.dedup();
         assert!((2..12).contains(&lengths.len()), "{lengths:?}");
         let check = sqlx::query("PRAGMA integrity_check");
@@ -94,5 +118,9 @@ mod tests {
         let count = sqlx::query("SELECT COUNT(*) FROM t");
         let count = count.fetch_one(&mut connection).await.unwrap();
         assert_eq!(count.get::<i64, _>(0), 40);
+        let empty = sqlx::raw_sql("DELETE FROM t").execute(&mut connection);
+        empty.await.unwrap();
+        let held = held_bytes_of(&path).unwrap();
+        assert!(held < 1_000_000, "{held}");
     }
 }

@@ -9,10 +9,12 @@ use sqlx::query_builder::Separated;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite, TypeInfo, ValueRef};
 
-use super::malformed;
+use super::{add_column, has_column, malformed};
 
 /// Rows that one statement writes: each statement is a way to the database's thread and back.
 pub(super) const ROWS_AT_ONCE_MAX: usize = 500;
+
+const CHECKSUM: &str = "checksum";
 
 /// A table, and its columns but for the checksum; the key's come first.
 pub(super) struct Table {
@@ -264,7 +266,11 @@ impl Table {
         which: &str,
     ) -> Result<Vec<SqliteRow>, sqlx::Error> {
         let (columns, name) = (self.columns.join(", "), self.name);
-        let select = format!("SELECT {columns}, checksum FROM {name} {which}");
+        let checksum = match has_column(on, name, CHECKSUM).await? {
+            true => CHECKSUM,
+            false => "NULL",
+        };
+        let select = format!("SELECT {columns}, {checksum} FROM {name} {which}");
         sqlx::query(sqlx::AssertSqlSafe(select)).fetch_all(on).await
     }
 
@@ -292,6 +298,7 @@ impl Table {
 /// Gives each row a checksum that has none.
 pub(super) async fn seal(on: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     for table in ALL {
+        add_column(on, table.name, CHECKSUM, "INTEGER").await?;
         let open = table.select(on, "WHERE checksum IS NULL").await?;
         let rows: Result<Vec<_>, _> = open.iter().map(|row| table.values(row)).collect();
         table.put(on, rows?).await?;
