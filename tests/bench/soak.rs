@@ -43,7 +43,7 @@ const SIP_BYTES: usize = 16 << 10;
 struct Counts {
     over: AtomicBool,
     produced: AtomicU64,
-    refused: AtomicU64,
+    requests_refused: AtomicU64,
     read_bytes: AtomicU64,
 }
 
@@ -72,16 +72,19 @@ pub(crate) fn measure(table: &mut Table) -> Result<()> {
     })?;
     let processed = host.client().metric("millrace_messages_processed_total");
     eprintln!(
-        "  {} messages produced, {:.0} processed; {} MiB read slowly, {} times told to come again",
+        "  {} messages produced, {:.0} processed; {} MiB read slowly, {} requests told to come again",
         counts.produced.load(Ordering::Relaxed),
         processed.unwrap_or(f64::NAN),
         counts.read_bytes.load(Ordering::Relaxed) >> 20,
-        counts.refused.load(Ordering::Relaxed)
+        counts.requests_refused.load(Ordering::Relaxed)
     );
-    ensure!(
-        counts.produced.load(Ordering::Relaxed) > 0,
-        "nothing was produced"
-    );
+    for (what, count) in [
+        ("produced", counts.produced.load(Ordering::Relaxed)),
+        ("processed", processed.map_or(0, |count| count as u64)),
+        ("read", counts.read_bytes.load(Ordering::Relaxed)),
+    ] {
+        ensure!(count > 0, "nothing was {what}");
+    }
     let readers: usize = READERS.iter().map(|(count, ..)| count).sum();
     for (what, pick) in [("own memory", 0), ("resident memory", 1)] {
         row(
@@ -139,12 +142,11 @@ fn produce(client: &Client, counts: &Counts) {
     let messages: Vec<Value> = vec![message; MESSAGES];
     while !counts.over.load(Ordering::Relaxed) {
         let sent = client.produce("in", &messages);
-        let counter = if sent.is_ok() {
-            &counts.produced
-        } else {
-            &counts.refused
+        let (counter, count) = match sent {
+            Ok(_) => (&counts.produced, MESSAGES as u64),
+            Err(_) => (&counts.requests_refused, 1),
         };
-        counter.fetch_add(MESSAGES as u64, Ordering::Relaxed);
+        counter.fetch_add(count, Ordering::Relaxed);
         sleep(PACE);
     }
 }
@@ -177,7 +179,7 @@ fn read_once(
     let mut sip = vec![0; SIP_BYTES];
     let status = stream.read(&mut sip[..12])?;
     if !sip[..status].ends_with(b"200") {
-        counts.refused.fetch_add(1, Ordering::Relaxed);
+        counts.requests_refused.fetch_add(1, Ordering::Relaxed);
         sleep(Duration::from_secs(1));
         return Ok(());
     }

@@ -32,6 +32,14 @@ pub struct StatePlace {
     pub partition: PartitionId,
 }
 
+fn which(topics: &[TopicName]) -> String {
+    let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
+    match names.is_empty() {
+        true => "reads nothing and has no state".to_owned(),
+        false => format!("reads, or has state of, {}; name one of them", names.join(", ")),
+    }
+}
+
 /// Why state was neither shown nor written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateAccessError {
@@ -39,11 +47,11 @@ pub enum StateAccessError {
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
     /// It reads, or has state of, another topic or several.
-    #[error("processor {name} has state of {}; name one of them", .topics.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    #[error("processor {name} {}", which(.topics))]
     WhichTopic {
         /// Whose.
         name: ProcessorName,
-        /// What it reads.
+        /// What it reads, or has state of.
         topics: Vec<TopicName>,
     },
     /// The topic has no such partition.

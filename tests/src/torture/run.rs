@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use fastrand::Rng;
 
-use super::checker::{Finding, Tally, Verdict};
+use super::checker::{Finding, Kind, Tally, Verdict};
 use super::faults;
 use super::history::Fault;
 use super::world::{self, WorldPlan};
@@ -110,6 +110,18 @@ fn tells_of_medium(finding: &Finding) -> bool {
     is_named || says("(os error 74)") || says("(os error 117)")
 }
 
+/// Of a world whose medium took blocks with it after it had said that they are durable no program finds them again. That it is
+/// damage, and where, is said; then what is not there is no finding, and all else is. Whether there was any of that.
+fn excuse_medium(verdict: &mut Verdict) -> bool {
+    let is_lost = verdict.tally.mediums_broken > 0 && verdict.findings.iter().any(tells_of_medium);
+    if is_lost {
+        let follows = [Kind::Lost, Kind::Missing, Kind::Stuck, Kind::Unexpected];
+        let findings = &mut verdict.findings;
+        findings.retain(|finding| !follows.contains(&finding.kind));
+    }
+    is_lost
+}
+
 /// A world that panics is a broken one and takes no other with it.
 fn live(world: &WorldPlan) -> Result<Verdict> {
     let lived = std::panic::catch_unwind(|| world::live(world));
@@ -118,7 +130,7 @@ fn live(world: &WorldPlan) -> Result<Verdict> {
 
 impl Report {
     fn take(&mut self, world: &WorldPlan, lived: Result<Verdict>) {
-        let verdict = match lived {
+        let mut verdict = match lived {
             Ok(verdict) => verdict,
             Err(error) => {
                 eprintln!("torture: {error:#}");
@@ -136,11 +148,8 @@ impl Report {
             eprintln!("  {finding}");
         }
         self.tally.add(&verdict.tally);
-        if world.fault == Fault::Eio && verdict.findings.iter().any(tells_of_medium) {
-            // The medium took blocks with it, after it had said that they are durable: no program finds them again then. That it is
-            // damage, and where, is said.
+        if excuse_medium(&mut verdict) {
             self.lost_file_systems.push(seed);
-            return;
         }
         let findings = verdict.findings.into_iter();
         self.findings
@@ -174,7 +183,7 @@ impl fmt::Display for Report {
         for seed in &self.lost_file_systems {
             writeln!(
                 f,
-                "  seed {seed}: a broken medium took blocks with it that were durable, and that is said; not judged"
+                "  seed {seed}: a broken medium took blocks with it that were durable, and that is said; what is not there is no finding"
             )?;
         }
         for (seed, finding) in &self.findings {
@@ -194,4 +203,53 @@ impl fmt::Display for Report {
 
 fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(mediums_broken: u64) -> Verdict {
+        let finding = |kind, text: &str| Finding {
+            kind,
+            line: 1,
+            text: text.to_owned(),
+        };
+        let named = "doctor ends with 1: offsets 7 to 9 (exclusive) are damaged";
+        Verdict {
+            findings: vec![
+                finding(Kind::Unexpected, named),
+                finding(Kind::Lost, "offset 7"),
+                finding(Kind::Twice, "input 3"),
+            ],
+            findings_count: 3,
+            tally: Tally {
+                mediums_broken,
+                ..Tally::default()
+            },
+        }
+    }
+
+    #[test]
+    fn damage_is_a_finding_where_no_medium_broke() {
+        let mut verdict = verdict(0);
+        assert!(!excuse_medium(&mut verdict));
+        assert_eq!(verdict.findings.len(), 3);
+    }
+
+    #[test]
+    fn a_broken_medium_excuses_what_is_gone_and_nothing_else() {
+        let mut verdict = verdict(1);
+        assert!(excuse_medium(&mut verdict));
+        let kinds: Vec<Kind> = verdict.findings.iter().map(|found| found.kind).collect();
+        assert_eq!(kinds, [Kind::Twice]);
+    }
+
+    #[test]
+    fn a_broken_medium_that_nobody_tells_of_excuses_nothing() {
+        let mut verdict = verdict(1);
+        verdict.findings.remove(0);
+        assert!(!excuse_medium(&mut verdict));
+        assert_eq!(verdict.findings.len(), 2);
+    }
 }

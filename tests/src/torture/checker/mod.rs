@@ -32,7 +32,7 @@ use anyhow::{Context, Result};
 use self::counts::Processor;
 use self::state::{Known, Request, Topic};
 pub use self::verdict::{Finding, Kind, Tally, Verdict};
-use super::history::{self, Event, Pipeline, Rules, Seen};
+use super::history::{self, Event, Fault, Pipeline, Rules, Seen};
 use super::value::{FOREIGN, Id};
 
 /// Judges a history file.
@@ -177,7 +177,9 @@ impl Checker {
                 if let Some(step) = step {
                     *self.verdict.tally.steps.entry(*step).or_default() += 1;
                 }
-                *self.verdict.tally.faults.entry(*kind).or_default() += 1;
+                let tally = &mut self.verdict.tally;
+                *tally.faults.entry(*kind).or_default() += 1;
+                tally.mediums_broken += u64::from(*kind == Fault::Eio && *forgets);
             }
             Event::Started { after_ms } => {
                 self.forgot = false;

@@ -53,7 +53,9 @@ pub struct Finding {
 pub struct Tally {
     /// Faults, by kind.
     pub faults: BTreeMap<Fault, u64>,
-    /// Those that met a host amid a step, by step.
+    /// Mediums that broke under a file system.
+    pub mediums_broken: u64,
+    /// Those that met a host that had been asked for a step, by step: before, amid or just after it.
     pub steps: BTreeMap<Step, u64>,
     /// Dead letters that were sent again.
     pub redriven: u64,
@@ -123,6 +125,7 @@ impl Tally {
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
         }
+        self.mediums_broken += other.mediums_broken;
         for (step, count) in &other.steps {
             *self.steps.entry(*step).or_default() += count;
         }
@@ -191,7 +194,8 @@ impl fmt::Display for Tally {
             .faults
             .iter()
             .map(|(fault, count)| format!("{count} {}", fault.word()));
-        let steps = { self.steps.iter() }.map(|(step, n)| format!("{n} amid a {}", step.word()));
+        let steps = { self.steps.iter() };
+        let steps = steps.map(|(step, n)| format!("{n} when a {} was asked for", step.word()));
         let all: Vec<String> = faults.chain(steps).collect();
         writeln!(f, "  faults: {}", all.join(", "))?;
         writeln!(
