@@ -36,7 +36,10 @@ fn which(topics: &[TopicName]) -> String {
     let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
     match names.is_empty() {
         true => "reads nothing and has no state".to_owned(),
-        false => format!("reads, or has state of, {}; name one of them", names.join(", ")),
+        false => format!(
+            "reads, or has state of, {}; name one of them",
+            names.join(", ")
+        ),
     }
 }
 

@@ -6,6 +6,7 @@ mod dead_letters;
 mod doors;
 mod faults;
 mod lifetime;
+mod orders;
 mod outcomes;
 mod revisions;
 mod rig;

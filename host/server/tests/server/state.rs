@@ -105,7 +105,10 @@ fn an_import_of_nothing_is_told_too_that_there_is_no_such_place() {
     let output = run(&host, &["import", "--topic", "nowhere"], b"");
     assert!(!output.status.success(), "{output:?}");
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("reads, or has state of, in; name one of them"), "{told}");
+    assert!(
+        told.contains("reads, or has state of, in; name one of them"),
+        "{told}"
+    );
 }
 
 #[test]
