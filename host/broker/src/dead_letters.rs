@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::broker::{Broker, Deployed, entry};
 use crate::dispatch::dead_letter::{self, Evidence};
 use crate::fetch::{FetchError, Fetched, Room};
+use crate::handler::CallUse;
 use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 
 /// Dead letters that one transaction sends again.
@@ -57,6 +58,8 @@ pub struct DeadLetter {
     pub attempt_log: serde_json::Value,
     /// Function names of the guest, innermost first, if it trapped.
     pub backtrace: Option<String>,
+    /// What the call used that it died of, and the last lines that the guest wrote in it; where that is known.
+    pub call: Option<CallUse>,
     /// Whether it was sent again.
     pub redriven: bool,
     /// The message, evidence included.
@@ -453,6 +456,7 @@ impl Shelf {
             died_at: evidence.died_at,
             attempt_log: evidence.attempt_log,
             backtrace: evidence.backtrace,
+            call: evidence.call,
             redriven: sent.contains(fetched.offset),
             message: fetched.message,
         })

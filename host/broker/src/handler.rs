@@ -1,6 +1,8 @@
 //! What a module is, seen from the broker: something that answers batches, chooses partitions or decides about failures.
 //! `millrace-wasm` implements these traits for components; tests and the bench implement them by hand.
 
+mod called;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use millrace_engine::state::StateAttempt;
 use millrace_model::processor::Limits;
 use millrace_model::{Answer, ColumnBatch, Digest, ProcessorName, Timestamp};
 use serde::{Deserialize, Serialize};
+
+pub use called::{CallLog, CallUse, Called};
 
 /// One of the interfaces that a component may export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -137,6 +141,21 @@ pub trait BatchHandler: Send + Sync + 'static {
         state: Box<StateAttempt>,
     ) -> Result<(Answer, Box<StateAttempt>), CallError> {
         Ok((self.process(batch).await?, state))
+    }
+
+    /// Processes a batch, with state if there is any, and says what that took.
+    async fn call(&self, batch: &Arc<ColumnBatch>, state: Option<Box<StateAttempt>>) -> Called {
+        let outcome = match state {
+            None => self.process(batch).await.map(|answer| (answer, None)),
+            Some(state) => {
+                let answered = self.process_with_state(batch, state).await;
+                answered.map(|(answer, state)| (answer, Some(state)))
+            }
+        };
+        Called {
+            outcome,
+            used: None,
+        }
     }
 }
 
@@ -273,7 +292,7 @@ pub trait ModuleHost: Send + Sync + 'static {
 }
 
 /// A line that a guest wrote.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestLine {
     /// When.
     pub at: Timestamp,

@@ -29,7 +29,7 @@ pub use broker::Broker;
 pub use dead_letters::{DeadLetter, DeadLetterError, DeadLetterFilter, Redriven};
 pub use dispatch::breaker::BreakerStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
-pub use handler::{AdmitError, CallError, GuestLine, Interface, ModuleFacts, ModuleHost};
+pub use handler::{AdmitError, CallError, CallUse, GuestLine, Interface, ModuleFacts, ModuleHost};
 pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
 /// What a processor keeps beside its progress.
 pub use millrace_engine::state;

@@ -66,6 +66,12 @@ pub const FAILURE_CLASS_BYTES_MAX: usize = 64;
 /// Bytes of a guest's backtrace that a dead letter keeps; longer ones are cut.
 pub const BACKTRACE_BYTES_MAX: usize = 4 << 10;
 
+/// Lines of a guest's log that a dead letter keeps: the last ones of the call that failed.
+pub const CALL_LOG_LINES_MAX: usize = 10;
+
+/// Bytes of these lines together; the oldest go first, and one that is longer alone is cut.
+pub const CALL_LOG_BYTES_MAX: usize = 2 << 10;
+
 /// Dead letters that one listing gives.
 pub const DEAD_LETTERS_LISTED_MAX: usize = 10_000;
 

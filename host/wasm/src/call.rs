@@ -8,7 +8,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use wasmtime::{Error, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::logs::clean;
+use crate::notes::Notes;
 use crate::pool::{Guest, GuestState};
 use crate::threads::GuestThreads;
 
@@ -58,20 +58,20 @@ pub(crate) enum Returned<T> {
     Unavailable(String),
 }
 
-/// Runs `work` for at most `time_max` of its own time; `yields` counts its interruptions.
+/// Runs `work` for at most `time_max` of its own time, which comes along; `notes` count its interruptions.
 pub(crate) async fn run<F>(
     work: F,
     time_max: Duration,
-    yields: Arc<Yields>,
+    notes: Arc<Notes>,
     clock: Arc<dyn Clock>,
     threads: &GuestThreads,
-) -> Result<F::Output, CallError>
+) -> (Result<F::Output, CallError>, Duration)
 where
     F: Future<Output: Send> + Send + 'static,
 {
     let mut metered = Box::pin(Metered {
         work: Box::pin(work),
-        yields,
+        notes,
         clock,
         time_max,
         time: Duration::ZERO,
@@ -83,34 +83,15 @@ where
     }
     let carried = threads.carry(metered).await;
     carried.unwrap_or_else(|error| {
-        Err(CallError::Host(format!(
-            "the guest's thread failed: {error}"
-        )))
+        let failed = CallError::Host(format!("the guest's thread failed: {error}"));
+        (Err(failed), Duration::ZERO)
     })
-}
-
-/// Counts how often a guest was interrupted.
-#[derive(Default)]
-pub(crate) struct Yields(AtomicU32);
-
-impl Yields {
-    pub(crate) fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-
-    pub(crate) fn count(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// A future whose own time is measured and bounded.
 struct Metered<F> {
     work: Pin<Box<F>>,
-    yields: Arc<Yields>,
+    notes: Arc<Notes>,
     clock: Arc<dyn Clock>,
     time_max: Duration,
     time: Duration,
@@ -121,17 +102,19 @@ struct Metered<F> {
 
 impl<F: Future> Metered<F> {
     /// Polls where it is called, until there is a result (`Some`) or the work takes too long for this place (`None`).
-    async fn poll_inline(self: &mut Pin<Box<Self>>) -> Option<Result<F::Output, CallError>> {
+    async fn poll_inline(
+        self: &mut Pin<Box<Self>>,
+    ) -> Option<(Result<F::Output, CallError>, Duration)> {
         std::future::poll_fn(|context| match self.as_mut().poll(context) {
             Poll::Ready(result) => Poll::Ready(Some(result)),
-            Poll::Pending if self.yields.get() > INLINE_YIELDS_MAX => Poll::Ready(None),
+            Poll::Pending if self.notes.yields() > INLINE_YIELDS_MAX => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         })
         .await
     }
 
     fn poll_work(&mut self, context: &mut Context<'_>) -> Poll<F::Output> {
-        let (start, yields) = (self.clock.monotonic(), self.yields.get());
+        let (start, yields) = (self.clock.monotonic(), self.notes.yields());
         self.time += self
             .waiting_since
             .take()
@@ -142,7 +125,7 @@ impl<F: Future> Metered<F> {
         let polled = self.work.as_mut().poll(context);
         let end = self.clock.monotonic();
         self.time += end.saturating_sub(start);
-        if polled.is_pending() && self.yields.get() == yields {
+        if polled.is_pending() && self.notes.yields() == yields {
             self.waiting_since = Some(end);
         }
         polled
@@ -160,15 +143,15 @@ impl<F: Future> Metered<F> {
 }
 
 impl<F: Future> Future for Metered<F> {
-    type Output = Result<F::Output, CallError>;
+    type Output = (Result<F::Output, CallError>, Duration);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if let Poll::Ready(output) = this.poll_work(context) {
-            return Poll::Ready(Ok(output));
+            return Poll::Ready((Ok(output), this.time));
         }
         if this.time >= this.time_max {
-            return Poll::Ready(Err(CallError::Timeout(this.time_max)));
+            return Poll::Ready((Err(CallError::Timeout(this.time_max)), this.time));
         }
         if this.waiting_since.is_some() {
             this.set_alarm(context);
@@ -218,7 +201,11 @@ fn backtrace(frames: &WasmBacktrace) -> String {
         clean(&demangled(name), LINE_OF_BACKTRACE_BYTES_MAX)
     });
     let mut lines = names.collect::<Vec<_>>().join("\n");
-    lines.truncate(lines.floor_char_boundary(BACKTRACE_BYTES_MAX));
+    if lines.len() > BACKTRACE_BYTES_MAX {
+        // The outermost frames say least; none is cut in the middle.
+        lines.truncate(lines.floor_char_boundary(BACKTRACE_BYTES_MAX));
+        lines.truncate(lines.rfind('\n').unwrap_or(lines.len()));
+    }
     lines
 }
 

@@ -254,6 +254,7 @@ impl WasmHost {
             clock: Arc::clone(&self.shared.clock),
             revision,
             lines_per_second: limits.log_lines_per_second,
+            notes: Arc::default(),
         };
         Pool::open::<C>(Arc::clone(&self.shared), module, limits, sink).await
     }

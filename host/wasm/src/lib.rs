@@ -17,6 +17,7 @@ mod interfaces;
 mod limits;
 mod logs;
 mod module;
+mod notes;
 mod output;
 mod pool;
 mod slots;

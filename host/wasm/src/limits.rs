@@ -1,5 +1,7 @@
 //! What one instance may hold, as wasmtime asks while it grows, and the gauges that show it.
 
+use std::sync::Arc;
+
 use metrics::Gauge;
 use wasmtime::ResourceLimiter;
 
@@ -7,6 +9,7 @@ use crate::engine::{
     CORE_INSTANCES_PER_INSTANCE_MAX, MEMORIES_PER_INSTANCE_MAX, MEMORY_BYTES_MAX,
     TABLE_ELEMENTS_MAX, TABLES_PER_INSTANCE_MAX,
 };
+use crate::notes::Notes;
 
 /// Counts one instance's memory against its bound and remembers a refusal, so that the trap which follows is told apart.
 pub(crate) struct InstanceLimits {
@@ -14,6 +17,7 @@ pub(crate) struct InstanceLimits {
     memory_bytes: usize,
     refused_bytes: Option<usize>,
     gauges: InstanceGauges,
+    notes: Arc<Notes>,
 }
 
 /// The gauges of one processor; all its instances add to them.
@@ -34,7 +38,7 @@ impl InstanceGauges {
 }
 
 impl InstanceLimits {
-    pub(crate) fn new(memory_bytes_max: u64, gauges: InstanceGauges) -> Self {
+    pub(crate) fn new(memory_bytes_max: u64, gauges: InstanceGauges, notes: Arc<Notes>) -> Self {
         gauges.instances.increment(1);
         Self {
             memory_bytes_max: usize::try_from(memory_bytes_max)
@@ -43,6 +47,7 @@ impl InstanceLimits {
             memory_bytes: 0,
             refused_bytes: None,
             gauges,
+            notes,
         }
     }
 
@@ -89,6 +94,7 @@ impl ResourceLimiter for InstanceLimits {
             .memory_bytes
             .increment(total as f64 - self.memory_bytes as f64);
         self.memory_bytes = total;
+        self.notes.memory(total);
         Ok(true)
     }
 

@@ -9,6 +9,8 @@ use millrace_broker::handler::GuestLine;
 use millrace_model::{Clock, Timestamp};
 use parking_lot::Mutex;
 
+use crate::notes::Notes;
+
 /// Lines kept of one owner; the oldest go first.
 const LINES_KEPT_MAX: usize = 1_000;
 
@@ -130,9 +132,19 @@ pub(crate) struct LogSink {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) revision: u32,
     pub(crate) lines_per_second: u32,
+    /// Of the instance that writes; nobody reads them where there is none.
+    pub(crate) notes: Arc<Notes>,
 }
 
 impl LogSink {
+    /// The same for one instance, whose calls are noted.
+    pub(crate) fn noting(&self, notes: &Arc<Notes>) -> Self {
+        Self {
+            notes: Arc::clone(notes),
+            ..self.clone()
+        }
+    }
+
     /// Whose log it is.
     pub(crate) fn owner(&self) -> &str {
         &self.log.name
@@ -162,12 +174,14 @@ impl LogSink {
         );
         let at: Timestamp = self.clock.wall();
         let (level, revision) = (level.to_owned(), self.revision);
-        self.log.kept.lock().push(GuestLine {
+        let line = GuestLine {
             at,
             level,
             revision,
             text,
-        });
+        };
+        self.notes.line(&line);
+        self.log.kept.lock().push(line);
     }
 }
 
@@ -190,6 +204,7 @@ mod tests {
             clock: Arc::clone(clock) as Arc<dyn Clock>,
             revision: 3,
             lines_per_second,
+            notes: Arc::default(),
         }
     }
 

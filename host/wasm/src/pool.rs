@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millrace_broker::handler::{AdmitError, CallError};
+use millrace_broker::handler::{AdmitError, CallError, CallUse};
 use millrace_broker::state::StateAttempt;
 use millrace_model::Clock;
 use millrace_model::bounds::BATCH_MESSAGES_MAX;
@@ -15,12 +15,13 @@ use wasmtime::component::{ComponentExportIndex, Func, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use crate::call::{self, GuestCall, Returned, Yields, explain};
+use crate::call::{self, GuestCall, Returned, explain};
 use crate::epoch::Ticker;
 use crate::interfaces::wasi;
 use crate::limits::{InstanceGauges, InstanceLimits};
 use crate::logs::LogSink;
 use crate::module::Module;
+use crate::notes::{Noted, Notes};
 use crate::output::LineStream;
 use crate::slots::Slots;
 use crate::threads::GuestThreads;
@@ -90,7 +91,7 @@ pub(crate) struct GuestState {
     pub(crate) state: Option<Box<StateAttempt>>,
     wasi: WasiCtx,
     table: ResourceTable,
-    yields: Arc<Yields>,
+    notes: Arc<Notes>,
 }
 
 impl WasiView for GuestState {
@@ -140,9 +141,9 @@ impl Pool {
 
     async fn first(self: &Arc<Self>) -> Result<Guest, CallError> {
         let slot = self.shared.slots.take().await?;
-        let yields = Arc::new(Yields::default());
-        let made = Arc::clone(self).instantiate(slot, Arc::clone(&yields));
-        self.run(made, yields).await.flatten()
+        let notes = Arc::<Notes>::default();
+        let made = Arc::clone(self).instantiate(slot, Arc::clone(&notes));
+        self.run(made, notes).await.0.flatten()
     }
 
     /// Makes one call on an instance that nobody else uses meanwhile.
@@ -150,12 +151,34 @@ impl Pool {
         self: &Arc<Self>,
         call: C,
     ) -> Result<C::Output, CallError> {
+        self.measured(call, 1).await.0
+    }
+
+    /// As [`Pool::call`], and what it used, if a guest was called at all.
+    pub(crate) async fn measured<C: GuestCall>(
+        self: &Arc<Self>,
+        call: C,
+        messages: usize,
+    ) -> (Result<C::Output, CallError>, Option<CallUse>) {
         let turn = self.turns.acquire().await;
-        let _turn = turn.map_err(|error| CallError::Host(error.to_string()))?;
-        let place = self.place().await?;
-        let yields = place.yields();
-        let work = Arc::clone(self).work(call, place, Arc::clone(&yields));
-        self.run(work, yields).await?
+        let turn = turn.map_err(|error| CallError::Host(error.to_string()));
+        let place = match &turn {
+            Ok(_) => self.place().await,
+            Err(error) => Err(error.clone()),
+        };
+        let place = match place {
+            Ok(place) => place,
+            Err(error) => return (Err(error), None),
+        };
+        let notes = place.notes();
+        let work = Arc::clone(self).work(call, place, Arc::clone(&notes));
+        let (ended, time) = self.run(work, Arc::clone(&notes)).await;
+        match ended.flatten() {
+            Ok((output, noted)) => (Ok(output), Some(noted.used(time, messages))),
+            // Its instance was given back: what is noted now may be of another call.
+            Err(error @ CallError::Unavailable(_)) => (Err(error), None),
+            Err(error) => (Err(error), Some(notes.take().used(time, messages))),
+        }
     }
 
     async fn place(&self) -> Result<Place, CallError> {
@@ -165,14 +188,14 @@ impl Pool {
         }
     }
 
-    async fn run<F>(&self, work: F, yields: Arc<Yields>) -> Result<F::Output, CallError>
+    async fn run<F>(&self, work: F, notes: Arc<Notes>) -> (Result<F::Output, CallError>, Duration)
     where
         F: Future<Output: Send> + Send + 'static,
     {
         let _ticking = self.shared.ticker.ticking();
         let time_max = Duration::from_millis(self.limits.call_ms_max.max(1));
         let clock = Arc::clone(&self.shared.clock);
-        call::run(work, time_max, yields, clock, &self.shared.threads).await
+        call::run(work, time_max, notes, clock, &self.shared.threads).await
     }
 
     /// The guest is given back by success alone: whatever else ends this future also drops the guest.
@@ -180,18 +203,19 @@ impl Pool {
         self: Arc<Self>,
         call: C,
         place: Place,
-        yields: Arc<Yields>,
-    ) -> Result<C::Output, CallError> {
+        notes: Arc<Notes>,
+    ) -> Result<(C::Output, Noted), CallError> {
         let mut guest = match place {
             Place::Warm(guest) => guest,
             // Boxed, for it is large and rare: every call would move it otherwise.
-            Place::Free(slot) => Box::pin(Arc::clone(&self).instantiate(slot, yields)).await?,
+            Place::Free(slot) => Box::pin(Arc::clone(&self).instantiate(slot, notes)).await?,
         };
         guest.begin_call();
         match call.make(&mut guest).await {
             Ok(Returned::Answer(answer)) => {
+                let noted = guest.store.data().notes.take();
                 self.give_back(guest);
-                Ok(answer)
+                Ok((answer, noted))
             }
             Ok(Returned::Unavailable(reason)) => {
                 self.give_back(guest);
@@ -232,10 +256,10 @@ impl Pool {
     async fn instantiate(
         self: Arc<Self>,
         slot: OwnedSemaphorePermit,
-        yields: Arc<Yields>,
+        notes: Arc<Notes>,
     ) -> Result<Guest, CallError> {
         self.shared.instances_made.fetch_add(1, Ordering::Relaxed);
-        let mut store = self.store(yields);
+        let mut store = self.store(notes);
         let instance = match self.module.linked.instantiate_async(&mut store).await {
             Ok(instance) => instance,
             Err(error) => return Err(explain_start(&error, store.data())),
@@ -250,20 +274,25 @@ impl Pool {
         })
     }
 
-    fn store(&self, yields: Arc<Yields>) -> Store<GuestState> {
-        let stderr = LineStream::new(self.sink.clone(), "warn");
-        let stdout = LineStream::new(self.sink.clone(), "info");
+    fn store(&self, notes: Arc<Notes>) -> Store<GuestState> {
+        let sink = self.sink.noting(&notes);
+        let stderr = LineStream::new(sink.clone(), "warn");
+        let stdout = LineStream::new(sink.clone(), "info");
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
         let state = GuestState {
-            instance_limits: InstanceLimits::new(self.limits.memory_bytes_max, self.gauges.clone()),
+            instance_limits: InstanceLimits::new(
+                self.limits.memory_bytes_max,
+                self.gauges.clone(),
+                Arc::clone(&notes),
+            ),
             call_limits: self.limits.clone(),
-            log: self.sink.clone(),
+            log: sink,
             wasi: wasi::context(&self.shared.clock, stdout, stderr.clone()),
             stderr,
             state: None,
             table,
-            yields,
+            notes,
         };
         let mut store = Store::new(&self.shared.engine, state);
         store.limiter(|state| &mut state.instance_limits);
@@ -271,7 +300,7 @@ impl Pool {
         store.set_max_component_handles(HANDLES_MAX);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| {
-            store.data().yields.count();
+            store.data().notes.count_yield();
             Ok(UpdateDeadline::Yield(1))
         });
         store
@@ -279,9 +308,9 @@ impl Pool {
 }
 
 impl Place {
-    fn yields(&self) -> Arc<Yields> {
+    fn notes(&self) -> Arc<Notes> {
         match self {
-            Self::Warm(guest) => Arc::clone(&guest.store.data().yields),
+            Self::Warm(guest) => Arc::clone(&guest.store.data().notes),
             Self::Free(_) => Arc::default(),
         }
     }
@@ -292,7 +321,7 @@ impl Guest {
         self.calls += 1;
         self.store.set_epoch_deadline(1);
         let state = self.store.data_mut();
-        state.yields.reset();
+        state.notes.begin_call();
         state.instance_limits.begin_call();
         state.stderr.begin_call();
         state.state = None;

@@ -11,7 +11,7 @@ use millrace_engine::state::StateWrite;
 
 use super::OutputTopics;
 use crate::columns;
-use crate::handler::{CallError, Cause};
+use crate::handler::{CallError, CallUse, Cause};
 
 /// What became of a batch, as far as the handler says.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(crate) struct Verdict {
     pub(crate) failed: Vec<Failed>,
     /// What the others wrote to state.
     pub(crate) state: Option<StateWrite>,
+    /// What the call used, if any of its messages failed and that is known.
+    pub(crate) used: Option<CallUse>,
 }
 
 /// One failed message.
@@ -71,7 +73,7 @@ impl Verdict {
                 bytes,
             },
             failed,
-            state: None,
+            ..Self::default()
         })
     }
 
@@ -92,7 +94,7 @@ impl Verdict {
     }
 
     /// The verdict on a message that failed its call alone.
-    pub(crate) fn alone(error: &CallError) -> Self {
+    pub(crate) fn alone(error: &CallError, used: Option<CallUse>) -> Self {
         let (cause, reason, backtrace) = match error {
             CallError::Trap { message, backtrace } => (Cause::Trap, message.clone(), backtrace),
             CallError::Timeout(_) => (Cause::Timeout, error.to_string(), &String::new()),
@@ -111,6 +113,7 @@ impl Verdict {
                 after_ms: None,
                 backtrace: (!backtrace.is_empty()).then_some(backtrace),
             }],
+            used,
             ..Self::default()
         }
     }

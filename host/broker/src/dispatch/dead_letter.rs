@@ -8,6 +8,7 @@ use millrace_model::{
 
 use super::Input;
 use super::answer::{Failed, cut};
+use crate::handler::CallUse;
 
 /// Header names that begin so are written by the host alone.
 pub(crate) const PREFIX: &str = "millrace-";
@@ -27,6 +28,7 @@ const BACKTRACE: &str = "millrace-backtrace";
 const FIRST_FAILED_AT: &str = "millrace-first-failed-at";
 const DIED_AT: &str = "millrace-died-at";
 const ATTEMPT_LOG: &str = "millrace-attempt-log";
+const CALL: &str = "millrace-call";
 
 /// Whether only the host may write a header of this name.
 pub(crate) fn is_reserved(name: &[u8]) -> bool {
@@ -44,6 +46,8 @@ pub(crate) struct Death<'a> {
     pub(crate) first_failed_at: Timestamp,
     pub(crate) died_at: Timestamp,
     pub(crate) log: &'a [Attempt],
+    /// What the call used that it died of.
+    pub(crate) used: Option<&'a CallUse>,
 }
 
 /// Writes a message of the batch with its evidence.
@@ -94,6 +98,9 @@ fn evidence(origin_offset: u64, death: &Death<'_>) -> Vec<(&'static str, String)
             .clone()
             .map(|backtrace| (BACKTRACE, backtrace)),
     );
+    // Our own type of numbers and texts: it always serialises.
+    let used = death.used.and_then(|used| serde_json::to_string(used).ok());
+    evidence.extend(used.map(|used| (CALL, used)));
     evidence
 }
 
@@ -125,6 +132,7 @@ pub(crate) struct Evidence {
     pub(crate) died_at: Timestamp,
     pub(crate) attempt_log: serde_json::Value,
     pub(crate) backtrace: Option<String>,
+    pub(crate) call: Option<CallUse>,
 }
 
 impl Evidence {
@@ -146,6 +154,7 @@ impl Evidence {
             died_at: Timestamp(text(DIED_AT)?.parse().ok()?),
             attempt_log: serde_json::from_str(text(ATTEMPT_LOG)?).ok()?,
             backtrace: own(BACKTRACE),
+            call: text(CALL).and_then(|call| serde_json::from_str(call).ok()),
         })
     }
 }

@@ -256,6 +256,7 @@ impl<'a> Settler<'a> {
             first_failed_at: parked.first_failed_at,
             died_at: settling.now,
             log: &parked.log,
+            used: settling.verdict.used.as_ref(),
         };
         let columns = &settling.batch.columns;
         dead_letter::write(columns, failed.message, &death, &mut self.dead);

@@ -7,10 +7,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_engine::state::Turn;
+use millrace_engine::state::{StateAttempt, Turn};
 use millrace_engine::{Append, CommitError, Engine, Lease, ProgressWrite, ReadError, Transaction};
 use millrace_model::{
-    Clock, Compression, Offset, PartitionId, Progress, RecordBatch, Timestamp, Topic,
+    Answer, Clock, Compression, Offset, PartitionId, Progress, RecordBatch, Timestamp, Topic,
     TopicPartition,
 };
 use tokio::sync::watch;
@@ -26,7 +26,7 @@ use super::source::Source;
 use super::standing::{Standing, State, Window};
 use super::{Command, Input, Live, OutputTopic, placing};
 use crate::columns;
-use crate::handler::{CallError, Cause, Decision};
+use crate::handler::{CallError, CallUse, Called, Cause, Decision};
 use crate::packing;
 
 mod cutting;
@@ -89,6 +89,10 @@ impl From<CommitError> for Trouble {
         }
     }
 }
+
+/// A checked answer: the verdict, and the partition of each output. If failed messages must first stand alone, because of what was
+/// written to state, they come in front, and nothing else counts.
+type Checked = (Vec<usize>, Verdict, Vec<u32>);
 
 /// What a step did.
 enum Step {
@@ -334,22 +338,27 @@ impl Worker {
         if let Some(home) = &home {
             self.turn = Some(home.table.turn().await);
         }
-        let called = self.call(live, batch, home.as_ref()).await;
+        let (called, used) = self.call(live, batch, home.as_ref()).await;
         let error = match called {
             Ok((failed, ..)) if !failed.is_empty() => {
                 self.isolate(&failed, batch.len());
                 return Ok(());
             }
-            Ok((_, verdict, places)) => match self
-                .judge(live, batch, &verdict, &places, probe.as_deref_mut())
-                .await
-            {
-                // What one commit cannot hold is an answer that asks for too much.
-                Err(CommitError::TooLarge { bytes, max }) => CallError::BadAnswer(format!(
-                    "what is to be committed has {bytes} bytes, at most {max} fit; emit less"
-                )),
-                result => return Ok(result?),
-            },
+            Ok((_, mut verdict, places)) => {
+                if !verdict.failed.is_empty() {
+                    verdict.used = used.clone();
+                }
+                match self
+                    .judge(live, batch, &verdict, &places, probe.as_deref_mut())
+                    .await
+                {
+                    // What one commit cannot hold is an answer that asks for too much.
+                    Err(CommitError::TooLarge { bytes, max }) => CallError::BadAnswer(format!(
+                        "what is to be committed has {bytes} bytes, at most {max} fit; emit less"
+                    )),
+                    result => return Ok(result?),
+                }
+            }
             Err(error) => error,
         };
         self.meters.call_failed(&error);
@@ -374,32 +383,39 @@ impl Worker {
                 Ok(())
             }
             _ => {
-                let verdict = Verdict::alone(&error);
+                let verdict = Verdict::alone(&error, used);
                 Ok(self.judge(live, batch, &verdict, &[], probe).await?)
             }
         }
     }
 
-    /// Calls the handler and checks its answer; the partition of each output comes along. If failed messages must first stand
-    /// alone, because of what was written to state, they come in front, and nothing else counts.
+    /// Calls the handler and checks its answer; what the call used comes along.
     async fn call(
         &self,
         live: &Live,
         batch: &Batch,
         home: Option<&Home>,
-    ) -> Result<(Vec<usize>, Verdict, Vec<u32>), CallError> {
+    ) -> (Result<Checked, CallError>, Option<CallUse>) {
         let clock = &self.context.clock;
         let before = clock.monotonic();
-        let answer = match home {
-            Some(home) => self.call_with_state(live, batch, home).await,
-            None => {
-                let answer = live.handler.process(&batch.columns).await;
-                answer.map(|answer| (answer, None))
-            }
-        };
+        let attempt = home.map(|home| self.attempt(batch, home));
+        let Called { outcome, used } = live.handler.call(&batch.columns, attempt).await;
         self.meters
             .called(clock.monotonic().saturating_sub(before), batch.len());
-        let (answer, attempt) = answer?;
+        let checked = match outcome {
+            Ok(answered) => self.check(live, batch, home, answered).await,
+            Err(error) => Err(error),
+        };
+        (checked, used)
+    }
+
+    async fn check(
+        &self,
+        live: &Live,
+        batch: &Batch,
+        home: Option<&Home>,
+        (answer, attempt): (Answer, Option<Box<StateAttempt>>),
+    ) -> Result<Checked, CallError> {
         let outputs_max = live.spec.limits.answer_outputs_max as usize;
         let mut verdict = Verdict::of(answer, &batch.columns, &live.outputs, outputs_max)?;
         if let (Some(home), Some(attempt)) = (home, attempt) {

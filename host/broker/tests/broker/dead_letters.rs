@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use millrace_broker::{DeadLetterError, DeadLetterFilter, Redriven};
+use async_trait::async_trait;
+use millrace_broker::handler::{BatchHandler, Called};
+use millrace_broker::state::StateAttempt;
+use millrace_broker::{CallError, CallUse, DeadLetterError, DeadLetterFilter, GuestLine, Redriven};
 use millrace_engine::{Append, Engine, EntryKind, EntryWrite, Transaction};
 use millrace_model::bounds::{DEAD_LETTERS_LISTED_BYTES_MAX, MESSAGE_HEADERS_MAX};
-use millrace_model::{Offset, PartitionId};
+use millrace_model::{Answer, ColumnBatch, Offset, PartitionId, Timestamp};
 
 use crate::rig::{
     Rig, Say, digest, per_message, processor, spec, text, topic, trap, unreadable_after,
@@ -101,6 +105,65 @@ async fn a_rejected_message_is_dead_at_once_and_listed_by_its_class() {
         .await
         .unwrap();
     assert_eq!(letters.len(), 1);
+}
+
+/// Says what its calls used.
+struct Measured;
+
+#[async_trait]
+impl BatchHandler for Measured {
+    async fn process(&self, _: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        Err(CallError::Timeout(Duration::from_secs(1)))
+    }
+
+    async fn call(&self, batch: &Arc<ColumnBatch>, _: Option<Box<StateAttempt>>) -> Called {
+        let outcome = match text(batch.value(0)).as_str() {
+            "slow" => self.process(batch).await,
+            _ => per_message(|_, _| Say::Reject("bad")).process(batch).await,
+        };
+        let used = Some(used(batch.len() as u32));
+        Called {
+            outcome: outcome.map(|answer| (answer, None)),
+            used,
+        }
+    }
+}
+
+fn used(messages: u32) -> CallUse {
+    let line = GuestLine {
+        at: Timestamp(7),
+        level: "info".to_owned(),
+        revision: 1,
+        text: "here I am \"é\"".to_owned(),
+    };
+    CallUse {
+        guest_us: 1_234,
+        memory_bytes: 65_536,
+        messages,
+        log: vec![line],
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_tells_what_the_call_used_that_it_died_of() {
+    let rig = Rig::start(1).await;
+    let mut spec = spec(rig.upload_handler("measured", Measured).await);
+    spec.retry.attempts_max = 1;
+    rig.deploy(spec).await;
+    rig.produce(&[("a", "slow")]).await;
+    rig.hold("in.p.dlq", &["slow"]).await;
+    rig.produce(&[("a", "bad")]).await;
+    rig.hold("in.p.dlq", &["slow", "bad"]).await;
+    for letter in rig.letters().await {
+        assert_eq!(letter.call, Some(used(1)), "{}", letter.cause);
+    }
+    // A handler that measures nothing leaves nothing.
+    let quiet = per_message(|_, _| Say::Reject("no"));
+    rig.deploy(crate::rig::spec(rig.upload_handler("quiet", quiet).await))
+        .await;
+    rig.produce(&[("a", "quiet")]).await;
+    rig.hold("in.p.dlq", &["slow", "bad", "quiet"]).await;
+    assert_eq!(rig.letters().await[2].call, None);
 }
 
 /// A broker with three dead letters and a switch that lets them pass.

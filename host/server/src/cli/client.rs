@@ -46,6 +46,8 @@ impl Reply {
 pub(super) struct Client {
     agent: Agent,
     base: String,
+    /// Who runs this, as far as the environment says: told to the host, which writes it down beside changes.
+    user: Option<String>,
     /// Whether to answer in JSON.
     pub(super) json: bool,
 }
@@ -70,6 +72,7 @@ impl Client {
         Ok(Self {
             agent: config.new_agent(),
             base: base.to_owned(),
+            user: user(),
             json,
         })
     }
@@ -154,6 +157,9 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        if let Some(user) = &self.user {
+            request = request.header("millrace-by", user);
+        }
         let request = request.body(body).map_err(|error| {
             Failure::usage(format!("--host {} is not understood: {error}", self.base))
         })?;
@@ -196,6 +202,14 @@ impl Client {
     pub(super) fn output(&self) -> Output {
         Output::new(self.json)
     }
+}
+
+/// The user's name at the operating system, as far as a header can carry it.
+fn user() -> Option<String> {
+    let mut names = ["USER", "LOGNAME", "USERNAME"].iter();
+    let name = names.find_map(|name| std::env::var(name).ok())?;
+    let plain: String = name.chars().filter(char::is_ascii_graphic).collect();
+    (!plain.is_empty()).then_some(plain)
 }
 
 /// A text as one segment of a path, or one value of a query.

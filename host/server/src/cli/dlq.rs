@@ -175,6 +175,7 @@ fn show(letter: &Value) -> String {
     pairs.push(("first failed", when(&letter["first_failed_at"])));
     pairs.push(("died", when(&letter["died_at"])));
     pairs.extend(["redriven", "backtrace"].map(fact));
+    pairs.extend(call_facts(&letter["call"]));
     let message = &letter["message"];
     pairs.extend(
         ["key", "value", "key_base64", "value_base64"].map(|name| (name, cell(&message[name]))),
@@ -192,6 +193,27 @@ fn show(letter: &Value) -> String {
         "no attempts are remembered",
     );
     format!("{}\n\n{attempts}", facts(&pairs))
+}
+
+/// What the call used, and what the guest said in it.
+fn call_facts(call: &Value) -> Vec<(&'static str, String)> {
+    let Some(guest_us) = call["guest_us"].as_u64() else {
+        return Vec::new();
+    };
+    let messages = match call["messages"].as_u64() {
+        Some(1) => "one message".to_owned(),
+        _ => format!("{} messages", cell(&call["messages"])),
+    };
+    let (ms, us) = (guest_us / 1_000, guest_us % 1_000);
+    let memory_kib = call["memory_bytes"].as_u64().unwrap_or_default() >> 10;
+    let line = |line: &Value| format!("{}: {}", cell(&line["level"]), cell(&line["text"]));
+    let said: Vec<String> = items(&call["log"]).iter().map(line).collect();
+    let used = format!("{ms}.{us:03} ms for {messages}, {memory_kib} KiB of memory");
+    let said = match said.as_slice() {
+        [] => "-".to_owned(),
+        lines => lines.join("\n"),
+    };
+    vec![("its call took", used), ("it wrote", said)]
 }
 
 /// The message's own headers: what the host added is shown as evidence.

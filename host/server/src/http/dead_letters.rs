@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::answers::worst;
 use super::bounds::{DEAD_LETTER_ROOM_BYTES, DEAD_LETTERS_MAX, DEAD_LETTERS_ROOM_BYTES};
+use super::by::By;
 use super::error::{ApiError, ErrorBody};
 use super::messages::MessageOut;
 use super::openapi::{DeadLetterSchema, RedrivenSchema};
@@ -183,10 +184,12 @@ impl RedriveBody {
 pub(super) async fn redrive(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
+    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Redriven>, ApiError> {
     let body: RedriveBody = app.take_json(&headers, body).await?;
     let which = body.which()?;
+    tracing::info!(processor = %name, by, "dead letters are sent again");
     to_the_end(async move { Ok(Json(app.broker.redrive(&name, which).await?)) }).await
 }

@@ -5,6 +5,7 @@
 
 mod answers;
 mod body;
+mod by;
 mod damage;
 mod dead_letters;
 mod error;
@@ -96,6 +97,8 @@ pub(crate) mod bounds {
     pub(crate) const DEAD_LETTERS_MAX: usize = 1_000;
     /// Characters of a request id that is taken over from the caller; a longer one is replaced.
     pub(crate) const REQUEST_ID_CHARS_MAX: usize = 64;
+    /// Bytes of who says to ask, in the header `Millrace-By`; more are cut.
+    pub(crate) const BY_BYTES_MAX: usize = 64;
 }
 
 /// What every request needs.

@@ -240,6 +240,20 @@ pub(super) struct GuestLineSchema {
     text: String,
 }
 
+/// What one call used.
+#[derive(ToSchema)]
+#[schema(as = CallUse)]
+struct CallUseSchema {
+    /// Time that the guest ran or waited for the host, in microseconds.
+    guest_us: u64,
+    /// Linear memory of its instance.
+    memory_bytes: u64,
+    /// Messages that the call was for.
+    messages: u32,
+    /// The last lines that the guest wrote in it, newest last: at most 10 and 2 KiB.
+    log: Vec<GuestLineSchema>,
+}
+
 /// A message given up on, with its evidence.
 #[derive(ToSchema)]
 #[schema(as = DeadLetter)]
@@ -260,6 +274,8 @@ pub(super) struct DeadLetterSchema {
     died_at: u64,
     attempt_log: serde_json::Value,
     backtrace: Option<String>,
+    /// What the call used that it died of.
+    call: Option<CallUseSchema>,
     redriven: bool,
     message: super::messages::MessageSchema,
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use millrace_broker::handler::{BatchHandler, CallError, Interface};
+use millrace_broker::handler::{BatchHandler, CallError, Called, Interface};
 use millrace_broker::state::StateAttempt;
 use millrace_model::columns::Detail;
 use millrace_model::processor::Limits;
@@ -170,5 +170,16 @@ impl BatchHandler for Processor {
         let (answer, state) = self.0.call(call).await?;
         let lost = || CallError::Host("the call lost its state".to_owned());
         Ok((answer, state.ok_or_else(lost)?))
+    }
+
+    async fn call(&self, batch: &Arc<ColumnBatch>, state: Option<Box<StateAttempt>>) -> Called {
+        let (stateful, messages) = (state.is_some(), batch.len());
+        let call = Process(Arc::clone(batch), state);
+        let (outcome, used) = self.0.measured(call, messages).await;
+        let outcome = match outcome {
+            Ok((_, None)) if stateful => Err(CallError::Host("the call lost its state".to_owned())),
+            outcome => outcome,
+        };
+        Called { outcome, used }
     }
 }

@@ -5,6 +5,7 @@ mod bytes;
 mod cache;
 mod calls;
 mod cost;
+mod diagnostics;
 mod hostile;
 mod state;
 mod support;

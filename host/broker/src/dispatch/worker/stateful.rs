@@ -9,14 +9,13 @@ use std::sync::Arc;
 
 use millrace_engine::Lease;
 use millrace_engine::state::{StateAttempt, StateTable, StateWrite};
+use millrace_model::TopicPartition;
 use millrace_model::processor::Order;
-use millrace_model::{Answer, TopicPartition};
 
 use super::{Trouble, Worker};
 use crate::dispatch::Live;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::{self, Batch};
-use crate::handler::CallError;
 
 /// Ended entries that one batch removes at the most.
 const SWEPT_ENTRIES_MAX: usize = 1_000;
@@ -108,20 +107,12 @@ impl Worker {
         Ok(Home { table, partition })
     }
 
-    pub(super) async fn call_with_state(
-        &self,
-        live: &Live,
-        batch: &Batch,
-        home: &Home,
-    ) -> Result<(Answer, Option<Box<StateAttempt>>), CallError> {
+    /// The state that a batch is called with.
+    pub(super) fn attempt(&self, batch: &Batch, home: &Home) -> Box<StateAttempt> {
         let now = self.now();
         home.table.sweep(now, SWEPT_ENTRIES_MAX);
-        let attempt = StateAttempt::new(Arc::clone(&home.table), now, batch.len());
-        let called = live
-            .handler
-            .process_with_state(&batch.columns, Box::new(attempt));
-        let (answer, attempt) = called.await?;
-        Ok((answer, Some(attempt)))
+        let table = Arc::clone(&home.table);
+        Box::new(StateAttempt::new(table, now, batch.len()))
     }
 
     /// The batch is tried again in parts: each failed message is one, and what stands between two; nobody's attempt is spent.

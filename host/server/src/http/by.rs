@@ -1,0 +1,57 @@
+//! Who asks: the header `Millrace-By`. A claim that is written down beside a change, not a proof: whoever can connect can claim it.
+
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
+use axum::http::HeaderName;
+use axum::http::request::Parts;
+
+use super::bounds::BY_BYTES_MAX;
+
+/// The header's name.
+const BY: HeaderName = HeaderName::from_static("millrace-by");
+
+/// What stands where nobody says.
+const UNKNOWN: &str = "unknown";
+
+/// Who says to ask: never empty, at most [`BY_BYTES_MAX`] bytes, and free of control characters.
+pub(super) struct By(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for By {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        let claimed = parts.headers.get(BY);
+        Ok(Self(claimed.map_or_else(
+            || UNKNOWN.to_owned(),
+            |claimed| cleaned(claimed.as_bytes()),
+        )))
+    }
+}
+
+fn cleaned(claimed: &[u8]) -> String {
+    let text = String::from_utf8_lossy(claimed);
+    let visible: String = text.chars().filter(|c| !c.is_control()).collect();
+    let visible = visible.trim();
+    let cut = visible[..visible.floor_char_boundary(BY_BYTES_MAX)].trim_end();
+    match cut {
+        "" => UNKNOWN.to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_cut_and_cleaned_and_never_empty() {
+        assert_eq!(cleaned(b" ada "), "ada");
+        assert_eq!(cleaned("Jos\u{e9}\u{1b}[2J".as_bytes()), "Jos\u{e9}[2J");
+        assert_eq!(cleaned(b" \t "), "unknown");
+        assert_eq!(cleaned(b""), "unknown");
+        let long = "é".repeat(BY_BYTES_MAX);
+        assert_eq!(cleaned(long.as_bytes()).len(), BY_BYTES_MAX);
+        assert_eq!(cleaned(b"\xff"), "\u{fffd}");
+    }
+}

@@ -1,0 +1,68 @@
+//! What the host notes of a call while it runs. It outlives the guest, so that it can tell of one that was thrown away.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use millrace_broker::handler::{CallLog, CallUse, GuestLine};
+use parking_lot::Mutex;
+
+/// The notes of one instance; one call at a time writes to them.
+#[derive(Default)]
+pub(crate) struct Notes {
+    /// How often the guest was interrupted in this call.
+    yields: AtomicU32,
+    /// Linear memory of the instance.
+    memory_bytes: AtomicU64,
+    /// What it wrote in this call.
+    log: Mutex<CallLog>,
+}
+
+/// Notes of a call that is over.
+pub(crate) struct Noted {
+    memory_bytes: u64,
+    log: Vec<GuestLine>,
+}
+
+impl Notes {
+    /// Forgets the call before.
+    pub(crate) fn begin_call(&self) {
+        self.yields.store(0, Ordering::Relaxed);
+        drop(self.log.lock().take());
+    }
+
+    pub(crate) fn count_yield(&self) {
+        self.yields.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn yields(&self) -> u32 {
+        self.yields.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn memory(&self, bytes: usize) {
+        self.memory_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn line(&self, line: &GuestLine) {
+        self.log.lock().push(line);
+    }
+
+    /// What the call leaves behind; nothing is allocated for a guest that was silent.
+    pub(crate) fn take(&self) -> Noted {
+        Noted {
+            memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
+            log: self.log.lock().take(),
+        }
+    }
+}
+
+impl Noted {
+    /// What a call of so many messages used in so long a time.
+    pub(crate) fn used(self, time: Duration, messages: usize) -> CallUse {
+        CallUse {
+            guest_us: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
+            memory_bytes: self.memory_bytes,
+            messages: u32::try_from(messages).unwrap_or(u32::MAX),
+            log: self.log,
+        }
+    }
+}
