@@ -1,5 +1,5 @@
 //! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state commits log reading restart latency
-//! producers storage memory`, and `soak`, which takes ten minutes and runs only when it is named. One table, each row a ratio of two things
+//! producers storage memory swap neighbours`, and `soak`, which takes ten minutes and runs only when it is named. One table, each row a ratio of two things
 //! measured in turns within the same run, because machines differ and are shared. It never gates a test.
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ mod machine;
 mod memory;
 mod meter;
 mod native;
+mod neighbours;
 mod path;
 mod producers;
 mod reading;
@@ -19,6 +20,7 @@ mod setup;
 mod soak;
 mod state;
 mod storage;
+mod swap;
 mod table;
 
 use std::process::ExitCode;
@@ -35,7 +37,7 @@ const SERVE: &str = "serve";
 /// The part that takes too long to run unasked.
 const SOAK: &str = "soak";
 
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 14] = [
     "calls",
     "path",
     "state",
@@ -47,6 +49,8 @@ const PARTS: [&str; 12] = [
     "producers",
     "storage",
     "memory",
+    "swap",
+    "neighbours",
     SOAK,
 ];
 
@@ -93,6 +97,8 @@ fn bench(parts: &[String]) -> Result<()> {
             "latency" => runtime.block_on(latency::measure(&mut table))?,
             "producers" => runtime.block_on(producers::measure(&mut table))?,
             "storage" => runtime.block_on(storage::measure(&mut table))?,
+            "swap" => runtime.block_on(swap::measure(&mut table))?,
+            "neighbours" => runtime.block_on(neighbours::measure(&mut table))?,
             SOAK => soak::measure(&mut table)?,
             _ => runtime.block_on(memory::measure(&mut table))?,
         }

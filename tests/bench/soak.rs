@@ -71,16 +71,17 @@ pub(crate) fn measure(table: &mut Table) -> Result<()> {
         samples
     })?;
     let processed = host.client().metric("millrace_messages_processed_total");
+    let processed = processed.unwrap_or(0.0);
     eprintln!(
         "  {} messages produced, {:.0} processed; {} MiB read slowly, {} requests told to come again",
         counts.produced.load(Ordering::Relaxed),
-        processed.unwrap_or(f64::NAN),
+        processed,
         counts.read_bytes.load(Ordering::Relaxed) >> 20,
         counts.requests_refused.load(Ordering::Relaxed)
     );
     for (what, count) in [
         ("produced", counts.produced.load(Ordering::Relaxed)),
-        ("processed", processed.map_or(0, |count| count as u64)),
+        ("processed", processed as u64),
         ("read", counts.read_bytes.load(Ordering::Relaxed)),
     ] {
         ensure!(count > 0, "nothing was {what}");

@@ -33,6 +33,8 @@ pub trait Clock: Send + Sync + 'static {
     fn wall(&self) -> Timestamp;
     /// Time since an arbitrary start: for measuring and for delays within the process.
     fn monotonic(&self) -> Duration;
+    /// What the calling thread has had of a core: two readings on one thread tell what a piece of work took, however busy the machine is.
+    fn thread(&self) -> Duration;
 }
 
 /// The machine's clocks.
@@ -67,6 +69,11 @@ impl Clock for SystemClock {
 
     fn monotonic(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    fn thread(&self) -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        time.try_into().unwrap_or_default()
     }
 }
 
@@ -104,5 +111,9 @@ impl Clock for ManualClock {
 
     fn monotonic(&self) -> Duration {
         *self.lock()
+    }
+
+    fn thread(&self) -> Duration {
+        self.monotonic()
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! A call starts right on the task that asks for it: most end within microseconds, and a hop to another thread would cost
 //! more than they do. The epoch interrupts a guest every millisecond; one that is still at it after a few is carried to
-//! the end on the threads for guests, so it never holds up the network or the engine. What counts against a call's time is
-//! the time that its guest runs or waits for the host, not the time it waits for a core: a busy host fails no call.
+//! the end on the threads for guests, so it never holds up the network or the engine, and the next one of its owner begins
+//! there. What counts against a call's time is the time that its guest runs or waits for the host, not the time it waits for a
+//! core: a busy host fails no call.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,10 +21,13 @@ use wasmtime_wasi::I32Exit;
 use crate::logs::clean;
 use crate::notes::Notes;
 use crate::pool::{Guest, GuestState};
-use crate::threads::GuestThreads;
+use crate::threads::{GuestThreads, Lane};
 
 /// Interruptions that a call may have before it moves to the threads for guests.
 const INLINE_YIELDS_MAX: u32 = 2;
+
+/// A call that took longer is no call for the task that asks for it, nor is its owner's next one.
+const INLINE_TIME_MAX: Duration = Duration::from_millis(3);
 
 /// Bytes of a trap's message.
 const MESSAGE_BYTES_MAX: usize = 1_500;
@@ -65,6 +69,7 @@ pub(crate) async fn run<F>(
     notes: Arc<Notes>,
     clock: Arc<dyn Clock>,
     threads: &GuestThreads,
+    lane: &Lane,
 ) -> (Result<F::Output, CallError>, Duration)
 where
     F: Future<Output: Send> + Send + 'static,
@@ -77,15 +82,21 @@ where
         time: Duration::ZERO,
         waiting_since: None,
         alarm: None,
+        is_carried: false,
     });
-    if let Some(result) = metered.poll_inline().await {
+    if !lane.is_slow()
+        && let Some(result) = metered.poll_inline().await
+    {
         return result;
     }
-    let carried = threads.carry(metered).await;
-    carried.unwrap_or_else(|error| {
+    metered.is_carried = true;
+    let carried = threads.carry(lane, metered).await;
+    let (result, time) = carried.unwrap_or_else(|error| {
         let failed = CallError::Host(format!("the guest's thread failed: {error}"));
         (Err(failed), Duration::ZERO)
-    })
+    });
+    lane.set_slow(time > INLINE_TIME_MAX);
+    (result, time)
 }
 
 /// A future whose own time is measured and bounded.
@@ -98,6 +109,8 @@ struct Metered<F> {
     /// Since when it waits for the host; `None` while it runs or waits for a core.
     waiting_since: Option<Duration>,
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Whether it runs on a thread for guests, which others may keep from its core.
+    is_carried: bool,
 }
 
 impl<F: Future> Metered<F> {
@@ -114,21 +127,27 @@ impl<F: Future> Metered<F> {
     }
 
     fn poll_work(&mut self, context: &mut Context<'_>) -> Poll<F::Output> {
-        let (start, yields) = (self.clock.monotonic(), self.notes.yields());
-        self.time += self
-            .waiting_since
-            .take()
-            .map_or(Duration::ZERO, |since| start.saturating_sub(since));
+        if let Some(since) = self.waiting_since.take() {
+            self.time += self.clock.monotonic().saturating_sub(since);
+        }
         if self.time >= self.time_max {
             return Poll::Pending;
         }
+        let (start, yields) = (self.running(), self.notes.yields());
         let polled = self.work.as_mut().poll(context);
-        let end = self.clock.monotonic();
-        self.time += end.saturating_sub(start);
+        self.time += self.running().saturating_sub(start);
         if polled.is_pending() && self.notes.yields() == yields {
-            self.waiting_since = Some(end);
+            self.waiting_since = Some(self.clock.monotonic());
         }
         polled
+    }
+
+    /// Of short calls what passes is as good as what they have of a core, and cheaper to ask for.
+    fn running(&self) -> Duration {
+        match self.is_carried {
+            true => self.clock.thread(),
+            false => self.clock.monotonic(),
+        }
     }
 
     /// Sees to it that a wait for the host is cut short in time.

@@ -228,7 +228,8 @@ impl WasmHost {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, AdmitError> {
-        let done = self.shared.threads.carry(async move { work() }).await;
+        // Not on the threads for guests: a guest that computes without end would hold up the revision that is to replace it.
+        let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|error| AdmitError::Host(error.to_string()))
     }
 

@@ -24,7 +24,7 @@ use crate::module::Module;
 use crate::notes::{Noted, Notes};
 use crate::output::LineStream;
 use crate::slots::Slots;
-use crate::threads::GuestThreads;
+use crate::threads::{GuestThreads, Lane};
 
 /// Instances of one loaded module at once; further calls wait for one. Small against the host's total, so that no
 /// processor can take what the others need.
@@ -63,6 +63,7 @@ pub(crate) struct Pool {
     /// At most [`INSTANCES_MAX`], as calls in flight are.
     idle: Mutex<Vec<Guest>>,
     turns: Semaphore,
+    lane: Lane,
 }
 
 /// What a call has before it begins. Waiting for it is not the guest's time.
@@ -113,6 +114,7 @@ impl Pool {
     ) -> Result<Arc<Self>, AdmitError> {
         let pool = Arc::new(Self {
             function: module.function(C::INTERFACE, C::FUNCTION)?,
+            lane: shared.threads.lane(),
             gauges: InstanceGauges::of(sink.owner()),
             shared,
             module,
@@ -195,7 +197,8 @@ impl Pool {
         let _ticking = self.shared.ticker.ticking();
         let time_max = Duration::from_millis(self.limits.call_ms_max.max(1));
         let clock = Arc::clone(&self.shared.clock);
-        call::run(work, time_max, notes, clock, &self.shared.threads).await
+        let threads = &self.shared.threads;
+        call::run(work, time_max, notes, clock, threads, &self.lane).await
     }
 
     /// The guest is given back by success alone: whatever else ends this future also drops the guest.

@@ -1,31 +1,85 @@
-//! Threads for guests that compute for long, so that they never hold up the threads of the network and the engine.
+//! Threads for guests that compute for long, so that they never hold up the threads of the network and the engine: there are few, they
+//! stand behind all others where cores are short, and each owner has only so much of them at once.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinHandle;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinHandle};
+
+/// By how much guests stand behind the host's own threads: at 10 a thread that always runs gets about a ninth of a core that both
+/// want. What a guest's time is counted by does not go on while it waits for a core.
+const NICER_BY: i32 = 10;
 
 /// Owns the threads; dropping it ends them without waiting for a guest.
-pub(crate) struct GuestThreads(Option<Runtime>);
+pub(crate) struct GuestThreads {
+    runtime: Option<Runtime>,
+    count: usize,
+}
 
 impl GuestThreads {
     pub(crate) fn start(count: usize) -> std::io::Result<Self> {
+        let count = count.max(1);
         let runtime = Builder::new_multi_thread()
-            .worker_threads(count.max(1))
+            .worker_threads(count)
             .thread_name("guest")
+            .on_thread_start(stand_behind)
             .enable_time()
             .build()?;
-        Ok(Self(Some(runtime)))
+        Ok(Self {
+            runtime: Some(runtime),
+            count,
+        })
     }
 
-    /// Carries `future` to its end on a guest thread; dropping the answer ends it early.
-    pub(crate) async fn carry<F>(&self, future: F) -> Result<F::Output, tokio::task::JoinError>
+    /// A way to the threads for one owner: as many of its calls at once as there are threads, so that one with many calls has no
+    /// more of them than one with few.
+    pub(crate) fn lane(&self) -> Lane {
+        Lane {
+            turns: Semaphore::new(self.count),
+            is_slow: AtomicBool::new(false),
+        }
+    }
+
+    /// Carries `future` to its end on a guest thread, when it is the owner's turn; dropping the answer ends it early.
+    pub(crate) async fn carry<F>(&self, lane: &Lane, future: F) -> Result<F::Output, JoinError>
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        let runtime = self.0.as_ref().expect("taken only by drop");
+        // Never closed.
+        let _turn = lane.turns.acquire().await.ok();
+        let runtime = self.runtime.as_ref().expect("taken only by drop");
         let mut task = AbortOnDrop(runtime.spawn(future));
         (&mut task.0).await
+    }
+}
+
+/// One owner's way to the threads.
+pub(crate) struct Lane {
+    turns: Semaphore,
+    /// Whether its calls took long lately: they begin on the threads then.
+    is_slow: AtomicBool,
+}
+
+impl Lane {
+    pub(crate) fn is_slow(&self) -> bool {
+        self.is_slow.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_slow(&self, is_slow: bool) {
+        if self.is_slow() != is_slow {
+            self.is_slow.store(is_slow, Ordering::Relaxed);
+        }
+    }
+}
+
+/// On Linux priorities are of threads. Where it is refused, guests compete as equals.
+fn stand_behind() {
+    let nicer = getpriority_process(None).and_then(|own| setpriority_process(None, own + NICER_BY));
+    if let Err(error) = nicer {
+        tracing::debug!(%error, "guest threads run at the host's own priority");
     }
 }
 
@@ -40,7 +94,7 @@ impl<T> Drop for AbortOnDrop<T> {
 impl Drop for GuestThreads {
     fn drop(&mut self) {
         // A runtime must not be dropped within another one, and this may well happen there.
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
