@@ -8,6 +8,7 @@ mod demo;
 mod guests;
 mod hostile;
 mod kill;
+mod letters;
 mod lifetime;
 mod once;
 mod requests;

@@ -26,7 +26,12 @@ mod states;
 mod topics;
 
 pub use broker::Broker;
-pub use dead_letters::{DeadLetter, DeadLetterError, DeadLetterFilter, Redriven};
+pub use dead_letters::{
+    AuditAction, AuditEntry, AuditPage, DeadLetter, DeadLetterError, DeadLetterFilter,
+    DeadLetterGroup, DeadLetterGroups, DeadLetterPage, DeadLetterPlace, DeadLetterQuery, Digests,
+    DryRun, DryRunOutcome, DryRunOutput, DryRunRequest, EditDigests, HeaderFilter, LetterEdit,
+    RedriveRequest, RedriveWhich, Redriven, Redrives,
+};
 pub use dispatch::breaker::BreakerStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
 pub use handler::{AdmitError, CallError, CallUse, GuestLine, Interface, ModuleFacts, ModuleHost};

@@ -93,7 +93,8 @@ impl Broker {
         found.ok_or_else(|| ProcessorError::UnknownTopic(topic.clone()))
     }
 
-    async fn load(
+    /// Loads what a revision runs.
+    pub(crate) async fn load(
         &self,
         name: &ProcessorName,
         revision: &Revision,
@@ -191,7 +192,7 @@ impl Broker {
     }
 
     /// A topic that the processor keeps for itself, with as many partitions as its input; made if it is not there.
-    async fn own_topic(
+    pub(crate) async fn own_topic(
         &self,
         name: &ProcessorName,
         input: &Topic,

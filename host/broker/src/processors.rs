@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::broker::{Broker, Deployed, Inner};
+use crate::dead_letters::none_waiting;
 use crate::dispatch::Input;
 use crate::dispatch::breaker::BreakerStatus;
 use crate::dispatch::gate::Alarm;
@@ -367,6 +368,7 @@ impl Broker {
             .await?;
         self.inner.processors.write().remove(name);
         self.inner.supervisor.stop(name).await;
+        none_waiting(name);
         Ok(())
     }
 
@@ -386,6 +388,7 @@ impl Broker {
             return Err(error.into());
         }
         self.inner.processors.write().remove(name);
+        none_waiting(name);
         Ok(())
     }
 

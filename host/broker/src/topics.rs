@@ -14,6 +14,8 @@ use crate::partitioner::{PartitionerError, load_component};
 pub(crate) const DEAD_LETTERS_SUFFIX: &str = ".dlq";
 /// How the names of topics end through which dead letters are sent again: `<topic>.<processor>.redrive`.
 pub(crate) const REDRIVE_SUFFIX: &str = ".redrive";
+/// How the names of topics end that say what was done with dead letters: `<topic>.<processor>.audit`. Others may end so, too.
+pub(crate) const AUDIT_SUFFIX: &str = ".audit";
 
 /// What a new topic is asked to be.
 #[derive(Clone, Debug)]

@@ -78,6 +78,36 @@ pub const DEAD_LETTERS_LISTED_MAX: usize = 10_000;
 /// Bytes of their messages, about: a listing ends at whichever bound is met first.
 pub const DEAD_LETTERS_LISTED_BYTES_MAX: usize = 64 << 20;
 
+/// Bytes of dead letters that one answer looks at to find those that are asked for. It ends there and says where to go on.
+pub const DEAD_LETTERS_SCANNED_BYTES_MAX: usize = 256 << 20;
+
+/// Groups of dead letters, and likewise outcomes of a dry run, that are told apart. What is of others is counted together.
+pub const DEAD_LETTER_GROUPS_MAX: usize = 1_000;
+
+/// A message that was sent again so often and died each time is left alone by further redrives of many, unless they say `again`.
+pub const REDRIVES_MAX: u32 = 3;
+
+/// How long one call of a paced redrive goes on; then it says where to go on.
+pub const REDRIVE_PACED_MS_MAX: u64 = 10_000;
+
+/// Dead letters that one dry run tries at the most.
+pub const DRY_RUN_LETTERS_MAX: usize = 10_000;
+
+/// How long a dry run goes on before it says where to go on; the call at hand is still made.
+pub const DRY_RUN_MS_MAX: u64 = 30_000;
+
+/// Outputs that a dry run shows; the others are counted.
+pub const DRY_RUN_OUTPUTS_MAX: usize = 20;
+
+/// Bytes of the key, and likewise of the value, of an output that a dry run shows; longer ones are cut.
+pub const DRY_RUN_OUTPUT_BYTES_MAX: usize = 1 << 10;
+
+/// Entries of an audit trail that one answer gives.
+pub const AUDIT_LISTED_MAX: usize = 1_000;
+
+/// Classes of a processor's dead letters that are counted apart since the host started; the others are counted as `other`.
+pub const DEAD_LETTER_CLASSES_MAX: usize = 20;
+
 /// Batches of one producer in one partition that are known again when they are repeated, as Kafka has it. An older repeat is
 /// refused as out of order.
 pub const PRODUCER_BATCHES_KEPT_MAX: usize = 5;

@@ -219,6 +219,14 @@ fn describe() {
         "Messages that wait for a retry or their key"
     );
     describe_gauge!(
+        "millrace_dead_letters_waiting",
+        "Dead letters of a processor that are kept and were not sent again"
+    );
+    describe_counter!(
+        "millrace_dead_letters_by_class_total",
+        "Messages given up on, by class; only so many classes are told apart, the rest is `other`"
+    );
+    describe_gauge!(
         "millrace_state_entries",
         "Entries of a processor's state in the partitions that it works in"
     );

@@ -25,6 +25,8 @@ pub(crate) struct Batch {
     pub(crate) offsets: Vec<Offset>,
     /// How many of them are retried.
     pub(crate) retried: usize,
+    /// How often each of them was sent again as a dead letter; empty unless they are redriven.
+    pub(crate) redrives: Vec<u32>,
     /// New messages passed over because one of their key is parked; they are parked behind it.
     pub(crate) skipped: Vec<Parked>,
     /// The offset after everything in here.
@@ -153,6 +155,7 @@ pub(crate) struct Cut {
     columns: ColumnBatch,
     offsets: Vec<Offset>,
     retried: usize,
+    redrives: Vec<u32>,
     skipped: Vec<Parked>,
     bytes: usize,
     messages_max: usize,
@@ -179,6 +182,7 @@ impl Cut {
             },
             offsets: Vec::new(),
             retried: 0,
+            redrives: Vec::new(),
             skipped: Vec::new(),
             bytes: 0,
             messages_max,
@@ -268,11 +272,14 @@ impl Cut {
         let lying = |range: &Option<Range<usize>>| range.clone().map(|range| &bytes[range]);
         put(&mut columns.data, &mut columns.keys, lying(&view.key));
         put(&mut columns.data, &mut columns.values, lying(&view.value));
-        let mut origin = None;
+        let mut history = self.redriven.then(History::default);
         let before = columns.data.len();
         if view.header_count() > 0 {
-            origin = put_headers(columns, bytes, view, self.redriven);
+            put_headers(columns, bytes, view, history.as_mut());
         }
+        let origin = history.as_ref().and_then(|history| history.origin);
+        self.redrives
+            .extend(history.map(|history| history.redrives));
         self.bytes += size + columns.data.len() - before;
         columns.header_ends.push((columns.headers.len() / 4) as u32);
         columns.offsets.push(origin.unwrap_or(view.offset.0));
@@ -288,6 +295,7 @@ impl Cut {
             columns: Arc::new(self.columns),
             offsets: self.offsets,
             retried: self.retried,
+            redrives: self.redrives,
             skipped: self.skipped,
             next,
         }
@@ -307,25 +315,56 @@ fn waits_behind(
     ordering(order, key).filter(|ordering| held.contains(ordering))
 }
 
-/// Puts the headers; of a redriven message all but the one that says where it first stood, which is returned.
+/// What a redriven message tells of itself.
+struct History {
+    /// Where it first stood.
+    origin: Option<u64>,
+    /// How often it was sent again: once at least, whatever it says.
+    redrives: u32,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            origin: None,
+            redrives: 1,
+        }
+    }
+}
+
+impl History {
+    /// Takes a header in if it is the host's own.
+    fn take(&mut self, name: &[u8], value: Option<&[u8]>) -> bool {
+        let text = value.and_then(|value| str::from_utf8(value).ok());
+        if name == dead_letter::ORIGIN_OFFSET.as_bytes() {
+            self.origin = text.and_then(|text| text.parse().ok());
+        } else if name == dead_letter::REDRIVES.as_bytes() {
+            self.redrives = text.and_then(|text| text.parse().ok()).unwrap_or(1);
+        } else {
+            return false;
+        }
+        true
+    }
+}
+
+/// Puts the headers; of a redriven message all but those that tell its history.
 fn put_headers(
     columns: &mut ColumnBatch,
     bytes: &Bytes,
     view: &RecordView,
-    redriven: bool,
-) -> Option<u64> {
-    let mut origin = None;
+    mut history: Option<&mut History>,
+) {
     for (name, value) in view.headers(bytes).flatten() {
-        if redriven && &bytes[name.clone()] == dead_letter::ORIGIN_OFFSET.as_bytes() {
-            let text = value.and_then(|value| str::from_utf8(&bytes[value]).ok());
-            origin = text.and_then(|text| text.parse().ok());
-            continue;
+        if let Some(history) = &mut history {
+            let value = value.clone().map(|value| &bytes[value]);
+            if history.take(&bytes[name.clone()], value) {
+                continue;
+            }
         }
         let (data, spans) = (&mut columns.data, &mut columns.headers);
         put(data, spans, Some(&bytes[name]));
         put(data, spans, value.map(|value| &bytes[value]));
     }
-    origin
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ const FIRST_FAILED_AT: &str = "millrace-first-failed-at";
 const DIED_AT: &str = "millrace-died-at";
 const ATTEMPT_LOG: &str = "millrace-attempt-log";
 const CALL: &str = "millrace-call";
+/// How often a message was sent again; on redriven messages, too, as [`ORIGIN_OFFSET`] is.
+pub(crate) const REDRIVES: &str = "millrace-redrives";
 
 /// Whether only the host may write a header of this name.
 pub(crate) fn is_reserved(name: &[u8]) -> bool {
@@ -48,6 +50,8 @@ pub(crate) struct Death<'a> {
     pub(crate) log: &'a [Attempt],
     /// What the call used that it died of.
     pub(crate) used: Option<&'a CallUse>,
+    /// How often it had been sent again.
+    pub(crate) redrives: u32,
 }
 
 /// Writes a message of the batch with its evidence.
@@ -101,6 +105,9 @@ fn evidence(origin_offset: u64, death: &Death<'_>) -> Vec<(&'static str, String)
     // Our own type of numbers and texts: it always serialises.
     let used = death.used.and_then(|used| serde_json::to_string(used).ok());
     evidence.extend(used.map(|used| (CALL, used)));
+    if death.redrives > 0 {
+        evidence.push((REDRIVES, death.redrives.to_string()));
+    }
     evidence
 }
 
@@ -133,6 +140,7 @@ pub(crate) struct Evidence {
     pub(crate) attempt_log: serde_json::Value,
     pub(crate) backtrace: Option<String>,
     pub(crate) call: Option<CallUse>,
+    pub(crate) redrives: u32,
 }
 
 impl Evidence {
@@ -155,6 +163,7 @@ impl Evidence {
             attempt_log: serde_json::from_str(text(ATTEMPT_LOG)?).ok()?,
             backtrace: own(BACKTRACE),
             call: text(CALL).and_then(|call| serde_json::from_str(call).ok()),
+            redrives: text(REDRIVES).map_or(Some(0), |text| text.parse().ok())?,
         })
     }
 }
@@ -167,12 +176,16 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     str::from_utf8(found.value.as_deref()?).ok()
 }
 
-/// The message as it was before it died, but for one header that says where it first stood.
-pub(crate) fn revive(mut message: Message, origin_offset: Offset) -> Message {
+/// The message as it was before it died, but for two headers that say where it first stood, and how often it was sent again.
+pub(crate) fn revive(mut message: Message, origin_offset: Offset, redrives: u32) -> Message {
     message.headers.retain(|header| !is_reserved(&header.name));
-    message.headers.push(Header {
-        name: ORIGIN_OFFSET.into(),
-        value: Some(origin_offset.to_string().into()),
-    });
+    let added = [
+        (ORIGIN_OFFSET, origin_offset.to_string()),
+        (REDRIVES, redrives.to_string()),
+    ];
+    message.headers.extend(added.map(|(name, value)| Header {
+        name: name.into(),
+        value: Some(value.into()),
+    }));
     message
 }

@@ -257,6 +257,11 @@ impl<'a> Settler<'a> {
             died_at: settling.now,
             log: &parked.log,
             used: settling.verdict.used.as_ref(),
+            redrives: settling
+                .batch
+                .redrives
+                .get(failed.message)
+                .map_or(0, |n| *n),
         };
         let columns = &settling.batch.columns;
         dead_letter::write(columns, failed.message, &death, &mut self.dead);

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::Live;
 use super::allowance::{Allowance, Granted};
 use super::breaker::{Admission, Breaker, BreakerStatus, Judgement, Now, Reason, Report, Trial};
+use super::classes::Classes;
 
 /// Told of a bad deploy whose specification asks to be taken back.
 pub(crate) type Alarms = mpsc::Sender<Alarm>;
@@ -36,6 +37,8 @@ pub(crate) struct Gate {
     /// Changes when waiting workers should look again.
     changes: watch::Sender<u64>,
     meters: Meters,
+    /// Its dead letters.
+    pub(crate) classes: Classes,
 }
 
 struct State {
@@ -92,6 +95,7 @@ impl Gate {
         };
         meters.open.set(0);
         let allowance = Allowance::new(live.spec.dead_letters.clone());
+        let live_name = own();
         Self {
             clock,
             alarms,
@@ -104,6 +108,7 @@ impl Gate {
             }),
             changes: watch::Sender::new(0),
             meters,
+            classes: Classes::of(live_name),
         }
     }
 

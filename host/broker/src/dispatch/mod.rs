@@ -9,6 +9,7 @@ pub(crate) mod allowance;
 pub(crate) mod answer;
 pub(crate) mod batcher;
 pub(crate) mod breaker;
+pub(crate) mod classes;
 pub(crate) mod dead_letter;
 pub(crate) mod delivery;
 pub(crate) mod gate;

@@ -467,6 +467,7 @@ impl Worker {
             self.pack(live, &mut effects).await;
             match self.commit(live, &mut effects).await {
                 Ok(took) => {
+                    self.count_classes(verdict, &effects.given_up);
                     self.committed(batch, effects, took);
                     return Ok(());
                 }

@@ -7,7 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use millrace_broker::handler::{BatchHandler, Called};
 use millrace_broker::state::StateAttempt;
-use millrace_broker::{CallError, CallUse, DeadLetterError, DeadLetterFilter, GuestLine, Redriven};
+use millrace_broker::{
+    CallError, CallUse, DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPlace,
+    DeadLetterQuery, GuestLine, RedriveRequest, Redriven, Redrives,
+};
 use millrace_engine::{Append, Engine, EntryKind, EntryWrite, Transaction};
 use millrace_model::bounds::{DEAD_LETTERS_LISTED_BYTES_MAX, MESSAGE_HEADERS_MAX};
 use millrace_model::{Answer, ColumnBatch, Offset, PartitionId, Timestamp};
@@ -16,11 +19,24 @@ use crate::rig::{
     Rig, Say, digest, per_message, processor, spec, text, topic, trap, unreadable_after,
 };
 
-fn all() -> DeadLetterFilter {
-    DeadLetterFilter {
-        include_redriven: true,
-        ..DeadLetterFilter::default()
+fn all() -> DeadLetterQuery {
+    DeadLetterQuery {
+        filter: DeadLetterFilter {
+            redriven: Redrives::Either,
+            ..DeadLetterFilter::default()
+        },
+        ..DeadLetterQuery::default()
     }
+}
+
+async fn found(rig: &Rig, query: DeadLetterQuery) -> Vec<DeadLetter> {
+    let page = rig.broker.dead_letters(&processor("p"), query).await;
+    page.unwrap().letters
+}
+
+async fn redrive_all(rig: &Rig) -> Result<Redriven, DeadLetterError> {
+    let all = RedriveRequest::all("tester");
+    rig.broker.redrive(&processor("p"), all).await
 }
 
 #[tokio::test]
@@ -28,11 +44,7 @@ async fn a_dead_letter_is_the_message_unchanged_with_its_evidence() {
     let rig = Rig::deployed(2, |_| (), |_, _| trap()).await;
     let placed = rig.produce(&[("a", "0"), ("a", "1")]).await;
     rig.hold("in.p.dlq", &["0", "1"]).await;
-    let letters = rig
-        .broker
-        .dead_letters(&processor("p"), all())
-        .await
-        .unwrap();
+    let letters = found(&rig, all()).await;
     let letter = &letters[1];
     assert_eq!(letter.topic, topic("in.p.dlq"));
     assert_eq!(letter.origin_topic, topic("in"));
@@ -86,24 +98,16 @@ async fn a_rejected_message_is_dead_at_once_and_listed_by_its_class() {
         .await;
     rig.hold("in.p.dlq", &["blast", "noise", "blast"]).await;
     let mut filter = all();
-    filter.class = Some("quarry".to_owned());
-    let letters = rig
-        .broker
-        .dead_letters(&processor("p"), filter.clone())
-        .await
-        .unwrap();
+    filter.filter.class = Some("quarry".to_owned());
+    let letters = found(&rig, filter.clone()).await;
     assert_eq!(letters.len(), 2);
     assert!(
         letters
             .iter()
             .all(|letter| letter.attempts == 1 && letter.cause == "reject")
     );
-    filter.messages_max = 1;
-    let letters = rig
-        .broker
-        .dead_letters(&processor("p"), filter)
-        .await
-        .unwrap();
+    filter.letters_max = 1;
+    let letters = found(&rig, filter).await;
     assert_eq!(letters.len(), 1);
 }
 
@@ -195,11 +199,7 @@ async fn three_dead() -> (Rig, Arc<AtomicBool>) {
 async fn dead_letters_are_sent_again_once_even_if_asked_for_at_the_same_time() {
     let (rig, open) = three_dead().await;
     open.store(true, Ordering::SeqCst);
-    let name = processor("p");
-    let (one, two) = tokio::join!(
-        rig.broker.redrive(&name, None),
-        rig.broker.redrive(&name, None)
-    );
+    let (one, two) = tokio::join!(redrive_all(&rig), redrive_all(&rig));
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!((one.sent + two.sent, one.already + two.already), (3, 3));
     rig.hold("out", &["1", "2", "3"]).await;
@@ -210,13 +210,9 @@ async fn dead_letters_are_sent_again_once_even_if_asked_for_at_the_same_time() {
             .iter()
             .all(|message| original.contains(message))
     );
-    let fresh = rig
-        .broker
-        .dead_letters(&name, Default::default())
-        .await
-        .unwrap();
+    let fresh = found(&rig, Default::default()).await;
     assert!(fresh.is_empty());
-    let letters = rig.broker.dead_letters(&name, all()).await.unwrap();
+    let letters = found(&rig, all()).await;
     assert!(letters.len() == 3 && letters.iter().all(|letter| letter.redriven));
 }
 
@@ -224,8 +220,7 @@ async fn dead_letters_are_sent_again_once_even_if_asked_for_at_the_same_time() {
 async fn when_what_was_sent_again_cannot_be_read_nothing_is_sent_twice() {
     let (rig, open) = three_dead().await;
     open.store(true, Ordering::SeqCst);
-    let name = processor("p");
-    rig.broker.redrive(&name, None).await.unwrap();
+    redrive_all(&rig).await.unwrap();
     let spoilt = rig.engine.entries(EntryKind::Redriven).into_iter();
     let spoilt = spoilt.map(|(key, _)| EntryWrite {
         kind: EntryKind::Redriven,
@@ -238,7 +233,7 @@ async fn when_what_was_sent_again_cannot_be_read_nothing_is_sent_twice() {
     };
     assert!(!transaction.entries.is_empty());
     rig.engine.commit(transaction).await.unwrap();
-    let refused = rig.broker.redrive(&name, None).await;
+    let refused = redrive_all(&rig).await;
     assert!(matches!(refused, Err(DeadLetterError::Catalogue(_))));
 }
 
@@ -247,51 +242,26 @@ async fn some_dead_letters_are_sent_again_and_the_others_stay() {
     let (rig, open) = three_dead().await;
     open.store(true, Ordering::SeqCst);
     let name = processor("p");
-    let letters = rig.broker.dead_letters(&name, all()).await.unwrap();
+    let letters = found(&rig, all()).await;
     let chosen = &letters[1];
-    let which = vec![(chosen.topic.clone(), chosen.partition, chosen.offset)];
-    let done = rig
-        .broker
-        .redrive(&name, Some(which.clone()))
-        .await
-        .unwrap();
-    assert_eq!(
-        done,
-        Redriven {
-            sent: 1,
-            already: 0
-        }
-    );
-    let done = rig.broker.redrive(&name, Some(which)).await.unwrap();
-    assert_eq!(
-        done,
-        Redriven {
-            sent: 0,
-            already: 1
-        }
-    );
+    let which = RedriveRequest::places(vec![chosen.place()], "tester");
+    let done = rig.broker.redrive(&name, which.clone()).await.unwrap();
+    assert_eq!((done.sent, done.already), (1, 0));
+    let done = rig.broker.redrive(&name, which).await.unwrap();
+    assert_eq!((done.sent, done.already), (0, 1));
     rig.hold("out", &[&text(chosen.message.value.as_deref())])
         .await;
-    let fresh = rig
-        .broker
-        .dead_letters(&name, Default::default())
-        .await
-        .unwrap();
+    let fresh = found(&rig, Default::default()).await;
     assert_eq!(fresh.len(), 2);
 }
 
 #[tokio::test]
 async fn a_redriven_message_that_dies_again_tells_where_it_first_stood() {
     let (rig, _closed) = three_dead().await;
-    let name = processor("p");
-    let first = rig.broker.dead_letters(&name, all()).await.unwrap();
-    assert_eq!(rig.broker.redrive(&name, None).await.unwrap().sent, 3);
+    let first = found(&rig, all()).await;
+    assert_eq!(redrive_all(&rig).await.unwrap().sent, 3);
     rig.hold("in.p.dlq", &["1", "2", "3", "1", "2", "3"]).await;
-    let fresh = rig
-        .broker
-        .dead_letters(&name, Default::default())
-        .await
-        .unwrap();
+    let fresh = found(&rig, Default::default()).await;
     assert_eq!(fresh.len(), 3);
     for letter in fresh {
         let before = first
@@ -301,7 +271,10 @@ async fn a_redriven_message_that_dies_again_tells_where_it_first_stood() {
         assert_eq!(letter.origin_topic, topic("in"));
         assert_eq!(letter.origin_offset, before.origin_offset);
         assert_eq!(letter.origin_partition, before.origin_partition);
-        assert_eq!(letter.message.headers.len(), before.message.headers.len());
+        assert_eq!((before.redrives, letter.redrives), (0, 1));
+        // The evidence of the first death is gone, but for that.
+        let headers = before.message.headers.len() + 1;
+        assert_eq!(letter.message.headers.len(), headers);
     }
 }
 
@@ -310,12 +283,20 @@ async fn what_is_no_dead_letter_of_the_processor_is_not_sent() {
     let (rig, _closed) = three_dead().await;
     let name = processor("p");
     for (of, partition, offset) in [("in", 0, 0), ("in.p.dlq", 9, 0), ("in.p.dlq", 0, 99)] {
-        let which = vec![(topic(of), PartitionId(partition), Offset(offset))];
-        let refused = rig.broker.redrive(&name, Some(which)).await;
+        let place = DeadLetterPlace {
+            topic: topic(of),
+            partition: PartitionId(partition),
+            offset: Offset(offset),
+        };
+        let which = RedriveRequest::places(vec![place], "tester");
+        let refused = rig.broker.redrive(&name, which).await;
         let none = matches!(refused, Err(DeadLetterError::NoSuchDeadLetter { .. }));
         assert!(none, "{of}: {refused:?}");
     }
-    let unknown = rig.broker.redrive(&processor("nobody"), None).await;
+    let unknown = rig
+        .broker
+        .redrive(&processor("nobody"), RedriveRequest::all("tester"))
+        .await;
     assert!(matches!(unknown, Err(DeadLetterError::UnknownProcessor(_))));
 }
 
@@ -331,7 +312,6 @@ async fn a_message_with_as_many_headers_as_may_be_dies_and_is_sent_again_like_an
         },
     )
     .await;
-    let name = processor("p");
     let mut laden = crate::rig::message("k", "laden");
     let header = laden.message.headers[0].clone();
     laden.message.headers = vec![header; MESSAGE_HEADERS_MAX];
@@ -346,7 +326,7 @@ async fn a_message_with_as_many_headers_as_may_be_dies_and_is_sent_again_like_an
             .await,
     );
     rig.deploy(spec).await;
-    assert_eq!(rig.broker.redrive(&name, None).await.unwrap().sent, 1);
+    assert_eq!(redrive_all(&rig).await.unwrap().sent, 1);
     rig.hold("out", &["laden"]).await;
     assert_eq!(rig.messages("out").await, [produced]);
 }
@@ -364,11 +344,10 @@ async fn a_damaged_dead_letter_does_not_hide_those_after_it() {
         rig.engine().commit(transaction).await.unwrap();
     }
     rig.produce(&[("a", "4"), ("b", "5"), ("c", "6")]).await;
-    let name = processor("p");
     rig.settled().await;
     assert_eq!(rig.letters().await.len(), 6);
     open.store(true, Ordering::SeqCst);
-    assert_eq!(rig.broker.redrive(&name, None).await.unwrap().sent, 6);
+    assert_eq!(redrive_all(&rig).await.unwrap().sent, 6);
     rig.hold("out", &["1", "2", "3", "4", "5", "6"]).await;
 }
 
@@ -388,12 +367,5 @@ async fn a_listing_of_large_dead_letters_ends_at_its_bytes() {
         .sum();
     let max = DEAD_LETTERS_LISTED_BYTES_MAX;
     assert!((max..max + (16 << 20)).contains(&listed), "{listed} bytes");
-    assert_eq!(
-        rig.broker
-            .redrive(&processor("p"), None)
-            .await
-            .unwrap()
-            .sent,
-        20
-    );
+    assert_eq!(redrive_all(&rig).await.unwrap().sent, 20);
 }

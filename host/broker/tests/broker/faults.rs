@@ -203,6 +203,28 @@ async fn a_full_disk_is_waited_out_and_everything_happens_once() {
 }
 
 #[tokio::test]
+async fn a_dead_letter_that_cannot_be_written_stops_the_partition_and_is_not_lost() {
+    let (rig, engine) = moody(|value, _| match value {
+        "dead" => Say::Reject("no"),
+        _ => Say::Pass,
+    })
+    .await;
+    *engine.refusal.lock() = Some(CommitError::DiskFull);
+    rig.produce(&[("a", "dead")]).await;
+    rig.until(|all| all[0].state.starts_with("waiting: the disk is full"))
+        .await;
+    rig.produce(&[("b", "behind")]).await;
+    let standing = rig.until(|all| all[0].lag == 2).await;
+    assert_eq!(standing[0].next, Offset(0));
+    assert_eq!(rig.messages("in.p.dlq").await, []);
+    assert_eq!(rig.messages("out").await, []);
+    *engine.refusal.lock() = None;
+    rig.hold("in.p.dlq", &["dead"]).await;
+    rig.hold("out", &["behind"]).await;
+    rig.settled().await;
+}
+
+#[tokio::test]
 async fn a_poisoned_engine_stops_the_worker() {
     let (rig, engine) = moody(|_, _| Say::Pass).await;
     *engine.refusal.lock() = Some(CommitError::Poisoned("fdatasync failed".into()));

@@ -10,8 +10,8 @@ use millrace_broker::handler::{
     BatchHandler, Decision, Failure, FailureHandler, LoadRequest, ModuleHost, PartitionHandler,
 };
 use millrace_broker::{
-    AdmitError, Broker, CallError, DeadLetter, DeadLetterFilter, FetchRequest, GuestLine,
-    Interface, ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed,
+    AdmitError, Broker, CallError, DeadLetter, DeadLetterQuery, FetchRequest, GuestLine, Interface,
+    ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed,
 };
 use millrace_engine::{Engine, MemoryEngine};
 use millrace_model::bounds::MESSAGE_HEADERS_MAX;
@@ -379,8 +379,8 @@ impl Rig {
     /// Dead letters of `p` that were not sent again.
     pub(crate) async fn letters(&self) -> Vec<DeadLetter> {
         let name = processor("p");
-        let letters = self.broker.dead_letters(&name, DeadLetterFilter::default());
-        letters.await.unwrap()
+        let page = self.broker.dead_letters(&name, DeadLetterQuery::default());
+        page.await.unwrap().letters
     }
 
     /// Waits until the topic holds these values, in any order.

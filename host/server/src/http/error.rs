@@ -528,7 +528,19 @@ impl From<DeadLetterError> for ApiError {
                 let hint = "deploy a revision that reads the topic, then redrive";
                 Self::conflict("not-an-input", text, hint)
             }
+            DeadLetterError::AlreadySent(_) => {
+                let hint = "`millrace dlq list` shows what waits";
+                Self::conflict("already-sent", text, hint)
+            }
+            DeadLetterError::Edit(_) => {
+                Self::refused("invalid-edit", text, "change the edit; nothing was sent")
+            }
+            DeadLetterError::Audit(_) => {
+                let hint = "nothing was sent; see to the topic that it names, then try again";
+                Self::conflict("no-audit-trail", text, hint)
+            }
             DeadLetterError::Catalogue(_) => Self::internal(text),
+            DeadLetterError::Revision(error) => error.into(),
             DeadLetterError::Fetch(error) => error.into(),
             DeadLetterError::Commit(error) => error.into(),
         }

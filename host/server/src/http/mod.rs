@@ -227,12 +227,28 @@ fn routes() -> Vec<Route> {
         post(STATE, on::post(states::write)),
         get(DEAD, on::get(dead_letters::list)),
         get(
+            "/v1/processors/{name}/dead-letters/groups",
+            on::get(dead_letters::groups),
+        ),
+        get(
+            "/v1/processors/{name}/dead-letters/audit",
+            on::get(dead_letters::work::audit),
+        ),
+        post(
+            "/v1/processors/{name}/dead-letters/dry-run",
+            on::post(dead_letters::work::dry_run),
+        ),
+        post(
+            "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}/edit",
+            on::post(dead_letters::work::edit),
+        ),
+        get(
             "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}",
             on::get(dead_letters::show),
         ),
         post(
             "/v1/processors/{name}/dead-letters/redrive",
-            on::post(dead_letters::redrive),
+            on::post(dead_letters::work::redrive),
         ),
     ]
 }

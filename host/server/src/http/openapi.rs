@@ -46,8 +46,12 @@ use super::{
         states::show,
         states::write,
         dead_letters::list,
+        dead_letters::groups,
         dead_letters::show,
-        dead_letters::redrive,
+        dead_letters::work::redrive,
+        dead_letters::work::edit,
+        dead_letters::work::dry_run,
+        dead_letters::work::audit,
     )
 )]
 struct Document;
@@ -276,6 +280,8 @@ pub(super) struct DeadLetterSchema {
     backtrace: Option<String>,
     /// What the call used that it died of.
     call: Option<CallUseSchema>,
+    /// How often the message had been sent again before it died this time.
+    redrives: u32,
     redriven: bool,
     message: super::messages::MessageSchema,
 }
@@ -287,6 +293,93 @@ pub(super) struct RedrivenSchema {
     sent: usize,
     /// Sent before, and not again.
     already: usize,
+    /// Left alone: sent again three times before, and died each time.
+    skipped: usize,
+    /// Where to go on, if a bound ended it.
+    next: Option<String>,
+    /// When it began, in milliseconds since the Unix epoch.
+    started_at: u64,
+}
+
+/// Dead letters by group.
+#[derive(ToSchema)]
+#[schema(as = DeadLetterGroups)]
+pub(super) struct DeadLetterGroupsSchema {
+    groups: Vec<DeadLetterGroupSchema>,
+    /// How many dead letters there are in all.
+    count: u64,
+    /// How many of them are of none of these groups.
+    others: u64,
+}
+
+#[derive(ToSchema)]
+#[schema(as = DeadLetterGroup)]
+struct DeadLetterGroupSchema {
+    class: String,
+    cause: String,
+    revision: u32,
+    count: u64,
+    first_died_at: u64,
+    last_died_at: u64,
+    /// The place of one of them.
+    sample: String,
+    sample_reason: String,
+}
+
+#[derive(ToSchema)]
+#[schema(as = DryRunOutcome)]
+pub(super) struct DryRunOutcomeSchema {
+    /// `ok`, or how it failed.
+    outcome: String,
+    class: String,
+    count: u64,
+    /// The place of one of them.
+    sample: String,
+    reason: String,
+}
+
+/// Entries of an audit trail.
+#[derive(ToSchema)]
+#[schema(as = AuditPage)]
+pub(super) struct AuditPageSchema {
+    entries: Vec<AuditEntrySchema>,
+    /// Where to read on, as `from`; null if that was all.
+    next: Option<String>,
+}
+
+/// One transaction.
+#[derive(ToSchema)]
+#[schema(as = AuditEntry)]
+struct AuditEntrySchema {
+    at: u64,
+    /// Who asked, as the caller claims.
+    by: String,
+    /// `redrive` or `edit`.
+    action: String,
+    processor: String,
+    topic: String,
+    partition: u32,
+    /// Ranges of offsets, the end exclusive.
+    offsets: Vec<Vec<u64>>,
+    count: usize,
+    edit: Option<EditDigestsSchema>,
+}
+
+/// A message before and after an edit.
+#[derive(ToSchema)]
+#[schema(as = EditDigests)]
+struct EditDigestsSchema {
+    before: DigestsSchema,
+    after: DigestsSchema,
+}
+
+/// SHA-256 of the parts of a message.
+#[derive(ToSchema)]
+#[schema(as = Digests)]
+struct DigestsSchema {
+    key: Option<String>,
+    value: Option<String>,
+    headers: String,
 }
 
 #[cfg(test)]

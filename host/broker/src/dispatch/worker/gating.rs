@@ -105,6 +105,14 @@ impl Worker {
         None
     }
 
+    /// Counts what was given up, by class.
+    pub(super) fn count_classes(&self, verdict: &Verdict, given_up: &[usize]) {
+        let dead = |failed: &&Failed| given_up.binary_search(&failed.message).is_ok();
+        for failed in verdict.failed.iter().filter(dead) {
+            self.gate.classes.count(&failed.class);
+        }
+    }
+
     async fn wait_for_allowance(&mut self, live: &Live, wait: Duration) {
         let policy = &live.spec.dead_letters;
         tracing::warn!(processor = %live.processor, max = policy.max, per_ms = policy.per_ms, "a partition waits: there are as many dead letters as there may be");

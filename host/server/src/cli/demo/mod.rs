@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use millrace_broker::{Broker, Module, NewTopic};
+use millrace_broker::{Broker, Module, NewTopic, RedriveRequest};
 use millrace_model::{Digest, Durability, Processor, ProcessorName, ProcessorSpec};
 use serde_json::json;
 
@@ -222,7 +222,8 @@ impl Demo {
     async fn redrive(&self, before: &Tally) -> Result<()> {
         self.story
             .chapter("The dead letters are sent again, to this processor only")?;
-        let redriven = self.broker.redrive(&self.processor, None).await?;
+        let all = RedriveRequest::all("demo");
+        let redriven = self.broker.redrive(&self.processor, all).await?;
         ensure!(
             redriven.sent == before.dead.len(),
             "{} letters were sent",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use millrace_broker::{Broker, DeadLetterFilter, FetchRequest};
+use millrace_broker::{Broker, DeadLetterQuery, FetchRequest};
 use millrace_model::{Message, Offset, PartitionId, ProcessorName};
 use serde::Deserialize;
 
@@ -52,8 +52,9 @@ impl Tally {
         let classified = read(broker, "classified").await?;
         let alerts = read(broker, "alerts").await?;
         let letters = broker
-            .dead_letters(processor, DeadLetterFilter::default())
-            .await?;
+            .dead_letters(processor, DeadLetterQuery::default())
+            .await?
+            .letters;
         let mut by_class = BTreeMap::new();
         for letter in &letters {
             *by_class.entry(letter.class.clone()).or_default() += 1;

@@ -1,0 +1,228 @@
+//! What was done with dead letters, by whom, and when: messages of an ordinary topic, `<topic>.<processor>.audit`, in the same
+//! transaction as what they tell of. Who asked is what the caller claimed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_engine::Append;
+use millrace_model::bounds::AUDIT_LISTED_MAX;
+use millrace_model::{
+    BatchBuilder, Digest, Message, Offset, PartitionId, ProcessorName, Timestamp, TopicName,
+    TopicPartition,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::redrive::Sending;
+use super::shelf::{Sent, Shelf};
+use super::{DeadLetterError, DeadLetterPlace};
+use crate::broker::Broker;
+use crate::dispatch::dead_letter;
+use crate::topics::AUDIT_SUFFIX;
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuditAction {
+    /// Letters were sent again.
+    Redrive,
+    /// A letter was changed and sent again.
+    Edit,
+}
+
+/// One entry of the trail: one transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// When.
+    pub at: Timestamp,
+    /// Who asked, as the caller claims.
+    pub by: String,
+    /// What was done.
+    pub action: AuditAction,
+    /// Whose letters.
+    pub processor: ProcessorName,
+    /// The dead-letter topic.
+    pub topic: TopicName,
+    /// Its partition.
+    pub partition: PartitionId,
+    /// Which letters there: ranges of offsets, the end exclusive.
+    pub offsets: Sent,
+    /// How many.
+    pub count: usize,
+    /// What an edit changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edit: Option<EditDigests>,
+}
+
+/// A message before and after an edit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EditDigests {
+    /// As it died.
+    pub before: Digests,
+    /// As it was sent again.
+    pub after: Digests,
+}
+
+/// SHA-256 of the parts of a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digests {
+    /// Of the key's bytes; `None` without a key.
+    pub key: Option<Digest>,
+    /// Of the value's bytes; `None` without a value.
+    pub value: Option<Digest>,
+    /// Of its own headers in their order: name and value of each, each behind its length in eight bytes, little-endian; all ones
+    /// stand for no value.
+    pub headers: Digest,
+}
+
+/// Entries of the trail.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AuditPage {
+    /// Oldest first.
+    pub entries: Vec<AuditEntry>,
+    /// Where to read on; `None` if that was all.
+    pub next: Option<DeadLetterPlace>,
+}
+
+impl Digests {
+    pub(super) fn of(message: &Message) -> Self {
+        let mut headers = Sha256::new();
+        for header in &message.headers {
+            if !dead_letter::is_reserved(&header.name) {
+                add(&mut headers, Some(&header.name));
+                add(&mut headers, header.value.as_ref());
+            }
+        }
+        let digest = |bytes: &Option<Bytes>| {
+            let bytes = bytes.as_ref()?;
+            Some(Digest(Sha256::digest(bytes).into()))
+        };
+        Self {
+            key: digest(&message.key),
+            value: digest(&message.value),
+            headers: Digest(headers.finalize().into()),
+        }
+    }
+}
+
+fn add(hash: &mut Sha256, bytes: Option<&Bytes>) {
+    let length = bytes.map_or(u64::MAX, |bytes| bytes.len() as u64);
+    hash.update(length.to_le_bytes());
+    hash.update(bytes.map_or(&[][..], |bytes| bytes));
+}
+
+impl Broker {
+    /// What was done with a processor's dead letters, from a place of an earlier answer on: partition by partition, and each answer
+    /// in the order of time.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn audit(
+        &self,
+        name: &ProcessorName,
+        from: Option<&DeadLetterPlace>,
+        entries_max: usize,
+    ) -> Result<AuditPage, DeadLetterError> {
+        let max = entries_max.clamp(1, AUDIT_LISTED_MAX);
+        // Its letters say whether there is such a processor; what is on record has its own shelves.
+        self.shelves(name)?;
+        let mut page = AuditPage::default();
+        for shelf in self.own_shelves(name, AUDIT_SUFFIX) {
+            let here = shelf.place(Offset(0));
+            if from
+                .is_some_and(|from| (&here.topic, here.partition) < (&from.topic, from.partition))
+            {
+                continue;
+            }
+            let ends = self.ends_of(&shelf)?;
+            let begun = from.filter(|from| shelf.place(from.offset) == **from);
+            let mut next = begun.map_or(ends.start, |from| from.offset.max(ends.start));
+            while next < ends.end {
+                if page.entries.len() >= max {
+                    page.next = Some(shelf.place(next));
+                    return Ok(page.in_order());
+                }
+                let (messages, after) = self.on_shelf(&shelf, next).await?;
+                if after == next {
+                    break;
+                }
+                next = after;
+                for fetched in messages {
+                    if page.entries.len() >= max {
+                        next = fetched.offset;
+                        break;
+                    }
+                    page.entries.extend(read(&fetched.message));
+                }
+            }
+        }
+        Ok(page.in_order())
+    }
+
+    /// Where redrives from this shelf are put on record; the topic is made if it is not there.
+    pub(super) async fn audit_partition(
+        &self,
+        name: &ProcessorName,
+        shelf: &Arc<Shelf>,
+    ) -> Result<TopicPartition, DeadLetterError> {
+        let gone = || DeadLetterError::Audit(format!("topic {} is gone", shelf.origin()));
+        let origin = TopicName::parse(shelf.origin()).map_err(|_| gone())?;
+        let known = TopicName::parse(&format!("{origin}.{name}{AUDIT_SUFFIX}"));
+        let known = known.ok().and_then(|topic| self.topic(&topic));
+        let topic = match known.filter(|topic| topic.spec.owner.as_ref() == Some(name)) {
+            Some(topic) => topic,
+            None => {
+                let _change = self.inner.changes.lock().await;
+                let origin = self.topic(&origin).ok_or_else(gone)?;
+                let made = self.own_topic(name, &origin, AUDIT_SUFFIX).await;
+                made.map_err(|error| DeadLetterError::Audit(error.to_string()))?
+            }
+        };
+        topic.partition(shelf.partition.partition).ok_or_else(gone)
+    }
+
+    /// The entry about a transaction.
+    pub(super) fn record(
+        &self,
+        partition: TopicPartition,
+        sending: &Sending,
+        offsets: Sent,
+        count: usize,
+    ) -> Option<Append> {
+        let at = self.inner.clock.wall();
+        let entry = AuditEntry {
+            at,
+            by: sending.by.clone(),
+            action: sending.action,
+            processor: sending.processor.clone(),
+            topic: sending.shelf.topic.spec.name.clone(),
+            partition: sending.shelf.partition.partition,
+            offsets,
+            count,
+            edit: sending.edit.clone(),
+        };
+        // Our own type, of texts and numbers: it always serialises.
+        let value = serde_json::to_vec(&entry).ok()?;
+        let mut builder = BatchBuilder::with_capacity(0);
+        builder.push(&Message {
+            key: None,
+            value: Some(value.into()),
+            headers: Vec::new(),
+            timestamp: at,
+        });
+        let batch = builder.finish()?;
+        Some(Append { partition, batch })
+    }
+}
+
+impl AuditPage {
+    fn in_order(mut self) -> Self {
+        self.entries.sort_by_key(|entry| entry.at);
+        self
+    }
+}
+
+/// What [`Broker::record`] wrote; nothing of another version.
+fn read(message: &Message) -> Option<AuditEntry> {
+    serde_json::from_slice(message.value.as_deref()?).ok()
+}

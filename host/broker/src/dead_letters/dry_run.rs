@@ -1,0 +1,337 @@
+//! What would a revision do with these dead letters? It is loaded beside the current one and called with them as the worker would;
+//! nothing is committed, and what it writes to state is thrown away.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millrace_engine::state::StateAttempt;
+use millrace_model::bounds::{
+    DEAD_LETTER_GROUPS_MAX, DRY_RUN_LETTERS_MAX, DRY_RUN_MS_MAX, DRY_RUN_OUTPUT_BYTES_MAX,
+    DRY_RUN_OUTPUTS_MAX,
+};
+use millrace_model::{ColumnBatch, ProcessorName, TopicName};
+use serde::Serialize;
+
+use super::shelf::Shelf;
+use super::{DeadLetter, DeadLetterError, DeadLetterPlace, RedriveWhich};
+use crate::broker::Broker;
+use crate::columns;
+use crate::dispatch::Live;
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::dead_letter;
+use crate::fetch::FetchError;
+use crate::handler::{CallError, Called};
+use crate::processors::ProcessorError;
+
+/// What messages are counted under that are well.
+const OK: &str = "ok";
+/// What failures are counted under that are of more kinds than may be.
+const OTHER: &str = "other";
+
+/// What to try.
+#[derive(Clone, Debug)]
+pub struct DryRunRequest {
+    /// Which letters.
+    pub which: RedriveWhich,
+    /// With which revision; the current one without.
+    pub revision: Option<u32>,
+    /// At most so many letters; no more than [`DRY_RUN_LETTERS_MAX`].
+    pub letters_max: usize,
+}
+
+/// What came of it. Nothing of it has happened.
+#[derive(Clone, Debug, Default)]
+pub struct DryRun {
+    /// The revision that was tried.
+    pub revision: u32,
+    /// Letters that it was called with.
+    pub letters: usize,
+    /// What it made of them: most frequent first.
+    pub outcomes: Vec<DryRunOutcome>,
+    /// Outputs that there would be.
+    pub outputs: usize,
+    /// Some of them.
+    pub samples: Vec<DryRunOutput>,
+    /// Where to go on, if a bound ended it.
+    pub next: Option<DeadLetterPlace>,
+    /// Why it could not go on, if it could not.
+    pub stopped: Option<String>,
+}
+
+/// Letters of which the same became.
+#[derive(Clone, Debug, Serialize)]
+pub struct DryRunOutcome {
+    /// `ok`, or how it failed: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer`.
+    pub outcome: String,
+    /// The class of the failure; that of `ok` is empty.
+    pub class: String,
+    /// How many.
+    pub count: u64,
+    /// One of them.
+    pub sample: DeadLetterPlace,
+    /// What is said of that one.
+    pub reason: String,
+}
+
+/// An output that there would be.
+#[derive(Clone, Debug)]
+pub struct DryRunOutput {
+    /// Which letter it comes of.
+    pub letter: DeadLetterPlace,
+    /// To which topic it would go.
+    pub topic: TopicName,
+    /// Its key, cut.
+    pub key: Option<Bytes>,
+    /// Its value, cut.
+    pub value: Option<Bytes>,
+    /// Whether either was cut.
+    pub is_cut: bool,
+}
+
+impl Broker {
+    /// Tries dead letters with a revision, and says what would come of it.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`]; nothing happens in any case.
+    pub async fn dry_run(
+        &self,
+        name: &ProcessorName,
+        request: DryRunRequest,
+    ) -> Result<DryRun, DeadLetterError> {
+        let live = self.revision_to_try(name, request.revision).await?;
+        let mut trial = Trial {
+            broker: self,
+            processor: name,
+            left: request.letters_max.clamp(1, DRY_RUN_LETTERS_MAX),
+            started: self.inner.clock.monotonic(),
+            kinds: BTreeMap::new(),
+            report: DryRun {
+                revision: live.revision,
+                ..DryRun::default()
+            },
+            live,
+        };
+        match request.which {
+            RedriveWhich::Places(places) => trial.places(places).await?,
+            RedriveWhich::Matching { filter, from } => {
+                let mut walk = self.walk(name, from.as_ref())?;
+                while let Some((shelf, mut letters)) = self.advance(&mut walk).await? {
+                    letters.retain(|letter| filter.fits(letter));
+                    let last = letters.last().map(|letter| letter.place().after());
+                    if !trial.letters(&shelf, &letters).await? {
+                        break;
+                    }
+                    if trial.left == 0 {
+                        trial.report.next = last.filter(|last| walk.is_more_from(last));
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(trial.finish())
+    }
+
+    async fn revision_to_try(
+        &self,
+        name: &ProcessorName,
+        number: Option<u32>,
+    ) -> Result<Live, DeadLetterError> {
+        let deployed = self.inner.processors.read().get(name).cloned();
+        let unknown = || DeadLetterError::UnknownProcessor(name.clone());
+        let processor = deployed.ok_or_else(unknown)?.processor;
+        let number = number.unwrap_or(processor.current);
+        let mut revisions = processor.revisions.iter();
+        let revision = revisions.find(|revision| revision.number == number);
+        let missing = || ProcessorError::NoSuchRevision {
+            name: name.clone(),
+            revision: number,
+            kept: processor.revisions.iter().map(|r| r.number).collect(),
+        };
+        Ok(self.load(name, revision.ok_or_else(missing)?).await?)
+    }
+}
+
+/// A dry run on its way.
+struct Trial<'a> {
+    broker: &'a Broker,
+    processor: &'a ProcessorName,
+    live: Live,
+    /// Letters that may still be tried.
+    left: usize,
+    started: Duration,
+    kinds: BTreeMap<(String, String), DryRunOutcome>,
+    report: DryRun,
+}
+
+impl Trial<'_> {
+    async fn places(&mut self, places: Vec<DeadLetterPlace>) -> Result<(), DeadLetterError> {
+        for place in places {
+            let (topic, partition, offset) = (&place.topic, place.partition, place.offset);
+            let shelf = self
+                .broker
+                .shelf(self.processor, topic, partition, offset)?;
+            let letter = self.broker.letter(&shelf, offset).await?;
+            if !self.letters(&shelf, &[letter]).await? || self.left == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries letters of one shelf; false if that was the end of it.
+    async fn letters(
+        &mut self,
+        shelf: &Shelf,
+        letters: &[DeadLetter],
+    ) -> Result<bool, DeadLetterError> {
+        let letters = &letters[..letters.len().min(self.left)];
+        let messages_max = self.live.spec.batch.messages_max.max(1) as usize;
+        let mut pieces: Vec<&[DeadLetter]> = letters.chunks(messages_max).rev().collect();
+        while let Some(piece) = pieces.pop() {
+            let time_max = Duration::from_millis(DRY_RUN_MS_MAX);
+            let time = self.broker.inner.clock.monotonic();
+            if time.saturating_sub(self.started) >= time_max {
+                self.report.next = piece.first().map(DeadLetter::place);
+                return Ok(false);
+            }
+            let columns = Arc::new(columns_of(shelf, piece));
+            match self.call(shelf, &columns).await? {
+                Ok(verdict) => self.note(piece, &columns, &verdict),
+                Err(CallError::Unavailable(reason) | CallError::Host(reason)) => {
+                    self.report.stopped = Some(reason);
+                    self.report.next = piece.first().map(DeadLetter::place);
+                    return Ok(false);
+                }
+                Err(_) if piece.len() > 1 => {
+                    let (first, second) = piece.split_at(piece.len() / 2);
+                    pieces.extend([second, first]);
+                }
+                Err(error) => self.note(piece, &columns, &Verdict::alone(&error, None)),
+            }
+        }
+        Ok(true)
+    }
+
+    async fn call(
+        &self,
+        shelf: &Shelf,
+        batch: &Arc<ColumnBatch>,
+    ) -> Result<Result<Verdict, CallError>, DeadLetterError> {
+        let attempt = self.attempt(shelf, batch.len())?;
+        let Called { outcome, .. } = self.live.handler.call(batch, attempt).await;
+        let outputs_max = self.live.spec.limits.answer_outputs_max as usize;
+        Ok(outcome
+            .and_then(|(answer, _)| Verdict::of(answer, batch, &self.live.outputs, outputs_max)))
+    }
+
+    /// The committed state of where the letters came from, to be written over and thrown away.
+    fn attempt(
+        &self,
+        shelf: &Shelf,
+        messages: usize,
+    ) -> Result<Option<Box<StateAttempt>>, DeadLetterError> {
+        if !self.live.handler.uses_state() {
+            return Ok(None);
+        }
+        let no_input = || DeadLetterError::NotAnInput {
+            processor: self.processor.clone(),
+            topic: shelf.origin().to_owned(),
+        };
+        let topic = TopicName::parse(shelf.origin()).map_err(|_| no_input())?;
+        let topic = self.broker.topic(&topic).ok_or_else(no_input)?;
+        let partition = topic.partition(shelf.partition.partition);
+        let engine = &self.broker.inner.engine;
+        let group = self.processor.as_str();
+        let table = engine.state(group, partition.ok_or_else(no_input)?);
+        let table = table.map_err(FetchError::Read)?;
+        let now = self.broker.inner.clock.wall();
+        Ok(Some(Box::new(StateAttempt::new(table, now, messages))))
+    }
+
+    fn note(&mut self, letters: &[DeadLetter], batch: &ColumnBatch, verdict: &Verdict) {
+        self.left -= letters.len();
+        self.report.letters += letters.len();
+        let mut failed = verdict.failed.iter().peekable();
+        for (message, letter) in letters.iter().enumerate() {
+            match failed.next_if(|failed| failed.message == message) {
+                None => self.count(letter, OK, "", ""),
+                Some(failed) => {
+                    self.count(letter, failed.cause.as_str(), &failed.class, &failed.reason);
+                }
+            }
+        }
+        let outputs = &verdict.outputs;
+        self.report.outputs += outputs.len();
+        let room = DRY_RUN_OUTPUTS_MAX.saturating_sub(self.report.samples.len());
+        for output in 0..outputs.len().min(room) {
+            let (key, value) = (outputs.key(output, batch), outputs.value(output, batch));
+            let topic = &self.live.outputs.topics[outputs.topic(output) as usize].topic;
+            let is_long = |bytes: Option<&[u8]>| {
+                bytes.is_some_and(|bytes| bytes.len() > DRY_RUN_OUTPUT_BYTES_MAX)
+            };
+            self.report.samples.push(DryRunOutput {
+                letter: letters[outputs.source(output)].place(),
+                topic: topic.spec.name.clone(),
+                key: key.map(shortened),
+                value: value.map(shortened),
+                is_cut: is_long(key) || is_long(value),
+            });
+        }
+    }
+
+    fn count(&mut self, letter: &DeadLetter, outcome: &str, class: &str, reason: &str) {
+        let mut kind = (outcome.to_owned(), class.to_owned());
+        if self.kinds.len() >= DEAD_LETTER_GROUPS_MAX && !self.kinds.contains_key(&kind) {
+            kind = (OTHER.to_owned(), String::new());
+        }
+        let counted = self
+            .kinds
+            .entry(kind)
+            .or_insert_with_key(|kind| DryRunOutcome {
+                outcome: kind.0.clone(),
+                class: kind.1.clone(),
+                count: 0,
+                sample: letter.place(),
+                reason: reason.to_owned(),
+            });
+        counted.count += 1;
+    }
+
+    fn finish(self) -> DryRun {
+        let mut report = self.report;
+        report.outcomes = self.kinds.into_values().collect();
+        report
+            .outcomes
+            .sort_by_key(|outcome| std::cmp::Reverse(outcome.count));
+        report
+    }
+}
+
+fn shortened(bytes: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(&bytes[..bytes.len().min(DRY_RUN_OUTPUT_BYTES_MAX)])
+}
+
+/// The letters as the handler sees messages for the first time: without evidence, where they first stood.
+fn columns_of(shelf: &Shelf, letters: &[DeadLetter]) -> ColumnBatch {
+    let mut batch = ColumnBatch {
+        topic: shelf.origin().to_owned(),
+        partition: shelf.partition.partition.0,
+        ..ColumnBatch::default()
+    };
+    for letter in letters {
+        let message = &letter.message;
+        let own = message
+            .headers
+            .iter()
+            .filter(|header| !dead_letter::is_reserved(&header.name));
+        let headers = own.map(|header| (&header.name[..], header.value.as_deref()));
+        let (offset, parts) = (
+            letter.origin_offset.0,
+            (message.key.as_deref(), message.value.as_deref()),
+        );
+        columns::push(&mut batch, offset, message.timestamp.0, 1, parts, headers);
+    }
+    batch
+}

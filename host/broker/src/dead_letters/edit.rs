@@ -1,0 +1,106 @@
+//! A dead letter changed and sent again: what died stays as it is, what is sent differs, and both are on record by their digests.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_model::bounds::{MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX};
+use millrace_model::{Header, Message, ProcessorName};
+
+use super::audit::{AuditAction, Digests, EditDigests};
+use super::redrive::Sending;
+use super::{DeadLetterError, DeadLetterPlace, Redriven};
+use crate::broker::Broker;
+use crate::dispatch::dead_letter;
+
+/// What is to be different about a message; what is not named stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct LetterEdit {
+    /// Another key, or none. It goes to the partition of its origin all the same.
+    pub key: Option<Option<Bytes>>,
+    /// Another value, or none.
+    pub value: Option<Option<Bytes>>,
+    /// Headers to take off.
+    pub remove_headers: Vec<Bytes>,
+    /// Headers to put in the place of those of their names.
+    pub set_headers: Vec<Header>,
+}
+
+impl LetterEdit {
+    fn is_empty(&self) -> bool {
+        let headers = self.remove_headers.len() + self.set_headers.len();
+        self.key.is_none() && self.value.is_none() && headers == 0
+    }
+
+    /// Makes the change, unless what comes of it could not have been produced.
+    fn make(self, message: &mut Message) -> Result<(), DeadLetterError> {
+        let refused = |why: String| Err(DeadLetterError::Edit(why));
+        if self.is_empty() {
+            return refused("nothing is named; redrive it to send it as it is".to_owned());
+        }
+        let set = self.set_headers.iter().map(|header| &header.name);
+        let gone: Vec<Bytes> = self.remove_headers.iter().chain(set).cloned().collect();
+        if gone.iter().any(|name| dead_letter::is_reserved(name)) {
+            return refused(format!(
+                "header names that begin with {} are the host's own",
+                dead_letter::PREFIX
+            ));
+        }
+        message.key = self.key.unwrap_or_else(|| message.key.take());
+        message.value = self.value.unwrap_or_else(|| message.value.take());
+        message
+            .headers
+            .retain(|header| !gone.contains(&header.name));
+        message.headers.extend(self.set_headers);
+        let own = |header: &Header| !dead_letter::is_reserved(&header.name);
+        message.headers.retain(own);
+        let count = message.headers.len();
+        if count > MESSAGE_HEADERS_MAX {
+            return refused(format!(
+                "it would have {count} headers; a message has at most {MESSAGE_HEADERS_MAX}"
+            ));
+        }
+        match message.byte_count() {
+            bytes if bytes > MESSAGE_BYTES_MAX => refused(format!(
+                "it would have {bytes} bytes; a message has at most {MESSAGE_BYTES_MAX}"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Broker {
+    /// Sends one dead letter again, changed. The letter itself stays as it died, marked as sent.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`]; nothing was sent.
+    pub async fn edit_and_redrive(
+        &self,
+        name: &ProcessorName,
+        place: &DeadLetterPlace,
+        edit: LetterEdit,
+        by: &str,
+    ) -> Result<Redriven, DeadLetterError> {
+        let shelf = self.shelf(name, &place.topic, place.partition, place.offset)?;
+        let target = self.target_of(name, &shelf)?;
+        let mut letter = self.letter(&shelf, place.offset).await?;
+        let before = Digests::of(&letter.message);
+        edit.make(&mut letter.message)?;
+        let after = Digests::of(&letter.message);
+        let sending = Sending {
+            processor: name.clone(),
+            shelf: Arc::new(shelf),
+            target,
+            letters: vec![letter],
+            by: by.to_owned(),
+            action: AuditAction::Edit,
+            edit: Some(EditDigests { before, after }),
+        };
+        match self.send_again(sending).await? {
+            Redriven { sent: 0, .. } => Err(DeadLetterError::AlreadySent(place.clone())),
+            sent => Ok(Redriven {
+                started_at: self.inner.clock.wall(),
+                ..sent
+            }),
+        }
+    }
+}

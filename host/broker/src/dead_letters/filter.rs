@@ -1,0 +1,100 @@
+//! Which dead letters: one filter for whoever lists, groups, tries or sends again.
+
+use bytes::Bytes;
+use millrace_model::{Message, PartitionId, Timestamp, TopicName};
+
+use super::DeadLetter;
+use crate::dispatch::dead_letter;
+
+/// Which dead letters are meant: those that fit all that is said.
+#[derive(Clone, Debug, Default)]
+pub struct DeadLetterFilter {
+    /// Of this class.
+    pub class: Option<String>,
+    /// That failed so: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer` or `host-died`.
+    pub cause: Option<String>,
+    /// Of this revision.
+    pub revision: Option<u32>,
+    /// With this key.
+    pub key: Option<Bytes>,
+    /// Given up at this time or later.
+    pub died_from: Option<Timestamp>,
+    /// Given up before this time.
+    pub died_until: Option<Timestamp>,
+    /// With this header of their own.
+    pub header: Option<HeaderFilter>,
+    /// With this text in the value, the key or the reason.
+    pub text: Option<String>,
+    /// That came from this topic.
+    pub origin_topic: Option<TopicName>,
+    /// That came from the partition of this number.
+    pub origin_partition: Option<PartitionId>,
+    /// Sent again or not.
+    pub redriven: Redrives,
+}
+
+/// A header that a message has.
+#[derive(Clone, Debug)]
+pub struct HeaderFilter {
+    /// Its name.
+    pub name: Bytes,
+    /// Its value; any without.
+    pub value: Option<Bytes>,
+}
+
+/// Whether letters were sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redrives {
+    /// Those that were not.
+    #[default]
+    Waiting,
+    /// Those that were.
+    Done,
+    /// All.
+    Either,
+}
+
+impl DeadLetterFilter {
+    /// Whether a letter is meant.
+    pub(super) fn fits(&self, letter: &DeadLetter) -> bool {
+        let sent_again = match self.redriven {
+            Redrives::Waiting => !letter.redriven,
+            Redrives::Done => letter.redriven,
+            Redrives::Either => true,
+        };
+        let said = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|w| w == is);
+        let message = &letter.message;
+        sent_again
+            && said(&self.class, &letter.class)
+            && said(&self.cause, &letter.cause)
+            && self.revision.is_none_or(|r| r == letter.revision)
+            && self.died_from.is_none_or(|from| letter.died_at >= from)
+            && self.died_until.is_none_or(|until| letter.died_at < until)
+            && (self.origin_partition).is_none_or(|p| p == letter.origin_partition)
+            && (self.origin_topic.as_ref()).is_none_or(|t| *t == letter.origin_topic)
+            && (self.key.as_ref()).is_none_or(|key| Some(key) == message.key.as_ref())
+            && (self.header.as_ref()).is_none_or(|header| header.fits(message))
+            && (self.text.as_ref()).is_none_or(|text| has_text(letter, text))
+    }
+}
+
+impl HeaderFilter {
+    fn fits(&self, message: &Message) -> bool {
+        // The evidence is no header of the message.
+        let own = message
+            .headers
+            .iter()
+            .filter(|header| !dead_letter::is_reserved(&header.name));
+        own.filter(|header| header.name == self.name)
+            .any(|header| self.value.is_none() || header.value == self.value)
+    }
+}
+
+fn has_text(letter: &DeadLetter, text: &str) -> bool {
+    let within = |bytes: Option<&Bytes>| {
+        bytes.is_some_and(|bytes| String::from_utf8_lossy(bytes).contains(text))
+    };
+    letter.reason.contains(text)
+        || within(letter.message.key.as_ref())
+        || within(letter.message.value.as_ref())
+}

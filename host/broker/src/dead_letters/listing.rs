@@ -1,0 +1,241 @@
+//! Dead letters found: page by page, or counted by what is alike. One answer is bounded in letters, in bytes, and in what it looks
+//! at; a place says where to go on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use millrace_model::bounds::{
+    DEAD_LETTER_GROUPS_MAX, DEAD_LETTERS_LISTED_BYTES_MAX, DEAD_LETTERS_LISTED_MAX,
+    DEAD_LETTERS_SCANNED_BYTES_MAX,
+};
+use millrace_model::{Offset, ProcessorName, Timestamp};
+use serde::Serialize;
+
+use super::shelf::Shelf;
+use super::{DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPlace};
+use crate::broker::Broker;
+
+/// Which dead letters to list.
+#[derive(Clone, Debug, Default)]
+pub struct DeadLetterQuery {
+    /// Which of them.
+    pub filter: DeadLetterFilter,
+    /// From here on; from the first one without.
+    pub from: Option<DeadLetterPlace>,
+    /// At most so many; 0 is the bound.
+    pub letters_max: usize,
+}
+
+/// Dead letters found.
+#[derive(Clone, Debug, Default)]
+pub struct DeadLetterPage {
+    /// Oldest first within each partition.
+    pub letters: Vec<DeadLetter>,
+    /// Where to look on; `None` if that was all. There may be more even if none was found so far.
+    pub next: Option<DeadLetterPlace>,
+}
+
+/// Dead letters that died alike.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeadLetterGroup {
+    /// Their class.
+    pub class: String,
+    /// How they failed.
+    pub cause: String,
+    /// The revision that failed.
+    pub revision: u32,
+    /// How many.
+    pub count: u64,
+    /// When the first of them was given up.
+    pub first_died_at: Timestamp,
+    /// And the last.
+    pub last_died_at: Timestamp,
+    /// One of them.
+    pub sample: DeadLetterPlace,
+    /// What is said of that one.
+    pub sample_reason: String,
+}
+
+/// Dead letters by group.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct DeadLetterGroups {
+    /// The largest first.
+    pub groups: Vec<DeadLetterGroup>,
+    /// How many there are in all.
+    pub count: u64,
+    /// How many of them are of none of these groups: there are more groups than may be.
+    pub others: u64,
+}
+
+impl Broker {
+    /// Dead letters of a processor, oldest first within each partition.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn dead_letters(
+        &self,
+        name: &ProcessorName,
+        query: DeadLetterQuery,
+    ) -> Result<DeadLetterPage, DeadLetterError> {
+        let max = match query.letters_max {
+            0 => DEAD_LETTERS_LISTED_MAX,
+            max => max.min(DEAD_LETTERS_LISTED_MAX),
+        };
+        let mut walk = self.walk(name, query.from.as_ref())?;
+        let mut page = DeadLetterPage::default();
+        let (mut bytes, mut scanned) = (0, 0);
+        while let Some((_, letters)) = self.advance(&mut walk).await? {
+            for letter in letters {
+                scanned += letter.message.byte_count();
+                if !query.filter.fits(&letter) {
+                    continue;
+                }
+                bytes += letter.message.byte_count();
+                let after = letter.place().after();
+                page.letters.push(letter);
+                if page.letters.len() == max || bytes >= DEAD_LETTERS_LISTED_BYTES_MAX {
+                    page.next = walk.is_more_from(&after).then_some(after);
+                    return Ok(page);
+                }
+            }
+            if scanned >= DEAD_LETTERS_SCANNED_BYTES_MAX {
+                page.next = walk.next_place();
+                return Ok(page);
+            }
+        }
+        Ok(page)
+    }
+
+    /// Counts dead letters by class, cause and revision, in at most `groups_max` groups.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn dead_letter_groups(
+        &self,
+        name: &ProcessorName,
+        filter: &DeadLetterFilter,
+        groups_max: usize,
+    ) -> Result<DeadLetterGroups, DeadLetterError> {
+        let mut walk = self.walk(name, None)?;
+        let mut by_kind: BTreeMap<_, DeadLetterGroup> = BTreeMap::new();
+        let mut all = DeadLetterGroups::default();
+        while let Some((_, letters)) = self.advance(&mut walk).await? {
+            for letter in letters.into_iter().filter(|letter| filter.fits(letter)) {
+                all.count += 1;
+                let kind = (letter.class.clone(), letter.cause.clone(), letter.revision);
+                if let Some(group) = by_kind.get_mut(&kind) {
+                    group.add(&letter);
+                } else if by_kind.len() < DEAD_LETTER_GROUPS_MAX {
+                    by_kind.insert(kind, DeadLetterGroup::of(letter));
+                } else {
+                    all.others += 1;
+                }
+            }
+        }
+        all.groups = by_kind.into_values().collect();
+        all.groups
+            .sort_by_key(|group| std::cmp::Reverse(group.count));
+        let rest = all.groups.split_off(groups_max.min(all.groups.len()));
+        all.others += rest.iter().map(|group| group.count).sum::<u64>();
+        Ok(all)
+    }
+
+    /// Goes through the processor's letters from a place on.
+    pub(super) fn walk(
+        &self,
+        name: &ProcessorName,
+        from: Option<&DeadLetterPlace>,
+    ) -> Result<Walk, DeadLetterError> {
+        let mut shelves = self.shelves(name)?;
+        if let Some(from) = from {
+            shelves.retain(|shelf| {
+                let topic = &shelf.topic.spec.name;
+                (topic, shelf.partition.partition) >= (&from.topic, from.partition)
+            });
+        }
+        Ok(Walk {
+            shelves: shelves.into_iter(),
+            from: from.cloned(),
+            on: None,
+        })
+    }
+
+    /// The next letters; `None` at the end. Letters that die meanwhile where it has begun to look are not seen.
+    pub(super) async fn advance(
+        &self,
+        walk: &mut Walk,
+    ) -> Result<Option<(Arc<Shelf>, Vec<DeadLetter>)>, DeadLetterError> {
+        loop {
+            let Some((shelf, at, end)) = walk.on.clone().filter(|(_, at, end)| at < end) else {
+                let Some(shelf) = walk.shelves.next() else {
+                    walk.on = None;
+                    return Ok(None);
+                };
+                let ends = self.ends_of(&shelf)?;
+                let start = walk
+                    .from
+                    .as_ref()
+                    .filter(|from| shelf.place(from.offset) == **from);
+                let start = start.map_or(ends.start, |from| from.offset.max(ends.start));
+                walk.on = Some((Arc::new(shelf), start, ends.end));
+                continue;
+            };
+            let (mut letters, next) = self.letters(&shelf, at).await?;
+            letters.retain(|letter| letter.offset < end);
+            // Nothing where something should be: another one trims it at this moment.
+            let next = if next == at { end } else { next.min(end) };
+            walk.on = Some((Arc::clone(&shelf), next, end));
+            return Ok(Some((shelf, letters)));
+        }
+    }
+}
+
+/// A way through the letters of a processor, partition by partition.
+pub(super) struct Walk {
+    shelves: std::vec::IntoIter<Shelf>,
+    from: Option<DeadLetterPlace>,
+    /// The shelf, where to read on, and where it ended when it was begun.
+    on: Option<(Arc<Shelf>, Offset, Offset)>,
+}
+
+impl Walk {
+    /// Where it goes on; `None` at the end.
+    pub(super) fn next_place(&self) -> Option<DeadLetterPlace> {
+        let here = self.on.as_ref().filter(|(_, at, end)| at < end);
+        let here = here.map(|(shelf, at, _)| shelf.place(*at));
+        let there = || Some(self.shelves.as_slice().first()?.place(Offset(0)));
+        here.or_else(there)
+    }
+
+    /// Whether there is anything from a place on that it has come to.
+    pub(super) fn is_more_from(&self, place: &DeadLetterPlace) -> bool {
+        let here = self.on.as_ref();
+        here.is_some_and(|(_, _, end)| place.offset < *end) || self.next_place().is_some()
+    }
+
+    /// Leaves out the rest of this partition.
+    pub(super) fn leave_shelf(&mut self) {
+        self.on = None;
+    }
+}
+
+impl DeadLetterGroup {
+    fn of(letter: DeadLetter) -> Self {
+        Self {
+            sample: letter.place(),
+            class: letter.class,
+            cause: letter.cause,
+            revision: letter.revision,
+            count: 1,
+            first_died_at: letter.died_at,
+            last_died_at: letter.died_at,
+            sample_reason: letter.reason,
+        }
+    }
+
+    fn add(&mut self, letter: &DeadLetter) {
+        self.count += 1;
+        self.first_died_at = self.first_died_at.min(letter.died_at);
+        self.last_died_at = self.last_died_at.max(letter.died_at);
+    }
+}

@@ -1,0 +1,208 @@
+//! Dead letters: found, shown, tried, changed, sent again, each redrive on record. They are messages of ordinary topics
+//! (`<topic>.<processor>.dlq`) whose headers carry the evidence.
+
+mod audit;
+mod dry_run;
+mod edit;
+mod filter;
+mod listing;
+mod redrive;
+mod shelf;
+mod waiting;
+
+pub use audit::{AuditAction, AuditEntry, AuditPage, Digests, EditDigests};
+pub use dry_run::{DryRun, DryRunOutcome, DryRunOutput, DryRunRequest};
+pub use edit::LetterEdit;
+pub use filter::{DeadLetterFilter, HeaderFilter, Redrives};
+pub use listing::{DeadLetterGroup, DeadLetterGroups, DeadLetterPage, DeadLetterQuery};
+pub use redrive::{RedriveRequest, RedriveWhich, Redriven};
+pub(crate) use waiting::none_waiting;
+
+use std::fmt;
+use std::str::FromStr;
+
+use millrace_engine::CommitError;
+use millrace_model::{Message, Offset, PartitionId, ProcessorName, Timestamp, TopicName};
+use serde::Serialize;
+
+use crate::broker::Broker;
+use crate::fetch::FetchError;
+use crate::handler::CallUse;
+
+/// Dead letters read at once, and sent again by one transaction.
+const LETTERS_MAX: usize = 1_000;
+/// Bytes of them, about.
+const LETTERS_BYTES: usize = 4 << 20;
+
+/// A dead letter with its evidence, read from its headers.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeadLetter {
+    /// The dead-letter topic.
+    pub topic: TopicName,
+    /// Its partition.
+    pub partition: PartitionId,
+    /// The letter's offset there.
+    pub offset: Offset,
+    /// Where the message came from.
+    pub origin_topic: TopicName,
+    /// Its partition there.
+    pub origin_partition: PartitionId,
+    /// Its offset there.
+    pub origin_offset: Offset,
+    /// The revision that failed last.
+    pub revision: u32,
+    /// The digest of that revision's module.
+    pub module: String,
+    /// Attempts made.
+    pub attempts: u32,
+    /// How the last one failed: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer` or `host-died`.
+    pub cause: String,
+    /// A short word to group by.
+    pub class: String,
+    /// For people.
+    pub reason: String,
+    /// When the first attempt failed.
+    pub first_failed_at: Timestamp,
+    /// When it was given up.
+    pub died_at: Timestamp,
+    /// The latest attempts: `at`, `revision`, `class`, `reason` of each.
+    pub attempt_log: serde_json::Value,
+    /// Function names of the guest, innermost first, if it trapped.
+    pub backtrace: Option<String>,
+    /// What the call used that it died of, and the last lines that the guest wrote in it; where that is known.
+    pub call: Option<CallUse>,
+    /// How often the message had been sent again before it died this time.
+    pub redrives: u32,
+    /// Whether this letter was sent again.
+    pub redriven: bool,
+    /// The message, evidence included.
+    #[serde(skip)]
+    pub message: Message,
+}
+
+impl DeadLetter {
+    /// Where it stands.
+    #[must_use]
+    pub fn place(&self) -> DeadLetterPlace {
+        DeadLetterPlace {
+            topic: self.topic.clone(),
+            partition: self.partition,
+            offset: self.offset,
+        }
+    }
+}
+
+/// Where a dead letter stands; as text `TOPIC/PARTITION/OFFSET`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeadLetterPlace {
+    /// The dead-letter topic.
+    pub topic: TopicName,
+    /// Its partition.
+    pub partition: PartitionId,
+    /// The offset there.
+    pub offset: Offset,
+}
+
+impl DeadLetterPlace {
+    /// The next one in its partition.
+    fn after(mut self) -> Self {
+        self.offset = self.offset.next();
+        self
+    }
+}
+
+impl fmt::Display for DeadLetterPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+impl FromStr for DeadLetterPlace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let [topic, partition, offset] = parts[..] else {
+            return Err("write TOPIC/PARTITION/OFFSET".to_owned());
+        };
+        let partition = partition.parse().map_err(|_| "the partition is a number")?;
+        let offset = offset.parse().map_err(|_| "the offset is a number")?;
+        Ok(Self {
+            topic: TopicName::parse(topic).map_err(|error| error.to_string())?,
+            partition: PartitionId(partition),
+            offset: Offset(offset),
+        })
+    }
+}
+
+impl Serialize for DeadLetterPlace {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Why dead letters could not be listed, tried or sent again.
+#[derive(Debug, thiserror::Error)]
+pub enum DeadLetterError {
+    /// No such processor.
+    #[error("processor {0} does not exist")]
+    UnknownProcessor(ProcessorName),
+    /// No dead letter of this processor stands there.
+    #[error("there is no dead letter of this processor at {topic}/{partition}/{offset}")]
+    NoSuchDeadLetter {
+        /// The topic asked for.
+        topic: TopicName,
+        /// The partition asked for.
+        partition: PartitionId,
+        /// The offset asked for.
+        offset: Offset,
+    },
+    /// A letter that was sent again is no longer changed.
+    #[error(
+        "dead letter {0} was sent again already; if it died once more, edit the letter that came of that"
+    )]
+    AlreadySent(DeadLetterPlace),
+    /// The edit cannot be made.
+    #[error("the dead letter cannot be changed so: {0}")]
+    Edit(String),
+    /// An entry of the catalogue is not one of ours.
+    #[error("{0}; the data directory may be of a newer version of this host")]
+    Catalogue(String),
+    /// The processor does not read the topic that they came from.
+    #[error("processor {processor} does not read topic {topic}; deploy it with that input first")]
+    NotAnInput {
+        /// Whose letters.
+        processor: ProcessorName,
+        /// The topic that they came from.
+        topic: String,
+    },
+    /// What is done could not be put on record, so nothing was done.
+    #[error("the audit trail cannot be kept: {0}")]
+    Audit(String),
+    /// The revision to try cannot be loaded.
+    #[error(transparent)]
+    Revision(#[from] crate::processors::ProcessorError),
+    /// They could not be read.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The engine did not take the messages.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl Broker {
+    /// One dead letter.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn dead_letter(
+        &self,
+        name: &ProcessorName,
+        topic: &TopicName,
+        partition: PartitionId,
+        offset: Offset,
+    ) -> Result<DeadLetter, DeadLetterError> {
+        let shelf = self.shelf(name, topic, partition, offset)?;
+        self.letter(&shelf, offset).await
+    }
+}

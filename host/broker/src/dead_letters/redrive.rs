@@ -1,0 +1,373 @@
+//! Dead letters sent again, to their own processor only. Each transaction appends some letters to the redrive topic, marks them and
+//! puts that on record, and runs to its end even if whoever asked goes away: so none is sent twice, and stopping between two
+//! transactions is always sound.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+use std::ops::AddAssign;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::{Append, CommitError, EntryKind, Transaction};
+use millrace_model::bounds::{REDRIVE_PACED_MS_MAX, REDRIVES_MAX};
+use millrace_model::{BatchBuilder, Offset, ProcessorName, Timestamp, TopicName, TopicPartition};
+use serde::Serialize;
+
+use super::audit::{AuditAction, EditDigests};
+use super::shelf::{Sent, Shelf};
+use super::{
+    DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPlace, LETTERS_BYTES, LETTERS_MAX,
+    Redrives,
+};
+use crate::broker::{Broker, Deployed, entry};
+use crate::dispatch::dead_letter;
+use crate::topics::REDRIVE_SUFFIX;
+
+/// A paced redrive makes about so many transactions a second.
+const STEPS_PER_SECOND: u32 = 10;
+
+/// What to send again, and how.
+#[derive(Clone, Debug)]
+pub struct RedriveRequest {
+    /// Which letters.
+    pub which: RedriveWhich,
+    /// At most so many.
+    pub letters_max: Option<usize>,
+    /// At most so many a second. A paced redrive ends after [`REDRIVE_PACED_MS_MAX`] and says where to go on.
+    pub per_second: Option<NonZeroU32>,
+    /// Also those that were sent again [`REDRIVES_MAX`] times before and died each time.
+    pub again: bool,
+    /// Who asks, for the record.
+    pub by: String,
+}
+
+/// Which letters to send again.
+#[derive(Clone, Debug)]
+pub enum RedriveWhich {
+    /// These, however often they died.
+    Places(Vec<DeadLetterPlace>),
+    /// Those that fit and were not sent again.
+    Matching {
+        /// Which of them.
+        filter: Box<DeadLetterFilter>,
+        /// From here on; from the first one without.
+        from: Option<DeadLetterPlace>,
+    },
+}
+
+impl RedriveRequest {
+    /// Everything that was not sent again.
+    #[must_use]
+    pub fn all(by: &str) -> Self {
+        Self::matching(DeadLetterFilter::default(), by)
+    }
+
+    /// Everything that fits and was not sent again.
+    #[must_use]
+    pub fn matching(filter: DeadLetterFilter, by: &str) -> Self {
+        let filter = Box::new(filter);
+        Self::of(RedriveWhich::Matching { filter, from: None }, by)
+    }
+
+    /// These letters.
+    #[must_use]
+    pub fn places(places: Vec<DeadLetterPlace>, by: &str) -> Self {
+        Self::of(RedriveWhich::Places(places), by)
+    }
+
+    fn of(which: RedriveWhich, by: &str) -> Self {
+        Self {
+            which,
+            letters_max: None,
+            per_second: None,
+            again: false,
+            by: by.to_owned(),
+        }
+    }
+}
+
+/// What a redrive did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Redriven {
+    /// Sent again.
+    pub sent: usize,
+    /// Had been sent again before.
+    pub already: usize,
+    /// Left alone: they were sent again [`REDRIVES_MAX`] times and died each time.
+    pub skipped: usize,
+    /// Where to go on, if a bound ended it; what died at `started_at` or later is for the next redrive.
+    pub next: Option<DeadLetterPlace>,
+    /// When it began.
+    pub started_at: Timestamp,
+}
+
+impl AddAssign for Redriven {
+    fn add_assign(&mut self, more: Self) {
+        self.sent += more.sent;
+        self.already += more.already;
+        self.skipped += more.skipped;
+    }
+}
+
+/// Letters of one shelf and what is to be said of sending them.
+pub(super) struct Sending {
+    pub(super) processor: ProcessorName,
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) target: TopicPartition,
+    pub(super) letters: Vec<DeadLetter>,
+    pub(super) by: String,
+    pub(super) action: AuditAction,
+    pub(super) edit: Option<EditDigests>,
+}
+
+impl Broker {
+    /// Sends dead letters again, to this processor only, each at most once. Whoever drops the future stops it between two
+    /// transactions.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`]; letters sent before the error stay sent and are marked so.
+    pub async fn redrive(
+        &self,
+        name: &ProcessorName,
+        request: RedriveRequest,
+    ) -> Result<Redriven, DeadLetterError> {
+        let mut run = Run {
+            broker: self,
+            processor: name,
+            started: self.inner.clock.monotonic(),
+            left: request.letters_max.unwrap_or(usize::MAX),
+            per_second: request.per_second,
+            by: request.by,
+            total: Redriven {
+                started_at: self.inner.clock.wall(),
+                ..Redriven::default()
+            },
+        };
+        if run.left == 0 {
+            return Ok(run.total);
+        }
+        match request.which {
+            RedriveWhich::Places(places) => run.places(places).await?,
+            RedriveWhich::Matching { filter, from } => {
+                run.matching(*filter, from, request.again).await?;
+            }
+        }
+        Ok(run.total)
+    }
+
+    /// Where letters of this shelf are sent again.
+    pub(super) fn target_of(
+        &self,
+        name: &ProcessorName,
+        shelf: &Shelf,
+    ) -> Result<TopicPartition, DeadLetterError> {
+        let origin = shelf.origin();
+        let reads = |deployed: &Deployed| {
+            let current = deployed.processor.current();
+            current
+                .is_some_and(|revision| revision.spec.topics.iter().any(|t| t.as_str() == origin))
+        };
+        let reads = self.inner.processors.read().get(name).is_some_and(reads);
+        let topic = TopicName::parse(&format!("{origin}.{name}{REDRIVE_SUFFIX}")).ok();
+        let topic = topic.filter(|_| reads).and_then(|topic| self.topic(&topic));
+        let target = topic.and_then(|topic| topic.partition(shelf.partition.partition));
+        target.ok_or_else(|| DeadLetterError::NotAnInput {
+            processor: name.clone(),
+            topic: origin.to_owned(),
+        })
+    }
+
+    /// Appends letters to the redrive topic, marks them and puts it on record, in one transaction, which runs to its end.
+    pub(super) async fn send_again(&self, sending: Sending) -> Result<Redriven, DeadLetterError> {
+        let broker = self.clone();
+        let sent = tokio::spawn(async move { broker.send_to_the_end(sending).await });
+        // It neither panics nor is it cancelled, but by the end of the host.
+        sent.await
+            .unwrap_or_else(|_| Err(CommitError::Closed.into()))
+    }
+
+    async fn send_to_the_end(&self, sending: Sending) -> Result<Redriven, DeadLetterError> {
+        let shelf = &sending.shelf;
+        let record = self.audit_partition(&sending.processor, shelf).await?;
+        let _redrive = self.inner.redrives.lock().await;
+        let mut sent = self.sent(shelf)?;
+        sent.forget_before(self.ends_of(shelf)?.start);
+        let (mut builder, mut now_sent) = (BatchBuilder::with_capacity(0), Sent::default());
+        let mut redriven = Redriven::default();
+        for letter in &sending.letters {
+            if !sent.insert(letter.offset) {
+                redriven.already += 1;
+                continue;
+            }
+            now_sent.insert(letter.offset);
+            let redrives = letter.redrives.saturating_add(1);
+            let message = letter.message.clone();
+            builder.push(&dead_letter::revive(
+                message,
+                letter.origin_offset,
+                redrives,
+            ));
+            redriven.sent += 1;
+        }
+        let Some(batch) = builder.finish() else {
+            return Ok(redriven);
+        };
+        let again = Append {
+            partition: sending.target,
+            batch,
+        };
+        let mut appends = vec![again];
+        appends.extend(self.record(record, &sending, now_sent, redriven.sent));
+        let transaction = Transaction {
+            appends,
+            entries: vec![entry(EntryKind::Redriven, shelf.key(), Some(&sent))],
+            ..Transaction::default()
+        };
+        self.inner.engine.commit(transaction).await?;
+        Ok(redriven)
+    }
+}
+
+/// A redrive on its way.
+struct Run<'a> {
+    broker: &'a Broker,
+    processor: &'a ProcessorName,
+    started: Duration,
+    /// Letters that may still be sent.
+    left: usize,
+    per_second: Option<NonZeroU32>,
+    by: String,
+    total: Redriven,
+}
+
+impl Run<'_> {
+    async fn matching(
+        &mut self,
+        mut filter: DeadLetterFilter,
+        from: Option<DeadLetterPlace>,
+        again: bool,
+    ) -> Result<(), DeadLetterError> {
+        // Those that were sent again are counted; none is sent again.
+        filter.redriven = Redrives::Either;
+        let mut walk = self.broker.walk(self.processor, from.as_ref())?;
+        while let Some((shelf, letters)) = self.broker.advance(&mut walk).await? {
+            let Ok(target) = self.broker.target_of(self.processor, &shelf) else {
+                walk.leave_shelf(); // letters of a topic that the processor no longer reads stay where they are
+                continue;
+            };
+            let mut wanted = Vec::with_capacity(letters.len());
+            for letter in letters.into_iter().filter(|letter| filter.fits(letter)) {
+                let too_often = !again && !letter.redriven && letter.redrives >= REDRIVES_MAX;
+                match (too_often, letter.redriven) {
+                    (true, _) => self.total.skipped += 1,
+                    (_, true) => self.total.already += 1,
+                    _ => wanted.push(letter),
+                }
+            }
+            let mut wanted = wanted.into_iter().peekable();
+            while wanted.peek().is_some() {
+                let step: Vec<_> = wanted.by_ref().take(self.step()).collect();
+                let last = step.last().map(|letter| letter.place().after());
+                self.send(&shelf, target, step).await?;
+                let Some(after) = last.filter(|_| self.is_over()) else {
+                    continue;
+                };
+                if walk.is_more_from(&after) {
+                    self.total.next = Some(after);
+                    self.rest().await;
+                }
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn places(&mut self, places: Vec<DeadLetterPlace>) -> Result<(), DeadLetterError> {
+        let mut by_shelf: BTreeMap<_, BTreeSet<Offset>> = BTreeMap::new();
+        for place in places {
+            let shelf = by_shelf.entry((place.topic, place.partition));
+            shelf.or_default().insert(place.offset);
+        }
+        for ((topic, partition), offsets) in by_shelf {
+            let first = offsets.first().copied().unwrap_or_default();
+            let shelf = self
+                .broker
+                .shelf(self.processor, &topic, partition, first)?;
+            let target = self.broker.target_of(self.processor, &shelf)?;
+            let shelf = Arc::new(shelf);
+            let (mut letters, mut bytes) = (Vec::new(), 0);
+            for offset in offsets {
+                let letter = self.broker.letter(&shelf, offset).await?;
+                bytes += letter.message.byte_count();
+                letters.push(letter);
+                if letters.len() >= self.step() || bytes >= LETTERS_BYTES {
+                    bytes = 0;
+                    let full = std::mem::take(&mut letters);
+                    self.send(&shelf, target, full).await?;
+                    if self.left == 0 {
+                        return Ok(());
+                    }
+                }
+            }
+            self.send(&shelf, target, letters).await?;
+            if self.left == 0 {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// One transaction, when it may be made.
+    async fn send(
+        &mut self,
+        shelf: &Arc<Shelf>,
+        target: TopicPartition,
+        letters: Vec<DeadLetter>,
+    ) -> Result<(), DeadLetterError> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        self.rest().await;
+        let sending = Sending {
+            processor: self.processor.clone(),
+            shelf: Arc::clone(shelf),
+            target,
+            letters,
+            by: self.by.clone(),
+            action: AuditAction::Redrive,
+            edit: None,
+        };
+        let done = self.broker.send_again(sending).await?;
+        self.left = self.left.saturating_sub(done.sent);
+        self.total += done;
+        Ok(())
+    }
+
+    /// Letters of the next transaction.
+    fn step(&self) -> usize {
+        let paced = self
+            .per_second
+            .map(|rate| (rate.get() / STEPS_PER_SECOND).max(1));
+        let step = paced.map_or(LETTERS_MAX, |paced| LETTERS_MAX.min(paced as usize));
+        step.min(self.left).max(1)
+    }
+
+    /// Waits until what was sent is no more than the rate allows.
+    async fn rest(&self) {
+        if let Some(rate) = self.per_second {
+            let due = Duration::from_secs_f64(self.total.sent as f64 / f64::from(rate.get()));
+            tokio::time::sleep(due.saturating_sub(self.time())).await;
+        }
+    }
+
+    /// Whether it has to end here.
+    fn is_over(&self) -> bool {
+        let time_max = Duration::from_millis(REDRIVE_PACED_MS_MAX);
+        self.left == 0 || self.per_second.is_some() && self.time() >= time_max
+    }
+
+    fn time(&self) -> Duration {
+        let now = self.broker.inner.clock.monotonic();
+        now.saturating_sub(self.started)
+    }
+}

@@ -1,0 +1,41 @@
+//! How many dead letters wait for somebody: what alerts look at.
+
+use metrics::gauge;
+use millrace_model::ProcessorName;
+
+use super::DeadLetterError;
+use crate::broker::Broker;
+
+/// The gauge's name.
+const WAITING: &str = "millrace_dead_letters_waiting";
+
+impl Broker {
+    /// Dead letters of a processor that are kept and were not sent again.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub fn dead_letters_waiting(&self, name: &ProcessorName) -> Result<u64, DeadLetterError> {
+        let mut waiting = 0;
+        for shelf in self.shelves(name)? {
+            let ends = self.ends_of(&shelf)?;
+            let kept = ends.end.0.saturating_sub(ends.start.0);
+            waiting += kept.saturating_sub(self.sent(&shelf)?.count_from(ends.start));
+        }
+        Ok(waiting)
+    }
+
+    /// Brings the gauges of dead letters up to date.
+    pub fn measure_dead_letters(&self) {
+        let names: Vec<ProcessorName> = self.inner.processors.read().keys().cloned().collect();
+        for name in names {
+            if let Ok(waiting) = self.dead_letters_waiting(&name) {
+                gauge!(WAITING, "processor" => name.to_string()).set(waiting as f64);
+            }
+        }
+    }
+}
+
+/// A processor that is gone has none that anybody waits for.
+pub(crate) fn none_waiting(name: &ProcessorName) {
+    gauge!(WAITING, "processor" => name.to_string()).set(0.0);
+}

@@ -1,0 +1,89 @@
+//! Which dead letters a command means.
+
+use millrace_broker::DeadLetterPlace;
+use millrace_model::{Clock, SystemClock};
+use serde_json::{Map, Value, json};
+
+use super::super::client::escaped;
+use crate::units::{duration_ms, moment_ms};
+
+/// Which dead letters: those that fit all that is said
+#[derive(clap::Args)]
+pub(in super::super) struct Find {
+    /// Only those of this class
+    #[arg(long)]
+    class: Option<String>,
+    /// Only those that failed so: retry, reject, trap, timeout, memory, bad-answer or host-died
+    #[arg(long)]
+    cause: Option<String>,
+    /// Only those that failed under this revision
+    #[arg(long, value_name = "NUMBER")]
+    failed_revision: Option<u32>,
+    /// Only those with this key
+    #[arg(long)]
+    key: Option<String>,
+    /// Only those given up since then: 2026-11-21T10:00:00Z, or how long ago, such as 2h
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<u64>,
+    /// Only those given up before then, in the same words
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<u64>,
+    /// Only those with this header: NAME, or NAME=VALUE
+    #[arg(long)]
+    header: Option<String>,
+    /// Only those with this text in the value, the key or the reason
+    #[arg(long)]
+    text: Option<String>,
+    /// Only those that came from this topic
+    #[arg(long, value_name = "TOPIC")]
+    origin: Option<String>,
+    /// Only those that came from the partition of this number
+    #[arg(long, value_name = "NUMBER")]
+    origin_partition: Option<u32>,
+    /// From here on: what an earlier answer said to go on with
+    #[arg(long, value_name = "PLACE")]
+    from: Option<DeadLetterPlace>,
+}
+
+/// Milliseconds since the Unix epoch of a moment, or of how long ago it was.
+fn moment(text: &str) -> Result<u64, String> {
+    if let Ok(ago_ms) = duration_ms(text) {
+        return Ok(SystemClock::new().wall().0.saturating_sub(ago_ms));
+    }
+    moment_ms(text).map_err(|_| "say 2026-11-21T10:00:00Z, or how long ago, such as 15m".to_owned())
+}
+
+impl Find {
+    /// Whether anything is said that narrows it.
+    pub(super) fn is_said(&self) -> bool {
+        self.fields().keys().any(|field| field != "from")
+    }
+
+    /// As the fields of JSON.
+    pub(super) fn fields(&self) -> Map<String, Value> {
+        let fields = [
+            ("class", json!(self.class)),
+            ("cause", json!(self.cause)),
+            ("revision", json!(self.failed_revision)),
+            ("key", json!(self.key)),
+            ("died_from", json!(self.since)),
+            ("died_until", json!(self.until)),
+            ("header", json!(self.header)),
+            ("text", json!(self.text)),
+            ("origin_topic", json!(self.origin)),
+            ("origin_partition", json!(self.origin_partition)),
+            ("from", json!(self.from)),
+        ];
+        let said = fields.into_iter().filter(|(_, value)| !value.is_null());
+        said.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// Fields as a query.
+pub(super) fn query(fields: &Map<String, Value>) -> String {
+    let pair = |(name, value): (&String, &Value)| match value {
+        Value::String(text) => format!("{name}={}", escaped(text)),
+        other => format!("{name}={other}"),
+    };
+    fields.iter().map(pair).collect::<Vec<_>>().join("&")
+}

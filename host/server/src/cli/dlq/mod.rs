@@ -1,0 +1,313 @@
+//! `dlq`: find dead letters, look at them, change them, try them, send them again; and see what was done with them.
+
+mod find;
+mod show;
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use millrace_broker::DeadLetterPlace;
+use millrace_model::ProcessorName;
+use serde_json::{Map, Value, json};
+use ureq::http::Method;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::Output;
+use find::{Find, query};
+
+const LIST_HELP: &str = "\
+Examples:
+  millrace dlq list classify --class quarry-blast --since 2h
+  millrace dlq list classify --text 'no such region' --header tenant=acme
+  millrace dlq list classify --group";
+
+const REDRIVE_HELP: &str = "\
+With --rate it goes on until all is done; Ctrl-C stops it between two transactions, and nothing is sent twice.
+A message that was sent again three times and died each time is left alone, unless it is named or --again is said.
+
+Examples:
+  millrace dlq redrive classify --class timeout --dry-run --revision 7
+  millrace dlq redrive classify --class timeout --limit 1000 --rate 50
+  millrace dlq redrive classify --all
+  millrace dlq redrive classify quakes.classify.dlq/0/17";
+
+const EDIT_HELP: &str = "\
+The letter stays as it died; `dlq audit` shows who changed what.
+
+Examples:
+  millrace dlq edit classify quakes.classify.dlq/0/17 --value '{\"mag\":4.1}'
+  millrace dlq edit classify quakes.classify.dlq/0/17 --value-file mended.bin --header schema=2";
+
+/// What to do with dead letters
+#[derive(clap::Subcommand)]
+pub(super) enum Verb {
+    /// List the dead letters of a processor, or count them by what is alike
+    #[command(after_help = LIST_HELP)]
+    List {
+        /// The processor's name
+        processor: ProcessorName,
+        #[command(flatten)]
+        find: Find,
+        /// Also those that were sent again
+        #[arg(long)]
+        redriven: bool,
+        /// Count them by class, cause and revision
+        #[arg(long)]
+        group: bool,
+        /// How many at the most
+        #[arg(long, default_value_t = 100)]
+        max: usize,
+    },
+    /// Show a dead letter with all its evidence
+    #[command(after_help = "Example:\n  millrace dlq show classify quakes.classify.dlq/0/17")]
+    Show {
+        /// The processor's name
+        processor: ProcessorName,
+        /// As `dlq list` shows it: TOPIC/PARTITION/OFFSET
+        dead_letter: DeadLetterPlace,
+    },
+    /// Send dead letters again, to this processor only; or say what would come of it
+    #[command(after_help = REDRIVE_HELP)]
+    Redrive(Box<RedriveArgs>),
+    /// Change a dead letter and send it again
+    #[command(after_help = EDIT_HELP)]
+    Edit(EditArgs),
+    /// Show what was done with a processor's dead letters, when, and by whom as they claimed
+    #[command(after_help = "Example:\n  millrace dlq audit classify")]
+    Audit {
+        /// The processor's name
+        processor: ProcessorName,
+        /// From here on: what an earlier answer said to go on with
+        #[arg(long, value_name = "PLACE")]
+        from: Option<DeadLetterPlace>,
+        /// How many at the most
+        #[arg(long, default_value_t = 100)]
+        max: usize,
+    },
+}
+
+#[derive(clap::Args)]
+pub(super) struct RedriveArgs {
+    /// The processor's name
+    processor: ProcessorName,
+    /// As `dlq list` shows them: TOPIC/PARTITION/OFFSET
+    dead_letters: Vec<DeadLetterPlace>,
+    /// All that were not sent again yet
+    #[arg(long, conflicts_with = "dead_letters")]
+    all: bool,
+    #[command(flatten)]
+    find: Find,
+    /// At most so many
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<NonZeroUsize>,
+    /// At most so many a second
+    #[arg(long, value_name = "PER_SECOND")]
+    rate: Option<NonZeroU32>,
+    /// Also those that were sent again three times and died each time
+    #[arg(long)]
+    again: bool,
+    /// Send nothing: call a revision with them, and say what it would do
+    #[arg(long, conflicts_with_all = ["rate", "again"])]
+    dry_run: bool,
+    /// The revision to call; the current one without
+    #[arg(long, value_name = "NUMBER", requires = "dry_run")]
+    revision: Option<u32>,
+}
+
+#[derive(clap::Args)]
+pub(super) struct EditArgs {
+    /// The processor's name
+    processor: ProcessorName,
+    /// As `dlq list` shows it: TOPIC/PARTITION/OFFSET
+    dead_letter: DeadLetterPlace,
+    /// Another value
+    #[arg(long)]
+    value: Option<String>,
+    /// Another value: the bytes of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "value")]
+    value_file: Option<PathBuf>,
+    /// Another key
+    #[arg(long)]
+    key: Option<String>,
+    /// Take the key off
+    #[arg(long, conflicts_with = "key")]
+    no_key: bool,
+    /// Set a header, in the place of those of its name
+    #[arg(long = "header", value_name = "NAME=VALUE")]
+    headers: Vec<String>,
+    /// Take headers of this name off
+    #[arg(long = "remove-header", value_name = "NAME")]
+    remove_headers: Vec<String>,
+}
+
+pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
+    let mut out = client.output();
+    match verb {
+        Verb::List {
+            processor,
+            find,
+            redriven,
+            group,
+            max,
+        } => {
+            let mut fields = find.fields();
+            fields.insert("max".to_owned(), json!(max));
+            fields.insert("redriven".to_owned(), json!(redriven));
+            let (groups, shown): (_, fn(&Value) -> String) = match group {
+                true => ("/groups", show::groups),
+                false => ("", show::letters),
+            };
+            let path = path(&processor, groups);
+            out.answer(&client.get(&format!("{path}?{}", query(&fields)))?, shown)
+        }
+        Verb::Show {
+            processor,
+            dead_letter,
+        } => {
+            let letter = client.get(&path(&processor, &format!("/{dead_letter}")))?;
+            out.answer(&letter, show::letter)
+        }
+        Verb::Redrive(args) => redrive(&args, client, &mut out),
+        Verb::Edit(args) => edit(&args, client, &mut out),
+        Verb::Audit {
+            processor,
+            from,
+            max,
+        } => {
+            let from = from.map_or_else(String::new, |from| format!("&from={from}"));
+            let path = path(&processor, &format!("/audit?max={max}{from}"));
+            out.answer(&client.get(&path)?, show::audit)
+        }
+    }
+}
+
+fn path(processor: &ProcessorName, rest: &str) -> String {
+    format!("/v1/processors/{processor}/dead-letters{rest}")
+}
+
+fn redrive(args: &RedriveArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    let mut body = which(args)?;
+    if args.dry_run {
+        body.insert("revision".to_owned(), json!(args.revision));
+        let path = path(&args.processor, "/dry-run");
+        let answer = client.send(Method::POST, &path, &Value::Object(body))?;
+        return out.answer(&answer, show::dry_run);
+    }
+    body.insert("again".to_owned(), json!(args.again));
+    body.insert("per_second".to_owned(), json!(args.rate));
+    let done = redrive_to_the_end(args, client, body)?;
+    out.answer(&done, |done| {
+        let (sent, already, skipped) = (&done["sent"], &done["already"], &done["skipped"]);
+        let left = match skipped.as_u64() {
+            Some(1..) => format!(
+                "\n{skipped} were left alone: they died after three redrives; --again sends them, too"
+            ),
+            _ => String::new(),
+        };
+        format!(
+            "{sent} sent again to {}; {already} had been before{left}",
+            args.processor
+        )
+    })
+}
+
+/// Which letters, as the host wants it said.
+fn which(args: &RedriveArgs) -> Result<Map<String, Value>, Failure> {
+    let mut fields = args.find.fields();
+    let said = args.find.is_said();
+    if !args.dead_letters.is_empty() {
+        if said || args.limit.is_some() {
+            return Err(Failure::usage(
+                "dead letters are named, and others are asked for by what they are like",
+            )
+            .with_hint("say one or the other"));
+        }
+        let place = |place: &DeadLetterPlace| json!({"topic": place.topic, "partition": place.partition, "offset": place.offset});
+        let places: Vec<Value> = args.dead_letters.iter().map(place).collect();
+        return Ok(Map::from_iter([("dead_letters".to_owned(), json!(places))]));
+    }
+    if !said && !args.all {
+        return Err(
+            Failure::usage("it is not said which dead letters are meant").with_hint(
+                "name some, say what they are like (such as --class timeout), or say --all",
+            ),
+        );
+    }
+    if let Some(limit) = args.limit {
+        fields.insert("max".to_owned(), json!(limit));
+    }
+    Ok(Map::from_iter([("filter".to_owned(), json!(fields))]))
+}
+
+/// A paced redrive is answered part by part: asks on until there is no more, and adds up.
+fn redrive_to_the_end(
+    args: &RedriveArgs,
+    client: &Client,
+    mut body: Map<String, Value>,
+) -> Result<Value, Failure> {
+    let path = path(&args.processor, "/redrive");
+    let count = |answer: &Value, field: &str| answer[field].as_u64().unwrap_or_default();
+    let mut total = client.send(Method::POST, &path, &Value::Object(body.clone()))?;
+    let started_at = total["started_at"].clone();
+    while !total["next"].is_null() {
+        let sent = count(&total, "sent");
+        let left = args
+            .limit
+            .map(|limit| (limit.get() as u64).saturating_sub(sent));
+        if left == Some(0) {
+            break;
+        }
+        let filter = &mut body["filter"];
+        filter["from"] = total["next"].take();
+        if filter["died_until"].is_null() {
+            // What dies again meanwhile is for the next redrive.
+            filter["died_until"] = started_at.clone();
+        }
+        if let Some(left) = left {
+            filter["max"] = json!(left);
+        }
+        let more = client.send(Method::POST, &path, &Value::Object(body.clone()))?;
+        for field in ["sent", "already", "skipped"] {
+            total[field] = json!(count(&total, field) + count(&more, field));
+        }
+        total["next"] = more["next"].clone();
+    }
+    Ok(total)
+}
+
+fn edit(args: &EditArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    let mut body = Map::new();
+    if let Some(value) = &args.value {
+        body.insert("value".to_owned(), json!(value));
+    }
+    if let Some(file) = &args.value_file {
+        let read = std::fs::read(file);
+        let bytes =
+            read.map_err(|error| Failure::failed(format!("{}: {error}", file.display())))?;
+        body.insert("value_base64".to_owned(), json!(STANDARD.encode(bytes)));
+    }
+    if args.no_key || args.key.is_some() {
+        body.insert("key".to_owned(), json!(args.key));
+    }
+    let mut headers = Map::new();
+    for header in &args.headers {
+        let Some((name, value)) = header.split_once('=') else {
+            return Err(Failure::usage(format!("--header {header} has no value"))
+                .with_hint("write NAME=VALUE"));
+        };
+        headers.insert(name.to_owned(), json!(value));
+    }
+    body.insert("headers".to_owned(), Value::Object(headers));
+    body.insert("remove_headers".to_owned(), json!(args.remove_headers));
+    let path = path(&args.processor, &format!("/{}/edit", args.dead_letter));
+    let answer = client.send(Method::POST, &path, &Value::Object(body))?;
+    out.answer(&answer, |_| {
+        format!(
+            "{} was changed and sent again to {}",
+            args.dead_letter, args.processor
+        )
+    })
+}

@@ -1,0 +1,160 @@
+//! Which dead letters: the fields of a query, and of the JSON that asks for work on them.
+
+use bytes::Bytes;
+use millrace_broker::{DeadLetterFilter, DeadLetterPlace, HeaderFilter, RedriveWhich, Redrives};
+use millrace_model::{PartitionId, Timestamp, TopicName};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::ToSchema;
+
+use super::super::error::ApiError;
+use super::super::messages::one_of;
+
+/// Which dead letters: those that fit all that is said.
+#[derive(Default, Deserialize, ToSchema, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(in super::super) struct Find {
+    /// Only those of this class.
+    class: Option<String>,
+    /// Only those that failed so: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer` or `host-died`.
+    cause: Option<String>,
+    /// Only those that failed under this revision.
+    revision: Option<u32>,
+    /// Only those with this key.
+    key: Option<String>,
+    /// As `key`, for a key that is not text.
+    key_base64: Option<String>,
+    /// Only those given up at this time or later, in milliseconds since the Unix epoch.
+    died_from: Option<u64>,
+    /// Only those given up before this time, in milliseconds since the Unix epoch.
+    died_until: Option<u64>,
+    /// Only those with this header: `NAME`, or `NAME=VALUE`.
+    header: Option<String>,
+    /// Only those with this text in the value, the key or the reason.
+    text: Option<String>,
+    /// Only those that came from this topic.
+    #[param(value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
+    origin_topic: Option<TopicName>,
+    /// Only those that came from the partition of this number.
+    origin_partition: Option<u32>,
+    /// `false`: those that were not sent again; `true`: those that were, too; `only`: none but those.
+    #[param(inline)]
+    redriven: RedrivenWord,
+    /// From here on: the `next` of an earlier answer.
+    #[serde(deserialize_with = "place")]
+    #[param(value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
+    from: Option<DeadLetterPlace>,
+    /// At most so many.
+    pub(super) max: Option<usize>,
+}
+
+#[derive(Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
+enum RedrivenWord {
+    #[default]
+    #[serde(rename = "false")]
+    Waiting,
+    #[serde(rename = "true")]
+    Either,
+    #[serde(rename = "only")]
+    Done,
+}
+
+/// A place as text.
+pub(super) fn place<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<DeadLetterPlace>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    let text = text.filter(|text| !text.is_empty());
+    text.map(|text| text.parse().map_err(de::Error::custom))
+        .transpose()
+}
+
+impl Find {
+    /// What it means: which letters, and from where on.
+    pub(super) fn understood(
+        self,
+    ) -> Result<(DeadLetterFilter, Option<DeadLetterPlace>), ApiError> {
+        let said = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let key = one_of("key", self.key.map(Bytes::from), self.key_base64)?;
+        let filter = DeadLetterFilter {
+            class: said(self.class),
+            cause: said(self.cause),
+            revision: self.revision,
+            key,
+            died_from: self.died_from.map(Timestamp),
+            died_until: self.died_until.map(Timestamp),
+            header: said(self.header).map(|header| header_filter(&header)),
+            text: said(self.text),
+            origin_topic: self.origin_topic,
+            origin_partition: self.origin_partition.map(PartitionId),
+            redriven: match self.redriven {
+                RedrivenWord::Waiting => Redrives::Waiting,
+                RedrivenWord::Either => Redrives::Either,
+                RedrivenWord::Done => Redrives::Done,
+            },
+        };
+        Ok((filter, self.from))
+    }
+}
+
+fn header_filter(text: &str) -> HeaderFilter {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (text, None),
+    };
+    let bytes = |text: &str| Bytes::from(text.to_owned());
+    HeaderFilter {
+        name: bytes(name),
+        value: value.map(bytes),
+    }
+}
+
+/// Where a dead letter stands.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PlaceBody {
+    /// The dead-letter topic.
+    #[schema(value_type = String)]
+    topic: TopicName,
+    partition: u32,
+    offset: u64,
+}
+
+/// The three ways to say which letters; how many at the most comes along.
+pub(super) fn which(
+    all: bool,
+    places: Option<Vec<PlaceBody>>,
+    filter: Option<Find>,
+) -> Result<(RedriveWhich, Option<usize>), ApiError> {
+    let place = |place: PlaceBody| DeadLetterPlace {
+        topic: place.topic,
+        partition: PartitionId(place.partition),
+        offset: millrace_model::Offset(place.offset),
+    };
+    let find = match (all, places, filter) {
+        (false, Some(places), None) => {
+            let places = places.into_iter().map(place).collect();
+            return Ok((RedriveWhich::Places(places), None));
+        }
+        (true, None, None) => Find::default(),
+        (false, None, Some(find)) => find,
+        _ => {
+            let message = "it is not said which dead letters are meant";
+            let hint = r#"send {"all":true}, {"dead_letters":[{"topic","partition","offset"}]} or {"filter":{"class":"…"}}"#;
+            return Err(ApiError::malformed(message, hint));
+        }
+    };
+    let max = find.max;
+    if max == Some(0) {
+        let message = "max is 0: nothing would be done";
+        return Err(ApiError::malformed(
+            message,
+            "leave it out, or say 1 or more",
+        ));
+    }
+    let (filter, from) = find.understood()?;
+    let filter = Box::new(filter);
+    Ok((RedriveWhich::Matching { filter, from }, max))
+}

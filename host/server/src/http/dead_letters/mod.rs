@@ -1,0 +1,155 @@
+//! Dead letters over HTTP: found, shown, counted; [`work`] has what is done with them.
+
+mod find;
+pub(super) mod work;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+use millrace_broker::{
+    DeadLetter, DeadLetterGroups, DeadLetterPage, DeadLetterPlace, DeadLetterQuery,
+};
+use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Shared;
+use super::answers::worst;
+use super::bounds::{DEAD_LETTER_ROOM_BYTES, DEAD_LETTERS_MAX, DEAD_LETTERS_ROOM_BYTES};
+use super::error::{ApiError, ErrorBody};
+use super::messages::MessageOut;
+use super::openapi::{DeadLetterGroupsSchema, DeadLetterSchema};
+use super::query::{InPath, InQuery};
+use find::Find;
+
+/// Dead letters of a list that does not say how many.
+const LISTED_DEFAULT: usize = 100;
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "describes what written writes by hand")]
+pub(super) struct DeadLettersBody {
+    dead_letters: Vec<DeadLetterSchema>,
+    /// Where to look on, as `from`; null if that was all. There may be more even if none was found so far.
+    next: Option<String>,
+}
+
+/// A dead letter's evidence and its message.
+#[derive(Serialize)]
+struct WithMessage<'a> {
+    #[serde(flatten)]
+    evidence: &'a DeadLetter,
+    message: MessageOut<'a>,
+}
+
+/// Dead letters of a processor, oldest first within each partition; those that were not sent again, if nothing else is said.
+#[utoipa::path(get, path = "/v1/processors/{name}/dead-letters", tag = "dead letters",
+    params(("name" = String, Path,), Find),
+    responses(
+        (status = 200, body = DeadLettersBody),
+        (status = 404, body = ErrorBody),
+        (status = 503, body = ErrorBody),
+    )
+)]
+pub(super) async fn list(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    InQuery(find): InQuery<Find>,
+) -> Result<Response, ApiError> {
+    let letters_max = find.max.unwrap_or(LISTED_DEFAULT);
+    let (filter, from) = find.understood()?;
+    let query = DeadLetterQuery {
+        filter,
+        from,
+        letters_max: letters_max.clamp(1, DEAD_LETTERS_MAX),
+    };
+    let room = app.answer_room(DEAD_LETTERS_ROOM_BYTES).await?;
+    let page = app.broker.dead_letters(&name, query).await?;
+    Ok(room.answer("application/json", written(page)?))
+}
+
+/// As many as there is room for, and one at least; each goes from memory when it is written.
+fn written(page: DeadLetterPage) -> Result<Vec<u8>, ApiError> {
+    let DeadLetterPage { letters, mut next } = page;
+    let size = |letter: &DeadLetter| letter.message.byte_count();
+    let mut unwritten: usize = letters.iter().map(size).sum();
+    let mut out = br#"{"dead_letters":["#.to_vec();
+    for (at, letter) in letters.into_iter().enumerate() {
+        if at > 0 {
+            if unwritten + out.len() + worst(&letter.message) > DEAD_LETTERS_ROOM_BYTES {
+                next = Some(letter.place());
+                break;
+            }
+            out.push(b',');
+        }
+        write(&mut out, &letter)?;
+        unwritten -= size(&letter);
+    }
+    let next = json(&next)?;
+    out.extend_from_slice(format!(r#"],"next":{next}}}"#).as_bytes());
+    Ok(out)
+}
+
+fn json(next: &Option<DeadLetterPlace>) -> Result<String, ApiError> {
+    serde_json::to_string(next).map_err(|error| ApiError::internal(error.to_string()))
+}
+
+fn write(out: &mut Vec<u8>, letter: &DeadLetter) -> Result<(), ApiError> {
+    let with_message = WithMessage {
+        evidence: letter,
+        message: MessageOut {
+            place: None,
+            message: &letter.message,
+        },
+    };
+    serde_json::to_writer(out, &with_message).map_err(|error| ApiError::internal(error.to_string()))
+}
+
+/// Dead letters counted by class, cause and revision, the largest group first; `max` bounds the groups that are given.
+#[utoipa::path(get, path = "/v1/processors/{name}/dead-letters/groups", tag = "dead letters",
+    params(("name" = String, Path,), Find),
+    responses(
+        (status = 200, body = DeadLetterGroupsSchema),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+    )
+)]
+pub(super) async fn groups(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    InQuery(find): InQuery<Find>,
+) -> Result<Json<DeadLetterGroups>, ApiError> {
+    let groups_max = find.max.unwrap_or(LISTED_DEFAULT);
+    let (filter, from) = find.understood()?;
+    if from.is_some() {
+        let message = "groups count all dead letters, not those from a place on";
+        return Err(ApiError::malformed(message, "leave out `from`"));
+    }
+    let groups = app
+        .broker
+        .dead_letter_groups(&name, &filter, groups_max.max(1));
+    Ok(Json(groups.await?))
+}
+
+/// One dead letter with all its evidence.
+#[utoipa::path(get, path = "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}", tag = "dead letters",
+    params(("name" = String, Path,), ("topic" = String, Path,), ("partition" = u32, Path,), ("offset" = u64, Path,)),
+    responses(
+        (status = 200, body = DeadLetterSchema),
+        (status = 404, body = ErrorBody),
+        (status = 503, body = ErrorBody),
+    )
+)]
+pub(super) async fn show(
+    State(app): Shared,
+    InPath((name, topic, partition, offset)): InPath<(ProcessorName, TopicName, u32, u64)>,
+) -> Result<Response, ApiError> {
+    let (partition, offset) = (PartitionId(partition), Offset(offset));
+    let room = app.answer_room(DEAD_LETTER_ROOM_BYTES).await?;
+    let letter = app
+        .broker
+        .dead_letter(&name, &topic, partition, offset)
+        .await?;
+    let mut out = Vec::new();
+    write(&mut out, &letter)?;
+    Ok(room.answer("application/json", out))
+}
