@@ -12,6 +12,7 @@ mod lifetime;
 mod once;
 mod requests;
 mod restart;
+mod revisions;
 mod state;
 mod swap;
 mod uploads;

@@ -9,11 +9,13 @@
 #![forbid(unsafe_code)]
 
 mod broker;
+mod canary;
 mod columns;
 mod dead_letters;
 mod dispatch;
 mod fetch;
 pub mod handler;
+mod history;
 mod lifetime;
 mod loading;
 mod modules;
@@ -22,12 +24,16 @@ mod partitioner;
 mod placement;
 mod processors;
 mod produce;
+mod shadow;
 mod states;
 mod topics;
 
 pub use broker::Broker;
+pub use canary::CanaryStatus;
 pub use dead_letters::{DeadLetter, DeadLetterError, DeadLetterFilter, Redriven};
 pub use dispatch::breaker::BreakerStatus;
+pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};
+pub use dispatch::sides::SideStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
 pub use handler::{AdmitError, CallError, CallUse, GuestLine, Interface, ModuleFacts, ModuleHost};
 pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};

@@ -8,7 +8,8 @@ use millrace_model::bounds::{
     BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_TOPICS_MAX,
 };
 use millrace_model::{
-    Digest, Processor, ProcessorName, ProcessorSpec, Revision, Topic, TopicName, TopicSpec,
+    Digest, Processor, ProcessorName, ProcessorSpec, Revision, Timestamp, Topic, TopicName,
+    TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -28,32 +29,65 @@ const LINGER_MS_MAX: u64 = 60_000;
 /// A revision ready to run.
 pub(crate) struct Prepared {
     pub(crate) live: Arc<Live>,
+    /// The revision that takes a share, and its percentage.
+    pub(crate) canary: Option<(Arc<Live>, u32)>,
+    /// The revision that is only looked at, and since when.
+    pub(crate) shadow: Option<(Arc<Live>, Timestamp)>,
     pub(crate) inputs: Vec<Input>,
 }
 
 impl Broker {
-    /// Makes the processor's current revision ready to run.
+    /// Makes the processor's current revision, and the one on trial, ready to run.
     pub(crate) async fn prepare(&self, processor: &Processor) -> Result<Prepared, ProcessorError> {
         let name = &processor.name;
-        let revision = processor.current();
-        let revision = revision.ok_or_else(|| ProcessorError::NoSuchRevision {
-            name: name.clone(),
-            revision: processor.current,
-            kept: processor.revisions.iter().map(|r| r.number).collect(),
-        })?;
-        check_bounds(&revision.spec)?;
-        let topics = self.check_topics(name, &revision.spec)?;
-        let mut live = self.load(name, revision).await?;
-        let newest = processor.revisions.iter().map(|r| r.number).max();
-        live.predecessor = revision
-            .predecessor
-            .filter(|_| newest == Some(revision.number));
-        let live = Arc::new(live);
+        let owner = name.as_str();
+        let (topics, live) = self
+            .prepare_one(processor, processor.current, owner)
+            .await?;
+        let canary = match &processor.canary {
+            None => None,
+            Some(canary) => {
+                let (_, live) = self.prepare_one(processor, canary.revision, owner).await?;
+                Some((live, canary.percent))
+            }
+        };
+        let shadow = match &processor.shadow {
+            None => None,
+            Some(shadow) => {
+                // What it logs counts for nothing, and takes no room from what the others log.
+                let owner = format!("{name}/shadow");
+                let (_, live) = self.prepare_one(processor, shadow.revision, &owner).await?;
+                Some((live, self.inner.clock.wall()))
+            }
+        };
         let mut inputs = Vec::new();
         for topic in &topics {
             inputs.extend(self.inputs_of(name, topic).await?);
         }
-        Ok(Prepared { live, inputs })
+        Ok(Prepared {
+            live,
+            canary,
+            shadow,
+            inputs,
+        })
+    }
+
+    async fn prepare_one(
+        &self,
+        processor: &Processor,
+        number: u32,
+        owner: &str,
+    ) -> Result<(Vec<Topic>, Arc<Live>), ProcessorError> {
+        let revision = kept(processor, number)?;
+        check_bounds(&revision.spec)?;
+        let topics = self.check_topics(&processor.name, &revision.spec)?;
+        let mut live = self.load(&processor.name, revision, owner).await?;
+        let was_current = processor.revisions.iter().filter(|r| !r.trial);
+        let newest = was_current.map(|r| r.number).max();
+        live.predecessor = revision
+            .predecessor
+            .filter(|_| revision.trial || newest == Some(number));
+        Ok((topics, Arc::new(live)))
     }
 
     /// The input topics, if all that the specification names is there and may be used so.
@@ -97,9 +131,10 @@ impl Broker {
         &self,
         name: &ProcessorName,
         revision: &Revision,
+        owner: &str,
     ) -> Result<Live, ProcessorError> {
         let spec = &revision.spec;
-        let request = |digest, interface| self.load_request(name, revision, digest, interface);
+        let request = |digest, interface| self.load_request(owner, revision, digest, interface);
         let processor = request(spec.module, Interface::MessageProcessor).await?;
         let handler = self.inner.modules.processor(processor).await?;
         let failures = match spec.error_handler {
@@ -124,7 +159,7 @@ impl Broker {
 
     async fn load_request(
         &self,
-        name: &ProcessorName,
+        owner: &str,
         revision: &Revision,
         digest: Digest,
         needs: Interface,
@@ -139,7 +174,7 @@ impl Broker {
         Ok(LoadRequest {
             digest,
             bytes: bytes.ok_or_else(unknown)?,
-            owner: name.to_string(),
+            owner: owner.to_owned(),
             revision: revision.number,
             limits: revision.spec.limits.clone(),
         })
@@ -236,7 +271,17 @@ impl Broker {
     }
 }
 
-fn invalid<T>(what: String) -> Result<T, ProcessorError> {
+/// One of the processor's revisions.
+pub(crate) fn kept(processor: &Processor, number: u32) -> Result<&Revision, ProcessorError> {
+    let unknown = || ProcessorError::NoSuchRevision {
+        name: processor.name.clone(),
+        revision: number,
+        kept: processor.revisions.iter().map(|r| r.number).collect(),
+    };
+    processor.revision(number).ok_or_else(unknown)
+}
+
+pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {
     Err(ProcessorError::InvalidSpec(what))
 }
 

@@ -466,6 +466,15 @@ impl Outputs {
         })
     }
 
+    /// An output's headers, if it does not keep its source's.
+    pub(crate) fn own_headers<'a>(
+        &'a self,
+        output: usize,
+        batch: &'a ColumnBatch,
+    ) -> Option<impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>> {
+        (!self.answer.header_ends.is_empty()).then(|| self.headers(output, batch))
+    }
+
     fn bytes_of<'a>(
         &'a self,
         batch: &'a ColumnBatch,

@@ -3,18 +3,22 @@
 //! In the order of a batch: [`source`] reads, [`batcher`] cuts, [`worker`] calls, [`answer`] checks, [`placing`] gives outputs
 //! their partitions, [`delivery`] decides with [`retry`], [`dead_letter`] writes the evidence, and the worker commits all of it
 //! in one transaction. [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per processor: the
-//! [`breaker`] that pauses it when most messages fail alike, and the [`allowance`] of dead letters.
+//! [`breaker`] that pauses it when most messages fail alike, and the [`allowance`] of dead letters. [`sides`] shares messages out
+//! between the current revision and a canary; a [`shadow`] is shown what was settled, and its answers go to a [`comparison`].
 
 pub(crate) mod allowance;
 pub(crate) mod answer;
 pub(crate) mod batcher;
 pub(crate) mod breaker;
+pub(crate) mod comparison;
 pub(crate) mod dead_letter;
 pub(crate) mod delivery;
 pub(crate) mod gate;
 pub(crate) mod meters;
 pub(crate) mod placing;
 pub(crate) mod retry;
+pub(crate) mod shadow;
+pub(crate) mod sides;
 pub(crate) mod source;
 pub(crate) mod standing;
 pub(crate) mod supervisor;
@@ -27,6 +31,9 @@ use millrace_model::{PartitionId, ProcessorName, ProcessorSpec, Timestamp, Topic
 
 use crate::handler::{BatchHandler, FailureHandler};
 use crate::partitioner::Partitioner;
+
+use shadow::Shadow;
+use sides::Canary;
 
 /// One revision of a processor, loaded: all that a worker needs to take its next batch.
 pub(crate) struct Live {
@@ -80,8 +87,38 @@ impl OutputTopics {
 #[derive(Clone)]
 pub(crate) struct Command {
     pub(crate) live: Arc<Live>,
+    pub(crate) canary: Option<Arc<Canary>>,
+    pub(crate) shadow: Option<Arc<Shadow>>,
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
+}
+
+impl Command {
+    /// The canary, unless its breaker has opened.
+    pub(crate) fn canary(&self) -> Option<&Arc<Canary>> {
+        self.canary.as_ref().filter(|canary| !canary.gate.is_open())
+    }
+
+    /// The same, with the current revision alone.
+    pub(crate) fn without_canary(&self) -> Self {
+        Self {
+            canary: None,
+            ..self.clone()
+        }
+    }
+
+    /// Whether the revision takes batches.
+    pub(crate) fn runs(&self, revision: u32) -> bool {
+        let canary = self.canary.as_ref().map(|canary| canary.live.revision);
+        self.live.revision == revision || canary == Some(revision)
+    }
+
+    /// The revisions, and how messages are shared out between them.
+    pub(crate) fn revisions(&self) -> (u32, Option<(u32, u32)>) {
+        let canary = self.canary.as_ref();
+        let canary = canary.map(|canary| (canary.live.revision, canary.percent));
+        (self.live.revision, canary)
+    }
 }
 
 /// One partition that a processor reads, and where what it gives up goes.

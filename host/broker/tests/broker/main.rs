@@ -1,6 +1,7 @@
 //! The broker on the memory engine, with handlers written by hand: every way that a message can go.
 
 mod breaker;
+mod canary;
 mod compression;
 mod dead_letters;
 mod doors;
@@ -11,5 +12,6 @@ mod outcomes;
 mod revisions;
 mod rig;
 mod scripts;
+mod shadow;
 mod states;
 mod throughput;

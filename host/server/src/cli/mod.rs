@@ -21,6 +21,7 @@ mod serve;
 mod state;
 mod table;
 mod topic;
+mod trials;
 
 use std::process::ExitCode;
 

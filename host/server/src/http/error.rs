@@ -490,6 +490,11 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::NothingToRollBack(_) => {
                 Self::conflict("nothing-to-roll-back", text, "deploy a revision instead")
             }
+            ProcessorError::NoTrial(_) => Self::conflict(
+                "no-trial",
+                text,
+                "deploy one with PUT /v1/processors/{name}?canary=PERCENT or ?shadow=true first",
+            ),
             ProcessorError::NoSuchRevision { .. } => {
                 Self::unknown("unknown-revision", text, "name one that is kept")
             }

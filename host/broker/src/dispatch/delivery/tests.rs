@@ -62,6 +62,7 @@ fn batch(keys: &[&str], retried: usize) -> Batch {
         columns: Arc::new(columns),
         offsets: (10..end).map(Offset).collect(),
         retried,
+        side: Default::default(),
         skipped: Vec::new(),
         next: Offset(end),
     }
