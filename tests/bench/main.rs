@@ -1,4 +1,4 @@
-//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state commits log reading restart latency
+//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state shadow commits log reading restart latency
 //! producers storage memory`, and `soak`, which takes ten minutes and runs only when it is named. One table, each row a ratio of two things
 //! measured in turns within the same run, because machines differ and are shared. It never gates a test.
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ mod producers;
 mod reading;
 mod restart;
 mod setup;
+mod shadow;
 mod soak;
 mod state;
 mod storage;
@@ -35,10 +36,11 @@ const SERVE: &str = "serve";
 /// The part that takes too long to run unasked.
 const SOAK: &str = "soak";
 
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     "calls",
     "path",
     "state",
+    "shadow",
     "commits",
     "log",
     "reading",
@@ -86,6 +88,7 @@ fn bench(parts: &[String]) -> Result<()> {
             "calls" => runtime.block_on(calls::measure(&mut table))?,
             "path" => runtime.block_on(path::measure(&mut table))?,
             "state" => runtime.block_on(state::measure(&mut table))?,
+            "shadow" => runtime.block_on(shadow::measure(&mut table))?,
             "commits" => runtime.block_on(commits::measure(&mut table))?,
             "log" => runtime.block_on(log::measure(&mut table))?,
             "reading" => runtime.block_on(reading::measure(&mut table))?,

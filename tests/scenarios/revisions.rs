@@ -1,5 +1,5 @@
-//! Revisions on trial, on the real binary: a canary has its share of the keys and no other, a shadow reports and changes nothing, and
-//! the history says who did what.
+//! Revisions on trial, on the real binary: a canary has its share of the keys and no other, a shadow reports and changes nothing, a replay
+//! takes its range and nothing else, and the history says who did what.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -198,5 +198,73 @@ fn a_shadow_reports_the_outcome_that_differs_and_nothing_of_it_counts() -> Resul
     run(&host, &["processor", "shadow", "worker", "--end"])?;
     let (code, ..) = client.get("/v1/processors/worker/shadow")?.error()?;
     assert_eq!(code, "no-trial");
+    Ok(())
+}
+
+#[test]
+fn a_replay_sends_exactly_its_range_of_time_through_the_revision_asked_for() -> Result<()> {
+    let mut host = host()?;
+    let client = host.client();
+    topics(&client)?;
+    client.topic("again", 1)?;
+    for module in [guests::STAMP_1, guests::STAMP_2] {
+        client.deploy(&deployment(&client.push(module)?))?;
+    }
+    // A second apart, from 2023-11-14T22:13:20Z on.
+    let message =
+        |n: u64| json!({"value": n.to_string(), "timestamp": 1_700_000_000_000 + n * 1_000});
+    let messages: Vec<Value> = (0..100).map(message).collect();
+    client.produce("in", &messages)?;
+    client.wait_until_idle("worker")?;
+    let range = [
+        "--from",
+        "2023-11-14T22:13:30Z",
+        "--until",
+        "2023-11-14T22:13:50Z",
+    ];
+    let replay = [
+        "processor",
+        "replay",
+        "worker",
+        "--into",
+        "again",
+        "--revision",
+        "1",
+        "--wait",
+    ];
+    let said = run(&host, &[&replay[..], &range].concat())?;
+    assert!(said.contains("worker-replay-1 is done"), "{said}");
+    let replayed = |client: &Client| -> Result<Vec<u32>> {
+        let again = client.read("again")?;
+        assert!(again.iter().all(|m| m.header("revision") == Some("1")));
+        let mut numbers: Vec<u32> = again.iter().filter_map(|m| m.text().parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    };
+    assert_eq!(replayed(&client)?, Vec::from_iter(10..30));
+    assert_eq!(client.count("out")?, 100, "the original's, and no more");
+
+    // It is done after a crash as well, and does nothing again.
+    host.kill()?;
+    host.start_again()?;
+    let client = host.client();
+    wait_for("the replay to be done again", || {
+        let status = client.get("/v1/processors/worker-replay-1")?.ok()?;
+        let partitions = status["partitions"].as_array().context("no partitions")?;
+        Ok(partitions
+            .iter()
+            .all(|p| p["state"] == "done")
+            .then_some(()))
+    })?;
+    assert_eq!(replayed(&client)?, Vec::from_iter(10..30));
+    run(
+        &host,
+        &["processor", "delete", "worker-replay-1", "--reset-state"],
+    )?;
+    let wrong = client.post_json(
+        "/v1/processors/worker/replay",
+        &json!({"from": 5, "until": 4, "into": "again"}),
+    )?;
+    assert_eq!(wrong.error()?.0, "invalid-replay");
     Ok(())
 }

@@ -195,11 +195,23 @@ fn check_percent(percent: u32) -> Result<(), ProcessorError> {
     }
 }
 
+/// Whether it may have further revisions.
+pub(crate) fn check_no_replay(processor: &Processor) -> Result<(), ProcessorError> {
+    match &processor.replay {
+        None => Ok(()),
+        Some(replay) => invalid(format!(
+            "{} only replays what {} has read; deploy to that one, or delete this one first",
+            processor.name, replay.of
+        )),
+    }
+}
+
 /// Whether a revision can run beside the current one.
 pub(crate) fn check_beside(
     processor: &Processor,
     spec: &ProcessorSpec,
 ) -> Result<(), ProcessorError> {
+    check_no_replay(processor)?;
     let current = &kept(processor, processor.current)?.spec;
     if current == spec {
         return invalid(format!(

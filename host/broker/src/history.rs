@@ -33,6 +33,7 @@ impl Broker {
             revisions: vec![self.revision(1, spec, None)],
             canary: None,
             shadow: None,
+            replay: None,
             changes: Vec::new(),
         };
         self.record(&mut processor, ChangeKind::Deploy, 1, None);

@@ -8,7 +8,7 @@ use millrace_model::bounds::{
     BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_TOPICS_MAX,
 };
 use millrace_model::{
-    Digest, Processor, ProcessorName, ProcessorSpec, Revision, Timestamp, Topic, TopicName,
+    Digest, Processor, ProcessorName, ProcessorSpec, Replay, Revision, Timestamp, Topic, TopicName,
     TopicSpec,
 };
 
@@ -64,6 +64,9 @@ impl Broker {
         for topic in &topics {
             inputs.extend(self.inputs_of(name, topic).await?);
         }
+        if let Some(replay) = &processor.replay {
+            limit(&mut inputs, replay);
+        }
         Ok(Prepared {
             live,
             canary,
@@ -82,6 +85,7 @@ impl Broker {
         check_bounds(&revision.spec)?;
         let topics = self.check_topics(&processor.name, &revision.spec)?;
         let mut live = self.load(&processor.name, revision, owner).await?;
+        live.outputs.takes_all = processor.replay.is_some();
         let was_current = processor.revisions.iter().filter(|r| !r.trial);
         let newest = was_current.map(|r| r.number).max();
         live.predecessor = revision
@@ -201,6 +205,7 @@ impl Broker {
         Ok(OutputTopics {
             topics,
             default: spec.output.is_some().then_some(0),
+            takes_all: false,
         })
     }
 
@@ -217,6 +222,7 @@ impl Broker {
             partition,
             origin: topic.spec.name.clone(),
             dead_letters: dead_letters.clone(),
+            range: None,
         };
         let inputs = [topic, &redrive].into_iter().flat_map(|read| {
             let partitions = read.partitions();
@@ -269,6 +275,19 @@ impl Broker {
         };
         self.inner.engine.create_topic(spec).await
     }
+}
+
+/// Leaves those inputs that a replay reads, and that its dead letters come again through.
+fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
+    let range_of = |input: &Input| {
+        let of = &input.topic.spec.name;
+        let mut ranges = replay.ranges.iter();
+        ranges.find(|range| range.partition == input.partition && range.topic == *of)
+    };
+    for input in inputs.iter_mut() {
+        input.range = range_of(input).map(|range| (range.first, range.end));
+    }
+    inputs.retain(|input| input.is_redriven() || input.range.is_some());
 }
 
 /// One of the processor's revisions.

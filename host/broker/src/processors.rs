@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::broker::{Broker, Deployed, Inner};
-use crate::canary::{CanaryStatus, on_trial, tried_already};
+use crate::canary::{CanaryStatus, check_no_replay, on_trial, tried_already};
 use crate::dispatch::Input;
 use crate::dispatch::breaker::{BreakerStatus, Reason};
 use crate::dispatch::gate::Alarm;
@@ -58,7 +58,7 @@ pub struct PartitionStatus {
     pub parked: usize,
     /// The revision that processed the last batch; 0 before the first.
     pub revision: u32,
-    /// `running`, `paused`, `waiting: reason` or `stopped: reason`.
+    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
     pub state: String,
 }
 
@@ -100,6 +100,9 @@ pub enum ProcessorError {
         /// What there is.
         kept: Vec<u32>,
     },
+    /// It cannot be replayed so.
+    #[error("cannot be replayed: {0}")]
+    Replay(String),
     /// The specification contradicts itself or a rule.
     #[error("the processor cannot be like this: {0}")]
     InvalidSpec(String),
@@ -198,6 +201,7 @@ impl Broker {
             }
             Some(known) => {
                 let mut processor = known.processor;
+                check_no_replay(&processor)?;
                 match tried_already(&processor, &spec) {
                     Some(number) => self.make_current(&mut processor, number)?,
                     None => processor = self.next_revision(processor, spec),
@@ -221,6 +225,9 @@ impl Broker {
     ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
         let before = self.deployed(name);
+        if let Some(known) = &before {
+            check_no_replay(&known.processor)?;
+        }
         let processor = match before.clone() {
             Some(known) => self.next_revision(known.processor, spec),
             None => self.first_revision(name, spec),
@@ -447,6 +454,7 @@ impl Broker {
         for (input, standing) in self.inner.supervisor.standings(name) {
             let end = self.ends(&input.topic, input.partition);
             let end = end.unwrap_or_default().end;
+            let end = input.range.map_or(end, |(_, range_end)| range_end.min(end));
             // Redrives are our own business until there are some.
             if input.is_redriven() && end == Offset::default() {
                 continue;
@@ -455,7 +463,9 @@ impl Broker {
             let Some(next) = standing.next else {
                 // A worker that has only just begun has come as far as the one before it.
                 if let Some(partition) = input.topic.partition(input.partition) {
-                    shown.push(self.committed(name, &input.topic, partition, state).await);
+                    let range = input.range;
+                    let status = self.committed(name, &input.topic, partition, state, range);
+                    shown.push(status.await);
                 }
                 continue;
             };
@@ -480,7 +490,20 @@ impl Broker {
         let mut partitions = Vec::new();
         for topic in topics.iter().flatten().filter_map(|name| self.topic(name)) {
             for partition in topic.partitions() {
-                let status = self.committed(&processor.name, &topic, partition, state.clone());
+                let range = processor.replay.as_ref().map(|replay| {
+                    let place = (&topic.spec.name, partition.partition);
+                    replay
+                        .ranges
+                        .iter()
+                        .find(|r| (&r.topic, r.partition) == place)
+                });
+                let range = match range {
+                    None => None,
+                    Some(Some(range)) => Some((range.first, range.end)),
+                    Some(None) => continue,
+                };
+                let name = &processor.name;
+                let status = self.committed(name, &topic, partition, state.clone(), range);
                 partitions.push(status.await);
             }
         }
@@ -494,9 +517,13 @@ impl Broker {
         topic: &Topic,
         partition: TopicPartition,
         state: String,
+        range: Option<(Offset, Offset)>,
     ) -> PartitionStatus {
         let engine = &self.inner.engine;
-        let ends = engine.ends(partition).unwrap_or_default();
+        let mut ends = engine.ends(partition).unwrap_or_default();
+        if let Some((first, end)) = range {
+            (ends.start, ends.end) = (first, end.min(ends.end));
+        }
         let progress = engine.progress(name.as_str(), partition).await;
         let progress = progress.ok().flatten().unwrap_or_else(|| Progress {
             next: ends.start,

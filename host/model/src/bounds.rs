@@ -63,6 +63,12 @@ pub const SHADOW_SAMPLES_PER_KIND_MAX: usize = 20;
 /// Bytes of one sample, about: keys, values and headers are cut.
 pub const SHADOW_SAMPLE_BYTES_MAX: usize = 12 << 10;
 
+/// Partitions of one replay. A range of time that has messages in more is refused.
+pub const REPLAY_PARTITIONS_MAX: usize = 10_000;
+
+/// Names that the host tries for a replay that is given none.
+pub const REPLAY_NAMES_MAX: u32 = 1_000;
+
 /// Bytes of an uploaded module.
 pub const MODULE_BYTES_MAX: usize = 16 << 20;
 

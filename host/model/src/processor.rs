@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::digest::Digest;
 use crate::name::{ProcessorName, TopicName};
+use crate::offset::{Offset, PartitionId};
 
 /// What must keep its order when a message is retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -246,6 +247,8 @@ pub enum ChangeKind {
     Pause,
     /// It goes on.
     Resume,
+    /// It was made to replay what another one has read.
+    Replay,
 }
 
 /// One change of a processor.
@@ -265,6 +268,36 @@ pub struct Change {
     pub text: Option<String>,
 }
 
+/// What a processor reads that only replays: fixed when it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replay {
+    /// The processor whose input it reads.
+    pub of: ProcessorName,
+    /// Through which of its revisions.
+    pub revision: u32,
+    /// From the first message of this time or later,
+    pub from: Timestamp,
+    /// up to, and without, the first message of this time or later.
+    pub until: Timestamp,
+    /// Where all outputs go, whatever topic they name.
+    pub into: TopicName,
+    /// What that is in each partition that has any of it; at most [`crate::bounds::REPLAY_PARTITIONS_MAX`].
+    pub ranges: Vec<ReplayRange>,
+}
+
+/// A range of messages of a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayRange {
+    /// The topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The first message.
+    pub first: Offset,
+    /// The offset after the last one.
+    pub end: Offset,
+}
+
 /// A processor and its history. Its name is its consumer group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processor {
@@ -282,6 +315,9 @@ pub struct Processor {
     /// The revision that is only looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadow: Option<Shadow>,
+    /// What it reads if it only replays; such a processor has one revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
     /// What was done with it, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,

@@ -285,7 +285,7 @@ impl Check<'_> {
                 output,
             );
             let partitions = self.topics.partitions(topic);
-            if partition != NONE && partition >= partitions {
+            if partition != NONE && partition >= partitions && !self.topics.takes_all {
                 return bad(format!(
                     "output {output} goes to partition {partition} of {partitions}"
                 ));

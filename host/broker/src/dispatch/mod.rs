@@ -27,7 +27,9 @@ pub(crate) mod worker;
 use std::sync::Arc;
 
 use millrace_model::columns::NONE;
-use millrace_model::{PartitionId, ProcessorName, ProcessorSpec, Timestamp, Topic, TopicName};
+use millrace_model::{
+    Offset, PartitionId, ProcessorName, ProcessorSpec, Timestamp, Topic, TopicName,
+};
 
 use crate::handler::{BatchHandler, FailureHandler};
 use crate::partitioner::Partitioner;
@@ -56,6 +58,8 @@ pub(crate) struct OutputTopics {
     pub(crate) topics: Vec<OutputTopic>,
     /// Which of them takes outputs that name none.
     pub(crate) default: Option<u32>,
+    /// Whether that one takes all outputs, whatever topic and partition they name.
+    pub(crate) takes_all: bool,
 }
 
 /// One topic that a processor may write to.
@@ -67,6 +71,9 @@ pub(crate) struct OutputTopic {
 impl OutputTopics {
     /// The topic of this name.
     pub(crate) fn find(&self, name: &str) -> Option<u32> {
+        if self.takes_all {
+            return self.default;
+        }
         let found = self
             .topics
             .iter()
@@ -131,6 +138,8 @@ pub(crate) struct Input {
     pub(crate) origin: TopicName,
     /// Takes the dead letters, in the partition of the same number.
     pub(crate) dead_letters: Topic,
+    /// The messages to read, from the first one to before the end; `None`: all that come.
+    pub(crate) range: Option<(Offset, Offset)>,
 }
 
 impl Input {

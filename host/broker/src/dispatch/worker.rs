@@ -204,13 +204,17 @@ impl Worker {
         let progress = match progress {
             Some(progress) => progress,
             None => Progress {
-                next: engine.ends(partition)?.start,
+                next: match input.range {
+                    Some((first, _)) => first,
+                    None => engine.ends(partition)?.start,
+                },
                 ..Progress::default()
             },
         };
         let suspects = Suspects::of(&progress);
         let watch = engine.watch(partition)?;
-        let source = Source::new(Arc::clone(engine), partition, watch, progress.next);
+        let limit = input.range.map(|(_, end)| end);
+        let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit);
         let mut worker = Self {
             meters: Meters::new(processor.as_str(), input),
             context: context.clone(),
@@ -347,7 +351,8 @@ impl Worker {
         }
         self.pieces.clear();
         if probe.is_none() {
-            self.show(State::Running);
+            let done = self.source.is_done() && self.progress.parked.is_empty();
+            self.show(if done { State::Done } else { State::Running });
         }
         // Another revision may use state as the first, and others may have written it.
         self.home(&command.live)?;
@@ -604,7 +609,8 @@ impl Worker {
             None => SLEEP_MAX,
         };
         let order = self.commands.borrow().live.spec.order;
-        let reads = batcher::new_messages_max(order, &self.progress.parked) > 0;
+        let room = batcher::new_messages_max(order, &self.progress.parked);
+        let reads = room > 0 && !self.source.is_done();
         let exists = tokio::select! {
             _ = self.commands.changed() => {
                 self.commands.mark_changed();

@@ -9,6 +9,7 @@ mod faults;
 mod lifetime;
 mod orders;
 mod outcomes;
+mod replay;
 mod revisions;
 mod rig;
 mod scripts;

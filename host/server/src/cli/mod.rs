@@ -16,6 +16,7 @@ mod module;
 mod output;
 mod processor;
 mod produce;
+mod replay;
 mod segment;
 mod serve;
 mod state;

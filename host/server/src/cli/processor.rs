@@ -10,6 +10,7 @@ use ureq::http::Method;
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
+use super::replay::{self, ReplayArgs};
 use super::state::{self, StateVerb};
 use super::table::{cell, facts, items, short, table, when};
 use super::trials;
@@ -58,6 +59,8 @@ pub(super) enum Verb {
         #[arg(long)]
         end: bool,
     },
+    /// Replay what it read in a range of time, through one of its revisions and into another topic
+    Replay(ReplayArgs),
     /// Make the revision on trial the current one
     #[command(after_help = "Examples:\n  millrace processor promote shout")]
     Promote { name: ProcessorName },
@@ -174,6 +177,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         }
         Verb::Canary { name, percent } => trials::canary(&name, percent, client, &mut out),
         Verb::Shadow { name, end } => trials::shadow(&name, end, client, &mut out),
+        Verb::Replay(args) => replay::run(&args, client, &mut out),
         Verb::Promote { name } => trials::promote(&name, client, &mut out),
         Verb::History { name } => trials::history(&name, client, &mut out),
         Verb::Rollback { name, revision } => {
@@ -361,6 +365,7 @@ fn show(processor: &Value) -> String {
     if let Some(revision) = processor["shadow"]["revision"].as_u64() {
         pairs.push(("shadow", format!("revision {revision}")));
     }
+    pairs.extend(replay::facts(processor));
     let revision = |revision: &Value| {
         let spec = &revision["spec"];
         let at = when(&revision["deployed_at"]);

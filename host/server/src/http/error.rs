@@ -498,6 +498,11 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::NoSuchRevision { .. } => {
                 Self::unknown("unknown-revision", text, "name one that is kept")
             }
+            ProcessorError::Replay(_) => Self::refused(
+                "invalid-replay",
+                text,
+                "change the request; nothing was made",
+            ),
             ProcessorError::InvalidSpec(_) => Self::refused(
                 "invalid-spec",
                 text,

@@ -22,7 +22,7 @@ pub(super) struct ChangeSchema {
     at: u64,
     /// Who asked for it, as far as they said; `host` is the host itself.
     by: Option<String>,
-    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause` or `resume`.
+    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or `replay`.
     what: String,
     /// The revision that it is about.
     revision: u32,

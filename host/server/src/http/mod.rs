@@ -22,6 +22,7 @@ mod openapi;
 mod processors;
 mod produce;
 mod query;
+mod replays;
 mod states;
 mod stream;
 mod topics;
@@ -230,6 +231,7 @@ fn routes() -> Vec<Route> {
         post("/v1/processors/{name}/canary", on::post(trials::canary)),
         post("/v1/processors/{name}/promote", on::post(trials::promote)),
         get(SHADOW, on::get(trials::shadow)),
+        post("/v1/processors/{name}/replay", on::post(replays::make)),
         delete(SHADOW, on::delete(trials::end_shadow)),
         get(STATE, on::get(states::show)),
         post(STATE, on::post(states::write)),

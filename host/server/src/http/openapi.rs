@@ -6,8 +6,8 @@ use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    damage, dead_letters, fetch, health, history, lifetime, modules, processors, produce, states,
-    topics, trials,
+    damage, dead_letters, fetch, health, history, lifetime, modules, processors, produce, replays,
+    states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -45,6 +45,7 @@ use super::{
         processors::resume,
         processors::logs,
         history::show,
+        replays::make,
         trials::canary,
         trials::promote,
         trials::shadow,
@@ -226,6 +227,8 @@ pub(super) struct ProcessorSchema {
     canary: Option<trials::CanarySchema>,
     /// The revision that is only looked at.
     shadow: Option<trials::ShadowSchema>,
+    /// What it reads if it only replays.
+    replay: Option<replays::ReplaySchema>,
     /// What was done with it, oldest first; left out of `GET /v1/processors`, see `GET /v1/processors/{name}/history`.
     changes: Option<Vec<history::ChangeSchema>>,
 }
@@ -243,7 +246,7 @@ pub(super) struct PartitionStatusSchema {
     parked: usize,
     /// The revision that processed the last batch.
     revision: u32,
-    /// `running`, `paused`, `waiting: reason` or `stopped: reason`.
+    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
     state: String,
 }
 
