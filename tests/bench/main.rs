@@ -1,5 +1,6 @@
-//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state commits log reading restart latency
-//! producers storage memory swap neighbours`, and `soak`, which takes ten minutes and runs only when it is named. One table, each row a ratio of two things
+//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state shadow commits log reading
+//! restart latency producers storage memory swap neighbours`, and `soak`, which takes ten minutes and runs only when it is named. One
+//! table, each row a ratio of two things
 //! measured in turns within the same run, because machines differ and are shared. It never gates a test.
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod producers;
 mod reading;
 mod restart;
 mod setup;
+mod shadow;
 mod soak;
 mod state;
 mod storage;
@@ -37,10 +39,11 @@ const SERVE: &str = "serve";
 /// The part that takes too long to run unasked.
 const SOAK: &str = "soak";
 
-const PARTS: [&str; 14] = [
+const PARTS: [&str; 15] = [
     "calls",
     "path",
     "state",
+    "shadow",
     "commits",
     "log",
     "reading",
@@ -90,6 +93,7 @@ fn bench(parts: &[String]) -> Result<()> {
             "calls" => runtime.block_on(calls::measure(&mut table))?,
             "path" => runtime.block_on(path::measure(&mut table))?,
             "state" => runtime.block_on(state::measure(&mut table))?,
+            "shadow" => runtime.block_on(shadow::measure(&mut table))?,
             "commits" => runtime.block_on(commits::measure(&mut table))?,
             "log" => runtime.block_on(log::measure(&mut table))?,
             "reading" => runtime.block_on(reading::measure(&mut table))?,

@@ -13,6 +13,7 @@ mod lifetime;
 mod once;
 mod requests;
 mod restart;
+mod revisions;
 mod state;
 mod swap;
 mod uploads;

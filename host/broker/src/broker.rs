@@ -24,6 +24,8 @@ const ALARMS_MAX: usize = 64;
 #[derive(Clone)]
 pub struct Broker {
     pub(crate) inner: Arc<Inner>,
+    /// In whose name changes are made.
+    pub(crate) by: Option<Arc<str>>,
 }
 
 pub(crate) struct Inner {
@@ -71,6 +73,7 @@ impl Broker {
             alarms,
         };
         let broker = Self {
+            by: None,
             inner: Arc::new(Inner {
                 clock,
                 engine,

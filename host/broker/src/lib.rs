@@ -9,11 +9,13 @@
 #![forbid(unsafe_code)]
 
 mod broker;
+mod canary;
 mod columns;
 mod dead_letters;
 mod dispatch;
 mod fetch;
 pub mod handler;
+mod history;
 mod lifetime;
 mod loading;
 mod modules;
@@ -22,10 +24,13 @@ mod partitioner;
 mod placement;
 mod processors;
 mod produce;
+mod replay;
+mod shadow;
 mod states;
 mod topics;
 
 pub use broker::Broker;
+pub use canary::CanaryStatus;
 pub use dead_letters::{
     AuditAction, AuditEntry, AuditPage, DeadLetter, DeadLetterError, DeadLetterFilter,
     DeadLetterGroup, DeadLetterGroups, DeadLetterPage, DeadLetterPlace, DeadLetterQuery, Digests,
@@ -33,6 +38,8 @@ pub use dead_letters::{
     RedriveRequest, RedriveWhich, Redriven, Redrives,
 };
 pub use dispatch::breaker::BreakerStatus;
+pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};
+pub use dispatch::sides::SideStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
 pub use handler::{AdmitError, CallError, CallUse, GuestLine, Interface, ModuleFacts, ModuleHost};
 pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
@@ -41,5 +48,6 @@ pub use millrace_engine::state;
 pub use modules::{Module, ModuleError};
 pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
 pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
+pub use replay::ReplayRequest;
 pub use states::{StateAccessError, StatePlace};
 pub use topics::{NewTopic, TopicCreateError, TopicDeleteError};

@@ -8,7 +8,8 @@ use millrace_model::bounds::{
     BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_TOPICS_MAX,
 };
 use millrace_model::{
-    Digest, Processor, ProcessorName, ProcessorSpec, Revision, Topic, TopicName, TopicSpec,
+    Digest, Processor, ProcessorName, ProcessorSpec, Replay, Revision, Timestamp, Topic, TopicName,
+    TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -28,32 +29,69 @@ const LINGER_MS_MAX: u64 = 60_000;
 /// A revision ready to run.
 pub(crate) struct Prepared {
     pub(crate) live: Arc<Live>,
+    /// The revision that takes a share, and its percentage.
+    pub(crate) canary: Option<(Arc<Live>, u32)>,
+    /// The revision that is only looked at, and since when.
+    pub(crate) shadow: Option<(Arc<Live>, Timestamp)>,
     pub(crate) inputs: Vec<Input>,
 }
 
 impl Broker {
-    /// Makes the processor's current revision ready to run.
+    /// Makes the processor's current revision, and the one on trial, ready to run.
     pub(crate) async fn prepare(&self, processor: &Processor) -> Result<Prepared, ProcessorError> {
         let name = &processor.name;
-        let revision = processor.current();
-        let revision = revision.ok_or_else(|| ProcessorError::NoSuchRevision {
-            name: name.clone(),
-            revision: processor.current,
-            kept: processor.revisions.iter().map(|r| r.number).collect(),
-        })?;
-        check_bounds(&revision.spec)?;
-        let topics = self.check_topics(name, &revision.spec)?;
-        let mut live = self.load(name, revision).await?;
-        let newest = processor.revisions.iter().map(|r| r.number).max();
-        live.predecessor = revision
-            .predecessor
-            .filter(|_| newest == Some(revision.number));
-        let live = Arc::new(live);
+        let owner = name.as_str();
+        let (topics, live) = self
+            .prepare_one(processor, processor.current, owner)
+            .await?;
+        let canary = match &processor.canary {
+            None => None,
+            Some(canary) => {
+                let (_, live) = self.prepare_one(processor, canary.revision, owner).await?;
+                Some((live, canary.percent))
+            }
+        };
+        let shadow = match &processor.shadow {
+            None => None,
+            Some(shadow) => {
+                // What it logs counts for nothing, and takes no room from what the others log.
+                let owner = format!("{name}/shadow");
+                let (_, live) = self.prepare_one(processor, shadow.revision, &owner).await?;
+                Some((live, self.inner.clock.wall()))
+            }
+        };
         let mut inputs = Vec::new();
         for topic in &topics {
             inputs.extend(self.inputs_of(name, topic).await?);
         }
-        Ok(Prepared { live, inputs })
+        if let Some(replay) = &processor.replay {
+            limit(&mut inputs, replay);
+        }
+        Ok(Prepared {
+            live,
+            canary,
+            shadow,
+            inputs,
+        })
+    }
+
+    async fn prepare_one(
+        &self,
+        processor: &Processor,
+        number: u32,
+        owner: &str,
+    ) -> Result<(Vec<Topic>, Arc<Live>), ProcessorError> {
+        let revision = kept(processor, number)?;
+        check_bounds(&revision.spec)?;
+        let topics = self.check_topics(&processor.name, &revision.spec)?;
+        let mut live = self.load(&processor.name, revision, owner).await?;
+        live.outputs.takes_all = processor.replay.is_some();
+        let was_current = processor.revisions.iter().filter(|r| !r.trial);
+        let newest = was_current.map(|r| r.number).max();
+        live.predecessor = revision
+            .predecessor
+            .filter(|_| revision.trial || newest == Some(number));
+        Ok((topics, Arc::new(live)))
     }
 
     /// The input topics, if all that the specification names is there and may be used so.
@@ -98,9 +136,10 @@ impl Broker {
         &self,
         name: &ProcessorName,
         revision: &Revision,
+        owner: &str,
     ) -> Result<Live, ProcessorError> {
         let spec = &revision.spec;
-        let request = |digest, interface| self.load_request(name, revision, digest, interface);
+        let request = |digest, interface| self.load_request(owner, revision, digest, interface);
         let processor = request(spec.module, Interface::MessageProcessor).await?;
         let handler = self.inner.modules.processor(processor).await?;
         let failures = match spec.error_handler {
@@ -125,7 +164,7 @@ impl Broker {
 
     async fn load_request(
         &self,
-        name: &ProcessorName,
+        owner: &str,
         revision: &Revision,
         digest: Digest,
         needs: Interface,
@@ -140,7 +179,7 @@ impl Broker {
         Ok(LoadRequest {
             digest,
             bytes: bytes.ok_or_else(unknown)?,
-            owner: name.to_string(),
+            owner: owner.to_owned(),
             revision: revision.number,
             limits: revision.spec.limits.clone(),
         })
@@ -167,6 +206,7 @@ impl Broker {
         Ok(OutputTopics {
             topics,
             default: spec.output.is_some().then_some(0),
+            takes_all: false,
         })
     }
 
@@ -183,6 +223,7 @@ impl Broker {
             partition,
             origin: topic.spec.name.clone(),
             dead_letters: dead_letters.clone(),
+            range: None,
         };
         let inputs = [topic, &redrive].into_iter().flat_map(|read| {
             let partitions = read.partitions();
@@ -237,7 +278,30 @@ impl Broker {
     }
 }
 
-fn invalid<T>(what: String) -> Result<T, ProcessorError> {
+/// Leaves those inputs that a replay reads, and that its dead letters come again through.
+fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
+    let range_of = |input: &Input| {
+        let of = &input.topic.spec.name;
+        let mut ranges = replay.ranges.iter();
+        ranges.find(|range| range.partition == input.partition && range.topic == *of)
+    };
+    for input in inputs.iter_mut() {
+        input.range = range_of(input).map(|range| (range.first, range.end));
+    }
+    inputs.retain(|input| input.is_redriven() || input.range.is_some());
+}
+
+/// One of the processor's revisions.
+pub(crate) fn kept(processor: &Processor, number: u32) -> Result<&Revision, ProcessorError> {
+    let unknown = || ProcessorError::NoSuchRevision {
+        name: processor.name.clone(),
+        revision: number,
+        kept: processor.revisions.iter().map(|r| r.number).collect(),
+    };
+    processor.revision(number).ok_or_else(unknown)
+}
+
+pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {
     Err(ProcessorError::InvalidSpec(what))
 }
 

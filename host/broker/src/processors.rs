@@ -6,22 +6,23 @@ use std::time::Duration;
 
 use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, ReadError, TopicError};
-use millrace_model::bounds::REVISIONS_KEPT_MAX;
 use millrace_model::{
-    Digest, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Progress, Revision,
-    Topic, TopicName, TopicPartition,
+    ChangeKind, Digest, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Progress,
+    Revision, Topic, TopicName, TopicPartition,
 };
 use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::broker::{Broker, Deployed, Inner};
+use crate::canary::{CanaryStatus, check_no_replay, on_trial, tried_already};
 use crate::dead_letters::none_waiting;
 use crate::dispatch::Input;
-use crate::dispatch::breaker::BreakerStatus;
+use crate::dispatch::breaker::{BreakerStatus, Reason};
 use crate::dispatch::gate::Alarm;
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, GuestLine, Interface};
-use crate::loading::Prepared;
+use crate::history::end_trials;
+use crate::loading::{Prepared, kept};
 
 /// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
@@ -37,6 +38,8 @@ pub struct ProcessorStatus {
     pub partitions: Vec<PartitionStatus>,
     /// How its breaker stands; `None` if it cannot be started.
     pub breaker: Option<BreakerStatus>,
+    /// How its canary does; `None` if none runs.
+    pub canary: Option<CanaryStatus>,
 }
 
 /// How a processor does in one partition.
@@ -56,7 +59,7 @@ pub struct PartitionStatus {
     pub parked: usize,
     /// The revision that processed the last batch; 0 before the first.
     pub revision: u32,
-    /// `running`, `paused`, `waiting: reason` or `stopped: reason`.
+    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
     pub state: String,
 }
 
@@ -85,6 +88,9 @@ pub enum ProcessorError {
     /// There is no revision before the current one.
     #[error("processor {0} has no revision before its current one")]
     NothingToRollBack(ProcessorName),
+    /// No revision is tried beside the current one.
+    #[error("processor {0} has no revision on trial")]
+    NoTrial(ProcessorName),
     /// The revision never was, or is no longer kept.
     #[error("processor {name} has no revision {revision}; it keeps {kept:?}")]
     NoSuchRevision {
@@ -95,6 +101,9 @@ pub enum ProcessorError {
         /// What there is.
         kept: Vec<u32>,
     },
+    /// It cannot be replayed so.
+    #[error("cannot be replayed: {0}")]
+    Replay(String),
     /// The specification contradicts itself or a rule.
     #[error("the processor cannot be like this: {0}")]
     InvalidSpec(String),
@@ -121,9 +130,13 @@ pub(crate) async fn take_back(broker: Weak<Inner>, mut alarms: mpsc::Receiver<Al
         let Some(inner) = broker.upgrade() else {
             return;
         };
-        let broker = Broker { inner };
-        if let Err(error) = broker.roll_back_by_itself(&alarm).await {
-            tracing::error!(processor = %alarm.processor, revision = alarm.revision, %error, "a bad deploy could not be rolled back; its next failed probe tries again");
+        let broker = Broker { inner, by: None }.by_itself();
+        let done = match alarm.predecessor {
+            Some(predecessor) => broker.roll_back_by_itself(&alarm, predecessor).await,
+            None => broker.withdraw_by_itself(&alarm).await,
+        };
+        if let Err(error) = done {
+            tracing::error!(processor = %alarm.processor, revision = alarm.revision, %error, "a bad deploy could not be taken back; it is tried again");
         }
     }
 }
@@ -144,8 +157,8 @@ impl Broker {
         Ok(())
     }
 
-    async fn start_processor(&self, processor: Processor) {
-        let problem = match self.prepare(&processor).await {
+    pub(crate) async fn start_processor(&self, processor: Processor) {
+        let problem = match self.prepare_for_start(&processor).await {
             Ok(prepared) => {
                 self.run(&processor, prepared).await;
                 None
@@ -156,6 +169,19 @@ impl Broker {
             }
         };
         self.know(processor, problem);
+    }
+
+    /// A revision on trial that cannot be loaded does not keep the current one from running.
+    async fn prepare_for_start(&self, processor: &Processor) -> Result<Prepared, ProcessorError> {
+        match self.prepare(processor).await {
+            Err(error) if on_trial(processor).is_some() => {
+                tracing::error!(processor = %processor.name, %error, "the revision on trial cannot be started; the current one runs alone");
+                let mut alone = processor.clone();
+                end_trials(&mut alone);
+                self.prepare(&alone).await
+            }
+            prepared => prepared,
+        }
     }
 
     /// Makes the processor, or its next revision. A specification that fails changes nothing; the same one as the current
@@ -174,13 +200,16 @@ impl Broker {
             Some(known) if known.processor.current().is_some_and(|r| r.spec == spec) => {
                 return self.refresh(known).await;
             }
-            Some(known) => self.next_revision(known.processor, spec),
-            None => Processor {
-                name: name.clone(),
-                current: 1,
-                paused: false,
-                revisions: vec![self.revision(1, spec, None)],
-            },
+            Some(known) => {
+                let mut processor = known.processor;
+                check_no_replay(&processor)?;
+                match tried_already(&processor, &spec) {
+                    Some(number) => self.make_current(&mut processor, number)?,
+                    None => processor = self.next_revision(processor, spec),
+                }
+                processor
+            }
+            None => self.first_revision(name, spec),
         };
         self.change(processor).await
     }
@@ -197,14 +226,12 @@ impl Broker {
     ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
         let before = self.deployed(name);
+        if let Some(known) = &before {
+            check_no_replay(&known.processor)?;
+        }
         let processor = match before.clone() {
             Some(known) => self.next_revision(known.processor, spec),
-            None => Processor {
-                name: name.clone(),
-                current: 1,
-                paused: false,
-                revisions: vec![self.revision(1, spec, None)],
-            },
+            None => self.first_revision(name, spec),
         };
         let prepared = self.prepare(&processor).await?;
         self.inner.supervisor.stop(name).await;
@@ -232,29 +259,7 @@ impl Broker {
         Ok(known.processor)
     }
 
-    fn revision(&self, number: u32, spec: ProcessorSpec, predecessor: Option<u32>) -> Revision {
-        Revision {
-            number,
-            spec,
-            deployed_at: self.inner.clock.wall(),
-            predecessor,
-            note: None,
-        }
-    }
-
-    fn next_revision(&self, mut processor: Processor, spec: ProcessorSpec) -> Processor {
-        let newest = processor.revisions.iter().map(|r| r.number).max();
-        let number = newest.unwrap_or(0).max(processor.current) + 1;
-        let predecessor = Some(processor.current);
-        let revision = self.revision(number, spec, predecessor);
-        processor.revisions.push(revision);
-        processor.current = number;
-        let excess = processor.revisions.len().saturating_sub(REVISIONS_KEPT_MAX);
-        processor.revisions.drain(..excess);
-        processor
-    }
-
-    /// Back to `revision`, or to the one that the current one took over from.
+    /// Back to `revision`, or to the one that the current one took over from. Without a number, a revision on trial is withdrawn first.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -265,25 +270,30 @@ impl Broker {
     ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
         let mut processor = self.known(name)?.processor;
-        let numbers = processor.revisions.iter().map(|r| r.number);
-        let predecessor = processor.current().and_then(|r| r.predecessor);
-        let predecessor = predecessor.filter(|&number| processor.revision(number).is_some());
+        if revision.is_none() && on_trial(&processor).is_some() {
+            self.withdraw(&mut processor, None);
+            return self.change(processor).await;
+        }
         let target = match revision {
-            Some(revision) => numbers.clone().find(|&number| number == revision),
-            None => predecessor.or_else(|| {
-                let earlier = numbers.clone().filter(|&number| number < processor.current);
-                earlier.max()
-            }),
+            Some(revision) => kept(&processor, revision)?.number,
+            None => {
+                let before = revision_before(&processor);
+                before.ok_or_else(|| ProcessorError::NothingToRollBack(name.clone()))?
+            }
         };
-        processor.current = target.ok_or_else(|| match revision {
-            None => ProcessorError::NothingToRollBack(name.clone()),
-            Some(revision) => ProcessorError::NoSuchRevision {
-                name: name.clone(),
-                revision,
-                kept: numbers.collect(),
-            },
-        })?;
+        self.go_back(&mut processor, target, None);
         self.change(processor).await
+    }
+
+    fn go_back(&self, processor: &mut Processor, target: u32, why: Option<String>) {
+        end_trials(processor);
+        let from = std::mem::replace(&mut processor.current, target);
+        for revision in processor.revisions.iter_mut() {
+            revision.trial &= revision.number != target;
+        }
+        let from = format!("from revision {from}");
+        let text = why.map_or_else(|| from.clone(), |why| format!("{from}: {why}"));
+        self.record(processor, ChangeKind::Rollback, target, Some(text));
     }
 
     /// Takes no further batches until [`resume`](Self::resume). Waits for those that are being processed, a few seconds at the most.
@@ -294,7 +304,10 @@ impl Broker {
         let change = self.inner.changes.lock().await;
         let known = self.known(name)?;
         let mut processor = known.processor;
-        processor.paused = true;
+        if !std::mem::replace(&mut processor.paused, true) {
+            let current = processor.current;
+            self.record(&mut processor, ChangeKind::Pause, current, None);
+        }
         self.keep(&processor).await?;
         self.inner.supervisor.pause(name);
         self.know(processor.clone(), known.problem);
@@ -325,7 +338,12 @@ impl Broker {
     ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
         let mut processor = self.known(name)?.processor;
-        processor.paused = false;
+        let was_paused = std::mem::replace(&mut processor.paused, false);
+        if was_paused || accept_dead_letters.is_some() {
+            let text = accept_dead_letters.map(|count| format!("{count} dead letters accepted"));
+            let current = processor.current;
+            self.record(&mut processor, ChangeKind::Resume, current, text);
+        }
         let processor = self.change(processor).await?;
         if let Some(gate) = self.inner.supervisor.gate(name) {
             gate.resume(accept_dead_letters);
@@ -334,10 +352,14 @@ impl Broker {
     }
 
     /// Takes a bad deploy back, once: not a revision that is no longer current, nor one that somebody made current again.
-    async fn roll_back_by_itself(&self, alarm: &Alarm) -> Result<(), ProcessorError> {
+    async fn roll_back_by_itself(
+        &self,
+        alarm: &Alarm,
+        predecessor: u32,
+    ) -> Result<(), ProcessorError> {
         let _change = self.inner.changes.lock().await;
         let mut processor = self.known(&alarm.processor)?.processor;
-        let known = processor.revision(alarm.predecessor).is_some();
+        let known = processor.revision(predecessor).is_some();
         let number = processor.current;
         let bad = processor.revisions.iter_mut().find(|r| r.number == number);
         let Some(bad) = bad.filter(|r| known && r.number == alarm.revision && r.note.is_none())
@@ -345,14 +367,15 @@ impl Broker {
             return Ok(());
         };
         bad.note = Some(format!(
-            "rolled back to revision {} by the host: {}",
-            alarm.predecessor, alarm.text
+            "rolled back to revision {predecessor} by the host: {}",
+            alarm.text
         ));
-        processor.current = alarm.predecessor;
+        let why = Reason::without_advice(&alarm.text).to_owned();
+        self.go_back(&mut processor, predecessor, Some(why));
         self.change(processor).await?;
         counter!("millrace_auto_rollbacks_total", "processor" => alarm.processor.to_string())
             .increment(1);
-        tracing::error!(processor = %alarm.processor, revision = alarm.revision, back_to = alarm.predecessor, why = alarm.text, "a bad deploy was rolled back");
+        tracing::error!(processor = %alarm.processor, revision = alarm.revision, back_to = predecessor, why = alarm.text, "a bad deploy was rolled back");
         Ok(())
     }
 
@@ -423,6 +446,7 @@ impl Broker {
         let gate = self.inner.supervisor.gate(name);
         ProcessorStatus {
             breaker: gate.map(|gate| gate.status()),
+            canary: self.canary_status(&deployed.processor),
             processor: deployed.processor,
             partitions,
         }
@@ -433,6 +457,7 @@ impl Broker {
         for (input, standing) in self.inner.supervisor.standings(name) {
             let end = self.ends(&input.topic, input.partition);
             let end = end.unwrap_or_default().end;
+            let end = input.range.map_or(end, |(_, range_end)| range_end.min(end));
             // Redrives are our own business until there are some.
             if input.is_redriven() && end == Offset::default() {
                 continue;
@@ -441,7 +466,9 @@ impl Broker {
             let Some(next) = standing.next else {
                 // A worker that has only just begun has come as far as the one before it.
                 if let Some(partition) = input.topic.partition(input.partition) {
-                    shown.push(self.committed(name, &input.topic, partition, state).await);
+                    let range = input.range;
+                    let status = self.committed(name, &input.topic, partition, state, range);
+                    shown.push(status.await);
                 }
                 continue;
             };
@@ -466,7 +493,20 @@ impl Broker {
         let mut partitions = Vec::new();
         for topic in topics.iter().flatten().filter_map(|name| self.topic(name)) {
             for partition in topic.partitions() {
-                let status = self.committed(&processor.name, &topic, partition, state.clone());
+                let range = processor.replay.as_ref().map(|replay| {
+                    let place = (&topic.spec.name, partition.partition);
+                    replay
+                        .ranges
+                        .iter()
+                        .find(|r| (&r.topic, r.partition) == place)
+                });
+                let range = match range {
+                    None => None,
+                    Some(Some(range)) => Some((range.first, range.end)),
+                    Some(None) => continue,
+                };
+                let name = &processor.name;
+                let status = self.committed(name, &topic, partition, state.clone(), range);
                 partitions.push(status.await);
             }
         }
@@ -480,9 +520,13 @@ impl Broker {
         topic: &Topic,
         partition: TopicPartition,
         state: String,
+        range: Option<(Offset, Offset)>,
     ) -> PartitionStatus {
         let engine = &self.inner.engine;
-        let ends = engine.ends(partition).unwrap_or_default();
+        let mut ends = engine.ends(partition).unwrap_or_default();
+        if let Some((first, end)) = range {
+            (ends.start, ends.end) = (first, end.min(ends.end));
+        }
         let progress = engine.progress(name.as_str(), partition).await;
         let progress = progress.ok().flatten().unwrap_or_else(|| Progress {
             next: ends.start,
@@ -504,7 +548,7 @@ impl Broker {
         self.inner.processors.read().get(name).cloned()
     }
 
-    fn known(&self, name: &ProcessorName) -> Result<Deployed, ProcessorError> {
+    pub(crate) fn known(&self, name: &ProcessorName) -> Result<Deployed, ProcessorError> {
         let deployed = self.deployed(name);
         deployed.ok_or_else(|| ProcessorError::Unknown(name.clone()))
     }
@@ -522,7 +566,7 @@ impl Broker {
     }
 
     /// Load first, then one commit, then tell the workers: whatever fails before the commit changes nothing.
-    async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
+    pub(crate) async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
         let prepared = self.prepare(&processor).await?;
         self.keep(&processor).await?;
         self.run(&processor, prepared).await;
@@ -531,8 +575,16 @@ impl Broker {
     }
 
     async fn run(&self, processor: &Processor, prepared: Prepared) {
-        let Prepared { live, inputs } = prepared;
         let supervisor = &self.inner.supervisor;
-        supervisor.apply(live, processor.paused, inputs).await;
+        supervisor.apply(prepared, processor.paused).await;
     }
+}
+
+/// The revision that the current one took over from; else the one before it that was current once.
+fn revision_before(processor: &Processor) -> Option<u32> {
+    let predecessor = processor.current().and_then(|r| r.predecessor);
+    let predecessor = predecessor.filter(|&number| processor.revision(number).is_some());
+    let earlier = |r: &&Revision| r.number < processor.current && !r.trial;
+    let earlier = processor.revisions.iter().filter(earlier).map(|r| r.number);
+    predecessor.or_else(|| earlier.max())
 }

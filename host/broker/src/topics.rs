@@ -170,9 +170,13 @@ impl Broker {
         let name = &topic.spec.name;
         let uses = |processor: &Processor| {
             let owned = topic.spec.owner.as_ref() == Some(&processor.name);
-            let spec = processor.current().map(|revision| &revision.spec);
+            let mut running = processor
+                .revisions
+                .iter()
+                .filter(|revision| processor.runs(revision.number));
             owned
-                || spec.is_some_and(|spec| {
+                || running.any(|revision| {
+                    let spec = &revision.spec;
                     let written = spec.output.iter().chain(&spec.grants);
                     spec.topics.iter().chain(written).any(|used| used == name)
                 })

@@ -39,6 +39,36 @@ pub const ATTEMPT_REASON_BYTES_MAX: usize = 512;
 /// Revisions that a processor keeps for rollback; the oldest go first.
 pub const REVISIONS_KEPT_MAX: usize = 20;
 
+/// Changes that a processor's history keeps; the oldest go first.
+pub const CHANGES_KEPT_MAX: usize = 100;
+
+/// Bytes of what a change says for people; longer ones are cut.
+pub const CHANGE_TEXT_BYTES_MAX: usize = 512;
+
+/// Messages of one partition that wait for their side of a canary, about. At the bound a batch ends at the next message of the other side.
+pub const CANARY_ASIDE_MESSAGES_MAX: usize = 1_000;
+
+/// Settled batches of one partition that wait for a shadow. What finds them full is not shown to it, and counted.
+pub const SHADOW_QUEUE_BATCHES_MAX: usize = 4;
+
+/// Kinds of differing outcomes that a shadow's report counts one by one; further ones are counted together.
+pub const SHADOW_KINDS_MAX: usize = 64;
+
+/// Messages that a shadow's report keeps as samples. The first ones stay.
+pub const SHADOW_SAMPLES_MAX: usize = 100;
+
+/// Samples of one kind of difference.
+pub const SHADOW_SAMPLES_PER_KIND_MAX: usize = 20;
+
+/// Bytes of one sample, about: keys, values and headers are cut.
+pub const SHADOW_SAMPLE_BYTES_MAX: usize = 12 << 10;
+
+/// Partitions of one replay. A range of time that has messages in more is refused.
+pub const REPLAY_PARTITIONS_MAX: usize = 10_000;
+
+/// Names that the host tries for a replay that is given none.
+pub const REPLAY_NAMES_MAX: u32 = 1_000;
+
 /// Bytes of an uploaded module.
 pub const MODULE_BYTES_MAX: usize = 16 << 20;
 

@@ -29,7 +29,9 @@ pub use digest::Digest;
 pub use message::{Header, Message};
 pub use name::{NameError, ProcessorName, TopicName};
 pub use offset::{Offset, PartitionId};
-pub use processor::{Processor, ProcessorSpec, Revision};
+pub use processor::{
+    Canary, Change, ChangeKind, Processor, ProcessorSpec, Replay, ReplayRange, Revision, Shadow,
+};
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, Parked, Progress};
 pub use settings::{SettingError, SettingsPatch, TopicSettings};

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::digest::Digest;
 use crate::name::{ProcessorName, TopicName};
+use crate::offset::{Offset, PartitionId};
 
 /// What must keep its order when a message is retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,12 +193,109 @@ pub struct Revision {
     pub spec: ProcessorSpec,
     /// When it was deployed.
     pub deployed_at: Timestamp,
+    /// Who deployed it, as far as they said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployed_by: Option<String>,
     /// The revision that it took over from; `None` for the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<u32>,
+    /// Whether it was never the current one: it is, or only was, tried beside it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trial: bool,
     /// What the host did with it by itself, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// A revision that takes a share of the messages while another one is current.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    /// Its number.
+    pub revision: u32,
+    /// Its share of the keys.
+    pub percent: u32,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A revision that is called beside the current one, and whose answers only count for a report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shadow {
+    /// Its number.
+    pub revision: u32,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What was done with a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    /// A revision was made the current one.
+    Deploy,
+    /// A revision was given a share of the keys, or another share.
+    Canary,
+    /// A revision is called beside the current one.
+    Shadow,
+    /// A revision on trial was made the current one.
+    Promote,
+    /// An earlier revision was made the current one again.
+    Rollback,
+    /// A trial was ended; the current revision stays.
+    Withdraw,
+    /// It takes no batches.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// It was made to replay what another one has read.
+    Replay,
+}
+
+/// One change of a processor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// When.
+    pub at: Timestamp,
+    /// Who asked for it, as far as they said; `host` is the host itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// What was done.
+    pub what: ChangeKind,
+    /// The revision that it is about.
+    pub revision: u32,
+    /// For people; cut to [`crate::bounds::CHANGE_TEXT_BYTES_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// What a processor reads that only replays: fixed when it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replay {
+    /// The processor whose input it reads.
+    pub of: ProcessorName,
+    /// Through which of its revisions.
+    pub revision: u32,
+    /// From the first message of this time or later,
+    pub from: Timestamp,
+    /// up to, and without, the first message of this time or later.
+    pub until: Timestamp,
+    /// Where all outputs go, whatever topic they name.
+    pub into: TopicName,
+    /// What that is in each partition that has any of it; at most [`crate::bounds::REPLAY_PARTITIONS_MAX`].
+    pub ranges: Vec<ReplayRange>,
+}
+
+/// A range of messages of a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayRange {
+    /// The topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The first message.
+    pub first: Offset,
+    /// The offset after the last one.
+    pub end: Offset,
 }
 
 /// A processor and its history. Its name is its consumer group.
@@ -211,6 +309,18 @@ pub struct Processor {
     pub paused: bool,
     /// Oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`].
     pub revisions: Vec<Revision>,
+    /// The revision that takes a share of the messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+    /// The revision that is only looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Shadow>,
+    /// What it reads if it only replays; such a processor has one revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
+    /// What was done with it, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
 }
 
 impl Processor {
@@ -218,6 +328,14 @@ impl Processor {
     #[must_use]
     pub fn current(&self) -> Option<&Revision> {
         self.revision(self.current)
+    }
+
+    /// Whether the revision takes batches, or runs beside one that does.
+    #[must_use]
+    pub fn runs(&self, number: u32) -> bool {
+        let canary = self.canary.as_ref().map(|canary| canary.revision);
+        let shadow = self.shadow.as_ref().map(|shadow| shadow.revision);
+        number == self.current || canary == Some(number) || shadow == Some(number)
     }
 
     /// One of its revisions, if it is still kept.

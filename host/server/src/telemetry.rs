@@ -174,6 +174,14 @@ fn describe() {
         "millrace_auto_rollbacks_total",
         "Bad deploys that the host rolled back"
     );
+    describe_counter!(
+        "millrace_canaries_withdrawn_total",
+        "Canaries that the host withdrew because their breaker opened"
+    );
+    describe_counter!(
+        "millrace_canary_messages_total",
+        "Messages processed while there is a canary, by side (current, canary) and outcome (ok, failed)"
+    );
     describe_gauge!(
         "millrace_quarantined_ranges",
         "Ranges of messages that are known to be damaged"

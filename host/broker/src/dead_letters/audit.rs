@@ -182,7 +182,7 @@ impl Broker {
     }
 
     /// The entry about a transaction.
-    pub(super) fn record(
+    pub(super) fn audit_append(
         &self,
         partition: TopicPartition,
         sending: &Sending,

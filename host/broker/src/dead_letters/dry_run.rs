@@ -149,7 +149,8 @@ impl Broker {
             revision: number,
             kept: processor.revisions.iter().map(|r| r.number).collect(),
         };
-        Ok(self.load(name, revision.ok_or_else(missing)?).await?)
+        let revision = revision.ok_or_else(missing)?;
+        Ok(self.load(name, revision, name.as_str()).await?)
     }
 }
 

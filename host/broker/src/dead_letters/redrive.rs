@@ -217,7 +217,7 @@ impl Broker {
             batch,
         };
         let mut appends = vec![again];
-        appends.extend(self.record(record, &sending, now_sent, redriven.sent));
+        appends.extend(self.audit_append(record, &sending, now_sent, redriven.sent));
         let transaction = Transaction {
             appends,
             entries: vec![entry(EntryKind::Redriven, shelf.key(), Some(&sent))],

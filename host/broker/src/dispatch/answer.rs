@@ -285,7 +285,7 @@ impl Check<'_> {
                 output,
             );
             let partitions = self.topics.partitions(topic);
-            if partition != NONE && partition >= partitions {
+            if partition != NONE && partition >= partitions && !self.topics.takes_all {
                 return bad(format!(
                     "output {output} goes to partition {partition} of {partitions}"
                 ));
@@ -464,6 +464,15 @@ impl Outputs {
             let value = self.bytes_of(batch, &self.answer.headers, header * 2 + 1);
             (name.unwrap_or_default(), value)
         })
+    }
+
+    /// An output's headers, if it does not keep its source's.
+    pub(crate) fn own_headers<'a>(
+        &'a self,
+        output: usize,
+        batch: &'a ColumnBatch,
+    ) -> Option<impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>> {
+        (!self.answer.header_ends.is_empty()).then(|| self.headers(output, batch))
     }
 
     fn bytes_of<'a>(

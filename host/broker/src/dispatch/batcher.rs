@@ -12,6 +12,7 @@ use millrace_model::processor::Order;
 use millrace_model::{ColumnBatch, Offset, Parked, Timestamp};
 
 use super::dead_letter;
+use super::sides::{Side, Sorted, Split};
 use super::source::Source;
 use crate::columns::put;
 use crate::handler::Cause;
@@ -27,7 +28,9 @@ pub(crate) struct Batch {
     pub(crate) retried: usize,
     /// How often each of them was sent again as a dead letter; empty unless they are redriven.
     pub(crate) redrives: Vec<u32>,
-    /// New messages passed over because one of their key is parked; they are parked behind it.
+    /// Which revision they are for.
+    pub(crate) side: Side,
+    /// New messages passed over because one of their key is parked, or for the other side; they are parked.
     pub(crate) skipped: Vec<Parked>,
     /// The offset after everything in here.
     pub(crate) next: Offset,
@@ -163,6 +166,8 @@ pub(crate) struct Cut {
     redriven: bool,
     /// Whether new messages wait, which a flood of retries must not keep out.
     shared: bool,
+    /// How messages are shared out if there is a canary.
+    split: Option<Split>,
 }
 
 impl Cut {
@@ -189,7 +194,18 @@ impl Cut {
             bytes_max,
             redriven,
             shared: false,
+            split: None,
         }
+    }
+
+    /// Takes messages of one side only.
+    pub(crate) fn split(&mut self, split: Split) {
+        self.split = Some(split);
+    }
+
+    /// How messages are shared out.
+    pub(crate) fn split_mut(&mut self) -> Option<&mut Split> {
+        self.split.as_mut()
     }
 
     /// Leaves half of the batch to new messages.
@@ -228,10 +244,17 @@ impl Cut {
         columns.header_ends.reserve(messages);
     }
 
-    /// Takes a parked message for its next attempt; false if it no longer fits.
+    /// Takes a parked message for its next attempt, or passes it over if it is of the other side; false if it no longer fits.
     pub(crate) fn take_retried(&mut self, bytes: &Bytes, view: &RecordView, attempts: u32) -> bool {
         if self.shared && self.bytes >= self.bytes_max / 2 && !self.is_empty() {
             return false;
+        }
+        if let Some(split) = &mut self.split {
+            match split.sort_parked(key_of(bytes, view), view.offset) {
+                Sorted::Take => {}
+                Sorted::Aside => return true,
+                Sorted::End => return false,
+            }
         }
         let taken = self.take(bytes, view, attempts.saturating_add(1));
         self.retried += usize::from(taken);
@@ -254,15 +277,34 @@ impl Cut {
             let bytes = batch.bytes();
             if let Some(ordering) = waits_behind(&held, order, bytes, view) {
                 self.skipped.push(behind(view.offset, Some(ordering)));
-            } else if !self.take(bytes, view, 1) {
-                break;
+            } else {
+                match self.sort_new(bytes, view) {
+                    Sorted::Take if self.take(bytes, view, 1) => {}
+                    Sorted::Take | Sorted::End => break,
+                    Sorted::Aside => {
+                        let ordering = ordering(order, key_of(bytes, view));
+                        self.skipped.push(behind(view.offset, ordering));
+                    }
+                }
             }
             source.advance();
             room -= 1;
         }
     }
 
+    fn sort_new(&mut self, bytes: &Bytes, view: &RecordView) -> Sorted {
+        let ends = self.is_full() && !self.is_empty();
+        match &mut self.split {
+            None => Sorted::Take,
+            Some(_) if ends => Sorted::End,
+            Some(split) => split.sort_new(key_of(bytes, view), view.offset),
+        }
+    }
+
     fn take(&mut self, bytes: &Bytes, view: &RecordView, attempt: u32) -> bool {
+        if let Some(split) = self.split.as_ref().filter(|_| self.offsets.is_empty()) {
+            (self.messages_max, self.bytes_max) = split.bounds();
+        }
         let length = |range: &Option<Range<usize>>| range.as_ref().map_or(0, |r| r.len());
         let size = length(&view.key) + length(&view.value);
         if !self.is_empty() && (self.is_full() || self.bytes + size > self.bytes_max) {
@@ -296,10 +338,15 @@ impl Cut {
             offsets: self.offsets,
             retried: self.retried,
             redrives: self.redrives,
+            side: self.split.map(|split| split.side()).unwrap_or_default(),
             skipped: self.skipped,
             next,
         }
     }
+}
+
+fn key_of<'a>(bytes: &'a Bytes, view: &RecordView) -> Option<&'a [u8]> {
+    view.key.as_ref().map(|key| &bytes[key.clone()])
 }
 
 fn waits_behind(
@@ -311,8 +358,7 @@ fn waits_behind(
     if held.is_empty() {
         return None;
     }
-    let key = view.key.as_ref().map(|key| &bytes[key.clone()]);
-    ordering(order, key).filter(|ordering| held.contains(ordering))
+    ordering(order, key_of(bytes, view)).filter(|ordering| held.contains(ordering))
 }
 
 /// What a redriven message tells of itself.

@@ -52,7 +52,15 @@ pub(crate) enum Reason {
     PoisonFlood,
 }
 
+/// What the text of a bad deploy ends with.
+const ADVICE: &str = "; roll back, or deploy a repaired one";
+
 impl Reason {
+    /// The text of a trip without what to do about it.
+    pub(crate) fn without_advice(text: &str) -> &str {
+        text.strip_suffix(ADVICE).unwrap_or(text)
+    }
+
     /// The reason's word, as metrics and answers spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -237,6 +245,24 @@ impl Breaker {
             remember(&mut self.rejections_before, &class);
         }
         self.try_out(trial, now);
+    }
+
+    /// No revision is meant any more: failures of what is still in flight are left to others.
+    pub(crate) fn retire(&mut self) {
+        self.revision = 0;
+    }
+
+    /// Classes under which messages are rejected, and that are nothing new.
+    pub(crate) fn known_rejections(&self) -> Vec<String> {
+        let known = self.rejections_before.iter().chain(&self.rejections);
+        known.cloned().collect()
+    }
+
+    /// These are nothing new.
+    pub(crate) fn learn(&mut self, rejections: &[String]) {
+        for class in rejections {
+            remember(&mut self.rejections_before, class);
+        }
     }
 
     fn try_out(&mut self, trial: &Trial, now: Now) {
@@ -492,7 +518,7 @@ impl Breaker {
                 revision,
                 predecessor,
             } => format!(
-                "bad deploy: revision {revision} fails where revision {predecessor} did not: {text}; roll back, or deploy a repaired one"
+                "bad deploy: revision {revision} fails where revision {predecessor} did not: {text}{ADVICE}"
             ),
         };
         let relapse = self

@@ -14,6 +14,7 @@ use super::Live;
 use super::allowance::{Allowance, Granted};
 use super::breaker::{Admission, Breaker, BreakerStatus, Judgement, Now, Reason, Report, Trial};
 use super::classes::Classes;
+use crate::handler::Cause;
 
 /// Told of a bad deploy whose specification asks to be taken back.
 pub(crate) type Alarms = mpsc::Sender<Alarm>;
@@ -23,9 +24,13 @@ pub(crate) type Alarms = mpsc::Sender<Alarm>;
 pub(crate) struct Alarm {
     pub(crate) processor: ProcessorName,
     pub(crate) revision: u32,
-    pub(crate) predecessor: u32,
+    /// To which one; `None` for a canary, which is only withdrawn.
+    pub(crate) predecessor: Option<u32>,
     pub(crate) text: String,
 }
+
+/// After so long a canary that should be withdrawn and still is there is reported again.
+const REMINDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One processor's gate.
 pub(crate) struct Gate {
@@ -39,6 +44,8 @@ pub(crate) struct Gate {
     meters: Meters,
     /// Its dead letters.
     pub(crate) classes: Classes,
+    /// The gate of the current revision, if this is the one of a canary.
+    elder: Option<Arc<Gate>>,
 }
 
 struct State {
@@ -46,6 +53,8 @@ struct State {
     breaker: Breaker,
     allowance: Allowance,
     rng: fastrand::Rng,
+    /// When it was last said that this canary is to be withdrawn.
+    reported: Option<Duration>,
 }
 
 struct Meters {
@@ -81,6 +90,15 @@ impl Drop for Probe {
 }
 
 impl Gate {
+    /// The gate of a canary: what the current revision rejects as well is nothing new, and if it opens the canary is withdrawn.
+    pub(crate) fn of_canary(elder: &Arc<Self>, live: Arc<Live>) -> Self {
+        let (clock, alarms) = (Arc::clone(&elder.clock), elder.alarms.clone());
+        let mut gate = Self::new(clock, alarms, live);
+        gate.meters.open = Gauge::noop();
+        gate.elder = Some(Arc::clone(elder));
+        gate
+    }
+
     /// The gate of a processor that begins with this revision.
     pub(crate) fn new(clock: Arc<dyn Clock>, alarms: Alarms, live: Arc<Live>) -> Self {
         let now = now(&*clock);
@@ -105,11 +123,48 @@ impl Gate {
                 breaker,
                 allowance,
                 rng: fastrand::Rng::new(),
+                reported: None,
             }),
             changes: watch::Sender::new(0),
             meters,
             classes: Classes::of(live_name),
+            elder: None,
         }
+    }
+
+    /// Its revision takes no further batches: what is still in flight and fails is left to others.
+    pub(crate) fn retire(&self) {
+        self.state.lock().breaker.retire();
+    }
+
+    /// Says again that this canary is to be withdrawn, if it should have been by now.
+    pub(crate) fn remind(&self) {
+        if self.is_open() {
+            self.report_canary(&mut self.state.lock());
+        }
+    }
+
+    fn report_canary(&self, state: &mut State) {
+        let now = self.clock.monotonic();
+        let reported = state.reported;
+        let Some(trip) = state.breaker.trip() else {
+            return;
+        };
+        if reported.is_some_and(|at| now < at + REMINDER_INTERVAL) {
+            return;
+        }
+        let _ = self.alarms.try_send(Alarm {
+            processor: state.live.processor.clone(),
+            revision: state.live.revision,
+            predecessor: None,
+            text: trip.text.clone(),
+        });
+        state.reported = Some(now);
+    }
+
+    /// Classes under which messages are rejected as a matter of course.
+    fn known_rejections(&self) -> Vec<String> {
+        self.state.lock().breaker.known_rejections()
     }
 
     /// This revision takes the next batch.
@@ -172,6 +227,9 @@ impl Gate {
     pub(crate) fn report(&self, report: &Report<'_>, probe: Option<&mut Probe>) -> Judgement {
         let now = self.now();
         let is_probe = use_up(probe);
+        let rejects = report.failed.iter().any(|f| f.cause == Cause::Reject);
+        let known = self.elder.as_ref().filter(|_| rejects);
+        let known = known.map(|elder| elder.known_rejections());
         let mut state = self.state.lock();
         let State {
             breaker,
@@ -179,10 +237,13 @@ impl Gate {
             rng,
             ..
         } = &mut *state;
+        if let Some(known) = known {
+            breaker.learn(&known);
+        }
         let was_open = breaker.trip().is_some();
         breaker.accept(allowance.accepted() > 0);
         let judgement = breaker.report(report, is_probe, now, rng);
-        self.changed(was_open, is_probe, &state);
+        self.changed(was_open, is_probe, &mut state);
         judgement
     }
 
@@ -194,7 +255,7 @@ impl Gate {
         let State { breaker, rng, .. } = &mut *state;
         let was_open = breaker.trip().is_some();
         breaker.unavailable(revision, why, is_probe, now, rng);
-        self.changed(was_open, is_probe, &state);
+        self.changed(was_open, is_probe, &mut state);
     }
 
     /// As many of so many dead letters as may be made now.
@@ -228,7 +289,12 @@ impl Gate {
     }
 
     /// Tells everybody whom a report may concern.
-    fn changed(&self, was_open: bool, is_probe: bool, state: &State) {
+    fn changed(&self, was_open: bool, is_probe: bool, state: &mut State) {
+        if self.elder.is_some() {
+            self.show(state);
+            self.report_canary(state);
+            return;
+        }
         let trip = state.breaker.trip();
         if is_probe {
             match trip {
@@ -262,7 +328,7 @@ impl Gate {
             let _ = self.alarms.try_send(Alarm {
                 processor: state.live.processor.clone(),
                 revision,
-                predecessor,
+                predecessor: Some(predecessor),
                 text: trip.text.clone(),
             });
         }

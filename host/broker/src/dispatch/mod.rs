@@ -3,19 +3,23 @@
 //! In the order of a batch: [`source`] reads, [`batcher`] cuts, [`worker`] calls, [`answer`] checks, [`placing`] gives outputs
 //! their partitions, [`delivery`] decides with [`retry`], [`dead_letter`] writes the evidence, and the worker commits all of it
 //! in one transaction. [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per processor: the
-//! [`breaker`] that pauses it when most messages fail alike, and the [`allowance`] of dead letters.
+//! [`breaker`] that pauses it when most messages fail alike, and the [`allowance`] of dead letters. [`sides`] shares messages out
+//! between the current revision and a canary; a [`shadow`] is shown what was settled, and its answers go to a [`comparison`].
 
 pub(crate) mod allowance;
 pub(crate) mod answer;
 pub(crate) mod batcher;
 pub(crate) mod breaker;
 pub(crate) mod classes;
+pub(crate) mod comparison;
 pub(crate) mod dead_letter;
 pub(crate) mod delivery;
 pub(crate) mod gate;
 pub(crate) mod meters;
 pub(crate) mod placing;
 pub(crate) mod retry;
+pub(crate) mod shadow;
+pub(crate) mod sides;
 pub(crate) mod source;
 pub(crate) mod standing;
 pub(crate) mod supervisor;
@@ -24,10 +28,15 @@ pub(crate) mod worker;
 use std::sync::Arc;
 
 use millrace_model::columns::NONE;
-use millrace_model::{PartitionId, ProcessorName, ProcessorSpec, Timestamp, Topic, TopicName};
+use millrace_model::{
+    Offset, PartitionId, ProcessorName, ProcessorSpec, Timestamp, Topic, TopicName,
+};
 
 use crate::handler::{BatchHandler, FailureHandler};
 use crate::partitioner::Partitioner;
+
+use shadow::Shadow;
+use sides::Canary;
 
 /// One revision of a processor, loaded: all that a worker needs to take its next batch.
 pub(crate) struct Live {
@@ -50,6 +59,8 @@ pub(crate) struct OutputTopics {
     pub(crate) topics: Vec<OutputTopic>,
     /// Which of them takes outputs that name none.
     pub(crate) default: Option<u32>,
+    /// Whether that one takes all outputs, whatever topic and partition they name.
+    pub(crate) takes_all: bool,
 }
 
 /// One topic that a processor may write to.
@@ -61,6 +72,9 @@ pub(crate) struct OutputTopic {
 impl OutputTopics {
     /// The topic of this name.
     pub(crate) fn find(&self, name: &str) -> Option<u32> {
+        if self.takes_all {
+            return self.default;
+        }
         let found = self
             .topics
             .iter()
@@ -81,8 +95,38 @@ impl OutputTopics {
 #[derive(Clone)]
 pub(crate) struct Command {
     pub(crate) live: Arc<Live>,
+    pub(crate) canary: Option<Arc<Canary>>,
+    pub(crate) shadow: Option<Arc<Shadow>>,
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
+}
+
+impl Command {
+    /// The canary, unless its breaker has opened.
+    pub(crate) fn canary(&self) -> Option<&Arc<Canary>> {
+        self.canary.as_ref().filter(|canary| !canary.gate.is_open())
+    }
+
+    /// The same, with the current revision alone.
+    pub(crate) fn without_canary(&self) -> Self {
+        Self {
+            canary: None,
+            ..self.clone()
+        }
+    }
+
+    /// Whether the revision takes batches.
+    pub(crate) fn runs(&self, revision: u32) -> bool {
+        let canary = self.canary.as_ref().map(|canary| canary.live.revision);
+        self.live.revision == revision || canary == Some(revision)
+    }
+
+    /// The revisions, and how messages are shared out between them.
+    pub(crate) fn revisions(&self) -> (u32, Option<(u32, u32)>) {
+        let canary = self.canary.as_ref();
+        let canary = canary.map(|canary| (canary.live.revision, canary.percent));
+        (self.live.revision, canary)
+    }
 }
 
 /// One partition that a processor reads, and where what it gives up goes.
@@ -95,6 +139,8 @@ pub(crate) struct Input {
     pub(crate) origin: TopicName,
     /// Takes the dead letters, in the partition of the same number.
     pub(crate) dead_letters: Topic,
+    /// The messages to read, from the first one to before the end; `None`: all that come.
+    pub(crate) range: Option<(Offset, Offset)>,
 }
 
 impl Input {

@@ -44,7 +44,10 @@ pub(crate) async fn place(
         }
     }
     for (output, place) in placed.iter_mut().enumerate() {
-        *place = outputs.partition(output).unwrap_or(*place);
+        // A partition beyond the topic's is only let through where one topic takes what was meant for others.
+        let partitions = topics.partitions(outputs.topic(output)).max(1);
+        let asked = outputs.partition(output).map(|asked| asked % partitions);
+        *place = asked.unwrap_or(*place);
     }
     Ok(placed)
 }

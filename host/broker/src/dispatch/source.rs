@@ -31,6 +31,8 @@ pub(crate) struct Source {
     views: Vec<RecordView>,
     at: usize,
     lost: u64,
+    /// Nothing from here on is given.
+    limit: Offset,
 }
 
 /// A message where it lies.
@@ -43,11 +45,13 @@ impl Source {
         partition: TopicPartition,
         watch: Watch,
         from: Offset,
+        limit: Option<Offset>,
     ) -> Self {
         Self {
             engine,
             partition,
             watch,
+            limit: limit.unwrap_or(Offset::MAX),
             position: from,
             read_next: from,
             batches: VecDeque::new(),
@@ -59,9 +63,14 @@ impl Source {
         }
     }
 
-    /// The committed end of the partition.
+    /// The committed end of the partition, or of what is to be read of it.
     pub(crate) fn end(&self) -> Offset {
-        self.watch.end()
+        self.watch.end().min(self.limit)
+    }
+
+    /// Whether nothing is left to read, and nothing more will come.
+    pub(crate) fn is_done(&self) -> bool {
+        self.position >= self.limit
     }
 
     /// The offset after everything that was taken or skipped.
@@ -71,7 +80,7 @@ impl Source {
 
     /// Whether `peek` may give something without new messages arriving.
     pub(crate) fn has_more(&self) -> bool {
-        self.position < self.watch.end()
+        self.position < self.end()
     }
 
     /// Messages that `peek` gives without reading, about.
@@ -105,10 +114,7 @@ impl Source {
 
     /// Reads until so many messages or bytes are at hand, or there are no more.
     pub(crate) async fn fill(&mut self, messages: usize, bytes: usize) -> Result<(), ReadError> {
-        while self.at_hand() < messages
-            && self.waiting.1 < bytes
-            && self.read_next < self.watch.end()
-        {
+        while self.at_hand() < messages && self.waiting.1 < bytes && self.read_next < self.end() {
             let bytes_max = bytes.max(READ_BYTES_MIN);
             let read = self.engine.read(self.partition, self.read_next, bytes_max);
             match read.await {
@@ -182,7 +188,12 @@ impl Source {
             self.waiting.1 -= batch.byte_count();
             self.open(batch);
         }
-        Some((self.open.as_ref()?, &self.views[self.at]))
+        let view = &self.views[self.at];
+        if view.offset >= self.limit {
+            self.position = self.limit;
+            return None;
+        }
+        Some((self.open.as_ref()?, view))
     }
 
     fn open(&mut self, mut batch: RecordBatch) {
@@ -328,7 +339,7 @@ mod tests {
             engine.commit(transaction).await.unwrap();
         }
         let watch = engine.watch(partition).unwrap();
-        let source = Source::new(engine, partition, watch, Offset(0));
+        let source = Source::new(engine, partition, watch, Offset(0), None);
         let offsets: Vec<Offset> = (0..40).map(Offset).collect();
         let loaded = source.load(&offsets).await.unwrap();
         assert!((1..=17).contains(&loaded.len()), "{}", loaded.len());

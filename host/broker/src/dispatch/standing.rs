@@ -12,6 +12,8 @@ pub(crate) enum State {
     #[default]
     Running,
     Paused,
+    /// All that it was made to read is settled.
+    Done,
     Waiting(String),
     Stopped(String),
 }
@@ -21,6 +23,7 @@ impl fmt::Display for State {
         match self {
             Self::Running => f.write_str("running"),
             Self::Paused => f.write_str("paused"),
+            Self::Done => f.write_str("done"),
             Self::Waiting(reason) => write!(f, "waiting: {reason}"),
             Self::Stopped(reason) => write!(f, "stopped: {reason}"),
         }

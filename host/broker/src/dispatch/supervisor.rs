@@ -7,15 +7,19 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use metrics::gauge;
-use millrace_model::ProcessorName;
+use millrace_model::{ProcessorName, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::comparison::ShadowReport;
 use super::gate::Gate;
+use super::shadow::Shadow;
+use super::sides::{Canary, Tally};
 use super::standing::{Standing, State, Window};
 use super::worker::{self, Context};
 use super::{Command, Input, Live};
+use crate::loading::Prepared;
 
 /// All workers.
 pub(crate) struct Supervisor {
@@ -46,24 +50,27 @@ impl Supervisor {
         }
     }
 
-    /// From the next batch on, the processor runs this revision on these inputs. Workers that are lost are started again; those
+    /// From the next batch on, the processor runs these revisions on these inputs. Workers that are lost are started again; those
     /// of other inputs stop, and have stopped on return.
-    pub(crate) async fn apply(&self, live: Arc<Live>, paused: bool, inputs: Vec<Input>) {
-        let name = live.processor.clone();
-        let command = Command {
-            live,
-            paused,
-            stopped: false,
-        };
+    pub(crate) async fn apply(&self, prepared: Prepared, paused: bool) {
+        let live = Arc::clone(&prepared.live);
         let leaving = {
             let mut teams = self.teams.lock();
             let team = teams
-                .entry(name)
-                .or_insert_with(|| Team::new(&self.context, command.clone()));
-            team.gate.install(&command.live);
-            team.commands.send_replace(command);
-            let leaving = team.dismiss(&inputs);
-            team.staff(&self.context, inputs);
+                .entry(live.processor.clone())
+                .or_insert_with(|| Team::new(&self.context, Arc::clone(&live)));
+            team.gate.install(&live);
+            let canary = team.canary(prepared.canary);
+            let shadow = team.shadow(prepared.shadow);
+            team.commands.send_replace(Command {
+                live,
+                canary,
+                shadow,
+                paused,
+                stopped: false,
+            });
+            let leaving = team.dismiss(&prepared.inputs);
+            team.staff(&self.context, prepared.inputs);
             count_running(&teams);
             leaving
         };
@@ -105,6 +112,21 @@ impl Supervisor {
         teams.get(name).map(|team| Arc::clone(&team.gate))
     }
 
+    /// The processor's canary; `None` if none runs.
+    pub(crate) fn canary(&self, name: &ProcessorName) -> Option<Arc<Canary>> {
+        let teams = self.teams.lock();
+        teams.get(name)?.commands.borrow().canary.clone()
+    }
+
+    /// What the processor's shadow has been found to do; `None` if none runs.
+    pub(crate) fn shadow(&self, name: &ProcessorName) -> Option<ShadowReport> {
+        let teams = self.teams.lock();
+        let shadow = teams.get(name)?.commands.borrow().shadow.clone()?;
+        drop(teams);
+        let report = shadow.report.lock().clone();
+        Some(report)
+    }
+
     /// How the processor's workers do; empty if it has none.
     pub(crate) fn standings(&self, name: &ProcessorName) -> Vec<(Input, Standing)> {
         let teams = self.teams.lock();
@@ -126,13 +148,54 @@ fn count_running(teams: &BTreeMap<ProcessorName, Team>) {
 }
 
 impl Team {
-    fn new(context: &Context, command: Command) -> Self {
+    fn new(context: &Context, live: Arc<Live>) -> Self {
         let (clock, alarms) = (Arc::clone(&context.clock), context.alarms.clone());
         Self {
-            gate: Arc::new(Gate::new(clock, alarms, Arc::clone(&command.live))),
-            commands: watch::Sender::new(command),
+            gate: Arc::new(Gate::new(clock, alarms, Arc::clone(&live))),
+            commands: watch::Sender::new(Command {
+                live,
+                canary: None,
+                shadow: None,
+                paused: false,
+                stopped: false,
+            }),
             posts: Vec::new(),
         }
+    }
+
+    /// The shadow to run from now on. The report of one that is there goes on.
+    fn shadow(&self, wanted: Option<(Arc<Live>, Timestamp)>) -> Option<Arc<Shadow>> {
+        let (live, since) = wanted?;
+        let before = self.commands.borrow().shadow.clone();
+        let stays = before.filter(|before| before.live.revision == live.revision);
+        Some(stays.unwrap_or_else(|| Arc::new(Shadow::new(live, since))))
+    }
+
+    /// The canary to run from now on. The breaker and the counts of one that is there stay, whatever its share.
+    fn canary(&self, wanted: Option<(Arc<Live>, u32)>) -> Option<Arc<Canary>> {
+        let before = self.commands.borrow().canary.clone();
+        let wanted_revision = wanted.as_ref().map(|(live, _)| live.revision);
+        let stays = before.filter(|before| {
+            let stays = wanted_revision == Some(before.live.revision);
+            if !stays {
+                before.gate.retire();
+            }
+            stays
+        });
+        let (live, percent) = wanted?;
+        let (gate, tally) = match stays {
+            Some(before) => (Arc::clone(&before.gate), Arc::clone(&before.tally)),
+            None => (
+                Arc::new(Gate::of_canary(&self.gate, Arc::clone(&live))),
+                Arc::new(Tally::new(&live.processor)),
+            ),
+        };
+        Some(Arc::new(Canary {
+            live,
+            percent,
+            gate,
+            tally,
+        }))
     }
 
     /// Takes workers off the list whose input is no longer read; they see that for themselves.

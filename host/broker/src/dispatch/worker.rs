@@ -8,11 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::state::{StateAttempt, Turn};
-use millrace_engine::{Append, CommitError, Engine, Lease, ProgressWrite, ReadError, Transaction};
-use millrace_model::{
-    Answer, Clock, Compression, Offset, PartitionId, Progress, RecordBatch, Timestamp, Topic,
-    TopicPartition,
-};
+use millrace_engine::{CommitError, Engine, Lease, ProgressWrite, ReadError, Transaction};
+use millrace_model::{Answer, Clock, Offset, Progress, Timestamp};
 use tokio::sync::watch;
 
 use super::answer::Verdict;
@@ -22,15 +19,18 @@ use super::delivery::{self, Effects, Settling};
 use super::gate::{Alarms, Entry, Gate, Probe};
 use super::meters::Meters;
 use super::retry::Backoff;
+use super::shadow::Echo;
+use super::sides::{Canary, Side};
 use super::source::Source;
 use super::standing::{Standing, State, Window};
-use super::{Command, Input, Live, OutputTopic, placing};
+use super::{Command, Input, Live, placing};
 use crate::columns;
 use crate::handler::{CallError, CallUse, Called, Cause, Decision};
-use crate::packing;
 
+mod committing;
 mod cutting;
 mod gating;
+mod shadowing;
 mod stateful;
 mod suspects;
 
@@ -114,7 +114,16 @@ struct Worker {
     progress: Arc<Progress>,
     /// The end of the partition when the last batch was cut: waiting goes on from here.
     seen: Offset,
-    revision: u32,
+    /// Which revisions run, and with what share.
+    revisions: (u32, Option<(u32, u32)>),
+    /// Whose batch came last.
+    side: Side,
+    /// The canary while there is one, for its breaker and to count both sides.
+    canary: Option<Arc<Canary>>,
+    /// The way to the shadow while there is one.
+    echo: Option<Echo>,
+    /// Batches that were committed.
+    commits: u64,
     /// Sizes of the pieces of a batch that failed as a whole, the next one last.
     pieces: Vec<usize>,
     /// Whether the batch before was one message that runs alone: then it is the turn of new ones.
@@ -195,13 +204,17 @@ impl Worker {
         let progress = match progress {
             Some(progress) => progress,
             None => Progress {
-                next: engine.ends(partition)?.start,
+                next: match input.range {
+                    Some((first, _)) => first,
+                    None => engine.ends(partition)?.start,
+                },
                 ..Progress::default()
             },
         };
         let suspects = Suspects::of(&progress);
         let watch = engine.watch(partition)?;
-        let source = Source::new(Arc::clone(engine), partition, watch, progress.next);
+        let limit = input.range.map(|(_, end)| end);
+        let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit);
         let mut worker = Self {
             meters: Meters::new(processor.as_str(), input),
             context: context.clone(),
@@ -221,7 +234,11 @@ impl Worker {
             home: None,
             turn: None,
             seen: Offset::default(),
-            revision: 0,
+            revisions: (0, None),
+            side: Side::default(),
+            canary: None,
+            echo: None,
+            commits: 0,
             pieces: Vec::new(),
             alone: false,
             bytes_before: 0,
@@ -239,8 +256,8 @@ impl Worker {
         loop {
             // An engine in memory never waits, and a worker with plenty to do would keep its thread from everybody else.
             tokio::task::yield_now().await;
-            let live = self.command().await?;
-            let trouble = match self.step(&live).await {
+            let command = self.command().await?;
+            let trouble = match self.step(&command).await {
                 Ok(Step::Done) => continue,
                 Ok(Step::Idle) => match self.idle().await {
                     Ok(()) => continue,
@@ -255,21 +272,21 @@ impl Worker {
         }
     }
 
-    /// The revision to work with; waits while paused. `None` is the end.
-    async fn command(&mut self) -> Option<Arc<Live>> {
+    /// The revisions to work with; waits while paused. `None` is the end.
+    async fn command(&mut self) -> Option<Command> {
         loop {
             let command = self.commands.borrow_and_update().clone();
             if !wants(&command, &self.input) || self.commands.has_changed().is_err() {
                 return None;
             }
             if !command.paused {
-                if command.live.revision != self.revision {
+                if command.revisions() != self.revisions {
                     // Another revision may well manage what this one could not.
-                    self.revision = command.live.revision;
+                    self.revisions = command.revisions();
                     self.pieces.clear();
                     self.backoff.reset();
                 }
-                return Some(command.live);
+                return Some(command);
             }
             self.show(State::Paused);
             self.commands.changed().await.ok()?;
@@ -277,9 +294,15 @@ impl Worker {
         }
     }
 
-    async fn step(&mut self, live: &Live) -> Result<Step, Trouble> {
+    async fn step(&mut self, command: &Command) -> Result<Step, Trouble> {
+        self.canary = command.canary.clone();
+        self.attend(command);
+        if let Some(canary) = &self.canary {
+            canary.gate.remind();
+        }
         if let Some(offset) = self.suspects.convicted() {
-            self.bury(live, offset).await?;
+            self.side = Side::Current;
+            self.bury(&command.live, offset).await?;
             return Ok(Step::Done);
         }
         self.gate_changes.borrow_and_update();
@@ -296,11 +319,19 @@ impl Worker {
             Some(_) => Take::Probe,
             None => Take::Batch,
         };
-        let batch = self.next_batch(live, take).await?;
+        // A probe is the current revision's, whatever its key.
+        let whole = probe.as_ref().map(|_| command.without_canary());
+        let command = whole.as_ref().unwrap_or(command);
+        let batch = self.next_batch(command, take).await?;
         self.meters.lost(self.source.take_lost());
         if batch.len() > 0 {
             self.bytes_before = batch.columns.data.len();
-            let batch = self.mark(batch).await?;
+            self.side = batch.side;
+            let live = match (&command.canary, batch.side) {
+                (Some(canary), Side::Canary) => &canary.live,
+                _ => &command.live,
+            };
+            let batch = self.mark(live, batch).await?;
             let processed = self.process(live, &batch, probe.as_mut()).await;
             self.turn = None;
             self.unmark(&batch).await;
@@ -320,25 +351,29 @@ impl Worker {
         }
         self.pieces.clear();
         if probe.is_none() {
-            self.show(State::Running);
+            let done = self.source.is_done() && self.progress.parked.is_empty();
+            self.show(if done { State::Done } else { State::Running });
         }
         // Another revision may use state as the first, and others may have written it.
-        self.home(live)?;
+        self.home(&command.live)?;
         self.show_state();
         Ok(Step::Idle)
     }
 
     async fn process(
         &mut self,
-        live: &Live,
+        live: &Arc<Live>,
         batch: &Batch,
         mut probe: Option<&mut Probe>,
     ) -> Result<(), Trouble> {
+        let commits = self.commits;
         let home = self.home(live)?;
         if let Some(home) = &home {
             self.turn = Some(home.table.turn().await);
         }
+        let before = self.context.clock.monotonic();
         let (called, used) = self.call(live, batch, home.as_ref()).await;
+        let took = self.context.clock.monotonic().saturating_sub(before);
         let error = match called {
             Ok((failed, ..)) if !failed.is_empty() => {
                 self.isolate(&failed, batch.len());
@@ -348,6 +383,7 @@ impl Worker {
                 if !verdict.failed.is_empty() {
                     verdict.used = used.clone();
                 }
+                let glance = self.glance(batch, took).await;
                 match self
                     .judge(live, batch, &verdict, &places, probe.as_deref_mut())
                     .await
@@ -356,15 +392,24 @@ impl Worker {
                     Err(CommitError::TooLarge { bytes, max }) => CallError::BadAnswer(format!(
                         "what is to be committed has {bytes} bytes, at most {max} fit; emit less"
                     )),
-                    result => return Ok(result?),
+                    result => {
+                        result?;
+                        if self.commits > commits {
+                            self.show_shadow(live, batch, verdict, glance);
+                        }
+                        return Ok(());
+                    }
                 }
             }
             Err(error) => error,
         };
         self.meters.call_failed(&error);
+        if let Some(canary) = &self.canary {
+            canary.tally.call_failed(self.side);
+        }
         match error {
             CallError::Unavailable(reason) => {
-                self.gate.unavailable(live.revision, &reason, probe);
+                self.breaker().unavailable(live.revision, &reason, probe);
                 self.discard();
                 Ok(())
             }
@@ -373,7 +418,7 @@ impl Worker {
                 self.rewind();
                 Err(Trouble::Wait(error.to_string()))
             }
-            _ if batch.len() > 1 && self.gate.is_open() => {
+            _ if batch.len() > 1 && self.breaker().is_open() => {
                 self.discard();
                 Ok(())
             }
@@ -384,7 +429,12 @@ impl Worker {
             }
             _ => {
                 let verdict = Verdict::alone(&error, used);
-                Ok(self.judge(live, batch, &verdict, &[], probe).await?)
+                let glance = self.glance(batch, took).await;
+                self.judge(live, batch, &verdict, &[], probe).await?;
+                if self.commits > commits {
+                    self.show_shadow(live, batch, verdict, glance);
+                }
+                Ok(())
             }
         }
     }
@@ -486,25 +536,10 @@ impl Worker {
                 }
             }
             let command = self.commands.borrow().clone();
-            if command.stopped || command.paused || command.live.revision != live.revision {
+            if command.stopped || command.paused || !command.runs(live.revision) {
                 self.rewind();
                 return Ok(());
             }
-        }
-    }
-
-    /// Compresses outputs as their topics want it now. Dead letters stay plain: there are few, and people read them.
-    async fn pack(&self, live: &Live, effects: &mut Effects) {
-        let compression = |output: &OutputTopic| {
-            let topic = self.context.engine.topic(&output.topic.spec.name);
-            topic.map_or(Compression::None, |topic| topic.spec.settings.compression)
-        };
-        let codecs: Vec<Compression> = live.outputs.topics.iter().map(compression).collect();
-        let batches = effects.outputs.iter().map(|output| output.2.clone());
-        let codec = |output: usize| codecs[effects.outputs[output].0 as usize];
-        let packed = packing::packed(batches.collect(), codec).await;
-        for (output, batch) in effects.outputs.iter_mut().zip(packed) {
-            output.2 = batch;
         }
     }
 
@@ -531,21 +566,13 @@ impl Worker {
         Ok(self.context.clock.monotonic().saturating_sub(before))
     }
 
-    fn appends(&self, live: &Live, effects: &mut Effects) -> Result<Vec<Append>, CommitError> {
-        let topics = &live.outputs.topics;
-        let outputs = effects.outputs.drain(..).map(|(topic, partition, batch)| {
-            append(&topics[topic as usize].topic, PartitionId(partition), batch)
-        });
-        let letters = effects
-            .dead_letters
-            .drain(..)
-            .map(|batch| append(&self.input.dead_letters, self.input.partition, batch));
-        outputs.chain(letters).collect()
-    }
-
     fn committed(&mut self, batch: &Batch, effects: Effects, took: Duration) {
         let dropped = effects.dropped.len() as u64;
         self.meters.committed(took, effects.counts, dropped);
+        self.commits += 1;
+        if let Some(canary) = &self.canary {
+            canary.tally.committed(self.side, effects.counts);
+        }
         self.show_state();
         for (offset, reason) in &effects.dropped {
             tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "the error handler dropped a message");
@@ -583,7 +610,8 @@ impl Worker {
             None => SLEEP_MAX,
         };
         let order = self.commands.borrow().live.spec.order;
-        let reads = batcher::new_messages_max(order, &self.progress.parked) > 0;
+        let room = batcher::new_messages_max(order, &self.progress.parked);
+        let reads = room > 0 && !self.source.is_done();
         let exists = tokio::select! {
             _ = self.commands.changed() => {
                 self.commands.mark_changed();
@@ -619,21 +647,6 @@ impl Worker {
     fn now(&self) -> Timestamp {
         self.context.clock.wall()
     }
-}
-
-/// Never leaves a batch out: what has nowhere to go fails the commit.
-fn append(
-    topic: &Topic,
-    partition: PartitionId,
-    batch: RecordBatch,
-) -> Result<Append, CommitError> {
-    let place = TopicPartition {
-        topic: topic.id,
-        partition,
-    };
-    let partition = topic.partition(partition);
-    let partition = partition.ok_or(CommitError::UnknownPartition(place))?;
-    Ok(Append { partition, batch })
 }
 
 /// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides.

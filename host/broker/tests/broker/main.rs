@@ -1,6 +1,7 @@
 //! The broker on the memory engine, with handlers written by hand: every way that a message can go.
 
 mod breaker;
+mod canary;
 mod compression;
 mod dead_letters;
 mod doors;
@@ -9,9 +10,11 @@ mod lifetime;
 mod orders;
 mod outcomes;
 mod redrives;
+mod replay;
 mod revisions;
 mod rig;
 mod scripts;
+mod shadow;
 mod states;
 mod throughput;
 mod workplace;

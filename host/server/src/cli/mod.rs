@@ -16,11 +16,13 @@ mod module;
 mod output;
 mod processor;
 mod produce;
+mod replay;
 mod segment;
 mod serve;
 mod state;
 mod table;
 mod topic;
+mod trials;
 
 use std::process::ExitCode;
 

@@ -10,8 +10,10 @@ use ureq::http::Method;
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
+use super::replay::{self, ReplayArgs};
 use super::state::{self, StateVerb};
 use super::table::{cell, facts, items, short, table, when};
+use super::trials;
 
 /// How often `logs --follow` looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -37,7 +39,35 @@ pub(super) enum Verb {
         #[arg(long, value_name = "COUNT")]
         accept_dead_letters: Option<u64>,
     },
-    /// Make an earlier revision the current one
+    /// Give the canary another share of the keys; 0 withdraws it
+    #[command(
+        after_help = "Examples:\n  millrace processor canary shout --percent 50\n  millrace processor canary shout --percent 0"
+    )]
+    Canary {
+        name: ProcessorName,
+        /// 1 to 99; a larger share holds the smaller one
+        #[arg(long)]
+        percent: u32,
+    },
+    /// Show how the shadow compares with the current revision, or end it
+    #[command(
+        after_help = "The report is in memory: it begins anew with the host.\n\nExamples:\n  millrace processor shadow shout\n  millrace processor shadow shout --end"
+    )]
+    Shadow {
+        name: ProcessorName,
+        /// End the shadow
+        #[arg(long)]
+        end: bool,
+    },
+    /// Replay what it read in a range of time, through one of its revisions and into another topic
+    Replay(ReplayArgs),
+    /// Make the revision on trial the current one
+    #[command(after_help = "Examples:\n  millrace processor promote shout")]
+    Promote { name: ProcessorName },
+    /// Show its revisions, what each changed, and what was done with it, by whom and when
+    #[command(after_help = "Examples:\n  millrace processor history shout")]
+    History { name: ProcessorName },
+    /// Make an earlier revision the current one; without a number, withdraw the revision on trial if there is one
     #[command(
         after_help = "Examples:\n  millrace processor rollback shout\n  millrace processor rollback shout --revision 3"
     )]
@@ -75,6 +105,8 @@ Examples:
   millrace processor deploy shout --module uppercase@2.0.0 --topic orders --output loud --order none
   millrace processor deploy shout --spec shout.toml --module uppercase@2.0.0
   millrace processor deploy count --module counter@2.0.0 --topic orders --output counts --reset-state
+  millrace processor deploy shout --module uppercase@2.0.0 --topic orders --output loud --canary 10
+  millrace processor deploy shout --module uppercase@2.0.0 --topic orders --output loud --shadow
 
 A spec file (TOML or JSON) has the fields of PUT /v1/processors/{name}: topics, module, output, grants, order,
 batch, retry, error_handler, limits, breaker, dead_letters, auto_rollback. Flags go before the file.";
@@ -113,6 +145,12 @@ pub(super) struct DeployArgs {
     /// Begin with empty state in every partition
     #[arg(long)]
     reset_state: bool,
+    /// Try it on the messages of so many percent of the keys, while the current revision keeps the others
+    #[arg(long, value_name = "PERCENT", conflicts_with = "reset_state")]
+    canary: Option<u32>,
+    /// Call it beside the current revision, and only report where it differs
+    #[arg(long, conflicts_with_all = ["reset_state", "canary"])]
+    shadow: bool,
     /// A file with the whole spec
     #[arg(long, value_name = "FILE")]
     spec: Option<PathBuf>,
@@ -137,6 +175,11 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             let answer = client.send(Method::POST, &path(&name, "/resume"), &body)?;
             out.answer(&answer, |_| format!("processor {name} goes on"))
         }
+        Verb::Canary { name, percent } => trials::canary(&name, percent, client, &mut out),
+        Verb::Shadow { name, end } => trials::shadow(&name, end, client, &mut out),
+        Verb::Replay(args) => replay::run(&args, client, &mut out),
+        Verb::Promote { name } => trials::promote(&name, client, &mut out),
+        Verb::History { name } => trials::history(&name, client, &mut out),
         Verb::Rollback { name, revision } => {
             let body = revision.map_or_else(|| json!({}), |number| json!({"revision": number}));
             let answer = client.send(Method::POST, &path(&name, "/rollback"), &body)?;
@@ -153,7 +196,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     }
 }
 
-fn path(name: &ProcessorName, rest: &str) -> String {
+pub(super) fn path(name: &ProcessorName, rest: &str) -> String {
     format!("/v1/processors/{name}{rest}")
 }
 
@@ -164,18 +207,33 @@ fn resetting(state: bool) -> &'static str {
     }
 }
 
-fn current(name: &ProcessorName, answer: &Value) -> String {
-    format!(
-        "processor {name}: revision {} takes the next batch",
-        answer["current"]
-    )
+pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
+    let current = &answer["current"];
+    let (canary, shadow) = (&answer["canary"], &answer["shadow"]);
+    if !canary.is_null() {
+        return format!(
+            "processor {name}: revision {} takes {} % of the keys, revision {current} all others",
+            canary["revision"], canary["percent"]
+        );
+    }
+    if !shadow.is_null() {
+        return format!(
+            "processor {name}: revision {current} takes the next batch, revision {} is its shadow",
+            shadow["revision"]
+        );
+    }
+    format!("processor {name}: revision {current} takes the next batch")
 }
 
 fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
     let name = args.name.clone();
-    let how = resetting(args.reset_state);
+    let how = match args.canary {
+        Some(percent) => format!("?canary={percent}"),
+        None if args.shadow => "?shadow=true".to_owned(),
+        None => resetting(args.reset_state).to_owned(),
+    };
     let spec = args.spec()?;
-    let answer = client.send(Method::PUT, &path(&name, how), &spec)?;
+    let answer = client.send(Method::PUT, &path(&name, &how), &spec)?;
     out.answer(&answer, |answer| current(&name, answer))
 }
 
@@ -303,6 +361,11 @@ fn show(processor: &Value) -> String {
         .map(|field| (field, cell(&spec[field]))),
     );
     pairs.push(("breaker", breaker(&processor["breaker"])));
+    pairs.extend(trials::canary_facts(&processor["canary_status"]));
+    if let Some(revision) = processor["shadow"]["revision"].as_u64() {
+        pairs.push(("shadow", format!("revision {revision}")));
+    }
+    pairs.extend(replay::facts(processor));
     let revision = |revision: &Value| {
         let spec = &revision["spec"];
         let at = when(&revision["deployed_at"]);

@@ -490,9 +490,19 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::NothingToRollBack(_) => {
                 Self::conflict("nothing-to-roll-back", text, "deploy a revision instead")
             }
+            ProcessorError::NoTrial(_) => Self::conflict(
+                "no-trial",
+                text,
+                "deploy one with PUT /v1/processors/{name}?canary=PERCENT or ?shadow=true first",
+            ),
             ProcessorError::NoSuchRevision { .. } => {
                 Self::unknown("unknown-revision", text, "name one that is kept")
             }
+            ProcessorError::Replay(_) => Self::refused(
+                "invalid-replay",
+                text,
+                "change the request; nothing was made",
+            ),
             ProcessorError::InvalidSpec(_) => Self::refused(
                 "invalid-spec",
                 text,

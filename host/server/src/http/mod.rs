@@ -12,6 +12,7 @@ mod error;
 mod fetch;
 mod guard;
 mod health;
+mod history;
 mod idempotency;
 mod lifetime;
 mod listener;
@@ -21,9 +22,11 @@ mod openapi;
 mod processors;
 mod produce;
 mod query;
+mod replays;
 mod states;
 mod stream;
 mod topics;
+mod trials;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -180,6 +183,7 @@ fn routes() -> Vec<Route> {
     const PARTITION: &str = "/v1/topics/{topic}/partitions/{partition}/messages";
     const PROCESSOR: &str = "/v1/processors/{name}";
     const STATE: &str = "/v1/processors/{name}/state";
+    const SHADOW: &str = "/v1/processors/{name}/shadow";
     const DEAD: &str = "/v1/processors/{name}/dead-letters";
     let get = |path, handler| Route::new(Method::GET, path, handler);
     let post = |path, handler| Route::new(Method::POST, path, handler);
@@ -223,6 +227,12 @@ fn routes() -> Vec<Route> {
         post("/v1/processors/{name}/pause", on::post(processors::pause)),
         post("/v1/processors/{name}/resume", on::post(processors::resume)),
         get("/v1/processors/{name}/logs", on::get(processors::logs)),
+        get("/v1/processors/{name}/history", on::get(history::show)),
+        post("/v1/processors/{name}/canary", on::post(trials::canary)),
+        post("/v1/processors/{name}/promote", on::post(trials::promote)),
+        get(SHADOW, on::get(trials::shadow)),
+        post("/v1/processors/{name}/replay", on::post(replays::make)),
+        delete(SHADOW, on::delete(trials::end_shadow)),
         get(STATE, on::get(states::show)),
         post(STATE, on::post(states::write)),
         get(DEAD, on::get(dead_letters::list)),

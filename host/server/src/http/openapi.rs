@@ -6,7 +6,8 @@ use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    damage, dead_letters, fetch, health, lifetime, modules, processors, produce, states, topics,
+    damage, dead_letters, fetch, health, history, lifetime, modules, processors, produce, replays,
+    states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -43,6 +44,12 @@ use super::{
         processors::pause,
         processors::resume,
         processors::logs,
+        history::show,
+        replays::make,
+        trials::canary,
+        trials::promote,
+        trials::shadow,
+        trials::end_shadow,
         states::show,
         states::write,
         dead_letters::list,
@@ -200,8 +207,12 @@ struct RevisionSchema {
     spec: ProcessorSpecSchema,
     /// Milliseconds since the Unix epoch.
     deployed_at: u64,
+    /// Who deployed it, as far as they said.
+    deployed_by: Option<String>,
     /// The revision that it took over from.
     predecessor: Option<u32>,
+    /// Whether it was never the current one.
+    trial: Option<bool>,
     /// What the host did with it by itself, and why.
     note: Option<String>,
 }
@@ -216,6 +227,14 @@ pub(super) struct ProcessorSchema {
     paused: bool,
     /// Oldest first.
     revisions: Vec<RevisionSchema>,
+    /// The revision that takes a share of the keys.
+    canary: Option<trials::CanarySchema>,
+    /// The revision that is only looked at.
+    shadow: Option<trials::ShadowSchema>,
+    /// What it reads if it only replays.
+    replay: Option<replays::ReplaySchema>,
+    /// What was done with it, oldest first; left out of `GET /v1/processors`, see `GET /v1/processors/{name}/history`.
+    changes: Option<Vec<history::ChangeSchema>>,
 }
 
 /// How a processor does in one partition.
@@ -231,7 +250,7 @@ pub(super) struct PartitionStatusSchema {
     parked: usize,
     /// The revision that processed the last batch.
     revision: u32,
-    /// `running`, `paused`, `waiting: reason` or `stopped: reason`.
+    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
     state: String,
 }
 

@@ -5,7 +5,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use millrace_broker::{BreakerStatus, GuestLine, PartitionStatus, ProcessorError, ProcessorStatus};
+use millrace_broker::{
+    BreakerStatus, CanaryStatus, GuestLine, PartitionStatus, ProcessorError, ProcessorStatus,
+};
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
 };
@@ -15,12 +17,14 @@ use utoipa::ToSchema;
 
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
+use super::by::By;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{
     BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
     GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema, RetryPolicySchema,
 };
 use super::query::{InPath, InQuery};
+use super::trials::CanaryStatusSchema;
 use super::{App, Shared, to_the_end};
 
 /// What a revision is made of.
@@ -85,7 +89,7 @@ impl App {
         })
     }
 
-    async fn status(&self, name: &ProcessorName) -> Result<ProcessorStatus, ApiError> {
+    pub(super) async fn status(&self, name: &ProcessorName) -> Result<ProcessorStatus, ApiError> {
         let status = self.broker.processor(name).await;
         status.ok_or_else(|| ProcessorError::Unknown(name.clone()).into())
     }
@@ -103,6 +107,10 @@ pub(super) struct StatusBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<BreakerStatusSchema>)]
     breaker: Option<BreakerStatus>,
+    /// How its canary and its current revision do beside each other; absent without a canary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<CanaryStatusSchema>)]
+    canary_status: Option<CanaryStatus>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -111,11 +119,16 @@ pub(super) struct StatusesBody {
 }
 
 impl From<ProcessorStatus> for StatusBody {
+    /// Without its changes: the history shows them.
     fn from(status: ProcessorStatus) -> Self {
         Self {
-            processor: status.processor,
+            processor: Processor {
+                changes: Vec::new(),
+                ..status.processor
+            },
             partitions: status.partitions,
             breaker: status.breaker,
+            canary_status: status.canary,
         }
     }
 }
@@ -148,10 +161,37 @@ pub(super) struct DeployParams {
     /// Whether the revision begins with empty state in every partition. Then the same spec makes a new revision as well.
     #[serde(default)]
     reset_state: bool,
+    /// Makes it a canary: it takes the messages of this percentage of the keys (1 to 99), the current revision keeps the others.
+    canary: Option<u32>,
+    /// Makes it a shadow: it is called beside the current revision, and its answers only count for a report.
+    #[serde(default)]
+    #[param(default = false)]
+    shadow: bool,
+}
+
+impl DeployParams {
+    fn check(&self) -> Result<(), ApiError> {
+        let on_trial = self.shadow || self.canary.is_some();
+        let problem = match self {
+            Self {
+                shadow: true,
+                canary: Some(_),
+                ..
+            } => "a revision is a canary or a shadow, not both",
+            Self {
+                reset_state: true, ..
+            } if on_trial => {
+                "a revision on trial uses the state of the current one; it cannot be reset"
+            }
+            _ => return Ok(()),
+        };
+        let hint = "leave one of them out, or deploy the revision whole";
+        Err(ApiError::refused("invalid-spec", problem, hint))
+    }
 }
 
 /// Deploys a processor or its next revision, which takes over between two batches. The same spec again changes nothing. State stays
-/// unless it is reset.
+/// unless it is reset. With `canary` or `shadow` the current revision stays; the spec of the canary that is there gives it another share.
 #[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), DeployParams),
     request_body = SpecBody,
     responses(
@@ -166,18 +206,23 @@ pub(super) async fn deploy(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
     InQuery(params): InQuery<DeployParams>,
+    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    params.check()?;
+    let broker = app.broker.on_behalf_of(&by);
     let spec = app.spec(app.take_json(&headers, body).await?)?;
     to_the_end(async move {
         let status = match app.broker.processor(&name).await {
             Some(_) => StatusCode::OK,
             None => StatusCode::CREATED,
         };
-        let processor = match params.reset_state {
-            true => app.broker.deploy_and_reset_state(&name, spec).await?,
-            false => app.broker.deploy(&name, spec).await?,
+        let processor = match (params.canary, params.reset_state) {
+            (Some(percent), _) => broker.deploy_canary(&name, spec, percent).await?,
+            _ if params.shadow => broker.deploy_shadow(&name, spec).await?,
+            (None, true) => broker.deploy_and_reset_state(&name, spec).await?,
+            (None, false) => broker.deploy(&name, spec).await?,
         };
         Ok((status, Json(processor)).into_response())
     })
@@ -192,7 +237,7 @@ pub(super) struct RollbackBody {
     revision: Option<u32>,
 }
 
-/// Makes an earlier revision the current one.
+/// Makes an earlier revision the current one. Without a number, a revision on trial is withdrawn first, and the current one stays.
 #[utoipa::path(post, path = "/v1/processors/{name}/rollback", tag = "processors", params(("name" = String, Path,)),
     request_body = Option<RollbackBody>,
     responses(
@@ -204,6 +249,7 @@ pub(super) struct RollbackBody {
 pub(super) async fn rollback(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
+    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Processor>, ApiError> {
@@ -212,7 +258,8 @@ pub(super) async fn rollback(
         b"" => RollbackBody::default(),
         bytes => json(bytes)?,
     };
-    to_the_end(async move { Ok(Json(app.broker.rollback(&name, body.revision).await?)) }).await
+    let broker = app.broker.on_behalf_of(&by);
+    to_the_end(async move { Ok(Json(broker.rollback(&name, body.revision).await?)) }).await
 }
 
 /// Takes no further batches until it is resumed. It is answered when the batches that are being processed have ended,
@@ -224,8 +271,10 @@ pub(super) async fn rollback(
 pub(super) async fn pause(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
+    By(by): By,
 ) -> Result<Json<Processor>, ApiError> {
-    to_the_end(async move { Ok(Json(app.broker.pause(&name).await?)) }).await
+    let broker = app.broker.on_behalf_of(&by);
+    to_the_end(async move { Ok(Json(broker.pause(&name).await?)) }).await
 }
 
 /// How to go on.
@@ -247,6 +296,7 @@ pub(super) struct ResumeBody {
 pub(super) async fn resume(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
+    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Processor>, ApiError> {
@@ -256,7 +306,8 @@ pub(super) async fn resume(
         bytes => json(bytes)?,
     };
     let accept = body.accept_dead_letters;
-    to_the_end(async move { Ok(Json(app.broker.resume(&name, accept).await?)) }).await
+    let broker = app.broker.on_behalf_of(&by);
+    to_the_end(async move { Ok(Json(broker.resume(&name, accept).await?)) }).await
 }
 
 /// What goes with a processor.

@@ -30,6 +30,7 @@ fn topics(default: bool) -> OutputTopics {
     OutputTopics {
         topics: topics.into(),
         default: default.then_some(0),
+        takes_all: false,
     }
 }
 

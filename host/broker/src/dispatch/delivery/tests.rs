@@ -30,6 +30,7 @@ fn input() -> Input {
         partition: PartitionId(0),
         origin: name("in"),
         dead_letters: topic(2, "in.p.dlq"),
+        range: None,
     }
 }
 
@@ -63,6 +64,7 @@ fn batch(keys: &[&str], retried: usize) -> Batch {
         offsets: (10..end).map(Offset).collect(),
         retried,
         redrives: Vec::new(),
+        side: Default::default(),
         skipped: Vec::new(),
         next: Offset(end),
     }
@@ -237,6 +239,7 @@ fn outputs_of_one_partition_stand_in_one_batch_in_order() {
     let topics = super::super::OutputTopics {
         topics: Vec::new(),
         default: Some(0),
+        takes_all: false,
     };
     let verdict = Verdict::of(answer, &cut.columns, &topics, 10).unwrap();
     let settling = Settling {

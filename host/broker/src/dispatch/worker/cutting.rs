@@ -7,8 +7,9 @@ use std::time::Duration;
 use millrace_model::Offset;
 
 use super::{Trouble, Worker};
-use crate::dispatch::Live;
 use crate::dispatch::batcher::{self, Batch, Cut, Due};
+use crate::dispatch::sides::{Canary, Split};
+use crate::dispatch::{Command, Live};
 
 /// What is wanted of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,12 @@ impl Worker {
     /// The next batch, cut from what is due and what is new; empty if there is nothing to do.
     ///
     /// A probe is one message: a new one and a parked one in turn, so that no message at the front is asked for ever.
-    pub(super) async fn next_batch(&mut self, live: &Live, take: Take) -> Result<Batch, Trouble> {
+    pub(super) async fn next_batch(
+        &mut self,
+        command: &Command,
+        take: Take,
+    ) -> Result<Batch, Trouble> {
+        let live = &command.live;
         let policy = &live.spec.batch;
         let piece = match take {
             Take::Probe | Take::Suspect => 1,
@@ -34,6 +40,9 @@ impl Worker {
         let messages_max = piece.min(policy.messages_max as usize);
         let bytes_max = policy.bytes_max as usize;
         let mut cut = self.empty_cut(messages_max, bytes_max);
+        if let Some(canary) = command.canary() {
+            cut.split(self.sharing(live, canary, piece));
+        }
         self.seen = self.source.end();
         let room = batcher::new_messages_max(live.spec.order, &self.progress.parked);
         let reads = room > 0 && self.source.has_more();
@@ -61,9 +70,28 @@ impl Worker {
             }
             cut.reserve(messages_max.min(self.source.at_hand()), self.bytes_before);
             let parked = &self.progress.parked;
+            if let Some(split) = cut.split_mut().filter(|_| take == Take::Batch) {
+                split.begin_new(parked, !self.pieces.is_empty());
+            }
             cut.take_new(&mut self.source, live.spec.order, parked, room);
         }
         Ok(cut.finish(self.source.position()))
+    }
+
+    /// How the next batch is shared out.
+    fn sharing(&self, live: &Live, canary: &Canary, piece: usize) -> Split {
+        let bounds = |of: &Live| {
+            let policy = &of.spec.batch;
+            let messages_max = piece.min(policy.messages_max as usize);
+            (messages_max, policy.bytes_max as usize)
+        };
+        Split::new(
+            canary.percent,
+            live.spec.order,
+            self.side,
+            !self.pieces.is_empty(),
+            [bounds(live), bounds(&canary.live)],
+        )
     }
 
     fn empty_cut(&self, messages_max: usize, bytes_max: usize) -> Cut {
@@ -88,6 +116,13 @@ impl Worker {
             return Ok(());
         }
         let located = self.source.load(&due.offsets).await?;
+        if let Some(split) = cut.split_mut() {
+            let found = located.iter().flatten();
+            split.choose(found.map(|(batch, view)| {
+                let key = view.key.clone().map(|key| &batch.bytes()[key]);
+                (key, view.offset)
+            }));
+        }
         for (&offset, located) in due.offsets.iter().zip(located) {
             let parked = &self.progress.parked;
             let Ok(index) = parked.binary_search_by_key(&offset, |parked| parked.offset) else {

@@ -13,7 +13,8 @@ use crate::dispatch::answer::{Failed, Verdict};
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::{Judgement, Report};
 use crate::dispatch::delivery::Effects;
-use crate::dispatch::gate::Probe;
+use crate::dispatch::gate::{Gate, Probe};
+use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
 
 /// Workers that wait for the same probe wake at most so far apart, each time in another order.
@@ -51,12 +52,20 @@ impl Worker {
             failed: &verdict.failed,
             first: &first,
         };
-        match self.gate.report(&report, probe) {
+        match self.breaker().report(&report, probe) {
             Judgement::Discard => {
                 self.discard();
                 Ok(())
             }
             judgement => self.settle(live, batch, verdict, places, judgement).await,
+        }
+    }
+
+    /// The breaker of the side whose batch is at hand.
+    pub(super) fn breaker(&self) -> &Gate {
+        match (&self.canary, self.side) {
+            (Some(canary), Side::Canary) => &canary.gate,
+            _ => &self.gate,
         }
     }
 

@@ -117,7 +117,7 @@ impl Worker {
 
     /// The batch is tried again in parts: each failed message is one, and what stands between two; nobody's attempt is spent.
     pub(super) fn isolate(&mut self, failed: &[usize], messages: usize) {
-        if self.gate.is_open() {
+        if self.breaker().is_open() {
             self.discard();
             return;
         }

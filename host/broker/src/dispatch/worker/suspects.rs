@@ -86,9 +86,9 @@ impl Worker {
     }
 
     /// Leaves a mark before a call if this is the first one or the message is a suspect; the batch to call.
-    pub(super) async fn mark(&mut self, batch: Batch) -> Result<Batch, Trouble> {
+    pub(super) async fn mark(&mut self, live: &Live, batch: Batch) -> Result<Batch, Trouble> {
         if self.suspects.until.is_some() {
-            return self.mark_suspect(batch).await;
+            return self.mark_suspect(live, batch).await;
         }
         if !self.suspects.begun {
             let mut marked = Progress::clone(&self.progress);
@@ -100,12 +100,11 @@ impl Worker {
     }
 
     /// The suspect is parked with the mark, so that it is found again wherever it stood.
-    async fn mark_suspect(&mut self, mut batch: Batch) -> Result<Batch, Trouble> {
+    async fn mark_suspect(&mut self, live: &Live, mut batch: Batch) -> Result<Batch, Trouble> {
         let offset = batch.offsets[0];
-        let command = self.commands.borrow().clone();
         let mut progress = Progress::clone(&self.progress);
         if batch.retried == 0 {
-            let ordering = batcher::ordering(command.live.spec.order, batch.columns.key(0));
+            let ordering = batcher::ordering(live.spec.order, batch.columns.key(0));
             progress.parked.push(Parked {
                 due: Some(self.now()),
                 ..batcher::behind(offset, ordering)
@@ -120,7 +119,7 @@ impl Worker {
             parked.log.truncate(ATTEMPT_LOG_MAX - 1);
             parked.log.push(Attempt {
                 at: self.now(),
-                revision: command.live.revision,
+                revision: live.revision,
                 class: Cause::HostDied.as_str().to_owned(),
                 reason: "called alone, and never answered: the host ended".to_owned(),
             });

@@ -1,0 +1,230 @@
+//! Canaries: a revision takes a share of the keys while another one stays current. Each change is one commit of the catalogue.
+
+use metrics::counter;
+use millrace_model::{Canary, ChangeKind, Processor, ProcessorName, ProcessorSpec};
+use serde::Serialize;
+
+use crate::broker::Broker;
+use crate::dispatch::breaker::Reason;
+use crate::dispatch::gate::Alarm;
+use crate::dispatch::sides::{Side, SideStatus};
+use crate::history::end_trials;
+use crate::loading::{invalid, kept};
+use crate::processors::ProcessorError;
+
+/// How a canary and the current revision do beside each other.
+#[derive(Clone, Debug, Serialize)]
+pub struct CanaryStatus {
+    /// The canary's share of the keys.
+    pub percent: u32,
+    /// What became of its messages, since it began on this host.
+    pub canary: SideStatus,
+    /// What became of all others in that time.
+    pub current: SideStatus,
+    /// Why it takes no messages any more and is about to be withdrawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+impl Broker {
+    /// Makes a revision that takes the messages of `percent` of the keys, while the current one keeps the others. A canary that is
+    /// there already ends; one of the same specification gets the new share.
+    ///
+    /// # Errors
+    /// [`ProcessorError`]; nothing has changed then.
+    pub async fn deploy_canary(
+        &self,
+        name: &ProcessorName,
+        spec: ProcessorSpec,
+        percent: u32,
+    ) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(name)?.processor;
+        check_percent(percent)?;
+        check_beside(&processor, &spec)?;
+        let revision = self.tried(&mut processor, spec);
+        let same = processor.canary.clone();
+        if same.is_some_and(|canary| (canary.revision, canary.percent) == (revision, percent)) {
+            return Ok(processor);
+        }
+        self.begin_canary(&mut processor, revision, percent);
+        self.change(processor).await
+    }
+
+    /// Gives the canary another share; 0 withdraws it.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn set_canary(
+        &self,
+        name: &ProcessorName,
+        percent: u32,
+    ) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(name)?.processor;
+        let Some(canary) = processor.canary.clone() else {
+            return Err(ProcessorError::NoTrial(name.clone()));
+        };
+        if percent == 0 {
+            self.withdraw(&mut processor, None);
+        } else if percent != canary.percent {
+            check_percent(percent)?;
+            self.begin_canary(&mut processor, canary.revision, percent);
+        }
+        self.change(processor).await
+    }
+
+    /// Makes the revision that is tried beside the current one the current one.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn promote(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(name)?.processor;
+        let Some(revision) = on_trial(&processor) else {
+            return Err(ProcessorError::NoTrial(name.clone()));
+        };
+        self.make_current(&mut processor, revision)?;
+        self.change(processor).await
+    }
+
+    /// The revision on trial becomes the current one.
+    pub(crate) fn make_current(
+        &self,
+        processor: &mut Processor,
+        revision: u32,
+    ) -> Result<(), ProcessorError> {
+        kept(processor, revision)?;
+        let before = processor.current;
+        for promoted in processor.revisions.iter_mut() {
+            if promoted.number == revision {
+                promoted.trial = false;
+                promoted.predecessor = Some(before);
+            }
+        }
+        end_trials(processor);
+        processor.current = revision;
+        let text = format!("takes over from revision {before}");
+        self.record(processor, ChangeKind::Promote, revision, Some(text));
+        Ok(())
+    }
+
+    fn begin_canary(&self, processor: &mut Processor, revision: u32, percent: u32) {
+        end_trials(processor);
+        processor.canary = Some(Canary {
+            revision,
+            percent,
+            since: self.inner.clock.wall(),
+        });
+        let text = format!("{percent} % of the keys");
+        self.record(processor, ChangeKind::Canary, revision, Some(text));
+    }
+
+    /// The number of the revision to try: the one that is being tried if it is the same.
+    pub(crate) fn tried(&self, processor: &mut Processor, spec: ProcessorSpec) -> u32 {
+        if let Some(number) = tried_already(processor, &spec) {
+            return number;
+        }
+        let number = self.add_revision(processor, spec);
+        if let Some(added) = processor.revisions.last_mut() {
+            added.trial = true;
+        }
+        number
+    }
+
+    /// Ends the trial; the current revision takes all messages again.
+    pub(crate) fn withdraw(&self, processor: &mut Processor, why: Option<String>) {
+        if let Some(revision) = on_trial(processor) {
+            end_trials(processor);
+            self.record(processor, ChangeKind::Withdraw, revision, why);
+        }
+    }
+
+    /// Withdraws a canary whose breaker has opened, if it is still the one.
+    pub(crate) async fn withdraw_by_itself(&self, alarm: &Alarm) -> Result<(), ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(&alarm.processor)?.processor;
+        if on_trial(&processor) != Some(alarm.revision) {
+            return Ok(());
+        }
+        let why = Reason::without_advice(&alarm.text).to_owned();
+        let note = format!("withdrawn by the host: {why}");
+        for bad in processor.revisions.iter_mut() {
+            if bad.number == alarm.revision {
+                bad.note = Some(note.clone());
+            }
+        }
+        self.by_itself().withdraw(&mut processor, Some(why));
+        self.change(processor).await?;
+        counter!("millrace_canaries_withdrawn_total", "processor" => alarm.processor.to_string())
+            .increment(1);
+        tracing::error!(processor = %alarm.processor, revision = alarm.revision, why = alarm.text, "a canary was withdrawn; its messages go to the current revision");
+        Ok(())
+    }
+
+    /// How the processor's canary does; `None` if there is none.
+    pub(crate) fn canary_status(&self, processor: &Processor) -> Option<CanaryStatus> {
+        let canary = self.inner.supervisor.canary(&processor.name)?;
+        Some(CanaryStatus {
+            percent: canary.percent,
+            canary: canary.tally.status(Side::Canary, canary.live.revision),
+            current: canary.tally.status(Side::Current, processor.current),
+            trouble: canary.gate.status().text,
+        })
+    }
+}
+
+/// The revision that is tried beside the current one.
+pub(crate) fn on_trial(processor: &Processor) -> Option<u32> {
+    let canary = processor.canary.as_ref().map(|canary| canary.revision);
+    canary.or_else(|| processor.shadow.as_ref().map(|shadow| shadow.revision))
+}
+
+/// The number of the revision on trial, if this is its specification.
+pub(crate) fn tried_already(processor: &Processor, spec: &ProcessorSpec) -> Option<u32> {
+    let tried = on_trial(processor).and_then(|number| processor.revision(number));
+    tried.filter(|r| r.spec == *spec).map(|r| r.number)
+}
+
+fn check_percent(percent: u32) -> Result<(), ProcessorError> {
+    match percent {
+        1..=99 => Ok(()),
+        _ => invalid(format!(
+            "a canary's share is {percent} %; it goes from 1 to 99. Promote it to give it all, or withdraw it (a share of 0)"
+        )),
+    }
+}
+
+/// Whether it may have further revisions.
+pub(crate) fn check_no_replay(processor: &Processor) -> Result<(), ProcessorError> {
+    match &processor.replay {
+        None => Ok(()),
+        Some(replay) => invalid(format!(
+            "{} only replays what {} has read; deploy to that one, or delete this one first",
+            processor.name, replay.of
+        )),
+    }
+}
+
+/// Whether a revision can run beside the current one.
+pub(crate) fn check_beside(
+    processor: &Processor,
+    spec: &ProcessorSpec,
+) -> Result<(), ProcessorError> {
+    check_no_replay(processor)?;
+    let current = &kept(processor, processor.current)?.spec;
+    if current == spec {
+        return invalid(format!(
+            "it is the same as revision {}, which is current; there is nothing to try",
+            processor.current
+        ));
+    }
+    let mut topics = [current.topics.clone(), spec.topics.clone()];
+    topics.iter_mut().for_each(|topics| topics.sort());
+    if topics[0] != topics[1] || current.order != spec.order {
+        return invalid(
+            "a revision that is tried beside the current one reads the same topics in the same order; deploy it whole to change those".to_owned(),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,351 @@
+//! What a shadow's answers are compared by, message by message: outcome, class, outputs. Counts everything, keeps a few samples.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use millrace_model::bounds::{
+    SHADOW_KINDS_MAX, SHADOW_SAMPLE_BYTES_MAX, SHADOW_SAMPLES_MAX, SHADOW_SAMPLES_PER_KIND_MAX,
+};
+use millrace_model::{ColumnBatch, Offset, PartitionId, Timestamp, TopicName};
+use serde::Serialize;
+
+use super::Live;
+use super::answer::{Failed, Outputs, Verdict, cut};
+use super::shadow::Settled;
+use crate::handler::CallError;
+
+/// Outputs that a sample shows.
+const SAMPLE_OUTPUTS_MAX: usize = 3;
+/// Where kinds of difference beyond the bound are counted.
+const OTHER_KINDS: &str = "other";
+
+/// How a shadow compares with the current revision, since it began on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ShadowReport {
+    /// The shadow's revision.
+    pub revision: u32,
+    /// Since when.
+    pub since: Timestamp,
+    /// Messages of which both said something.
+    pub compared: u64,
+    /// Those of which they said the same.
+    pub alike: u64,
+    /// Messages with another outcome or class, by both: `emit -> reject too-old`.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Messages with the same outcome and other outputs.
+    pub outputs: u64,
+    /// Calls of the shadow that failed, by cause.
+    pub failed_calls: BTreeMap<String, u64>,
+    /// Messages of which such calls left nothing to compare.
+    pub not_answered: u64,
+    /// Messages that the shadow was not asked about, because it was busy.
+    pub skipped: u64,
+    /// Some of the messages that differ.
+    pub samples: Vec<ShadowSample>,
+}
+
+/// A message of which both said different things.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ShadowSample {
+    /// Where it stands.
+    pub topic: TopicName,
+    /// Where it stands.
+    pub partition: PartitionId,
+    /// Where it stands.
+    pub offset: Offset,
+    /// Its key as text, cut.
+    pub key: Option<String>,
+    /// The kind of difference: an entry of `outcomes`, or `outputs`.
+    pub differs: String,
+    /// What the current revision said.
+    pub current: Said,
+    /// What the shadow said.
+    pub shadow: Said,
+}
+
+/// What a revision said of a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Said {
+    /// `ack`, `emit`, `retry`, `reject`, or the cause for which the call failed; with the class if there is one.
+    pub outcome: String,
+    /// For people, cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How many outputs.
+    pub output_count: usize,
+    /// The first of them.
+    pub outputs: Vec<SaidOutput>,
+}
+
+/// An output as text, cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SaidOutput {
+    /// Where it goes.
+    pub topic: String,
+    /// The partition that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<u32>,
+    /// Its key.
+    pub key: Option<String>,
+    /// Its value.
+    pub value: Option<String>,
+    /// Its headers, as `name: value`.
+    pub headers: Vec<String>,
+}
+
+/// A part of a batch with both answers.
+pub(crate) struct Compared<'a> {
+    pub(crate) settled: &'a Settled,
+    /// Which messages of the batch.
+    pub(crate) range: Range<usize>,
+    pub(crate) shadow: &'a Live,
+    /// These messages, as the shadow was given them.
+    pub(crate) columns: &'a ColumnBatch,
+    pub(crate) verdict: &'a Verdict,
+}
+
+/// One revision's answer to one batch.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    live: &'a Live,
+    columns: &'a ColumnBatch,
+    verdict: &'a Verdict,
+}
+
+impl ShadowReport {
+    /// Nothing compared yet.
+    pub(crate) fn new(revision: u32, since: Timestamp) -> Self {
+        Self {
+            revision,
+            since,
+            ..Self::default()
+        }
+    }
+
+    /// The shadow was not asked about so many messages.
+    pub(crate) fn skip(&mut self, messages: usize) {
+        self.skipped += messages as u64;
+    }
+
+    /// It was asked, and its call left nothing to compare.
+    pub(crate) fn not_answered(&mut self, messages: usize) {
+        self.not_answered += messages as u64;
+    }
+
+    /// A call failed.
+    pub(crate) fn call_failed(&mut self, error: &CallError) {
+        let cause = match error {
+            CallError::Unavailable(_) => "unavailable",
+            CallError::Trap { .. } => "trap",
+            CallError::Timeout(_) => "timeout",
+            CallError::Memory(_) => "memory",
+            CallError::BadAnswer(_) => "bad-answer",
+            CallError::Host(_) => "host",
+        };
+        *self.failed_calls.entry(cause.to_owned()).or_default() += 1;
+    }
+
+    /// Both said something of each message.
+    pub(crate) fn compare(&mut self, compared: &Compared<'_>) {
+        let Compared {
+            settled, columns, ..
+        } = *compared;
+        let current = Side {
+            live: &settled.live,
+            columns: &settled.columns,
+            verdict: &settled.verdict,
+        };
+        let shadow = Side {
+            live: compared.shadow,
+            columns,
+            verdict: compared.verdict,
+        };
+        let mut at = [
+            Cursor::at(current, compared.range.start),
+            Cursor::at(shadow, 0),
+        ];
+        for (place, message) in compared.range.clone().enumerate() {
+            let [ours, theirs] = &mut at;
+            let (ours, theirs) = (ours.next(message), theirs.next(place));
+            self.compared += 1;
+            let Some(kind) = difference((current, &ours), (shadow, &theirs)) else {
+                self.alike += 1;
+                continue;
+            };
+            let kind = self.count(kind);
+            if self.has_room_for(&kind) {
+                self.samples.push(ShadowSample {
+                    topic: settled.topic.clone(),
+                    partition: settled.partition,
+                    offset: settled.offsets[message],
+                    key: settled.columns.key(message).map(|key| text(key, 256)),
+                    differs: kind,
+                    current: said(current, &ours),
+                    shadow: said(shadow, &theirs),
+                });
+            }
+        }
+    }
+
+    fn count(&mut self, kind: Option<String>) -> String {
+        let Some(mut kind) = kind else {
+            self.outputs += 1;
+            return "outputs".to_owned();
+        };
+        if self.outcomes.len() >= SHADOW_KINDS_MAX && !self.outcomes.contains_key(&kind) {
+            OTHER_KINDS.clone_into(&mut kind);
+        }
+        *self.outcomes.entry(kind.clone()).or_default() += 1;
+        kind
+    }
+
+    fn has_room_for(&self, kind: &str) -> bool {
+        let alike = self.samples.iter().filter(|sample| sample.differs == kind);
+        self.samples.len() < SHADOW_SAMPLES_MAX && alike.count() < SHADOW_SAMPLES_PER_KIND_MAX
+    }
+}
+
+/// Walks through an answer, message by message.
+struct Cursor<'a> {
+    verdict: &'a Verdict,
+    failed: usize,
+    output: usize,
+}
+
+/// What an answer says of one message.
+struct Share<'a> {
+    failed: Option<&'a Failed>,
+    outputs: Range<usize>,
+}
+
+impl<'a> Cursor<'a> {
+    fn at(side: Side<'a>, message: usize) -> Self {
+        let verdict = side.verdict;
+        let outputs = &verdict.outputs;
+        let count = outputs.len();
+        Self {
+            verdict,
+            failed: verdict.failed.partition_point(|f| f.message < message),
+            output: (0..count)
+                .find(|&output| outputs.source(output) >= message)
+                .unwrap_or(count),
+        }
+    }
+
+    fn next(&mut self, message: usize) -> Share<'a> {
+        let verdict = self.verdict;
+        let failed = verdict.failed.get(self.failed);
+        let failed = failed.filter(|failed| failed.message == message);
+        self.failed += usize::from(failed.is_some());
+        let (start, outputs) = (self.output, &verdict.outputs);
+        while self.output < outputs.len() && outputs.source(self.output) == message {
+            self.output += 1;
+        }
+        Share {
+            failed,
+            outputs: start..self.output,
+        }
+    }
+}
+
+/// `None` if both say the same; else the kind of difference, which is `Some(None)` if only the outputs differ.
+#[allow(clippy::option_option, reason = "said above")]
+fn difference(
+    ours: (Side<'_>, &Share<'_>),
+    theirs: (Side<'_>, &Share<'_>),
+) -> Option<Option<String>> {
+    let outcomes = [outcome(ours.1), outcome(theirs.1)];
+    if outcomes[0] != outcomes[1] {
+        return Some(Some(outcomes.join(" -> ")));
+    }
+    let pairs = ours.1.outputs.clone().zip(theirs.1.outputs.clone());
+    let alike = ours.1.outputs.len() == theirs.1.outputs.len()
+        && pairs
+            .into_iter()
+            .all(|(a, b)| same_output((ours.0, a), (theirs.0, b)));
+    (!alike).then_some(None)
+}
+
+fn outcome(share: &Share<'_>) -> String {
+    match share.failed {
+        None if share.outputs.is_empty() => "ack".to_owned(),
+        None => "emit".to_owned(),
+        Some(failed) if failed.class == failed.cause.as_str() => failed.class.clone(),
+        Some(failed) => format!("{} {}", failed.cause.as_str(), failed.class),
+    }
+}
+
+fn same_output(ours: (Side<'_>, usize), theirs: (Side<'_>, usize)) -> bool {
+    let ((x, i), (y, j)) = (ours, theirs);
+    let (a, b) = (&x.verdict.outputs, &y.verdict.outputs);
+    topic_name(x, i) == topic_name(y, j)
+        && a.partition(i) == b.partition(j)
+        && a.key(i, x.columns) == b.key(j, y.columns)
+        && a.value(i, x.columns) == b.value(j, y.columns)
+        && headers(a, i, x.columns).eq(headers(b, j, y.columns))
+}
+
+/// An output's headers: its own, or those of its source.
+fn headers<'a>(
+    outputs: &'a Outputs,
+    output: usize,
+    columns: &'a ColumnBatch,
+) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
+    let own = outputs.own_headers(output, columns);
+    let inherited = own
+        .is_none()
+        .then(|| columns.headers(outputs.source(output)));
+    own.into_iter()
+        .flatten()
+        .chain(inherited.into_iter().flatten())
+}
+
+fn topic_name<'a>(side: Side<'a>, output: usize) -> &'a str {
+    let topic = side.verdict.outputs.topic(output) as usize;
+    let found = side.live.outputs.topics.get(topic);
+    found.map_or("", |output| output.topic.spec.name.as_str())
+}
+
+fn said(side: Side<'_>, share: &Share<'_>) -> Said {
+    let reason = share.failed.map(|failed| cut(failed.reason.clone(), 256));
+    let shown = share.outputs.clone().take(SAMPLE_OUTPUTS_MAX);
+    Said {
+        outcome: outcome(share),
+        reason: reason.filter(|reason| !reason.is_empty()),
+        output_count: share.outputs.len(),
+        outputs: shown.map(|output| said_output(side, output)).collect(),
+    }
+}
+
+fn said_output(side: Side<'_>, output: usize) -> SaidOutput {
+    // Half of the bytes are the current revision's; a value may take half of its output's.
+    let bytes_max = SHADOW_SAMPLE_BYTES_MAX / 2 / SAMPLE_OUTPUTS_MAX;
+    let outputs = &side.verdict.outputs;
+    let header = |(name, value): (&[u8], Option<&[u8]>)| {
+        let value = value.map_or_else(String::new, |value| text(value, bytes_max / 32));
+        format!("{}: {value}", text(name, bytes_max / 32))
+    };
+    SaidOutput {
+        topic: topic_name(side, output).to_owned(),
+        partition: outputs.partition(output),
+        key: outputs
+            .key(output, side.columns)
+            .map(|key| text(key, bytes_max / 8)),
+        value: outputs
+            .value(output, side.columns)
+            .map(|value| text(value, bytes_max / 2)),
+        headers: headers(outputs, output, side.columns)
+            .take(4)
+            .map(header)
+            .collect(),
+    }
+}
+
+/// The bytes as text, cut.
+fn text(bytes: &[u8], bytes_max: usize) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(bytes_max)]).into_owned();
+    match bytes.len() > bytes_max {
+        true => text + "…",
+        false => text,
+    }
+}

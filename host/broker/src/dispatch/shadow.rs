@@ -1,0 +1,231 @@
+//! A shadow: a revision that is called with the batches of the current one, after they are settled, and whose answers only count for
+//! a report. Each worker has one queue to it, of few batches; what finds it full is skipped and counted. Nobody waits for a shadow,
+//! but where it reads state: then it has to be asked before the commit, and is given about as long as the current revision took.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::state::{StateAttempt, StateTable};
+use millrace_model::bounds::SHADOW_QUEUE_BATCHES_MAX;
+use millrace_model::{ColumnBatch, Offset, PartitionId, Timestamp, TopicName};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::Live;
+use super::answer::Verdict;
+use super::comparison::{Compared, ShadowReport};
+use crate::columns;
+use crate::handler::CallError;
+
+/// Calls that one batch is worth: enough to find one message that takes a batch of a thousand down.
+const CALLS_MAX: usize = 24;
+/// A shadow that let a call time out rests so many times as long.
+const REST_FACTOR: u32 = 9;
+/// What a call before the commit is given at the least.
+const GLANCE_MIN: Duration = Duration::from_millis(5);
+/// After a call that came too late so many batches are skipped.
+const LATE_SKIPS: u32 = 100;
+
+/// A revision that is only looked at.
+pub(crate) struct Shadow {
+    pub(crate) live: Arc<Live>,
+    pub(crate) report: Arc<Mutex<ShadowReport>>,
+}
+
+impl Shadow {
+    /// Nothing compared yet.
+    pub(crate) fn new(live: Arc<Live>, since: Timestamp) -> Self {
+        let report = ShadowReport::new(live.revision, since);
+        Self {
+            report: Arc::new(Mutex::new(report)),
+            live,
+        }
+    }
+
+    fn uses_state(&self) -> bool {
+        self.live.handler.uses_state()
+    }
+}
+
+/// A batch that the current revision has settled.
+pub(crate) struct Settled {
+    pub(crate) topic: TopicName,
+    pub(crate) partition: PartitionId,
+    pub(crate) columns: Arc<ColumnBatch>,
+    pub(crate) offsets: Vec<Offset>,
+    /// The revision that settled it, and how.
+    pub(crate) live: Arc<Live>,
+    pub(crate) verdict: Verdict,
+    /// What the shadow answered, if it was asked before the commit.
+    pub(crate) glance: Option<Result<Verdict, CallError>>,
+}
+
+/// One worker's way to the shadow.
+pub(crate) struct Echo {
+    pub(crate) shadow: Arc<Shadow>,
+    queue: mpsc::Sender<Settled>,
+    /// The call before a commit that came too late, while it still runs.
+    late: Option<JoinHandle<()>>,
+    skips: u32,
+}
+
+impl Echo {
+    /// Starts to listen.
+    pub(crate) fn new(shadow: Arc<Shadow>) -> Self {
+        let (queue, settled) = mpsc::channel(SHADOW_QUEUE_BATCHES_MAX);
+        tokio::spawn(listen(Arc::clone(&shadow), settled));
+        Self {
+            shadow,
+            queue,
+            late: None,
+            skips: 0,
+        }
+    }
+
+    /// Gives a settled batch to the shadow if it has time for it.
+    pub(crate) fn offer(&self, settled: Settled) {
+        let messages = settled.offsets.len();
+        let unseen = self.shadow.uses_state() && settled.glance.is_none();
+        if unseen || self.queue.try_send(settled).is_err() {
+            self.shadow.report.lock().skip(messages);
+        }
+    }
+
+    /// Asks a shadow that uses state before the commit: now the state is what the current revision's batch saw. Waits for as long
+    /// as that one took, and a little; `None` if there is no answer by then.
+    pub(crate) async fn glance(
+        &mut self,
+        columns: &Arc<ColumnBatch>,
+        table: Arc<StateTable>,
+        now: Timestamp,
+        took: Duration,
+    ) -> Option<Result<Verdict, CallError>> {
+        self.late.take_if(|late| late.is_finished());
+        if self.late.is_some() || self.skips > 0 {
+            self.skips = self.skips.saturating_sub(1);
+            return None;
+        }
+        let (live, columns) = (Arc::clone(&self.shadow.live), Arc::clone(columns));
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let call = tokio::spawn(async move {
+            let attempt = StateAttempt::new(table, now, columns.len());
+            let called = live.handler.process_with_state(&columns, Box::new(attempt));
+            let verdict = match called.await {
+                Ok((answer, _)) => checked(&live, answer, &columns),
+                Err(error) => Err(error),
+            };
+            // Nobody waits for it any more if it came too late.
+            let _ = answer.send(verdict);
+        });
+        match tokio::time::timeout(took.max(GLANCE_MIN), answered).await {
+            Ok(answered) => answered.ok(),
+            Err(_) => {
+                self.late = Some(call);
+                self.skips = LATE_SKIPS;
+                None
+            }
+        }
+    }
+}
+
+fn checked(
+    live: &Live,
+    answer: millrace_model::Answer,
+    columns: &ColumnBatch,
+) -> Result<Verdict, CallError> {
+    let outputs_max = live.spec.limits.answer_outputs_max as usize;
+    Verdict::of(answer, columns, &live.outputs, outputs_max)
+}
+
+/// Compares batches until the worker is gone.
+async fn listen(shadow: Arc<Shadow>, mut queue: mpsc::Receiver<Settled>) {
+    while let Some(mut settled) = queue.recv().await {
+        if queue.is_closed() {
+            return;
+        }
+        let timed_out = match settled.glance.take() {
+            Some(answer) => {
+                let whole = 0..settled.offsets.len();
+                judge(&shadow, &settled, whole, &settled.columns, answer);
+                false
+            }
+            None => replay(&shadow, &settled).await,
+        };
+        if timed_out {
+            let call_ms_max = shadow.live.spec.limits.call_ms_max;
+            tokio::time::sleep(Duration::from_millis(call_ms_max) * REST_FACTOR).await;
+        }
+    }
+}
+
+/// Calls the shadow with the batch; with its halves if that fails, and so on, so that one bad message does not hide all others.
+/// Whether a call timed out.
+async fn replay(shadow: &Shadow, settled: &Settled) -> bool {
+    let mut ranges = VecDeque::new();
+    ranges.push_back(0..settled.offsets.len());
+    let mut calls = 0;
+    while let Some(range) = ranges.pop_front() {
+        let columns = match range.len() == settled.offsets.len() {
+            true => Arc::clone(&settled.columns),
+            false => Arc::new(columns::select(&settled.columns, range.clone())),
+        };
+        calls += 1;
+        let live = &shadow.live;
+        let answer = live.handler.process(&columns).await;
+        let answer = answer.and_then(|answer| checked(live, answer, &columns));
+        let (timed_out, splits) = match &answer {
+            Err(CallError::Timeout(_)) => (true, false),
+            Err(CallError::Unavailable(_) | CallError::Host(_)) | Ok(_) => (false, false),
+            Err(_) => (false, range.len() > 1 && calls < CALLS_MAX),
+        };
+        if splits {
+            let middle = range.start + range.len() / 2;
+            ranges.push_front(middle..range.end);
+            ranges.push_front(range.start..middle);
+            if let Err(error) = &answer {
+                shadow.report.lock().call_failed(error);
+            }
+            continue;
+        }
+        judge(shadow, settled, range, &columns, answer);
+        if timed_out {
+            let left: usize = ranges.iter().map(Range::len).sum();
+            shadow.report.lock().skip(left);
+            return true;
+        }
+    }
+    false
+}
+
+/// Compares what the shadow said of a part of the batch.
+fn judge(
+    shadow: &Shadow,
+    settled: &Settled,
+    range: Range<usize>,
+    columns: &ColumnBatch,
+    answer: Result<Verdict, CallError>,
+) {
+    let mut report = shadow.report.lock();
+    let verdict = match answer {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            report.call_failed(&error);
+            let says_nothing = matches!(error, CallError::Unavailable(_) | CallError::Host(_));
+            if range.len() > 1 || says_nothing {
+                report.not_answered(range.len());
+                return;
+            }
+            Verdict::alone(&error, None)
+        }
+    };
+    report.compare(&Compared {
+        settled,
+        range,
+        shadow: &shadow.live,
+        columns,
+        verdict: &verdict,
+    });
+}

@@ -1,0 +1,312 @@
+//! Two revisions at work: the current one and a canary, which takes the messages of a share of the keys. A batch is of one side.
+//! What a batch meets of the other side is set aside as parked messages are, and makes that side's next batch.
+//!
+//! A key never changes sides while the share stays, and whatever side runs it, messages of one key follow each other: parked ones
+//! come first, and the worker runs one batch at a time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use metrics::{Counter, counter};
+use millrace_model::bounds::CANARY_ASIDE_MESSAGES_MAX;
+use millrace_model::processor::Order;
+use millrace_model::{Offset, Parked, ProcessorName};
+use serde::Serialize;
+
+use super::Live;
+use super::delivery::Counts;
+use super::gate::Gate;
+
+/// Which revision a batch is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Side {
+    #[default]
+    Current,
+    Canary,
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Current => Self::Canary,
+            Self::Canary => Self::Current,
+        }
+    }
+}
+
+/// A revision that takes a share of the messages.
+pub(crate) struct Canary {
+    pub(crate) live: Arc<Live>,
+    pub(crate) percent: u32,
+    /// Its own breaker. Once it opens, the canary is out: all messages are the current revision's.
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) tally: Arc<Tally>,
+}
+
+/// What became of the messages of one side since the canary began on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SideStatus {
+    /// The revision.
+    pub revision: u32,
+    /// Messages that it processed.
+    pub messages: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Calls that failed as a whole.
+    pub failed_calls: u64,
+    /// Messages that it gave up.
+    pub dead_letters: u64,
+}
+
+/// Counts both sides.
+pub(crate) struct Tally {
+    current: Count,
+    canary: Count,
+}
+
+struct Count {
+    messages: AtomicU64,
+    failed: AtomicU64,
+    failed_calls: AtomicU64,
+    dead_letters: AtomicU64,
+    ok_total: Counter,
+    failed_total: Counter,
+}
+
+impl Tally {
+    /// Nothing counted yet.
+    pub(crate) fn new(processor: &ProcessorName) -> Self {
+        Self {
+            current: Count::new(processor, "current"),
+            canary: Count::new(processor, "canary"),
+        }
+    }
+
+    /// A batch of this side was committed.
+    pub(crate) fn committed(&self, side: Side, counts: Counts) {
+        let count = self.of(side);
+        let add = |to: &AtomicU64, number| to.fetch_add(number, Ordering::Relaxed);
+        add(&count.messages, counts.ok + counts.failed);
+        add(&count.failed, counts.failed);
+        add(&count.dead_letters, counts.dead_letters);
+        count.ok_total.increment(counts.ok);
+        count.failed_total.increment(counts.failed);
+    }
+
+    /// A call of this side failed as a whole.
+    pub(crate) fn call_failed(&self, side: Side) {
+        let failed = &self.of(side).failed_calls;
+        failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What became of a side.
+    pub(crate) fn status(&self, side: Side, revision: u32) -> SideStatus {
+        let count = self.of(side);
+        let read = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        SideStatus {
+            revision,
+            messages: read(&count.messages),
+            failed: read(&count.failed),
+            failed_calls: read(&count.failed_calls),
+            dead_letters: read(&count.dead_letters),
+        }
+    }
+
+    fn of(&self, side: Side) -> &Count {
+        match side {
+            Side::Current => &self.current,
+            Side::Canary => &self.canary,
+        }
+    }
+}
+
+impl Count {
+    fn new(processor: &ProcessorName, side: &'static str) -> Self {
+        let total = |outcome: &'static str| counter!("millrace_canary_messages_total", "processor" => processor.to_string(), "side" => side, "outcome" => outcome);
+        Self {
+            messages: AtomicU64::default(),
+            failed: AtomicU64::default(),
+            failed_calls: AtomicU64::default(),
+            dead_letters: AtomicU64::default(),
+            ok_total: total("ok"),
+            failed_total: total("failed"),
+        }
+    }
+}
+
+/// Whether a message is in the canary's share: by its key, and without one by its offset.
+pub(crate) fn side_of(percent: u32, key: Option<&[u8]>, offset: Offset) -> Side {
+    let hash = match key {
+        Some(key) => key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }),
+        None => offset.0,
+    };
+    match scattered(hash) % 100 < u64::from(percent) {
+        true => Side::Canary,
+        false => Side::Current,
+    }
+}
+
+/// Spreads what differs in few bits over all of them (the end of SplitMix64).
+fn scattered(mut bits: u64) -> u64 {
+    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// How one batch is cut for a side. Whether a message may be taken is asked here, in the order in which they are met.
+#[derive(Clone, Debug)]
+pub(crate) struct Split {
+    percent: u32,
+    in_line: bool,
+    /// The side of the batch, once something was taken.
+    side: Option<Side>,
+    /// The side to take if there is a choice.
+    prefers: Side,
+    /// Messages that may still be set aside.
+    aside_max: usize,
+    /// Messages and bytes of a batch of the current revision, and of the canary.
+    bounds: [(usize, usize); 2],
+}
+
+/// What is to be done with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sorted {
+    /// It is of the batch's side.
+    Take,
+    /// It waits for the other side's next batch.
+    Aside,
+    /// The batch ends before it.
+    End,
+}
+
+impl Split {
+    /// For a batch that follows one of the side `before`; it takes the other one where both wait. The parts of a batch that is tried
+    /// again in parts (`again`) are of one side.
+    pub(crate) fn new(
+        percent: u32,
+        order: Order,
+        before: Side,
+        again: bool,
+        bounds: [(usize, usize); 2],
+    ) -> Self {
+        Self {
+            percent,
+            in_line: order == Order::Partition,
+            side: None,
+            prefers: if again { before } else { before.other() },
+            aside_max: 0,
+            bounds,
+        }
+    }
+
+    /// Messages and bytes of the batch at the most.
+    pub(crate) fn bounds(&self) -> (usize, usize) {
+        self.bounds[usize::from(self.side() == Side::Canary)]
+    }
+
+    /// The side of the batch so far.
+    pub(crate) fn side(&self) -> Side {
+        self.side.unwrap_or_default()
+    }
+
+    /// Parked messages with these keys and offsets are about to be taken: settles for which side.
+    pub(crate) fn choose<'a>(
+        &mut self,
+        mut messages: impl Iterator<Item = (Option<&'a [u8]>, Offset)>,
+    ) {
+        let Some((key, offset)) = messages.next() else {
+            return;
+        };
+        let first = side_of(self.percent, key, offset);
+        let is_preferred = |(key, offset)| side_of(self.percent, key, offset) == self.prefers;
+        let other = !self.in_line && first != self.prefers && messages.any(is_preferred);
+        self.side = Some(if other { self.prefers } else { first });
+    }
+
+    /// New messages follow. Only the larger side sets others aside, and only so many: what it leaves is a small part of what it takes.
+    pub(crate) fn begin_new(&mut self, parked: &[Parked], again: bool) {
+        let larger = match self.percent > 50 {
+            true => Side::Canary,
+            false => Side::Current,
+        };
+        if self.side.is_none() && !again {
+            self.prefers = larger;
+        }
+        if self.in_line || self.side.unwrap_or(self.prefers) != larger {
+            return;
+        }
+        let waiting = parked.iter().filter(|p| p.due.is_none()).count();
+        self.aside_max = CANARY_ASIDE_MESSAGES_MAX.saturating_sub(waiting);
+    }
+
+    /// What is to be done with a parked message.
+    pub(crate) fn sort_parked(&mut self, key: Option<&[u8]>, offset: Offset) -> Sorted {
+        let side = side_of(self.percent, key, offset);
+        match *self.side.get_or_insert(side) == side {
+            true => Sorted::Take,
+            false if self.in_line => Sorted::End,
+            false => Sorted::Aside,
+        }
+    }
+
+    /// What is to be done with a new message.
+    pub(crate) fn sort_new(&mut self, key: Option<&[u8]>, offset: Offset) -> Sorted {
+        let side = side_of(self.percent, key, offset);
+        let wanted = match self.side {
+            Some(side) => side,
+            // There is no choice: the batch is for whoever comes first.
+            None if self.aside_max == 0 => side,
+            None => self.prefers,
+        };
+        if side == wanted {
+            self.side = Some(side);
+            return Sorted::Take;
+        }
+        match self.aside_max {
+            0 => Sorted::End,
+            _ => {
+                self.aside_max -= 1;
+                Sorted::Aside
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sides(percent: u32) -> Vec<Side> {
+        let keys = (0..2_000).map(|n| format!("customer-{n}"));
+        keys.map(|key| side_of(percent, Some(key.as_bytes()), Offset(0)))
+            .collect()
+    }
+
+    #[test]
+    fn a_share_of_the_keys_is_about_what_was_asked_for_and_a_larger_one_holds_the_smaller() {
+        let mut before = sides(0);
+        assert!(before.iter().all(|side| *side == Side::Current));
+        for percent in [1, 10, 20, 50, 99, 100] {
+            let now = sides(percent);
+            let share = now.iter().filter(|side| **side == Side::Canary).count();
+            let wanted = percent as usize * 20;
+            assert!(share.abs_diff(wanted) < 60, "{share} of {wanted}");
+            let left = before
+                .iter()
+                .zip(&now)
+                .any(|(before, now)| (*before, *now) == (Side::Canary, Side::Current));
+            assert!(!left, "at {percent} %");
+            before = now;
+        }
+    }
+
+    #[test]
+    fn messages_without_a_key_are_shared_out_by_their_offsets() {
+        let side = |offset| side_of(20, None, Offset(offset));
+        let share = (0..1_000).filter(|&o| side(o) == Side::Canary).count();
+        assert!((150..250).contains(&share), "{share}");
+    }
+}

@@ -1,0 +1,57 @@
+//! What of a decision goes into the transaction: outputs, packed as their topics want it, and dead letters.
+
+use millrace_engine::{Append, CommitError};
+use millrace_model::{Compression, PartitionId, RecordBatch, Topic, TopicPartition};
+
+use super::Worker;
+use crate::dispatch::delivery::Effects;
+use crate::dispatch::{Live, OutputTopic};
+use crate::packing;
+
+impl Worker {
+    /// Compresses outputs as their topics want it now. Dead letters stay plain: there are few, and people read them.
+    pub(super) async fn pack(&self, live: &Live, effects: &mut Effects) {
+        let compression = |output: &OutputTopic| {
+            let topic = self.context.engine.topic(&output.topic.spec.name);
+            topic.map_or(Compression::None, |topic| topic.spec.settings.compression)
+        };
+        let codecs: Vec<Compression> = live.outputs.topics.iter().map(compression).collect();
+        let batches = effects.outputs.iter().map(|output| output.2.clone());
+        let codec = |output: usize| codecs[effects.outputs[output].0 as usize];
+        let packed = packing::packed(batches.collect(), codec).await;
+        for (output, batch) in effects.outputs.iter_mut().zip(packed) {
+            output.2 = batch;
+        }
+    }
+
+    pub(super) fn appends(
+        &self,
+        live: &Live,
+        effects: &mut Effects,
+    ) -> Result<Vec<Append>, CommitError> {
+        let topics = &live.outputs.topics;
+        let outputs = effects.outputs.drain(..).map(|(topic, partition, batch)| {
+            append(&topics[topic as usize].topic, PartitionId(partition), batch)
+        });
+        let letters = effects
+            .dead_letters
+            .drain(..)
+            .map(|batch| append(&self.input.dead_letters, self.input.partition, batch));
+        outputs.chain(letters).collect()
+    }
+}
+
+/// Never leaves a batch out: what has nowhere to go fails the commit.
+fn append(
+    topic: &Topic,
+    partition: PartitionId,
+    batch: RecordBatch,
+) -> Result<Append, CommitError> {
+    let place = TopicPartition {
+        topic: topic.id,
+        partition,
+    };
+    let partition = topic.partition(partition);
+    let partition = partition.ok_or(CommitError::UnknownPartition(place))?;
+    Ok(Append { partition, batch })
+}

@@ -1,0 +1,57 @@
+//! What the worker shows to a shadow: the batches that it has settled, and if the shadow uses state, those that it is about to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Worker;
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::batcher::Batch;
+use crate::dispatch::shadow::{Echo, Settled};
+use crate::dispatch::{Command, Live};
+use crate::handler::CallError;
+
+/// What a shadow said before the commit, if it was asked.
+pub(super) type Glance = Option<Result<Verdict, CallError>>;
+
+impl Worker {
+    /// Listens to the shadow that there is now.
+    pub(super) fn attend(&mut self, command: &Command) {
+        let heard = self.echo.as_ref().map(|echo| Arc::as_ptr(&echo.shadow));
+        if heard != command.shadow.as_ref().map(Arc::as_ptr) {
+            self.echo = command.shadow.clone().map(Echo::new);
+        }
+    }
+
+    /// Asks a shadow that uses state, while nobody else can write any.
+    pub(super) async fn glance(&mut self, batch: &Batch, took: Duration) -> Glance {
+        let shadow = &self.echo.as_ref()?.shadow;
+        let live = Arc::clone(&shadow.live);
+        let home = self.home(&live).ok()??;
+        let now = self.now();
+        let echo = self.echo.as_mut()?;
+        echo.glance(&batch.columns, home.table, now, took).await
+    }
+
+    /// Shows the shadow what was settled.
+    pub(super) fn show_shadow(
+        &self,
+        live: &Arc<Live>,
+        batch: &Batch,
+        verdict: Verdict,
+        glance: Glance,
+    ) {
+        let Some(echo) = &self.echo else { return };
+        echo.offer(Settled {
+            topic: self.input.topic.spec.name.clone(),
+            partition: self.input.partition,
+            columns: Arc::clone(&batch.columns),
+            offsets: batch.offsets.clone(),
+            live: Arc::clone(live),
+            verdict: Verdict {
+                state: None,
+                ..verdict
+            },
+            glance,
+        });
+    }
+}

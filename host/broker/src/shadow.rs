@@ -1,0 +1,63 @@
+//! Shadows: a revision is called beside the current one, and its answers only count for a report. Which revision it is stands in the
+//! catalogue; the report is in memory, and begins anew with the host.
+
+use millrace_model::{ChangeKind, Processor, ProcessorName, ProcessorSpec, Shadow};
+
+use crate::broker::Broker;
+use crate::canary::check_beside;
+use crate::dispatch::comparison::ShadowReport;
+use crate::history::end_trials;
+use crate::processors::ProcessorError;
+
+impl Broker {
+    /// Makes a revision that is shown what the current one settles. A revision on trial that is there already ends; one of the same
+    /// specification is shadowed from now on.
+    ///
+    /// # Errors
+    /// [`ProcessorError`]; nothing has changed then.
+    pub async fn deploy_shadow(
+        &self,
+        name: &ProcessorName,
+        spec: ProcessorSpec,
+    ) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(name)?.processor;
+        check_beside(&processor, &spec)?;
+        let revision = self.tried(&mut processor, spec);
+        let same = processor.shadow.as_ref().map(|shadow| shadow.revision);
+        if same == Some(revision) {
+            return Ok(processor);
+        }
+        end_trials(&mut processor);
+        processor.shadow = Some(Shadow {
+            revision,
+            since: self.inner.clock.wall(),
+        });
+        self.record(&mut processor, ChangeKind::Shadow, revision, None);
+        self.change(processor).await
+    }
+
+    /// Ends the shadow. Its report is gone.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn end_shadow(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(name)?.processor;
+        if processor.shadow.is_none() {
+            return Err(ProcessorError::NoTrial(name.clone()));
+        }
+        self.withdraw(&mut processor, None);
+        self.change(processor).await
+    }
+
+    /// How the processor's shadow compares, since it began on this host.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub fn shadow_report(&self, name: &ProcessorName) -> Result<ShadowReport, ProcessorError> {
+        self.known(name)?;
+        let report = self.inner.supervisor.shadow(name);
+        report.ok_or_else(|| ProcessorError::NoTrial(name.clone()))
+    }
+}

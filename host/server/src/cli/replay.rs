@@ -1,0 +1,132 @@
+//! `processor replay`: a range of time once more through a revision, into another topic.
+
+use std::time::Duration;
+
+use millrace_model::{ProcessorName, TopicName};
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::Output;
+use super::processor::path;
+use super::table::{cell, items, when};
+use crate::units::moment_ms;
+
+/// How often `--wait` looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+const HELP: &str = "\
+The replay is a processor of its own, with empty state, retries and dead letters of its own. All outputs go to --into, whatever topic
+they name. What it reads is fixed when it is made. When its partitions are done it may be deleted.
+
+Examples:
+  millrace processor replay shout --from 2026-11-21T10:00:00Z --until 2026-11-21T11:00:00Z --into loud-again
+  millrace processor replay shout --revision 3 --from 2026-11-21T10:00:00Z --into loud-3 --as check-3 --wait
+  millrace processor delete check-3 --reset-state";
+
+#[derive(clap::Args)]
+#[command(after_help = HELP)]
+pub(super) struct ReplayArgs {
+    /// The processor whose input is replayed
+    name: ProcessorName,
+    /// Through which revision; the current one without
+    #[arg(long)]
+    revision: Option<u32>,
+    /// From the first message of this date and time or later
+    #[arg(long, value_name = "TIME", value_parser = moment_ms)]
+    from: u64,
+    /// Up to, and without, the first message of this date and time or later; all that there is without
+    #[arg(long, value_name = "TIME", value_parser = moment_ms)]
+    until: Option<u64>,
+    /// The topic that takes all outputs
+    #[arg(long, value_name = "TOPIC")]
+    into: TopicName,
+    /// The name of the processor that does it; NAME-replay-1 or the next one without
+    #[arg(long = "as", value_name = "NAME")]
+    as_name: Option<ProcessorName>,
+    /// Wait until all of it is settled
+    #[arg(long)]
+    wait: bool,
+}
+
+pub(super) fn run(args: &ReplayArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    let mut body = json!({"from": args.from, "into": args.into});
+    let optional = [
+        ("revision", json!(args.revision)),
+        ("until", json!(args.until)),
+        ("as", json!(args.as_name)),
+    ];
+    for (field, value) in optional {
+        if !value.is_null() {
+            body[field] = value;
+        }
+    }
+    let answer = client.send(Method::POST, &path(&args.name, "/replay"), &body)?;
+    if !args.wait {
+        return out.answer(&answer, made);
+    }
+    let name = cell(&answer["name"]);
+    loop {
+        let status = client.get(&format!("/v1/processors/{name}"))?;
+        if is_done(&status) {
+            return out.answer(&status, |_| format!("{name} is done"));
+        }
+        if let Some(state) = stopped(&status) {
+            return Err(Failure::failed(format!(
+                "{name} does not go on: {state}; see `millrace processor show {name}`"
+            )));
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+fn made(replay: &Value) -> String {
+    let name = cell(&replay["name"]);
+    let ranges = items(&replay["replay"]["ranges"]).iter();
+    let length = |range: &Value| {
+        let [first, end] = ["first", "end"].map(|field| range[field].as_u64().unwrap_or(0));
+        end.saturating_sub(first)
+    };
+    let offsets: u64 = ranges.map(length).sum();
+    format!(
+        "processor {name} replays {offsets} offsets into {}; `millrace processor show {name}` says how far it is",
+        cell(&replay["replay"]["into"])
+    )
+}
+
+fn is_done(processor: &Value) -> bool {
+    let mut partitions = items(&processor["partitions"]).iter();
+    let settled = |partition: &Value| {
+        partition["state"] == "done" || (partition["lag"] == 0 && partition["parked"] == 0)
+    };
+    !processor["replay"].is_null() && partitions.all(settled)
+}
+
+fn stopped(processor: &Value) -> Option<String> {
+    let mut states = items(&processor["partitions"])
+        .iter()
+        .map(|p| cell(&p["state"]));
+    states.find(|state| state.starts_with("stopped"))
+}
+
+/// What it replays, for `processor show`.
+pub(super) fn facts(processor: &Value) -> Vec<(&'static str, String)> {
+    let replay = &processor["replay"];
+    if replay.is_null() {
+        return Vec::new();
+    }
+    let [of, revision, into] = ["of", "revision", "into"].map(|field| cell(&replay[field]));
+    let until = match replay["until"].as_u64() {
+        Some(u64::MAX) | None => "all that there was".to_owned(),
+        Some(_) => when(&replay["until"]),
+    };
+    let from = when(&replay["from"]);
+    let text = format!("revision {revision} of {of} into {into}, from {from} until {until}");
+    let state = if is_done(processor) {
+        "done"
+    } else {
+        "not done yet"
+    };
+    vec![("replay", text), ("replayed", state.to_owned())]
+}

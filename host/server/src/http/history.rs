@@ -1,0 +1,175 @@
+//! A processor's history over HTTP: its revisions with what each changed, and what was done with it, by whom and when.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use millrace_model::{Change, Processor, ProcessorName, ProcessorSpec, Revision};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::error::{ApiError, ErrorBody};
+use super::query::InPath;
+use super::{App, Shared};
+
+/// What was done with a processor.
+#[derive(ToSchema)]
+#[schema(as = Change)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+pub(super) struct ChangeSchema {
+    /// Milliseconds since the Unix epoch.
+    at: u64,
+    /// Who asked for it, as far as they said; `host` is the host itself.
+    by: Option<String>,
+    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or `replay`.
+    what: String,
+    /// The revision that it is about.
+    revision: u32,
+    text: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct HistoryBody {
+    /// The number of the revision that takes the next batch.
+    current: u32,
+    /// Oldest first, as far as they are kept.
+    revisions: Vec<PastRevision>,
+    /// Oldest first, as far as they are kept.
+    #[schema(value_type = Vec<ChangeSchema>)]
+    changes: Vec<Change>,
+}
+
+/// A revision and what it changed.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PastRevision {
+    number: u32,
+    /// The module's digest.
+    module: String,
+    /// The module's tag, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tag: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    deployed_at: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deployed_by: Option<String>,
+    /// Whether it was never the current one.
+    trial: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    /// What differs from the revision that it was made after; empty where that one is no longer kept.
+    differs: Vec<Difference>,
+}
+
+/// One field of the spec.
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
+pub(super) struct Difference {
+    /// Its name, as `batch.messages_max`.
+    field: String,
+    #[schema(value_type = Object)]
+    before: Value,
+    #[schema(value_type = Object)]
+    after: Value,
+}
+
+/// A processor's revisions, what each changed, and what was done with it, by whom and when.
+#[utoipa::path(get, path = "/v1/processors/{name}/history", tag = "processors", params(("name" = String, Path,)), responses(
+    (status = 200, body = HistoryBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn show(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+) -> Result<Json<HistoryBody>, ApiError> {
+    let processor = app.status(&name).await?.processor;
+    let past = |revision| app.past(&processor, revision);
+    Ok(Json(HistoryBody {
+        current: processor.current,
+        revisions: processor.revisions.iter().map(past).collect(),
+        changes: processor.changes.clone(),
+    }))
+}
+
+impl App {
+    fn past(&self, processor: &Processor, revision: &Revision) -> PastRevision {
+        let module = self.broker.find_module(&revision.spec.module.to_string());
+        let before = revision.predecessor.and_then(|n| processor.revision(n));
+        PastRevision {
+            number: revision.number,
+            module: revision.spec.module.to_string(),
+            tag: module.and_then(|module| module.tag),
+            deployed_at: revision.deployed_at.0,
+            deployed_by: revision.deployed_by.clone(),
+            trial: revision.trial,
+            note: revision.note.clone(),
+            differs: before
+                .map_or_else(Vec::new, |before| differences(&before.spec, &revision.spec)),
+        }
+    }
+}
+
+fn differences(before: &ProcessorSpec, after: &ProcessorSpec) -> Vec<Difference> {
+    let (before, mut after) = (fields(before), fields(after));
+    let mut found = Vec::new();
+    for (field, before) in before {
+        let after = after.remove(&field).unwrap_or_default();
+        if before != after {
+            found.push(Difference {
+                field,
+                before,
+                after,
+            });
+        }
+    }
+    found.extend(after.into_iter().map(|(field, after)| Difference {
+        field,
+        before: Value::Null,
+        after,
+    }));
+    found
+}
+
+/// The fields of a spec, those of its groups one by one.
+fn fields(spec: &ProcessorSpec) -> BTreeMap<String, Value> {
+    let mut fields = BTreeMap::new();
+    let spec = serde_json::to_value(spec).unwrap_or_default();
+    for (name, value) in spec.as_object().into_iter().flatten() {
+        match value.as_object() {
+            Some(group) => fields.extend(
+                group
+                    .iter()
+                    .map(|(field, value)| (format!("{name}.{field}"), value.clone())),
+            ),
+            None => {
+                fields.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_model::{Digest, TopicName};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_differs_between_two_specs_is_named_field_by_field() {
+        let before: ProcessorSpec = serde_json::from_value(json!({
+            "topics": ["in"], "module": Digest([1; 32]).to_string(),
+        }))
+        .expect("a spec");
+        let mut after = before.clone();
+        after.batch.messages_max = 7;
+        after.output = Some(TopicName::parse("out").expect("a name"));
+        let found = differences(&before, &after);
+        let found: Vec<_> = found.iter().map(|d| (&d.field[..], &d.after)).collect();
+        assert_eq!(
+            found,
+            [("batch.messages_max", &json!(7)), ("output", &json!("out"))]
+        );
+        assert!(differences(&before, &before).is_empty());
+    }
+}

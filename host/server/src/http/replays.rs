@@ -1,0 +1,95 @@
+//! Replays over HTTP: a range of time once more through a revision, into another topic.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use millrace_broker::ReplayRequest;
+use millrace_model::{Processor, ProcessorName, Timestamp, TopicName};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::by::By;
+use super::error::{ApiError, ErrorBody};
+use super::openapi::ProcessorSchema;
+use super::query::InPath;
+use super::{Shared, to_the_end};
+
+/// What a processor reads that only replays.
+#[derive(ToSchema)]
+#[schema(as = Replay)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+pub(super) struct ReplaySchema {
+    /// The processor whose input it reads.
+    of: String,
+    revision: u32,
+    from: u64,
+    until: u64,
+    /// Where all outputs go.
+    into: String,
+    /// What that is in each partition that has any of it.
+    ranges: Vec<ReplayRangeSchema>,
+}
+
+#[derive(ToSchema)]
+#[schema(as = ReplayRange)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+struct ReplayRangeSchema {
+    topic: String,
+    partition: u32,
+    first: u64,
+    /// The offset after the last message.
+    end: u64,
+}
+
+/// What is to be replayed.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReplayBody {
+    /// Through which revision; the current one without.
+    revision: Option<u32>,
+    /// From the first message of this time or later, in milliseconds since the Unix epoch,
+    from: u64,
+    /// up to, and without, the first message of this time or later; all that there is without.
+    until: Option<u64>,
+    /// Where all outputs go, whatever topic they name. The processor must not read it.
+    #[schema(value_type = String)]
+    into: TopicName,
+    /// The name of the processor that does it; `NAME-replay-1` or the next one without.
+    #[serde(rename = "as")]
+    #[schema(value_type = Option<String>)]
+    name: Option<ProcessorName>,
+}
+
+/// Replays what the processor read in a range of time, through one of its revisions and into another topic. The replay is a processor of
+/// its own, with empty state; its partitions are `done` in the end, and then it may be deleted.
+#[utoipa::path(post, path = "/v1/processors/{name}/replay", tag = "processors", params(("name" = String, Path,)),
+    request_body = ReplayBody,
+    responses(
+        (status = 201, body = ProcessorSchema, description = "The processor that replays"),
+        (status = 404, body = ErrorBody, description = "The processor, the revision or a topic is unknown"),
+        (status = 422, body = ErrorBody, description = "Refused; nothing was made"),
+    )
+)]
+pub(super) async fn make(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    By(by): By,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Processor>), ApiError> {
+    let body: ReplayBody = app.take_json(&headers, body).await?;
+    let request = ReplayRequest {
+        revision: body.revision,
+        from: Timestamp(body.from),
+        until: Timestamp(body.until.unwrap_or(u64::MAX)),
+        into: body.into,
+        name: body.name,
+    };
+    let broker = app.broker.on_behalf_of(&by);
+    to_the_end(async move {
+        let replay = broker.replay(&name, request).await?;
+        Ok((StatusCode::CREATED, Json(replay)))
+    })
+    .await
+}

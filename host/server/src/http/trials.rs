@@ -1,0 +1,205 @@
+//! Revisions on trial over HTTP: a canary's share, a shadow's report, promotion.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use millrace_broker::ShadowReport;
+use millrace_model::{Processor, ProcessorName};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::by::By;
+use super::error::{ApiError, ErrorBody};
+use super::openapi::ProcessorSchema;
+use super::query::InPath;
+use super::{Shared, to_the_end};
+
+/// A revision that takes a share of the keys while another one is current.
+#[derive(ToSchema)]
+#[schema(as = Canary)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+pub(super) struct CanarySchema {
+    revision: u32,
+    /// Percentage of the keys.
+    percent: u32,
+    /// Milliseconds since the Unix epoch.
+    since: u64,
+}
+
+/// How a canary and the current revision do beside each other, since the canary began on this host.
+#[derive(ToSchema)]
+#[schema(as = CanaryStatus)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+pub(super) struct CanaryStatusSchema {
+    percent: u32,
+    canary: SideStatusSchema,
+    current: SideStatusSchema,
+    /// Why it takes no messages any more and is about to be withdrawn.
+    trouble: Option<String>,
+}
+
+/// A revision that is called beside the current one, and whose answers only count for a report.
+#[derive(ToSchema)]
+#[schema(as = Shadow)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+pub(super) struct ShadowSchema {
+    revision: u32,
+    /// Milliseconds since the Unix epoch.
+    since: u64,
+}
+
+/// How a shadow compares with the current revision, since it began on this host.
+#[derive(ToSchema)]
+#[schema(as = ShadowReport)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+pub(super) struct ShadowReportSchema {
+    revision: u32,
+    /// Milliseconds since the Unix epoch.
+    since: u64,
+    /// Messages of which both said something.
+    compared: u64,
+    /// Those of which they said the same.
+    alike: u64,
+    /// Messages with another outcome or class, by both: `emit -> reject too-old`.
+    outcomes: BTreeMap<String, u64>,
+    /// Messages with the same outcome and other outputs.
+    outputs: u64,
+    /// Calls of the shadow that failed, by cause.
+    failed_calls: BTreeMap<String, u64>,
+    /// Messages of which such calls left nothing to compare.
+    not_answered: u64,
+    /// Messages that the shadow was not asked about, because it was busy.
+    skipped: u64,
+    /// Some of the messages that differ.
+    samples: Vec<ShadowSampleSchema>,
+}
+
+/// A message of which both said different things.
+#[derive(ToSchema)]
+#[schema(as = ShadowSample)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+struct ShadowSampleSchema {
+    topic: String,
+    partition: u32,
+    offset: u64,
+    /// As text, cut.
+    key: Option<String>,
+    /// An entry of `outcomes`, or `outputs`.
+    differs: String,
+    current: SaidSchema,
+    shadow: SaidSchema,
+}
+
+/// What a revision said of a message.
+#[derive(ToSchema)]
+#[schema(as = Said)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+struct SaidSchema {
+    outcome: String,
+    reason: Option<String>,
+    output_count: usize,
+    /// The first few, as text, cut.
+    outputs: Vec<SaidOutputSchema>,
+}
+
+/// An output as text, cut.
+#[derive(ToSchema)]
+#[schema(as = SaidOutput)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+struct SaidOutputSchema {
+    topic: String,
+    partition: Option<u32>,
+    key: Option<String>,
+    value: Option<String>,
+    headers: Vec<String>,
+}
+
+/// What became of one side's messages.
+#[derive(ToSchema)]
+#[schema(as = SideStatus)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+struct SideStatusSchema {
+    revision: u32,
+    messages: u64,
+    /// Attempts that failed.
+    failed: u64,
+    /// Calls that failed as a whole.
+    failed_calls: u64,
+    dead_letters: u64,
+}
+
+/// A canary's share.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CanaryBody {
+    /// Percentage of the keys, 1 to 99; 0 withdraws it.
+    percent: u32,
+}
+
+/// Gives the canary another share of the keys. A larger share holds the smaller one: no key goes back.
+#[utoipa::path(post, path = "/v1/processors/{name}/canary", tag = "processors", params(("name" = String, Path,)),
+    request_body = CanaryBody,
+    responses(
+        (status = 200, body = ProcessorSchema),
+        (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "There is no canary"),
+        (status = 422, body = ErrorBody, description = "No such share"),
+    )
+)]
+pub(super) async fn canary(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    By(by): By,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Processor>, ApiError> {
+    let body: CanaryBody = app.take_json(&headers, body).await?;
+    let broker = app.broker.on_behalf_of(&by);
+    to_the_end(async move { Ok(Json(broker.set_canary(&name, body.percent).await?)) }).await
+}
+
+/// Makes the revision on trial the current one.
+#[utoipa::path(post, path = "/v1/processors/{name}/promote", tag = "processors", params(("name" = String, Path,)), responses(
+    (status = 200, body = ProcessorSchema),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "No revision is on trial"),
+))]
+pub(super) async fn promote(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    By(by): By,
+) -> Result<Json<Processor>, ApiError> {
+    let broker = app.broker.on_behalf_of(&by);
+    to_the_end(async move { Ok(Json(broker.promote(&name).await?)) }).await
+}
+
+/// How the processor's shadow compares with its current revision. In memory: it begins anew with the host.
+#[utoipa::path(get, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,)), responses(
+    (status = 200, body = ShadowReportSchema),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "There is no shadow"),
+))]
+pub(super) async fn shadow(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+) -> Result<Json<ShadowReport>, ApiError> {
+    Ok(Json(app.broker.shadow_report(&name)?))
+}
+
+/// Ends the shadow; its report is gone.
+#[utoipa::path(delete, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,)), responses(
+    (status = 200, body = ProcessorSchema),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "There is no shadow"),
+))]
+pub(super) async fn end_shadow(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    By(by): By,
+) -> Result<Json<Processor>, ApiError> {
+    let broker = app.broker.on_behalf_of(&by);
+    to_the_end(async move { Ok(Json(broker.end_shadow(&name).await?)) }).await
+}
