@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::delays::{Delays, Deliverer};
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
 use crate::handler::ModuleHost;
@@ -40,6 +41,8 @@ pub(crate) struct Inner {
     pub(crate) redrives: tokio::sync::Mutex<()>,
     /// Bytes of produce calls on their way to the engine.
     pub(crate) in_flight: Semaphore,
+    pub(crate) delays: Arc<Delays>,
+    pub(crate) deliverer: Deliverer,
     pub(crate) publish_seconds: Histogram,
     /// Messages received, by topic.
     pub(crate) received: Mutex<HashMap<TopicId, Counter>>,
@@ -65,9 +68,11 @@ impl Broker {
         modules: Arc<dyn ModuleHost>,
     ) -> Result<Self, ProcessorError> {
         let (alarms, heard) = mpsc::channel(ALARMS_MAX);
+        let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine));
         let context = Context {
             clock: Arc::clone(&clock),
             engine: Arc::clone(&engine),
+            delays: Arc::clone(&delays),
             alarms,
         };
         let broker = Self {
@@ -81,6 +86,8 @@ impl Broker {
                 changes: tokio::sync::Mutex::default(),
                 redrives: tokio::sync::Mutex::default(),
                 in_flight: Semaphore::new(PRODUCE_BYTES_IN_FLIGHT_MAX),
+                deliverer: Deliverer::start(Arc::clone(&delays)),
+                delays,
                 publish_seconds: histogram!("millrace_publish_seconds"),
                 received: Mutex::default(),
             }),
@@ -106,6 +113,7 @@ impl Broker {
     pub async fn stop(&self) {
         let _change = self.inner.changes.lock().await;
         self.inner.supervisor.stop_all().await;
+        self.inner.deliverer.stop().await;
         self.inner.engine.close().await;
     }
 

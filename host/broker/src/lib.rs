@@ -11,6 +11,7 @@
 mod broker;
 mod columns;
 mod dead_letters;
+mod delays;
 mod dispatch;
 mod fetch;
 pub mod handler;
@@ -31,6 +32,9 @@ pub use dead_letters::{
     DeadLetterGroup, DeadLetterGroups, DeadLetterPage, DeadLetterPlace, DeadLetterQuery, Digests,
     DryRun, DryRunOutcome, DryRunOutput, DryRunRequest, EditDigests, HeaderFilter, LetterEdit,
     RedriveRequest, RedriveWhich, Redriven, Redrives,
+};
+pub use delays::{
+    DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery, DelaysFull, NotADelayedId,
 };
 pub use dispatch::breaker::BreakerStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};

@@ -1,10 +1,10 @@
 //! Checks an answer before anybody believes it: every number, span, name and size. What comes out is sound.
 
 use millrace_model::bounds::{
-    ANSWER_OUTPUT_BYTES_MAX, BACKTRACE_BYTES_MAX, BATCH_MESSAGES_MAX, FAILURE_CLASS_BYTES_MAX,
-    MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
+    ANSWER_OUTPUT_BYTES_MAX, BACKTRACE_BYTES_MAX, BATCH_MESSAGES_MAX, DELAY_MS_MAX,
+    DELAYED_MESSAGE_BYTES_MAX, FAILURE_CLASS_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
 };
-use millrace_model::columns::{Detail, NONE, OutcomeCode};
+use millrace_model::columns::{Detail, NO_TIME, NONE, OutcomeCode};
 use millrace_model::{Answer, BatchBuilder, ColumnBatch, Timestamp};
 
 use millrace_engine::state::StateWrite;
@@ -178,6 +178,7 @@ impl Check<'_> {
         self.sources()?;
         let names = self.names()?;
         self.places(count, &names)?;
+        self.times()?;
         let bytes = self.sizes(count)?;
         Ok((names, bytes))
     }
@@ -190,6 +191,7 @@ impl Check<'_> {
             ("keys", answer.keys.len(), 2),
             ("values", answer.values.len(), 2),
             ("header-ends", answer.header_ends.len(), 1),
+            ("times", answer.times.len(), 2),
         ];
         for (column, length, width) in lengths {
             if length != 0 && length != count * width {
@@ -294,6 +296,19 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// What is stored is signed, as in Kafka; a larger number would come back as another one.
+    fn times(&self) -> Result<(), CallError> {
+        let beyond = |&ms: &u64| ms != NO_TIME && ms > i64::MAX as u64;
+        match self.answer.times.iter().position(|ms| beyond(ms)) {
+            None => Ok(()),
+            Some(at) => bad(format!(
+                "a time of output {} is {}; give milliseconds since the Unix epoch, or {NO_TIME} for none",
+                at / 2,
+                self.answer.times[at]
+            )),
+        }
+    }
+
     fn sizes(&self, count: usize) -> Result<usize, CallError> {
         let mut total = 0;
         for output in 0..count {
@@ -301,6 +316,11 @@ impl Check<'_> {
             if size > MESSAGE_BYTES_MAX {
                 return bad(format!(
                     "output {output} has {size} bytes; a message has at most {MESSAGE_BYTES_MAX}"
+                ));
+            }
+            if size > DELAYED_MESSAGE_BYTES_MAX && time(self.answer, output, 1).is_some() {
+                return bad(format!(
+                    "output {output} has {size} bytes; one with a time of delivery has at most {DELAYED_MESSAGE_BYTES_MAX}"
                 ));
             }
             total += size;
@@ -404,6 +424,12 @@ fn header_range(answer: &Answer, output: usize) -> std::ops::Range<usize> {
     start..answer.header_ends[output] as usize
 }
 
+/// An output's timestamp (0) or time of delivery (1).
+fn time(answer: &Answer, output: usize, which: usize) -> Option<Timestamp> {
+    let given = answer.times.get(output * 2 + which).copied();
+    given.filter(|&ms| ms != NO_TIME).map(Timestamp)
+}
+
 fn topic_of(answer: &Answer, names: &[u32], default: u32, output: usize) -> u32 {
     match answer.topics.get(output) {
         None | Some(&NONE) => default,
@@ -483,11 +509,35 @@ impl Outputs {
         })
     }
 
+    /// When it is delivered; `None` is at once.
+    pub(crate) fn deliver_at(&self, output: usize) -> Option<Timestamp> {
+        time(&self.answer, output, 1)
+    }
+
+    /// Its own, that of its delivery, or its source's.
+    fn timestamp(&self, output: usize, batch: &ColumnBatch) -> Timestamp {
+        let given = time(&self.answer, output, 0).or_else(|| self.deliver_at(output));
+        given.unwrap_or(Timestamp(batch.timestamps[self.source(output)]))
+    }
+
+    /// Whether all times of delivery are near enough.
+    pub(crate) fn check_delays(&self, now: Timestamp) -> Result<(), CallError> {
+        let latest = Timestamp(now.0.saturating_add(DELAY_MS_MAX));
+        let mut outputs = 0..self.answer.times.len() / 2;
+        let far = |output: &usize| self.deliver_at(*output).is_some_and(|due| due > latest);
+        match outputs.find(far) {
+            None => Ok(()),
+            Some(output) => bad(format!(
+                "output {output} is to be delivered more than {DELAY_MS_MAX} ms from now; give milliseconds since the Unix epoch"
+            )),
+        }
+    }
+
     /// Adds an output to columns, for a partitioner to see.
     pub(crate) fn show(&self, output: usize, batch: &ColumnBatch, columns: &mut ColumnBatch) {
         let source = self.source(output);
         let parts = (self.key(output, batch), self.value(output, batch));
-        let timestamp = batch.timestamps[source];
+        let timestamp = self.timestamp(output, batch).0;
         if self.answer.header_ends.is_empty() {
             columns::push(columns, 0, timestamp, 1, parts, batch.headers(source));
         } else {
@@ -498,7 +548,7 @@ impl Outputs {
     /// Writes an output into a batch: straight from where it lies.
     pub(crate) fn write(&self, output: usize, batch: &ColumnBatch, builder: &mut BatchBuilder) {
         let source = self.source(output);
-        let timestamp = Timestamp(batch.timestamps[source]);
+        let timestamp = self.timestamp(output, batch);
         let (key, value) = (self.key(output, batch), self.value(output, batch));
         if self.answer.header_ends.is_empty() {
             let count = batch.header_range(source).len();

@@ -26,10 +26,12 @@ use super::source::Source;
 use super::standing::{Standing, State, Window};
 use super::{Command, Input, Live, OutputTopic, placing};
 use crate::columns;
+use crate::delays::{Additions, Delays};
 use crate::handler::{CallError, CallUse, Called, Cause, Decision};
 use crate::packing;
 
 mod cutting;
+mod delaying;
 mod gating;
 mod stateful;
 mod suspects;
@@ -46,6 +48,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) delays: Arc<Delays>,
     pub(crate) alarms: Alarms,
 }
 
@@ -418,6 +421,7 @@ impl Worker {
     ) -> Result<Checked, CallError> {
         let outputs_max = live.spec.limits.answer_outputs_max as usize;
         let mut verdict = Verdict::of(answer, &batch.columns, &live.outputs, outputs_max)?;
+        verdict.outputs.check_delays(self.now())?;
         if let (Some(home), Some(attempt)) = (home, attempt) {
             let alone = stateful::must_stand_alone(live.spec.order, batch, &verdict, &attempt);
             if !alone.is_empty() {
@@ -429,7 +433,7 @@ impl Worker {
         Ok((Vec::new(), verdict, places))
     }
 
-    /// Decides about the batch and commits the decision; waits as long as the disk is full.
+    /// Decides about the batch and commits the decision; waits as long as the disk is full, or there is no room to delay outputs.
     async fn settle(
         &mut self,
         live: &Live,
@@ -465,25 +469,28 @@ impl Worker {
                 return Ok(());
             };
             self.pack(live, &mut effects).await;
-            match self.commit(live, &mut effects).await {
-                Ok(took) => {
-                    self.count_classes(verdict, &effects.given_up);
-                    self.committed(batch, effects, took);
-                    return Ok(());
-                }
-                Err(error) => {
-                    self.gate.give_back(granted);
-                    if !matches!(error, CommitError::DiskFull) {
+            let reason = match self.delay(live, &mut effects) {
+                Err(full) => full.to_string(),
+                Ok(delayed) => match self.commit(live, &mut effects, delayed).await {
+                    Ok(took) => {
+                        self.count_classes(verdict, &effects.given_up);
+                        self.committed(batch, effects, took);
+                        return Ok(());
+                    }
+                    Err(error @ CommitError::DiskFull) => error.to_string(),
+                    Err(error) => {
+                        self.gate.give_back(granted);
                         self.rewind();
                         return Err(error);
                     }
-                    self.pause_turn();
-                    self.back_off(error.to_string()).await;
-                    if !self.resume_turn().await {
-                        self.rewind();
-                        return Ok(());
-                    }
-                }
+                },
+            };
+            self.gate.give_back(granted);
+            self.pause_turn();
+            self.back_off(reason).await;
+            if !self.resume_turn().await {
+                self.rewind();
+                return Ok(());
             }
             let command = self.commands.borrow().clone();
             if command.stopped || command.paused || command.live.revision != live.revision {
@@ -513,7 +520,10 @@ impl Worker {
         &mut self,
         live: &Live,
         effects: &mut Effects,
+        mut delayed: Additions,
     ) -> Result<Duration, CommitError> {
+        let mut state = delayed.take_writes();
+        state.extend(effects.state.take());
         let transaction = Transaction {
             appends: self.appends(live, effects)?,
             progress: Some(ProgressWrite {
@@ -523,10 +533,11 @@ impl Worker {
             entries: Vec::new(),
             durability: Some(self.input.topic.spec.durability),
             request: None,
-            state: effects.state.take().into_iter().collect(),
+            state,
         };
         let before = self.context.clock.monotonic();
         self.context.engine.commit(transaction).await?;
+        self.context.delays.expect(&delayed);
         self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))
     }

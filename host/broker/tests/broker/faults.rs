@@ -302,6 +302,7 @@ async fn more_bytes_in_flight_than_the_bound_are_refused_as_busy_and_later_taken
     let shut = engine.gate.acquire_many(1_000).await.unwrap();
     let large = || millrace_broker::NewMessage {
         partition: None,
+        deliver_at: None,
         message: millrace_model::Message {
             value: Some(vec![0; 7 << 20].into()),
             ..Default::default()

@@ -3,6 +3,7 @@
 mod breaker;
 mod compression;
 mod dead_letters;
+mod delays;
 mod doors;
 mod faults;
 mod lifetime;

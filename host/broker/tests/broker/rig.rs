@@ -261,6 +261,7 @@ pub(crate) fn message(key: &str, value: &str) -> NewMessage {
             }],
             timestamp: millrace_model::Timestamp(77),
         },
+        deliver_at: None,
     }
 }
 
