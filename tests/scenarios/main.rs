@@ -15,6 +15,7 @@ mod requests;
 mod restart;
 mod state;
 mod swap;
+mod times;
 mod uploads;
 
 use anyhow::Result;

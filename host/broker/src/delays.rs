@@ -22,11 +22,11 @@ use millrace_model::bounds::{
 };
 use millrace_model::{Clock, Message, PartitionId, Timestamp, Topic, TopicName, TopicPartition};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::Notify;
 
 use crate::broker::Broker;
 use agenda::Agenda;
+pub(crate) use delivering::run;
 pub(crate) use stored::{Additions, alone};
 pub use stored::{DelayedId, NotADelayedId};
 use stored::{GROUP, read, removal};
@@ -131,34 +131,6 @@ pub(crate) struct Delays {
     /// Each partition's share of its topic's gauge.
     shown: Mutex<HashMap<TopicPartition, (TopicName, usize)>>,
     lateness_seconds: Histogram,
-}
-
-/// The task that delivers.
-pub(crate) struct Deliverer {
-    stop: watch::Sender<bool>,
-    task: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Deliverer {
-    /// Begins with what was delayed before.
-    pub(crate) fn start(delays: Arc<Delays>) -> Self {
-        let (stop, told) = watch::channel(false);
-        let task = tokio::spawn(delivering::run(delays, told));
-        Self {
-            stop,
-            task: Mutex::new(Some(task)),
-        }
-    }
-
-    /// Ends after the transaction that is under way.
-    pub(crate) async fn stop(&self) {
-        self.stop.send_replace(true);
-        let task = self.task.lock().take();
-        if let Some(task) = task {
-            // A panic was told where it happened.
-            let _ = task.await;
-        }
-    }
 }
 
 impl Delays {

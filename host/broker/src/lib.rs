@@ -23,7 +23,9 @@ mod partitioner;
 mod placement;
 mod processors;
 mod produce;
+mod schedules;
 mod states;
+mod tasks;
 mod topics;
 
 pub use broker::Broker;
@@ -45,5 +47,6 @@ pub use millrace_engine::state;
 pub use modules::{Module, ModuleError};
 pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
 pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
+pub use schedules::{ScheduleError, ScheduleStatus};
 pub use states::{StateAccessError, StatePlace};
 pub use topics::{NewTopic, TopicCreateError, TopicDeleteError};

@@ -312,6 +312,44 @@ impl Broker {
         Ok(produced)
     }
 
+    /// Whether the topic would take these messages now.
+    pub(crate) fn check_produce(
+        &self,
+        topic: &TopicName,
+        messages: &[NewMessage],
+    ) -> Result<(), ProduceError> {
+        let unknown = || ProduceError::UnknownTopic(topic.clone());
+        let topic = self.topic(topic).ok_or_else(unknown)?;
+        check(&topic, messages, self.inner.clock.wall()).map(drop)
+    }
+
+    /// Appends one message at once, with headers that are the host's, in a transaction that does more.
+    pub(crate) async fn produce_with(
+        &self,
+        topic: &TopicName,
+        message: NewMessage,
+        headers: Vec<Header>,
+        transaction: Transaction,
+    ) -> Result<(), ProduceError> {
+        let unknown = || ProduceError::UnknownTopic(topic.clone());
+        let topic = self.topic(topic).ok_or_else(unknown)?;
+        let now = self.inner.clock.wall();
+        let mut messages = vec![message];
+        let bytes = check(&topic, &messages, now)?;
+        stamp(&mut messages, now);
+        messages[0].message.headers.extend(headers);
+        let partitions = self.partitions_of(&topic, &messages).await?;
+        let mut grouped = grouped(&topic, &messages, &partitions, bytes, &self.inner.delays);
+        pack(&mut grouped.appends, topic.spec.settings.compression).await;
+        let transaction = Transaction {
+            appends: grouped.appends,
+            ..transaction
+        };
+        self.inner.engine.commit(transaction).await?;
+        self.received(&topic).increment(1);
+        Ok(())
+    }
+
     /// Room for so many bytes on their way to the engine.
     fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, ProduceError> {
         // At least one permit: a flood of empty messages is a flood.

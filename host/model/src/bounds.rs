@@ -196,3 +196,12 @@ pub const DELAY_MS_MAX: u64 = 3_653 * 24 * 60 * 60 * 1_000;
 
 /// Delayed messages that one answer over HTTP shows. Ask for the next ones after the last.
 pub const DELAYED_LISTED_MAX: usize = 1_000;
+
+/// Schedules of one host. One more is refused.
+pub const SCHEDULES_MAX: usize = 1_000;
+
+/// Characters of a schedule's name.
+pub const SCHEDULE_NAME_CHARS_MAX: usize = 64;
+
+/// Bytes of a schedule's message, ten for each header included. A larger one is refused.
+pub const SCHEDULE_MESSAGE_BYTES_MAX: usize = 64 << 10;

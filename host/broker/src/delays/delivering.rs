@@ -63,7 +63,7 @@ struct Due {
 }
 
 /// Delivers until told to stop, or until the engine does.
-pub(super) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
     let mut looked_at = None;
     loop {

@@ -12,6 +12,7 @@ mod outcomes;
 mod redrives;
 mod revisions;
 mod rig;
+mod schedules;
 mod scripts;
 mod states;
 mod throughput;

@@ -6,7 +6,8 @@ use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    damage, dead_letters, fetch, health, lifetime, modules, processors, produce, states, topics,
+    damage, dead_letters, delays, fetch, health, lifetime, modules, processors, produce, schedules,
+    states, topics,
 };
 
 #[derive(OpenApi)]
@@ -27,6 +28,8 @@ use super::{
         lifetime::change,
         lifetime::trim,
         produce::produce,
+        delays::list,
+        delays::cancel,
         fetch::fetch,
         fetch::value,
         damage::list,
@@ -43,6 +46,12 @@ use super::{
         processors::pause,
         processors::resume,
         processors::logs,
+        schedules::list,
+        schedules::show,
+        schedules::put,
+        schedules::remove,
+        schedules::pause,
+        schedules::resume,
         states::show,
         states::write,
         dead_letters::list,
