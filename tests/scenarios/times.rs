@@ -251,3 +251,60 @@ fn a_schedule_makes_one_message_each_time_over_kills() -> Result<()> {
     assert_eq!(host.command(&bad).status()?.code(), Some(2));
     Ok(())
 }
+
+#[test]
+fn a_cycle_of_two_processors_ends_after_its_hops() -> Result<()> {
+    let host = host()?;
+    let client = host.client();
+    client.topic("ping", 1)?;
+    client.topic("pong", 1)?;
+    let module = client.push(guests::PASSTHROUGH)?;
+    let deploy = |name: &str, topic: &str, output: &str, more: &[&str]| {
+        let arguments = [
+            "processor",
+            "deploy",
+            name,
+            "--module",
+            &module,
+            "--topic",
+            topic,
+            "--output",
+            output,
+        ];
+        host.command(&[&arguments, more].concat()).output()
+    };
+    assert!(deploy("there", "ping", "pong", &[])?.status.success());
+    let refused = deploy("back", "pong", "ping", &[])?;
+    assert_eq!(refused.status.code(), Some(4));
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        why.contains("back -> ping -> there -> pong -> back"),
+        "{why}"
+    );
+    assert!(
+        deploy("back", "pong", "ping", &["--hops-max", "3"])?
+            .status
+            .success()
+    );
+    client.produce("ping", &[json!({"key": "k", "value": "ball"})])?;
+    wait_for("the ball to be out", || {
+        Ok(client.dead_letters("back")?.into_iter().next())
+    })
+    .and_then(|dead| {
+        assert_eq!(
+            (&dead["class"], &dead["cause"]),
+            (&json!("hops"), &json!("reject"))
+        );
+        Ok(())
+    })?;
+    client.wait_until_idle("there")?;
+    let hops = |topic: &str| -> Result<Vec<Option<String>>> {
+        let messages = client.read(topic)?;
+        let hops = |m: &Message| m.header("millrace-hops").map(str::to_owned);
+        Ok(messages.iter().map(hops).collect())
+    };
+    let text = |n: &str| Some(n.to_owned());
+    assert_eq!(hops("ping")?, [None, text("1"), text("2"), text("3")]);
+    assert_eq!(hops("pong")?, [None, text("1"), text("2"), text("3")]);
+    Ok(())
+}

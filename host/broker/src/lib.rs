@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod broker;
+mod chains;
 mod columns;
 mod dead_letters;
 mod delays;

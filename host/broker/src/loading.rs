@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use millrace_engine::TopicError;
 use millrace_model::bounds::{
-    BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_TOPICS_MAX,
+    BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_HOPS_MAX,
+    PROCESSOR_TOPICS_MAX,
 };
 use millrace_model::{
     Digest, Processor, ProcessorName, ProcessorSpec, Revision, Topic, TopicName, TopicSpec,
 };
 
 use crate::broker::Broker;
+use crate::chains::endless_cycle;
 use crate::dispatch::{Input, Live, OutputTopic, OutputTopics};
 use crate::handler::{Interface, LoadRequest};
 use crate::partitioner::PartitionerError;
@@ -79,13 +81,30 @@ impl Broker {
                     "{output} belongs to processor {owner}, which alone writes to it"
                 ));
             }
-            if spec.topics.contains(output) {
-                return invalid(format!(
-                    "{output} is read and written: what is sent there would come back without end"
-                ));
-            }
         }
         Ok(inputs)
+    }
+
+    /// Whether every cycle that the processor is in comes to an end. Asked when it changes, not when the host starts: what was
+    /// deployed by an earlier version runs on.
+    pub(crate) fn check_chains(&self, processor: &Processor) -> Result<(), ProcessorError> {
+        let Some(revision) = processor.current() else {
+            return Ok(());
+        };
+        let others = {
+            let all = self.inner.processors.read();
+            let others = all.values().map(|known| &known.processor);
+            let others = others.filter(|other| other.name != processor.name);
+            let spec =
+                |other: &Processor| Some((other.name.clone(), other.current()?.spec.clone()));
+            others.filter_map(spec).collect()
+        };
+        match endless_cycle(&processor.name, &revision.spec, &others) {
+            None => Ok(()),
+            Some(cycle) => invalid(format!(
+                "messages would go round without end: {cycle}; set hops_max for one of these processors, and it gives up what came round so often"
+            )),
+        }
     }
 
     fn existing(&self, topic: &TopicName) -> Result<Topic, ProcessorError> {
@@ -250,7 +269,13 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
     let (batch, retry, limits) = (&spec.batch, &spec.retry, &spec.limits);
     let delay_first_max = retry.delay_max_ms;
     let (breaker, dead_letters) = (&spec.breaker, &spec.dead_letters);
-    let bounds: [(&str, u64, u64, u64); 19] = [
+    let bounds: [(&str, u64, u64, u64); 20] = [
+        (
+            "hops_max",
+            spec.hops_max.unwrap_or(1).into(),
+            1,
+            PROCESSOR_HOPS_MAX.into(),
+        ),
         (
             "topics",
             spec.topics.len() as u64,

@@ -182,6 +182,7 @@ impl Broker {
                 revisions: vec![self.revision(1, spec, None)],
             },
         };
+        self.check_chains(&processor)?;
         self.change(processor).await
     }
 
@@ -206,6 +207,7 @@ impl Broker {
                 revisions: vec![self.revision(1, spec, None)],
             },
         };
+        self.check_chains(&processor)?;
         let prepared = self.prepare(&processor).await?;
         self.inner.supervisor.stop(name).await;
         if let Err(error) = self.keep_and_reset(name, Some(&processor)).await {
@@ -283,6 +285,7 @@ impl Broker {
                 kept: numbers.collect(),
             },
         })?;
+        self.check_chains(&processor)?;
         self.change(processor).await
     }
 

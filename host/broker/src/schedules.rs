@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use crate::broker::Broker;
 use crate::processors::ProcessorError;
 use crate::produce::{NewMessage, ProduceError};
-pub(crate) use firing::run;
+pub(crate) use firing::{DUE, MISSED, SCHEDULE, run};
 
 /// A schedule and how it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

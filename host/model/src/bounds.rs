@@ -57,6 +57,9 @@ pub const PROCESSOR_BATCH_BYTES_MAX: u32 = 16 << 20;
 /// Input topics, and likewise granted topics, of one processor.
 pub const PROCESSOR_TOPICS_MAX: usize = 100;
 
+/// Hops that a processor may allow a message.
+pub const PROCESSOR_HOPS_MAX: u32 = 1_000;
+
 /// Bytes of all outputs of one answer. More is a malformed answer.
 pub const ANSWER_OUTPUT_BYTES_MAX: usize = 24 << 20;
 

@@ -70,7 +70,7 @@ impl ColumnBatch {
     }
 
     /// A message's headers: names and values.
-    pub fn headers(&self, message: usize) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+    pub fn headers(&self, message: usize) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> + Clone {
         self.header_range(message).map(|header| {
             let name = span(&self.data, &self.headers, header * 2).unwrap_or_default();
             (name, span(&self.data, &self.headers, header * 2 + 1))

@@ -10,6 +10,7 @@ use millrace_model::{Answer, BatchBuilder, ColumnBatch, Timestamp};
 use millrace_engine::state::StateWrite;
 
 use super::OutputTopics;
+use crate::chains::{HOPS, HOPS_CLASS, Hops};
 use crate::columns;
 use crate::handler::{CallError, CallUse, Cause};
 
@@ -24,6 +25,8 @@ pub(crate) struct Verdict {
     pub(crate) state: Option<StateWrite>,
     /// What the call used, if any of its messages failed and that is known.
     pub(crate) used: Option<CallUse>,
+    /// Whether the failed are given up, and no error handler is asked.
+    pub(crate) is_final: bool,
 }
 
 /// One failed message.
@@ -47,6 +50,7 @@ pub(crate) struct Outputs {
     names: Vec<u32>,
     default: u32,
     bytes: usize,
+    hops: Hops,
 }
 
 impl Verdict {
@@ -71,6 +75,7 @@ impl Verdict {
                 names,
                 default,
                 bytes,
+                hops: Hops::default(),
             },
             failed,
             ..Self::default()
@@ -89,6 +94,25 @@ impl Verdict {
                 after_ms: None,
                 backtrace: None,
             }],
+            ..Self::default()
+        }
+    }
+
+    /// The verdict on messages that came round too often, all of a batch.
+    pub(crate) fn spent(messages: usize, hops_max: u32) -> Self {
+        let failed = |message| Failed {
+            message,
+            cause: Cause::Reject,
+            class: HOPS_CLASS.to_owned(),
+            reason: format!(
+                "it came by {hops_max} processors that count hops, as many as hops_max allows; it was not processed"
+            ),
+            after_ms: None,
+            backtrace: None,
+        };
+        Self {
+            failed: (0..messages).map(failed).collect(),
+            is_final: true,
             ..Self::default()
         }
     }
@@ -438,6 +462,11 @@ fn topic_of(answer: &Answer, names: &[u32], default: u32, output: usize) -> u32 
 }
 
 impl Outputs {
+    /// From now on they carry the hops of their sources, and one more where they are counted.
+    pub(crate) fn carry(&mut self, hops: Hops) {
+        self.hops = hops;
+    }
+
     /// How many.
     pub(crate) fn len(&self) -> usize {
         self.answer.sources.len()
@@ -484,7 +513,7 @@ impl Outputs {
         &'a self,
         output: usize,
         batch: &'a ColumnBatch,
-    ) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
+    ) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + Clone {
         header_range(&self.answer, output).map(move |header| {
             let name = self.bytes_of(batch, &self.answer.headers, header * 2);
             let value = self.bytes_of(batch, &self.answer.headers, header * 2 + 1);
@@ -549,15 +578,32 @@ impl Outputs {
     pub(crate) fn write(&self, output: usize, batch: &ColumnBatch, builder: &mut BatchBuilder) {
         let source = self.source(output);
         let timestamp = self.timestamp(output, batch);
-        let (key, value) = (self.key(output, batch), self.value(output, batch));
-        if self.answer.header_ends.is_empty() {
-            let count = batch.header_range(source).len();
-            builder.push_parts(timestamp, key, value, count, batch.headers(source));
+        let parts = (self.key(output, batch), self.value(output, batch));
+        let hops = self.hops.after(source).map(|hops| hops.to_string());
+        let hops = hops.as_deref();
+        if !self.answer.header_ends.is_empty() {
+            write_with(builder, timestamp, parts, self.headers(output, batch), hops);
+        } else if hops.is_some() {
+            write_with(builder, timestamp, parts, batch.headers(source), hops);
         } else {
-            let count = header_range(&self.answer, output).len();
-            builder.push_parts(timestamp, key, value, count, self.headers(output, batch));
+            let count = batch.header_range(source).len();
+            builder.push_parts(timestamp, parts.0, parts.1, count, batch.headers(source));
         }
     }
+}
+
+/// Writes a message with these hops and no others, whatever the component says.
+fn write_with<'a>(
+    builder: &mut BatchBuilder,
+    timestamp: Timestamp,
+    (key, value): (Option<&[u8]>, Option<&[u8]>),
+    headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + Clone,
+    hops: Option<&'a str>,
+) {
+    let headers = headers.filter(|(name, _)| *name != HOPS.as_bytes());
+    let added = hops.map(|hops| (HOPS.as_bytes(), Some(hops.as_bytes())));
+    let count = headers.clone().count() + usize::from(hops.is_some());
+    builder.push_parts(timestamp, key, value, count, headers.chain(added));
 }
 
 #[cfg(test)]

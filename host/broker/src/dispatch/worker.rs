@@ -25,6 +25,7 @@ use super::retry::Backoff;
 use super::source::Source;
 use super::standing::{Standing, State, Window};
 use super::{Command, Input, Live, OutputTopic, placing};
+use crate::chains::Hops;
 use crate::columns;
 use crate::delays::{Additions, Delays};
 use crate::handler::{CallError, CallUse, Called, Cause, Decision};
@@ -33,6 +34,7 @@ use crate::packing;
 mod cutting;
 mod delaying;
 mod gating;
+mod hopping;
 mod stateful;
 mod suspects;
 
@@ -337,6 +339,9 @@ impl Worker {
         batch: &Batch,
         mut probe: Option<&mut Probe>,
     ) -> Result<(), Trouble> {
+        if self.end_of_chain(live, batch).await? {
+            return Ok(());
+        }
         let home = self.home(live)?;
         if let Some(home) = &home {
             self.turn = Some(home.table.turn().await);
@@ -422,6 +427,9 @@ impl Worker {
         let outputs_max = live.spec.limits.answer_outputs_max as usize;
         let mut verdict = Verdict::of(answer, &batch.columns, &live.outputs, outputs_max)?;
         verdict.outputs.check_delays(self.now())?;
+        verdict
+            .outputs
+            .carry(Hops::of(&batch.columns, live.spec.hops_max.is_some()));
         if let (Some(home), Some(attempt)) = (home, attempt) {
             let alone = stateful::must_stand_alone(live.spec.order, batch, &verdict, &attempt);
             if !alone.is_empty() {
@@ -650,7 +658,9 @@ fn append(
 /// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides.
 async fn decide(live: &Live, settling: &Settling<'_>) -> Vec<Decision> {
     let failed = &settling.verdict.failed;
-    let asks = !failed.is_empty() && failed.iter().all(|f| f.cause != Cause::HostDied);
+    let asks = !failed.is_empty()
+        && !settling.verdict.is_final
+        && failed.iter().all(|f| f.cause != Cause::HostDied);
     let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
         return Vec::new();
     };

@@ -14,11 +14,11 @@ use crate::broker::{Broker, Inner, entry};
 use crate::produce::ProduceError;
 
 /// Names the schedule that made a message.
-const SCHEDULE: &str = "millrace-schedule";
+pub(crate) const SCHEDULE: &str = "millrace-schedule";
 /// When it was due, in milliseconds since the Unix epoch.
-const DUE: &str = "millrace-due";
+pub(crate) const DUE: &str = "millrace-due";
 /// How many earlier ones it stands for as well; absent if none.
-const MISSED: &str = "millrace-missed";
+pub(crate) const MISSED: &str = "millrace-missed";
 
 /// Messages of schedules that are made side by side.
 const MADE_AT_ONCE_MAX: usize = 16;

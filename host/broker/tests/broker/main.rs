@@ -1,6 +1,7 @@
 //! The broker on the memory engine, with handlers written by hand: every way that a message can go.
 
 mod breaker;
+mod chains;
 mod compression;
 mod dead_letters;
 mod delays;

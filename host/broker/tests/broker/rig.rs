@@ -448,6 +448,7 @@ pub(crate) fn spec(module: Digest) -> ProcessorSpec {
         breaker: Default::default(),
         dead_letters: Default::default(),
         auto_rollback: false,
+        hops_max: None,
     }
 }
 

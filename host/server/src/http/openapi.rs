@@ -200,6 +200,8 @@ struct ProcessorSpecSchema {
     breaker: BreakerPolicySchema,
     dead_letters: DeadLetterPolicySchema,
     auto_rollback: bool,
+    /// Hops that a message may have; absent if none are counted.
+    hops_max: Option<u32>,
 }
 
 #[derive(ToSchema)]
