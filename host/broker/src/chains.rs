@@ -149,14 +149,12 @@ mod tests {
         serde_json::from_value(spec).unwrap()
     }
 
-    fn others(
-        specs: &[(&str, &[&str], &[&str], Option<u32>)],
-    ) -> BTreeMap<ProcessorName, ProcessorSpec> {
-        let other = |(name, topics, outputs, hops_max): &(&str, &[&str], &[&str], Option<u32>)| {
-            (
-                ProcessorName::parse(name).unwrap(),
-                spec(topics, outputs, *hops_max),
-            )
+    type Other<'a> = (&'a str, &'a [&'a str], &'a [&'a str], Option<u32>);
+
+    fn others(specs: &[Other<'_>]) -> BTreeMap<ProcessorName, ProcessorSpec> {
+        let other = |(name, topics, outputs, hops_max): &Other<'_>| {
+            let name = ProcessorName::parse(name).unwrap();
+            (name, spec(topics, outputs, *hops_max))
         };
         specs.iter().map(other).collect()
     }

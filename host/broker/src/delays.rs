@@ -211,6 +211,16 @@ impl Delays {
         }
     }
 
+    /// Partitions are gone with their topic that are none of these, which ascend.
+    fn forget_all_but(&self, partitions: &[TopicPartition]) {
+        let shown: Vec<TopicPartition> = self.shown.lock().keys().copied().collect();
+        let is_gone = |at: &TopicPartition| partitions.binary_search(at).is_err();
+        shown
+            .into_iter()
+            .filter(is_gone)
+            .for_each(|at| self.forget(at));
+    }
+
     fn delivered(&self, topic: &TopicName, ids: &[DelayedId]) {
         let now = self.clock.wall();
         counter!("millrace_delayed_delivered_total", "topic" => topic.to_string())

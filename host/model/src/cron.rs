@@ -387,7 +387,7 @@ mod tests {
         fn any_text_and_any_moment_is_taken_without_panic(text in "[*/,0-9a-z -]{0,30}", moment: u64) {
             if let Ok(cron) = Cron::parse(&text) {
                 prop_assert!(cron.next_after(Timestamp(moment)) >= Timestamp(moment / 1_000 * 1_000));
-                prop_assert_eq!(Cron::parse(cron.as_str()), Ok(cron.clone()));
+                prop_assert_eq!(Cron::parse(cron.as_str()), Ok(cron));
             }
         }
     }

@@ -95,27 +95,26 @@ impl Delays {
         });
         let delivered = delivered.buffer_unordered(PARTITIONS_AT_ONCE_MAX);
         let delivered: Vec<_> = delivered.collect().await;
-        let mut problem = None;
+        let mut left_for = None;
         for (partition, topic, left) in delivered {
             match left {
                 None => {}
                 Some(Left::Gone) => self.forget(partition),
                 Some(Left::End) => return None,
-                Some(Left::Wait(reason)) => problem = Some((partition, topic, reason)),
+                Some(Left::Wait(reason)) => {
+                    let wait =
+                        *left_for.get_or_insert_with(|| backoff.next(&mut fastrand::Rng::new()));
+                    tracing::warn!(%topic, partition = %partition.partition, reason, "delayed messages wait; trying again");
+                    self.agenda.lock().note(partition, &topic, now.after(wait));
+                }
             }
         }
-        let Some((partition, topic, reason)) = problem else {
+        if left_for.is_none() {
             backoff.reset();
-            let next = self.agenda.lock().next();
-            let now = self.clock.wall();
-            return Some(next.map_or(LOOK_EVERY, |next| now.until(next).min(LOOK_EVERY)));
-        };
-        let wait = backoff.next(&mut fastrand::Rng::new());
-        tracing::warn!(%topic, partition = %partition.partition, reason, "delayed messages wait; trying again");
-        tokio::time::sleep(wait).await;
-        // Those that were left are found again where they are.
-        self.look();
-        Some(Duration::ZERO)
+        }
+        let next = self.agenda.lock().next();
+        let now = self.clock.wall();
+        Some(next.map_or(LOOK_EVERY, |next| now.until(next).min(LOOK_EVERY)))
     }
 
     async fn deliver_from(
@@ -166,6 +165,7 @@ impl Delays {
     /// Notes every partition that has delayed messages.
     pub(super) fn look(&self) {
         let partitions = self.engine.state_partitions(GROUP);
+        self.forget_all_but(&partitions);
         if partitions.is_empty() {
             return;
         }
@@ -219,5 +219,5 @@ fn first_due(table: &StateTable) -> Option<Timestamp> {
     });
     let key = &first.entries.first()?.key;
     // What cannot be read is dealt with at once.
-    Some(DelayedId::of_key(Default::default(), key).map_or(Timestamp::default(), |id| id.due))
+    Some(DelayedId::of_key(Default::default(), key).map_or_else(Timestamp::default, |id| id.due))
 }

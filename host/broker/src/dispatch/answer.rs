@@ -323,7 +323,7 @@ impl Check<'_> {
     /// What is stored is signed, as in Kafka; a larger number would come back as another one.
     fn times(&self) -> Result<(), CallError> {
         let beyond = |&ms: &u64| ms != NO_TIME && ms > i64::MAX as u64;
-        match self.answer.times.iter().position(|ms| beyond(ms)) {
+        match self.answer.times.iter().position(beyond) {
             None => Ok(()),
             Some(at) => bad(format!(
                 "a time of output {} is {}; give milliseconds since the Unix epoch, or {NO_TIME} for none",
@@ -546,7 +546,7 @@ impl Outputs {
     /// Its own, that of its delivery, or its source's.
     fn timestamp(&self, output: usize, batch: &ColumnBatch) -> Timestamp {
         let given = time(&self.answer, output, 0).or_else(|| self.deliver_at(output));
-        given.unwrap_or(Timestamp(batch.timestamps[self.source(output)]))
+        given.unwrap_or_else(|| Timestamp(batch.timestamps[self.source(output)]))
     }
 
     /// Whether all times of delivery are near enough.

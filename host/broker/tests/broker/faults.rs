@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use crate::states::{change, counting, number, place, write};
 
 struct Moody {
     engine: Arc<MemoryEngine>,
-    /// What commits of progress fail with.
+    /// What commits of progress, and deliveries of delayed messages, fail with.
     refusal: Mutex<Option<CommitError>>,
     refused: AtomicUsize,
     /// What claims fail with.
@@ -37,7 +38,8 @@ struct Moody {
 #[async_trait]
 impl Engine for Moody {
     async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
-        if transaction.progress.is_some() {
+        let delivers = !transaction.appends.is_empty() && !transaction.state.is_empty();
+        if transaction.progress.is_some() || delivers {
             let refusal = self.refusal.lock().clone();
             let refusal = refusal.filter(|refusal| match refusal {
                 CommitError::TooLarge { max, .. } => transaction.byte_count() > *max,
@@ -395,4 +397,24 @@ async fn while_a_worker_waits_for_room_its_state_can_be_written_and_it_goes_on_f
     rig.hold("out", &["1", "2"]).await;
     rig.settled().await;
     assert_eq!(number(&rig, &place(), "a").await, Some(11));
+}
+
+#[tokio::test]
+async fn a_delayed_message_waits_for_room_on_the_disk_and_is_delivered_once() {
+    let (rig, engine) = moody(|_, _| Say::Ack).await;
+    *engine.refusal.lock() = Some(CommitError::DiskFull);
+    let soon = SystemClock::new().wall().after(Duration::from_millis(20));
+    let late = millrace_broker::NewMessage {
+        deliver_at: Some(soon),
+        ..message("k", "late")
+    };
+    rig.broker.produce(&topic("in"), vec![late]).await.unwrap();
+    while engine.refused.load(Ordering::SeqCst) < 3 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(rig.messages("in").await.is_empty());
+    *engine.refusal.lock() = None;
+    rig.hold("in", &["late"]).await;
+    rig.settled().await;
+    assert_eq!(rig.values("in").await, ["late"]);
 }
