@@ -16,6 +16,7 @@ mod restart;
 mod revisions;
 mod state;
 mod swap;
+mod times;
 mod uploads;
 
 use anyhow::Result;

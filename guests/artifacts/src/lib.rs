@@ -42,6 +42,8 @@ guests! {
     FILTER = "filter";
     /// Sends each message to the topic that its header names.
     ROUTE = "route";
+    /// Sends each message on as its headers say.
+    FORWARD = "forward";
     /// Emits every message unchanged.
     PASSTHROUGH = "passthrough";
     /// Passes messages through with the header revision: 1.

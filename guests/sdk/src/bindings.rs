@@ -100,6 +100,7 @@ impl From<Answer> for types::Answer {
             values: answer.values,
             header_ends: answer.header_ends,
             headers: answer.headers,
+            times: answer.times,
         }
     }
 }

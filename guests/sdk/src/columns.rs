@@ -4,6 +4,9 @@
 /// The length of a span that stands for none, and the "not given" of the other `u32` columns.
 pub const NONE: u32 = u32::MAX;
 
+/// The "not given" of [`Answer::times`].
+pub const NO_TIME: u64 = u64::MAX;
+
 /// A batch of messages; [`crate::Batch`] is the way to read it. Its spans are sound: the host built them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
@@ -54,6 +57,8 @@ pub struct Answer {
     pub header_ends: Vec<u32>,
     /// Name start, name length, value start, value length of each header.
     pub headers: Vec<u32>,
+    /// Timestamp and time of delivery of each output, or [`NO_TIME`].
+    pub times: Vec<u64>,
 }
 
 /// Why a message is to be retried or rejected.

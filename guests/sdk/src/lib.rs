@@ -42,7 +42,7 @@ pub mod state;
 pub mod bindings;
 
 pub use batch::Batch;
-pub use columns::{Answer, Columns, Detail, NONE};
+pub use columns::{Answer, Columns, Detail, NO_TIME, NONE};
 pub use failure::{Cause, Decision, Failure, FailureFacts};
 pub use message::Message;
 pub use outcome::{Outcome, Unavailable};

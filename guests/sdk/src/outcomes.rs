@@ -2,7 +2,7 @@
 //! differs in it; so a batch that is passed through costs one number per message.
 
 use crate::batch::Batch;
-use crate::columns::{Answer, Detail, NONE};
+use crate::columns::{Answer, Detail, NO_TIME, NONE};
 use crate::outcome::Outcome;
 use crate::output::Output;
 use crate::scratch::{Scratch, Span};
@@ -117,6 +117,7 @@ impl<'a> Outcomes<'a> {
             room,
         );
         add_headers(answer, output, scratch, room);
+        add_times(answer, output.times, room);
         reserve(&mut answer.sources, room);
         answer.sources.push(output.source);
     }
@@ -183,6 +184,19 @@ fn add_number(column: &mut Vec<u32>, given: u32, earlier: usize, room: usize) {
     reserve(column, room);
     column.resize(earlier, NONE);
     column.push(given);
+}
+
+/// Adds an output's times, and first the "not given" of earlier outputs if these are the first that are given.
+#[inline]
+fn add_times(answer: &mut Answer, given: [u64; 2], room: usize) {
+    if given == [NO_TIME; 2] && answer.times.is_empty() {
+        return;
+    }
+    if answer.times.capacity() == 0 {
+        answer.times.reserve(room * 2);
+    }
+    answer.times.resize(answer.sources.len() * 2, NO_TIME);
+    answer.times.extend_from_slice(&given);
 }
 
 /// Adds an output's headers, and first those of earlier outputs if this is the first that differs from the input.

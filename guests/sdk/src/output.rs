@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use crate::columns::NONE;
+use crate::columns::{NO_TIME, NONE};
 use crate::scratch::{Scratch, Span};
 
 /// What a message is answered with; made by [`crate::Message::output`]. Bytes that are part of the input are not copied.
@@ -21,6 +21,8 @@ pub struct Output {
     pub(crate) headers: Option<Range<usize>>,
     pub(crate) topic: u32,
     pub(crate) partition: u32,
+    /// Timestamp and time of delivery; [`NO_TIME`] keeps the message's, and is at once.
+    pub(crate) times: [u64; 2],
 }
 
 impl Output {
@@ -33,6 +35,7 @@ impl Output {
             headers: None,
             topic: NONE,
             partition: NONE,
+            times: [NO_TIME; 2],
         }
     }
 
@@ -45,6 +48,29 @@ impl Output {
     /// Sends it to this partition instead of the one that the topic's partitioner chooses.
     pub fn partition(mut self, partition: u32) -> Self {
         self.partition = partition;
+        self
+    }
+
+    /// Replaces the timestamp: milliseconds since the Unix epoch.
+    pub fn timestamp(mut self, ms: u64) -> Self {
+        self.times[0] = ms;
+        self
+    }
+
+    /// Keeps it with the host until then, in milliseconds since the Unix epoch; what has passed is at once. It appears in its topic
+    /// at that time and not before, with that timestamp unless another one is given.
+    ///
+    /// ```
+    /// use millrace_guest::{Message, Outcome};
+    ///
+    /// /// Reminds of an order an hour after it was made.
+    /// fn process(message: &Message) -> Outcome {
+    ///     let in_an_hour = message.timestamp() + 3_600_000;
+    ///     Outcome::Emit(message.output().topic("reminders").deliver_at(in_an_hour))
+    /// }
+    /// ```
+    pub fn deliver_at(mut self, ms: u64) -> Self {
+        self.times[1] = ms;
         self
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use millrace_guest::{
-    Answer, Batch, Cause, Columns, Decision, FailureFacts, Message, NONE, Outcome, Outcomes,
-    Sample, Unavailable,
+    Answer, Batch, Cause, Columns, Decision, FailureFacts, Message, NO_TIME, NONE, Outcome,
+    Outcomes, Sample, Unavailable,
 };
 
 /// An output, as the host would understand it.
@@ -150,6 +150,17 @@ fn the_first_output_that_differs_fills_in_those_before_it() {
             last
         ]
     );
+}
+
+#[test]
+fn times_are_said_of_all_outputs_once_one_has_them() {
+    let (answer, _) = answer(&three_orders(), |message| match message.index() {
+        1 => message.output().timestamp(5).into(),
+        2 => message.output().deliver_at(9).into(),
+        _ => message.output().into(),
+    });
+    let none = NO_TIME;
+    assert_eq!(answer.times, [none, none, 5, none, none, 9]);
 }
 
 #[test]

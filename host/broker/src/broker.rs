@@ -11,11 +11,14 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::delays::{self, Delays};
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
 use crate::handler::ModuleHost;
 use crate::partitioner::Partitioners;
 use crate::processors::{ProcessorError, take_back};
+use crate::schedules::{self, Schedules};
+use crate::tasks::Tasks;
 
 /// Revisions that wait to be taken back. One beyond them is told again by its next failed probe.
 const ALARMS_MAX: usize = 64;
@@ -42,6 +45,9 @@ pub(crate) struct Inner {
     pub(crate) redrives: tokio::sync::Mutex<()>,
     /// Bytes of produce calls on their way to the engine.
     pub(crate) in_flight: Semaphore,
+    pub(crate) delays: Arc<Delays>,
+    pub(crate) schedules: Schedules,
+    tasks: Tasks,
     pub(crate) publish_seconds: Histogram,
     /// Messages received, by topic.
     pub(crate) received: Mutex<HashMap<TopicId, Counter>>,
@@ -67,9 +73,11 @@ impl Broker {
         modules: Arc<dyn ModuleHost>,
     ) -> Result<Self, ProcessorError> {
         let (alarms, heard) = mpsc::channel(ALARMS_MAX);
+        let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine));
         let context = Context {
             clock: Arc::clone(&clock),
             engine: Arc::clone(&engine),
+            delays: Arc::clone(&delays),
             alarms,
         };
         let broker = Self {
@@ -84,13 +92,30 @@ impl Broker {
                 changes: tokio::sync::Mutex::default(),
                 redrives: tokio::sync::Mutex::default(),
                 in_flight: Semaphore::new(PRODUCE_BYTES_IN_FLIGHT_MAX),
+                schedules: Schedules::default(),
+                tasks: Tasks::default(),
+                delays,
                 publish_seconds: histogram!("millrace_publish_seconds"),
                 received: Mutex::default(),
             }),
         };
+        broker.read_schedules()?;
         broker.start_processors().await?;
+        broker.start_tasks();
         tokio::spawn(take_back(Arc::downgrade(&broker.inner), heard));
         Ok(broker)
+    }
+
+    fn start_tasks(&self) {
+        let Inner {
+            tasks,
+            delays,
+            schedules,
+            ..
+        } = &*self.inner;
+        tasks.start(|stop| delays::run(Arc::clone(delays), stop));
+        let broker = Arc::downgrade(&self.inner);
+        tasks.start(|stop| schedules::run(broker, schedules.changed(), stop));
     }
 
     /// Whether the engine takes commits now.
@@ -109,6 +134,7 @@ impl Broker {
     pub async fn stop(&self) {
         let _change = self.inner.changes.lock().await;
         self.inner.supervisor.stop_all().await;
+        self.inner.tasks.stop().await;
         self.inner.engine.close().await;
     }
 

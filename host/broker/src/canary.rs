@@ -48,6 +48,7 @@ impl Broker {
             return Ok(processor);
         }
         self.begin_canary(&mut processor, revision, percent);
+        self.check_chains(&processor)?;
         self.change(processor).await
     }
 
@@ -85,6 +86,7 @@ impl Broker {
             return Err(ProcessorError::NoTrial(name.clone()));
         };
         self.make_current(&mut processor, revision)?;
+        self.check_chains(&processor)?;
         self.change(processor).await
     }
 

@@ -10,8 +10,10 @@
 
 mod broker;
 mod canary;
+mod chains;
 mod columns;
 mod dead_letters;
+mod delays;
 mod dispatch;
 mod fetch;
 pub mod handler;
@@ -25,8 +27,10 @@ mod placement;
 mod processors;
 mod produce;
 mod replay;
+mod schedules;
 mod shadow;
 mod states;
+mod tasks;
 mod topics;
 
 pub use broker::Broker;
@@ -36,6 +40,9 @@ pub use dead_letters::{
     DeadLetterGroup, DeadLetterGroups, DeadLetterPage, DeadLetterPlace, DeadLetterQuery, Digests,
     DryRun, DryRunOutcome, DryRunOutput, DryRunRequest, EditDigests, HeaderFilter, LetterEdit,
     RedriveRequest, RedriveWhich, Redriven, Redrives,
+};
+pub use delays::{
+    DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery, DelaysFull, NotADelayedId,
 };
 pub use dispatch::breaker::BreakerStatus;
 pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};
@@ -49,5 +56,6 @@ pub use modules::{Module, ModuleError};
 pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
 pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
 pub use replay::ReplayRequest;
+pub use schedules::{ScheduleError, ScheduleStatus};
 pub use states::{StateAccessError, StatePlace};
 pub use topics::{NewTopic, TopicCreateError, TopicDeleteError};

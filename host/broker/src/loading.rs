@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use millrace_engine::TopicError;
 use millrace_model::bounds::{
-    BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_TOPICS_MAX,
+    BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_HOPS_MAX,
+    PROCESSOR_TOPICS_MAX,
 };
 use millrace_model::{
     Digest, Processor, ProcessorName, ProcessorSpec, Replay, Revision, Timestamp, Topic, TopicName,
@@ -13,6 +14,7 @@ use millrace_model::{
 };
 
 use crate::broker::Broker;
+use crate::chains::endless_cycle;
 use crate::dispatch::{Input, Live, OutputTopic, OutputTopics};
 use crate::handler::{Interface, LoadRequest};
 use crate::partitioner::PartitionerError;
@@ -117,13 +119,27 @@ impl Broker {
                     "{output} belongs to processor {owner}, which alone writes to it"
                 ));
             }
-            if spec.topics.contains(output) {
-                return invalid(format!(
-                    "{output} is read and written: what is sent there would come back without end"
-                ));
-            }
         }
         Ok(inputs)
+    }
+
+    /// Whether every cycle that the processor is in comes to an end. Asked when it changes, not when the host starts: what was
+    /// deployed by an earlier version runs on.
+    pub(crate) fn check_chains(&self, processor: &Processor) -> Result<(), ProcessorError> {
+        let mut all: Vec<(ProcessorName, ProcessorSpec)> = {
+            let all = self.inner.processors.read();
+            let others = all.values().map(|known| &known.processor);
+            let others = others.filter(|other| other.name != processor.name);
+            others.flat_map(running).collect()
+        };
+        all.extend(running(processor));
+        let mut own = running(processor);
+        match own.find_map(|(name, spec)| endless_cycle(&name, &spec, &all)) {
+            None => Ok(()),
+            Some(cycle) => invalid(format!(
+                "messages would go round without end: {cycle}; set hops_max for one of these processors, and it gives up what came round so often"
+            )),
+        }
     }
 
     fn existing(&self, topic: &TopicName) -> Result<Topic, ProcessorError> {
@@ -301,6 +317,15 @@ pub(crate) fn kept(processor: &Processor, number: u32) -> Result<&Revision, Proc
     processor.revision(number).ok_or_else(unknown)
 }
 
+/// What the processor's messages meet: its current revision, and its canary.
+fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, ProcessorSpec)> {
+    let canary = processor.canary.as_ref().map(|canary| canary.revision);
+    let numbers = [Some(processor.current), canary];
+    let revisions = numbers.into_iter().flatten();
+    let revisions = revisions.filter_map(|number| processor.revision(number));
+    revisions.map(|revision| (processor.name.clone(), revision.spec.clone()))
+}
+
 pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {
     Err(ProcessorError::InvalidSpec(what))
 }
@@ -314,7 +339,13 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
     let (batch, retry, limits) = (&spec.batch, &spec.retry, &spec.limits);
     let delay_first_max = retry.delay_max_ms;
     let (breaker, dead_letters) = (&spec.breaker, &spec.dead_letters);
-    let bounds: [(&str, u64, u64, u64); 19] = [
+    let bounds: [(&str, u64, u64, u64); 20] = [
+        (
+            "hops_max",
+            spec.hops_max.unwrap_or(1).into(),
+            1,
+            PROCESSOR_HOPS_MAX.into(),
+        ),
         (
             "topics",
             spec.topics.len() as u64,

@@ -211,6 +211,7 @@ impl Broker {
             }
             None => self.first_revision(name, spec),
         };
+        self.check_chains(&processor)?;
         self.change(processor).await
     }
 
@@ -233,6 +234,7 @@ impl Broker {
             Some(known) => self.next_revision(known.processor, spec),
             None => self.first_revision(name, spec),
         };
+        self.check_chains(&processor)?;
         let prepared = self.prepare(&processor).await?;
         self.inner.supervisor.stop(name).await;
         if let Err(error) = self.keep_and_reset(name, Some(&processor)).await {
@@ -282,6 +284,7 @@ impl Broker {
             }
         };
         self.go_back(&mut processor, target, None);
+        self.check_chains(&processor)?;
         self.change(processor).await
     }
 

@@ -7,23 +7,24 @@ use std::sync::Arc;
 use metrics::{Counter, counter};
 use millrace_engine::{Append, CommitError, Receipt, RequestMark, Transaction};
 use millrace_model::bounds::{
-    MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX, PRODUCE_CALL_BYTES_MAX,
-    PRODUCE_CALL_MESSAGES_MAX, REQUEST_NOTE_BYTES_MAX,
+    DELAY_MS_MAX, DELAYED_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
+    PRODUCE_BYTES_IN_FLIGHT_MAX, PRODUCE_CALL_BYTES_MAX, PRODUCE_CALL_MESSAGES_MAX,
+    REQUEST_NOTE_BYTES_MAX,
 };
 use millrace_model::{
     BatchBuilder, ColumnBatch, Compression, Header, Message, Offset, PartitionId, ProcessorName,
     Timestamp, Topic, TopicName,
 };
-use serde::Serialize;
 use tokio::sync::SemaphorePermit;
 
 use crate::broker::Broker;
 use crate::columns;
+use crate::delays::{Additions, DelayedId, Delays, DelaysFull, alone};
 use crate::dispatch::dead_letter;
 use crate::handler::CallError;
 use crate::packing;
 use crate::partitioner::Partitioner;
-use crate::placement::Placement;
+use crate::placement::{Place, Placement};
 
 /// A message to produce.
 #[derive(Clone, Debug)]
@@ -32,15 +33,42 @@ pub struct NewMessage {
     pub partition: Option<PartitionId>,
     /// The message.
     pub message: Message,
+    /// When it is delivered; `None`, or a time that has passed, is at once.
+    pub deliver_at: Option<Timestamp>,
 }
 
 /// Where a produced message went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Placed {
-    /// Its partition.
-    pub partition: PartitionId,
-    /// Its offset there.
-    pub offset: Offset,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// It is in its partition.
+    At {
+        /// Its partition.
+        partition: PartitionId,
+        /// Its offset there.
+        offset: Offset,
+    },
+    /// It waits for its time.
+    Delayed(DelayedId),
+}
+
+impl Placed {
+    /// The partition that it is in, or will be.
+    #[must_use]
+    pub fn partition(&self) -> PartitionId {
+        match self {
+            Self::At { partition, .. } => *partition,
+            Self::Delayed(id) => id.partition(),
+        }
+    }
+
+    /// Its offset, unless it waits.
+    #[must_use]
+    pub fn offset(&self) -> Option<Offset> {
+        match self {
+            Self::At { offset, .. } => Some(*offset),
+            Self::Delayed(_) => None,
+        }
+    }
 }
 
 /// By what a call is known again when it is made again.
@@ -131,6 +159,33 @@ pub enum ProduceError {
         /// The header's name.
         name: String,
     },
+    /// A message to delay over [`DELAYED_MESSAGE_BYTES_MAX`](millrace_model::bounds::DELAYED_MESSAGE_BYTES_MAX).
+    #[error(
+        "message {index} has {bytes} bytes, at most {max} are taken of one that is delayed; keep the payload elsewhere and send a reference"
+    )]
+    DelayedTooLarge {
+        /// Which message.
+        index: usize,
+        /// Its bytes, ten for each header included.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A time of delivery beyond [`DELAY_MS_MAX`](millrace_model::bounds::DELAY_MS_MAX).
+    #[error(
+        "message {index} is to be delivered at {deliver_at}, more than {max_ms} ms from now; give milliseconds since the Unix epoch"
+    )]
+    TooFar {
+        /// Which message.
+        index: usize,
+        /// What was asked for.
+        deliver_at: u64,
+        /// The bound.
+        max_ms: u64,
+    },
+    /// No room for more delayed messages.
+    #[error(transparent)]
+    DelaysFull(#[from] DelaysFull),
     /// All messages of the call together are over the bound.
     #[error(
         "the messages of this call have {bytes} bytes, at most {max} are taken at once; send them in several calls"
@@ -189,7 +244,7 @@ pub enum ProduceError {
 
 impl Broker {
     /// Appends messages to a topic: all of them, or none. Returns where each one went, in order. A message without a timestamp
-    /// (0) is stamped with the time of its arrival.
+    /// (0) is stamped with the time of its arrival, and a delayed one with that of its delivery.
     ///
     /// # Errors
     /// [`ProduceError`]; nothing was appended (for [`CommitError::Poisoned`] it is not known).
@@ -226,25 +281,73 @@ impl Broker {
         let before = self.inner.clock.monotonic();
         let unknown = || ProduceError::UnknownTopic(topic.clone());
         let topic = self.topic(topic).ok_or_else(unknown)?;
-        let bytes = check(&topic, &messages)?;
+        let now = self.inner.clock.wall();
+        let bytes = check(&topic, &messages, now)?;
         let _room = self.room(bytes)?;
-        stamp(&mut messages, self.inner.clock.wall());
+        stamp(&mut messages, now);
         let partitions = self.partitions_of(&topic, &messages).await?;
-        let (mut appends, placement) = grouped(&topic, &messages, &partitions, bytes);
+        let delays = &self.inner.delays;
+        let Grouped {
+            mut appends,
+            mut additions,
+            placement,
+        } = grouped(&topic, &messages, &partitions, bytes, delays);
+        delays.check_room(&additions)?;
         pack(&mut appends, topic.spec.settings.compression).await;
-        let request = key.map(|key| mark(&topic, key, &placement)).transpose()?;
         let transaction = Transaction {
-            request,
+            request: key.map(|key| mark(&topic, key, &placement)).transpose()?,
+            state: additions.take_writes(),
+            durability: Some(topic.spec.durability),
             ..Transaction::produce(appends)
         };
-        let receipt = self.inner.engine.commit(transaction).await?;
-        let produced = produced(placement, &receipt)?;
+        delays.expect(&additions);
+        let committed = self.inner.engine.commit(transaction).await;
+        delays.expect(&additions);
+        let produced = produced(placement, &committed?)?;
         if !produced.repeated {
             self.received(&topic).increment(messages.len() as u64);
         }
         let took = self.inner.clock.monotonic().saturating_sub(before);
         self.inner.publish_seconds.record(took.as_secs_f64());
         Ok(produced)
+    }
+
+    /// Whether the topic would take these messages now.
+    pub(crate) fn check_produce(
+        &self,
+        topic: &TopicName,
+        messages: &[NewMessage],
+    ) -> Result<(), ProduceError> {
+        let unknown = || ProduceError::UnknownTopic(topic.clone());
+        let topic = self.topic(topic).ok_or_else(unknown)?;
+        check(&topic, messages, self.inner.clock.wall()).map(drop)
+    }
+
+    /// Appends one message at once, with headers that are the host's, in a transaction that does more.
+    pub(crate) async fn produce_with(
+        &self,
+        topic: &TopicName,
+        message: NewMessage,
+        headers: Vec<Header>,
+        transaction: Transaction,
+    ) -> Result<(), ProduceError> {
+        let unknown = || ProduceError::UnknownTopic(topic.clone());
+        let topic = self.topic(topic).ok_or_else(unknown)?;
+        let now = self.inner.clock.wall();
+        let mut messages = vec![message];
+        let bytes = check(&topic, &messages, now)?;
+        stamp(&mut messages, now);
+        messages[0].message.headers.extend(headers);
+        let partitions = self.partitions_of(&topic, &messages).await?;
+        let mut grouped = grouped(&topic, &messages, &partitions, bytes, &self.inner.delays);
+        pack(&mut grouped.appends, topic.spec.settings.compression).await;
+        let transaction = Transaction {
+            appends: grouped.appends,
+            ..transaction
+        };
+        self.inner.engine.commit(transaction).await?;
+        self.received(&topic).increment(1);
+        Ok(())
     }
 
     /// Room for so many bytes on their way to the engine.
@@ -310,7 +413,7 @@ async fn by_component(
 }
 
 /// Checks everything before anything is stored; the bytes of all messages.
-fn check(topic: &Topic, messages: &[NewMessage]) -> Result<usize, ProduceError> {
+fn check(topic: &Topic, messages: &[NewMessage], now: Timestamp) -> Result<usize, ProduceError> {
     if let Some(owner) = &topic.spec.owner {
         return Err(ProduceError::Owned {
             topic: topic.spec.name.clone(),
@@ -328,7 +431,9 @@ fn check(topic: &Topic, messages: &[NewMessage]) -> Result<usize, ProduceError> 
     }
     let mut bytes = 0;
     for (index, new) in messages.iter().enumerate() {
-        bytes += check_message(topic, index, new)?;
+        let message_bytes = check_message(topic, index, new)?;
+        check_delay(index, new, message_bytes, now)?;
+        bytes += message_bytes;
     }
     match bytes <= PRODUCE_CALL_BYTES_MAX {
         true => Ok(bytes),
@@ -376,34 +481,78 @@ fn check_message(topic: &Topic, index: usize, new: &NewMessage) -> Result<usize,
     }
 }
 
+fn check_delay(
+    index: usize,
+    new: &NewMessage,
+    bytes: usize,
+    now: Timestamp,
+) -> Result<(), ProduceError> {
+    let Some(at) = new.deliver_at else {
+        return Ok(());
+    };
+    if bytes > DELAYED_MESSAGE_BYTES_MAX {
+        let max = DELAYED_MESSAGE_BYTES_MAX;
+        return Err(ProduceError::DelayedTooLarge { index, bytes, max });
+    }
+    match at.0 <= now.0.saturating_add(DELAY_MS_MAX) {
+        true => Ok(()),
+        false => Err(ProduceError::TooFar {
+            index,
+            deliver_at: at.0,
+            max_ms: DELAY_MS_MAX,
+        }),
+    }
+}
+
+/// From here on, a message has a time of delivery only if that has not come yet.
 fn stamp(messages: &mut [NewMessage], now: Timestamp) {
     for new in messages {
+        new.deliver_at = new.deliver_at.filter(|due| *due > now);
         if new.message.timestamp == Timestamp::default() {
-            new.message.timestamp = now;
+            new.message.timestamp = new.deliver_at.unwrap_or(now);
         }
         // A record's field is signed: what goes beyond would be stored and never read again.
         new.message.timestamp = new.message.timestamp.min(Timestamp(i64::MAX as u64));
     }
 }
 
-/// Messages in one batch per partition, and where each of them is.
+/// What a call becomes.
+struct Grouped {
+    /// One batch per partition.
+    appends: Vec<Append>,
+    additions: Additions,
+    /// Where each message is.
+    placement: Placement,
+}
+
 fn grouped(
     topic: &Topic,
     messages: &[NewMessage],
     partitions: &[u32],
     bytes: usize,
-) -> (Vec<Append>, Placement) {
+    delays: &Delays,
+) -> Grouped {
     let mut builders: Vec<(u32, BatchBuilder)> = Vec::new();
     let mut groups = HashMap::new();
     let mut places = Vec::with_capacity(messages.len());
+    let mut additions = Additions::default();
     for (new, &partition) in messages.iter().zip(partitions) {
+        let due = new
+            .deliver_at
+            .and_then(|due| Some((due, alone(&new.message)?)));
+        if let Some((due, message)) = due {
+            let id = delays.next_id(PartitionId(partition), due);
+            additions.add(topic, id, &message);
+            places.push(Place::Delayed(id));
+            continue;
+        }
         let group = *groups.entry(partition).or_insert_with(|| {
             let capacity = (bytes + messages.len() * 20) / (builders.len() + 1);
             builders.push((partition, BatchBuilder::with_capacity(capacity)));
             builders.len() - 1
         });
         let builder = &mut builders[group].1;
-        places.push((group as u32, builder.message_count() as u32));
+        places.push(Place::In(group as u32, builder.message_count() as u32));
         builder.push(&new.message);
     }
     let placement = Placement {
@@ -414,7 +563,11 @@ fn grouped(
         let partition = topic.partition(PartitionId(partition))?;
         builder.finish().map(|batch| Append { partition, batch })
     };
-    (builders.into_iter().filter_map(append).collect(), placement)
+    Grouped {
+        appends: builders.into_iter().filter_map(append).collect(),
+        additions,
+        placement,
+    }
 }
 
 fn mark(topic: &Topic, key: CallKey, placement: &Placement) -> Result<RequestMark, ProduceError> {

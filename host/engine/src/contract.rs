@@ -98,11 +98,19 @@ pub enum EntryKind {
     Redriven,
     /// Messages that are known to be damaged, by partition and first offset. Written by the engine itself.
     Damage,
+    /// A schedule and when it is due, by its name.
+    Schedule,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Module, Self::Processor, Self::Redriven, Self::Damage];
+    pub const ALL: [Self; 5] = [
+        Self::Module,
+        Self::Processor,
+        Self::Redriven,
+        Self::Damage,
+        Self::Schedule,
+    ];
 
     /// The kind's word, as stored.
     #[must_use]
@@ -112,6 +120,7 @@ impl EntryKind {
             Self::Processor => "processor",
             Self::Redriven => "redriven",
             Self::Damage => "damage",
+            Self::Schedule => "schedule",
         }
     }
 

@@ -87,6 +87,9 @@ pub const PROCESSOR_BATCH_BYTES_MAX: u32 = 16 << 20;
 /// Input topics, and likewise granted topics, of one processor.
 pub const PROCESSOR_TOPICS_MAX: usize = 100;
 
+/// Hops that a processor may allow a message.
+pub const PROCESSOR_HOPS_MAX: u32 = 1_000;
+
 /// Bytes of all outputs of one answer. More is a malformed answer.
 pub const ANSWER_OUTPUT_BYTES_MAX: usize = 24 << 20;
 
@@ -211,3 +214,27 @@ pub const STATE_LISTED_MAX: usize = 10_000;
 
 /// Bytes of entries that one answer over HTTP shows, as they count for the state. It ends there, with one entry at least.
 pub const STATE_LISTED_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of a message that is delayed, ten for each header included. A larger one is refused: delay a reference to it.
+pub const DELAYED_MESSAGE_BYTES_MAX: usize = STATE_VALUE_BYTES_MAX - (1 << 10);
+
+/// Delayed messages of one partition. At the bound a producer is told to come back, and a processor whose output is delayed waits.
+pub const DELAYED_MESSAGES_MAX: usize = 1_000_000;
+
+/// Bytes that the delayed messages of one partition take in memory, about. At the bound as at that of their number.
+pub const DELAYED_BYTES_MAX: usize = 128 << 20;
+
+/// How far away a time of delivery may be: ten years. One beyond is refused; it is likely to be in another unit.
+pub const DELAY_MS_MAX: u64 = 3_653 * 24 * 60 * 60 * 1_000;
+
+/// Delayed messages that one answer over HTTP shows. Ask for the next ones after the last.
+pub const DELAYED_LISTED_MAX: usize = 1_000;
+
+/// Schedules of one host. One more is refused.
+pub const SCHEDULES_MAX: usize = 1_000;
+
+/// Characters of a schedule's name.
+pub const SCHEDULE_NAME_CHARS_MAX: usize = 64;
+
+/// Bytes of a schedule's message, ten for each header included. A larger one is refused.
+pub const SCHEDULE_MESSAGE_BYTES_MAX: usize = 64 << 10;

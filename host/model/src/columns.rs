@@ -7,6 +7,9 @@
 /// The length of a span that stands for null, and the "not given" of the other `u32` columns.
 pub const NONE: u32 = u32::MAX;
 
+/// The "not given" of [`Answer::times`].
+pub const NO_TIME: u64 = u64::MAX;
+
 /// Messages handed to a component. Every column but the last three has one entry per message (spans have two).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColumnBatch {
@@ -67,7 +70,7 @@ impl ColumnBatch {
     }
 
     /// A message's headers: names and values.
-    pub fn headers(&self, message: usize) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+    pub fn headers(&self, message: usize) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> + Clone {
         self.header_range(message).map(|header| {
             let name = span(&self.data, &self.headers, header * 2).unwrap_or_default();
             (name, span(&self.data, &self.headers, header * 2 + 1))
@@ -148,4 +151,6 @@ pub struct Answer {
     pub header_ends: Vec<u32>,
     /// Name start, name length, value start, value length of each header.
     pub headers: Vec<u32>,
+    /// Timestamp and time of delivery of each output, or [`NO_TIME`]. Empty: every output keeps its source's, and goes at once.
+    pub times: Vec<u64>,
 }

@@ -7,9 +7,11 @@
 
 pub mod batch;
 pub mod bounds;
+pub mod calendar;
 pub mod clock;
 pub mod columns;
 pub mod compression;
+pub mod cron;
 pub mod digest;
 pub mod message;
 pub mod name;
@@ -17,6 +19,7 @@ pub mod offset;
 pub mod processor;
 pub mod producer;
 pub mod progress;
+pub mod schedule;
 pub mod settings;
 pub mod topic;
 pub mod varint;
@@ -25,14 +28,16 @@ pub use batch::{BatchBuilder, BatchError, RecordBatch, Stamp};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use columns::{Answer, ColumnBatch};
 pub use compression::Compression;
+pub use cron::{Cron, CronError};
 pub use digest::Digest;
 pub use message::{Header, Message};
-pub use name::{NameError, ProcessorName, TopicName};
+pub use name::{NameError, ProcessorName, ScheduleName, TopicName};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
     Canary, Change, ChangeKind, Processor, ProcessorSpec, Replay, ReplayRange, Revision, Shadow,
 };
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, Parked, Progress};
+pub use schedule::{Schedule, ScheduleSpec};
 pub use settings::{SettingError, SettingsPatch, TopicSettings};
 pub use topic::{Durability, Topic, TopicId, TopicPartition, TopicSpec};

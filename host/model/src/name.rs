@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{PROCESSOR_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX};
+use crate::bounds::{PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX};
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -131,6 +131,13 @@ name_type!(
     ProcessorName,
     "processor",
     PROCESSOR_NAME_CHARS_MAX
+);
+
+name_type!(
+    /// A schedule's name.
+    ScheduleName,
+    "schedule",
+    SCHEDULE_NAME_CHARS_MAX
 );
 
 #[cfg(test)]

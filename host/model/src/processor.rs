@@ -182,6 +182,10 @@ pub struct ProcessorSpec {
     /// Whether a bad deploy takes itself back to the revision before it.
     #[serde(default)]
     pub auto_rollback: bool,
+    /// Counts in a header by how many processors that count a message came, this one included, and gives up what came by so many
+    /// before. At least one processor of a cycle has it; `None` counts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hops_max: Option<u32>,
 }
 
 /// One deployment of a processor. Numbers count from 1.

@@ -242,6 +242,22 @@ fn describe() {
         "millrace_state_bytes",
         "Bytes of a processor's state in the partitions that it works in, about"
     );
+    describe_gauge!(
+        "millrace_delayed_messages",
+        "Messages that wait for their time, by topic"
+    );
+    describe_counter!(
+        "millrace_delayed_delivered_total",
+        "Delayed messages that were delivered, by topic"
+    );
+    describe_counter!(
+        "millrace_schedule_messages_total",
+        "Messages made by a schedule"
+    );
+    describe_histogram!(
+        "millrace_delayed_lateness_seconds",
+        "From when a delayed message was due until it was committed to its partition"
+    );
     describe_gauge!("millrace_instances", "Component instances, by processor");
     describe_gauge!(
         "millrace_guest_memory_bytes",

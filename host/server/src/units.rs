@@ -1,5 +1,7 @@
 //! Durations, sizes and moments as people write them. What is printed here is read here.
 
+use millrace_model::calendar::days_since_1970;
+
 /// Milliseconds of a unit of time.
 const DURATIONS: [(&str, u64); 5] = [
     ("d", 86_400_000),
@@ -118,21 +120,6 @@ fn offset_minutes(zone: &str) -> Option<i64> {
     let (hours, minutes) = zone[1..].split_once(':')?;
     let [hours, minutes, _] = numbers(&format!("{hours}:{minutes}:00"), ':', [2, 2, 2])?;
     (hours < 24 && minutes < 60).then_some(sign * (hours * 60 + minutes) as i64)
-}
-
-/// Days since 1970 of a Gregorian date. Years are counted from March, so that the leap day is the last one.
-fn days_since_1970(year: u64, month: u64, day: u64) -> i64 {
-    let year = if month <= 2 {
-        year as i64 - 1
-    } else {
-        year as i64
-    };
-    let (cycle, year_of_cycle) = (year.div_euclid(400), year.rem_euclid(400));
-    let month_from_march = (month as i64 + 9) % 12;
-    let day_of_year = (153 * month_from_march + 2) / 5 + day as i64 - 1;
-    let day_of_cycle = year_of_cycle * 365 + year_of_cycle / 4 - year_of_cycle / 100 + day_of_year;
-    // 1 March of the year 0 is 719,468 days before 1970; a cycle of 400 years has 146,097 days.
-    cycle * 146_097 + day_of_cycle - 719_468
 }
 
 #[cfg(test)]

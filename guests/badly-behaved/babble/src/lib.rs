@@ -36,6 +36,8 @@ fn spoil(answer: &mut Answer, how: &[u8]) {
             answer.topics = vec![0; outputs];
         }
         b"bad-partition" => answer.partitions = vec![NONE - 1; outputs],
+        b"odd-times" => answer.times = vec![0; outputs],
+        b"bad-time" => answer.times = vec![u64::MAX - 1; outputs * 2],
         b"bad-headers" => answer.header_ends = vec![3; outputs],
         b"bad-detail" => answer.details.push(detail(outputs as u32)),
         b"no-detail" => answer.outcomes[0] = 2,

@@ -1,15 +1,16 @@
 //! Checks an answer before anybody believes it: every number, span, name and size. What comes out is sound.
 
 use millrace_model::bounds::{
-    ANSWER_OUTPUT_BYTES_MAX, BACKTRACE_BYTES_MAX, BATCH_MESSAGES_MAX, FAILURE_CLASS_BYTES_MAX,
-    MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
+    ANSWER_OUTPUT_BYTES_MAX, BACKTRACE_BYTES_MAX, BATCH_MESSAGES_MAX, DELAY_MS_MAX,
+    DELAYED_MESSAGE_BYTES_MAX, FAILURE_CLASS_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
 };
-use millrace_model::columns::{Detail, NONE, OutcomeCode};
+use millrace_model::columns::{Detail, NO_TIME, NONE, OutcomeCode};
 use millrace_model::{Answer, BatchBuilder, ColumnBatch, Timestamp};
 
 use millrace_engine::state::StateWrite;
 
 use super::OutputTopics;
+use crate::chains::{HOPS, HOPS_CLASS, Hops};
 use crate::columns;
 use crate::handler::{CallError, CallUse, Cause};
 
@@ -24,6 +25,8 @@ pub(crate) struct Verdict {
     pub(crate) state: Option<StateWrite>,
     /// What the call used, if any of its messages failed and that is known.
     pub(crate) used: Option<CallUse>,
+    /// Whether the failed are given up, and no error handler is asked.
+    pub(crate) is_final: bool,
 }
 
 /// One failed message.
@@ -47,6 +50,7 @@ pub(crate) struct Outputs {
     names: Vec<u32>,
     default: u32,
     bytes: usize,
+    hops: Hops,
 }
 
 impl Verdict {
@@ -71,6 +75,7 @@ impl Verdict {
                 names,
                 default,
                 bytes,
+                hops: Hops::default(),
             },
             failed,
             ..Self::default()
@@ -89,6 +94,25 @@ impl Verdict {
                 after_ms: None,
                 backtrace: None,
             }],
+            ..Self::default()
+        }
+    }
+
+    /// The verdict on messages that came round too often, all of a batch.
+    pub(crate) fn spent(messages: usize, hops_max: u32) -> Self {
+        let failed = |message| Failed {
+            message,
+            cause: Cause::Reject,
+            class: HOPS_CLASS.to_owned(),
+            reason: format!(
+                "it came by {hops_max} processors that count hops, as many as hops_max allows; it was not processed"
+            ),
+            after_ms: None,
+            backtrace: None,
+        };
+        Self {
+            failed: (0..messages).map(failed).collect(),
+            is_final: true,
             ..Self::default()
         }
     }
@@ -178,6 +202,7 @@ impl Check<'_> {
         self.sources()?;
         let names = self.names()?;
         self.places(count, &names)?;
+        self.times()?;
         let bytes = self.sizes(count)?;
         Ok((names, bytes))
     }
@@ -190,6 +215,7 @@ impl Check<'_> {
             ("keys", answer.keys.len(), 2),
             ("values", answer.values.len(), 2),
             ("header-ends", answer.header_ends.len(), 1),
+            ("times", answer.times.len(), 2),
         ];
         for (column, length, width) in lengths {
             if length != 0 && length != count * width {
@@ -294,6 +320,19 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// What is stored is signed, as in Kafka; a larger number would come back as another one.
+    fn times(&self) -> Result<(), CallError> {
+        let beyond = |&ms: &u64| ms != NO_TIME && ms > i64::MAX as u64;
+        match self.answer.times.iter().position(beyond) {
+            None => Ok(()),
+            Some(at) => bad(format!(
+                "a time of output {} is {}; give milliseconds since the Unix epoch, or {NO_TIME} for none",
+                at / 2,
+                self.answer.times[at]
+            )),
+        }
+    }
+
     fn sizes(&self, count: usize) -> Result<usize, CallError> {
         let mut total = 0;
         for output in 0..count {
@@ -301,6 +340,11 @@ impl Check<'_> {
             if size > MESSAGE_BYTES_MAX {
                 return bad(format!(
                     "output {output} has {size} bytes; a message has at most {MESSAGE_BYTES_MAX}"
+                ));
+            }
+            if size > DELAYED_MESSAGE_BYTES_MAX && time(self.answer, output, 1).is_some() {
+                return bad(format!(
+                    "output {output} has {size} bytes; one with a time of delivery has at most {DELAYED_MESSAGE_BYTES_MAX}"
                 ));
             }
             total += size;
@@ -404,6 +448,12 @@ fn header_range(answer: &Answer, output: usize) -> std::ops::Range<usize> {
     start..answer.header_ends[output] as usize
 }
 
+/// An output's timestamp (0) or time of delivery (1).
+fn time(answer: &Answer, output: usize, which: usize) -> Option<Timestamp> {
+    let given = answer.times.get(output * 2 + which).copied();
+    given.filter(|&ms| ms != NO_TIME).map(Timestamp)
+}
+
 fn topic_of(answer: &Answer, names: &[u32], default: u32, output: usize) -> u32 {
     match answer.topics.get(output) {
         None | Some(&NONE) => default,
@@ -412,6 +462,11 @@ fn topic_of(answer: &Answer, names: &[u32], default: u32, output: usize) -> u32 
 }
 
 impl Outputs {
+    /// From now on they carry the hops of their sources, and one more where they are counted.
+    pub(crate) fn carry(&mut self, hops: Hops) {
+        self.hops = hops;
+    }
+
     /// How many.
     pub(crate) fn len(&self) -> usize {
         self.answer.sources.len()
@@ -458,7 +513,7 @@ impl Outputs {
         &'a self,
         output: usize,
         batch: &'a ColumnBatch,
-    ) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
+    ) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + Clone {
         header_range(&self.answer, output).map(move |header| {
             let name = self.bytes_of(batch, &self.answer.headers, header * 2);
             let value = self.bytes_of(batch, &self.answer.headers, header * 2 + 1);
@@ -492,11 +547,35 @@ impl Outputs {
         })
     }
 
+    /// When it is delivered; `None` is at once.
+    pub(crate) fn deliver_at(&self, output: usize) -> Option<Timestamp> {
+        time(&self.answer, output, 1)
+    }
+
+    /// Its own, that of its delivery, or its source's.
+    fn timestamp(&self, output: usize, batch: &ColumnBatch) -> Timestamp {
+        let given = time(&self.answer, output, 0).or_else(|| self.deliver_at(output));
+        given.unwrap_or_else(|| Timestamp(batch.timestamps[self.source(output)]))
+    }
+
+    /// Whether all times of delivery are near enough.
+    pub(crate) fn check_delays(&self, now: Timestamp) -> Result<(), CallError> {
+        let latest = Timestamp(now.0.saturating_add(DELAY_MS_MAX));
+        let mut outputs = 0..self.answer.times.len() / 2;
+        let far = |output: &usize| self.deliver_at(*output).is_some_and(|due| due > latest);
+        match outputs.find(far) {
+            None => Ok(()),
+            Some(output) => bad(format!(
+                "output {output} is to be delivered more than {DELAY_MS_MAX} ms from now; give milliseconds since the Unix epoch"
+            )),
+        }
+    }
+
     /// Adds an output to columns, for a partitioner to see.
     pub(crate) fn show(&self, output: usize, batch: &ColumnBatch, columns: &mut ColumnBatch) {
         let source = self.source(output);
         let parts = (self.key(output, batch), self.value(output, batch));
-        let timestamp = batch.timestamps[source];
+        let timestamp = self.timestamp(output, batch).0;
         if self.answer.header_ends.is_empty() {
             columns::push(columns, 0, timestamp, 1, parts, batch.headers(source));
         } else {
@@ -507,16 +586,33 @@ impl Outputs {
     /// Writes an output into a batch: straight from where it lies.
     pub(crate) fn write(&self, output: usize, batch: &ColumnBatch, builder: &mut BatchBuilder) {
         let source = self.source(output);
-        let timestamp = Timestamp(batch.timestamps[source]);
-        let (key, value) = (self.key(output, batch), self.value(output, batch));
-        if self.answer.header_ends.is_empty() {
-            let count = batch.header_range(source).len();
-            builder.push_parts(timestamp, key, value, count, batch.headers(source));
+        let timestamp = self.timestamp(output, batch);
+        let parts = (self.key(output, batch), self.value(output, batch));
+        let hops = self.hops.after(source).map(|hops| hops.to_string());
+        let hops = hops.as_deref();
+        if !self.answer.header_ends.is_empty() {
+            write_with(builder, timestamp, parts, self.headers(output, batch), hops);
+        } else if hops.is_some() {
+            write_with(builder, timestamp, parts, batch.headers(source), hops);
         } else {
-            let count = header_range(&self.answer, output).len();
-            builder.push_parts(timestamp, key, value, count, self.headers(output, batch));
+            let count = batch.header_range(source).len();
+            builder.push_parts(timestamp, parts.0, parts.1, count, batch.headers(source));
         }
     }
+}
+
+/// Writes a message with these hops and no others, whatever the component says.
+fn write_with<'a>(
+    builder: &mut BatchBuilder,
+    timestamp: Timestamp,
+    (key, value): (Option<&[u8]>, Option<&[u8]>),
+    headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + Clone,
+    hops: Option<&'a str>,
+) {
+    let headers = headers.filter(|(name, _)| *name != HOPS.as_bytes());
+    let added = hops.map(|hops| (HOPS.as_bytes(), Some(hops.as_bytes())));
+    let count = headers.clone().count() + usize::from(hops.is_some());
+    builder.push_parts(timestamp, key, value, count, headers.chain(added));
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use millrace_model::{
 
 use super::Input;
 use super::answer::{Failed, cut};
+use crate::chains::{HOPS, HOPS_CLASS};
 use crate::handler::CallUse;
+use crate::schedules::{DUE, MISSED, SCHEDULE};
 
 /// Header names that begin so are written by the host alone.
 pub(crate) const PREFIX: &str = "millrace-";
@@ -31,6 +33,13 @@ const ATTEMPT_LOG: &str = "millrace-attempt-log";
 const CALL: &str = "millrace-call";
 /// How often a message was sent again; on redriven messages, too, as [`ORIGIN_OFFSET`] is.
 pub(crate) const REDRIVES: &str = "millrace-redrives";
+
+/// What the host said of a message before it died, and says of it after: a dead letter has these as well.
+const KEPT: [&str; 4] = [HOPS, SCHEDULE, DUE, MISSED];
+
+fn is_kept(name: &[u8]) -> bool {
+    !is_reserved(name) || KEPT.iter().any(|kept| kept.as_bytes() == name)
+}
 
 /// Whether only the host may write a header of this name.
 pub(crate) fn is_reserved(name: &[u8]) -> bool {
@@ -64,7 +73,7 @@ pub(crate) fn write(
     let evidence = evidence(batch.offsets[message], death);
     let kept: Vec<_> = batch
         .headers(message)
-        .filter(|(name, _)| !is_reserved(name))
+        .filter(|(name, _)| is_kept(name))
         .collect();
     let count = kept.len() + evidence.len();
     let added = evidence
@@ -176,9 +185,13 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     str::from_utf8(found.value.as_deref()?).ok()
 }
 
-/// The message as it was before it died, but for two headers that say where it first stood, and how often it was sent again.
+/// The message as it was before it died, but for two headers that say where it first stood, and how often it was sent again. One
+/// that had come round too often begins anew: somebody wants it to.
 pub(crate) fn revive(mut message: Message, origin_offset: Offset, redrives: u32) -> Message {
-    message.headers.retain(|header| !is_reserved(&header.name));
+    let spent = header(&message, CLASS) == Some(HOPS_CLASS);
+    message
+        .headers
+        .retain(|header| is_kept(&header.name) && !(spent && header.name == HOPS));
     let added = [
         (ORIGIN_OFFSET, origin_offset.to_string()),
         (REDRIVES, redrives.to_string()),

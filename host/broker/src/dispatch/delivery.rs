@@ -46,6 +46,8 @@ pub(crate) struct Settling<'a> {
 pub(crate) struct Effects {
     /// Output topic (as an index), partition, messages.
     pub(crate) outputs: Vec<(u32, u32, RecordBatch)>,
+    /// Outputs for later.
+    pub(crate) delayed: Vec<Delayed>,
     pub(crate) dead_letters: Vec<RecordBatch>,
     pub(crate) progress: Progress,
     pub(crate) state: Option<StateWrite>,
@@ -54,6 +56,17 @@ pub(crate) struct Effects {
     pub(crate) given_up: Vec<usize>,
     /// Offsets and reasons of messages that the error handler dropped.
     pub(crate) dropped: Vec<(Offset, String)>,
+}
+
+/// An output for later.
+#[derive(Debug)]
+pub(crate) struct Delayed {
+    /// Output topic, as an index.
+    pub(crate) topic: u32,
+    pub(crate) partition: u32,
+    pub(crate) due: Timestamp,
+    /// The one message.
+    pub(crate) message: RecordBatch,
 }
 
 /// How many messages went which way.
@@ -284,12 +297,33 @@ impl<'a> Settler<'a> {
         let mut groups = Groups::new(outputs);
         for (output, &partition) in settling.places.iter().enumerate() {
             let source = outputs.source(output);
-            if !self.discarded.get(source).copied().unwrap_or(false) {
-                let builder = groups.of(outputs.topic(output), partition);
-                outputs.write(output, &settling.batch.columns, builder);
+            if self.discarded.get(source).copied().unwrap_or(false) {
+                continue;
+            }
+            let topic = outputs.topic(output);
+            match outputs.deliver_at(output).filter(|due| *due > settling.now) {
+                None => {
+                    let builder = groups.of(topic, partition);
+                    outputs.write(output, &settling.batch.columns, builder);
+                }
+                Some(due) => self.delay(output, topic, partition, due),
             }
         }
         self.effects.outputs = groups.finish();
+    }
+
+    fn delay(&mut self, output: usize, topic: u32, partition: u32, due: Timestamp) {
+        let mut builder = BatchBuilder::with_capacity(0);
+        let outputs = &self.settling.verdict.outputs;
+        outputs.write(output, &self.settling.batch.columns, &mut builder);
+        self.effects
+            .delayed
+            .extend(builder.finish().map(|message| Delayed {
+                topic,
+                partition,
+                due,
+                message,
+            }));
     }
 
     fn finish(mut self) -> Effects {

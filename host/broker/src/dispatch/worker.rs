@@ -24,12 +24,16 @@ use super::sides::{Canary, Side};
 use super::source::Source;
 use super::standing::{Standing, State, Window};
 use super::{Command, Input, Live, placing};
+use crate::chains::Hops;
 use crate::columns;
+use crate::delays::{Additions, Delays};
 use crate::handler::{CallError, CallUse, Called, Cause, Decision};
 
 mod committing;
 mod cutting;
+mod delaying;
 mod gating;
+mod hopping;
 mod shadowing;
 mod stateful;
 mod suspects;
@@ -46,6 +50,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) delays: Arc<Delays>,
     pub(crate) alarms: Alarms,
 }
 
@@ -366,6 +371,9 @@ impl Worker {
         batch: &Batch,
         mut probe: Option<&mut Probe>,
     ) -> Result<(), Trouble> {
+        if self.end_of_chain(live, batch).await? {
+            return Ok(());
+        }
         let commits = self.commits;
         let home = self.home(live)?;
         if let Some(home) = &home {
@@ -468,6 +476,10 @@ impl Worker {
     ) -> Result<Checked, CallError> {
         let outputs_max = live.spec.limits.answer_outputs_max as usize;
         let mut verdict = Verdict::of(answer, &batch.columns, &live.outputs, outputs_max)?;
+        verdict.outputs.check_delays(self.now())?;
+        verdict
+            .outputs
+            .carry(Hops::of(&batch.columns, live.spec.hops_max.is_some()));
         if let (Some(home), Some(attempt)) = (home, attempt) {
             let alone = stateful::must_stand_alone(live.spec.order, batch, &verdict, &attempt);
             if !alone.is_empty() {
@@ -479,7 +491,7 @@ impl Worker {
         Ok((Vec::new(), verdict, places))
     }
 
-    /// Decides about the batch and commits the decision; waits as long as the disk is full.
+    /// Decides about the batch and commits the decision; waits as long as the disk is full, or there is no room to delay outputs.
     async fn settle(
         &mut self,
         live: &Live,
@@ -515,25 +527,28 @@ impl Worker {
                 return Ok(());
             };
             self.pack(live, &mut effects).await;
-            match self.commit(live, &mut effects).await {
-                Ok(took) => {
-                    self.count_classes(verdict, &effects.given_up);
-                    self.committed(batch, effects, took);
-                    return Ok(());
-                }
-                Err(error) => {
-                    self.gate.give_back(granted);
-                    if !matches!(error, CommitError::DiskFull) {
+            let reason = match self.delay(live, &mut effects) {
+                Err(full) => full.to_string(),
+                Ok(delayed) => match self.commit(live, &mut effects, delayed).await {
+                    Ok(took) => {
+                        self.count_classes(verdict, &effects.given_up);
+                        self.committed(batch, effects, took);
+                        return Ok(());
+                    }
+                    Err(error @ CommitError::DiskFull) => error.to_string(),
+                    Err(error) => {
+                        self.gate.give_back(granted);
                         self.rewind();
                         return Err(error);
                     }
-                    self.pause_turn();
-                    self.back_off(error.to_string()).await;
-                    if !self.resume_turn().await {
-                        self.rewind();
-                        return Ok(());
-                    }
-                }
+                },
+            };
+            self.gate.give_back(granted);
+            self.pause_turn();
+            self.back_off(reason).await;
+            if !self.resume_turn().await {
+                self.rewind();
+                return Ok(());
             }
             let command = self.commands.borrow().clone();
             if command.stopped || command.paused || !command.runs(live.revision) {
@@ -548,7 +563,10 @@ impl Worker {
         &mut self,
         live: &Live,
         effects: &mut Effects,
+        mut delayed: Additions,
     ) -> Result<Duration, CommitError> {
+        let mut state = delayed.take_writes();
+        state.extend(effects.state.take());
         let transaction = Transaction {
             appends: self.appends(live, effects)?,
             progress: Some(ProgressWrite {
@@ -558,10 +576,11 @@ impl Worker {
             entries: Vec::new(),
             durability: Some(self.input.topic.spec.durability),
             request: None,
-            state: effects.state.take().into_iter().collect(),
+            state,
         };
         let before = self.context.clock.monotonic();
         self.context.engine.commit(transaction).await?;
+        self.context.delays.expect(&delayed);
         self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))
     }
@@ -652,7 +671,9 @@ impl Worker {
 /// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides.
 async fn decide(live: &Live, settling: &Settling<'_>) -> Vec<Decision> {
     let failed = &settling.verdict.failed;
-    let asks = !failed.is_empty() && failed.iter().all(|f| f.cause != Cause::HostDied);
+    let asks = !failed.is_empty()
+        && !settling.verdict.is_final
+        && failed.iter().all(|f| f.cause != Cause::HostDied);
     let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
         return Vec::new();
     };

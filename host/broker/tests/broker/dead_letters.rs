@@ -48,9 +48,9 @@ async fn a_dead_letter_is_the_message_unchanged_with_its_evidence() {
     let letter = &letters[1];
     assert_eq!(letter.topic, topic("in.p.dlq"));
     assert_eq!(letter.origin_topic, topic("in"));
-    assert_eq!(letter.origin_partition, placed[1].partition);
-    assert_eq!(letter.partition, placed[1].partition);
-    assert_eq!(letter.origin_offset, placed[1].offset);
+    assert_eq!(letter.origin_partition, placed[1].partition());
+    assert_eq!(letter.partition, placed[1].partition());
+    assert_eq!(Some(letter.origin_offset), placed[1].offset());
     assert_eq!((letter.revision, letter.attempts), (1, 3));
     assert_eq!(letter.module, digest("m").to_string());
     assert_eq!(

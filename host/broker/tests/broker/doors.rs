@@ -116,6 +116,7 @@ async fn a_call_with_one_bad_message_stores_none() {
             ..Default::default()
         },
         partition: None,
+        deliver_at: None,
     };
     let refused = rig.broker.produce(&topic("in"), vec![large; 4]).await;
     assert!(matches!(refused, Err(ProduceError::CallTooLarge { .. })));
@@ -134,14 +135,14 @@ async fn messages_of_a_key_share_a_partition_in_order_and_explicit_partitions_ar
         .produce(&topic("in"), messages.clone())
         .await
         .unwrap();
-    assert_eq!(placed[7].partition, PartitionId(3));
+    assert_eq!(placed[7].partition(), PartitionId(3));
     for (first, second) in [(0, 5), (5, 10), (1, 6)] {
-        assert_eq!(placed[first].partition, placed[second].partition);
-        assert!(placed[first].offset < placed[second].offset);
+        assert_eq!(placed[first].partition(), placed[second].partition());
+        assert!(placed[first].offset() < placed[second].offset());
     }
     for (new, place) in messages.iter().zip(placed) {
-        let mut request = fetch(place.offset.0, 1, 0);
-        request.partition = place.partition;
+        let mut request = fetch(place.offset().unwrap().0, 1, 0);
+        request.partition = place.partition();
         let fetched = rig.broker.fetch(request).await.unwrap();
         assert_eq!(fetched.messages[0].message, new.message);
     }
@@ -173,7 +174,7 @@ async fn a_topics_partitioner_component_places_messages_and_its_nonsense_is_refu
         rig.broker.produce(&topic("placed"), messages).await
     };
     let placed = send(["1", "22"]).await.unwrap();
-    let partitions: Vec<u32> = placed.iter().map(|p| p.partition.0).collect();
+    let partitions: Vec<u32> = placed.iter().map(|p| p.partition().0).collect();
     assert_eq!(partitions, [1, 0, 0]);
     for bad in ["down", "beyond"] {
         let refused = send(["1", bad]).await;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,8 +15,8 @@ use millrace_engine::{
 };
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::{
-    Digest, Offset, PartitionId, ProducerId, Progress, RecordBatch, SystemClock, Timestamp, Topic,
-    TopicId, TopicName, TopicPartition, TopicSpec,
+    Clock, Digest, Offset, PartitionId, ProducerId, Progress, RecordBatch, SystemClock, Timestamp,
+    Topic, TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -25,7 +26,7 @@ use crate::states::{change, counting, number, place, write};
 
 struct Moody {
     engine: Arc<MemoryEngine>,
-    /// What commits of progress fail with.
+    /// What commits of progress, and deliveries of delayed messages, fail with.
     refusal: Mutex<Option<CommitError>>,
     refused: AtomicUsize,
     /// What claims fail with.
@@ -37,7 +38,8 @@ struct Moody {
 #[async_trait]
 impl Engine for Moody {
     async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
-        if transaction.progress.is_some() {
+        let delivers = !transaction.appends.is_empty() && !transaction.state.is_empty();
+        if transaction.progress.is_some() || delivers {
             let refusal = self.refusal.lock().clone();
             let refusal = refusal.filter(|refusal| match refusal {
                 CommitError::TooLarge { max, .. } => transaction.byte_count() > *max,
@@ -194,7 +196,7 @@ async fn a_full_disk_is_waited_out_and_everything_happens_once() {
         .await;
     while engine.refused.load(Ordering::SeqCst) < 3 {
         tokio::task::yield_now().await;
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     *engine.refusal.lock() = None;
     rig.hold("out", &["1", "again"]).await;
@@ -302,6 +304,7 @@ async fn more_bytes_in_flight_than_the_bound_are_refused_as_busy_and_later_taken
     let shut = engine.gate.acquire_many(1_000).await.unwrap();
     let large = || millrace_broker::NewMessage {
         partition: None,
+        deliver_at: None,
         message: millrace_model::Message {
             value: Some(vec![0; 7 << 20].into()),
             ..Default::default()
@@ -346,7 +349,7 @@ async fn a_worker_that_cannot_begin_does_not_hold_up_the_deployment_that_dismiss
     rig.deploy(both).await;
     rig.until(|all| all[0].state.starts_with("waiting: the disk is full"))
         .await;
-    let one = tokio::time::timeout(std::time::Duration::from_secs(20), rig.deploy(spec));
+    let one = tokio::time::timeout(Duration::from_secs(20), rig.deploy(spec));
     one.await.expect("it does not wait for room on the disk");
     *engine.claims.lock() = None;
     rig.produce(&[("a", "1")]).await;
@@ -394,4 +397,24 @@ async fn while_a_worker_waits_for_room_its_state_can_be_written_and_it_goes_on_f
     rig.hold("out", &["1", "2"]).await;
     rig.settled().await;
     assert_eq!(number(&rig, &place(), "a").await, Some(11));
+}
+
+#[tokio::test]
+async fn a_delayed_message_waits_for_room_on_the_disk_and_is_delivered_once() {
+    let (rig, engine) = moody(|_, _| Say::Ack).await;
+    *engine.refusal.lock() = Some(CommitError::DiskFull);
+    let soon = SystemClock::new().wall().after(Duration::from_millis(20));
+    let late = millrace_broker::NewMessage {
+        deliver_at: Some(soon),
+        ..message("k", "late")
+    };
+    rig.broker.produce(&topic("in"), vec![late]).await.unwrap();
+    while engine.refused.load(Ordering::SeqCst) < 3 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(rig.messages("in").await.is_empty());
+    *engine.refusal.lock() = None;
+    rig.hold("in", &["late"]).await;
+    rig.settled().await;
+    assert_eq!(rig.values("in").await, ["late"]);
 }

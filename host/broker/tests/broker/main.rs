@@ -2,8 +2,10 @@
 
 mod breaker;
 mod canary;
+mod chains;
 mod compression;
 mod dead_letters;
+mod delays;
 mod doors;
 mod faults;
 mod lifetime;
@@ -13,6 +15,7 @@ mod redrives;
 mod replay;
 mod revisions;
 mod rig;
+mod schedules;
 mod scripts;
 mod shadow;
 mod states;

@@ -261,6 +261,7 @@ pub(crate) fn message(key: &str, value: &str) -> NewMessage {
             }],
             timestamp: millrace_model::Timestamp(77),
         },
+        deliver_at: None,
     }
 }
 
@@ -447,6 +448,7 @@ pub(crate) fn spec(module: Digest) -> ProcessorSpec {
         breaker: Default::default(),
         dead_letters: Default::default(),
         auto_rollback: false,
+        hops_max: None,
     }
 }
 

@@ -14,6 +14,7 @@ async fn measure(call: usize, messages: usize, partitions: u32) -> f64 {
     while sent < messages {
         let batch = (0..call).map(|n| NewMessage {
             partition: None,
+            deliver_at: None,
             message: Message {
                 key: Some(format!("key-{:08}", sent + n).into()),
                 value: Some(value.clone()),

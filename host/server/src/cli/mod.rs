@@ -8,6 +8,7 @@ mod bench;
 mod client;
 mod consume;
 mod damage;
+mod delayed;
 mod demo;
 mod dlq;
 mod doctor;
@@ -17,6 +18,7 @@ mod output;
 mod processor;
 mod produce;
 mod replay;
+mod schedule;
 mod segment;
 mod serve;
 mod state;
@@ -73,8 +75,14 @@ enum Command {
     Topic(topic::Verb),
     /// Append messages to a topic
     Produce(produce::Args),
+    /// List and cancel messages that wait for their time
+    #[command(subcommand)]
+    Delayed(delayed::Verb),
     /// Read messages of a topic
     Consume(consume::Args),
+    /// Make messages again and again, by the clock
+    #[command(subcommand)]
+    Schedule(schedule::Verb),
     /// Upload, list, show and delete modules
     #[command(subcommand)]
     Module(module::Verb),
@@ -131,6 +139,8 @@ impl Cli {
             Command::Topic(verb) => topic::run(verb, &client?),
             Command::Damage(verb) => damage::run(verb, &client?),
             Command::Produce(args) => produce::run(args, &client?),
+            Command::Delayed(verb) => delayed::run(verb, &client?),
+            Command::Schedule(verb) => schedule::run(verb, &client?),
             Command::Consume(args) => consume::run(args, &client?),
             Command::Module(verb) => module::run(verb, &client?),
             Command::Processor(verb) => processor::run(verb, &client?),

@@ -109,7 +109,7 @@ Examples:
   millrace processor deploy shout --module uppercase@2.0.0 --topic orders --output loud --shadow
 
 A spec file (TOML or JSON) has the fields of PUT /v1/processors/{name}: topics, module, output, grants, order,
-batch, retry, error_handler, limits, breaker, dead_letters, auto_rollback. Flags go before the file.";
+batch, retry, error_handler, limits, breaker, dead_letters, auto_rollback, hops_max. Flags go before the file.";
 
 #[derive(clap::Args)]
 #[command(after_help = DEPLOY_HELP)]
@@ -142,6 +142,9 @@ pub(super) struct DeployArgs {
     /// Take a bad deploy back to the revision before it
     #[arg(long)]
     auto_rollback: bool,
+    /// Count hops, and give up messages that have so many; a cycle of processors needs one that does
+    #[arg(long, value_name = "COUNT")]
+    hops_max: Option<u32>,
     /// Begin with empty state in every partition
     #[arg(long)]
     reset_state: bool,
@@ -252,6 +255,7 @@ impl DeployArgs {
         set("grants", json!(self.grants));
         set("order", json!(self.order));
         set("error_handler", json!(self.error_handler));
+        set("hops_max", json!(self.hops_max));
         set("auto_rollback", json!(self.auto_rollback.then_some(true)));
         set_in(&mut spec, "retry", "attempts_max", self.attempts_max)?;
         set_in(&mut spec, "batch", "messages_max", self.batch_messages_max)?;
@@ -357,6 +361,7 @@ fn show(processor: &Value) -> String {
             "limits",
             "dead_letters",
             "auto_rollback",
+            "hops_max",
         ]
         .map(|field| (field, cell(&spec[field]))),
     );

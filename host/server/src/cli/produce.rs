@@ -17,7 +17,8 @@ use serde_json::{Map, Value, json};
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
-use super::table::items;
+use super::table::{cell, items};
+use crate::units::{duration_ms, moment_ms};
 
 /// Messages of one request; each request is one commit.
 const CHUNK_MESSAGES_MAX: usize = 5_000;
@@ -33,6 +34,7 @@ const AFTER_HELP: &str = "\
 Examples:
   millrace produce orders hello world                        two messages
   millrace produce orders --key 17 --header source=shop '{\"item\":\"mill\"}'
+  millrace produce reminders --delay 1h 'call back'          delivered in an hour
   millrace produce events --file events.txt                  a message a line
   generate | millrace produce events --ndjson --file -       {\"key\":…,\"value\":…,\"headers\":{…}} a line
 
@@ -54,6 +56,12 @@ pub(super) struct Args {
     /// The partition; the topic's partitioner chooses without
     #[arg(long, conflicts_with = "ndjson")]
     partition: Option<u32>,
+    /// Deliver every message then: 2026-11-21T10:00:00Z, or milliseconds since the Unix epoch
+    #[arg(long, value_name = "TIME", value_parser = moment, conflicts_with_all = ["ndjson", "delay"])]
+    deliver_at: Option<u64>,
+    /// Deliver every message so long after its arrival: 30s, 10m, 1h
+    #[arg(long, value_name = "TIME", value_parser = duration_ms, conflicts_with = "ndjson")]
+    delay: Option<u64>,
     /// Read messages from a file, one a line; - is standard input
     #[arg(
         long,
@@ -62,7 +70,7 @@ pub(super) struct Args {
         required_unless_present = "values"
     )]
     file: Option<PathBuf>,
-    /// Each line of the file is a message as JSON: {"key", "value", "headers", "timestamp", "partition"}
+    /// Each line of the file is a message as JSON: {"key", "value", "headers", "timestamp", "partition", "deliver_at"}
     #[arg(long, requires = "file", conflicts_with = "values")]
     ndjson: bool,
     /// How long to go on while the host is not there or busy
@@ -76,8 +84,12 @@ pub(super) struct Args {
     values: Vec<String>,
 }
 
+fn moment(text: &str) -> Result<u64, String> {
+    text.parse().or_else(|_| moment_ms(text))
+}
+
 #[derive(Clone, Debug)]
-struct HeaderArg(String, String);
+pub(super) struct HeaderArg(pub(super) String, pub(super) String);
 
 impl FromStr for HeaderArg {
     type Err = String;
@@ -258,6 +270,9 @@ impl<'a> Chunks<'a> {
     fn summary(&mut self) -> Result<(), Failure> {
         if !self.output.is_json() {
             let line = match (self.sent, items(&self.last_answer["placed"])) {
+                (1, [place]) if !place["delayed"].is_null() => {
+                    format!("1 message, delayed, id {}", cell(&place["delayed"]))
+                }
                 (1, [place]) => {
                     format!(
                         "1 message, partition {} offset {}",
@@ -284,6 +299,12 @@ fn common(args: &Args) -> Map<String, Value> {
     }
     if let Some(partition) = args.partition {
         message.insert("partition".to_owned(), json!(partition));
+    }
+    if let Some(deliver_at) = args.deliver_at {
+        message.insert("deliver_at".to_owned(), json!(deliver_at));
+    }
+    if let Some(delay_ms) = args.delay {
+        message.insert("delay_ms".to_owned(), json!(delay_ms));
     }
     let mut headers = Map::new();
     for HeaderArg(name, value) in &args.headers {

@@ -1,6 +1,7 @@
 //! Tables for people.
 
 use comfy_table::{ContentArrangement, Table, presets};
+use millrace_model::calendar::date;
 use serde_json::Value;
 
 /// A table with a heading; just the note where there are no rows.
@@ -67,22 +68,6 @@ pub(super) fn when(ms: &Value) -> String {
     let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
     let (year, month, day) = date(days);
     format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{ms:03}Z")
-}
-
-/// The Gregorian date of a day since 1970. Years are counted from March, so that the leap day is the last one.
-fn date(days: u64) -> (u64, u64, u64) {
-    // 1 March of the year 0 is 719,468 days before 1970; a cycle of 400 years has 146,097 days.
-    let days = days + 719_468;
-    let (cycle, day_of_cycle) = (days / 146_097, days % 146_097);
-    let leap_days = day_of_cycle / 1_460 - day_of_cycle / 36_524 + day_of_cycle / 146_096;
-    let year_of_cycle = (day_of_cycle - leap_days) / 365;
-    let day_of_year =
-        day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12 + 1;
-    let year = cycle * 400 + year_of_cycle + u64::from(month <= 2);
-    (year, month, day)
 }
 
 /// The first digits of a digest: enough for people.

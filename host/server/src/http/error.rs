@@ -373,6 +373,7 @@ impl From<ProduceError> for ApiError {
             ),
             ProduceError::TooLarge { .. }
             | ProduceError::TooManyHeaders { .. }
+            | ProduceError::DelayedTooLarge { .. }
             | ProduceError::TooMany { .. }
             | ProduceError::CallTooLarge { .. }
             | ProduceError::Scattered { .. } => Self::too_large(text, SMALLER),
@@ -380,6 +381,15 @@ impl From<ProduceError> for ApiError {
             ProduceError::ReservedHeader { .. } => {
                 Self::refused("reserved-header", text, "choose another header name")
             }
+            ProduceError::TooFar { .. } => Self::refused(
+                "too-far-away",
+                text,
+                "choose an earlier time; a schedule says it again and again",
+            ),
+            ProduceError::DelaysFull(_) => Self {
+                code: "delays-full",
+                ..busy(text)
+            },
             ProduceError::NothingToSend => Self::malformed(text, "send at least one message"),
             ProduceError::Busy { .. } => busy(text),
             ProduceError::PartitionerGone(_) | ProduceError::Partitioner(_) => {

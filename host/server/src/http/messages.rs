@@ -16,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::delays::{Moment, due};
 use super::error::ApiError;
 
 /// A message to produce.
@@ -41,6 +42,12 @@ pub(super) struct MessageIn<'a> {
     timestamp: Option<u64>,
     /// The topic's partitioner chooses without.
     partition: Option<u32>,
+    /// When it is delivered: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z`; at once without, or if
+    /// that has passed. Its timestamp is this, unless it has one.
+    #[schema(value_type = Option<String>)]
+    deliver_at: Option<Moment>,
+    /// Instead of `deliver_at`: so long after its arrival.
+    delay_ms: Option<u64>,
 }
 
 /// A JSON object as pairs in the order written.
@@ -84,10 +91,18 @@ impl MessageIn<'_> {
         headers.extend(self::headers(self.headers_base64, |text| {
             binary("headers_base64", &text)
         })?);
-        let timestamp = self.timestamp.map_or(Ok(now), stored_timestamp)?;
+        let deliver_at = due(self.deliver_at.as_ref(), self.delay_ms, now)?;
+        // Without any the broker gives it that of its delivery.
+        let without = if deliver_at.is_none() {
+            now
+        } else {
+            Timestamp(0)
+        };
+        let timestamp = self.timestamp.map_or(Ok(without), stored_timestamp)?;
         let key = self.key.map(Bytes::from);
         let value = self.value.map(value_bytes).transpose()?;
         Ok(NewMessage {
+            deliver_at,
             partition: self.partition.map(PartitionId),
             message: Message {
                 key: one_of("key", key, self.key_base64)?,
@@ -153,7 +168,7 @@ fn binary(field: &str, encoded: &str) -> Result<Bytes, ApiError> {
     })
 }
 
-fn value_bytes(raw: &RawValue) -> Result<Bytes, ApiError> {
+pub(super) fn value_bytes(raw: &RawValue) -> Result<Bytes, ApiError> {
     let text = raw.get();
     if !text.starts_with('"') {
         return Ok(compact(text));

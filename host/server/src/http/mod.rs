@@ -8,6 +8,7 @@ mod body;
 mod by;
 mod damage;
 mod dead_letters;
+mod delays;
 mod error;
 mod fetch;
 mod guard;
@@ -23,6 +24,7 @@ mod processors;
 mod produce;
 mod query;
 mod replays;
+mod schedules;
 mod states;
 mod stream;
 mod topics;
@@ -96,6 +98,8 @@ pub(crate) mod bounds {
     pub(crate) const DEAD_LETTERS_ROOM_BYTES: usize = 128 << 20;
     /// What one dead letter may take, read and as JSON.
     pub(crate) const DEAD_LETTER_ROOM_BYTES: usize = 64 << 20;
+    /// What a list of delayed messages may take as JSON: 4 MiB of them at the worst, where all are headers.
+    pub(crate) const DELAYED_ROOM_BYTES: usize = 72 << 20;
     /// Dead letters of one list; asking for more gives this many.
     pub(crate) const DEAD_LETTERS_MAX: usize = 1_000;
     /// Characters of a request id that is taken over from the caller; a longer one is replaced.
@@ -182,6 +186,7 @@ fn routes() -> Vec<Route> {
     const TOPIC: &str = "/v1/topics/{topic}";
     const PARTITION: &str = "/v1/topics/{topic}/partitions/{partition}/messages";
     const PROCESSOR: &str = "/v1/processors/{name}";
+    const SCHEDULE: &str = "/v1/schedules/{name}";
     const STATE: &str = "/v1/processors/{name}/state";
     const SHADOW: &str = "/v1/processors/{name}/shadow";
     const DEAD: &str = "/v1/processors/{name}/dead-letters";
@@ -202,6 +207,11 @@ fn routes() -> Vec<Route> {
         patch(TOPIC, on::patch(lifetime::change)),
         post("/v1/topics/{topic}/trim", on::post(lifetime::trim)),
         post("/v1/topics/{topic}/messages", on::post(produce::produce)),
+        get("/v1/topics/{topic}/delayed", on::get(delays::list)),
+        delete(
+            "/v1/topics/{topic}/delayed/{id}",
+            on::delete(delays::cancel),
+        ),
         get(PARTITION, on::get(fetch::fetch)),
         get(
             "/v1/topics/{topic}/partitions/{partition}/messages/{offset}/value",
@@ -235,6 +245,12 @@ fn routes() -> Vec<Route> {
         delete(SHADOW, on::delete(trials::end_shadow)),
         get(STATE, on::get(states::show)),
         post(STATE, on::post(states::write)),
+        get("/v1/schedules", on::get(schedules::list)),
+        get(SCHEDULE, on::get(schedules::show)),
+        put(SCHEDULE, on::put(schedules::put)),
+        delete(SCHEDULE, on::delete(schedules::remove)),
+        post("/v1/schedules/{name}/pause", on::post(schedules::pause)),
+        post("/v1/schedules/{name}/resume", on::post(schedules::resume)),
         get(DEAD, on::get(dead_letters::list)),
         get(
             "/v1/processors/{name}/dead-letters/groups",

@@ -6,8 +6,8 @@ use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    damage, dead_letters, fetch, health, history, lifetime, modules, processors, produce, replays,
-    states, topics, trials,
+    damage, dead_letters, delays, fetch, health, history, lifetime, modules, processors, produce,
+    replays, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -28,6 +28,8 @@ use super::{
         lifetime::change,
         lifetime::trim,
         produce::produce,
+        delays::list,
+        delays::cancel,
         fetch::fetch,
         fetch::value,
         damage::list,
@@ -50,6 +52,12 @@ use super::{
         trials::promote,
         trials::shadow,
         trials::end_shadow,
+        schedules::list,
+        schedules::show,
+        schedules::put,
+        schedules::remove,
+        schedules::pause,
+        schedules::resume,
         states::show,
         states::write,
         dead_letters::list,
@@ -198,6 +206,8 @@ struct ProcessorSpecSchema {
     breaker: BreakerPolicySchema,
     dead_letters: DeadLetterPolicySchema,
     auto_rollback: bool,
+    /// Hops that a message may have; absent if none are counted.
+    hops_max: Option<u32>,
 }
 
 #[derive(ToSchema)]

@@ -67,6 +67,8 @@ pub(super) struct SpecBody {
     /// Whether a bad deploy takes itself back to the revision that it took over from.
     #[serde(default)]
     auto_rollback: bool,
+    /// Counts hops in the header `millrace-hops`, and gives up messages that have so many; a cycle of processors needs one such.
+    hops_max: Option<u32>,
 }
 
 impl App {
@@ -86,6 +88,7 @@ impl App {
             breaker: body.breaker,
             dead_letters: body.dead_letters,
             auto_rollback: body.auto_rollback,
+            hops_max: body.hops_max,
         })
     }
 

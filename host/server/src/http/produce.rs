@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use super::Shared;
 use super::body::{BYTE_ORDER_MARK, json, turn_away};
 use super::bounds::{PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX};
+use super::delays::{Moment, due};
 use super::error::{ApiError, ErrorBody};
 use super::idempotency::{self, REPLAYED};
 use super::messages::MessageIn;
@@ -34,6 +35,10 @@ pub(super) struct ProduceQuery {
     key: Option<String>,
     /// The partition of a raw body.
     partition: Option<u32>,
+    /// When a raw body is delivered: milliseconds since the Unix epoch, or as `2026-11-21T10:00:00Z`.
+    deliver_at: Option<String>,
+    /// Instead of `deliver_at`: so long after its arrival.
+    delay_ms: Option<u64>,
 }
 
 /// Many messages.
@@ -54,13 +59,20 @@ pub(super) struct PlacedBody {
 #[derive(Serialize, ToSchema)]
 struct PlaceBody {
     partition: u32,
-    offset: u64,
+    /// Not of a delayed message: it has none yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    /// Of a delayed message: to cancel it by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delayed: Option<String>,
 }
 
 /// Appends messages; all of them, or none.
 ///
 /// By content type: `application/json` is one message or `{"messages": […]}`; `application/x-ndjson` is a message a line; any other
 /// is one message whose value is the body, with `?key=`, `?partition=` and `millrace-header-<name>` headers.
+///
+/// A message with `deliver_at` or `delay_ms` is kept with the host until then, and answered with the id to cancel it by.
 ///
 /// With the header `Idempotency-Key` the request may be sent again until it is answered, and takes effect once: a repeat gets the
 /// first answer, marked `idempotent-replayed: true`. A topic remembers its last 100,000 keys, for at most 24 hours.
@@ -110,7 +122,7 @@ pub(super) async fn produce(
     let key = key.map(|key| idempotency::call(key, &form.asked(&query, &headers, &taken.bytes)));
     let now = app.clock.wall();
     let messages = match form {
-        Form::Raw => vec![raw(query, &headers, taken.bytes.clone(), now)],
+        Form::Raw => vec![raw(query, &headers, taken.bytes.clone(), now)?],
         form => {
             query.refuse_for_json()?;
             form.messages(&taken.bytes, now)?
@@ -163,6 +175,10 @@ impl Form {
         if let Self::Raw = self {
             let partition = query.partition.map(|partition| partition.to_string());
             parts.push(format!("{:?} {partition:?}", query.key).into_bytes().into());
+            if query.deliver_at.is_some() || query.delay_ms.is_some() {
+                let due = format!("{:?} {:?}", query.deliver_at, query.delay_ms);
+                parts.push(due.into_bytes().into());
+            }
             for (name, value) in headers {
                 if name.as_str().starts_with(HEADER_PREFIX) {
                     parts.push(name.as_str().as_bytes().into());
@@ -225,7 +241,14 @@ fn check_count(count: usize) -> Result<(), ApiError> {
     ))
 }
 
-fn raw(query: ProduceQuery, headers: &HeaderMap, value: Bytes, now: Timestamp) -> NewMessage {
+fn raw(
+    query: ProduceQuery,
+    headers: &HeaderMap,
+    value: Bytes,
+    now: Timestamp,
+) -> Result<NewMessage, ApiError> {
+    let moment = query.deliver_at.map(Moment::Text);
+    let deliver_at = due(moment.as_ref(), query.delay_ms, now)?;
     let header = |(name, value): (&axum::http::HeaderName, &axum::http::HeaderValue)| {
         let name = name.as_str().strip_prefix(HEADER_PREFIX)?;
         Some(Header {
@@ -233,35 +256,38 @@ fn raw(query: ProduceQuery, headers: &HeaderMap, value: Bytes, now: Timestamp) -
             value: Some(Bytes::copy_from_slice(value.as_bytes())),
         })
     };
-    NewMessage {
+    Ok(NewMessage {
+        deliver_at,
         partition: query.partition.map(PartitionId),
         message: Message {
             key: query.key.map(Bytes::from),
             value: Some(value),
             headers: headers.iter().filter_map(header).collect(),
-            timestamp: now,
+            timestamp: deliver_at.map_or(now, |_| Timestamp(0)),
         },
-    }
+    })
 }
 
 impl ProduceQuery {
     fn refuse_for_json(&self) -> Result<(), ApiError> {
-        if self.key.is_none() && self.partition.is_none() {
+        let is_timed = self.deliver_at.is_some() || self.delay_ms.is_some();
+        if self.key.is_none() && self.partition.is_none() && !is_timed {
             return Ok(());
         }
-        let message = "?key= and ?partition= are for raw bodies";
-        Err(ApiError::malformed(
-            message,
-            "say key and partition in each message",
-        ))
+        let message = "?key=, ?partition=, ?deliver_at= and ?delay_ms= are for raw bodies";
+        Err(ApiError::malformed(message, "say these in each message"))
     }
 }
 
 impl From<Vec<Placed>> for PlacedBody {
     fn from(placed: Vec<Placed>) -> Self {
         let place = |placed: Placed| PlaceBody {
-            partition: placed.partition.0,
-            offset: placed.offset.0,
+            partition: placed.partition().0,
+            offset: placed.offset().map(|offset| offset.0),
+            delayed: match placed {
+                Placed::At { .. } => None,
+                Placed::Delayed(id) => Some(id.to_string()),
+            },
         };
         Self {
             count: placed.len(),

@@ -42,6 +42,7 @@ struct AnswerColumns {
     #[component(name = "header-ends")]
     header_ends: Vec<u32>,
     headers: Vec<u32>,
+    times: Vec<u64>,
 }
 
 /// `types.batch-error`.
@@ -126,6 +127,7 @@ impl From<AnswerColumns> for Answer {
             values: columns.values,
             header_ends: columns.header_ends,
             headers: columns.headers,
+            times: columns.times,
         }
     }
 }

@@ -129,6 +129,8 @@ async fn malformed_answers_come_back_as_they_are_or_as_bad_answers() {
         "overflowing-span",
         "bad-topic",
         "bad-headers",
+        "odd-times",
+        "bad-time",
     ] {
         handler.process(&batch([odd, "beside"])).await.unwrap();
     }

@@ -70,6 +70,7 @@ fn sound() -> Answer {
         values: vec![0, 3, batch().data.len() as u32, 5],
         header_ends: vec![0, 1],
         headers: vec![0, 3, 0, NONE],
+        times: vec![NO_TIME, NO_TIME, 8, 9],
     }
 }
 
@@ -128,7 +129,7 @@ fn empty_columns_keep_what_the_source_has() {
 #[test]
 fn every_lie_is_found_and_named() {
     type Lie = fn(&mut Answer);
-    let lies: [(&str, Lie); 24] = [
+    let lies: [(&str, Lie); 26] = [
         ("2 outcomes for 3", |a| a.outcomes.truncate(2)),
         ("4 outcomes for 3", |a| a.outcomes.push(0)),
         ("outcome 4 of message 1", |a| a.outcomes[1] = 4),
@@ -167,6 +168,8 @@ fn every_lie_is_found_and_named() {
         ("the value of output 0", |a| {
             a.values[..2].copy_from_slice(&[40, 20])
         }),
+        ("column times has 3 entries", |a| a.times.truncate(3)),
+        ("a time of output 1", |a| a.times[3] = NO_TIME - 1),
         ("header-ends of output 1", |a| a.header_ends = vec![1, 0]),
         ("column headers has 4 entries", |a| a.header_ends[1] = 2),
         ("has no name", |a| a.headers[1] = NONE),
@@ -233,11 +236,13 @@ proptest! {
         outcomes in proptest::collection::vec(0..4u8, 3),
         sources in proptest::collection::vec(0..4u32, 0..4),
         columns in proptest::collection::vec(proptest::collection::vec(number(), 0..9), 6),
+        times in proptest::collection::vec(any::<u64>(), 0..9),
         data in proptest::collection::vec(any::<u8>(), 0..20),
     ) {
         let [topics_, partitions, keys, values, header_ends, headers] =
             <[Vec<u32>; 6]>::try_from(columns).unwrap();
         let answer = Answer {
+            times,
             outcomes,
             details: Vec::new(),
             data,

@@ -48,6 +48,7 @@ fn spec() -> ProcessorSpec {
         breaker: Default::default(),
         dead_letters: Default::default(),
         auto_rollback: false,
+        hops_max: None,
     }
 }
 

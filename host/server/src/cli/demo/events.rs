@@ -72,6 +72,7 @@ fn message(line: &'static str) -> Result<NewMessage> {
     let event: Event = serde_json::from_str(line).context("an event")?;
     Ok(NewMessage {
         partition: None,
+        deliver_at: None,
         message: Message {
             timestamp: Timestamp(event.properties.time),
             key: Some(Bytes::from(event.id)),

@@ -1,0 +1,343 @@
+//! Delayed messages: taken with a time of delivery, kept with the partition that they are for, and in the topic from that time on.
+//! Listed and cancelled until then.
+//!
+//! A message is delayed by the transaction that would have appended it ([`stored`]), whether it is produced or an output, and
+//! delivered by another ([`delivering`]). Adding needs no turn of the table, for no two have the same key; delivering and
+//! cancelling take it, so exactly one of them happens.
+
+mod agenda;
+mod delivering;
+mod stored;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics::{Histogram, counter, gauge, histogram};
+use millrace_engine::state::{StateQuery, StateTable};
+use millrace_engine::{CommitError, Engine, ReadError, Transaction};
+use millrace_model::bounds::{
+    DELAYED_BYTES_MAX, DELAYED_LISTED_MAX, DELAYED_MESSAGES_MAX, STATE_LISTED_BYTES_MAX,
+};
+use millrace_model::{Clock, Message, PartitionId, Timestamp, Topic, TopicName, TopicPartition};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::broker::Broker;
+use agenda::Agenda;
+pub(crate) use delivering::run;
+pub(crate) use stored::{Additions, alone};
+pub use stored::{DelayedId, NotADelayedId};
+use stored::{GROUP, read, removal};
+
+/// How long a cancellation waits for a delivery in the same partition.
+const CANCEL_WAIT_MS_MAX: u64 = 10_000;
+
+/// A message that is not delivered yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DelayedMessage {
+    /// Its name, which says when it is due.
+    pub id: DelayedId,
+    /// What is delivered.
+    pub message: Message,
+}
+
+/// Some of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DelayedPage {
+    /// By partition, then by time of delivery.
+    pub messages: Vec<DelayedMessage>,
+    /// All that the topic has.
+    pub total: usize,
+    /// Whether there are more after the last one.
+    pub has_more: bool,
+}
+
+/// Which delayed messages are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct DelayedQuery {
+    /// Only those for this partition.
+    pub partition: Option<PartitionId>,
+    /// Only those after this one.
+    pub after: Option<DelayedId>,
+    /// At most so many, and never more than [`DELAYED_LISTED_MAX`].
+    pub max: usize,
+}
+
+/// No room in a partition.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "partition {partition} of topic {topic} holds {messages} delayed messages of {bytes} bytes already; at most \
+     {DELAYED_MESSAGES_MAX} and {DELAYED_BYTES_MAX} bytes are kept: wait until some are delivered, or cancel some"
+)]
+pub struct DelaysFull {
+    /// Which topic.
+    pub topic: TopicName,
+    /// Which of its partitions.
+    pub partition: PartitionId,
+    /// How many there are.
+    pub messages: usize,
+    /// Their bytes, about.
+    pub bytes: usize,
+}
+
+/// Why delayed messages were neither listed nor cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum DelayedError {
+    /// No such topic.
+    #[error("topic {0} does not exist")]
+    UnknownTopic(TopicName),
+    /// The topic has no such partition.
+    #[error("topic {topic} has no partition {partition}")]
+    UnknownPartition {
+        /// Which topic.
+        topic: TopicName,
+        /// What was asked for.
+        partition: PartitionId,
+    },
+    /// It was delivered or cancelled, or there never was such a message.
+    #[error(
+        "no message {id} waits for topic {topic}: it was delivered or cancelled already, or never there"
+    )]
+    Unknown {
+        /// Which topic.
+        topic: TopicName,
+        /// What was asked for.
+        id: DelayedId,
+    },
+    /// The partition is being delivered to.
+    #[error(
+        "partition {0} is being delivered to, for {CANCEL_WAIT_MS_MAX} ms and more; nothing was cancelled"
+    )]
+    Busy(PartitionId),
+    /// They could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// What all who delay messages share with the task that delivers them.
+pub(crate) struct Delays {
+    clock: Arc<dyn Clock>,
+    engine: Arc<dyn Engine>,
+    agenda: Mutex<Agenda>,
+    /// Something is due before everything else.
+    earlier: Notify,
+    next_arrival: AtomicU64,
+    salt: u32,
+    /// Each partition's share of its topic's gauge.
+    shown: Mutex<HashMap<TopicPartition, (TopicName, usize)>>,
+    lateness_seconds: Histogram,
+}
+
+impl Delays {
+    pub(crate) fn new(clock: Arc<dyn Clock>, engine: Arc<dyn Engine>) -> Arc<Self> {
+        // Above those of any earlier process, unless the clock was set back: then the salt makes the difference.
+        let first_arrival = clock.wall().0 << 20;
+        Arc::new(Self {
+            clock,
+            engine,
+            agenda: Mutex::default(),
+            earlier: Notify::new(),
+            next_arrival: AtomicU64::new(first_arrival & (u64::MAX >> 1)),
+            salt: fastrand::u32(..),
+            shown: Mutex::default(),
+            lateness_seconds: histogram!("millrace_delayed_lateness_seconds"),
+        })
+    }
+
+    /// A name for the next one.
+    pub(crate) fn next_id(&self, partition: PartitionId, due: Timestamp) -> DelayedId {
+        DelayedId {
+            partition,
+            due,
+            arrival: self.next_arrival.fetch_add(1, Ordering::Relaxed),
+            salt: self.salt,
+        }
+    }
+
+    /// Whether there is room for them. Those who ask at the same time may go beyond the bound together.
+    pub(crate) fn check_room(&self, additions: &Additions) -> Result<(), DelaysFull> {
+        for (partition, addition) in &additions.0 {
+            // Whether the partition is there is for the commit to say.
+            let Ok(table) = self.engine.state(GROUP, *partition) else {
+                continue;
+            };
+            let size = table.size();
+            let messages = size.entries + addition.messages();
+            if messages > DELAYED_MESSAGES_MAX || size.bytes + addition.bytes > DELAYED_BYTES_MAX {
+                return Err(DelaysFull {
+                    topic: addition.topic.clone(),
+                    partition: partition.partition,
+                    messages: size.entries,
+                    bytes: size.bytes,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// They are being committed, or were just now: said before, so that whoever is cut off in between is not waited for, and
+    /// after, for what was due at once may have been looked for too early.
+    pub(crate) fn expect(&self, additions: &Additions) {
+        for (partition, addition) in &additions.0 {
+            if let Ok(table) = self.engine.state(GROUP, *partition) {
+                self.show(*partition, &addition.topic, &table);
+            }
+            let mut agenda = self.agenda.lock();
+            if agenda.note(*partition, &addition.topic, addition.earliest) {
+                self.earlier.notify_one();
+            }
+        }
+    }
+
+    fn show(&self, partition: TopicPartition, topic: &TopicName, table: &StateTable) {
+        let mut shown = self.shown.lock();
+        let messages = table.size().entries;
+        let before = match messages {
+            0 => shown.remove(&partition),
+            _ => shown.insert(partition, (topic.clone(), messages)),
+        };
+        move_gauge(topic, before.map_or(0, |(_, before)| before), messages);
+    }
+
+    /// The partition is gone.
+    fn forget(&self, partition: TopicPartition) {
+        if let Some((topic, messages)) = self.shown.lock().remove(&partition) {
+            move_gauge(&topic, messages, 0);
+        }
+    }
+
+    /// Partitions are gone with their topic that are none of these, which ascend.
+    fn forget_all_but(&self, partitions: &[TopicPartition]) {
+        let shown: Vec<TopicPartition> = self.shown.lock().keys().copied().collect();
+        let is_gone = |at: &TopicPartition| partitions.binary_search(at).is_err();
+        shown
+            .into_iter()
+            .filter(is_gone)
+            .for_each(|at| self.forget(at));
+    }
+
+    fn delivered(&self, topic: &TopicName, ids: &[DelayedId]) {
+        let now = self.clock.wall();
+        counter!("millrace_delayed_delivered_total", "topic" => topic.to_string())
+            .increment(ids.len() as u64);
+        for id in ids {
+            self.lateness_seconds
+                .record(id.due.until(now).as_secs_f64());
+        }
+    }
+}
+
+fn move_gauge(topic: &TopicName, before: usize, messages: usize) {
+    if before != messages {
+        gauge!("millrace_delayed_messages", "topic" => topic.to_string())
+            .increment(messages as f64 - before as f64);
+    }
+}
+
+impl Broker {
+    /// Messages that wait for their time: by partition, then by time.
+    ///
+    /// # Errors
+    /// [`DelayedError`].
+    pub fn delayed(
+        &self,
+        topic: &TopicName,
+        query: &DelayedQuery,
+    ) -> Result<DelayedPage, DelayedError> {
+        let topic = self.delayed_topic(topic)?;
+        if let Some(partition) = query.partition {
+            in_topic(&topic, partition)?;
+        }
+        let engine = &self.inner.engine;
+        let of_topic = |at: &TopicPartition| {
+            at.topic == topic.id && query.partition.is_none_or(|wanted| at.partition == wanted)
+        };
+        let mut partitions = engine.state_partitions(GROUP);
+        partitions.retain(of_topic);
+        let mut page = DelayedPage::default();
+        let (mut room, mut bytes) = (query.max.min(DELAYED_LISTED_MAX), STATE_LISTED_BYTES_MAX);
+        for at in partitions {
+            let table = engine.state(GROUP, at)?;
+            page.total += table.size().entries;
+            let after = query
+                .after
+                .as_ref()
+                .filter(|id| id.partition >= at.partition);
+            if after.is_some_and(|id| id.partition > at.partition) || page.has_more {
+                continue;
+            }
+            let found = table.page(&StateQuery {
+                after: after.map(|id| id.key().to_vec()),
+                entries_max: room,
+                bytes_max: bytes,
+                ..StateQuery::default()
+            });
+            room -= found.entries.len();
+            let taken = found
+                .entries
+                .iter()
+                .map(|entry| entry.value.as_bytes().len());
+            bytes = bytes.saturating_sub(taken.sum());
+            page.has_more = found.has_more;
+            let read = found
+                .entries
+                .iter()
+                .filter_map(|entry| read(entry, at.partition));
+            let shown = read.map(|(id, message)| DelayedMessage { id, message });
+            page.messages.extend(shown);
+        }
+        Ok(page)
+    }
+
+    /// Cancels a delayed message: it is never delivered. Durable as the topic's messages are.
+    ///
+    /// # Errors
+    /// [`DelayedError::Unknown`] where it was delivered already; [`DelayedError`] otherwise, and nothing was cancelled.
+    pub async fn cancel_delayed(
+        &self,
+        topic: &TopicName,
+        id: DelayedId,
+    ) -> Result<(), DelayedError> {
+        let topic = self.delayed_topic(topic)?;
+        let partition = in_topic(&topic, id.partition)?;
+        let table = self.inner.engine.state(GROUP, partition)?;
+        let wait = Duration::from_millis(CANCEL_WAIT_MS_MAX);
+        let turn = tokio::time::timeout(wait, table.turn()).await;
+        let _turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
+        let found = table.page(&StateQuery {
+            prefix: id.key().to_vec(),
+            entries_max: 1,
+            ..StateQuery::default()
+        });
+        let Some(entry) = found.entries.first() else {
+            let topic = topic.spec.name;
+            return Err(DelayedError::Unknown { topic, id });
+        };
+        let transaction = Transaction {
+            state: vec![removal(partition, std::iter::once(&entry.key))],
+            durability: Some(topic.spec.durability),
+            ..Transaction::default()
+        };
+        self.inner.engine.commit(transaction).await?;
+        self.inner.delays.show(partition, &topic.spec.name, &table);
+        Ok(())
+    }
+
+    fn delayed_topic(&self, name: &TopicName) -> Result<Topic, DelayedError> {
+        let unknown = || DelayedError::UnknownTopic(name.clone());
+        self.topic(name).ok_or_else(unknown)
+    }
+}
+
+fn in_topic(topic: &Topic, partition: PartitionId) -> Result<TopicPartition, DelayedError> {
+    let found = topic.partition(partition);
+    found.ok_or_else(|| DelayedError::UnknownPartition {
+        topic: topic.spec.name.clone(),
+        partition,
+    })
+}

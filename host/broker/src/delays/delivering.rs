@@ -1,0 +1,223 @@
+//! Delivers what is due: one transaction appends to the partition and removes what it appends from the delayed ones, so each is
+//! in exactly one of the two places, whatever happens in between.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _};
+use millrace_engine::state::{StateEntry, StateQuery, StateTable};
+use millrace_engine::{Append, CommitError, ReadError, Transaction};
+use millrace_model::{
+    BatchBuilder, Compression, RecordBatch, Timestamp, TopicName, TopicPartition,
+};
+use tokio::sync::watch;
+
+use super::stored::{GROUP, read, removal};
+use super::{DelayedId, Delays};
+use crate::dispatch::retry::Backoff;
+use crate::packing;
+
+/// Messages that one transaction delivers.
+const DELIVERED_AT_ONCE_MAX: usize = 1_000;
+/// Bytes of them, but for one larger message.
+const DELIVERED_BYTES_AT_ONCE_MAX: usize = 4 << 20;
+/// Partitions that are delivered to side by side.
+const PARTITIONS_AT_ONCE_MAX: usize = 16;
+/// Nobody sleeps longer in one go, for the wall clock may be set; and so often all partitions are looked at, whatever was noted.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Why a partition was left.
+enum Left {
+    /// It is gone, and what was delayed in it.
+    Gone,
+    /// It may do later.
+    Wait(String),
+    /// The engine takes nothing any more.
+    End,
+}
+
+impl From<CommitError> for Left {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::UnknownPartition(_) => Self::Gone,
+            CommitError::Poisoned(_) | CommitError::Closed => Self::End,
+            _ => Self::Wait(error.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for Left {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::UnknownPartition(_) => Self::Gone,
+            _ => Self::Wait(error.to_string()),
+        }
+    }
+}
+
+/// What is due in one partition.
+struct Due {
+    entries: Vec<StateEntry>,
+    ids: Vec<DelayedId>,
+    batch: Option<RecordBatch>,
+}
+
+/// Delivers until told to stop, or until the engine does.
+pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
+    let mut backoff = Backoff::default();
+    let mut looked_at = None;
+    loop {
+        let monotonic = delays.clock.monotonic();
+        if looked_at.is_none_or(|before| monotonic.saturating_sub(before) >= LOOK_EVERY) {
+            delays.look();
+            looked_at = Some(monotonic);
+        }
+        let Some(wait) = delays.round(&mut backoff).await else {
+            return;
+        };
+        tokio::select! {
+            // Whoever would tell it may be gone as well.
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = delays.earlier.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+impl Delays {
+    /// One transaction for each of some partitions that are due; how long there is nothing to do then. `None` is the end.
+    async fn round(&self, backoff: &mut Backoff) -> Option<Duration> {
+        let now = self.clock.wall();
+        let due = self.agenda.lock().take_due(now, PARTITIONS_AT_ONCE_MAX);
+        let delivered = stream::iter(due).map(|(partition, topic)| async move {
+            let left = self.deliver_from(partition, &topic, now).await.err();
+            (partition, topic, left)
+        });
+        let delivered = delivered.buffer_unordered(PARTITIONS_AT_ONCE_MAX);
+        let delivered: Vec<_> = delivered.collect().await;
+        let mut left_for = None;
+        for (partition, topic, left) in delivered {
+            match left {
+                None => {}
+                Some(Left::Gone) => self.forget(partition),
+                Some(Left::End) => return None,
+                Some(Left::Wait(reason)) => {
+                    let wait =
+                        *left_for.get_or_insert_with(|| backoff.next(&mut fastrand::Rng::new()));
+                    tracing::warn!(%topic, partition = %partition.partition, reason, "delayed messages wait; trying again");
+                    self.agenda.lock().note(partition, &topic, now.after(wait));
+                }
+            }
+        }
+        if left_for.is_none() {
+            backoff.reset();
+        }
+        let next = self.agenda.lock().next();
+        let now = self.clock.wall();
+        Some(next.map_or(LOOK_EVERY, |next| now.until(next).min(LOOK_EVERY)))
+    }
+
+    async fn deliver_from(
+        &self,
+        partition: TopicPartition,
+        topic: &TopicName,
+        now: Timestamp,
+    ) -> Result<(), Left> {
+        let table = self.engine.state(GROUP, partition)?;
+        // Whoever cancels one of them waits, and finds it gone.
+        let turn = table.turn().await;
+        let due = due(&table, partition, now);
+        if !due.entries.is_empty() {
+            self.deliver(partition, topic, due).await?;
+        }
+        drop(turn);
+        self.show(partition, topic, &table);
+        if let Some(next) = first_due(&table) {
+            self.agenda.lock().note(partition, topic, next);
+        }
+        Ok(())
+    }
+
+    async fn deliver(
+        &self,
+        partition: TopicPartition,
+        topic: &TopicName,
+        due: Due,
+    ) -> Result<(), Left> {
+        let lost = due.entries.len() - due.ids.len();
+        if lost > 0 {
+            tracing::error!(%topic, partition = %partition.partition, lost, "delayed messages cannot be read; they are given up");
+        }
+        let settings = self.engine.topic(topic).map(|topic| topic.spec.settings);
+        let codec = settings.map_or(Compression::None, |settings| settings.compression);
+        let packed = packing::packed(due.batch.into_iter().collect(), |_| codec).await;
+        let append = |batch| Append { partition, batch };
+        let transaction = Transaction {
+            appends: packed.into_iter().map(append).collect(),
+            state: vec![removal(partition, due.entries.iter().map(|e| &e.key))],
+            ..Transaction::default()
+        };
+        self.engine.commit(transaction).await?;
+        self.delivered(topic, &due.ids);
+        Ok(())
+    }
+
+    /// Notes every partition that has delayed messages.
+    pub(super) fn look(&self) {
+        let partitions = self.engine.state_partitions(GROUP);
+        self.forget_all_but(&partitions);
+        if partitions.is_empty() {
+            return;
+        }
+        let topics = self.engine.topics().into_iter();
+        let names: std::collections::HashMap<_, _> = topics.map(|t| (t.id, t.spec.name)).collect();
+        for partition in partitions {
+            let table = self.engine.state(GROUP, partition);
+            if let (Some(topic), Ok(table)) = (names.get(&partition.topic), table) {
+                self.show(partition, topic, &table);
+                if let Some(due) = first_due(&table) {
+                    self.agenda.lock().note(partition, topic, due);
+                }
+            }
+        }
+    }
+}
+
+/// What is due, as one batch.
+fn due(table: &StateTable, partition: TopicPartition, now: Timestamp) -> Due {
+    let page = table.page(&StateQuery {
+        entries_max: DELIVERED_AT_ONCE_MAX,
+        bytes_max: DELIVERED_BYTES_AT_ONCE_MAX,
+        ..StateQuery::default()
+    });
+    let mut entries = page.entries;
+    let is_due = |entry: &StateEntry| {
+        let id = DelayedId::of_key(partition.partition, &entry.key);
+        id.is_none_or(|id| id.due <= now)
+    };
+    entries.retain(is_due);
+    let mut ids = Vec::with_capacity(entries.len());
+    let mut builder = BatchBuilder::with_capacity(0);
+    for entry in &entries {
+        if let Some((id, message)) = read(entry, partition.partition) {
+            builder.push(&message);
+            ids.push(id);
+        }
+    }
+    Due {
+        entries,
+        ids,
+        batch: builder.finish(),
+    }
+}
+
+/// When the first one is due.
+fn first_due(table: &StateTable) -> Option<Timestamp> {
+    let first = table.page(&StateQuery {
+        entries_max: 1,
+        ..StateQuery::default()
+    });
+    let key = &first.entries.first()?.key;
+    // What cannot be read is dealt with at once.
+    Some(DelayedId::of_key(Default::default(), key).map_or_else(Timestamp::default, |id| id.due))
+}

@@ -1,0 +1,28 @@
+//! Outputs for later: given their names, if there is room for them.
+
+use millrace_model::PartitionId;
+
+use super::Worker;
+use crate::delays::{Additions, DelaysFull};
+use crate::dispatch::Live;
+use crate::dispatch::delivery::Effects;
+
+impl Worker {
+    /// The batch's outputs for later, for its commit. Where there is no room they wait, and the partition with them.
+    pub(super) fn delay(
+        &self,
+        live: &Live,
+        effects: &mut Effects,
+    ) -> Result<Additions, DelaysFull> {
+        let mut additions = Additions::default();
+        for delayed in effects.delayed.drain(..) {
+            let topic = &live.outputs.topics[delayed.topic as usize].topic;
+            let delays = &self.context.delays;
+            let id = delays.next_id(PartitionId(delayed.partition), delayed.due);
+            additions.add(topic, id, &delayed.message);
+        }
+        self.context.delays.check_room(&additions)?;
+        self.context.delays.expect(&additions);
+        Ok(additions)
+    }
+}

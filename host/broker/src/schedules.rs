@@ -1,0 +1,238 @@
+//! Schedules: a message for a topic, again and again. Kept in the catalogue with the time of the next one; [`firing`] appends a
+//! message and moves that time on in one transaction, so each time makes one message, over crashes as well.
+//!
+//! What was missed while the host was down, paused excepted, is made up for by one message that says how many it stands for.
+
+mod firing;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use millrace_engine::{CommitError, EntryKind};
+use millrace_model::bounds::{SCHEDULE_MESSAGE_BYTES_MAX, SCHEDULES_MAX};
+use millrace_model::{Header, Message, Schedule, ScheduleName, ScheduleSpec, Timestamp};
+use parking_lot::RwLock;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::broker::Broker;
+use crate::processors::ProcessorError;
+use crate::produce::{NewMessage, ProduceError};
+pub(crate) use firing::{DUE, MISSED, SCHEDULE, run};
+
+/// A schedule and how it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ScheduleStatus {
+    /// The schedule.
+    #[serde(flatten)]
+    pub schedule: Schedule,
+    /// Why its last message was not made; `None` if all is well.
+    pub problem: Option<String>,
+}
+
+/// Why a schedule did not change. It is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ScheduleError {
+    /// No such schedule.
+    #[error("schedule {0} does not exist")]
+    Unknown(ScheduleName),
+    /// The topic would not take its message.
+    #[error(transparent)]
+    Message(#[from] ProduceError),
+    /// Its message is over the bound.
+    #[error(
+        "the message has {bytes} bytes, at most {SCHEDULE_MESSAGE_BYTES_MAX} are kept with a schedule; keep the payload elsewhere and send a reference"
+    )]
+    TooLarge {
+        /// Its bytes, ten for each header included.
+        bytes: usize,
+    },
+    /// As many as there may be.
+    #[error("there are {SCHEDULES_MAX} schedules already; delete one first")]
+    TooMany,
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// All schedules.
+#[derive(Default)]
+pub(crate) struct Schedules {
+    all: RwLock<BTreeMap<ScheduleName, Known>>,
+    /// Held by whoever changes one or makes its message.
+    changes: tokio::sync::Mutex<()>,
+    /// Something is due earlier than before.
+    changed: Arc<Notify>,
+}
+
+/// A schedule as the host knows it.
+#[derive(Clone, Debug)]
+struct Known {
+    schedule: Schedule,
+    problem: Option<String>,
+    /// After a failure that may pass, not before this.
+    again_at: Timestamp,
+}
+
+impl Known {
+    fn new(schedule: Schedule) -> Self {
+        Self {
+            schedule,
+            problem: None,
+            again_at: Timestamp::default(),
+        }
+    }
+
+    /// When there is something to do; `None` while it is paused.
+    fn due(&self) -> Option<Timestamp> {
+        (!self.schedule.paused).then_some(self.schedule.next.max(self.again_at))
+    }
+
+    fn status(&self) -> ScheduleStatus {
+        ScheduleStatus {
+            schedule: self.schedule.clone(),
+            problem: self.problem.clone(),
+        }
+    }
+}
+
+impl Broker {
+    /// Reads the catalogue's schedules.
+    pub(crate) fn read_schedules(&self) -> Result<(), ProcessorError> {
+        let mut all = self.inner.schedules.all.write();
+        for (key, value) in self.inner.engine.entries(EntryKind::Schedule) {
+            let schedule: Schedule = serde_json::from_slice(&value).map_err(|error| {
+                let what = format!("the catalogue's entry of schedule {key}: {error}");
+                ProcessorError::Catalogue(what)
+            })?;
+            all.insert(schedule.name.clone(), Known::new(schedule));
+        }
+        Ok(())
+    }
+
+    /// All schedules, by name.
+    #[must_use]
+    pub fn schedules(&self) -> Vec<ScheduleStatus> {
+        let all = self.inner.schedules.all.read();
+        all.values().map(Known::status).collect()
+    }
+
+    /// One schedule.
+    #[must_use]
+    pub fn schedule(&self, name: &ScheduleName) -> Option<ScheduleStatus> {
+        let all = self.inner.schedules.all.read();
+        all.get(name).map(Known::status)
+    }
+
+    /// Makes a schedule, or changes it; the same again changes nothing. Its first message is the next one due from now on.
+    ///
+    /// # Errors
+    /// [`ScheduleError`].
+    pub async fn put_schedule(
+        &self,
+        name: &ScheduleName,
+        spec: ScheduleSpec,
+    ) -> Result<ScheduleStatus, ScheduleError> {
+        self.check_schedule(&spec)?;
+        let _change = self.inner.schedules.changes.lock().await;
+        let before = self.schedule(name);
+        if let Some(same) = before.clone().filter(|b| b.schedule.spec == spec) {
+            return Ok(same);
+        }
+        if before.is_none() && self.inner.schedules.all.read().len() >= SCHEDULES_MAX {
+            return Err(ScheduleError::TooMany);
+        }
+        let before = before.map(|before| before.schedule);
+        let schedule = Schedule {
+            name: name.clone(),
+            paused: before.as_ref().is_some_and(|before| before.paused),
+            next: spec.cron.next_after(self.inner.clock.wall()),
+            last: before.as_ref().and_then(|before| before.last),
+            made: before.map_or(0, |before| before.made),
+            spec,
+        };
+        self.keep_schedule(schedule).await
+    }
+
+    /// Makes no messages until it is resumed; those missed by then are not made up for.
+    ///
+    /// # Errors
+    /// [`ScheduleError`].
+    pub async fn pause_schedule(
+        &self,
+        name: &ScheduleName,
+        paused: bool,
+    ) -> Result<ScheduleStatus, ScheduleError> {
+        let _change = self.inner.schedules.changes.lock().await;
+        let known = self.schedule(name);
+        let known = known.ok_or_else(|| ScheduleError::Unknown(name.clone()))?;
+        let mut schedule = known.schedule;
+        if schedule.paused && !paused {
+            schedule.next = schedule.spec.cron.next_after(self.inner.clock.wall());
+        }
+        schedule.paused = paused;
+        self.keep_schedule(schedule).await
+    }
+
+    /// Deletes a schedule; messages that it made stay.
+    ///
+    /// # Errors
+    /// [`ScheduleError`].
+    pub async fn delete_schedule(&self, name: &ScheduleName) -> Result<(), ScheduleError> {
+        let _change = self.inner.schedules.changes.lock().await;
+        if self.schedule(name).is_none() {
+            return Err(ScheduleError::Unknown(name.clone()));
+        }
+        self.write_entry::<Schedule>(EntryKind::Schedule, name.to_string(), None)
+            .await?;
+        self.inner.schedules.all.write().remove(name);
+        Ok(())
+    }
+
+    async fn keep_schedule(&self, schedule: Schedule) -> Result<ScheduleStatus, ScheduleError> {
+        let name = schedule.name.clone();
+        self.write_entry(EntryKind::Schedule, name.to_string(), Some(&schedule))
+            .await?;
+        let known = Known::new(schedule);
+        let status = known.status();
+        let schedules = &self.inner.schedules;
+        schedules.all.write().insert(name, known);
+        schedules.changed.notify_one();
+        Ok(status)
+    }
+
+    fn check_schedule(&self, spec: &ScheduleSpec) -> Result<(), ScheduleError> {
+        let message = message_of(spec);
+        let bytes = message.message.byte_count() + message.message.headers.len() * 10;
+        if bytes > SCHEDULE_MESSAGE_BYTES_MAX {
+            return Err(ScheduleError::TooLarge { bytes });
+        }
+        Ok(self.check_produce(&spec.topic, &[message])?)
+    }
+}
+
+impl Schedules {
+    /// Wakes whoever waits for the next one due.
+    pub(crate) fn changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.changed)
+    }
+}
+
+/// What it says, without what the host adds.
+fn message_of(spec: &ScheduleSpec) -> NewMessage {
+    let bytes = |text: &Option<String>| text.as_ref().map(|text| text.clone().into());
+    let header = |(name, value): &(String, String)| Header {
+        name: name.clone().into(),
+        value: Some(value.clone().into()),
+    };
+    NewMessage {
+        partition: spec.partition,
+        message: Message {
+            key: bytes(&spec.key),
+            value: bytes(&spec.value),
+            headers: spec.headers.iter().map(header).collect(),
+            timestamp: Timestamp::default(),
+        },
+        deliver_at: None,
+    }
+}

@@ -1,0 +1,265 @@
+//! Makes the messages of schedules when they are due.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _};
+use metrics::counter;
+use millrace_engine::{CommitError, EntryKind, Transaction};
+use millrace_model::{Header, Schedule, ScheduleName, Timestamp};
+use tokio::sync::{Notify, watch};
+
+use super::{Known, message_of};
+use crate::broker::{Broker, Inner, entry};
+use crate::produce::ProduceError;
+
+/// Names the schedule that made a message.
+pub(crate) const SCHEDULE: &str = "millrace-schedule";
+/// When it was due, in milliseconds since the Unix epoch.
+pub(crate) const DUE: &str = "millrace-due";
+/// How many earlier ones it stands for as well; absent if none.
+pub(crate) const MISSED: &str = "millrace-missed";
+
+/// Messages of schedules that are made side by side.
+const MADE_AT_ONCE_MAX: usize = 16;
+/// How many missed ones are counted; of more it is said that it were so many.
+const MISSED_COUNTED_MAX: u64 = 100_000;
+/// How long a schedule waits whose message could not be made.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// Why a message was not made.
+enum Unmade {
+    /// It may be, later.
+    Wait(String),
+    /// It is not: its time is passed over.
+    Pass(String),
+    /// The engine takes nothing any more.
+    End,
+}
+
+impl From<ProduceError> for Unmade {
+    fn from(error: ProduceError) -> Self {
+        match error {
+            ProduceError::Commit(CommitError::Closed | CommitError::Poisoned(_)) => Self::End,
+            ProduceError::Commit(_)
+            | ProduceError::Busy { .. }
+            | ProduceError::Partitioner(_)
+            | ProduceError::PartitionerGone(_) => Self::Wait(error.to_string()),
+            _ => Self::Pass(error.to_string()),
+        }
+    }
+}
+
+/// Works as long as there is a broker, until told to stop, or until the engine does.
+pub(crate) async fn run(
+    broker: Weak<Inner>,
+    changed: Arc<Notify>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        let wait = match broker.upgrade() {
+            Some(inner) => Broker { inner, by: None }.make_due().await,
+            None => None,
+        };
+        let Some(wait) = wait else {
+            return;
+        };
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = changed.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+impl Broker {
+    /// Makes what is due; how long there is nothing to do then. `None` is the end.
+    async fn make_due(&self) -> Option<Duration> {
+        let schedules = &self.inner.schedules;
+        let _change = schedules.changes.lock().await;
+        let now = self.inner.clock.wall();
+        let due: Vec<Schedule> = {
+            let all = schedules.all.read();
+            let due = all.values().filter(|k| k.due().is_some_and(|at| at <= now));
+            due.map(|known| known.schedule.clone()).collect()
+        };
+        let made = stream::iter(due).map(|schedule| async move {
+            let made = self.make(&schedule, now).await;
+            self.made(schedule, made, now)
+        });
+        let made = made.buffer_unordered(MADE_AT_ONCE_MAX);
+        let all_made: Vec<bool> = made.collect().await;
+        if all_made.contains(&false) {
+            return None;
+        }
+        let next = {
+            let all = schedules.all.read();
+            all.values().filter_map(Known::due).min()
+        };
+        let now = self.inner.clock.wall();
+        Some(next.map_or(SLEEP_MAX, |next| now.until(next).min(SLEEP_MAX)))
+    }
+
+    /// One message and the next time, in one transaction.
+    async fn make(&self, schedule: &Schedule, now: Timestamp) -> Result<Schedule, Unmade> {
+        let (next, missed) = after(schedule, now);
+        let made = match self.make_message(schedule, &next, missed).await {
+            Ok(()) => return Ok(next),
+            Err(ProduceError::Commit(CommitError::UnknownPartition(_))) => {
+                Unmade::Pass(format!("topic {} was deleted", schedule.spec.topic))
+            }
+            Err(error) => error.into(),
+        };
+        if let Unmade::Pass(reason) = made {
+            // Nothing is due any more that can never be made; it is looked at again at the next time.
+            let next = Schedule {
+                last: schedule.last,
+                made: schedule.made,
+                ..next
+            };
+            let kept = self.write_entry(EntryKind::Schedule, next.name.to_string(), Some(&next));
+            kept.await
+                .map_err(|error| Unmade::from(ProduceError::from(error)))?;
+            self.know_schedule(next, Some(reason.clone()));
+            return Err(Unmade::Pass(reason));
+        }
+        Err(made)
+    }
+
+    async fn make_message(
+        &self,
+        schedule: &Schedule,
+        next: &Schedule,
+        missed: u64,
+    ) -> Result<(), ProduceError> {
+        let message = message_of(&schedule.spec);
+        let due = next.last.unwrap_or_default();
+        let headers = evidence(&schedule.name, due, missed);
+        let name = schedule.name.to_string();
+        let transaction = Transaction {
+            entries: vec![entry(EntryKind::Schedule, name, Some(next))],
+            ..Transaction::default()
+        };
+        let topic = &schedule.spec.topic;
+        self.produce_with(topic, message, headers, transaction)
+            .await
+    }
+
+    /// Whether the engine goes on.
+    fn made(&self, before: Schedule, made: Result<Schedule, Unmade>, now: Timestamp) -> bool {
+        match made {
+            Ok(next) => {
+                let name = next.name.to_string();
+                counter!("millrace_schedule_messages_total", "schedule" => name).increment(1);
+                self.know_schedule(next, None);
+            }
+            Err(Unmade::End) => return false,
+            Err(Unmade::Pass(reason)) => {
+                tracing::warn!(schedule = %before.name, reason, "a schedule's message cannot be made; its time is passed over");
+            }
+            Err(Unmade::Wait(reason)) => {
+                tracing::warn!(schedule = %before.name, reason, "a schedule's message waits; trying again");
+                let mut all = self.inner.schedules.all.write();
+                if let Some(known) = all.get_mut(&before.name) {
+                    known.problem = Some(reason);
+                    known.again_at = now.after(AGAIN_AFTER);
+                }
+            }
+        }
+        true
+    }
+
+    fn know_schedule(&self, schedule: Schedule, problem: Option<String>) {
+        let mut all = self.inner.schedules.all.write();
+        let name = schedule.name.clone();
+        let known = Known {
+            problem,
+            ..Known::new(schedule)
+        };
+        all.insert(name, known);
+    }
+}
+
+/// The schedule after a message for the latest time that has passed, and how many earlier ones it stands for.
+fn after(schedule: &Schedule, now: Timestamp) -> (Schedule, u64) {
+    let (mut due, mut missed) = (schedule.next, 0);
+    let cron = &schedule.spec.cron;
+    let mut next = cron.next_after(due);
+    while next <= now && missed < MISSED_COUNTED_MAX {
+        (due, next) = (next, cron.next_after(next));
+        missed += 1;
+    }
+    let next = Schedule {
+        next: if next <= now {
+            cron.next_after(now)
+        } else {
+            next
+        },
+        last: Some(due),
+        made: schedule.made + 1,
+        ..schedule.clone()
+    };
+    (next, missed)
+}
+
+fn evidence(name: &ScheduleName, due: Timestamp, missed: u64) -> Vec<Header> {
+    let header = |name: &'static str, value: String| Header {
+        name: name.into(),
+        value: Some(value.into()),
+    };
+    let mut headers = vec![
+        header(SCHEDULE, name.to_string()),
+        header(DUE, due.0.to_string()),
+    ];
+    if missed > 0 {
+        headers.push(header(MISSED, missed.to_string()));
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_model::{Cron, ScheduleSpec, TopicName};
+
+    use super::*;
+
+    fn schedule(next: u64) -> Schedule {
+        Schedule {
+            name: ScheduleName::parse("s").unwrap(),
+            spec: ScheduleSpec {
+                topic: TopicName::parse("t").unwrap(),
+                cron: Cron::parse("* * * * * *").unwrap(),
+                key: None,
+                value: None,
+                headers: Vec::new(),
+                partition: None,
+            },
+            paused: false,
+            next: Timestamp(next),
+            last: None,
+            made: 0,
+        }
+    }
+
+    fn times(next: u64, now: u64) -> (u64, u64, u64) {
+        let (after, missed) = after(&schedule(next), Timestamp(now));
+        (after.last.unwrap().0, after.next.0, missed)
+    }
+
+    #[test]
+    fn a_message_stands_for_all_times_that_have_passed() {
+        assert_eq!(times(5_000, 5_000), (5_000, 6_000, 0));
+        assert_eq!(times(5_000, 5_999), (5_000, 6_000, 0));
+        assert_eq!(times(5_000, 8_500), (8_000, 9_000, 3));
+    }
+
+    #[test]
+    fn years_of_missed_seconds_are_not_counted_one_by_one() {
+        let (last, next, missed) = times(5_000, 4_000_000_000_500);
+        assert_eq!(missed, MISSED_COUNTED_MAX);
+        assert_eq!(next, 4_000_000_001_000);
+        assert!(last < next);
+    }
+}

@@ -1,0 +1,190 @@
+//! Chains of processors: cycles come to an end, or are refused.
+
+use millrace_broker::ProcessorError;
+use millrace_model::columns::OutcomeCode;
+use millrace_model::{Answer, ColumnBatch, Message, ProcessorSpec};
+
+use crate::rig::{Rig, Say, per_message, processor, spec, text, topic, whole};
+
+fn hops(message: &Message) -> Option<String> {
+    let found = message.headers.iter().find(|h| h.name == "millrace-hops");
+    found.map(|header| text(header.value.as_deref()))
+}
+
+fn refusal(error: &ProcessorError) -> String {
+    match error {
+        ProcessorError::InvalidSpec(why) => why.clone(),
+        other => panic!("{other}"),
+    }
+}
+
+/// From `from` to `to`, everything.
+async fn passing(rig: &Rig, from: &str, to: &str, hops_max: Option<u32>) -> ProcessorSpec {
+    let module = rig.upload_handler("pass", per_message(|_, _| Say::Pass));
+    ProcessorSpec {
+        topics: vec![topic(from)],
+        output: Some(topic(to)),
+        hops_max,
+        ..spec(module.await)
+    }
+}
+
+/// All hops that a topic's messages have, in order.
+async fn all_hops(rig: &Rig, name: &str) -> Vec<Option<String>> {
+    let mut all: Vec<_> = rig.messages(name).await.iter().map(hops).collect();
+    all.sort();
+    all
+}
+
+fn counts(hops: &[u32]) -> Vec<Option<String>> {
+    hops.iter()
+        .map(|n| (*n > 0).then(|| n.to_string()))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_processor_that_writes_to_its_own_input_ends_after_its_hops() {
+    let rig = Rig::start(1).await;
+    rig.deploy(passing(&rig, "in", "in", Some(3)).await).await;
+    rig.produce(&[("a", "x"), ("b", "y")]).await;
+    rig.settled().await;
+    assert_eq!(
+        all_hops(&rig, "in").await,
+        counts(&[0, 0, 1, 1, 2, 2, 3, 3])
+    );
+    let letters = rig.letters().await;
+    assert_eq!(letters.len(), 2);
+    for letter in &letters {
+        assert_eq!(
+            (letter.class.as_str(), letter.cause.as_str()),
+            ("hops", "reject")
+        );
+        assert_eq!(letter.attempts, 1);
+    }
+    let status = rig.broker.processor(&processor("p")).await.unwrap();
+    assert!(
+        format!("{:?}", status.breaker).contains("losed"),
+        "{:?}",
+        status.breaker
+    );
+}
+
+#[tokio::test]
+async fn hops_are_carried_through_processors_that_do_not_count() {
+    let rig = Rig::start(2).await;
+    rig.deploy(passing(&rig, "in", "out", Some(2)).await).await;
+    let back = passing(&rig, "out", "in", None).await;
+    rig.broker.deploy(&processor("q"), back).await.unwrap();
+    rig.produce(&[("a", "x")]).await;
+    rig.hold("in.p.dlq", &["x"]).await;
+    assert_eq!(all_hops(&rig, "in").await, counts(&[0, 1, 2]));
+    assert_eq!(all_hops(&rig, "out").await, counts(&[1, 2]));
+    assert_eq!(all_hops(&rig, "in.p.dlq").await, counts(&[2]));
+}
+
+#[tokio::test]
+async fn messages_beside_one_that_came_too_often_are_processed() {
+    let rig = Rig::start(1).await;
+    // Those with a number stay for so long.
+    let handler = per_message(|batch, message| match text(batch.value(message)).as_str() {
+        "once" => Say::Ack,
+        _ => Say::Pass,
+    });
+    let module = rig.upload_handler("some", handler).await;
+    let mut looping = spec(module);
+    looping.output = Some(topic("in"));
+    looping.hops_max = Some(2);
+    rig.deploy(looping).await;
+    rig.broker.pause(&processor("p")).await.unwrap();
+    let mut messages: Vec<(String, &str)> = Vec::new();
+    for n in 0..40 {
+        messages.push((n.to_string(), if n % 3 == 0 { "round" } else { "once" }));
+    }
+    let messages: Vec<(&str, &str)> = messages.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+    rig.produce(&messages).await;
+    rig.broker.resume(&processor("p"), None).await.unwrap();
+    rig.settled().await;
+    assert_eq!(rig.letters().await.len(), 14);
+    assert_eq!(rig.values("in").await.len(), 40 + 2 * 14);
+}
+
+#[tokio::test]
+async fn a_component_cannot_say_how_many_hops_there_were() {
+    let rig = Rig::start(1).await;
+    let lie = |batch: &ColumnBatch| {
+        let count = batch.len();
+        let name = b"millrace-hops0";
+        let start = batch.data.len() as u32;
+        Ok(Answer {
+            outcomes: vec![OutcomeCode::Emit as u8; count],
+            sources: (0..count as u32).collect(),
+            data: name.to_vec(),
+            header_ends: (1..=count as u32).collect(),
+            headers: [start, 13, start + 13, 1].repeat(count),
+            ..Answer::default()
+        })
+    };
+    let module = rig.upload_handler("lie", whole(lie)).await;
+    let mut first = spec(module);
+    first.hops_max = Some(5);
+    rig.deploy(first.clone()).await;
+    rig.topic("end", 1).await;
+    let second = ProcessorSpec {
+        topics: vec![topic("out")],
+        output: Some(topic("end")),
+        hops_max: None,
+        ..first
+    };
+    rig.broker.deploy(&processor("q"), second).await.unwrap();
+    rig.produce(&[("a", "x")]).await;
+    rig.hold("end", &["x"]).await;
+    assert_eq!(all_hops(&rig, "out").await, counts(&[1]));
+    assert_eq!(all_hops(&rig, "end").await, counts(&[1]));
+}
+
+#[tokio::test]
+async fn a_cycle_in_which_nobody_counts_is_refused_and_spelled_out() {
+    let rig = Rig::start(1).await;
+    let own = passing(&rig, "in", "in", None).await;
+    let refused = rig.broker.deploy(&processor("p"), own).await.unwrap_err();
+    assert!(refusal(&refused).contains("p -> in -> p"), "{refused}");
+    assert!(refusal(&refused).contains("hops_max"));
+    rig.deploy(passing(&rig, "in", "out", None).await).await;
+    let back = passing(&rig, "out", "in", None).await;
+    let deploy = async |spec| rig.broker.deploy(&processor("q"), spec).await;
+    let refused = deploy(back.clone()).await.unwrap_err();
+    assert!(
+        refusal(&refused).contains("q -> in -> p -> out -> q"),
+        "{refused}"
+    );
+    let counted = ProcessorSpec {
+        hops_max: Some(4),
+        ..back
+    };
+    rig.topic("aside", 1).await;
+    deploy(passing(&rig, "aside", "in", None).await)
+        .await
+        .unwrap();
+    deploy(counted).await.unwrap();
+    assert!(
+        deploy(passing(&rig, "out", "in", Some(0)).await)
+            .await
+            .is_err()
+    );
+    // The revision before it was no part of a cycle, and is none now.
+    rig.broker.rollback(&processor("q"), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_redriven_message_that_came_too_often_begins_anew() {
+    let rig = Rig::start(1).await;
+    rig.deploy(passing(&rig, "in", "in", Some(1)).await).await;
+    rig.produce(&[("a", "x")]).await;
+    rig.settled().await;
+    assert_eq!(rig.letters().await.len(), 1);
+    let again = millrace_broker::RedriveRequest::all("test");
+    rig.broker.redrive(&processor("p"), again).await.unwrap();
+    rig.hold("in", &["x", "x", "x"]).await;
+    rig.hold("in.p.dlq", &["x", "x"]).await;
+    assert_eq!(all_hops(&rig, "in").await, counts(&[0, 1, 1]));
+}

@@ -1,0 +1,183 @@
+//! Schedules: each time makes one message, over restarts, and what was missed makes one more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_broker::{ProduceError, ScheduleError};
+use millrace_model::bounds::SCHEDULE_MESSAGE_BYTES_MAX;
+use millrace_model::{Message, ScheduleName, ScheduleSpec};
+
+use crate::rig::{Rig, text, topic};
+
+fn name(name: &str) -> ScheduleName {
+    ScheduleName::parse(name).unwrap()
+}
+
+fn spec(to: &str, cron: &str) -> ScheduleSpec {
+    ScheduleSpec {
+        topic: topic(to),
+        cron: cron.parse().unwrap(),
+        key: Some("k".to_owned()),
+        value: Some("tick".to_owned()),
+        headers: vec![("colour".to_owned(), "red".to_owned())],
+        partition: None,
+    }
+}
+
+fn header(message: &Message, name: &str) -> Option<String> {
+    let found = message.headers.iter().find(|h| h.name == name.as_bytes());
+    found.map(|header| text(header.value.as_deref()))
+}
+
+/// How many times each message stands for, by when they were due.
+fn times(messages: &[Message]) -> Vec<(u64, u64)> {
+    let number = |m, name| header(m, name).map(|text| text.parse::<u64>().unwrap());
+    let mut times: Vec<(u64, u64)> = messages
+        .iter()
+        .map(|m| {
+            let missed = number(m, "millrace-missed").unwrap_or(0);
+            (number(m, "millrace-due").unwrap(), missed + 1)
+        })
+        .collect();
+    times.sort_unstable();
+    times
+}
+
+async fn until_it_holds(rig: &Rig, count: usize) -> Vec<Message> {
+    for _ in 0..3_000 {
+        let messages = rig.messages("in").await;
+        if messages.len() >= count {
+            return messages;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("there were never {count} messages");
+}
+
+#[tokio::test]
+async fn each_time_of_a_schedule_makes_one_message_over_restarts() {
+    let mut rig = Rig::start(2).await;
+    let status = rig
+        .broker
+        .put_schedule(&name("s"), spec("in", "* * * * * *"))
+        .await
+        .unwrap();
+    let first = status.schedule.next.0;
+    let mut held = 0;
+    for _ in 0..3 {
+        held = until_it_holds(&rig, held + 1).await.len();
+        let (engine, modules) = (Arc::clone(&rig.engine), Arc::clone(&rig.modules));
+        drop(rig);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        rig = Rig::on(engine, modules).await;
+    }
+    rig.broker.pause_schedule(&name("s"), true).await.unwrap();
+    let messages = rig.messages("in").await;
+    assert_eq!(
+        header(&messages[0], "millrace-schedule").as_deref(),
+        Some("s")
+    );
+    assert_eq!(header(&messages[0], "colour").as_deref(), Some("red"));
+    let mut next = first;
+    for (due, count) in times(&messages) {
+        assert_eq!(due, next + (count - 1) * 1_000, "each second once");
+        next = due + 1_000;
+    }
+    let status = rig.broker.schedule(&name("s")).unwrap();
+    assert_eq!(status.schedule.made, messages.len() as u64);
+    assert_eq!(status.schedule.next.0, next);
+    let made = messages.len();
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(rig.messages("in").await.len(), made, "it is paused");
+    let resumed = rig.broker.pause_schedule(&name("s"), false).await.unwrap();
+    assert!(
+        resumed.schedule.next.0 > next,
+        "what was missed is passed over"
+    );
+    until_it_holds(&rig, made + 1).await;
+    rig.broker.delete_schedule(&name("s")).await.unwrap();
+    let gone = rig.broker.delete_schedule(&name("s")).await;
+    assert!(matches!(gone, Err(ScheduleError::Unknown(_))));
+    assert!(rig.broker.schedules().is_empty());
+}
+
+#[tokio::test]
+async fn times_that_were_missed_make_one_message_that_says_how_many() {
+    let rig = Rig::start(1).await;
+    let every_second = spec("in", "* * * * * *");
+    let put = rig
+        .broker
+        .put_schedule(&name("s"), every_second)
+        .await
+        .unwrap();
+    let first = put.schedule.next.0;
+    let (engine, modules) = (Arc::clone(&rig.engine), Arc::clone(&rig.modules));
+    drop(rig);
+    tokio::time::sleep(Duration::from_millis(3_300)).await;
+    let rig = Rig::on(engine, modules).await;
+    let messages = until_it_holds(&rig, 1).await;
+    let (due, count) = times(&messages)[0];
+    assert!(count >= 3, "{count}");
+    assert_eq!(due, first + (count - 1) * 1_000);
+}
+
+#[tokio::test]
+async fn a_schedule_is_changed_by_putting_another_and_the_same_again_changes_nothing() {
+    let rig = Rig::start(1).await;
+    let put = async |spec| rig.broker.put_schedule(&name("s"), spec).await;
+    let first = put(spec("in", "0 0 1 1 *")).await.unwrap();
+    assert_eq!(put(spec("in", "0 0 1 1 *")).await.unwrap(), first);
+    let second = put(spec("in", "0 0 1 6 *")).await.unwrap();
+    assert_ne!(second.schedule.next, first.schedule.next);
+    assert_eq!(rig.broker.schedules(), [second]);
+}
+
+#[tokio::test]
+async fn a_schedule_that_its_topic_would_not_take_is_refused() {
+    let rig = Rig::start(1).await;
+    let put = async |spec| rig.broker.put_schedule(&name("s"), spec).await.unwrap_err();
+    let refused = put(spec("nowhere", "@daily")).await;
+    assert!(matches!(
+        refused,
+        ScheduleError::Message(ProduceError::UnknownTopic(_))
+    ));
+    let mut reserved = spec("in", "@daily");
+    reserved.headers[0].0 = "millrace-due".to_owned();
+    let refused = put(reserved).await;
+    assert!(matches!(
+        refused,
+        ScheduleError::Message(ProduceError::ReservedHeader { .. })
+    ));
+    let mut large = spec("in", "@daily");
+    large.value = Some("x".repeat(SCHEDULE_MESSAGE_BYTES_MAX));
+    assert!(matches!(put(large).await, ScheduleError::TooLarge { .. }));
+    assert!(rig.broker.schedules().is_empty());
+}
+
+#[tokio::test]
+async fn a_schedule_without_its_topic_says_so_and_goes_on_when_it_is_back() {
+    let rig = Rig::start(1).await;
+    let every_second = spec("in", "* * * * * *");
+    rig.broker
+        .put_schedule(&name("s"), every_second)
+        .await
+        .unwrap();
+    rig.broker.delete_topic(&topic("in")).await.unwrap();
+    for _ in 0..2_000 {
+        let status = rig.broker.schedule(&name("s")).unwrap();
+        if status.problem.is_some_and(|why| why.contains("topic in")) {
+            rig.topic("in", 1).await;
+            let messages = until_it_holds(&rig, 1).await;
+            assert_eq!(times(&messages)[0].1, 1);
+            for _ in 0..1_000 {
+                if rig.broker.schedule(&name("s")).unwrap().problem.is_none() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            panic!("it still has a problem");
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("it never said that its topic is gone");
+}

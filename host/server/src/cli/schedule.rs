@@ -1,0 +1,132 @@
+//! `schedule`: messages by the clock, made again and again.
+
+use millrace_model::{Cron, ScheduleName, TopicName};
+use serde_json::{Map, Value, json};
+use ureq::http::Method;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::produce::HeaderArg;
+use super::table::{cell, facts, items, table, when};
+
+const CREATE_HELP: &str = "\
+Examples:
+  millrace schedule create tick --topic ticks --cron '*/5 * * * *' --value now       every five minutes
+  millrace schedule create report --topic jobs --cron '30 6 * * mon-fri' --key daily --value '{\"job\":\"report\"}'
+  millrace schedule create beat --topic beats --cron '*/10 * * * * *'                 every ten seconds
+
+The pattern is minute, hour, day, month and day of the week, in UTC, with seconds in front if there are six fields;
+@hourly, @daily, @weekly, @monthly and @yearly will do as well. Each time makes one message, over crashes as well;
+times that passed while the host was down make one message together, which says how many in millrace-missed.
+The same command again changes nothing; another pattern or message changes the schedule.";
+
+/// What to do with schedules
+#[derive(clap::Subcommand)]
+pub(super) enum Verb {
+    /// Make a schedule, or change it
+    #[command(after_help = CREATE_HELP)]
+    Create {
+        name: ScheduleName,
+        /// Where its messages go
+        #[arg(long)]
+        topic: TopicName,
+        /// When, in UTC
+        #[arg(long, value_name = "PATTERN")]
+        cron: Cron,
+        /// The key of every message
+        #[arg(long)]
+        key: Option<String>,
+        /// The value of every message
+        #[arg(long)]
+        value: Option<String>,
+        /// A header of every message; may be given several times
+        #[arg(long = "header", value_name = "NAME=VALUE")]
+        headers: Vec<HeaderArg>,
+        /// The partition; the topic's partitioner chooses without
+        #[arg(long)]
+        partition: Option<u32>,
+    },
+    /// List schedules
+    List,
+    /// Show a schedule and how it does
+    Show { name: ScheduleName },
+    /// Make no messages until it is resumed
+    Pause { name: ScheduleName },
+    /// Go on with the next time; what was missed while it was paused is not made up for
+    Resume { name: ScheduleName },
+    /// Delete a schedule; the messages that it made stay
+    Delete { name: ScheduleName },
+}
+
+pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
+    let mut out = client.output();
+    let path = |name: &ScheduleName| format!("/v1/schedules/{name}");
+    let steer = |name: &ScheduleName, verb: &str| {
+        let path = format!("/v1/schedules/{name}/{verb}");
+        client.send(Method::POST, &path, &json!({}))
+    };
+    match verb {
+        Verb::Create {
+            name,
+            topic,
+            cron,
+            key,
+            value,
+            headers,
+            partition,
+        } => {
+            let header = |HeaderArg(name, value)| (name, Value::String(value));
+            let headers: Map<String, Value> = headers.into_iter().map(header).collect();
+            let body = json!({
+                "topic": topic, "cron": cron, "key": key, "value": value, "headers": headers, "partition": partition,
+            });
+            out.answer(&client.send(Method::PUT, &path(&name), &body)?, show)
+        }
+        Verb::List => out.answer(&client.get("/v1/schedules")?, list),
+        Verb::Show { name } => out.answer(&client.get(&path(&name))?, show),
+        Verb::Pause { name } => out.answer(&steer(&name, "pause")?, show),
+        Verb::Resume { name } => out.answer(&steer(&name, "resume")?, show),
+        Verb::Delete { name } => {
+            client.delete(&path(&name))?;
+            let gone = json!({"deleted": name});
+            out.answer(&gone, |_| format!("schedule {name} is deleted"))
+        }
+    }
+}
+
+fn next(schedule: &Value) -> String {
+    match schedule["paused"] == true {
+        true => "paused".to_owned(),
+        false => when(&schedule["next"]),
+    }
+}
+
+fn list(answer: &Value) -> String {
+    let row = |schedule: &Value| {
+        vec![
+            cell(&schedule["name"]),
+            cell(&schedule["cron"]),
+            cell(&schedule["topic"]),
+            next(schedule),
+            cell(&schedule["made"]),
+            cell(&schedule["problem"]),
+        ]
+    };
+    let rows = items(&answer["schedules"]).iter().map(row).collect();
+    let headings = ["NAME", "CRON (UTC)", "TOPIC", "NEXT", "MADE", "PROBLEM"];
+    table(&headings, rows, "there are no schedules")
+}
+
+fn show(schedule: &Value) -> String {
+    facts(&[
+        ("schedule", cell(&schedule["name"])),
+        ("cron (UTC)", cell(&schedule["cron"])),
+        ("topic", cell(&schedule["topic"])),
+        ("key", cell(&schedule["key"])),
+        ("value", cell(&schedule["value"])),
+        ("next", next(schedule)),
+        ("last", when(&schedule["last"])),
+        ("made", cell(&schedule["made"])),
+        ("problem", cell(&schedule["problem"])),
+    ])
+}

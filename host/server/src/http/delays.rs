@@ -1,0 +1,218 @@
+//! Delayed messages over HTTP: when a message is delivered, the list of those that wait, and cancelling one.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use millrace_broker::{DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery};
+use millrace_model::{PartitionId, Timestamp, TopicName};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::bounds::DELAYED_ROOM_BYTES;
+use super::error::{ApiError, ErrorBody};
+use super::messages::{MessageOut, MessageSchema};
+use super::query::{InPath, InQuery};
+use super::{Shared, to_the_end};
+use crate::units::moment_ms;
+
+/// A time of delivery, as people and programs write it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "milliseconds since the Unix epoch, or a text such as 2026-11-21T10:00:00Z"
+)]
+pub(super) enum Moment {
+    Ms(u64),
+    Text(String),
+}
+
+impl Moment {
+    fn ms(&self) -> Result<u64, String> {
+        match self {
+            Self::Ms(ms) => Ok(*ms),
+            // A query's numbers are text.
+            Self::Text(text) => text.parse().or_else(|_| moment_ms(text)),
+        }
+    }
+}
+
+/// When a message is delivered, of the two ways to say it; `None` is at once.
+pub(super) fn due(
+    deliver_at: Option<&Moment>,
+    delay_ms: Option<u64>,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, ApiError> {
+    let hint = "give deliver_at as milliseconds since the Unix epoch or as 2026-11-21T10:00:00Z, or delay_ms";
+    match (deliver_at, delay_ms) {
+        (Some(_), Some(_)) => {
+            let message = "deliver_at and delay_ms are both given";
+            Err(ApiError::malformed(message, "give one of them"))
+        }
+        (None, delay_ms) => Ok(delay_ms.map(|ms| Timestamp(now.0.saturating_add(ms)))),
+        (Some(moment), None) => {
+            let ms = moment.ms();
+            let ms = ms.map_err(|why| ApiError::malformed(format!("deliver_at: {why}"), hint))?;
+            Ok(Some(Timestamp(ms)))
+        }
+    }
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DelayedParams {
+    /// Only those for this partition.
+    partition: Option<u32>,
+    /// Only those after this one, by its id, to read on.
+    after: Option<String>,
+    /// Messages at the most.
+    #[serde(default = "max_default")]
+    #[param(default = 100)]
+    max: usize,
+}
+
+fn max_default() -> usize {
+    100
+}
+
+/// Messages that wait for their time.
+#[derive(ToSchema)]
+#[schema(as = Delayed)]
+#[allow(dead_code, reason = "describes what written writes by hand")]
+pub(super) struct DelayedBody {
+    /// All that wait for this topic.
+    total: usize,
+    /// Whether there are more: ask for those after the last.
+    has_more: bool,
+    /// By partition, then by time of delivery.
+    delayed: Vec<DelayedMessageBody>,
+}
+
+#[derive(ToSchema)]
+#[schema(as = DelayedMessage)]
+#[allow(dead_code, reason = "describes what Shown writes")]
+struct DelayedMessageBody {
+    /// To cancel it by.
+    id: String,
+    partition: u32,
+    /// Milliseconds since the Unix epoch.
+    deliver_at: u64,
+    message: MessageSchema,
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    id: DelayedId,
+    partition: PartitionId,
+    deliver_at: Timestamp,
+    message: MessageOut<'a>,
+}
+
+impl<'a> From<&'a DelayedMessage> for Shown<'a> {
+    fn from(delayed: &'a DelayedMessage) -> Self {
+        Self {
+            id: delayed.id,
+            partition: delayed.id.partition(),
+            deliver_at: delayed.id.due(),
+            message: MessageOut {
+                place: None,
+                message: &delayed.message,
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    total: usize,
+    has_more: bool,
+    delayed: Vec<Shown<'a>>,
+}
+
+impl<'a> From<&'a DelayedPage> for Listed<'a> {
+    fn from(page: &'a DelayedPage) -> Self {
+        Self {
+            total: page.total,
+            has_more: page.has_more,
+            delayed: page.messages.iter().map(Shown::from).collect(),
+        }
+    }
+}
+
+impl From<DelayedError> for ApiError {
+    fn from(error: DelayedError) -> Self {
+        let text = error.to_string();
+        match error {
+            DelayedError::UnknownTopic(_) => Self::unknown(
+                "unknown-topic",
+                text,
+                "GET /v1/topics or `millrace topic list` shows the topics that exist",
+            ),
+            DelayedError::UnknownPartition { .. } => Self::unknown(
+                "unknown-partition",
+                text,
+                "GET /v1/topics/{topic} or `millrace topic show` shows its partitions",
+            ),
+            DelayedError::Unknown { .. } => unknown(text),
+            DelayedError::Busy(_) => {
+                Self::unavailable("busy", text, "try again; it may be delivered by then", 1)
+            }
+            DelayedError::Read(error) => error.into(),
+            DelayedError::Commit(error) => error.into(),
+        }
+    }
+}
+
+fn unknown(text: String) -> ApiError {
+    let hint = "GET /v1/topics/{topic}/delayed or `millrace delayed list` shows those that wait";
+    ApiError::unknown("unknown-delayed-message", text, hint)
+}
+
+/// Messages that wait for their time, by partition and time: at most 1,000 and 4 MiB of them.
+#[utoipa::path(get, path = "/v1/topics/{topic}/delayed", tag = "messages",
+    params(("topic" = String, Path,), DelayedParams), responses(
+    (status = 200, body = DelayedBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 503, body = ErrorBody),
+))]
+pub(super) async fn list(
+    State(app): Shared,
+    InPath(topic): InPath<TopicName>,
+    InQuery(params): InQuery<DelayedParams>,
+) -> Result<Response, ApiError> {
+    let after = params.after.map(|id| id.parse::<DelayedId>()).transpose();
+    let after = after.map_err(|error| {
+        ApiError::malformed(
+            format!("after: {error}"),
+            "give the id of the last one shown",
+        )
+    })?;
+    let query = DelayedQuery {
+        partition: params.partition.map(PartitionId),
+        after,
+        max: params.max,
+    };
+    let room = app.answer_room(DELAYED_ROOM_BYTES).await?;
+    let page = app.broker.delayed(&topic, &query)?;
+    let written = serde_json::to_vec(&Listed::from(&page));
+    let written = written.map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(room.answer("application/json", written))
+}
+
+/// Cancels a delayed message: it is never delivered. 404 if it was delivered already.
+#[utoipa::path(delete, path = "/v1/topics/{topic}/delayed/{id}", tag = "messages",
+    params(("topic" = String, Path,), ("id" = String, Path,)), responses(
+    (status = 204, description = "Cancelled"),
+    (status = 404, body = ErrorBody, description = "`unknown-delayed-message`: it was delivered or cancelled already, or was never there"),
+    (status = 503, body = ErrorBody),
+))]
+pub(super) async fn cancel(
+    State(app): Shared,
+    InPath((topic, id)): InPath<(TopicName, String)>,
+) -> Result<StatusCode, ApiError> {
+    let known = id.parse::<DelayedId>();
+    let known = known.map_err(|error| unknown(format!("{id:?}: {error}")))?;
+    to_the_end(async move { Ok(app.broker.cancel_delayed(&topic, known).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

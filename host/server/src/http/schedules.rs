@@ -1,0 +1,217 @@
+//! Schedules over HTTP: made, changed, listed, paused, deleted.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use millrace_broker::{ScheduleError, ScheduleStatus};
+use millrace_model::{Cron, PartitionId, ScheduleName, ScheduleSpec, Timestamp, TopicName};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::body::json;
+use super::bounds::JSON_BODY_BYTES_MAX;
+use super::error::{ApiError, ErrorBody};
+use super::messages::value_bytes;
+use super::query::InPath;
+use super::{Shared, to_the_end};
+
+/// What a schedule is to be.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScheduleIn<'a> {
+    /// Where its messages go.
+    #[schema(value_type = String)]
+    topic: TopicName,
+    /// When, in UTC: minute, hour, day, month and day of the week, with seconds in front if you like.
+    #[schema(example = "*/5 * * * *")]
+    cron: String,
+    key: Option<String>,
+    /// A string gives its text, other JSON its compact text, null or nothing a message without value.
+    #[serde(borrow)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    value: Option<&'a RawValue>,
+    /// Names and values.
+    #[serde(default)]
+    headers: std::collections::BTreeMap<String, String>,
+    /// The topic's partitioner chooses without.
+    partition: Option<u32>,
+}
+
+impl ScheduleIn<'_> {
+    fn spec(self) -> Result<ScheduleSpec, ApiError> {
+        let hint = "for example \"*/5 * * * *\": every five minutes";
+        let cron = Cron::parse(&self.cron);
+        let cron = cron.map_err(|error| ApiError::refused("bad-cron", error.to_string(), hint))?;
+        let value = self.value.map(value_bytes).transpose()?;
+        let text = |bytes: bytes::Bytes| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(ScheduleSpec {
+            topic: self.topic,
+            cron,
+            key: self.key,
+            value: value.map(text),
+            headers: self.headers.into_iter().collect(),
+            partition: self.partition.map(PartitionId),
+        })
+    }
+}
+
+/// A schedule and how it does.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Schedule)]
+pub(super) struct ScheduleBody {
+    #[schema(value_type = String)]
+    name: ScheduleName,
+    #[schema(value_type = String)]
+    topic: TopicName,
+    cron: String,
+    key: Option<String>,
+    value: Option<String>,
+    headers: std::collections::BTreeMap<String, String>,
+    #[schema(value_type = Option<u32>)]
+    partition: Option<PartitionId>,
+    paused: bool,
+    /// When the next message is due, in milliseconds since the Unix epoch.
+    #[schema(value_type = u64)]
+    next: Timestamp,
+    /// When the last one was due.
+    #[schema(value_type = Option<u64>)]
+    last: Option<Timestamp>,
+    /// Messages made so far.
+    made: u64,
+    /// Why the last one was not made; null if all is well.
+    problem: Option<String>,
+}
+
+impl From<ScheduleStatus> for ScheduleBody {
+    fn from(status: ScheduleStatus) -> Self {
+        let schedule = status.schedule;
+        let spec = schedule.spec;
+        Self {
+            name: schedule.name,
+            topic: spec.topic,
+            cron: spec.cron.into(),
+            key: spec.key,
+            value: spec.value,
+            headers: spec.headers.into_iter().collect(),
+            partition: spec.partition,
+            paused: schedule.paused,
+            next: schedule.next,
+            last: schedule.last,
+            made: schedule.made,
+            problem: status.problem,
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct SchedulesBody {
+    /// By name; at most 1,000.
+    schedules: Vec<ScheduleBody>,
+}
+
+impl From<ScheduleError> for ApiError {
+    fn from(error: ScheduleError) -> Self {
+        let text = error.to_string();
+        match error {
+            ScheduleError::Unknown(_) => Self::unknown(
+                "unknown-schedule",
+                text,
+                "GET /v1/schedules or `millrace schedule list` shows those that exist",
+            ),
+            ScheduleError::TooLarge { .. } => Self::too_large(text, "make the message smaller"),
+            ScheduleError::TooMany => {
+                Self::conflict("too-many-schedules", text, "delete one that is not needed")
+            }
+            ScheduleError::Message(error) => error.into(),
+            ScheduleError::Commit(error) => error.into(),
+        }
+    }
+}
+
+fn unknown(name: ScheduleName) -> ApiError {
+    ScheduleError::Unknown(name).into()
+}
+
+/// All schedules, by name.
+#[utoipa::path(get, path = "/v1/schedules", tag = "schedules", responses((status = 200, body = SchedulesBody)))]
+pub(super) async fn list(State(app): Shared) -> Json<SchedulesBody> {
+    let schedules = app.broker.schedules().into_iter();
+    Json(SchedulesBody {
+        schedules: schedules.map(ScheduleBody::from).collect(),
+    })
+}
+
+/// One schedule and how it does.
+#[utoipa::path(get, path = "/v1/schedules/{name}", tag = "schedules", params(("name" = String, Path,)), responses(
+    (status = 200, body = ScheduleBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn show(
+    State(app): Shared,
+    InPath(name): InPath<ScheduleName>,
+) -> Result<Json<ScheduleBody>, ApiError> {
+    let found = app.broker.schedule(&name);
+    Ok(Json(found.ok_or_else(|| unknown(name))?.into()))
+}
+
+/// Makes a schedule, or changes it: each time it appends a message to its topic, with the headers `millrace-schedule` (its name),
+/// `millrace-due` (the time) and, after times that were missed, `millrace-missed` (how many more it stands for).
+#[utoipa::path(put, path = "/v1/schedules/{name}", tag = "schedules", params(("name" = String, Path,)), request_body = ScheduleIn, responses(
+    (status = 200, body = ScheduleBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody, description = "Its topic does not exist"),
+    (status = 409, body = ErrorBody, description = "There are as many as there may be"),
+    (status = 413, body = ErrorBody),
+    (status = 422, body = ErrorBody, description = "No cron pattern, or no message that the topic takes"),
+))]
+pub(super) async fn put(
+    State(app): Shared,
+    InPath(name): InPath<ScheduleName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ScheduleBody>, ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let spec = json::<ScheduleIn<'_>>(&taken.bytes)?.spec()?;
+    to_the_end(async move { Ok(Json(app.broker.put_schedule(&name, spec).await?.into())) }).await
+}
+
+/// Deletes a schedule; the messages that it made stay.
+#[utoipa::path(delete, path = "/v1/schedules/{name}", tag = "schedules", params(("name" = String, Path,)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn remove(
+    State(app): Shared,
+    InPath(name): InPath<ScheduleName>,
+) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { Ok(app.broker.delete_schedule(&name).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Makes no messages until it is resumed.
+#[utoipa::path(post, path = "/v1/schedules/{name}/pause", tag = "schedules", params(("name" = String, Path,)), responses(
+    (status = 200, body = ScheduleBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn pause(
+    State(app): Shared,
+    InPath(name): InPath<ScheduleName>,
+) -> Result<Json<ScheduleBody>, ApiError> {
+    let paused = async move { Ok(app.broker.pause_schedule(&name, true).await?.into()) };
+    to_the_end(paused).await.map(Json)
+}
+
+/// Goes on with the next time; those missed while it was paused are not made up for.
+#[utoipa::path(post, path = "/v1/schedules/{name}/resume", tag = "schedules", params(("name" = String, Path,)), responses(
+    (status = 200, body = ScheduleBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn resume(
+    State(app): Shared,
+    InPath(name): InPath<ScheduleName>,
+) -> Result<Json<ScheduleBody>, ApiError> {
+    let resumed = async move { Ok(app.broker.pause_schedule(&name, false).await?.into()) };
+    to_the_end(resumed).await.map(Json)
+}
