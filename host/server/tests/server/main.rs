@@ -2,6 +2,7 @@
 
 mod cli;
 mod damage;
+mod dead_letters;
 mod doctor;
 mod http;
 mod idempotency;

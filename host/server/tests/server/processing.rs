@@ -88,7 +88,7 @@ fn a_message_is_processed_by_an_uploaded_component() {
     );
     assert_eq!(
         host.get("/v1/processors/shout/dead-letters").json(),
-        json!({"dead_letters": []})
+        json!({"dead_letters": [], "next": null})
     );
     assert_eq!(
         host.call("DELETE", "/v1/processors/shout", &[], "").status,
@@ -137,8 +137,13 @@ fn a_dead_letter_is_listed_shown_and_sent_again_once() {
         host.post_json("/v1/processors/p/dead-letters/redrive", place.to_string())
             .json()
     };
-    assert_eq!(redrive(), json!({"sent": 1, "already": 0}));
-    assert_eq!(redrive(), json!({"sent": 0, "already": 1}));
+    for (sent, already) in [(1, 0), (0, 1)] {
+        let done = redrive();
+        assert_eq!(
+            (&done["sent"], &done["already"]),
+            (&json!(sent), &json!(already))
+        );
+    }
 }
 
 fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
