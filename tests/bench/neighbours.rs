@@ -152,6 +152,7 @@ impl World {
 
 fn message(value: &'static str) -> NewMessage {
     NewMessage {
+        deliver_at: None,
         partition: None,
         message: Message {
             key: None,

@@ -101,6 +101,7 @@ async fn produce(broker: Broker, over: Arc<AtomicBool>) -> Result<usize> {
     let mut produced = 0;
     while !over.load(Ordering::Relaxed) {
         let message = NewMessage {
+            deliver_at: None,
             partition: None,
             message: Message {
                 key: None,
