@@ -108,8 +108,10 @@ async fn all_outputs_of_a_replay_go_to_its_topic_and_its_failures_are_its_own() 
     rig.topic("other", 4).await;
     rig.topic("again", 1).await;
     let elsewhere = crate::rig::whole(|batch| {
-        let mut answer = millrace_model::Answer::default();
-        answer.topic_names = vec!["other".to_owned()];
+        let mut answer = millrace_model::Answer {
+            topic_names: vec!["other".to_owned()],
+            ..Default::default()
+        };
         for message in 0..batch.len() {
             let n: u32 = text(batch.value(message)).parse().unwrap();
             answer.outcomes.push(if n == 5 { 3 } else { 1 });

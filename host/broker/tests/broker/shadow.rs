@@ -145,10 +145,11 @@ async fn one_message_that_takes_the_shadow_down_hides_no_other() {
 #[tokio::test]
 async fn a_shadow_that_fails_at_everything_changes_nothing_for_the_current_revision() {
     let flood = |batch: &ColumnBatch| {
-        let mut answer = Answer::default();
-        answer.outcomes = vec![1; batch.len()];
-        answer.sources = (0..200_000).map(|n| n % batch.len() as u32).collect();
-        Ok(answer)
+        Ok(Answer {
+            outcomes: vec![1; batch.len()],
+            sources: (0..200_000).map(|n| n % batch.len() as u32).collect(),
+            ..Answer::default()
+        })
     };
     let rig = Rig::start(1).await;
     let a = rig.upload_handler("a", per_message(|_, _| Say::Pass)).await;
