@@ -97,7 +97,9 @@ fn counts(map: &Value) -> String {
 fn said(said: &Value) -> String {
     let output = items(&said["outputs"]).first();
     let value = output.and_then(|output| output["value"].as_str());
-    let more = value.or(said["reason"].as_str()).unwrap_or_default();
+    let more = value
+        .or_else(|| said["reason"].as_str())
+        .unwrap_or_default();
     let more: String = more.chars().filter(|c| !c.is_control()).take(40).collect();
     format!("{} {more}", cell(&said["outcome"]))
         .trim_end()
