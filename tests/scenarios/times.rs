@@ -287,16 +287,11 @@ fn a_cycle_of_two_processors_ends_after_its_hops() -> Result<()> {
             .success()
     );
     client.produce("ping", &[json!({"key": "k", "value": "ball"})])?;
-    wait_for("the ball to be out", || {
+    let dead = wait_for("the ball to be out", || {
         Ok(client.dead_letters("back")?.into_iter().next())
-    })
-    .and_then(|dead| {
-        assert_eq!(
-            (&dead["class"], &dead["cause"]),
-            (&json!("hops"), &json!("reject"))
-        );
-        Ok(())
     })?;
+    let (class, cause) = (&dead["class"], &dead["cause"]);
+    assert_eq!((class, cause), (&json!("hops"), &json!("reject")));
     client.wait_until_idle("there")?;
     let hops = |topic: &str| -> Result<Vec<Option<String>>> {
         let messages = client.read(topic)?;

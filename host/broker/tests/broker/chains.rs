@@ -1,6 +1,6 @@
 //! Chains of processors: cycles come to an end, or are refused.
 
-use millrace_broker::ProcessorError;
+use millrace_broker::{ProcessorError, RedriveRequest};
 use millrace_model::columns::OutcomeCode;
 use millrace_model::{Answer, ColumnBatch, Message, ProcessorSpec};
 
@@ -182,8 +182,8 @@ async fn a_redriven_message_that_came_too_often_begins_anew() {
     rig.produce(&[("a", "x")]).await;
     rig.settled().await;
     assert_eq!(rig.letters().await.len(), 1);
-    let again = millrace_broker::RedriveRequest::all("test");
-    rig.broker.redrive(&processor("p"), again).await.unwrap();
+    let all = RedriveRequest::all("tester");
+    rig.broker.redrive(&processor("p"), all).await.unwrap();
     rig.hold("in", &["x", "x", "x"]).await;
     rig.hold("in.p.dlq", &["x", "x"]).await;
     assert_eq!(all_hops(&rig, "in").await, counts(&[0, 1, 1]));
