@@ -101,6 +101,8 @@ impl Broker {
         for promoted in processor.revisions.iter_mut() {
             if promoted.number == revision {
                 promoted.trial = false;
+                // From now on it is judged as a new one is.
+                promoted.deployed_at = self.inner.clock.wall();
                 promoted.predecessor = Some(before);
             }
         }

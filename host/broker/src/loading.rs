@@ -50,7 +50,7 @@ impl Broker {
             None => None,
             Some(canary) => {
                 let (_, live) = self.prepare_one(processor, canary.revision, owner).await?;
-                Some((live, canary.percent))
+                Some((beginning(live, canary.since), canary.percent))
             }
         };
         let shadow = match &processor.shadow {
@@ -323,7 +323,20 @@ fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, Proces
     let numbers = [Some(processor.current), canary];
     let revisions = numbers.into_iter().flatten();
     let revisions = revisions.filter_map(|number| processor.revision(number));
+    // A replay ends by itself.
+    let revisions = revisions.filter(|_| processor.replay.is_none());
     revisions.map(|revision| (processor.name.clone(), revision.spec.clone()))
+}
+
+/// The revision, as new as its trial: it may have been a shadow for long.
+fn beginning(live: Arc<Live>, since: Timestamp) -> Arc<Live> {
+    match Arc::try_unwrap(live) {
+        Ok(live) => Arc::new(Live {
+            deployed_at: since,
+            ..live
+        }),
+        Err(shared) => shared,
+    }
 }
 
 pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {

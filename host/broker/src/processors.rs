@@ -375,6 +375,7 @@ impl Broker {
         ));
         let why = Reason::without_advice(&alarm.text).to_owned();
         self.go_back(&mut processor, predecessor, Some(why));
+        self.check_chains(&processor)?;
         self.change(processor).await?;
         counter!("millrace_auto_rollbacks_total", "processor" => alarm.processor.to_string())
             .increment(1);

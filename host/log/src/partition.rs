@@ -250,7 +250,7 @@ impl PartitionFiles {
     }
 
     fn append_stored(&mut self, batches: &[RecordBatch]) -> io::Result<()> {
-        self.leave_misplaced();
+        self.leave_misplaced()?;
         let mut rest = batches;
         while let Some(first) = rest.first() {
             assert!(
@@ -370,7 +370,7 @@ impl PartitionFiles {
 
     /// Ends the active segment: it never changes again and may be mapped.
     fn seal(&mut self) -> io::Result<()> {
-        self.leave_misplaced();
+        self.leave_misplaced()?;
         if self.active.bytes == 0 {
             return Ok(());
         }

@@ -236,11 +236,11 @@ fn describe() {
     );
     describe_gauge!(
         "millrace_state_entries",
-        "Entries of a processor's state in the partitions that it works in"
+        "Entries of a processor's state in the partitions that it works in, as of its last batch or a minute ago at most"
     );
     describe_gauge!(
         "millrace_state_bytes",
-        "Bytes of a processor's state in the partitions that it works in, about"
+        "Bytes of a processor's state in the partitions that it works in, about; as of its last batch or a minute ago at most"
     );
     describe_gauge!(
         "millrace_delayed_messages",

@@ -222,7 +222,7 @@ impl AuditPage {
     }
 }
 
-/// What [`Broker::record`] wrote; nothing of another version.
+/// What [`Broker::audit_append`] wrote; nothing of another version.
 fn read(message: &Message) -> Option<AuditEntry> {
     serde_json::from_slice(message.value.as_deref()?).ok()
 }

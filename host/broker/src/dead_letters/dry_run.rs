@@ -119,6 +119,7 @@ impl Broker {
                 let mut walk = self.walk(name, from.as_ref())?;
                 while let Some((shelf, mut letters)) = self.advance(&mut walk).await? {
                     letters.retain(|letter| filter.fits(letter));
+                    letters.truncate(trial.left);
                     let last = letters.last().map(|letter| letter.place().after());
                     if !trial.letters(&shelf, &letters).await? {
                         break;

@@ -248,7 +248,9 @@ impl Run<'_> {
         again: bool,
     ) -> Result<(), DeadLetterError> {
         // Those that were sent again are counted; none is sent again.
-        filter.redriven = Redrives::Either;
+        if filter.redriven == Redrives::Waiting {
+            filter.redriven = Redrives::Either;
+        }
         let mut walk = self.broker.walk(self.processor, from.as_ref())?;
         while let Some((shelf, letters)) = self.broker.advance(&mut walk).await? {
             let Ok(target) = self.broker.target_of(self.processor, &shelf) else {

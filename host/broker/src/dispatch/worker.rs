@@ -18,6 +18,7 @@ use super::breaker::Judgement;
 use super::delivery::{self, Effects, Settling};
 use super::gate::{Alarms, Entry, Gate, Probe};
 use super::meters::Meters;
+use super::pace::Pace;
 use super::retry::Backoff;
 use super::shadow::Echo;
 use super::sides::{Canary, Side};
@@ -131,6 +132,7 @@ struct Worker {
     commits: u64,
     /// Sizes of the pieces of a batch that failed as a whole, the next one last.
     pieces: Vec<usize>,
+    pace: [Pace; 2],
     /// Whether the batch before was one message that runs alone: then it is the turn of new ones.
     alone: bool,
     /// Bytes of the batch before, a guess for the next.
@@ -245,6 +247,7 @@ impl Worker {
             echo: None,
             commits: 0,
             pieces: Vec::new(),
+            pace: Default::default(),
             alone: false,
             bytes_before: 0,
             backoff: Backoff::default(),
@@ -289,6 +292,7 @@ impl Worker {
                     // Another revision may well manage what this one could not.
                     self.revisions = command.revisions();
                     self.pieces.clear();
+                    self.pace = Default::default();
                     self.backoff.reset();
                 }
                 return Some(command);
@@ -336,6 +340,12 @@ impl Worker {
                 (Some(canary), Side::Canary) => &canary.live,
                 _ => &command.live,
             };
+            let spent = hopping::spent(live, &batch);
+            if !spent.is_empty() {
+                drop(probe);
+                self.end_of_chain(live, &batch, &spent).await?;
+                return Ok(Step::Done);
+            }
             let batch = self.mark(live, batch).await?;
             let processed = self.process(live, &batch, probe.as_mut()).await;
             self.turn = None;
@@ -371,9 +381,6 @@ impl Worker {
         batch: &Batch,
         mut probe: Option<&mut Probe>,
     ) -> Result<(), Trouble> {
-        if self.end_of_chain(live, batch).await? {
-            return Ok(());
-        }
         let commits = self.commits;
         let home = self.home(live)?;
         if let Some(home) = &home {
@@ -382,6 +389,8 @@ impl Worker {
         let before = self.context.clock.monotonic();
         let (called, used) = self.call(live, batch, home.as_ref()).await;
         let took = self.context.clock.monotonic().saturating_sub(before);
+        let guest_time = used.as_ref().map_or(took, CallUse::guest_time);
+        self.learn(live, batch.len(), guest_time, called.as_ref().err());
         let error = match called {
             Ok((failed, ..)) if !failed.is_empty() => {
                 self.isolate(&failed, batch.len());
@@ -519,6 +528,7 @@ impl Worker {
         };
         settling.decisions = &decisions;
         loop {
+            settling.now = self.now();
             let mut effects = match judgement {
                 Judgement::Settle => delivery::settle(&settling, &mut self.rng),
                 _ => delivery::postpone(&settling),

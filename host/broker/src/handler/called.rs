@@ -1,6 +1,7 @@
 //! What came of a call, what it used, and the last lines that its guest wrote in it: evidence, should its message die of it.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use millrace_engine::state::StateAttempt;
 use millrace_model::Answer;
@@ -28,6 +29,14 @@ pub struct CallUse {
     pub messages: u32,
     /// The last lines that the guest wrote in it, newest last; see [`CallLog`].
     pub log: Vec<GuestLine>,
+}
+
+impl CallUse {
+    /// Time that the guest ran, or waited for the host.
+    #[must_use]
+    pub fn guest_time(&self) -> Duration {
+        Duration::from_micros(self.guest_us)
+    }
 }
 
 /// The last lines of one call: at most [`CALL_LOG_LINES_MAX`] and [`CALL_LOG_BYTES_MAX`]. The oldest go first.

@@ -28,6 +28,9 @@ const MISSED_COUNTED_MAX: u64 = 100_000;
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// A schedule whose next time is so much later than its pattern says was set by a clock that was ahead. Less than that is left, so that
+/// a clock that is set back a little makes nothing twice.
+const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(3_600);
 
 /// Why a message was not made.
 enum Unmade {
@@ -80,6 +83,9 @@ impl Broker {
         let schedules = &self.inner.schedules;
         let _change = schedules.changes.lock().await;
         let now = self.inner.clock.wall();
+        for known in schedules.all.write().values_mut() {
+            bring_back(&mut known.schedule, now);
+        }
         let due: Vec<Schedule> = {
             let all = schedules.all.read();
             let due = all.values().filter(|k| k.due().is_some_and(|at| at <= now));
@@ -179,6 +185,18 @@ impl Broker {
             ..Known::new(schedule)
         };
         all.insert(name, known);
+    }
+}
+
+/// A clock that was ahead when the schedule came up leaves a next time that nobody lives to see.
+fn bring_back(schedule: &mut Schedule, now: Timestamp) {
+    if schedule.next <= now.after(CLOCK_AHEAD_MAX) {
+        return;
+    }
+    let next = schedule.spec.cron.next_after(now);
+    if schedule.next > next.after(CLOCK_AHEAD_MAX) {
+        tracing::warn!(schedule = %schedule.name, was = schedule.next.0, next = next.0, "the clock was ahead when this schedule last came up; it goes on by the clock as it is");
+        schedule.next = next;
     }
 }
 

@@ -1,10 +1,17 @@
 //! Chains of processors: cycles come to an end, or are refused.
 
-use millrace_broker::{ProcessorError, RedriveRequest};
-use millrace_model::columns::OutcomeCode;
-use millrace_model::{Answer, ColumnBatch, Message, ProcessorSpec};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::rig::{Rig, Say, per_message, processor, spec, text, topic, whole};
+use futures_util::FutureExt;
+use millrace_broker::{ProcessorError, RedriveRequest};
+use millrace_engine::{Append, Engine, Transaction};
+use millrace_model::columns::OutcomeCode;
+use millrace_model::{
+    Answer, BatchBuilder, ColumnBatch, Header, Message, PartitionId, ProcessorSpec, TopicPartition,
+};
+
+use crate::rig::{Rig, Say, message, per_message, processor, spec, text, topic, whole};
 
 fn hops(message: &Message) -> Option<String> {
     let found = message.headers.iter().find(|h| h.name == "millrace-hops");
@@ -187,4 +194,46 @@ async fn a_redriven_message_that_came_too_often_begins_anew() {
     rig.hold("in", &["x", "x", "x"]).await;
     rig.hold("in.p.dlq", &["x", "x"]).await;
     assert_eq!(all_hops(&rig, "in").await, counts(&[0, 1, 1]));
+}
+
+#[tokio::test]
+async fn the_first_call_is_marked_though_its_batch_was_cut_for_spent_messages() {
+    let rig = Rig::start(1).await;
+    let mut builder = BatchBuilder::with_capacity(0);
+    builder.push(&message("k", "fresh").message);
+    let mut spent = message("s", "spent").message;
+    spent.headers.push(Header {
+        name: "millrace-hops".into(),
+        value: Some("9".into()),
+    });
+    builder.push(&spent);
+    let partition = TopicPartition {
+        topic: rig.broker.topic(&topic("in")).unwrap().id,
+        partition: PartitionId(0),
+    };
+    let append = Append {
+        partition,
+        batch: builder.finish().unwrap(),
+    };
+    let (engine, marked) = (rig.engine(), Arc::new(AtomicBool::new(false)));
+    engine
+        .commit(Transaction::produce(vec![append]))
+        .await
+        .unwrap();
+    let looks = (rig.engine(), Arc::clone(&marked));
+    let handler = per_message(move |_, _| {
+        let progress = looks.0.progress("p", partition).now_or_never();
+        let progress = progress.expect("in memory").unwrap();
+        let is_marked = progress.is_some_and(|progress| progress.first_call.is_some());
+        looks.1.store(is_marked, Ordering::SeqCst);
+        Say::Pass
+    });
+    let module = rig.upload_handler("m", handler).await;
+    let mut spec = spec(module);
+    spec.hops_max = Some(1);
+    rig.deploy(spec).await;
+    rig.settled().await;
+    assert!(marked.load(Ordering::SeqCst));
+    assert_eq!(rig.values("out").await, ["fresh"]);
+    assert_eq!(rig.letters().await.len(), 1);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use millrace_broker::CallError;
 use millrace_broker::handler::{Cause, Decision};
-use millrace_model::columns::NONE;
+use millrace_model::columns::{NONE, OutcomeCode};
 use millrace_model::processor::Order;
 use millrace_model::{Answer, ColumnBatch};
 use parking_lot::Mutex;
@@ -500,4 +500,37 @@ async fn a_flood_of_retries_does_not_keep_new_messages_out() {
         rig.produce(&[("a", "1"), ("b", "2")]).await;
         rig.hold("out", &["1", "2"]).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_handler_is_given_as_much_as_it_manages_in_time() {
+    const CALL_MS_MAX: u64 = 100;
+    let late = Arc::new(AtomicUsize::new(0));
+    let rig = Rig::start(1).await;
+    let slow = {
+        let late = Arc::clone(&late);
+        whole(move |batch| {
+            let took = Duration::from_millis((batch.len() as u64).min(CALL_MS_MAX));
+            std::thread::sleep(took);
+            if batch.len() as u64 >= CALL_MS_MAX {
+                late.fetch_add(1, Ordering::SeqCst);
+                return Err(CallError::Timeout(took));
+            }
+            Ok(Answer {
+                outcomes: vec![OutcomeCode::Ack as u8; batch.len()],
+                ..Answer::default()
+            })
+        })
+    };
+    let module = rig.upload_handler("m", slow).await;
+    let mut spec = spec(module);
+    spec.limits.call_ms_max = CALL_MS_MAX;
+    let messages: Vec<(&str, &str)> = vec![("", "x"); 2_000];
+    rig.produce(&messages).await;
+    rig.deploy(spec).await;
+    rig.settled().await;
+    // Cut in halves again and again, it would be thirty.
+    let late = late.load(Ordering::SeqCst);
+    assert!(late <= 4, "{late} calls ran out of time");
+    assert!(rig.letters().await.is_empty());
 }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use bytes::Bytes;
 use millrace_broker::{
     DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPage, DeadLetterPlace,
-    DeadLetterQuery, DryRunRequest, HeaderFilter, RedriveRequest, Redriven, Redrives, TopicPatch,
+    DeadLetterQuery, DryRunRequest, HeaderFilter, RedriveRequest, RedriveWhich, Redriven, Redrives,
+    TopicPatch,
 };
 use millrace_model::{Offset, PartitionId, Timestamp};
 
@@ -459,4 +460,42 @@ async fn how_long_dead_letters_are_kept_can_be_changed() {
         .await
         .unwrap();
     rig.hold("out", &["v"]).await;
+}
+
+#[tokio::test]
+async fn dry_runs_page_by_page_try_each_letter_once() {
+    let (rig, _) = by_first_word(1).await;
+    dead(&rig, 10).await;
+    let (mut from, mut tried) = (None, 0);
+    loop {
+        let request = DryRunRequest {
+            which: RedriveWhich::Matching {
+                filter: Default::default(),
+                from,
+            },
+            revision: None,
+            letters_max: 3,
+        };
+        let run = rig.broker.dry_run(&processor("p"), request).await.unwrap();
+        tried += run.letters;
+        from = run.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    assert_eq!(tried, 10);
+}
+
+#[tokio::test]
+async fn a_redrive_of_what_was_sent_again_sends_nothing() {
+    let (rig, _) = by_first_word(1).await;
+    dead(&rig, 4).await;
+    let filter = DeadLetterFilter {
+        redriven: Redrives::Done,
+        ..DeadLetterFilter::default()
+    };
+    let request = RedriveRequest::matching(filter, "ada");
+    let done = rig.broker.redrive(&processor("p"), request).await.unwrap();
+    assert_eq!(done.sent, 0);
+    assert_eq!(rig.letters().await.len(), 4);
 }

@@ -97,18 +97,25 @@ impl Reserve {
     pub(super) fn fit(&self, checkpoint_bytes: u64) {
         let step = self.bytes[LAST].max(1);
         let beyond = checkpoint_bytes / step * step;
-        let before = self.beyond.swap(beyond, Ordering::Relaxed);
-        if before == beyond || self.is_full() {
+        let before = self.beyond.load(Ordering::Relaxed);
+        // Not for every step: a checkpoint that is now a little smaller and now a little larger costs nothing.
+        let shrinks = beyond + 2 * step <= before;
+        if before >= beyond && !shrinks || self.is_full() {
+            self.beyond.fetch_max(beyond, Ordering::Relaxed);
             return;
         }
         // Room that was taken beyond a file's end goes only with the file.
-        let made_anew = before < beyond || self.remove_last();
-        if !(made_anew && self.fill()) {
+        if shrinks && !self.remove_last() {
+            return;
+        }
+        self.beyond.store(beyond, Ordering::Relaxed);
+        if !self.fill() {
             self.set_full(true);
         }
     }
 
     fn remove_last(&self) -> bool {
+        let _held = self.held.lock();
         let removed = self.disk.remove(&self.dir.join(FILES[LAST]));
         removed
             .inspect_err(|error| tracing::warn!(%error, "reserved room could not be given back"))

@@ -5,21 +5,24 @@ use std::path::PathBuf;
 
 use millrace_model::batch::HEADER_BYTES;
 use millrace_model::{Offset, RecordBatch, Stamp};
+use rustix::io::Errno;
 
 use super::{Active, PartitionFiles, Place};
 
 impl PartitionFiles {
     /// Goes on in a new segment where the active one's file begins with another partition's messages, or does not tell: nothing of
     /// them is written over.
-    pub(super) fn leave_misplaced(&mut self) {
+    pub(super) fn leave_misplaced(&mut self) -> io::Result<()> {
         if self.active.is_own {
-            return;
+            return Ok(());
         }
+        let holds = self.place.holds(self.active.base)?;
         self.active.is_own = true;
-        if self.place.holds(self.active.base) == Holds::Other {
+        if holds == Holds::Other {
             self.sealed.push(self.active.base);
             self.active = Active::new(self.end, 0);
         }
+        Ok(())
     }
 }
 
@@ -35,27 +38,29 @@ pub(super) enum Holds {
 }
 
 impl Place {
-    pub(super) fn holds(&self, base: Offset) -> Holds {
+    /// What the disk refuses to tell is somebody else's; where only this process is short of files, that is an error.
+    pub(super) fn holds(&self, base: Offset) -> io::Result<Holds> {
         let Some(stamp) = self.stamp else {
-            return Holds::Own;
+            return Ok(Holds::Own);
         };
         let file = match self.disk.open(&self.location.segment(base)) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Holds::Nothing,
-            Err(_) => return Holds::Other,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Holds::Nothing),
+            Err(error) if is_short_of_files(&error) => return Err(error),
+            Err(_) => return Ok(Holds::Other),
         };
         let mut header = [0; HEADER_BYTES];
-        match file.read_at(&mut header, 0) {
+        Ok(match file.read_at(&mut header, 0) {
             Ok(count) if is_of(&header[..count], stamp) => Holds::Own,
             _ => Holds::Other,
-        }
+        })
     }
 
     /// Removes a segment and its index; what is known to be another partition's, or cannot be read, is kept under another name.
     pub(super) fn remove(&self, base: Offset) -> io::Result<()> {
         let path = self.location.segment(base);
         self.cache.forget(&path);
-        match self.holds(base) {
+        match self.holds(base)? {
             Holds::Nothing => {}
             Holds::Own => self.disk.remove(&path)?,
             Holds::Other => self.set_aside(base)?,
@@ -89,6 +94,13 @@ impl Place {
             None => stamped,
         }
     }
+}
+
+fn is_short_of_files(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+    )
 }
 
 /// Whether a segment that begins so may be the partition's own.

@@ -27,7 +27,7 @@ pub(super) enum Verb {
     List,
     /// Show a processor, its revisions, and how it does in each partition
     Show { name: ProcessorName },
-    /// Take no further batches until resumed
+    /// Take no further batches until resumed; waits some seconds for those in flight, and says where one goes on
     Pause { name: ProcessorName },
     /// Go on where it paused; if its breaker is open, try a message at once
     #[command(
@@ -167,7 +167,8 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         Verb::Show { name } => out.answer(&client.get(&path(&name, ""))?, show),
         Verb::Pause { name } => {
             let answer = client.send(Method::POST, &path(&name, "/pause"), &json!({}))?;
-            out.answer(&answer, |_| format!("processor {name} is paused"))
+            let status = client.get(&path(&name, ""))?;
+            out.answer(&answer, |_| paused(&name, &status))
         }
         Verb::Resume {
             name,
@@ -196,6 +197,27 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         }
         Verb::State(verb) => state::run(verb, client, &mut out),
         Verb::Logs { name, follow } => logs(&name, follow, client, &mut out),
+    }
+}
+
+/// Whether it rests already: a batch that takes long goes on to its end.
+fn paused(name: &ProcessorName, status: &Value) -> String {
+    let rests = ["paused", "stopped", "done"];
+    let is_busy = |one: &&Value| {
+        let state = one["state"].as_str().unwrap_or_default();
+        !rests.iter().any(|word| state.starts_with(word))
+    };
+    let partitions = status["partitions"].as_array();
+    let busy = partitions.into_iter().flatten().filter(is_busy);
+    let busy: Vec<String> = busy
+        .map(|one| format!("{}/{}", cell(&one["topic"]), one["partition"]))
+        .collect();
+    match busy.is_empty() {
+        true => format!("processor {name} is paused"),
+        false => format!(
+            "processor {name} takes no further batches; still at work on one: {} (`millrace processor show {name}` tells when it rests)",
+            busy.join(", ")
+        ),
     }
 }
 

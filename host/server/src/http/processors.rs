@@ -203,6 +203,7 @@ impl DeployParams {
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "A topic or module is unknown"),
         (status = 422, body = ErrorBody, description = "Refused; nothing has changed"),
+        (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
     )
 )]
 pub(super) async fn deploy(
@@ -328,7 +329,9 @@ pub(super) struct DeleteParams {
 /// Deletes a processor. Its dead letters stay as topics, and so do its progress and its state: made again under the same name it goes on.
 #[utoipa::path(delete, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), DeleteParams), responses(
     (status = 204),
+    (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
+    (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
 ))]
 pub(super) async fn remove(
     State(app): Shared,

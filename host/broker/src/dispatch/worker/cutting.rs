@@ -8,8 +8,9 @@ use millrace_model::Offset;
 
 use super::{Trouble, Worker};
 use crate::dispatch::batcher::{self, Batch, Cut, Due};
-use crate::dispatch::sides::{Canary, Split};
+use crate::dispatch::sides::{Canary, Side, Split};
 use crate::dispatch::{Command, Live};
+use crate::handler::CallError;
 
 /// What is wanted of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +38,12 @@ impl Worker {
             Take::Probe | Take::Suspect => 1,
             Take::Batch => self.pieces.last().copied().unwrap_or(usize::MAX),
         };
-        let messages_max = piece.min(policy.messages_max as usize);
+        // Whose batch it will be is not known yet.
+        let paced = match command.canary() {
+            None => self.paced(Side::Current),
+            Some(_) => self.paced(Side::Current).max(self.paced(Side::Canary)),
+        };
+        let messages_max = piece.min(policy.messages_max as usize).min(paced);
         let bytes_max = policy.bytes_max as usize;
         let mut cut = self.empty_cut(messages_max, bytes_max);
         if let Some(canary) = command.canary() {
@@ -55,13 +61,17 @@ impl Worker {
             Take::Suspect => batcher::oldest_due(parked, self.now(), &self.cleared),
             _ if self.alone && reads => Due::default(),
             Take::Probe => batcher::oldest_due(parked, self.now(), &HashSet::new()),
+            // In turns, or retries would keep new messages out.
+            Take::Batch if messages_max == 1 && reads => {
+                batcher::oldest_due(parked, self.now(), &HashSet::new())
+            }
             Take::Batch => batcher::due(parked, self.now(), due_max),
         };
         self.alone = due.alone;
         self.take_due(&due, &mut cut).await?;
         if reads && !due.alone && !cut.is_full() {
             if take == Take::Batch {
-                self.linger(live, &cut).await?;
+                self.linger(live, &cut, messages_max).await?;
             }
             match self.source.fill(messages_max, bytes_max).await {
                 // Retries go on, whatever stands in the way of new messages.
@@ -78,19 +88,45 @@ impl Worker {
         Ok(cut.finish(self.source.position()))
     }
 
+    /// What a call tells of the guest's speed.
+    pub(super) fn learn(
+        &mut self,
+        live: &Live,
+        messages: usize,
+        took: Duration,
+        error: Option<&CallError>,
+    ) {
+        let time_max = Duration::from_millis(live.spec.limits.call_ms_max);
+        match error {
+            None => self.pace[self.side as usize].answered(messages, took, time_max),
+            Some(CallError::Timeout(_)) => self.pace[self.side as usize].timed_out(messages),
+            Some(_) => {}
+        }
+    }
+
+    fn paced(&self, side: Side) -> usize {
+        self.pace[side as usize].messages_max()
+    }
+
     /// How the next batch is shared out.
     fn sharing(&self, live: &Live, canary: &Canary, piece: usize) -> Split {
-        let bounds = |of: &Live| {
+        let bounds = |of: &Live, side| {
             let policy = &of.spec.batch;
             let messages_max = piece.min(policy.messages_max as usize);
-            (messages_max, policy.bytes_max as usize)
+            (
+                messages_max.min(self.paced(side)),
+                policy.bytes_max as usize,
+            )
         };
         Split::new(
             canary.percent,
             live.spec.order,
             self.side,
             !self.pieces.is_empty(),
-            [bounds(live), bounds(&canary.live)],
+            [
+                bounds(live, Side::Current),
+                bounds(&canary.live, Side::Canary),
+            ],
         )
     }
 
@@ -148,7 +184,7 @@ impl Worker {
     }
 
     /// Waits for a fuller batch, if the policy says so and nothing is urgent.
-    async fn linger(&mut self, live: &Live, cut: &Cut) -> Result<(), Trouble> {
+    async fn linger(&mut self, live: &Live, cut: &Cut, messages_max: usize) -> Result<(), Trouble> {
         let policy = &live.spec.batch;
         if policy.linger_ms == 0 || !self.pieces.is_empty() || !cut.is_empty() {
             return Ok(());
@@ -157,7 +193,7 @@ impl Worker {
         let mut over = std::pin::pin!(over);
         loop {
             self.seen = self.source.end();
-            let (messages, bytes) = (policy.messages_max as usize, policy.bytes_max as usize);
+            let (messages, bytes) = (messages_max, policy.bytes_max as usize);
             self.source.fill(messages, bytes).await?;
             if self.source.at_hand() >= messages || self.source.bytes_at_hand() >= bytes {
                 return Ok(());
