@@ -49,7 +49,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    const TIME_MAX: Duration = Duration::from_secs(1);
+    const CALL_TIME: Duration = Duration::from_secs(1);
     const POLICY: usize = 1_000;
 
     /// Calls with as many messages as there may be: how many ran out of time, and how many messages the last one had.
@@ -58,12 +58,12 @@ mod tests {
         for _ in 0..count {
             last = pace.messages_max().min(POLICY);
             let took = per_message * last as u32;
-            match took >= TIME_MAX {
+            match took >= CALL_TIME {
                 true => {
                     late += 1;
                     pace.timed_out(last);
                 }
-                false => pace.answered(last, took, TIME_MAX),
+                false => pace.answered(last, took, CALL_TIME),
             }
         }
         (late, last)
@@ -100,7 +100,7 @@ mod tests {
     fn few_messages_say_nothing_of_many() {
         let mut pace = Pace::default();
         pace.timed_out(400);
-        pace.answered(3, Duration::from_millis(1), TIME_MAX);
+        pace.answered(3, Duration::from_millis(1), CALL_TIME);
         assert_eq!(pace.messages_max(), 100);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use millrace_broker::{ProcessorError, RedriveRequest};
-use millrace_engine::{Append, Engine, Transaction};
+use millrace_engine::{Append, Transaction};
 use millrace_model::columns::OutcomeCode;
 use millrace_model::{
     Answer, BatchBuilder, ColumnBatch, Header, Message, PartitionId, ProcessorSpec, TopicPartition,
