@@ -280,4 +280,19 @@ mod tests {
         assert_eq!(next, 4_000_000_001_000);
         assert!(last < next);
     }
+
+    #[test]
+    fn a_clock_that_was_ahead_once_does_not_silence_a_schedule_and_one_set_back_a_little_changes_nothing()
+     {
+        const NOW: u64 = 1_000_000;
+        let brought_back = |next| {
+            let mut schedule = schedule(next);
+            bring_back(&mut schedule, Timestamp(NOW));
+            schedule.next.0
+        };
+        assert_eq!(brought_back(NOW + 10 * 365 * 86_400_000), NOW + 1_000);
+        for near in [NOW, NOW + 5_000, NOW + 3_600_000] {
+            assert_eq!(brought_back(near), near);
+        }
+    }
 }

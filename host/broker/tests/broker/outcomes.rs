@@ -534,3 +534,24 @@ async fn a_slow_handler_is_given_as_much_as_it_manages_in_time() {
     assert!(late <= 4, "{late} calls ran out of time");
     assert!(rig.letters().await.is_empty());
 }
+
+#[tokio::test]
+async fn retries_do_not_keep_new_messages_out_of_batches_of_one() {
+    let change = |spec: &mut millrace_model::ProcessorSpec| {
+        spec.batch.messages_max = 1;
+        spec.retry.attempts_max = 1_000_000;
+        spec.breaker.enabled = false;
+    };
+    let rig = Rig::deployed(1, change, |batch, message| {
+        match value(batch, message).as_str() {
+            "again" => Say::Retry(Some(0)),
+            _ => Say::Pass,
+        }
+    })
+    .await;
+    let keys: Vec<String> = (0..10).map(|number| format!("k{number}")).collect();
+    let mut messages: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), "again")).collect();
+    messages.push(("n", "new"));
+    rig.produce(&messages).await;
+    rig.hold("out", &["new"]).await;
+}
