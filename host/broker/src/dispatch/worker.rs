@@ -1,5 +1,5 @@
 //! The worker: one task per processor and input partition. Reads, calls, decides, commits, one batch after the other; whatever
-//! it knows is progress, which is committed with every batch. Holds no opinion: [`batcher`] and [`delivery`] decide.
+//! it knows is progress, which is committed with every batch. Holds no opinion: [`batcher`] and [`super::delivery`] decide.
 //!
 //! A batch is processed by the revision that was current when it was cut, whole, and its commit records that revision.
 
@@ -7,15 +7,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_engine::state::{StateAttempt, Turn};
-use millrace_engine::{CommitError, Engine, Lease, ProgressWrite, ReadError, Transaction};
-use millrace_model::{Answer, Clock, Offset, Progress, Timestamp};
+use millrace_engine::state::Turn;
+use millrace_engine::{CommitError, Engine, Lease, ReadError};
+use millrace_model::{Clock, Offset, Progress, Timestamp};
 use tokio::sync::watch;
 
-use super::answer::Verdict;
 use super::batcher::{self, Batch};
-use super::breaker::Judgement;
-use super::delivery::{self, Effects, Settling};
 use super::gate::{Alarms, Entry, Gate, Probe};
 use super::meters::Meters;
 use super::pace::Pace;
@@ -24,17 +21,16 @@ use super::shadow::Echo;
 use super::sides::{Canary, Side};
 use super::source::Source;
 use super::standing::{Standing, State, Window};
-use super::{Command, Input, Live, placing};
-use crate::chains::Hops;
-use crate::columns;
-use crate::delays::{Additions, Delays};
-use crate::handler::{CallError, CallUse, Called, Cause, Decision};
+use super::{Command, Input};
+use crate::delays::Delays;
 
+mod calling;
 mod committing;
 mod cutting;
 mod delaying;
 mod gating;
 mod hopping;
+mod settling;
 mod shadowing;
 mod stateful;
 mod suspects;
@@ -95,10 +91,6 @@ impl From<CommitError> for Trouble {
         }
     }
 }
-
-/// A checked answer: the verdict, and the partition of each output. If failed messages must first stand alone, because of what was
-/// written to state, they come in front, and nothing else counts.
-type Checked = (Vec<usize>, Verdict, Vec<u32>);
 
 /// What a step did.
 enum Step {
@@ -303,6 +295,7 @@ impl Worker {
         }
     }
 
+    /// Goes through the processor's gate, with whatever is next.
     async fn step(&mut self, command: &Command) -> Result<Step, Trouble> {
         self.canary = command.canary.clone();
         self.attend(command);
@@ -315,48 +308,63 @@ impl Worker {
             return Ok(Step::Done);
         }
         self.gate_changes.borrow_and_update();
-        let mut probe = match self.gate.enter() {
-            Entry::Go => None,
-            Entry::Probe(probe) => Some(probe),
+        match self.gate.enter() {
+            Entry::Go => self.advance(command, None).await,
+            // A probe is the current revision's, whatever its key.
+            Entry::Probe(probe) => self.advance(&command.without_canary(), Some(probe)).await,
             Entry::Wait(wait, reason) => {
                 self.hold(wait, reason).await;
-                return Ok(Step::Done);
+                Ok(Step::Done)
             }
-        };
+        }
+    }
+
+    /// Takes the next batch to its end.
+    async fn advance(
+        &mut self,
+        command: &Command,
+        mut probe: Option<Probe>,
+    ) -> Result<Step, Trouble> {
         let take = match probe {
             _ if self.has_suspects() => Take::Suspect,
             Some(_) => Take::Probe,
             None => Take::Batch,
         };
-        // A probe is the current revision's, whatever its key.
-        let whole = probe.as_ref().map(|_| command.without_canary());
-        let command = whole.as_ref().unwrap_or(command);
         let batch = self.next_batch(command, take).await?;
         self.meters.lost(self.source.take_lost());
-        if batch.len() > 0 {
-            self.bytes_before = batch.columns.data.len();
-            self.side = batch.side;
-            let live = match (&command.canary, batch.side) {
-                (Some(canary), Side::Canary) => &canary.live,
-                _ => &command.live,
-            };
-            let spent = hopping::spent(live, &batch);
-            if !spent.is_empty() {
-                drop(probe);
-                self.end_of_chain(live, &batch, &spent).await?;
-                return Ok(Step::Done);
-            }
-            let batch = self.mark(live, batch).await?;
-            let processed = self.process(live, &batch, probe.as_mut()).await;
-            self.turn = None;
-            self.unmark(&batch).await;
-            processed?;
+        if batch.len() == 0 {
+            return self.pass(command, batch, take, probe.is_some());
+        }
+        self.bytes_before = batch.columns.data.len();
+        self.side = batch.side;
+        let live = match (&command.canary, batch.side) {
+            (Some(canary), Side::Canary) => &canary.live,
+            _ => &command.live,
+        };
+        let spent = hopping::spent(live, &batch);
+        if !spent.is_empty() {
+            drop(probe);
+            self.end_of_chain(live, &batch, &spent).await?;
             return Ok(Step::Done);
         }
+        let batch = self.mark(live, batch).await?;
+        let processed = self.process(live, &batch, probe.as_mut()).await;
+        self.turn = None;
+        self.unmark(&batch).await;
+        processed.map(|()| Step::Done)
+    }
+
+    /// There is nothing to call with: what came, if anything did, waits behind other messages.
+    fn pass(
+        &mut self,
+        command: &Command,
+        batch: Batch,
+        take: Take,
+        is_probe: bool,
+    ) -> Result<Step, Trouble> {
         let (next, passes) = (batch.next, batch.next != self.progress.next);
         if passes {
-            // Only messages that wait behind others: kept in mind, and committed with the next batch. Whatever comes now, they are
-            // not read again.
+            // Kept in mind, and committed with the next batch. Whatever comes now, they are not read again.
             let progress = Arc::make_mut(&mut self.progress);
             progress.next = next;
             progress.parked.extend(batch.skipped);
@@ -365,7 +373,7 @@ impl Worker {
             return Ok(Step::Done);
         }
         self.pieces.clear();
-        if probe.is_none() {
+        if !is_probe {
             let done = self.source.is_done() && self.progress.parked.is_empty();
             self.show(if done { State::Done } else { State::Running });
         }
@@ -373,251 +381,6 @@ impl Worker {
         self.home(&command.live)?;
         self.show_state();
         Ok(Step::Idle)
-    }
-
-    async fn process(
-        &mut self,
-        live: &Arc<Live>,
-        batch: &Batch,
-        mut probe: Option<&mut Probe>,
-    ) -> Result<(), Trouble> {
-        let commits = self.commits;
-        let home = self.home(live)?;
-        if let Some(home) = &home {
-            self.turn = Some(home.table.turn().await);
-        }
-        let before = self.context.clock.monotonic();
-        let (called, used) = self.call(live, batch, home.as_ref()).await;
-        let took = self.context.clock.monotonic().saturating_sub(before);
-        let guest_time = used.as_ref().map_or(took, CallUse::guest_time);
-        self.learn(live, batch.len(), guest_time, called.as_ref().err());
-        let error = match called {
-            Ok((failed, ..)) if !failed.is_empty() => {
-                self.isolate(&failed, batch.len());
-                return Ok(());
-            }
-            Ok((_, mut verdict, places)) => {
-                if !verdict.failed.is_empty() {
-                    verdict.used = used.clone();
-                }
-                let glance = self.glance(batch, took).await;
-                match self
-                    .judge(live, batch, &verdict, &places, probe.as_deref_mut())
-                    .await
-                {
-                    // What one commit cannot hold is an answer that asks for too much.
-                    Err(CommitError::TooLarge { bytes, max }) => CallError::BadAnswer(format!(
-                        "what is to be committed has {bytes} bytes, at most {max} fit; emit less"
-                    )),
-                    result => {
-                        result?;
-                        if self.commits > commits {
-                            self.show_shadow(live, batch, verdict, glance);
-                        }
-                        return Ok(());
-                    }
-                }
-            }
-            Err(error) => error,
-        };
-        self.meters.call_failed(&error);
-        if let Some(canary) = &self.canary {
-            canary.tally.call_failed(self.side);
-        }
-        match error {
-            CallError::Unavailable(reason) => {
-                self.breaker().unavailable(live.revision, &reason, probe);
-                self.discard();
-                Ok(())
-            }
-            CallError::Host(_) => {
-                tracing::error!(processor = %live.processor, revision = live.revision, %error, "a call could not be made");
-                self.rewind();
-                Err(Trouble::Wait(error.to_string()))
-            }
-            _ if batch.len() > 1 && self.breaker().is_open() => {
-                self.discard();
-                Ok(())
-            }
-            _ if batch.len() > 1 => {
-                tracing::debug!(processor = %live.processor, messages = batch.len(), %error, "a batch failed; bisecting");
-                self.split(batch.len());
-                Ok(())
-            }
-            _ => {
-                let verdict = Verdict::alone(&error, used);
-                let glance = self.glance(batch, took).await;
-                self.judge(live, batch, &verdict, &[], probe).await?;
-                if self.commits > commits {
-                    self.show_shadow(live, batch, verdict, glance);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Calls the handler and checks its answer; what the call used comes along.
-    async fn call(
-        &self,
-        live: &Live,
-        batch: &Batch,
-        home: Option<&Home>,
-    ) -> (Result<Checked, CallError>, Option<CallUse>) {
-        let clock = &self.context.clock;
-        let before = clock.monotonic();
-        let attempt = home.map(|home| self.attempt(batch, home));
-        let Called { outcome, used } = live.handler.call(&batch.columns, attempt).await;
-        self.meters
-            .called(clock.monotonic().saturating_sub(before), batch.len());
-        let checked = match outcome {
-            Ok(answered) => self.check(live, batch, home, answered).await,
-            Err(error) => Err(error),
-        };
-        (checked, used)
-    }
-
-    async fn check(
-        &self,
-        live: &Live,
-        batch: &Batch,
-        home: Option<&Home>,
-        (answer, attempt): (Answer, Option<Box<StateAttempt>>),
-    ) -> Result<Checked, CallError> {
-        let outputs_max = live.spec.limits.answer_outputs_max as usize;
-        let mut verdict = Verdict::of(answer, &batch.columns, &live.outputs, outputs_max)?;
-        verdict.outputs.check_delays(self.now())?;
-        verdict
-            .outputs
-            .carry(Hops::of(&batch.columns, live.spec.hops_max.is_some()));
-        if let (Some(home), Some(attempt)) = (home, attempt) {
-            let alone = stateful::must_stand_alone(live.spec.order, batch, &verdict, &attempt);
-            if !alone.is_empty() {
-                return Ok((alone, verdict, Vec::new()));
-            }
-            verdict.state = home.write_of(&self.lease, &verdict, batch, *attempt);
-        }
-        let places = placing::place(&verdict.outputs, &batch.columns, &live.outputs).await?;
-        Ok((Vec::new(), verdict, places))
-    }
-
-    /// Decides about the batch and commits the decision; waits as long as the disk is full, or there is no room to delay outputs.
-    async fn settle(
-        &mut self,
-        live: &Live,
-        batch: &Batch,
-        verdict: &Verdict,
-        places: &[u32],
-        judgement: Judgement,
-    ) -> Result<(), CommitError> {
-        let mut settling = Settling {
-            processor: live.processor.as_str(),
-            revision: live.revision,
-            module: &live.module,
-            spec: &live.spec,
-            input: &self.input.clone(),
-            batch,
-            verdict,
-            places,
-            decisions: &[],
-            progress: &Arc::clone(&self.progress),
-            now: self.now(),
-        };
-        let decisions = match judgement {
-            Judgement::Settle => decide(live, &settling).await,
-            _ => Vec::new(),
-        };
-        settling.decisions = &decisions;
-        loop {
-            settling.now = self.now();
-            let mut effects = match judgement {
-                Judgement::Settle => delivery::settle(&settling, &mut self.rng),
-                _ => delivery::postpone(&settling),
-            };
-            let Some(granted) = self.take_dead_letters(live, batch, &effects).await else {
-                return Ok(());
-            };
-            self.pack(live, &mut effects).await;
-            let reason = match self.delay(live, &mut effects) {
-                Err(full) => full.to_string(),
-                Ok(delayed) => match self.commit(live, &mut effects, delayed).await {
-                    Ok(took) => {
-                        self.count_classes(verdict, &effects.given_up);
-                        self.committed(batch, effects, took);
-                        return Ok(());
-                    }
-                    Err(error @ CommitError::DiskFull) => error.to_string(),
-                    Err(error) => {
-                        self.gate.give_back(granted);
-                        self.rewind();
-                        return Err(error);
-                    }
-                },
-            };
-            self.gate.give_back(granted);
-            self.pause_turn();
-            self.back_off(reason).await;
-            if !self.resume_turn().await {
-                self.rewind();
-                return Ok(());
-            }
-            let command = self.commands.borrow().clone();
-            if command.stopped || command.paused || !command.runs(live.revision) {
-                self.rewind();
-                return Ok(());
-            }
-        }
-    }
-
-    /// One transaction: outputs, dead letters, progress.
-    async fn commit(
-        &mut self,
-        live: &Live,
-        effects: &mut Effects,
-        mut delayed: Additions,
-    ) -> Result<Duration, CommitError> {
-        let mut state = delayed.take_writes();
-        state.extend(effects.state.take());
-        let transaction = Transaction {
-            appends: self.appends(live, effects)?,
-            progress: Some(ProgressWrite {
-                lease: self.lease.clone(),
-                progress: effects.progress.clone(),
-            }),
-            entries: Vec::new(),
-            durability: Some(self.input.topic.spec.durability),
-            request: None,
-            state,
-        };
-        let before = self.context.clock.monotonic();
-        self.context.engine.commit(transaction).await?;
-        self.context.delays.expect(&delayed);
-        self.suspects.answered();
-        Ok(self.context.clock.monotonic().saturating_sub(before))
-    }
-
-    fn committed(&mut self, batch: &Batch, effects: Effects, took: Duration) {
-        let dropped = effects.dropped.len() as u64;
-        self.meters.committed(took, effects.counts, dropped);
-        self.commits += 1;
-        if let Some(canary) = &self.canary {
-            canary.tally.committed(self.side, effects.counts);
-        }
-        self.show_state();
-        for (offset, reason) in &effects.dropped {
-            tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "the error handler dropped a message");
-        }
-        self.progress = Arc::new(effects.progress);
-        if let Some(piece) = self.pieces.pop()
-            && piece > batch.len()
-        {
-            self.pieces.push(piece - batch.len());
-        }
-        if self.source.position() != self.progress.next {
-            // The commit came after a rewind: what it settled must not be read again.
-            self.rewind();
-        }
-        self.backoff.reset();
-        self.show(State::Running);
     }
 
     /// The batch is tried again in halves, each committed on its own; nobody's attempt is spent.
@@ -676,25 +439,4 @@ impl Worker {
     fn now(&self) -> Timestamp {
         self.context.clock.wall()
     }
-}
-
-/// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides.
-async fn decide(live: &Live, settling: &Settling<'_>) -> Vec<Decision> {
-    let failed = &settling.verdict.failed;
-    let asks = !failed.is_empty()
-        && !settling.verdict.is_final
-        && failed.iter().all(|f| f.cause != Cause::HostDied);
-    let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
-        return Vec::new();
-    };
-    let failures = delivery::failures(settling);
-    let messages = failed.iter().map(|failed| failed.message);
-    let columns = Arc::new(columns::select(&settling.batch.columns, messages));
-    let problem = match handler.handle(&failures, &columns).await {
-        Ok(decisions) if decisions.len() == failures.len() => return decisions,
-        Ok(given) => format!("{} decisions for {} failures", given.len(), failures.len()),
-        Err(error) => error.to_string(),
-    };
-    tracing::warn!(processor = %live.processor, revision = live.revision, problem, "the error handler failed; the retry policy decides");
-    Vec::new()
 }

@@ -1,0 +1,170 @@
+//! A batch through the handler: the call, what is checked of its answer, and what a failed call means.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::CommitError;
+use millrace_engine::state::StateAttempt;
+use millrace_model::Answer;
+
+use super::stateful::{self, Home};
+use super::{Trouble, Worker};
+use crate::chains::Hops;
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::batcher::Batch;
+use crate::dispatch::gate::Probe;
+use crate::dispatch::{Live, placing};
+use crate::handler::{CallError, CallUse, Called};
+
+/// A checked answer: the verdict, and the partition of each output. If failed messages must first stand alone, because of what was
+/// written to state, they come in front, and nothing else counts.
+type Checked = (Vec<usize>, Verdict, Vec<u32>);
+
+impl Worker {
+    /// Calls the handler with a batch, and takes what came of it to its end.
+    pub(super) async fn process(
+        &mut self,
+        live: &Arc<Live>,
+        batch: &Batch,
+        mut probe: Option<&mut Probe>,
+    ) -> Result<(), Trouble> {
+        let home = self.home(live)?;
+        if let Some(home) = &home {
+            self.turn = Some(home.table.turn().await);
+        }
+        let before = self.context.clock.monotonic();
+        let (called, used) = self.call(live, batch, home.as_ref()).await;
+        let took = self.context.clock.monotonic().saturating_sub(before);
+        let guest_time = used.as_ref().map_or(took, CallUse::guest_time);
+        self.learn(live, batch.len(), guest_time, called.as_ref().err());
+        let error = match called {
+            Ok((failed, ..)) if !failed.is_empty() => {
+                self.isolate(&failed, batch.len());
+                return Ok(());
+            }
+            Ok((_, mut verdict, places)) => {
+                if !verdict.failed.is_empty() {
+                    verdict.used = used.clone();
+                }
+                let probe = probe.as_deref_mut();
+                match self
+                    .conclude(live, batch, verdict, &places, probe, took)
+                    .await
+                {
+                    // What one commit cannot hold is an answer that asks for too much.
+                    Err(CommitError::TooLarge { bytes, max }) => CallError::BadAnswer(format!(
+                        "what is to be committed has {bytes} bytes, at most {max} fit; emit less"
+                    )),
+                    concluded => return concluded.map_err(Trouble::from),
+                }
+            }
+            Err(error) => error,
+        };
+        self.meters.call_failed(&error);
+        if let Some(canary) = &self.canary {
+            canary.tally.call_failed(self.side);
+        }
+        self.failed(live, batch, error, used, probe, took).await
+    }
+
+    /// What a call that failed as a whole means: for the processor, for the batch, or for its one message.
+    async fn failed(
+        &mut self,
+        live: &Arc<Live>,
+        batch: &Batch,
+        error: CallError,
+        used: Option<CallUse>,
+        probe: Option<&mut Probe>,
+        took: Duration,
+    ) -> Result<(), Trouble> {
+        match error {
+            CallError::Unavailable(reason) => {
+                self.breaker().unavailable(live.revision, &reason, probe);
+                self.discard();
+                Ok(())
+            }
+            CallError::Host(_) => {
+                tracing::error!(processor = %live.processor, revision = live.revision, %error, "a call could not be made");
+                self.rewind();
+                Err(Trouble::Wait(error.to_string()))
+            }
+            _ if batch.len() > 1 && self.breaker().is_open() => {
+                self.discard();
+                Ok(())
+            }
+            _ if batch.len() > 1 => {
+                tracing::debug!(processor = %live.processor, messages = batch.len(), %error, "a batch failed; bisecting");
+                self.split(batch.len());
+                Ok(())
+            }
+            _ => {
+                let verdict = Verdict::alone(&error, used);
+                let concluded = self.conclude(live, batch, verdict, &[], probe, took);
+                Ok(concluded.await?)
+            }
+        }
+    }
+
+    /// Decides about a verdict; once that is committed, the shadow has its turn.
+    async fn conclude(
+        &mut self,
+        live: &Arc<Live>,
+        batch: &Batch,
+        verdict: Verdict,
+        places: &[u32],
+        probe: Option<&mut Probe>,
+        took: Duration,
+    ) -> Result<(), CommitError> {
+        let commits = self.commits;
+        let glance = self.glance(batch, took).await;
+        self.judge(live, batch, &verdict, places, probe).await?;
+        if self.commits > commits {
+            self.show_shadow(live, batch, verdict, glance);
+        }
+        Ok(())
+    }
+
+    /// Calls the handler and checks its answer; what the call used comes along.
+    async fn call(
+        &self,
+        live: &Live,
+        batch: &Batch,
+        home: Option<&Home>,
+    ) -> (Result<Checked, CallError>, Option<CallUse>) {
+        let clock = &self.context.clock;
+        let before = clock.monotonic();
+        let attempt = home.map(|home| self.attempt(batch, home));
+        let Called { outcome, used } = live.handler.call(&batch.columns, attempt).await;
+        self.meters
+            .called(clock.monotonic().saturating_sub(before), batch.len());
+        let checked = match outcome {
+            Ok(answered) => self.check(live, batch, home, answered).await,
+            Err(error) => Err(error),
+        };
+        (checked, used)
+    }
+
+    async fn check(
+        &self,
+        live: &Live,
+        batch: &Batch,
+        home: Option<&Home>,
+        (answer, attempt): (Answer, Option<Box<StateAttempt>>),
+    ) -> Result<Checked, CallError> {
+        let outputs_max = live.spec.limits.answer_outputs_max as usize;
+        let mut verdict = Verdict::of(answer, &batch.columns, &live.outputs, outputs_max)?;
+        verdict.outputs.check_delays(self.now())?;
+        verdict
+            .outputs
+            .carry(Hops::of(&batch.columns, live.spec.hops_max.is_some()));
+        if let (Some(home), Some(attempt)) = (home, attempt) {
+            let alone = stateful::must_stand_alone(live.spec.order, batch, &verdict, &attempt);
+            if !alone.is_empty() {
+                return Ok((alone, verdict, Vec::new()));
+            }
+            verdict.state = home.write_of(&self.lease, &verdict, batch, *attempt);
+        }
+        let places = placing::place(&verdict.outputs, &batch.columns, &live.outputs).await?;
+        Ok((Vec::new(), verdict, places))
+    }
+}

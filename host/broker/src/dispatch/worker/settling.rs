@@ -1,0 +1,161 @@
+//! A verdict on its way to the commit: what is decided of each message, tried until the engine takes it, and what the worker knows
+//! afterwards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::{CommitError, ProgressWrite, Transaction};
+
+use super::Worker;
+use crate::columns;
+use crate::delays::Additions;
+use crate::dispatch::Live;
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::batcher::Batch;
+use crate::dispatch::breaker::Judgement;
+use crate::dispatch::delivery::{self, Effects, Settling};
+use crate::dispatch::standing::State;
+use crate::handler::{Cause, Decision};
+
+impl Worker {
+    /// Decides about the batch and commits the decision; waits as long as the disk is full, or there is no room to delay outputs.
+    pub(super) async fn settle(
+        &mut self,
+        live: &Live,
+        batch: &Batch,
+        verdict: &Verdict,
+        places: &[u32],
+        judgement: Judgement,
+    ) -> Result<(), CommitError> {
+        let mut settling = Settling {
+            processor: live.processor.as_str(),
+            revision: live.revision,
+            module: &live.module,
+            spec: &live.spec,
+            input: &self.input.clone(),
+            batch,
+            verdict,
+            places,
+            decisions: &[],
+            progress: &Arc::clone(&self.progress),
+            now: self.now(),
+        };
+        let decisions = match judgement {
+            Judgement::Settle => decide(live, &settling).await,
+            _ => Vec::new(),
+        };
+        settling.decisions = &decisions;
+        loop {
+            settling.now = self.now();
+            let mut effects = match judgement {
+                Judgement::Settle => delivery::settle(&settling, &mut self.rng),
+                _ => delivery::postpone(&settling),
+            };
+            let Some(granted) = self.take_dead_letters(live, batch, &effects).await else {
+                return Ok(());
+            };
+            self.pack(live, &mut effects).await;
+            let reason = match self.delay(live, &mut effects) {
+                Err(full) => full.to_string(),
+                Ok(delayed) => match self.commit(live, &mut effects, delayed).await {
+                    Ok(took) => {
+                        self.count_classes(verdict, &effects.given_up);
+                        self.committed(batch, effects, took);
+                        return Ok(());
+                    }
+                    Err(error @ CommitError::DiskFull) => error.to_string(),
+                    Err(error) => {
+                        self.gate.give_back(granted);
+                        self.rewind();
+                        return Err(error);
+                    }
+                },
+            };
+            self.gate.give_back(granted);
+            self.pause_turn();
+            self.back_off(reason).await;
+            if !self.resume_turn().await {
+                self.rewind();
+                return Ok(());
+            }
+            let command = self.commands.borrow().clone();
+            if command.stopped || command.paused || !command.runs(live.revision) {
+                self.rewind();
+                return Ok(());
+            }
+        }
+    }
+
+    /// One transaction: outputs, dead letters, progress.
+    async fn commit(
+        &mut self,
+        live: &Live,
+        effects: &mut Effects,
+        mut delayed: Additions,
+    ) -> Result<Duration, CommitError> {
+        let mut state = delayed.take_writes();
+        state.extend(effects.state.take());
+        let transaction = Transaction {
+            appends: self.appends(live, effects)?,
+            progress: Some(ProgressWrite {
+                lease: self.lease.clone(),
+                progress: effects.progress.clone(),
+            }),
+            entries: Vec::new(),
+            durability: Some(self.input.topic.spec.durability),
+            request: None,
+            state,
+        };
+        let before = self.context.clock.monotonic();
+        self.context.engine.commit(transaction).await?;
+        self.context.delays.expect(&delayed);
+        self.suspects.answered();
+        Ok(self.context.clock.monotonic().saturating_sub(before))
+    }
+
+    fn committed(&mut self, batch: &Batch, effects: Effects, took: Duration) {
+        let dropped = effects.dropped.len() as u64;
+        self.meters.committed(took, effects.counts, dropped);
+        self.commits += 1;
+        if let Some(canary) = &self.canary {
+            canary.tally.committed(self.side, effects.counts);
+        }
+        self.show_state();
+        for (offset, reason) in &effects.dropped {
+            tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "the error handler dropped a message");
+        }
+        self.progress = Arc::new(effects.progress);
+        if let Some(piece) = self.pieces.pop()
+            && piece > batch.len()
+        {
+            self.pieces.push(piece - batch.len());
+        }
+        if self.source.position() != self.progress.next {
+            // The commit came after a rewind: what it settled must not be read again.
+            self.rewind();
+        }
+        self.backoff.reset();
+        self.show(State::Running);
+    }
+}
+
+/// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides.
+async fn decide(live: &Live, settling: &Settling<'_>) -> Vec<Decision> {
+    let failed = &settling.verdict.failed;
+    let asks = !failed.is_empty()
+        && !settling.verdict.is_final
+        && failed.iter().all(|f| f.cause != Cause::HostDied);
+    let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
+        return Vec::new();
+    };
+    let failures = delivery::failures(settling);
+    let messages = failed.iter().map(|failed| failed.message);
+    let columns = Arc::new(columns::select(&settling.batch.columns, messages));
+    let problem = match handler.handle(&failures, &columns).await {
+        Ok(decisions) if decisions.len() == failures.len() => return decisions,
+        Ok(given) => format!("{} decisions for {} failures", given.len(), failures.len()),
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(processor = %live.processor, revision = live.revision, problem, "the error handler failed; the retry policy decides");
+    Vec::new()
+}
