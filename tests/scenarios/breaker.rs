@@ -119,7 +119,7 @@ fn ten_thousand(poison: Option<usize>) -> Result<Duration> {
 fn one_poison_message_among_ten_thousand_holds_nobody_up() -> Result<()> {
     let clean = ten_thousand(None)?;
     let poisoned = ten_thousand(Some(4_321))?;
-    eprintln!("10,000 messages: clean {clean:?}, with one poison {poisoned:?}");
+    println!("10,000 messages: clean {clean:?}, with one poison {poisoned:?}");
     Ok(())
 }
 
@@ -162,7 +162,7 @@ fn a_bad_deploy_is_paused_and_after_a_rollback_every_message_is_processed_once()
     let done = began.elapsed();
     let dead = each_once(&client, DEPLOYED)?;
     assert!(dead <= 4, "{dead} dead letters");
-    eprintln!(
+    println!(
         "a bad deploy: paused after {paused:?}, {dead} dead letters, rolled back in {back:?}, all processed {done:?} later"
     );
     Ok(())
@@ -187,7 +187,7 @@ fn a_bad_deploy_rolls_itself_back_if_asked_to_and_says_why() -> Result<()> {
     let dead = each_once(&client, DEPLOYED)?;
     assert!(dead <= 4, "{dead} dead letters");
     assert_eq!(client.metric("millrace_auto_rollbacks_total")?, 1.0);
-    eprintln!("a bad deploy: rolled itself back after {back:?}, {dead} dead letters");
+    println!("a bad deploy: rolled itself back after {back:?}, {dead} dead letters");
     Ok(())
 }
 

@@ -66,6 +66,8 @@ guests! {
     MISCOUNT = "miscount";
     /// Fails as often as a header says.
     FLAKY = "flaky";
+    /// Takes as long as a header says.
+    SLOW = "slow";
     /// Traps on one value.
     POISON = "poison";
     /// Never returns on one value.

@@ -1,0 +1,169 @@
+//! The three orders on the real binary, through `kill -9` amid retries: what keeps its order, who waits, and who goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+use guest_artifacts as guests;
+use millrace_tests::{Client, Deploy, Host, wait_for};
+use serde_json::{Value, json};
+
+use crate::host;
+
+const MESSAGES: u32 = 600;
+const KEYS: u32 = 20;
+const PARTITIONS: u32 = 2;
+/// These fail until somebody mends the processor.
+const STUCK: [u32; 2] = [203, 351];
+/// Every so many messages one fails twice.
+const FAILING_EVERY: u32 = 9;
+
+fn key(number: u32) -> u32 {
+    number % KEYS
+}
+
+fn message(number: u32) -> Value {
+    let fails = match number {
+        _ if STUCK.contains(&number) => "1000000",
+        _ if number.is_multiple_of(FAILING_EVERY) => "2",
+        _ => "0",
+    };
+    json!({
+        "key": key(number).to_string(), "value": number.to_string(),
+        "headers": {"fail-times": fails, "fail-class": "busy"},
+    })
+}
+
+fn deploy(client: &Client, component: &[u8], order: &str) -> Result<()> {
+    let module = client.push(component)?;
+    let more = json!({
+        "order": order,
+        "retry": {"attempts_max": 2_000_000, "delay_first_ms": 20, "delay_max_ms": 50},
+        "breaker": {"enabled": false},
+        "batch": {"messages_max": 30},
+    });
+    client.deploy(&Deploy {
+        name: "worker",
+        module: &module,
+        topic: "in",
+        output: "out",
+        more,
+    })?;
+    Ok(())
+}
+
+/// The numbers in each partition of a topic, in their order.
+fn numbers(client: &Client, topic: &str) -> Result<BTreeMap<u32, Vec<u32>>> {
+    let mut partitions: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for message in client.read(topic)? {
+        let numbers = partitions.entry(message.partition).or_default();
+        numbers.push(message.text().parse()?);
+    }
+    Ok(partitions)
+}
+
+/// A host with the processor, the messages produced in pieces, and the host killed amid the retries of each.
+fn killed_amid_retries(order: &str) -> Result<Host> {
+    let mut host = host()?;
+    let client = host.client();
+    client.topic("in", PARTITIONS)?;
+    client.topic("out", PARTITIONS)?;
+    deploy(&client, guests::FLAKY, order)?;
+    let messages: Vec<Value> = (0..MESSAGES).map(message).collect();
+    for piece in messages.chunks(150) {
+        let client = host.client();
+        client.produce("in", piece)?;
+        wait_for("a message to wait for its retry", || {
+            Ok((parked(&client)? > 0).then_some(()))
+        })?;
+        host.kill()?;
+        host.start_again()?;
+    }
+    Ok(host)
+}
+
+fn parked(client: &Client) -> Result<u64> {
+    let status = client.get("/v1/processors/worker")?.ok()?;
+    let partitions = status["partitions"].as_array().cloned().unwrap_or_default();
+    Ok(partitions
+        .iter()
+        .filter_map(|at| at["parked"].as_u64())
+        .sum())
+}
+
+/// Waits until exactly these are out; they stay all that is out over another `kill -9`, until the processor is mended. Gives all that
+/// is out in the end: each message once.
+fn these_go_on(
+    mut host: Host,
+    order: &str,
+    these: &BTreeSet<u32>,
+) -> Result<BTreeMap<u32, Vec<u32>>> {
+    let client = host.client();
+    let out = |client: &Client| -> Result<BTreeSet<u32>> {
+        Ok(numbers(client, "out")?.into_values().flatten().collect())
+    };
+    wait_for("all that may go on", || {
+        Ok((client.count("out")? >= these.len() as u64).then_some(()))
+    })?;
+    assert_eq!(out(&client)?, *these);
+    host.kill()?;
+    host.start_again()?;
+    let client = host.client();
+    wait_for("the others to be tried again", || {
+        // Not there before the first one.
+        let retries = client.metric("millrace_retries_total").unwrap_or(0.0);
+        Ok((retries >= 20.0).then_some(()))
+    })?;
+    assert_eq!(out(&client)?, *these, "nobody went past");
+    assert!(client.backlog("worker")? > 0);
+
+    deploy(&client, guests::PASSTHROUGH, order)?;
+    client.wait_until_idle("worker")?;
+    let partitions = numbers(&client, "out")?;
+    let mut all: Vec<u32> = partitions.values().flatten().copied().collect();
+    all.sort_unstable();
+    assert_eq!(all, Vec::from_iter(0..MESSAGES), "each exactly once");
+    assert_eq!(client.dead_letters("worker")?.len(), 0);
+    Ok(partitions)
+}
+
+#[test]
+fn by_key_a_key_waits_behind_its_message_in_order_and_all_other_keys_go_on() -> Result<()> {
+    let host = killed_amid_retries("key")?;
+    let waits = |number: &u32| {
+        let mut stuck = STUCK.iter();
+        stuck.any(|stuck| key(*stuck) == key(*number) && stuck <= number)
+    };
+    let these = (0..MESSAGES).filter(|number| !waits(number)).collect();
+    for numbers in these_go_on(host, "key", &these)?.into_values() {
+        let mut latest: BTreeMap<u32, u32> = BTreeMap::new();
+        for number in numbers {
+            let before = latest.insert(key(number), number);
+            assert!(before < Some(number), "{before:?} stands before {number}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn by_partition_all_of_it_waits_and_keeps_its_order() -> Result<()> {
+    let host = killed_amid_retries("partition")?;
+    let produced = numbers(&host.client(), "in")?;
+    let these = produced.values().flat_map(|numbers| {
+        let stuck = |number: &&u32| !STUCK.contains(number);
+        numbers.iter().take_while(stuck).copied()
+    });
+    let these = these.collect();
+    // Both topics place keys alike.
+    assert_eq!(these_go_on(host, "partition", &these)?, produced);
+    Ok(())
+}
+
+#[test]
+fn without_an_order_nobody_waits_for_anybody() -> Result<()> {
+    let host = killed_amid_retries("none")?;
+    let these = (0..MESSAGES)
+        .filter(|number| !STUCK.contains(number))
+        .collect();
+    these_go_on(host, "none", &these)?;
+    Ok(())
+}
