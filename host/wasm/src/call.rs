@@ -6,6 +6,7 @@
 //! there. What counts against a call's time is the time that its guest runs or waits for the host, not the time it waits for a
 //! core: a busy host fails no call.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use millrace_broker::handler::{CallError, Interface};
 use millrace_model::Clock;
+use rustc_demangle::try_demangle;
 use tokio::time::Sleep;
 use wasmtime::{Error, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
@@ -231,40 +233,32 @@ fn backtrace(frames: &WasmBacktrace) -> String {
 /// Bytes of a function's name.
 const LINE_OF_BACKTRACE_BYTES_MAX: usize = 300;
 
-/// `core::panicking::panic` for `_ZN4core9panicking5panic17h0123456789abcdefE`; any other name stays as it is.
+/// `core::panicking::panic` for `_ZN4core9panicking5panic17h0123456789abcdefE` and `_RNvNtCs…_4core9panicking5panic`, without the hashes;
+/// any name that is not Rust's stays as it is.
 fn demangled(name: &str) -> String {
-    path_of(name).map_or_else(|| name.to_owned(), |path| path.join("::"))
-}
-
-fn path_of(name: &str) -> Option<Vec<String>> {
-    let mut rest = name.strip_prefix("_ZN")?.strip_suffix('E')?;
-    let mut path = Vec::new();
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let length: usize = rest[..digits].parse().ok()?;
-        let (part, after) = rest[digits..].split_at_checked(length)?;
-        path.push(unescaped(part));
-        rest = after;
+    match try_demangle(name) {
+        // So long a name says nothing that its beginning does not.
+        Ok(demangled) => bounded(format_args!("{demangled:#}")),
+        Err(_) => name.to_owned(),
     }
-    // The last part is the hash that the compiler adds.
-    path.pop_if(|part| part.len() == 17 && part.starts_with('h'));
-    Some(path)
 }
 
-fn unescaped(part: &str) -> String {
-    [
-        ("$LT$", "<"),
-        ("$GT$", ">"),
-        ("$RF$", "&"),
-        ("$u20$", " "),
-        ("$u7b$", "{"),
-        ("$u7d$", "}"),
-        ("..", "::"),
-    ]
-    .iter()
-    .fold(part.to_owned(), |text, (escape, meant)| {
-        text.replace(escape, meant)
-    })
+/// What is written, as far as it is wanted: some names are short and stand for very long ones.
+fn bounded(text: fmt::Arguments<'_>) -> String {
+    struct Bounded(String);
+    impl fmt::Write for Bounded {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            self.0.push_str(part);
+            match self.0.len() > LINE_OF_BACKTRACE_BYTES_MAX {
+                true => Err(fmt::Error),
+                false => Ok(()),
+            }
+        }
+    }
+    let mut bounded = Bounded(String::new());
+    // Cut where it is clean.
+    let _ = fmt::Write::write_fmt(&mut bounded, text);
+    bounded.0
 }
 
 #[cfg(test)]
@@ -273,19 +267,35 @@ mod tests {
 
     #[test]
     fn rust_names_are_readable_and_others_stay_as_they_are() {
-        let name = "_ZN4core9panicking5panic17h0123456789abcdefE";
-        assert_eq!(demangled(name), "core::panicking::panic");
-        let name = "_ZN26_$LT$a..B$u20$as$u20$C$GT$3run17h0123456789abcdefE";
-        assert_eq!(demangled(name), "_<a::B as C>::run");
-        for name in [
-            "main",
-            "_ZN",
-            "_ZNE9",
-            "_ZN99xE",
-            "_ZN1éE",
-            "_ZN99999999999999999999xE",
-        ] {
+        let names = [
+            (
+                "_ZN4core9panicking5panic17h0123456789abcdefE",
+                "core::panicking::panic",
+            ),
+            (
+                "_ZN26_$LT$a..B$u20$as$u20$C$GT$3run17h0123456789abcdefE",
+                "<a::B as C>::run",
+            ),
+            ("_RNvCs1234_7mycrate3foo", "mycrate::foo"),
+            ("_RNvNtCs1234_7mycrate6module3foo", "mycrate::module::foo"),
+            ("_RNCNvCs1234_7mycrate3foo0", "mycrate::foo::{closure#0}"),
+        ];
+        for (name, readable) in names {
+            assert_eq!(demangled(name), readable);
+        }
+        let others = [
+            "main", "_ZN", "_ZNE9", "_ZN99xE", "_ZN1éE", "_R", "_RNv", "",
+        ];
+        for name in others {
             assert_eq!(demangled(name), name);
         }
+    }
+
+    #[test]
+    fn a_name_is_written_no_further_than_it_is_shown() {
+        let name = format!("_ZN{}E", "3abc".repeat(400));
+        let shown = demangled(&name);
+        assert!(shown.starts_with("abc::abc::"), "{shown}");
+        assert!(shown.len() < LINE_OF_BACKTRACE_BYTES_MAX + 10, "{shown}");
     }
 }
