@@ -1,7 +1,7 @@
 //! The broker: the handle that everybody holds. Its verbs stand in the files of what they are about.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use metrics::{Counter, Histogram, histogram};
 use millrace_engine::{CommitError, Engine, EntryKind, EntryWrite, Transaction};
@@ -113,9 +113,12 @@ impl Broker {
             schedules,
             ..
         } = &*self.inner;
-        tasks.start(|stop| delays::run(Arc::clone(delays), stop));
-        let broker = Arc::downgrade(&self.inner);
-        tasks.start(|stop| schedules::run(broker, schedules.changed(), stop));
+        let delays = Arc::clone(delays);
+        tasks.start("delays", move |stop| delays::run(Arc::clone(&delays), stop));
+        let (broker, changed) = (Arc::downgrade(&self.inner), schedules.changed());
+        tasks.start("schedules", move |stop| {
+            schedules::run(Weak::clone(&broker), Arc::clone(&changed), stop)
+        });
     }
 
     /// Whether the engine takes commits now.

@@ -1,8 +1,17 @@
-//! What the broker does by itself, beside the workers: tasks that end when it is stopped or gone.
+//! What the broker does by itself, beside the workers: tasks that end when it is stopped or gone. A panic is our fault, and ends none of
+//! them: whatever it was at is begun anew.
 
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use metrics::counter;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// How long a task rests after a panic: what made it panic may still be there.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The tasks, and how they are told to end.
 pub(crate) struct Tasks {
@@ -20,12 +29,31 @@ impl Default for Tasks {
 }
 
 impl Tasks {
-    /// Starts one; it ends when what it is given turns true, or is gone.
+    /// Starts one; it ends when what it is given turns true, or is gone. After a panic it is started again.
     pub(crate) fn start<T: Future<Output = ()> + Send + 'static>(
         &self,
-        task: impl FnOnce(watch::Receiver<bool>) -> T,
+        name: &'static str,
+        task: impl Fn(watch::Receiver<bool>) -> T + Send + 'static,
     ) {
-        let running = tokio::spawn(task(self.stop.subscribe()));
+        let mut stop = self.stop.subscribe();
+        let running = tokio::spawn(async move {
+            loop {
+                let run = AssertUnwindSafe(task(stop.clone()));
+                if run.catch_unwind().await.is_ok() {
+                    return;
+                }
+                tracing::error!(
+                    task = name,
+                    "a task of the host panicked; it is started again"
+                );
+                counter!("millrace_task_panics_total", "task" => name).increment(1);
+                let told = stop.wait_for(|stop| *stop);
+                // Whoever would tell it may be gone as well.
+                if tokio::time::timeout(AGAIN_AFTER, told).await.is_ok() {
+                    return;
+                }
+            }
+        });
         self.running.lock().push(running);
     }
 
@@ -34,8 +62,34 @@ impl Tasks {
         self.stop.send_replace(true);
         let running = std::mem::take(&mut *self.running.lock());
         for task in running {
-            // A panic was told where it happened.
+            // It does not panic, nor is it cancelled, but by the end of the host.
             let _ = task.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_started_again_and_still_ends_when_it_is_told_to() {
+        let (tasks, starts) = (Tasks::default(), Arc::new(AtomicU32::new(0)));
+        let counted = Arc::clone(&starts);
+        tasks.start("test", move |mut stop| {
+            let start = counted.fetch_add(1, Ordering::SeqCst);
+            async move {
+                assert!(start > 0, "a panic that is meant to be");
+                let _ = stop.wait_for(|stop| *stop).await;
+            }
+        });
+        while starts.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tasks.stop().await;
+        assert_eq!(starts.load(Ordering::SeqCst), 2);
     }
 }

@@ -67,6 +67,10 @@ fn install() -> Option<PrometheusHandle> {
 }
 
 fn describe() {
+    describe_counter!(
+        "millrace_task_panics_total",
+        "Times that a task of the host (delays, schedules) panicked and was started again"
+    );
     describe_histogram!(
         "millrace_publish_seconds",
         "From a produce call to its acknowledgement"
