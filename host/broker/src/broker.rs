@@ -59,6 +59,8 @@ pub(crate) struct Deployed {
     pub(crate) processor: Processor,
     /// Why its current revision could not be loaded.
     pub(crate) problem: Option<String>,
+    /// Why the revision on trial could not be loaded; the current one runs alone.
+    pub(crate) trial_problem: Option<String>,
 }
 
 impl Broker {

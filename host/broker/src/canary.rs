@@ -39,11 +39,15 @@ impl Broker {
         percent: u32,
     ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
-        let mut processor = self.known(name)?.processor;
+        let known = self.known(name)?;
+        let mut processor = known.processor;
         check_percent(percent)?;
         check_beside(&processor, &spec)?;
         let revision = self.tried(&mut processor, spec);
-        let same = processor.canary.clone();
+        let same = processor
+            .canary
+            .clone()
+            .filter(|_| known.trial_problem.is_none());
         if same.is_some_and(|canary| (canary.revision, canary.percent) == (revision, percent)) {
             return Ok(processor);
         }

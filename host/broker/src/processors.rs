@@ -40,6 +40,8 @@ pub struct ProcessorStatus {
     pub breaker: Option<BreakerStatus>,
     /// How its canary does; `None` if none runs.
     pub canary: Option<CanaryStatus>,
+    /// Why the revision on trial does not run beside the current one; `None` if it does, or there is none.
+    pub trial_problem: Option<String>,
 }
 
 /// How a processor does in one partition.
@@ -88,6 +90,16 @@ pub enum ProcessorError {
     /// There is no revision before the current one.
     #[error("processor {0} has no revision before its current one")]
     NothingToRollBack(ProcessorName),
+    /// The revision on trial does not run.
+    #[error("revision {revision} of processor {name} is on trial and cannot be loaded: {why}")]
+    TrialNotLoaded {
+        /// Whose.
+        name: ProcessorName,
+        /// Which revision.
+        revision: u32,
+        /// Why not.
+        why: String,
+    },
     /// No revision is tried beside the current one.
     #[error("processor {0} has no revision on trial")]
     NoTrial(ProcessorName),
@@ -158,29 +170,33 @@ impl Broker {
     }
 
     pub(crate) async fn start_processor(&self, processor: Processor) {
-        let problem = match self.prepare_for_start(&processor).await {
-            Ok(prepared) => {
+        let (problem, trial_problem) = match self.prepare_alone_if_need_be(&processor).await {
+            Ok((prepared, trial_problem)) => {
                 self.run(&processor, prepared).await;
-                None
+                (None, trial_problem)
             }
             Err(error) => {
                 tracing::error!(processor = %processor.name, %error, "a processor cannot be started; the others run");
-                Some(error.to_string())
+                (Some(error.to_string()), None)
             }
         };
-        self.know(processor, problem);
+        self.know_with(processor, problem, trial_problem);
     }
 
-    /// A revision on trial that cannot be loaded does not keep the current one from running.
-    async fn prepare_for_start(&self, processor: &Processor) -> Result<Prepared, ProcessorError> {
+    /// A revision on trial that cannot be loaded does not keep the current one from running; why it cannot comes along.
+    async fn prepare_alone_if_need_be(
+        &self,
+        processor: &Processor,
+    ) -> Result<(Prepared, Option<String>), ProcessorError> {
         match self.prepare(processor).await {
             Err(error) if on_trial(processor).is_some() => {
-                tracing::error!(processor = %processor.name, %error, "the revision on trial cannot be started; the current one runs alone");
                 let mut alone = processor.clone();
                 end_trials(&mut alone);
-                self.prepare(&alone).await
+                let prepared = self.prepare(&alone).await?;
+                tracing::error!(processor = %processor.name, %error, "the revision on trial cannot be started; the current one runs alone");
+                Ok((prepared, Some(error.to_string())))
             }
-            prepared => prepared,
+            prepared => Ok((prepared?, None)),
         }
     }
 
@@ -255,9 +271,9 @@ impl Broker {
         if known.problem.is_none() && !standings.iter().any(lost) {
             return Ok(known.processor);
         }
-        let prepared = self.prepare(&known.processor).await?;
+        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&known.processor).await?;
         self.run(&known.processor, prepared).await;
-        self.know(known.processor.clone(), None);
+        self.know_with(known.processor.clone(), None, trial_problem);
         Ok(known.processor)
     }
 
@@ -313,7 +329,7 @@ impl Broker {
         }
         self.keep(&processor).await?;
         self.inner.supervisor.pause(name);
-        self.know(processor.clone(), known.problem);
+        self.know_with(processor.clone(), known.problem, known.trial_problem);
         drop(change);
         let rests = |(_, standing): &(Input, Standing)| {
             matches!(standing.state, State::Paused | State::Stopped(_))
@@ -347,7 +363,11 @@ impl Broker {
             let current = processor.current;
             self.record(&mut processor, ChangeKind::Resume, current, text);
         }
-        let processor = self.change(processor).await?;
+        // A trial that cannot be loaded is no reason to let the current revision stand still.
+        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor).await?;
+        self.keep(&processor).await?;
+        self.run(&processor, prepared).await;
+        self.know_with(processor.clone(), None, trial_problem);
         if let Some(gate) = self.inner.supervisor.gate(name) {
             gate.resume(accept_dead_letters);
         }
@@ -451,6 +471,7 @@ impl Broker {
         ProcessorStatus {
             breaker: gate.map(|gate| gate.status()),
             canary: self.canary_status(&deployed.processor),
+            trial_problem: deployed.trial_problem,
             processor: deployed.processor,
             partitions,
         }
@@ -558,8 +579,21 @@ impl Broker {
     }
 
     fn know(&self, processor: Processor, problem: Option<String>) {
+        self.know_with(processor, problem, None);
+    }
+
+    fn know_with(
+        &self,
+        processor: Processor,
+        problem: Option<String>,
+        trial_problem: Option<String>,
+    ) {
         let name = processor.name.clone();
-        let deployed = Deployed { processor, problem };
+        let deployed = Deployed {
+            processor,
+            problem,
+            trial_problem,
+        };
         self.inner.processors.write().insert(name, deployed);
     }
 

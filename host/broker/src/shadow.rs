@@ -21,11 +21,12 @@ impl Broker {
         spec: ProcessorSpec,
     ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
-        let mut processor = self.known(name)?.processor;
+        let known = self.known(name)?;
+        let mut processor = known.processor;
         check_beside(&processor, &spec)?;
         let revision = self.tried(&mut processor, spec);
         let same = processor.shadow.as_ref().map(|shadow| shadow.revision);
-        if same == Some(revision) {
+        if same == Some(revision) && known.trial_problem.is_none() {
             return Ok(processor);
         }
         end_trials(&mut processor);
@@ -56,8 +57,15 @@ impl Broker {
     /// # Errors
     /// [`ProcessorError`].
     pub fn shadow_report(&self, name: &ProcessorName) -> Result<ShadowReport, ProcessorError> {
-        self.known(name)?;
+        let known = self.known(name)?;
         let report = self.inner.supervisor.shadow(name);
-        report.ok_or_else(|| ProcessorError::NoTrial(name.clone()))
+        report.ok_or_else(|| match (known.processor.shadow, known.trial_problem) {
+            (Some(shadow), Some(why)) => ProcessorError::TrialNotLoaded {
+                name: name.clone(),
+                revision: shadow.revision,
+                why,
+            },
+            _ => ProcessorError::NoTrial(name.clone()),
+        })
     }
 }

@@ -20,4 +20,5 @@ mod scripts;
 mod shadow;
 mod states;
 mod throughput;
+mod trials;
 mod workplace;

@@ -392,6 +392,9 @@ fn show(processor: &Value) -> String {
     if let Some(revision) = processor["shadow"]["revision"].as_u64() {
         pairs.push(("shadow", format!("revision {revision}")));
     }
+    if let Some(problem) = processor["trial_problem"].as_str() {
+        pairs.push(("trial problem", problem.to_owned()));
+    }
     pairs.extend(replay::facts(processor));
     let revision = |revision: &Value| {
         let spec = &revision["spec"];

@@ -500,6 +500,11 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::NothingToRollBack(_) => {
                 Self::conflict("nothing-to-roll-back", text, "deploy a revision instead")
             }
+            ProcessorError::TrialNotLoaded { .. } => Self::conflict(
+                "trial-not-loaded",
+                text,
+                "deploy it anew to try again, or end it: `millrace processor rollback`",
+            ),
             ProcessorError::NoTrial(_) => Self::conflict(
                 "no-trial",
                 text,

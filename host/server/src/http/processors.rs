@@ -114,6 +114,10 @@ pub(super) struct StatusBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<CanaryStatusSchema>)]
     canary_status: Option<CanaryStatus>,
+    /// Why the revision on trial does not run beside the current one, since this host started; absent if it does, or there is none. Deploy it anew
+    /// to try again, or end it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trial_problem: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -132,6 +136,7 @@ impl From<ProcessorStatus> for StatusBody {
             partitions: status.partitions,
             breaker: status.breaker,
             canary_status: status.canary,
+            trial_problem: status.trial_problem,
         }
     }
 }

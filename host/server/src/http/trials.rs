@@ -180,7 +180,7 @@ pub(super) async fn promote(
 #[utoipa::path(get, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,)), responses(
     (status = 200, body = ShadowReportSchema),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "There is no shadow"),
+    (status = 409, body = ErrorBody, description = "There is no shadow, or it could not be loaded when the host started"),
 ))]
 pub(super) async fn shadow(
     State(app): Shared,

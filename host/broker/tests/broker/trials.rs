@@ -1,0 +1,94 @@
+//! Revisions on trial that no longer load when the host starts: shown, in nobody's way, tried again, and ended.
+
+use std::sync::Arc;
+
+use millrace_broker::{ProcessorError, ProcessorStatus};
+use millrace_model::ProcessorSpec;
+
+use crate::rig::{Export, Rig, Say, per_message, processor, spec};
+
+fn passes() -> Export {
+    Export::Processor(Arc::new(per_message(|_, _| Say::Pass)))
+}
+
+/// A processor, and the specification of the other revision.
+async fn deployed() -> (Rig, ProcessorSpec) {
+    let rig = Rig::start(1).await;
+    rig.deploy(spec(rig.upload("a", passes()).await)).await;
+    let other = spec(rig.upload("b", passes()).await);
+    (rig, other)
+}
+
+/// The next host on the same data, on which the other revision does not load.
+async fn broken_after_a_start(rig: &Rig) -> Rig {
+    rig.modules.know("b", Export::Broken);
+    Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await
+}
+
+async fn status(rig: &Rig) -> ProcessorStatus {
+    rig.broker.processor(&processor("p")).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_canary_that_no_longer_loads_is_shown_and_tried_again_and_ended() {
+    let (rig, other) = deployed().await;
+    let name = processor("p");
+    rig.broker
+        .deploy_canary(&name, other.clone(), 40)
+        .await
+        .unwrap();
+    let next = broken_after_a_start(&rig).await;
+    let shown = status(&next).await;
+    let problem = shown.trial_problem.unwrap();
+    assert!(problem.contains("it traps"), "{problem}");
+    assert!(shown.processor.canary.is_some() && shown.canary.is_none());
+
+    // It is in nobody's way.
+    next.broker.pause(&name).await.unwrap();
+    next.produce(&[("k", "v")]).await;
+    next.broker.resume(&name, None).await.unwrap();
+    next.hold("out", &["v"]).await;
+    assert_eq!(status(&next).await.trial_problem, Some(problem));
+
+    let again = next.broker.deploy_canary(&name, other.clone(), 40).await;
+    assert!(matches!(again, Err(ProcessorError::Admit(_))), "{again:?}");
+    next.modules.know("b", passes());
+    next.broker.deploy_canary(&name, other, 40).await.unwrap();
+    let shown = status(&next).await;
+    assert_eq!(
+        (shown.trial_problem, shown.canary.unwrap().percent),
+        (None, 40)
+    );
+
+    let last = broken_after_a_start(&next).await;
+    last.broker.set_canary(&name, 0).await.unwrap();
+    let shown = status(&last).await;
+    assert_eq!((shown.trial_problem, shown.processor.canary), (None, None));
+}
+
+#[tokio::test]
+async fn a_shadow_that_no_longer_loads_says_so_where_its_report_would_be() {
+    let (rig, other) = deployed().await;
+    let name = processor("p");
+    rig.broker
+        .deploy_shadow(&name, other.clone())
+        .await
+        .unwrap();
+    let next = broken_after_a_start(&rig).await;
+    let report = next.broker.shadow_report(&name);
+    assert!(
+        matches!(
+            report,
+            Err(ProcessorError::TrialNotLoaded { revision: 2, .. })
+        ),
+        "{report:?}"
+    );
+    next.modules.know("b", passes());
+    next.broker.deploy_shadow(&name, other).await.unwrap();
+    assert_eq!(next.broker.shadow_report(&name).unwrap().revision, 2);
+
+    let last = broken_after_a_start(&next).await;
+    last.broker.end_shadow(&name).await.unwrap();
+    let shown = status(&last).await;
+    assert_eq!((shown.trial_problem, shown.processor.shadow), (None, None));
+}
