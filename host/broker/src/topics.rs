@@ -14,7 +14,8 @@ use crate::partitioner::{PartitionerError, load_component};
 pub(crate) const DEAD_LETTERS_SUFFIX: &str = ".dlq";
 /// How the names of topics end through which dead letters are sent again: `<topic>.<processor>.redrive`.
 pub(crate) const REDRIVE_SUFFIX: &str = ".redrive";
-/// How the names of topics end that say what was done with dead letters: `<topic>.<processor>.audit`. Others may end so, too.
+/// How the names of topics end that say what was done with dead letters: `<topic>.<processor>.audit`. In directories of earlier versions
+/// others may end so, too.
 pub(crate) const AUDIT_SUFFIX: &str = ".audit";
 
 /// What a new topic is asked to be.
@@ -98,7 +99,7 @@ impl Broker {
     /// [`TopicCreateError`]; nothing was made.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<Topic, TopicCreateError> {
         let name = topic.name.as_str();
-        for suffix in [DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX] {
+        for suffix in [DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX, AUDIT_SUFFIX] {
             if name.ends_with(suffix) {
                 return Err(TopicCreateError::Reserved { suffix });
             }

@@ -11,7 +11,8 @@ use millrace_model::bounds::{
     DEAD_LETTER_GROUPS_MAX, DRY_RUN_LETTERS_MAX, DRY_RUN_MS_MAX, DRY_RUN_OUTPUT_BYTES_MAX,
     DRY_RUN_OUTPUTS_MAX,
 };
-use millrace_model::{ColumnBatch, ProcessorName, TopicName};
+use millrace_model::processor::BatchPolicy;
+use millrace_model::{Answer, ColumnBatch, Message, ProcessorName, TopicName};
 use serde::Serialize;
 
 use super::shelf::Shelf;
@@ -20,7 +21,7 @@ use crate::broker::Broker;
 use crate::columns;
 use crate::dispatch::Live;
 use crate::dispatch::answer::Verdict;
-use crate::dispatch::dead_letter;
+use crate::dispatch::{dead_letter, placing};
 use crate::fetch::FetchError;
 use crate::handler::{CallError, Called};
 use crate::processors::ProcessorError;
@@ -189,8 +190,7 @@ impl Trial<'_> {
         letters: &[DeadLetter],
     ) -> Result<bool, DeadLetterError> {
         let letters = &letters[..letters.len().min(self.left)];
-        let messages_max = self.live.spec.batch.messages_max.max(1) as usize;
-        let mut pieces: Vec<&[DeadLetter]> = letters.chunks(messages_max).rev().collect();
+        let mut pieces = pieces(letters, &self.live.spec.batch);
         while let Some(piece) = pieces.pop() {
             let time_max = Duration::from_millis(DRY_RUN_MS_MAX);
             let time = self.broker.inner.clock.monotonic();
@@ -223,9 +223,21 @@ impl Trial<'_> {
     ) -> Result<Result<Verdict, CallError>, DeadLetterError> {
         let attempt = self.attempt(shelf, batch.len())?;
         let Called { outcome, .. } = self.live.handler.call(batch, attempt).await;
+        Ok(match outcome {
+            Ok((answer, _)) => self.check(answer, batch).await,
+            Err(error) => Err(error),
+        })
+    }
+
+    /// As a worker checks what it is answered.
+    async fn check(&self, answer: Answer, batch: &ColumnBatch) -> Result<Verdict, CallError> {
+        let topics = &self.live.outputs;
         let outputs_max = self.live.spec.limits.answer_outputs_max as usize;
-        Ok(outcome
-            .and_then(|(answer, _)| Verdict::of(answer, batch, &self.live.outputs, outputs_max)))
+        let verdict = Verdict::of(answer, batch, topics, outputs_max)?;
+        let now = self.broker.inner.clock.wall();
+        verdict.outputs.check_delays(now)?;
+        placing::place(&verdict.outputs, batch, topics).await?;
+        Ok(verdict)
     }
 
     /// The committed state of where the letters came from, to be written over and thrown away.
@@ -315,6 +327,32 @@ fn shortened(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(&bytes[..bytes.len().min(DRY_RUN_OUTPUT_BYTES_MAX)])
 }
 
+/// The letters as batches are cut: each ends at whichever bound is met first, with one letter at least. The first piece comes last.
+fn pieces<'a>(mut letters: &'a [DeadLetter], policy: &BatchPolicy) -> Vec<&'a [DeadLetter]> {
+    let mut pieces = Vec::new();
+    while !letters.is_empty() {
+        let mut bytes = 0;
+        let fits = |letter: &&DeadLetter| {
+            bytes += byte_count(&letter.message);
+            bytes <= policy.bytes_max as usize
+        };
+        let count = letters.iter().take(policy.messages_max as usize);
+        let (piece, rest) = letters.split_at(count.take_while(fits).count().max(1));
+        pieces.push(piece);
+        letters = rest;
+    }
+    pieces.reverse();
+    pieces
+}
+
+/// Bytes of the message without its evidence.
+fn byte_count(message: &Message) -> usize {
+    let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+    let headers = dead_letter::kept(message);
+    let headers = headers.map(|header| header.name.len() + length(&header.value));
+    length(&message.key) + length(&message.value) + headers.sum::<usize>()
+}
+
 /// The letters as the handler sees messages for the first time: without evidence, where they first stood.
 fn columns_of(shelf: &Shelf, letters: &[DeadLetter]) -> ColumnBatch {
     let mut batch = ColumnBatch {
@@ -324,11 +362,8 @@ fn columns_of(shelf: &Shelf, letters: &[DeadLetter]) -> ColumnBatch {
     };
     for letter in letters {
         let message = &letter.message;
-        let own = message
-            .headers
-            .iter()
-            .filter(|header| !dead_letter::is_reserved(&header.name));
-        let headers = own.map(|header| (&header.name[..], header.value.as_deref()));
+        let headers = dead_letter::kept(message);
+        let headers = headers.map(|header| (&header.name[..], header.value.as_deref()));
         let (offset, parts) = (
             letter.origin_offset.0,
             (message.key.as_deref(), message.value.as_deref()),

@@ -10,6 +10,7 @@ use super::audit::{AuditAction, Digests, EditDigests};
 use super::redrive::Sending;
 use super::{DeadLetterError, DeadLetterPlace, Redriven};
 use crate::broker::Broker;
+use crate::chains::HOPS;
 use crate::dispatch::dead_letter;
 
 /// What is to be different about a message; what is not named stays as it is.
@@ -51,9 +52,11 @@ impl LetterEdit {
             .headers
             .retain(|header| !gone.contains(&header.name));
         message.headers.extend(self.set_headers);
-        let own = |header: &Header| !dead_letter::is_reserved(&header.name);
-        message.headers.retain(own);
-        let count = message.headers.len();
+        // What the host said of it before it died goes with it; whoever changes it wants its hops counted anew.
+        let kept = |header: &Header| dead_letter::is_kept(&header.name) && header.name != HOPS;
+        message.headers.retain(kept);
+        let own = |header: &&Header| !dead_letter::is_reserved(&header.name);
+        let count = message.headers.iter().filter(own).count();
         if count > MESSAGE_HEADERS_MAX {
             return refused(format!(
                 "it would have {count} headers; a message has at most {MESSAGE_HEADERS_MAX}"

@@ -21,7 +21,7 @@ pub struct DeadLetterFilter {
     pub died_from: Option<Timestamp>,
     /// Given up before this time.
     pub died_until: Option<Timestamp>,
-    /// With this header of their own.
+    /// With this header of the message's, not of the evidence.
     pub header: Option<HeaderFilter>,
     /// With this text in the value, the key or the reason.
     pub text: Option<String>,
@@ -84,7 +84,7 @@ impl HeaderFilter {
         let own = message
             .headers
             .iter()
-            .filter(|header| !dead_letter::is_reserved(&header.name));
+            .filter(|header| dead_letter::is_kept(&header.name));
         own.filter(|header| header.name == self.name)
             .any(|header| self.value.is_none() || header.value == self.value)
     }

@@ -9,7 +9,7 @@ use millrace_model::{Answer, BatchBuilder, ColumnBatch, Timestamp};
 
 use millrace_engine::state::StateWrite;
 
-use super::OutputTopics;
+use super::{OutputTopics, dead_letter};
 use crate::chains::{HOPS, HOPS_CLASS, Hops};
 use crate::columns;
 use crate::handler::{CallError, CallUse, Cause};
@@ -204,6 +204,7 @@ impl Check<'_> {
         self.places(count, &names)?;
         self.times()?;
         let bytes = self.sizes(count)?;
+        self.headers()?;
         Ok((names, bytes))
     }
 
@@ -385,6 +386,30 @@ impl Check<'_> {
         Ok(size)
     }
 
+    /// What the host said of a message may be carried on; nobody says anything in its name.
+    fn headers(&self) -> Result<(), CallError> {
+        let answer = self.answer;
+        let part = |index| bytes_of(answer, self.batch, &answer.headers, index);
+        for output in 0..answer.header_ends.len() {
+            for header in header_range(answer, output) {
+                let name = part(header * 2).unwrap_or_default();
+                if !dead_letter::is_reserved(name) {
+                    continue;
+                }
+                let value = part(header * 2 + 1);
+                let mut carried = self.batch.headers(answer.sources[output] as usize);
+                if !carried.any(|header| header == (name, value)) {
+                    return bad(format!(
+                        "output {output} has the header {:?}, which its message does not have so; names that begin with {} are the host's own",
+                        cut(String::from_utf8_lossy(name).into_owned(), 256),
+                        dead_letter::PREFIX
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The length of a span, which lies whole in the batch's data or whole in the answer's.
     fn span(
         &self,
@@ -432,6 +457,24 @@ fn failure(message: usize, cause: Cause, detail: Option<&Detail>) -> Failed {
         after_ms: detail.and_then(|detail| detail.after_ms),
         backtrace: None,
     }
+}
+
+/// The `index`th span of a column that was checked.
+fn bytes_of<'a>(
+    answer: &'a Answer,
+    batch: &'a ColumnBatch,
+    column: &[u32],
+    index: usize,
+) -> Option<&'a [u8]> {
+    let (start, length) = (column[index * 2] as usize, column[index * 2 + 1]);
+    if length == NONE {
+        return None;
+    }
+    let length = length as usize;
+    Some(match start.checked_sub(batch.data.len()) {
+        None => &batch.data[start..start + length],
+        Some(start) => &answer.data[start..start + length],
+    })
 }
 
 fn length(column: &[u32], index: usize) -> usize {
@@ -536,15 +579,7 @@ impl Outputs {
         column: &[u32],
         index: usize,
     ) -> Option<&'a [u8]> {
-        let (start, length) = (column[index * 2] as usize, column[index * 2 + 1]);
-        if length == NONE {
-            return None;
-        }
-        let length = length as usize;
-        Some(match start.checked_sub(batch.data.len()) {
-            None => &batch.data[start..start + length],
-            Some(start) => &self.answer.data[start..start + length],
-        })
+        bytes_of(&self.answer, batch, column, index)
     }
 
     /// When it is delivered; `None` is at once.

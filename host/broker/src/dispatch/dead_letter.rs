@@ -37,7 +37,8 @@ pub(crate) const REDRIVES: &str = "millrace-redrives";
 /// What the host said of a message before it died, and says of it after: a dead letter has these as well.
 const KEPT: [&str; 4] = [HOPS, SCHEDULE, DUE, MISSED];
 
-fn is_kept(name: &[u8]) -> bool {
+/// Whether a header is no evidence of the death: the message had it before.
+pub(crate) fn is_kept(name: &[u8]) -> bool {
     !is_reserved(name) || KEPT.iter().any(|kept| kept.as_bytes() == name)
 }
 
@@ -185,13 +186,17 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     str::from_utf8(found.value.as_deref()?).ok()
 }
 
-/// The message as it was before it died, but for two headers that say where it first stood, and how often it was sent again. One
-/// that had come round too often begins anew: somebody wants it to.
+/// The headers that the message had before it died, as it is to have them again. One that had come round too often begins anew:
+/// somebody wants it to.
+pub(crate) fn kept(message: &Message) -> impl Iterator<Item = &Header> {
+    let spent = header(message, CLASS) == Some(HOPS_CLASS);
+    let headers = message.headers.iter();
+    headers.filter(move |header| is_kept(&header.name) && !(spent && header.name == HOPS))
+}
+
+/// The message as it was before it died, but for two headers that say where it first stood, and how often it was sent again.
 pub(crate) fn revive(mut message: Message, origin_offset: Offset, redrives: u32) -> Message {
-    let spent = header(&message, CLASS) == Some(HOPS_CLASS);
-    message
-        .headers
-        .retain(|header| is_kept(&header.name) && !(spent && header.name == HOPS));
+    message.headers = kept(&message).cloned().collect();
     let added = [
         (ORIGIN_OFFSET, origin_offset.to_string()),
         (REDRIVES, redrives.to_string()),

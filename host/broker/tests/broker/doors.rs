@@ -40,7 +40,7 @@ fn fetch(from: u64, messages_max: usize, wait_ms: u64) -> FetchRequest {
 #[tokio::test]
 async fn topic_names_of_processors_and_unfit_partitioners_are_refused() {
     let rig = Rig::start(1).await;
-    for name in ["a.dlq", "a.p.redrive"] {
+    for name in ["a.dlq", "a.p.redrive", "a.p.audit"] {
         let refused = rig.broker.create_topic(new_topic(name)).await;
         assert!(matches!(refused, Err(TopicCreateError::Reserved { .. })));
     }

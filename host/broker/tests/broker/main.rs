@@ -8,6 +8,7 @@ mod dead_letters;
 mod delays;
 mod doors;
 mod faults;
+mod host_headers;
 mod lifetime;
 mod orders;
 mod outcomes;
