@@ -303,7 +303,7 @@ impl Client {
 
     /// The processor's dead letters.
     pub fn dead_letters(&self, processor: &str) -> Result<Vec<Value>> {
-        let path = format!("/v1/processors/{processor}/dead-letters?redriven=true&max=10000");
+        let path = format!("/v1/processors/{processor}/dead-letters?redriven=also&max=10000");
         let answer = self.get(&path)?.ok()?;
         answer["dead_letters"]
             .as_array()

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use metrics::{Counter, Histogram, histogram};
 use millrace_engine::{CommitError, Engine, EntryKind, EntryWrite, Transaction};
-use millrace_model::bounds::PRODUCE_BYTES_IN_FLIGHT_MAX;
+use millrace_model::bounds::{DRY_RUNS_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX};
 use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     pub(crate) changes: tokio::sync::Mutex<()>,
     /// Held by whoever sends dead letters again: none is sent twice.
     pub(crate) redrives: tokio::sync::Mutex<()>,
+    /// Held by dry runs: each has a revision loaded beside those that work, and letters in memory.
+    pub(crate) dry_runs: Semaphore,
     /// Bytes of produce calls on their way to the engine.
     pub(crate) in_flight: Semaphore,
     pub(crate) delays: Arc<Delays>,
@@ -93,6 +95,7 @@ impl Broker {
                 processors: RwLock::default(),
                 changes: tokio::sync::Mutex::default(),
                 redrives: tokio::sync::Mutex::default(),
+                dry_runs: Semaphore::new(DRY_RUNS_MAX),
                 in_flight: Semaphore::new(PRODUCE_BYTES_IN_FLIGHT_MAX),
                 schedules: Schedules::default(),
                 tasks: Tasks::default(),

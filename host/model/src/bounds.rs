@@ -123,6 +123,12 @@ pub const REDRIVES_MAX: u32 = 3;
 /// How long one call of a paced redrive goes on; then it says where to go on.
 pub const REDRIVE_PACED_MS_MAX: u64 = 10_000;
 
+/// How long counting dead letters by group goes on before it says where to go on.
+pub const DEAD_LETTER_GROUPS_MS_MAX: u64 = 10_000;
+
+/// Dry runs of the host at the same time. One more is refused as busy; try again when one of them has ended.
+pub const DRY_RUNS_MAX: usize = 4;
+
 /// Dead letters that one dry run tries at the most.
 pub const DRY_RUN_LETTERS_MAX: usize = 10_000;
 

@@ -101,6 +101,8 @@ impl Broker {
         name: &ProcessorName,
         request: DryRunRequest,
     ) -> Result<DryRun, DeadLetterError> {
+        let under_way = self.inner.dry_runs.try_acquire();
+        let _under_way = under_way.map_err(|_| DeadLetterError::Busy)?;
         let live = self.revision_to_try(name, request.revision).await?;
         let mut trial = Trial {
             broker: self,
@@ -127,6 +129,11 @@ impl Broker {
                     }
                     if trial.left == 0 {
                         trial.report.next = last.filter(|last| walk.is_more_from(last));
+                        break;
+                    }
+                    // Few of many may fit: reading them takes time as well.
+                    if trial.is_over() {
+                        trial.report.next = walk.next_place();
                         break;
                     }
                 }
@@ -192,9 +199,7 @@ impl Trial<'_> {
         let letters = &letters[..letters.len().min(self.left)];
         let mut pieces = pieces(letters, &self.live.spec.batch);
         while let Some(piece) = pieces.pop() {
-            let time_max = Duration::from_millis(DRY_RUN_MS_MAX);
-            let time = self.broker.inner.clock.monotonic();
-            if time.saturating_sub(self.started) >= time_max {
+            if self.is_over() {
                 self.report.next = piece.first().map(DeadLetter::place);
                 return Ok(false);
             }
@@ -214,6 +219,11 @@ impl Trial<'_> {
             }
         }
         Ok(true)
+    }
+
+    fn is_over(&self) -> bool {
+        let time = self.broker.inner.clock.monotonic();
+        time.saturating_sub(self.started) >= Duration::from_millis(DRY_RUN_MS_MAX)
     }
 
     async fn call(

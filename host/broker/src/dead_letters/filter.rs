@@ -18,9 +18,9 @@ pub struct DeadLetterFilter {
     /// With this key.
     pub key: Option<Bytes>,
     /// Given up at this time or later.
-    pub died_from: Option<Timestamp>,
+    pub since: Option<Timestamp>,
     /// Given up before this time.
-    pub died_until: Option<Timestamp>,
+    pub until: Option<Timestamp>,
     /// With this header of the message's, not of the evidence.
     pub header: Option<HeaderFilter>,
     /// With this text in the value, the key or the reason.
@@ -47,20 +47,20 @@ pub struct HeaderFilter {
 pub enum Redrives {
     /// Those that were not.
     #[default]
-    Waiting,
-    /// Those that were.
-    Done,
+    No,
     /// All.
-    Either,
+    Also,
+    /// Those that were.
+    Only,
 }
 
 impl DeadLetterFilter {
     /// Whether a letter is meant.
     pub(super) fn fits(&self, letter: &DeadLetter) -> bool {
         let sent_again = match self.redriven {
-            Redrives::Waiting => !letter.redriven,
-            Redrives::Done => letter.redriven,
-            Redrives::Either => true,
+            Redrives::No => !letter.redriven,
+            Redrives::Only => letter.redriven,
+            Redrives::Also => true,
         };
         let said = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|w| w == is);
         let message = &letter.message;
@@ -68,8 +68,8 @@ impl DeadLetterFilter {
             && said(&self.class, &letter.class)
             && said(&self.cause, &letter.cause)
             && self.revision.is_none_or(|r| r == letter.revision)
-            && self.died_from.is_none_or(|from| letter.died_at >= from)
-            && self.died_until.is_none_or(|until| letter.died_at < until)
+            && self.since.is_none_or(|from| letter.died_at >= from)
+            && self.until.is_none_or(|until| letter.died_at < until)
             && (self.origin_partition).is_none_or(|p| p == letter.origin_partition)
             && (self.origin_topic.as_ref()).is_none_or(|t| *t == letter.origin_topic)
             && (self.key.as_ref()).is_none_or(|key| Some(key) == message.key.as_ref())

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_model::bounds::{
-    DEAD_LETTER_GROUPS_MAX, DEAD_LETTERS_LISTED_BYTES_MAX, DEAD_LETTERS_LISTED_MAX,
-    DEAD_LETTERS_SCANNED_BYTES_MAX,
+    DEAD_LETTER_GROUPS_MAX, DEAD_LETTER_GROUPS_MS_MAX, DEAD_LETTERS_LISTED_BYTES_MAX,
+    DEAD_LETTERS_LISTED_MAX, DEAD_LETTERS_SCANNED_BYTES_MAX,
 };
 use millrace_model::{Offset, ProcessorName, Timestamp};
 use serde::Serialize;
@@ -61,10 +62,12 @@ pub struct DeadLetterGroup {
 pub struct DeadLetterGroups {
     /// The largest first.
     pub groups: Vec<DeadLetterGroup>,
-    /// How many there are in all.
+    /// How many were looked at and fit.
     pub count: u64,
     /// How many of them are of none of these groups: there are more groups than may be.
     pub others: u64,
+    /// Where to count on, if time ended it; what is counted there comes in addition.
+    pub next: Option<DeadLetterPlace>,
 }
 
 impl Broker {
@@ -106,7 +109,8 @@ impl Broker {
         Ok(page)
     }
 
-    /// Counts dead letters by class, cause and revision, in at most `groups_max` groups.
+    /// Counts dead letters by class, cause and revision, from a place on, in at most `groups_max` groups. It ends after
+    /// [`DEAD_LETTER_GROUPS_MS_MAX`], and says where to go on.
     ///
     /// # Errors
     /// [`DeadLetterError`].
@@ -114,9 +118,12 @@ impl Broker {
         &self,
         name: &ProcessorName,
         filter: &DeadLetterFilter,
+        from: Option<&DeadLetterPlace>,
         groups_max: usize,
     ) -> Result<DeadLetterGroups, DeadLetterError> {
-        let mut walk = self.walk(name, None)?;
+        let clock = &self.inner.clock;
+        let over = clock.monotonic() + Duration::from_millis(DEAD_LETTER_GROUPS_MS_MAX);
+        let mut walk = self.walk(name, from)?;
         let mut by_kind: BTreeMap<_, DeadLetterGroup> = BTreeMap::new();
         let mut all = DeadLetterGroups::default();
         while let Some((_, letters)) = self.advance(&mut walk).await? {
@@ -130,6 +137,10 @@ impl Broker {
                 } else {
                     all.others += 1;
                 }
+            }
+            if clock.monotonic() >= over {
+                all.next = walk.next_place();
+                break;
             }
         }
         all.groups = by_kind.into_values().collect();

@@ -22,6 +22,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use millrace_engine::CommitError;
+use millrace_model::bounds::DRY_RUNS_MAX;
 use millrace_model::{Message, Offset, PartitionId, ProcessorName, Timestamp, TopicName};
 use serde::Serialize;
 
@@ -176,6 +177,9 @@ pub enum DeadLetterError {
         /// The topic that they came from.
         topic: String,
     },
+    /// [`DRY_RUNS_MAX`] dry runs are under way.
+    #[error("{DRY_RUNS_MAX} dry runs are under way, as many as there may be")]
+    Busy,
     /// What is done could not be put on record, so nothing was done.
     #[error("the audit trail cannot be kept: {0}")]
     Audit(String),

@@ -248,8 +248,8 @@ impl Run<'_> {
         again: bool,
     ) -> Result<(), DeadLetterError> {
         // Those that were sent again are counted; none is sent again.
-        if filter.redriven == Redrives::Waiting {
-            filter.redriven = Redrives::Either;
+        if filter.redriven == Redrives::No {
+            filter.redriven = Redrives::Also;
         }
         let mut walk = self.broker.walk(self.processor, from.as_ref())?;
         while let Some((shelf, letters)) = self.broker.advance(&mut walk).await? {

@@ -22,7 +22,7 @@ use crate::rig::{
 fn all() -> DeadLetterQuery {
     DeadLetterQuery {
         filter: DeadLetterFilter {
-            redriven: Redrives::Either,
+            redriven: Redrives::Also,
             ..DeadLetterFilter::default()
         },
         ..DeadLetterQuery::default()

@@ -7,6 +7,7 @@ mod compression;
 mod dead_letters;
 mod delays;
 mod doors;
+mod dry_runs;
 mod faults;
 mod host_headers;
 mod lifetime;

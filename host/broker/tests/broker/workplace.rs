@@ -201,21 +201,21 @@ async fn dead_letters_are_found_by_each_part_of_the_filter_and_by_all_at_once() 
         (
             0,
             DeadLetterFilter {
-                died_until: Some(Timestamp(1)),
+                until: Some(Timestamp(1)),
                 ..none()
             },
         ),
         (
             12,
             DeadLetterFilter {
-                died_from: Some(Timestamp(1)),
+                since: Some(Timestamp(1)),
                 ..none()
             },
         ),
         (
             0,
             DeadLetterFilter {
-                redriven: Redrives::Done,
+                redriven: Redrives::Only,
                 ..none()
             },
         ),
@@ -290,7 +290,7 @@ async fn groups_count_what_died_alike_and_show_one_of_each() {
     let all = DeadLetterFilter::default();
     let groups = rig
         .broker
-        .dead_letter_groups(&name, &all, 10)
+        .dead_letter_groups(&name, &all, None, 10)
         .await
         .unwrap();
     let counted: Vec<_> = groups
@@ -306,7 +306,7 @@ async fn groups_count_what_died_alike_and_show_one_of_each() {
         })
         .collect();
     assert_eq!(counted, [("even", "reject", 1, 5), ("odd", "reject", 1, 4)]);
-    assert_eq!((groups.count, groups.others), (9, 0));
+    assert_eq!((groups.count, groups.others, groups.next), (9, 0, None));
     for group in &groups.groups {
         let DeadLetterPlace {
             topic,
@@ -318,7 +318,11 @@ async fn groups_count_what_died_alike_and_show_one_of_each() {
         assert!(group.first_died_at <= group.last_died_at);
         assert_eq!(group.sample_reason, format!("said {}", group.class));
     }
-    let one = rig.broker.dead_letter_groups(&name, &all, 1).await.unwrap();
+    let one = rig
+        .broker
+        .dead_letter_groups(&name, &all, None, 1)
+        .await
+        .unwrap();
     assert_eq!((one.groups.len(), one.count, one.others), (1, 9, 4));
 }
 
@@ -491,7 +495,7 @@ async fn a_redrive_of_what_was_sent_again_sends_nothing() {
     let (rig, _) = by_first_word(1).await;
     dead(&rig, 4).await;
     let filter = DeadLetterFilter {
-        redriven: Redrives::Done,
+        redriven: Redrives::Only,
         ..DeadLetterFilter::default()
     };
     let request = RedriveRequest::matching(filter, "ada");

@@ -141,6 +141,7 @@ pub(super) async fn list(State(app): Shared) -> Json<DamageBody> {
     params(("topic" = String, Path,), ("partition" = u32, Path,)), request_body = AcceptBody,
     responses(
         (status = 200, body = AcceptedBody),
+        (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "Nothing within these offsets is known to be damaged"),
     )
 )]

@@ -560,6 +560,15 @@ impl From<DeadLetterError> for ApiError {
             DeadLetterError::Edit(_) => {
                 Self::refused("invalid-edit", text, "change the edit; nothing was sent")
             }
+            DeadLetterError::Busy => Self {
+                retry_after_s: Some(5),
+                ..Self::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "busy",
+                    text,
+                    "try again when one of them has ended; nothing was tried",
+                )
+            },
             DeadLetterError::Audit(_) => {
                 let hint = "nothing was sent; see to the topic that it names, then try again";
                 Self::conflict("no-audit-trail", text, hint)

@@ -335,10 +335,12 @@ pub(super) struct RedrivenSchema {
 #[schema(as = DeadLetterGroups)]
 pub(super) struct DeadLetterGroupsSchema {
     groups: Vec<DeadLetterGroupSchema>,
-    /// How many dead letters there are in all.
+    /// How many were looked at and fit.
     count: u64,
     /// How many of them are of none of these groups.
     others: u64,
+    /// Where to count on, as `from`, if time ended it.
+    next: Option<String>,
 }
 
 #[derive(ToSchema)]
@@ -365,6 +367,24 @@ pub(super) struct DryRunOutcomeSchema {
     /// The place of one of them.
     sample: String,
     reason: String,
+}
+
+/// An output that there would be.
+#[derive(ToSchema)]
+#[schema(as = DryRunOutput)]
+pub(super) struct DryRunOutputSchema {
+    /// The place of the letter that it comes of.
+    letter: String,
+    topic: String,
+    /// Cut to a kilobyte, as the others are.
+    key: Option<String>,
+    /// As `key`, if it is not text.
+    key_base64: Option<String>,
+    value: Option<String>,
+    /// As `value`, if it is not text.
+    value_base64: Option<String>,
+    /// Whether any of it was cut.
+    is_cut: bool,
 }
 
 /// Entries of an audit trail.
@@ -464,6 +484,46 @@ mod tests {
                 value.as_object().expect(name).keys().cloned().collect()
             };
             assert_eq!(fields(shape), fields(&noun), "{name}");
+        }
+    }
+
+    /// Each operation, and what the document says of it.
+    fn operations(document: &Value) -> Vec<(String, &Value)> {
+        let paths = document["paths"].as_object().expect("paths");
+        let methods = paths.iter().flat_map(|(path, item)| {
+            let methods = item.as_object().expect("methods").iter();
+            methods.map(move |(method, operation)| (format!("{method} {path}"), operation))
+        });
+        methods.collect()
+    }
+
+    #[test]
+    fn whatever_takes_a_body_says_what_a_malformed_one_gets() {
+        let document = document();
+        for (name, operation) in operations(&document) {
+            if !operation["requestBody"].is_null() {
+                assert!(!operation["responses"]["400"].is_null(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_records_who_asked_says_where_they_say_it() {
+        let document = document();
+        let records = |name: &str| {
+            let processor = name.contains(" /v1/processors/{name}");
+            let own = [
+                "/dead-letters/dry-run",
+                "/state",
+                "get ",
+                "delete /v1/processors/{name}",
+            ];
+            let own = own.iter().any(|part| name.contains(part));
+            processor && (!own || name == "delete /v1/processors/{name}/shadow")
+        };
+        for (name, operation) in operations(&document) {
+            let declared = operation["parameters"].to_string().contains("Millrace-By");
+            assert_eq!(declared, records(&name), "{name}");
         }
     }
 

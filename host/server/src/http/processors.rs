@@ -200,7 +200,7 @@ impl DeployParams {
 
 /// Deploys a processor or its next revision, which takes over between two batches. The same spec again changes nothing. State stays
 /// unless it is reset. With `canary` or `shadow` the current revision stays; the spec of the canary that is there gives it another share.
-#[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), DeployParams),
+#[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history"), DeployParams),
     request_body = SpecBody,
     responses(
         (status = 201, body = ProcessorSchema, description = "The first revision"),
@@ -247,10 +247,11 @@ pub(super) struct RollbackBody {
 }
 
 /// Makes an earlier revision the current one. Without a number, a revision on trial is withdrawn first, and the current one stays.
-#[utoipa::path(post, path = "/v1/processors/{name}/rollback", tag = "processors", params(("name" = String, Path,)),
+#[utoipa::path(post, path = "/v1/processors/{name}/rollback", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")),
     request_body = Option<RollbackBody>,
     responses(
         (status = 200, body = ProcessorSchema),
+        (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody, description = "There is no earlier one"),
     )
@@ -273,7 +274,7 @@ pub(super) async fn rollback(
 
 /// Takes no further batches until it is resumed. It is answered when the batches that are being processed have ended,
 /// or after five seconds.
-#[utoipa::path(post, path = "/v1/processors/{name}/pause", tag = "processors", params(("name" = String, Path,)), responses(
+#[utoipa::path(post, path = "/v1/processors/{name}/pause", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")), responses(
     (status = 200, body = ProcessorSchema),
     (status = 404, body = ErrorBody),
 ))]
@@ -295,10 +296,11 @@ pub(super) struct ResumeBody {
 }
 
 /// Goes on where it paused. If its breaker is open, a message is tried at once.
-#[utoipa::path(post, path = "/v1/processors/{name}/resume", tag = "processors", params(("name" = String, Path,)),
+#[utoipa::path(post, path = "/v1/processors/{name}/resume", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")),
     request_body = Option<ResumeBody>,
     responses(
         (status = 200, body = ProcessorSchema),
+        (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
     )
 )]

@@ -63,10 +63,11 @@ pub(super) struct ReplayBody {
 
 /// Replays what the processor read in a range of time, through one of its revisions and into another topic. The replay is a processor of
 /// its own, with empty state; its partitions are `done` in the end, and then it may be deleted.
-#[utoipa::path(post, path = "/v1/processors/{name}/replay", tag = "processors", params(("name" = String, Path,)),
+#[utoipa::path(post, path = "/v1/processors/{name}/replay", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")),
     request_body = ReplayBody,
     responses(
         (status = 201, body = ProcessorSchema, description = "The processor that replays"),
+        (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "The processor, the revision or a topic is unknown"),
         (status = 422, body = ErrorBody, description = "Refused; nothing was made"),
     )

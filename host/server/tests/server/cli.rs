@@ -295,3 +295,21 @@ fn no_command_at_all_shows_the_help() {
         "{text}"
     );
 }
+
+#[test]
+fn dead_letters_are_named_or_filtered_or_all_meant_and_not_two_of_these() {
+    let place = "in.p.dlq/0/1";
+    for contradiction in [
+        &[place, "--from", place][..],
+        &[place, "--class", "late"],
+        &[place, "--limit", "3"],
+        &[place, "--all"],
+        &["--all", "--class", "late"],
+        &["--all", "--since", "2h"],
+    ] {
+        let arguments = [&["dlq", "redrive", "p"], contradiction].concat();
+        let refused = millrace(&arguments).output().expect("the binary runs");
+        let text = failed(&refused, 2);
+        assert!(text.contains("cannot be used with"), "{text}");
+    }
+}

@@ -50,11 +50,13 @@ fn the_query_finds_letters_and_what_it_does_not_mean_is_refused() {
         (&groups["count"], &groups["groups"][0]["count"]),
         (&json!(2), &json!(2))
     );
+    let rest = host.get(&format!("{LETTERS}/groups?from=in.p.dlq/0/1"));
+    assert_eq!(rest.json()["count"], 1);
     for query in [
         "?from=nowhere",
         "?klass=late",
         "?key=a&key_base64=YQ%3D%3D",
-        "/groups?from=in.p.dlq/0/1",
+        "?redriven=true",
     ] {
         host.get(&format!("{LETTERS}{query}"))
             .refused(400, "malformed");

@@ -7,6 +7,20 @@ use serde_json::{Map, Value, json};
 use super::super::client::escaped;
 use crate::units::{duration_ms, moment_ms};
 
+/// The arguments that narrow which dead letters are meant, by their names.
+pub(super) const NARROWING: [&str; 10] = [
+    "class",
+    "cause",
+    "failed_revision",
+    "key",
+    "since",
+    "until",
+    "header",
+    "text",
+    "origin",
+    "origin_partition",
+];
+
 /// Which dead letters: those that fit all that is said
 #[derive(clap::Args)]
 pub(in super::super) struct Find {
@@ -66,8 +80,8 @@ impl Find {
             ("cause", json!(self.cause)),
             ("revision", json!(self.failed_revision)),
             ("key", json!(self.key)),
-            ("died_from", json!(self.since)),
-            ("died_until", json!(self.until)),
+            ("since", json!(self.since)),
+            ("until", json!(self.until)),
             ("header", json!(self.header)),
             ("text", json!(self.text)),
             ("origin_topic", json!(self.origin)),

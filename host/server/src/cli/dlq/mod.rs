@@ -16,7 +16,7 @@ use ureq::http::Method;
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
-use find::{Find, query};
+use find::{Find, NARROWING, query};
 
 const LIST_HELP: &str = "\
 Examples:
@@ -94,14 +94,15 @@ pub(super) struct RedriveArgs {
     /// The processor's name
     processor: ProcessorName,
     /// As `dlq list` shows them: TOPIC/PARTITION/OFFSET
+    #[arg(conflicts_with_all = NARROWING, conflicts_with = "from")]
     dead_letters: Vec<DeadLetterPlace>,
     /// All that were not sent again yet
-    #[arg(long, conflicts_with = "dead_letters")]
+    #[arg(long, conflicts_with_all = NARROWING, conflicts_with = "dead_letters")]
     all: bool,
     #[command(flatten)]
     find: Find,
     /// At most so many
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", conflicts_with = "dead_letters")]
     limit: Option<NonZeroUsize>,
     /// At most so many a second
     #[arg(long, value_name = "PER_SECOND")]
@@ -155,6 +156,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         } => {
             let mut fields = find.fields();
             fields.insert("max".to_owned(), json!(max));
+            let redriven = if redriven { "also" } else { "no" };
             fields.insert("redriven".to_owned(), json!(redriven));
             let (groups, shown): (_, fn(&Value) -> String) = match group {
                 true => ("/groups", show::groups),
@@ -217,19 +219,12 @@ fn redrive(args: &RedriveArgs, client: &Client, out: &mut Output) -> Result<(), 
 /// Which letters, as the host wants it said.
 fn which(args: &RedriveArgs) -> Result<Map<String, Value>, Failure> {
     let mut fields = args.find.fields();
-    let said = args.find.is_said();
     if !args.dead_letters.is_empty() {
-        if said || args.limit.is_some() {
-            return Err(Failure::usage(
-                "dead letters are named, and others are asked for by what they are like",
-            )
-            .with_hint("say one or the other"));
-        }
         let place = |place: &DeadLetterPlace| json!({"topic": place.topic, "partition": place.partition, "offset": place.offset});
         let places: Vec<Value> = args.dead_letters.iter().map(place).collect();
         return Ok(Map::from_iter([("dead_letters".to_owned(), json!(places))]));
     }
-    if !said && !args.all {
+    if !args.find.is_said() && !args.all {
         return Err(
             Failure::usage("it is not said which dead letters are meant").with_hint(
                 "name some, say what they are like (such as --class timeout), or say --all",
@@ -262,9 +257,9 @@ fn redrive_to_the_end(
         }
         let filter = &mut body["filter"];
         filter["from"] = total["next"].take();
-        if filter["died_until"].is_null() {
+        if filter["until"].is_null() {
             // What dies again meanwhile is for the next redrive.
-            filter["died_until"] = started_at.clone();
+            filter["until"] = started_at.clone();
         }
         if let Some(left) = left {
             filter["max"] = json!(left);

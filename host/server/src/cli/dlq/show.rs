@@ -64,10 +64,11 @@ pub(super) fn groups(answer: &Value) -> String {
         "ITS REASON",
     ];
     let shown = table(&headings, rows, "there are no such dead letters");
-    match answer["others"].as_u64() {
-        Some(others @ 1..) => format!("{shown}\n\n{others} more are of other groups"),
-        _ => shown,
-    }
+    let others = match answer["others"].as_u64() {
+        Some(others @ 1..) => format!("\n\n{others} more are of other groups"),
+        _ => String::new(),
+    };
+    shown + &others + &more(answer)
 }
 
 /// What a dry run says.

@@ -25,9 +25,9 @@ pub(in super::super) struct Find {
     /// As `key`, for a key that is not text.
     key_base64: Option<String>,
     /// Only those given up at this time or later, in milliseconds since the Unix epoch.
-    died_from: Option<u64>,
+    since: Option<u64>,
     /// Only those given up before this time, in milliseconds since the Unix epoch.
-    died_until: Option<u64>,
+    until: Option<u64>,
     /// Only those with this header: `NAME`, or `NAME=VALUE`.
     header: Option<String>,
     /// Only those with this text in the value, the key or the reason.
@@ -38,7 +38,7 @@ pub(in super::super) struct Find {
     origin_topic: Option<TopicName>,
     /// Only those that came from the partition of this number.
     origin_partition: Option<u32>,
-    /// `false`: those that were not sent again; `true`: those that were, too; `only`: none but those.
+    /// `no`: those that were not sent again; `also`: those that were, too; `only`: none but those.
     #[param(inline)]
     redriven: RedrivenWord,
     /// From here on: the `next` of an earlier answer.
@@ -51,14 +51,12 @@ pub(in super::super) struct Find {
 }
 
 #[derive(Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 enum RedrivenWord {
     #[default]
-    #[serde(rename = "false")]
-    Waiting,
-    #[serde(rename = "true")]
-    Either,
-    #[serde(rename = "only")]
-    Done,
+    No,
+    Also,
+    Only,
 }
 
 /// A place as text.
@@ -83,16 +81,16 @@ impl Find {
             cause: said(self.cause),
             revision: self.revision,
             key,
-            died_from: self.died_from.map(Timestamp),
-            died_until: self.died_until.map(Timestamp),
+            since: self.since.map(Timestamp),
+            until: self.until.map(Timestamp),
             header: said(self.header).map(|header| header_filter(&header)),
             text: said(self.text),
             origin_topic: self.origin_topic,
             origin_partition: self.origin_partition.map(PartitionId),
             redriven: match self.redriven {
-                RedrivenWord::Waiting => Redrives::Waiting,
-                RedrivenWord::Either => Redrives::Either,
-                RedrivenWord::Done => Redrives::Done,
+                RedrivenWord::No => Redrives::No,
+                RedrivenWord::Also => Redrives::Also,
+                RedrivenWord::Only => Redrives::Only,
             },
         };
         Ok((filter, self.from))

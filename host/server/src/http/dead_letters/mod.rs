@@ -46,6 +46,7 @@ struct WithMessage<'a> {
     params(("name" = String, Path,), Find),
     responses(
         (status = 200, body = DeadLettersBody),
+        (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 503, body = ErrorBody),
     )
@@ -104,7 +105,8 @@ fn write(out: &mut Vec<u8>, letter: &DeadLetter) -> Result<(), ApiError> {
     serde_json::to_writer(out, &with_message).map_err(|error| ApiError::internal(error.to_string()))
 }
 
-/// Dead letters counted by class, cause and revision, the largest group first; `max` bounds the groups that are given.
+/// Dead letters counted by class, cause and revision, the largest group first; `max` bounds the groups that are given. It ends after ten
+/// seconds: while `next` is not null, more are counted from there on.
 #[utoipa::path(get, path = "/v1/processors/{name}/dead-letters/groups", tag = "dead letters",
     params(("name" = String, Path,), Find),
     responses(
@@ -120,13 +122,9 @@ pub(super) async fn groups(
 ) -> Result<Json<DeadLetterGroups>, ApiError> {
     let groups_max = find.max.unwrap_or(LISTED_DEFAULT);
     let (filter, from) = find.understood()?;
-    if from.is_some() {
-        let message = "groups count all dead letters, not those from a place on";
-        return Err(ApiError::malformed(message, "leave out `from`"));
-    }
     let groups = app
         .broker
-        .dead_letter_groups(&name, &filter, groups_max.max(1));
+        .dead_letter_groups(&name, &filter, from.as_ref(), groups_max.max(1));
     Ok(Json(groups.await?))
 }
 

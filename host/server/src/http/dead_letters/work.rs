@@ -22,7 +22,9 @@ use super::super::bounds::PRODUCE_BODY_BYTES_MAX;
 use super::super::by::By;
 use super::super::error::{ApiError, ErrorBody};
 use super::super::messages::{entry, one_of};
-use super::super::openapi::{AuditPageSchema, DryRunOutcomeSchema, RedrivenSchema};
+use super::super::openapi::{
+    AuditPageSchema, DryRunOutcomeSchema, DryRunOutputSchema, RedrivenSchema,
+};
 use super::super::query::{InPath, InQuery};
 use super::super::{Shared, to_the_end};
 use super::find::{Find, PlaceBody, place, which};
@@ -41,7 +43,7 @@ pub(in super::super) struct RedriveBody {
     dead_letters: Option<Vec<PlaceBody>>,
     filter: Option<Find>,
     /// At most so many a second. Such a redrive answers after ten seconds at the latest: where there is more to do, `next` is to be
-    /// sent as the filter's `from`, and `started_at` as its `died_until`.
+    /// sent as the filter's `from`, and `started_at` as its `until`.
     #[schema(value_type = Option<u32>)]
     per_second: Option<NonZeroU32>,
     /// Also those that were sent again three times before and died each time. Letters that are named are sent in any case.
@@ -57,7 +59,8 @@ pub(in super::super) struct RedriveBody {
         (status = 200, body = RedrivenSchema),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
-        (status = 409, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "The processor does not read where they came from, or it cannot be put on record"),
+        (status = 503, body = ErrorBody, description = "The engine takes no commits now; what was sent stays sent"),
     )
 )]
 pub(in super::super) async fn redrive(
@@ -137,9 +140,12 @@ impl EditBody {
     request_body = EditBody,
     responses(
         (status = 200, body = RedrivenSchema),
+        (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody, description = "It was sent again already"),
+        (status = 413, body = ErrorBody),
         (status = 422, body = ErrorBody, description = "It cannot be changed so"),
+        (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing was sent"),
     )
 )]
 pub(in super::super) async fn edit(
@@ -191,7 +197,7 @@ pub(in super::super) struct DryRunAnswer {
     /// Outputs that there would be.
     outputs: usize,
     /// Some of them: `letter`, `topic`, `key`, `value` (or `key_base64`, `value_base64`), cut to a kilobyte.
-    #[schema(value_type = Vec<std::collections::HashMap<String, String>>)]
+    #[schema(value_type = Vec<DryRunOutputSchema>)]
     samples: Vec<Sample>,
     /// Where to go on, as the filter's `from`, if a bound ended it.
     #[schema(value_type = Option<String>)]
@@ -235,7 +241,11 @@ impl From<DryRun> for DryRunAnswer {
     responses(
         (status = 200, body = DryRunAnswer),
         (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody),
+        (status = 404, body = ErrorBody, description = "The processor, the revision, a module or a dead letter is unknown"),
+        (status = 409, body = ErrorBody, description = "The topic that they came from is gone, whose state the revision uses"),
+        (status = 422, body = ErrorBody, description = "The revision cannot be loaded"),
+        (status = 429, body = ErrorBody, description = "As many dry runs are under way as there may be"),
+        (status = 503, body = ErrorBody),
     )
 )]
 pub(in super::super) async fn dry_run(
@@ -281,6 +291,7 @@ impl Default for AuditQuery {
     params(("name" = String, Path,), AuditQuery),
     responses(
         (status = 200, body = AuditPageSchema),
+        (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
     )
 )]
