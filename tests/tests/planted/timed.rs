@@ -18,6 +18,8 @@ struct Story {
     ticks: Vec<(u64, u64)>,
     /// When the host is hit; it is up again a second later.
     hit_ms: u64,
+    /// Whether it starts again, or goes on as after a full disk.
+    starts: bool,
     /// Whether somebody looked at the clock all the time.
     looks: bool,
     /// When the schedule is looked at for the last time.
@@ -33,6 +35,7 @@ impl Default for Story {
             // Down from 2,500 to 3,500.
             ticks: vec![(1, 0), (2, 0), (4, 1), (5, 0), (6, 0), (7, 0), (8, 0)],
             hit_ms: 2_500,
+            starts: true,
             looks: true,
             end_ms: 8_500,
         }
@@ -53,8 +56,8 @@ impl Story {
                 forgets: false,
             },
             clock(self.hit_ms + 1_000),
-            Event::Started { after_ms: 1 },
         ]);
+        events.extend(self.starts.then_some(Event::Started { after_ms: 1 }));
         self.look(&mut events, self.hit_ms + 1_000, self.end_ms);
         events.push(ticks(self.end_ms, &self.ticks, true));
         // The checker takes time as it comes: what is read late was read before that.
@@ -270,6 +273,18 @@ fn a_time_that_is_missed_while_the_host_is_up_is_found_unless_the_machine_stood_
     let story = |looks| Story {
         ticks: vec![(1, 0), (2, 0), (8, 5)],
         looks,
+        ..Story::default()
+    };
+    story(true).is_found_as(Kind::Missing);
+    let verdict = story(false).judge();
+    assert!(verdict.is_clean(), "{:?}", verdict.findings);
+}
+
+#[test]
+fn how_late_a_schedule_is_says_nothing_after_a_full_disk() {
+    let story = |starts| Story {
+        ticks: vec![(1, 0), (2, 0)],
+        starts,
         ..Story::default()
     };
     story(true).is_found_as(Kind::Missing);

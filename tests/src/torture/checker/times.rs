@@ -109,11 +109,13 @@ impl Checker {
     }
 
     pub(super) fn check_times(&mut self) {
+        // After a fault without a start, as a full disk, schedules may wait for longer.
+        let is_up = self.times.up_since_ms.is_some();
         // The calm before the last reading counts as well.
         self.times.hit();
         let mut findings = self.delayed_lost();
         findings.extend(self.delayed_out_of_order());
-        findings.extend(self.schedule_wrong());
+        findings.extend(self.schedule_wrong(is_up));
         for (kind, text) in findings {
             self.find(kind, text);
         }
@@ -182,7 +184,7 @@ impl Checker {
     }
 
     /// Each time is one message's, or one of those that a message stands for because the host was not up.
-    fn schedule_wrong(&mut self) -> Vec<(Kind, String)> {
+    fn schedule_wrong(&mut self, is_up: bool) -> Vec<(Kind, String)> {
         let Some(schedule) = &self.times.schedule else {
             return Vec::new();
         };
@@ -215,7 +217,7 @@ impl Checker {
             next_ms = Some(tick.due_ms + every_ms);
         }
         let expected_ms = next_ms.unwrap_or(schedule.since_ms + every_ms);
-        if expected_ms + LATE_INTERVALS_MAX * every_ms < *asked_ms {
+        if is_up && expected_ms + LATE_INTERVALS_MAX * every_ms < *asked_ms {
             let text = format!("schedule: {expected_ms}, and it was {asked_ms}");
             findings.push((Kind::Missing, text));
         }
