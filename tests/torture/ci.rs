@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use millrace_tests::torture::history::Fault;
+use millrace_tests::torture::history::{Fault, Step, Trial};
 use millrace_tests::torture::{Plan, run};
 
 /// The binary under test, built by the same cargo run.
@@ -53,4 +53,11 @@ fn through_kills_power_cuts_and_other_faults_nothing_acknowledged_is_lost_or_cha
         report.count(Fault::Kill) >= 200,
         "kills need nothing and are never skipped"
     );
+    for step in Step::ALL {
+        let met = report.tally.met(step);
+        assert!(met > 0, "no fault {}", step.words());
+    }
+    let tally = &report.tally;
+    assert!(tally.delayed > 0 && tally.ticks > 0);
+    assert!(tally.trials.contains_key(&Trial::Begun));
 }

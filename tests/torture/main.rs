@@ -11,6 +11,9 @@ use millrace_tests::torture::{Plan, run};
 const HELP: &str = "\
 Torments a host until it breaks or the faults are over, and judges it by what its clients wrote down.
 
+Five of six kills and power cuts are aimed at a step, and most of those meet it: before and after a commit of outputs, progress and state,
+amid a deployment, a redrive, a checkpoint. The summary counts those that did.
+
 Usage: torture [OPTIONS]
 
   --kills N            kill -9, some of them during recovery [default: 50]
@@ -23,7 +26,8 @@ Usage: torture [OPTIONS]
   --binary FILE        the host [default: millrace beside this program; cargo build -p millrace makes it]
   --keep DIR           where histories and data with findings are kept [default: torture-kept in the temporary directory]
 
-Power cuts, full disks and memory limits need root; what this machine cannot do is said to be skipped.
+Power cuts, full disks and memory limits need root; what this machine cannot do is said to be skipped. Power cuts before a commit
+are rare without strace.
 Exit codes: 0 nothing found, 1 findings, 2 usage or trouble outside the host.";
 
 struct Options {

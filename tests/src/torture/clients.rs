@@ -15,7 +15,8 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 
 use super::counting;
-use super::history::{Event, History, Pipeline, Seen};
+use super::history::{DELAYED, Event, History, Pipeline, Seen};
+use super::times;
 use super::value::{self, Id};
 use crate::{Client, Message, Reply};
 
@@ -50,6 +51,8 @@ pub(super) struct Shared {
 /// What a producer sends again.
 struct Request {
     first: u64,
+    /// When they are to be delivered, if that is said.
+    due_ms: Vec<u64>,
     messages: Vec<Value>,
 }
 
@@ -164,11 +167,18 @@ fn make(producer: Producer, next: &mut u64, random: &mut Rng) -> Request {
     } = producer;
     let first = *next;
     *next += u64::from(random.u32(1..=REQUEST_MESSAGES_MAX));
+    let mut due_ms = Vec::new();
     let messages = (first..*next).map(|sequence| {
         if topic == counting::INPUT {
             return counting::message(producer, sequence, PADDING_BYTES_MAX, random);
         }
         let value = value::make(Id::new(producer, sequence), PADDING_BYTES_MAX, random);
+        let key = format!("{producer}/{}", sequence % KEYS);
+        if topic == times::LATER {
+            let due = times::due(random);
+            due_ms.push(due);
+            return json!({"key": key, "value": value, "deliver_at": due});
+        }
         let headers = if sequence % REJECTED_EVERY == 0 {
             json!({"reject": "torture"})
         } else if sequence % RETRIED_EVERY == 0 {
@@ -176,10 +186,14 @@ fn make(producer: Producer, next: &mut u64, random: &mut Rng) -> Request {
         } else {
             json!({})
         };
-        json!({"key": format!("{producer}/{}", sequence % KEYS), "value": value, "headers": headers})
+        json!({"key": key, "value": value, "headers": headers})
     });
     let messages = messages.collect();
-    Request { first, messages }
+    Request {
+        first,
+        due_ms,
+        messages,
+    }
 }
 
 /// Sends and writes down what became of it.
@@ -190,6 +204,13 @@ fn send(shared: &Shared, client: &Client, producer: Producer, request: &Request)
         topic,
         once,
     } = producer;
+    if !request.due_ms.is_empty() {
+        shared.history.write(Event::Due {
+            producer: number,
+            first,
+            due_ms: request.due_ms.clone(),
+        });
+    }
     shared.history.write(Event::Invoke {
         producer: number,
         first,
@@ -203,6 +224,9 @@ fn send(shared: &Shared, client: &Client, producer: Producer, request: &Request)
         true => client.post_json_once(&path, &format!("{number}-{first}"), &body),
         false => client.post_json(&path, &body),
     };
+    if !request.due_ms.is_empty() {
+        times::write_clock(shared);
+    }
     let producer = number;
     let (sent, event) = match outcome(answer) {
         Outcome::Ok(placed) => (
@@ -270,7 +294,8 @@ fn placed(reply: &Reply) -> Result<Vec<(u32, u64)>> {
     let placed = json["placed"].as_array().context("no placed")?;
     let place = |one: &Value| {
         let partition = u32::try_from(one["partition"].as_u64()?).ok()?;
-        Some((partition, one["offset"].as_u64()?))
+        let comes_later = one["delayed"].is_string().then_some(DELAYED);
+        Some((partition, one["offset"].as_u64().or(comes_later)?))
     };
     let placed: Option<Vec<_>> = placed.iter().map(place).collect();
     placed.context("a place without partition or offset")
@@ -297,7 +322,8 @@ pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipel
                 // A host that has just been killed does not answer.
                 let _ = pipelines
                     .iter()
-                    .try_for_each(|pipeline| look(shared, client, pipeline));
+                    .try_for_each(|pipeline| look(shared, client, pipeline))
+                    .and_then(|()| times::read_ticks(shared, client, false));
             }
         });
         thread::sleep(Duration::from_millis(random.u64(1..6)));
@@ -322,6 +348,9 @@ fn read_page(
         .iter()
         .map(|message| Seen::new(message.offset, id_of(message)));
     let messages: Vec<Seen> = messages.collect();
+    if topic == times::LATER {
+        times::write_clock(shared);
+    }
     if !messages.is_empty() || last {
         shared.history.write(Event::Read {
             topic: topic.clone(),
@@ -331,6 +360,34 @@ fn read_page(
         });
     }
     page["next"].as_u64().context("no next")
+}
+
+/// Waits for what comes next in a partition; the last of it as it was shown. It has to stay, as anything that was read.
+pub(super) fn wait_for_next(
+    shared: &Shared,
+    client: &Client,
+    (topic, partition): &(String, u32),
+    patience: Duration,
+) -> Result<Option<String>> {
+    let wait_ms = patience.as_millis();
+    let path =
+        format!("/v1/topics/{topic}/partitions/{partition}/messages?from=latest&wait_ms={wait_ms}");
+    let page = client.get(&path)?.ok()?;
+    let found: Vec<Message> = serde_json::from_value(page["messages"].clone())?;
+    let messages = found
+        .iter()
+        .map(|message| Seen::new(message.offset, id_of(message)));
+    let messages: Vec<Seen> = messages.collect();
+    let last = found.last().map(|message| id_of(message).to_owned());
+    if last.is_some() {
+        shared.history.write(Event::Read {
+            topic: topic.clone(),
+            partition: *partition,
+            messages,
+            last: false,
+        });
+    }
+    Ok(last)
 }
 
 /// A component that does not keep the value keeps the header.

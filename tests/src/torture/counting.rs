@@ -1,5 +1,5 @@
 //! The processor that counts: it emits each message under its id, and its state counts those of each key. New revisions come while
-//! it works, and its dead letters are sent again; some of them die again, those that a patient revision gets do not.
+//! it works, some as canaries first, and its dead letters are sent again; some of them die again, those that a patient revision gets do not.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -11,9 +11,9 @@ use guest_artifacts as guests;
 use serde_json::{Value, json};
 
 use super::clients::{Connection, KEYS, REJECTED_EVERY, RETRIED_EVERY, Shared};
-use super::history::{Event, Pipeline, Seen};
+use super::history::{Event, Pipeline, Seen, Trial};
 use super::value::{self, Id};
-use crate::{Client, Deploy};
+use crate::Client;
 
 pub(super) const INPUT: &str = "counted";
 pub(super) const OUTPUT: &str = "counts";
@@ -71,25 +71,60 @@ pub(super) fn set_up(client: &Client) -> Result<String> {
 }
 
 fn deploy(client: &Client, module: &str, is_patient: bool, messages_max: u32) -> Result<()> {
-    let attempts = ATTEMPTS[usize::from(is_patient)];
-    let deployed = client.deploy(&Deploy {
-        name: PROCESSOR,
-        module,
-        topic: INPUT,
-        output: OUTPUT,
-        more: json!({
-            "batch": {"messages_max": messages_max, "bytes_max": 16384},
-            "retry": {"attempts_max": attempts, "delay_first_ms": 5, "delay_max_ms": 20},
-            "breaker": {"enabled": false},
-            "dead_letters": {"max": 1_000_000},
-        }),
-    });
-    deployed.map(drop)
+    let path = format!("/v1/processors/{PROCESSOR}");
+    let spec = spec(module, is_patient, messages_max);
+    client.put_json(&path, &spec)?.ok().map(drop)
 }
 
-/// Deploys any other revision.
+fn spec(module: &str, is_patient: bool, messages_max: u32) -> Value {
+    json!({
+        "module": module,
+        "topics": [INPUT],
+        "output": OUTPUT,
+        "batch": {"messages_max": messages_max, "bytes_max": 16384},
+        "retry": {
+            "attempts_max": ATTEMPTS[usize::from(is_patient)],
+            "delay_first_ms": 5,
+            "delay_max_ms": 20,
+        },
+        "breaker": {"enabled": false},
+        "dead_letters": {"max": 1_000_000},
+    })
+}
+
+/// Deploys any other revision. A canary that is there is gone then.
 pub(super) fn swap(client: &Client, module: &str, random: &mut Rng) -> Result<()> {
     deploy(client, module, random.bool(), random.u32(1..40))
+}
+
+/// Begins a canary, or does something with the one that may be there; only what was done is written down.
+fn try_out(shared: &Shared, client: &Client, module: &str, random: &mut Rng) -> Result<()> {
+    let path = format!("/v1/processors/{PROCESSOR}");
+    let percent = random.u32(1..100);
+    let (what, answer) = match random.u8(..7) {
+        0..3 => {
+            let spec = spec(module, random.bool(), random.u32(1..40));
+            let path = format!("{path}?canary={percent}");
+            (Trial::Begun, client.put_json(&path, &spec))
+        }
+        3 => {
+            let share = json!({"percent": percent});
+            let path = format!("{path}/canary");
+            (Trial::Shared, client.post_json(&path, &share))
+        }
+        4 | 5 => {
+            let path = format!("{path}/promote");
+            (Trial::Promoted, client.post_json(&path, &json!({})))
+        }
+        _ => {
+            let none = json!({"percent": 0});
+            let path = format!("{path}/canary");
+            (Trial::Withdrawn, client.post_json(&path, &none))
+        }
+    };
+    answer?.ok()?;
+    shared.history.write(Event::Trial { what });
+    Ok(())
 }
 
 /// Sends all dead letters again.
@@ -127,17 +162,18 @@ fn letters(client: &Client, filter: &str) -> Result<Vec<Value>> {
     letters.context("no dead_letters")
 }
 
-/// Deploys new revisions and sends dead letters again, now and then, until told to stop.
+/// Deploys new revisions, tries some as canaries, and sends dead letters again, now and then, until told to stop.
 pub(super) fn disturb(shared: &Shared, module: &str, seed: u64) {
     let mut random = Rng::with_seed(seed);
     let mut connection = Connection::default();
     while shared.is_producing() {
         shared.with_host(&mut connection, |client| {
             // A host that has just been killed does not answer.
-            let _ = match random.u8(..8) {
+            let _ = match random.u8(..10) {
                 _ if !shared.is_producing() => Ok(()),
-                0..3 => swap(client, module, &mut random),
-                3 => redrive_all(client),
+                0 => swap(client, module, &mut random),
+                1..6 => try_out(shared, client, module, &mut random),
+                6 => redrive_all(client),
                 _ => redrive_some(client, &mut random),
             };
         });

@@ -4,14 +4,14 @@
 //! The cut is the ioctl `EXT4_IOC_SHUTDOWN`, which is not reachable without unsafe code: `xfs_io` (package xfsprogs) issues
 //! it, or python3.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use fastrand::Rng;
 use tempfile::TempDir;
 
@@ -19,8 +19,11 @@ use tempfile::TempDir;
 const IMAGE_BYTES: u64 = 192 << 20;
 /// Looks at a mount point that is still busy.
 const UNMOUNT_LOOKS_MAX: u32 = 100;
+/// Cuts when it is told so by a line.
 const CUT_BY_PYTHON: &str = "import fcntl, os, struct, sys
-fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', int(sys.argv[2])))";
+file = os.open(sys.argv[1], os.O_RDONLY)
+sys.stdin.readline()
+fcntl.ioctl(file, 0x8004587d, struct.pack('I', int(sys.argv[2])))";
 
 /// The file system; unmounted and removed when dropped.
 pub(super) struct LoopDisk {
@@ -28,6 +31,13 @@ pub(super) struct LoopDisk {
     image_bytes: u64,
     options: &'static str,
     mounted: Vec<PathBuf>,
+}
+
+/// A process that stands ready to cut the power: until it runs, a moment has passed.
+pub(super) struct Cutter {
+    process: Child,
+    flag: u8,
+    line: &'static str,
 }
 
 /// Whether this machine can do it; if not, why.
@@ -42,7 +52,7 @@ fn attempt() -> Result<(), String> {
         let mut disk = LoopDisk::new(&mut Rng::with_seed(0))?;
         let file = disk.path().join("proof");
         std::fs::write(&file, "unsynced")?;
-        disk.cut(2)?;
+        disk.cutter(2)?.cut()?;
         disk.restore()?;
         ensure!(
             std::fs::read(&file).unwrap_or_default().is_empty(),
@@ -114,16 +124,24 @@ impl LoopDisk {
         self.directory.path().join("disk")
     }
 
-    /// The power fails: 2 loses what is not in the file system's journal on disk, 1 writes the journal out first, 0 all.
-    pub(super) fn cut(&self, flag: u8) -> Result<()> {
+    /// What can cut the power in a moment: 2 loses what is not in the file system's journal on disk, 1 writes the journal out first, 0
+    /// all.
+    pub(super) fn cutter(&self, flag: u8) -> Result<Cutter> {
         let path = self.path();
         let path = text(&path)?;
         // xfs_io knows no 0.
-        match flag {
-            1 if tool("xfs_io", &["-x", "-c", "shutdown -f", path]).is_ok() => Ok(()),
-            2 if tool("xfs_io", &["-x", "-c", "shutdown", path]).is_ok() => Ok(()),
-            _ => tool("python3", &["-c", CUT_BY_PYTHON, path, &flag.to_string()]),
-        }
+        let (by_tool, line) = match flag {
+            1 => (spawn("xfs_io", &["-x", path]), "shutdown -f\n"),
+            2 => (spawn("xfs_io", &["-x", path]), "shutdown\n"),
+            _ => (Err(anyhow!("not by xfs_io")), "\n"),
+        };
+        let by_python = |_| spawn("python3", &["-c", CUT_BY_PYTHON, path, &flag.to_string()]);
+        let process = by_tool.or_else(by_python)?;
+        Ok(Cutter {
+            process,
+            flag,
+            line,
+        })
     }
 
     /// The power is back: mounts again, which replays the file system's journal. Nobody may use the disk meanwhile.
@@ -169,6 +187,36 @@ impl LoopDisk {
     }
 }
 
+impl Cutter {
+    /// How it cuts.
+    pub(super) fn flag(&self) -> u8 {
+        self.flag
+    }
+
+    /// The power fails.
+    pub(super) fn cut(mut self) -> Result<()> {
+        let told = self.process.stdin.take().context("told before")?;
+        (&told).write_all(self.line.as_bytes())?;
+        drop(told);
+        let mut says = String::new();
+        if let Some(stderr) = &mut self.process.stderr {
+            stderr.read_to_string(&mut says)?;
+        }
+        let status = self.process.wait()?;
+        let is_cut = status.success() && says.is_empty();
+        ensure!(is_cut, "the power is not cut: {status}: {}", says.trim());
+        Ok(())
+    }
+}
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        // One that has cut is gone.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 impl Drop for LoopDisk {
     fn drop(&mut self) {
         while !self.mounted.is_empty() {
@@ -187,6 +235,13 @@ pub(super) fn fill(path: &Path) -> Result<()> {
         while (&file).write_all(&chunk).is_ok() {}
     }
     Ok(())
+}
+
+fn spawn(name: &str, arguments: &[&str]) -> Result<Child> {
+    let mut command = Command::new(name);
+    command.args(arguments).stdin(Stdio::piped());
+    let spawned = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    spawned.with_context(|| format!("{name} does not run"))
 }
 
 /// Runs a tool of the system; its complaints are the error.

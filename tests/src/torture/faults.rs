@@ -3,6 +3,7 @@
 mod eio;
 mod full;
 mod memory;
+mod slow;
 mod steps;
 mod stop;
 
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fastrand::Rng;
 
-use super::disk::{self, LoopDisk};
-use super::history::{Event, Fault, Step};
+use super::disk::{self, Cutter, LoopDisk};
+use super::history::{Event, Fault};
+use super::times;
 use super::world::World;
 pub(super) use memory::Group;
 
@@ -70,9 +72,10 @@ pub(super) fn inject(world: &mut World, fault: Fault) -> Result<Option<u32>> {
 }
 
 fn kill(world: &mut World) -> Result<Option<u32>> {
-    let step = steps::reach(world);
-    note_at(world, Fault::Kill, "under load", false, step);
+    let aim = steps::reach(world, Fault::Kill)?;
+    note(world, Fault::Kill, "under load");
     world.host.kill()?;
+    steps::note_met(world, Fault::Kill, &aim)?;
     let mut faults = 1;
     // Now and then once more while it starts.
     while world.random.u8(..5) == 0 {
@@ -87,16 +90,30 @@ fn kill(world: &mut World) -> Result<Option<u32>> {
 }
 
 fn cut_power(world: &mut World) -> Result<Option<u32>> {
-    let step = steps::reach(world);
-    lose_power(world, "under load", step)?;
+    let knife = cutter(world)?;
+    let aim = steps::reach(world, Fault::Power)?;
+    let goes_on = !aim.stands_still() && world.random.u8(..3) == 0;
+    lose_power(world, knife, "under load", goes_on)?;
+    steps::note_met(world, Fault::Power, &aim)?;
     let mut faults = 1;
     while world.random.u8(..5) == 0 {
         world.host.spawn()?;
         thread::sleep(Duration::from_millis(world.random.u64(..120)));
-        lose_power(world, "while it started", None)?;
+        let (knife, goes_on) = (cutter(world)?, world.random.u8(..3) == 0);
+        lose_power(world, knife, "while it started", goes_on)?;
         faults += 1;
     }
     Ok(world.recover()?.then_some(faults))
+}
+
+/// One of several ways to cut the power.
+fn cutter(world: &mut World) -> Result<Cutter> {
+    let flag = match world.random.u8(..16) {
+        0 => 0,
+        1..4 => 1,
+        _ => 2,
+    };
+    world.disk()?.cutter(flag)
 }
 
 /// Cuts the power in one of two ways.
@@ -105,18 +122,12 @@ fn cut_power(world: &mut World) -> Result<Option<u32>> {
 /// its bytes never arrive: ext4 gives up converting preallocated blocks without telling it. No power cut does that, for no
 /// answer comes from a machine without power. So the process stands still while the shutdown lasts: amid its syncs, and then it
 /// is killed and cannot act on their answers; or between them, and then it may go on and see what a dead disk answers.
-fn lose_power(world: &mut World, when: &str, step: Option<Step>) -> Result<()> {
-    let flag = match world.random.u8(..16) {
-        0 => 0,
-        1..4 => 1,
-        _ => 2,
-    };
-    let goes_on = world.random.u8(..3) == 0;
-    let how = if goes_on { "it goes on" } else { "amid all" };
+fn lose_power(world: &mut World, cutter: Cutter, when: &str, goes_on: bool) -> Result<()> {
     stop::stand_still(world, goes_on)?;
-    let how = format!("{when}, {how}, flag {flag}");
-    note_at(world, Fault::Power, &how, true, step);
-    world.disk()?.cut(flag)?;
+    let flag = cutter.flag();
+    cutter.cut()?;
+    let how = if goes_on { "it goes on" } else { "amid all" };
+    note(world, Fault::Power, &format!("{when}, {how}, flag {flag}"));
     if goes_on {
         stop::go_on(world)?;
         thread::sleep(Duration::from_millis(world.random.u64(..15)));
@@ -137,16 +148,11 @@ fn note(world: &World, kind: Fault, how: &str) {
 
 /// `forgets` says that what was only in the page cache may be gone.
 fn note_as(world: &World, kind: Fault, how: &str, forgets: bool) {
-    note_at(world, kind, how, forgets, None);
-}
-
-/// The host is amid a step.
-fn note_at(world: &World, kind: Fault, how: &str, forgets: bool, step: Option<Step>) {
+    times::write_clock(&world.shared);
     world.shared.history.write(Event::Fault {
         kind,
         how: how.to_owned(),
         forgets,
-        step,
     });
 }
 

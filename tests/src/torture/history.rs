@@ -32,7 +32,42 @@ pub enum Event {
         /// Whether the host was asked to take them once however often they are sent.
         once: bool,
     },
-    /// The request was acknowledged; partition and offset of each message.
+    /// When these messages are to be delivered, and not before: since the Unix epoch. They are sent after this.
+    Due {
+        /// Who.
+        producer: u32,
+        /// The first one's sequence.
+        first: u64,
+        /// When, one by one.
+        due_ms: Vec<u64>,
+    },
+    /// What time it is. What somebody writes down later may have been seen then.
+    Clock {
+        /// Since the Unix epoch.
+        now_ms: u64,
+    },
+    /// A schedule was made.
+    Scheduled {
+        /// The time between two messages; each is due when it divides the clock.
+        every_ms: u64,
+        /// When it had been made.
+        since_ms: u64,
+    },
+    /// All that the schedule has made.
+    Ticks {
+        /// When this was asked for.
+        asked_ms: u64,
+        /// What it made.
+        ticks: Vec<Tick>,
+        /// Whether this belongs to the last reading of everything.
+        last: bool,
+    },
+    /// A revision on trial: what was asked for was done.
+    Trial {
+        /// What.
+        what: Trial,
+    },
+    /// The request was acknowledged; partition and offset of each message ([`DELAYED`] for one that comes later).
     Ok {
         /// Who.
         producer: u32,
@@ -138,9 +173,13 @@ pub enum Event {
         how: String,
         /// Whether what was only in the page cache may be gone.
         forgets: bool,
-        /// What the host was amid, if somebody brought it there.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        step: Option<Step>,
+    },
+    /// What that fault met, where it was aimed at a step and that is what it hit.
+    Met {
+        /// Which.
+        kind: Fault,
+        /// The step.
+        step: Step,
     },
     /// The host serves again.
     Started {
@@ -182,6 +221,34 @@ pub struct Rules {
     pub pipelines: Vec<Pipeline>,
 }
 
+/// In the place of an offset: the message is taken, and has none yet.
+pub const DELAYED: u64 = u64::MAX;
+
+/// A message that a schedule made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tick {
+    /// Where it stands.
+    pub offset: u64,
+    /// Its time.
+    pub due_ms: u64,
+    /// How many times before that it stands for as well.
+    pub missed: u64,
+}
+
+/// What happens to a revision on trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trial {
+    /// It takes a share of the keys.
+    Begun,
+    /// It takes another share.
+    Shared,
+    /// It is current.
+    Promoted,
+    /// It is gone.
+    Withdrawn,
+}
+
 /// What is promised of a topic.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TopicRule {
@@ -194,6 +261,9 @@ pub struct TopicRule {
     /// What may go of it by and by.
     #[serde(default)]
     pub ages: Ages,
+    /// Whether its messages come later than they are sent, each at its time.
+    #[serde(default)]
+    pub delays: bool,
 }
 
 /// How a topic's messages may go though nothing is wrong.
@@ -273,10 +343,15 @@ pub enum Fault {
     Memory,
 }
 
-/// What a host may be amid when it is hit.
+/// What a fault may be aimed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
+    /// A commit of the processor that counts is in the journal's file, and the sync that makes it count has not come back; or the power
+    /// has taken it from there.
+    BeforeCommit,
+    /// Such a commit is durable, or was even shown to a reader, and the processor's next one has not been written.
+    AfterCommit,
     /// A new revision is being deployed.
     Swap,
     /// Dead letters are being sent again.
@@ -286,13 +361,24 @@ pub enum Step {
 }
 
 impl Step {
-    /// Its word.
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::BeforeCommit,
+        Self::AfterCommit,
+        Self::Swap,
+        Self::Redrive,
+        Self::Checkpoint,
+    ];
+
+    /// Its words.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn words(self) -> &'static str {
         match self {
-            Self::Swap => "swap",
-            Self::Redrive => "redrive",
-            Self::Checkpoint => "checkpoint",
+            Self::BeforeCommit => "before commit",
+            Self::AfterCommit => "after commit",
+            Self::Swap => "mid-swap",
+            Self::Redrive => "mid-redrive",
+            Self::Checkpoint => "mid-checkpoint",
         }
     }
 }

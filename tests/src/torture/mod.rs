@@ -8,7 +8,9 @@ mod counting;
 mod disk;
 mod faults;
 pub mod history;
+mod journal;
 mod run;
+mod times;
 pub mod value;
 mod world;
 

@@ -18,6 +18,7 @@ use super::counting;
 use super::disk::LoopDisk;
 use super::faults;
 use super::history::{Ages, Event, Fault, History, Pipeline, Rules, TopicRule};
+use super::times;
 use crate::{Client, Deploy, Host};
 
 const PARTITIONS: u32 = 4;
@@ -36,19 +37,20 @@ pub(super) const WORKER: &str = "worker";
 const AGING: &str = "aging";
 /// Only the latest message of each key stays.
 const LATEST: &str = "latest";
-const TOPICS: [&str; 10] = [
+const TOPICS: [&str; 11] = [
     SAFE,
     QUICK,
     OUT,
     DEAD,
     AGING,
     LATEST,
+    times::LATER,
     counting::INPUT,
     counting::OUTPUT,
     counting::DEAD,
     counting::REDRIVE,
 ];
-const PRODUCERS: [Producer; 7] = [
+const PRODUCERS: [Producer; 8] = [
     producer(0, SAFE, false),
     producer(1, SAFE, true),
     producer(2, QUICK, false),
@@ -56,6 +58,7 @@ const PRODUCERS: [Producer; 7] = [
     producer(4, AGING, true),
     producer(5, LATEST, true),
     producer(6, counting::INPUT, false),
+    producer(7, times::LATER, true),
 ];
 
 const fn producer(number: u32, topic: &'static str, once: bool) -> Producer {
@@ -69,6 +72,7 @@ const fn producer(number: u32, topic: &'static str, once: bool) -> Producer {
 fn partitions(topic: &str) -> u32 {
     match topic {
         AGING | LATEST => AGING_PARTITIONS,
+        times::LATER => times::PARTITIONS,
         counting::INPUT | counting::OUTPUT | counting::DEAD | counting::REDRIVE => {
             counting::PARTITIONS
         }
@@ -155,6 +159,7 @@ impl World {
         let rules = rules(plan.seed, trims);
         self.shared.history.write(Event::Rules(rules.clone()));
         set_up(&self.host.client(), trims)?;
+        times::set_up(&self.shared, &self.host.client())?;
         self.counter = counting::set_up(&self.host.client())?;
         let counter = self.counter.clone();
         let trimmed = |place: &&(String, u32)| trims && place.0 == AGING;
@@ -200,6 +205,7 @@ impl World {
         for place in &self.places {
             clients::read_last(&self.shared, &client, place)?;
         }
+        times::read_ticks(&self.shared, &client, true)?;
         counting::write_state(&self.shared, &client, true)?;
         counting::write_standing(&self.shared, &client)?;
         self.end()
@@ -218,7 +224,8 @@ impl World {
                 let what = format!("no redrive when it is calm: {error:#}");
                 history.write(Event::Unexpected { what });
             }
-            drained = self.gets_through(&client, began, &[counting::PROCESSOR])?;
+            drained = self.gets_through(&client, began, &[counting::PROCESSOR])?
+                && self.waits_for_nothing(&client, began)?;
         }
         let after_ms = u64::try_from(began.elapsed().as_millis())?;
         if drained {
@@ -227,27 +234,46 @@ impl World {
         Ok(())
     }
 
-    /// Whether these have nothing left in time; if not, the history says where they stand.
+    /// Whether these have nothing left in time.
     fn gets_through(&self, client: &Client, began: Instant, processors: &[&str]) -> Result<bool> {
         for processor in processors {
-            loop {
-                let backlog = client.backlog(processor);
-                if matches!(backlog, Ok(0)) {
-                    break;
-                }
-                if began.elapsed() > DRAIN_PATIENCE {
-                    let after_ms = u64::try_from(began.elapsed().as_millis())?;
-                    let status = client.get(&format!("/v1/processors/{processor}"));
-                    let status =
-                        status.map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
-                    let why = format!("not through after {after_ms} ms: {backlog:?}; {status:?}");
-                    self.shared.history.write(Event::NotDrained { why });
-                    return Ok(false);
-                }
-                thread::sleep(Duration::from_millis(10));
+            let path = format!("/v1/processors/{processor}");
+            if !self.comes_to_none(client, began, &path, |client| client.backlog(processor))? {
+                return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Whether all delayed messages are delivered in time.
+    fn waits_for_nothing(&self, client: &Client, began: Instant) -> Result<bool> {
+        let path = format!("/v1/topics/{}/delayed?max=1", times::LATER);
+        self.comes_to_none(client, began, &path, times::waiting)
+    }
+
+    /// Whether there is none in time; if not, the history says what the host says of it.
+    fn comes_to_none(
+        &self,
+        client: &Client,
+        began: Instant,
+        path: &str,
+        count: impl Fn(&Client) -> Result<u64>,
+    ) -> Result<bool> {
+        loop {
+            let left = count(client);
+            if matches!(left, Ok(0)) {
+                return Ok(true);
+            }
+            if began.elapsed() > DRAIN_PATIENCE {
+                let after_ms = u64::try_from(began.elapsed().as_millis())?;
+                let status = client.get(path);
+                let status = status.map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
+                let why = format!("{path} not through after {after_ms} ms: {left:?}; {status:?}");
+                self.shared.history.write(Event::NotDrained { why });
+                return Ok(false);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// A stop in order, and a look at the files by the one whose job that is.
@@ -287,6 +313,7 @@ impl World {
             clients::write_ends(&shared, &client, place, true)?;
         }
         counting::write_state(&shared, &client, false)?;
+        times::write_clock(&shared);
         shared.history.write(Event::Started { after_ms });
         *target = Some(self.host.url().to_owned());
         Ok(true)
@@ -342,6 +369,7 @@ fn rules(seed: u64, trims: bool) -> Rules {
         durable,
         produced,
         ages,
+        delays: name == times::LATER,
     };
     let rule = |name, durable, produced| aging(name, durable, produced, Ages::Never);
     let ages = if trims {
@@ -367,6 +395,7 @@ fn rules(seed: u64, trims: bool) -> Rules {
             rule(DEAD, true, false),
             aging(AGING, false, true, ages),
             aging(LATEST, true, true, Ages::ByCompaction { keys: KEYS }),
+            rule(times::LATER, true, true),
             rule(counting::INPUT, true, true),
             rule(counting::OUTPUT, true, false),
             rule(counting::DEAD, true, false),

@@ -76,6 +76,7 @@ fn rules() -> Rules {
         durable: true,
         produced: name == "in",
         ages: Ages::Never,
+        delays: false,
     };
     Rules {
         seed: 0,

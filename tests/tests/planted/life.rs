@@ -165,12 +165,7 @@ impl World {
             let how = format!("cut {cut}");
             let kind = Fault::Power;
             let forgets = true;
-            self.write(Event::Fault {
-                kind,
-                how,
-                forgets,
-                step: None,
-            });
+            self.write(Event::Fault { kind, how, forgets });
             self.disk.cut_power();
             self.disk.restore_power(random.u64(..));
         }
@@ -645,6 +640,7 @@ fn rules(seed: u64) -> Rules {
             "latest" => Ages::ByCompaction { keys: KEYS },
             _ => Ages::Never,
         },
+        delays: false,
     };
     Rules {
         seed,

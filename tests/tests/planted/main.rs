@@ -7,6 +7,7 @@ mod bent_disk;
 mod bent_engine;
 mod counted;
 mod life;
+mod timed;
 
 use bent_disk::DiskBug;
 use bent_engine::EngineBug;

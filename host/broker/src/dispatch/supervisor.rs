@@ -41,6 +41,17 @@ struct Post {
     task: JoinHandle<()>,
 }
 
+impl Post {
+    /// For the next worker: it has come as far as this one, also if it never comes to read that.
+    fn handed_over(&self) -> Window {
+        let standing = self.window.lock().clone();
+        Arc::new(Mutex::new(Standing {
+            state: State::default(),
+            ..standing
+        }))
+    }
+}
+
 impl Supervisor {
     /// Without workers yet.
     pub(crate) fn new(context: Context) -> Self {
@@ -211,10 +222,14 @@ impl Team {
 
     /// Sees to it that every input has its worker.
     fn staff(&mut self, context: &Context, inputs: Vec<Input>) {
-        self.posts.retain(|post| !post.task.is_finished());
+        let (lost, staying): (Vec<Post>, _) = std::mem::take(&mut self.posts)
+            .into_iter()
+            .partition(|post| post.task.is_finished());
+        self.posts = staying;
         for input in inputs {
             if !self.posts.iter().any(|post| same(&input, &post.input)) {
-                let window = Window::default();
+                let before = lost.iter().find(|post| same(&input, &post.input));
+                let window = before.map(Post::handed_over).unwrap_or_default();
                 let run = worker::run(
                     context.clone(),
                     input.clone(),

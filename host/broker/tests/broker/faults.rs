@@ -29,7 +29,7 @@ struct Moody {
     /// What commits of progress, and deliveries of delayed messages, fail with.
     refusal: Mutex<Option<CommitError>>,
     refused: AtomicUsize,
-    /// What claims fail with.
+    /// What claims fail with, and if nothing is known any more, the progress, too.
     claims: Mutex<Option<CommitError>>,
     /// Commits of produce calls wait for a permit.
     gate: Semaphore,
@@ -94,6 +94,9 @@ impl Engine for Moody {
         group: &str,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
+        if let Some(CommitError::Poisoned(reason)) = &*self.claims.lock() {
+            return Err(ReadError::Io(reason.to_string().into()));
+        }
         self.engine.progress(group, partition).await
     }
     fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
@@ -234,6 +237,27 @@ async fn a_poisoned_engine_stops_the_worker() {
     rig.until(|all| all[0].state.starts_with("stopped: ") && all[0].state.contains("fdatasync"))
         .await;
     assert!(rig.values("out").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_begin_stands_where_the_one_before_it_stood() {
+    let (rig, engine) = moody(|_, _| Say::Pass).await;
+    rig.produce(&[("a", "1")]).await;
+    rig.settled().await;
+    *engine.refusal.lock() = Some(CommitError::Poisoned("a sync failed".into()));
+    *engine.claims.lock() = Some(CommitError::Poisoned("nothing is known".into()));
+    rig.produce(&[("a", "2")]).await;
+    rig.until(|all| all[0].state.contains("a sync failed"))
+        .await;
+    let name = crate::rig::processor("p");
+    let deployed = rig.broker.processor(&name).await.unwrap();
+    let mut spec = deployed.processor.current().unwrap().spec.clone();
+    spec.retry.attempts_max += 1;
+    rig.deploy(spec).await;
+    let standing = rig
+        .until(|all| all[0].state.contains("nothing is known"))
+        .await;
+    assert_eq!((standing[0].next, standing[0].lag), (Offset(1), 1));
 }
 
 #[tokio::test]

@@ -12,15 +12,20 @@
 //! | missing | an input with neither output nor dead letter |
 //! | twice | an input with more than one of both |
 //! | miscounted | state that is not the count of what is out |
+//! | early | shown before its time: a delayed message, or one that a schedule made |
 //! | stuck | the host does not start, or what was taken does not get through |
 //! | unexpected | a fault did not lead to what it has to lead to |
 //!
 //! A topic that is not durable may lose a tail when the power fails, or the medium under the file system: what was acknowledged after the last durable acknowledgement
 //! was asked for, and nothing else. What a topic's rule lets go ([`Ages`](super::history::Ages)) is not lost: messages below the partition's start,
 //! which never goes back; of a compacted topic those that a later message with the same key stands for.
+//!
+//! Delayed messages stand in the order of their times, as far as they waited together. A schedule's times are one message's each, or one
+//! of those that a message stands for because the host was not up: none is missing, none is there twice.
 
 mod counts;
 mod state;
+mod times;
 mod verdict;
 mod whole;
 
@@ -31,8 +36,9 @@ use anyhow::{Context, Result};
 
 use self::counts::Processor;
 use self::state::{Known, Request, Topic};
+use self::times::Times;
 pub use self::verdict::{Finding, Kind, Tally, Verdict};
-use super::history::{self, Event, Fault, Pipeline, Rules, Seen};
+use super::history::{self, DELAYED, Event, Fault, Pipeline, Rules, Seen};
 use super::value::{FOREIGN, Id};
 
 /// Judges a history file.
@@ -56,6 +62,7 @@ pub struct Checker {
     acknowledged: BTreeMap<(String, u32, u32), u64>,
     progress: BTreeMap<(String, String, u32), u64>,
     processors: BTreeMap<String, Processor>,
+    times: Times,
     /// The line at which the youngest durable send began that was acknowledged later.
     synced_line: u64,
     /// Whether the power failed, or the medium, since the last start.
@@ -133,6 +140,18 @@ impl Checker {
                 last,
             } => self.counted(processor, *partition, counts, *last),
             Event::Standing { processor, letters } => self.stands(processor, letters),
+            Event::Clock { now_ms } => self.times.is(*now_ms),
+            Event::Due {
+                producer,
+                first,
+                due_ms,
+            } => self.times.is_due(Id::new(*producer, *first), due_ms),
+            Event::Scheduled { every_ms, since_ms } => self.times.scheduled(*every_ms, *since_ms),
+            Event::Ticks {
+                asked_ms,
+                ticks,
+                last,
+            } => self.ticked(*asked_ms, ticks, *last),
             other => self.happened(other),
         }
     }
@@ -167,22 +186,21 @@ impl Checker {
 
     fn happened(&mut self, event: &Event) {
         match event {
-            Event::Fault {
-                kind,
-                forgets,
-                step,
-                ..
-            } => {
+            Event::Fault { kind, forgets, .. } => {
                 self.forgot |= forgets;
-                if let Some(step) = step {
-                    *self.verdict.tally.steps.entry(*step).or_default() += 1;
-                }
+                self.times.hit();
                 let tally = &mut self.verdict.tally;
                 *tally.faults.entry(*kind).or_default() += 1;
                 tally.mediums_broken += u64::from(*kind == Fault::Eio && *forgets);
             }
+            Event::Met { kind, step } => {
+                let met = self.verdict.tally.steps.entry((*step, *kind));
+                *met.or_default() += 1;
+            }
+            Event::Trial { what } => *self.verdict.tally.trials.entry(*what).or_default() += 1,
             Event::Started { after_ms } => {
                 self.forgot = false;
+                self.times.started();
                 let tally = &mut self.verdict.tally;
                 tally.starts += 1;
                 tally.start_ms.push(*after_ms);
@@ -224,8 +242,9 @@ impl Checker {
     }
 
     fn acknowledged(&mut self, producer: u32, first: u64, placed: &[(u32, u64)]) {
-        let (line, mut request) = (self.line, None);
+        let (line, now_ms, mut request) = (self.line, self.times.now_ms, None);
         self.request(producer, first, |found| {
+            found.taken_ms.get_or_insert(now_ms);
             found.acknowledged_line = Some(line);
             let before = std::mem::replace(&mut found.placed, placed.to_vec());
             let before = if found.once { before } else { Vec::new() };
@@ -244,6 +263,9 @@ impl Checker {
             self.find(Kind::Unexpected, text);
         }
         for (sequence, &(partition, offset)) in (first..).zip(placed) {
+            if offset == DELAYED {
+                continue;
+            }
             let id = Id::new(producer, sequence);
             if !before.contains(&(partition, offset)) {
                 self.in_order(&topic, id, partition, offset);
@@ -337,6 +359,10 @@ impl Checker {
                 );
                 self.find(Kind::Phantom, text);
                 continue;
+            }
+            if let Some(early_ms) = self.times.early_ms(id) {
+                let at = format!("{topic}/{partition} at {}", seen.0);
+                self.find(Kind::Early, format!("{at}: {id}, by {early_ms} ms"));
             }
             self.know(topic, partition, seen.0, Known::read(id, seen.3, self.line));
             if last && let Some(topic) = self.topics.get_mut(topic) {

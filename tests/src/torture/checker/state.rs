@@ -9,6 +9,7 @@ pub(super) struct Topic {
     pub(super) durable: bool,
     pub(super) produced: bool,
     pub(super) ages: Ages,
+    pub(super) delays: bool,
     pub(super) partitions: BTreeMap<u32, Partition>,
 }
 
@@ -45,6 +46,8 @@ pub(super) struct Request {
     pub(super) unanswered: u32,
     pub(super) invoked_line: u64,
     pub(super) acknowledged_line: Option<u64>,
+    /// It had been taken when it was this late.
+    pub(super) taken_ms: Option<u64>,
     /// Where its messages were said to be.
     pub(super) placed: Vec<(u32, u64)>,
 }
@@ -55,6 +58,7 @@ impl Topic {
             durable: rule.durable,
             produced: rule.produced,
             ages: rule.ages,
+            delays: rule.delays,
             partitions: BTreeMap::new(),
         }
     }
@@ -113,6 +117,7 @@ impl Request {
             refused: 0,
             unanswered: 0,
             invoked_line: 0,
+            taken_ms: None,
             acknowledged_line: None,
             placed: Vec::new(),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::super::history::{Fault, Step};
+use super::super::history::{Fault, Step, Trial};
 
 /// Findings that are kept; further ones are only counted.
 const FINDINGS_MAX: usize = 100;
@@ -31,6 +31,8 @@ pub enum Kind {
     Twice,
     /// State that is not the count of the outputs.
     Miscounted,
+    /// Shown before its time.
+    Early,
     /// Does not start, or does not get through.
     Stuck,
     /// A fault did not lead to what it has to lead to.
@@ -55,8 +57,8 @@ pub struct Tally {
     pub faults: BTreeMap<Fault, u64>,
     /// Mediums that broke under a file system.
     pub mediums_broken: u64,
-    /// Those that met a host that had been asked for a step, by step: before, amid or just after it.
-    pub steps: BTreeMap<Step, u64>,
+    /// Those that were aimed at a step and met it, by step and kind.
+    pub steps: BTreeMap<(Step, Fault), u64>,
     /// Dead letters that were sent again.
     pub redriven: u64,
     /// Starts after faults.
@@ -83,6 +85,14 @@ pub struct Tally {
     pub removed: u64,
     /// Dead letters.
     pub dead_letters: u64,
+    /// Messages that were delivered later than they were taken.
+    pub delayed: u64,
+    /// Messages that schedules made.
+    pub ticks: u64,
+    /// Times that such a message stands for beside its own.
+    pub ticks_missed: u64,
+    /// What became of revisions on trial.
+    pub trials: BTreeMap<Trial, u64>,
     /// How long it took at most until everything was through.
     pub drained_ms_max: u64,
 }
@@ -126,8 +136,8 @@ impl Tally {
             *self.faults.entry(*fault).or_default() += count;
         }
         self.mediums_broken += other.mediums_broken;
-        for (step, count) in &other.steps {
-            *self.steps.entry(*step).or_default() += count;
+        for (met, count) in &other.steps {
+            *self.steps.entry(*met).or_default() += count;
         }
         self.redriven += other.redriven;
         self.starts += other.starts;
@@ -142,7 +152,32 @@ impl Tally {
         self.duplicates += other.duplicates;
         self.removed += other.removed;
         self.dead_letters += other.dead_letters;
+        self.delayed += other.delayed;
+        self.ticks += other.ticks;
+        self.ticks_missed += other.ticks_missed;
+        for (what, count) in &other.trials {
+            *self.trials.entry(*what).or_default() += count;
+        }
         self.drained_ms_max = self.drained_ms_max.max(other.drained_ms_max);
+    }
+
+    /// How many faults met a step.
+    #[must_use]
+    pub fn met(&self, step: Step) -> u64 {
+        let here = self.steps.iter().filter(|((met, _), _)| *met == step);
+        here.map(|(_, count)| count).sum()
+    }
+
+    fn at_step(&self, step: Step) -> String {
+        let here = self.steps.iter().filter(|((met, _), _)| *met == step);
+        let kinds: Vec<String> = here
+            .map(|((_, kind), count)| format!("{count} {}", kind.word()))
+            .collect();
+        let kinds = match kinds.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", kinds.join(", ")),
+        };
+        format!("{} {}{kinds}", self.met(step), step.words())
     }
 
     /// The time within which that share of the starts served again.
@@ -182,6 +217,7 @@ impl Kind {
             Self::Missing => "missing",
             Self::Twice => "twice",
             Self::Miscounted => "miscounted",
+            Self::Early => "early",
             Self::Stuck => "stuck",
             Self::Unexpected => "unexpected",
         }
@@ -194,10 +230,10 @@ impl fmt::Display for Tally {
             .faults
             .iter()
             .map(|(fault, count)| format!("{count} {}", fault.word()));
-        let steps = { self.steps.iter() };
-        let steps = steps.map(|(step, n)| format!("{n} when a {} was asked for", step.word()));
-        let all: Vec<String> = faults.chain(steps).collect();
-        writeln!(f, "  faults: {}", all.join(", "))?;
+        let faults: Vec<String> = faults.collect();
+        writeln!(f, "  faults: {}", faults.join(", "))?;
+        let steps = Step::ALL.map(|step| self.at_step(step));
+        writeln!(f, "  of them: {}", steps.join(", "))?;
         writeln!(
             f,
             "  starts: {}, ready after p50 {} ms, p99 {} ms, at most {} ms; all through after at most {} ms",
@@ -211,6 +247,18 @@ impl fmt::Display for Tally {
             f,
             "  messages: {} sent, {} acknowledged, {} dead letters, {} of them sent again, {} removed by retention, trims and compaction, {} read in all",
             self.sent, self.acknowledged, self.dead_letters, self.redriven, self.removed, self.read
+        )?;
+        let of = |what| self.trials.get(&what).copied().unwrap_or(0);
+        writeln!(
+            f,
+            "  times: {} delayed messages; schedules made {}, which stand for {} more; canaries: {} begun, {} given another share, {} promoted, {} withdrawn",
+            self.delayed,
+            self.ticks,
+            self.ticks_missed,
+            of(Trial::Begun),
+            of(Trial::Shared),
+            of(Trial::Promoted),
+            of(Trial::Withdrawn)
         )?;
         write!(
             f,

@@ -20,6 +20,7 @@ impl Checker {
         self.check_senders(&counts);
         self.check_requests(&counts);
         self.check_sent_order();
+        self.check_times();
         let pipelines = self.rules.as_ref().map(|rules| rules.pipelines.clone());
         for pipeline in pipelines.unwrap_or_default() {
             self.check_pipeline(&pipeline, &counts);
@@ -135,7 +136,8 @@ impl Checker {
     /// after it gave up.
     fn check_sent_order(&mut self) {
         let mut findings = Vec::new();
-        for (name, topic) in self.topics.iter().filter(|(_, topic)| topic.produced) {
+        let in_order = |(_, topic): &(&String, &Topic)| topic.produced && !topic.delays;
+        for (name, topic) in self.topics.iter().filter(in_order) {
             for (number, partition) in &topic.partitions {
                 let mut latest: HashMap<u32, u64> = HashMap::new();
                 for (offset, id) in &partition.last {

@@ -1,5 +1,6 @@
 //! The process stands still, as under a debugger or a scheduler that forgot it.
 
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -7,6 +8,13 @@ use anyhow::{Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Fault, World, note, unexpected, within_patience};
+
+/// The numbers of fsync and fdatasync, as /proc gives them.
+#[cfg(target_arch = "x86_64")]
+const SYNCS: [&str; 2] = ["74", "75"];
+/// As other machines number them.
+#[cfg(not(target_arch = "x86_64"))]
+const SYNCS: [&str; 2] = ["82", "83"];
 
 /// Stops the process for a time around the clients' patience, then waits until it serves again.
 pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
@@ -44,12 +52,31 @@ pub(super) fn go_on(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn stands_still(pid: Pid) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return true;
+/// Whether a thread of a process that stands still is amid a sync of a file in that directory: it has called the kernel and has not seen
+/// the answer.
+pub(super) fn is_syncing(pid: Pid, directory: &Path) -> bool {
+    let is_amid = |thread: &Path| {
+        let call = std::fs::read_to_string(thread.join("syscall")).unwrap_or_default();
+        let mut words = call.split_whitespace();
+        let is_sync = SYNCS.contains(&words.next().unwrap_or_default());
+        let file = words.next().and_then(|word| word.strip_prefix("0x"));
+        let file = file.and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        let file = file.and_then(|file| std::fs::read_link(format!("/proc/{pid}/fd/{file}")).ok());
+        is_sync && file.is_some_and(|file| file.starts_with(directory))
     };
-    threads.flatten().all(|thread| {
-        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    threads(pid).iter().any(|thread| is_amid(thread))
+}
+
+/// The threads' directories; none if the process is gone.
+pub(super) fn threads(pid: Pid) -> Vec<PathBuf> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let threads = threads.into_iter().flatten().flatten();
+    threads.map(|thread| thread.path()).collect()
+}
+
+fn stands_still(pid: Pid) -> bool {
+    threads(pid).iter().all(|thread| {
+        let stat = std::fs::read_to_string(thread.join("stat")).unwrap_or_default();
         let state = stat
             .rsplit(") ")
             .next()

@@ -1,0 +1,176 @@
+//! The host's journal as anybody can read it who may read its files: while the host writes it, and when it is gone.
+//!
+//! A commit of the processor that counts is one frame: outputs, progress and state, and whatever else is in its group. It is known by
+//! the processor's name, which stands in its operations as they are written: its length, then its letters.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use millrace_log::frame::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
+use millrace_log::journal::examine;
+
+/// Bytes before a file's first frame, and where in them its salt stands.
+const FILE_HEADER_BYTES: u64 = 64;
+const SALT_AT: usize = 16;
+/// A frame that claims to be longer is none.
+const BODY_BYTES_MAX: usize = 8 << 20;
+
+/// A place from which the journal is read later: its newest file.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    file: u64,
+    before_sequence: u64,
+}
+
+/// A frame, by what is looked for in it.
+pub(super) struct Found {
+    pub(super) sequence: u64,
+    /// Whether the processor's commit is in it.
+    pub(super) is_commit: bool,
+    /// Whether the text is in it, too.
+    pub(super) has_text: bool,
+}
+
+/// Follows the journal's end while the host writes.
+pub(super) struct Tail {
+    directory: PathBuf,
+    file: File,
+    number: u64,
+    salt: u64,
+    at: u64,
+    sequence: u64,
+    name: Vec<u8>,
+}
+
+impl Mark {
+    /// Here and now. `None` of a journal that nothing was written to.
+    pub(super) fn now(directory: &Path) -> io::Result<Option<Self>> {
+        let used = examine::used_files(directory)?;
+        // A file that is used again has a number beyond all others.
+        let newest = used.into_iter().max();
+        Ok(newest.map(|(file, first)| Self {
+            file,
+            before_sequence: first.saturating_sub(1),
+        }))
+    }
+
+    /// The sound frames from there on, when nobody writes.
+    pub(super) fn frames(
+        &self,
+        directory: &Path,
+        processor: &str,
+        text: &str,
+    ) -> Result<Vec<Found>> {
+        let name = in_operations(processor);
+        let journal = examine::examine(directory, self.file, self.before_sequence)?;
+        let mut found = Vec::new();
+        journal.replay(|sequence, body| {
+            found.push(Found {
+                sequence,
+                is_commit: holds(&body, &name),
+                has_text: holds(&body, text.as_bytes()),
+            });
+            anyhow::Ok(())
+        })?;
+        Ok(found)
+    }
+}
+
+impl Tail {
+    /// At the journal's end.
+    pub(super) fn follow(directory: &Path, mark: Mark, processor: &str) -> Result<Self> {
+        let mut tail = Self {
+            directory: directory.to_owned(),
+            file: File::open(file_path(directory, mark.file))?,
+            number: mark.file,
+            salt: 0,
+            at: FILE_HEADER_BYTES,
+            sequence: mark.before_sequence,
+            name: in_operations(processor),
+        };
+        tail.salt = tail
+            .salt_of(&tail.file)
+            .context("a journal file without a header")?;
+        while tail.next().is_some() {}
+        Ok(tail)
+    }
+
+    /// Waits for a frame with the processor's commit: its bytes are being written, or have just been. Its sequence.
+    pub(super) fn wait_for_commit(&mut self, patience: Duration) -> Option<u64> {
+        let began = Instant::now();
+        while began.elapsed() < patience {
+            match self.next() {
+                Some(body) if holds(&body, &self.name) => return Some(self.sequence),
+                Some(_) => {}
+                // Not asleep: what is waited for is over within a sync.
+                None => std::thread::yield_now(),
+            }
+        }
+        None
+    }
+
+    /// Whether nothing was written since.
+    pub(super) fn is_at_end(&mut self) -> bool {
+        self.next().is_none()
+    }
+
+    /// The next frame's body, if there is one.
+    fn next(&mut self) -> Option<Vec<u8>> {
+        if let Some(body) = self.frame(&self.file, self.salt, self.at) {
+            self.at += (FRAME_HEADER_BYTES + body.len()).next_multiple_of(FRAME_ALIGN_BYTES) as u64;
+            self.sequence += 1;
+            return Some(body);
+        }
+        let file = File::open(file_path(&self.directory, self.number + 1)).ok()?;
+        let salt = self.salt_of(&file)?;
+        self.frame(&file, salt, FILE_HEADER_BYTES)?;
+        (self.file, self.salt, self.at) = (file, salt, FILE_HEADER_BYTES);
+        self.number += 1;
+        self.next()
+    }
+
+    fn salt_of(&self, file: &File) -> Option<u64> {
+        let mut header = [0; FILE_HEADER_BYTES as usize];
+        file.read_exact_at(&mut header, 0).ok()?;
+        word(&header, SALT_AT)
+    }
+
+    /// The body of the frame that follows, not checked: whoever waits for it looks at it again when nobody writes.
+    fn frame(&self, file: &File, salt: u64, at: u64) -> Option<Vec<u8>> {
+        let mut header = [0; FRAME_HEADER_BYTES];
+        file.read_exact_at(&mut header, at).ok()?;
+        let is_next =
+            word(&header, 8) == Some(salt) && word(&header, 16) == Some(self.sequence + 1);
+        let length = u32::from_le_bytes(*header.first_chunk()?) as usize;
+        if !is_next || length > BODY_BYTES_MAX {
+            return None;
+        }
+        let mut body = vec![0; length];
+        file.read_exact_at(&mut body, at + FRAME_HEADER_BYTES as u64)
+            .ok()?;
+        Some(body)
+    }
+}
+
+/// A name as operations hold it.
+fn in_operations(name: &str) -> Vec<u8> {
+    let length = u32::try_from(name.len()).unwrap_or(u32::MAX);
+    [&length.to_le_bytes()[..], name.as_bytes()].concat()
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    !part.is_empty() && bytes.windows(part.len()).any(|window| window == part)
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u64> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u64::from_le_bytes(*bytes))
+}
+
+fn file_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:012}.journal"))
+}
