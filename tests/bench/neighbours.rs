@@ -2,6 +2,7 @@
 //! guest never returns, or takes all the memory that it can get.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +11,7 @@ use guest_artifacts as guests;
 use millrace_broker::{Broker, FetchRequest, NewMessage};
 use millrace_engine::Engine;
 use millrace_model::{Durability, Message, Offset, PartitionId, Timestamp};
+use rustix::process::setpriority_process;
 use serde_json::json;
 
 use crate::setup;
@@ -31,36 +33,99 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
         ("takes all memory", guests::HOARD, "hoard"),
     ] {
         let world = World::new(guest).await?;
-        let (mut alone, mut beside) = (Vec::new(), Vec::new());
+        let mut rounds = Rounds::default();
         for _ in 0..ROUNDS {
-            alone.push(world.messages().await?);
+            rounds.alone.push(world.messages().await?);
+            let loops = Loops::start();
+            rounds.beside_loops.push(world.messages().await?);
+            drop(loops);
             world.begin(value).await?;
-            beside.push(world.messages().await?);
+            rounds.beside_guests.push(world.messages().await?);
             world.end().await?;
         }
         world.broker.stop().await;
-        for (name, part, bar) in [
-            ("p50", 0.5, ""),
-            ("p90", 0.9, ""),
-            ("p99", 0.99, " (≤ 1.2)"),
-        ] {
-            let (alone, beside) = (percentiles(&alone, part), percentiles(&beside, part));
-            let ratios = alone
-                .iter()
-                .zip(&beside)
-                .map(|(alone, beside)| beside / alone);
-            table.row(
-                &format!(
-                    "one message at a time, {name}, beside {PARTITIONS} calls of a guest that {what}"
-                ),
-                format!("{:.2} ms", median(beside.clone())),
-                "the same alone, round by round",
-                format!("{:.2} ms", median(alone.clone())),
-                format!("{:.2}{bar}", median(ratios.collect())),
-            );
-        }
+        rounds.show(table, what);
     }
     Ok(())
+}
+
+/// What each message took, round by round.
+#[derive(Default)]
+struct Rounds {
+    alone: Vec<Vec<f64>>,
+    beside_guests: Vec<Vec<f64>>,
+    /// Beside native loops that stand behind as far as guests do: what cores that are busy cost by themselves here.
+    beside_loops: Vec<Vec<f64>>,
+}
+
+impl Rounds {
+    fn show(&self, table: &mut Table, what: &str) {
+        let what = |name| {
+            format!(
+                "one message at a time, {name}, beside {PARTITIONS} calls of a guest that {what}"
+            )
+        };
+        for (name, part) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
+            let bar = if name == "p99" { " (≤ 1.2)" } else { "" };
+            self.row(table, &what(name), part, "the same alone", &self.alone, bar);
+        }
+        let loops = "the same beside a native loop for each core";
+        self.row(table, &what("p99"), 0.99, loops, &self.beside_loops, "");
+    }
+
+    fn row(
+        &self,
+        table: &mut Table,
+        what: &str,
+        part: f64,
+        beside: &str,
+        others: &[Vec<f64>],
+        bar: &str,
+    ) {
+        let (guests, others) = (
+            percentiles(&self.beside_guests, part),
+            percentiles(others, part),
+        );
+        let ratios = guests
+            .iter()
+            .zip(&others)
+            .map(|(guests, other)| guests / other);
+        let says = format!("{:.2}{bar}", median(ratios.collect()));
+        let (guests, others) = (median(guests), median(others));
+        table.row(
+            what,
+            format!("{guests:.2} ms"),
+            beside,
+            format!("{others:.2} ms"),
+            says,
+        );
+    }
+}
+
+/// A thread for each core that computes until this is dropped, ten nicer as guests' threads are.
+struct Loops(Arc<AtomicBool>);
+
+impl Loops {
+    fn start() -> Self {
+        let ended = Arc::<AtomicBool>::default();
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            let ended = Arc::clone(&ended);
+            std::thread::spawn(move || {
+                // Refused, it only competes harder.
+                let _ = setpriority_process(None, 10);
+                while !ended.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(ended)
+    }
+}
+
+impl Drop for Loops {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// That percentile of each round.
