@@ -1,5 +1,5 @@
 //! Threads for guests that compute for long, so that they never hold up the threads of the network and the engine: there are few, they
-//! stand behind all others where cores are short, and each owner has only so much of them at once.
+//! stand behind all others where cores are short, and no owner has all of them at once.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,11 +34,11 @@ impl GuestThreads {
         })
     }
 
-    /// A way to the threads for one owner: as many of its calls at once as there are threads, so that one with many calls has no
-    /// more of them than one with few.
+    /// A way to the threads for one owner, which never has the last of them, however many calls it makes: with one thread for each
+    /// core, a guest that always computes leaves a core to the host, which is late by a time slice now and then where all are busy.
     pub(crate) fn lane(&self) -> Lane {
         Lane {
-            turns: Semaphore::new(self.count),
+            turns: Semaphore::new((self.count - 1).max(1)),
             is_slow: AtomicBool::new(false),
         }
     }
