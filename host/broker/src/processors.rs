@@ -189,7 +189,8 @@ impl Broker {
         processor: &Processor,
     ) -> Result<(Prepared, Option<String>), ProcessorError> {
         match self.prepare(processor).await {
-            Err(error) if on_trial(processor).is_some() => {
+            // One that runs goes on.
+            Err(error) if on_trial(processor).is_some() && !self.has_trial(&processor.name) => {
                 let mut alone = processor.clone();
                 end_trials(&mut alone);
                 let prepared = self.prepare(&alone).await?;
@@ -198,6 +199,11 @@ impl Broker {
             }
             prepared => Ok((prepared?, None)),
         }
+    }
+
+    fn has_trial(&self, name: &ProcessorName) -> bool {
+        let supervisor = &self.inner.supervisor;
+        supervisor.canary(name).is_some() || supervisor.shadow(name).is_some()
     }
 
     /// Makes the processor, or its next revision. A specification that fails changes nothing; the same one as the current

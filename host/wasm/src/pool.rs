@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millrace_broker::handler::{AdmitError, CallError, CallUse};
+use millrace_broker::handler::{AdmitError, CallError, CallUse, Interface};
 use millrace_broker::state::StateAttempt;
 use millrace_model::Clock;
 use millrace_model::bounds::BATCH_MESSAGES_MAX;
@@ -114,7 +114,7 @@ impl Pool {
     ) -> Result<Arc<Self>, AdmitError> {
         let pool = Arc::new(Self {
             function: module.function(C::INTERFACE, C::FUNCTION)?,
-            lane: shared.threads.lane(),
+            lane: shared.threads.lane(&lane_of(C::INTERFACE, sink.owner())),
             gauges: InstanceGauges::of(sink.owner()),
             shared,
             module,
@@ -308,6 +308,16 @@ impl Pool {
         });
         store
     }
+}
+
+/// Whose share of the threads for guests it is: a processor's revisions, shadow and error handler have one together.
+fn lane_of(interface: Interface, owner: &str) -> String {
+    let kind = match interface {
+        Interface::Partitioner => "topic",
+        _ => "processor",
+    };
+    // Names have no slash: what follows it says which part of the processor it is.
+    format!("{kind} {}", owner.split('/').next().unwrap_or(owner))
 }
 
 impl Place {

@@ -1,9 +1,12 @@
 //! Threads for guests that compute for long, so that they never hold up the threads of the network and the engine: there are few, they
 //! stand behind all others where cores are short, and no owner has all of them at once.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use rustix::process::{getpriority_process, setpriority_process};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
@@ -17,6 +20,8 @@ const NICER_BY: i32 = 10;
 pub(crate) struct GuestThreads {
     runtime: Option<Runtime>,
     count: usize,
+    /// Of each owner that has a lane.
+    turns: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
 impl GuestThreads {
@@ -31,14 +36,23 @@ impl GuestThreads {
         Ok(Self {
             runtime: Some(runtime),
             count,
+            turns: Mutex::default(),
         })
     }
 
-    /// A way to the threads for one owner, which never has the last of them, however many calls it makes: with one thread for each
+    /// A way to the threads for `owner`, which never has the last of them, however many lanes and calls it has: with one thread for each
     /// core, a guest that always computes leaves a core to the host, which is late by a time slice now and then where all are busy.
-    pub(crate) fn lane(&self) -> Lane {
+    pub(crate) fn lane(&self, owner: &str) -> Lane {
+        let mut all = self.turns.lock();
+        let known = all.get(owner).and_then(Weak::upgrade);
+        let turns = known.unwrap_or_else(|| {
+            all.retain(|_, turns| turns.strong_count() > 0);
+            let turns = Arc::new(Semaphore::new((self.count - 1).max(1)));
+            all.insert(owner.to_owned(), Arc::downgrade(&turns));
+            turns
+        });
         Lane {
-            turns: Semaphore::new((self.count - 1).max(1)),
+            turns,
             is_slow: AtomicBool::new(false),
         }
     }
@@ -56,9 +70,10 @@ impl GuestThreads {
     }
 }
 
-/// One owner's way to the threads.
+/// The way of one owner's calls of one kind to the threads.
 pub(crate) struct Lane {
-    turns: Semaphore,
+    /// The owner's.
+    turns: Arc<Semaphore>,
     /// Whether its calls took long lately: they begin on the threads then.
     is_slow: AtomicBool,
 }
@@ -96,6 +111,33 @@ impl Drop for GuestThreads {
         // A runtime must not be dropped within another one, and this may well happen there.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(lane: &Lane) -> usize {
+        lane.turns.available_permits()
+    }
+
+    #[test]
+    fn an_owner_never_has_the_last_thread_however_many_lanes_it_has() {
+        let threads = GuestThreads::start(4).unwrap();
+        let (current, canary) = (threads.lane("p"), threads.lane("p"));
+        let taken = current.turns.try_acquire_many(3).unwrap();
+        assert_eq!((turns(&current), turns(&canary)), (0, 0));
+        assert_eq!(turns(&threads.lane("q")), 3);
+        drop(taken);
+        assert_eq!(turns(&canary), 3);
+    }
+
+    #[test]
+    fn one_core_is_for_guests_as_well() {
+        for count in [0, 1, 2] {
+            assert_eq!(turns(&GuestThreads::start(count).unwrap().lane("p")), 1);
         }
     }
 }

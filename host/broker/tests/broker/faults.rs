@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::rig::{Modules, Rig, Say, message, per_message, spec, text, topic};
+use crate::schedules;
 use crate::states::{change, counting, number, place, write};
 
 struct Moody {
@@ -33,11 +34,35 @@ struct Moody {
     claims: Mutex<Option<CommitError>>,
     /// Commits of produce calls wait for a permit.
     gate: Semaphore,
+    /// What ends in a panic.
+    mistake: Mutex<Option<Mistake>>,
+}
+
+/// A commit to that topic panics, and has taken effect or not.
+#[derive(Clone, Copy)]
+enum Mistake {
+    Before(TopicId),
+    After(TopicId),
 }
 
 #[async_trait]
 impl Engine for Moody {
     async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+        let mistake = *self.mistake.lock();
+        let is_for = |topic| {
+            transaction
+                .appends
+                .iter()
+                .any(|a| a.partition.topic == topic)
+        };
+        match mistake {
+            Some(Mistake::Before(topic)) if is_for(topic) => panic!("a mistake that is meant"),
+            Some(Mistake::After(topic)) if is_for(topic) => {
+                self.engine.commit(transaction).await?;
+                panic!("a mistake that is meant");
+            }
+            _ => {}
+        }
         let delivers = !transaction.appends.is_empty() && !transaction.state.is_empty();
         if transaction.progress.is_some() || delivers {
             let refusal = self.refusal.lock().clone();
@@ -168,6 +193,7 @@ async fn moody_with(handler: impl BatchHandler) -> (Rig, Arc<Moody>) {
         refused: AtomicUsize::default(),
         claims: Mutex::default(),
         gate: Semaphore::new(1_000),
+        mistake: Mutex::default(),
     });
     let modules = Arc::new(Modules::default());
     let engine = Arc::clone(&moody) as Arc<dyn Engine>;
@@ -441,4 +467,58 @@ async fn a_delayed_message_waits_for_room_on_the_disk_and_is_delivered_once() {
     rig.hold("in", &["late"]).await;
     rig.settled().await;
     assert_eq!(rig.values("in").await, ["late"]);
+}
+
+fn id_of(rig: &Rig, name: &str) -> TopicId {
+    rig.broker.topic(&topic(name)).unwrap().id
+}
+
+#[tokio::test]
+async fn a_mistake_of_the_host_with_one_partition_s_delayed_messages_is_none_with_the_others() {
+    let (rig, engine) = moody(|_, _| Say::Ack).await;
+    rig.topic("other", 1).await;
+    let clock = SystemClock::new();
+    let delayed = |value, delay| millrace_broker::NewMessage {
+        deliver_at: Some(clock.wall().after(Duration::from_millis(delay))),
+        ..message("k", value)
+    };
+    let to = |name, messages| {
+        let broker = rig.broker.clone();
+        async move { broker.produce(&topic(name), messages).await.unwrap() }
+    };
+    to("in", vec![delayed("bad", 100)]).await;
+    to(
+        "other",
+        vec![delayed("first", 150), delayed("second", 1_500)],
+    )
+    .await;
+    *engine.mistake.lock() = Some(Mistake::Before(id_of(&rig, "in")));
+    rig.hold("other", &["first", "second"]).await;
+    assert!(rig.messages("in").await.is_empty());
+    *engine.mistake.lock() = None;
+    rig.hold("in", &["bad"]).await;
+}
+
+#[tokio::test]
+async fn a_mistake_of_the_host_with_one_schedule_doubles_nothing_and_leaves_the_others_alone() {
+    let (rig, engine) = moody(|_, _| Say::Ack).await;
+    rig.topic("other", 1).await;
+    *engine.mistake.lock() = Some(Mistake::After(id_of(&rig, "in")));
+    for to in ["in", "other"] {
+        let name = millrace_model::ScheduleName::parse(to).unwrap();
+        let schedule = schedules::spec(to, "* * * * * *");
+        rig.broker.put_schedule(&name, schedule).await.unwrap();
+    }
+    for name in ["in", "other"] {
+        for _ in 0..4_000 {
+            if rig.messages(name).await.len() >= 2 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let times = schedules::times(&rig.messages(name).await);
+        assert!(times.len() >= 2, "{name} holds {}", times.len());
+        let distinct: std::collections::BTreeSet<u64> = times.iter().map(|(due, _)| *due).collect();
+        assert_eq!(distinct.len(), times.len(), "{name}: {times:?}");
+    }
 }

@@ -13,7 +13,7 @@ fn name(name: &str) -> ScheduleName {
     ScheduleName::parse(name).unwrap()
 }
 
-fn spec(to: &str, cron: &str) -> ScheduleSpec {
+pub(crate) fn spec(to: &str, cron: &str) -> ScheduleSpec {
     ScheduleSpec {
         topic: topic(to),
         cron: cron.parse().unwrap(),
@@ -30,7 +30,7 @@ fn header(message: &Message, name: &str) -> Option<String> {
 }
 
 /// How many times each message stands for, by when they were due.
-fn times(messages: &[Message]) -> Vec<(u64, u64)> {
+pub(crate) fn times(messages: &[Message]) -> Vec<(u64, u64)> {
     let number = |m, name| header(m, name).map(|text| text.parse::<u64>().unwrap());
     let mut times: Vec<(u64, u64)> = messages
         .iter()
