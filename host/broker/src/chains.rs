@@ -51,7 +51,7 @@ impl Hops {
     }
 
     /// Messages that have as many behind them as there may be.
-    pub(crate) fn spent(&self, hops_max: u32) -> Vec<usize> {
+    fn spent(&self, hops_max: u32) -> Vec<usize> {
         let spent = self.counted.iter().filter(|(_, hops)| *hops >= hops_max);
         spent.map(|(message, _)| *message).collect()
     }
@@ -63,6 +63,11 @@ fn hops_of(batch: &ColumnBatch, message: usize) -> Option<u32> {
     // What the host did not write counts as too many.
     let text = value.and_then(|value| str::from_utf8(value).ok());
     Some(text.and_then(|text| text.parse().ok()).unwrap_or(u32::MAX))
+}
+
+/// The messages that have as many hops behind them as there may be, where they are counted.
+pub(crate) fn spent(hops_max: Option<u32>, batch: &ColumnBatch) -> Vec<usize> {
+    hops_max.map_or_else(Vec::new, |max| Hops::of(batch, true).spent(max))
 }
 
 /// Sizes of the runs of a batch's messages that are all spent, or all not.

@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::shelf::Shelf;
 use super::{DeadLetter, DeadLetterError, DeadLetterPlace, RedriveWhich};
 use crate::broker::Broker;
+use crate::chains;
 use crate::columns;
 use crate::dispatch::Live;
 use crate::dispatch::answer::Verdict;
@@ -204,7 +205,16 @@ impl Trial<'_> {
                 return Ok(false);
             }
             let columns = Arc::new(columns_of(shelf, piece));
-            match self.call(shelf, &columns).await? {
+            let spent = chains::spent(self.live.spec.hops_max, &columns);
+            if !spent.is_empty() && spent.len() < piece.len() {
+                pieces.extend(apart(piece, &spent));
+                continue;
+            }
+            let answered = match self.live.spec.hops_max.filter(|_| !spent.is_empty()) {
+                Some(hops_max) => Ok(Verdict::spent(piece.len(), hops_max)),
+                None => self.call(shelf, &columns).await?,
+            };
+            match answered {
                 Ok(verdict) => self.note(piece, &columns, &verdict),
                 Err(CallError::Unavailable(reason) | CallError::Host(reason)) => {
                     self.report.stopped = Some(reason);
@@ -353,6 +363,16 @@ fn pieces<'a>(mut letters: &'a [DeadLetter], policy: &BatchPolicy) -> Vec<&'a [D
     }
     pieces.reverse();
     pieces
+}
+
+/// A piece as the worker takes it apart: letters that came round too often, which nobody is called with, and others. The first comes last.
+fn apart<'a>(mut piece: &'a [DeadLetter], spent: &[usize]) -> Vec<&'a [DeadLetter]> {
+    let runs = chains::runs(spent, piece.len()).into_iter();
+    let mut parts: Vec<_> = runs
+        .map(|letters| piece.split_off(..letters).unwrap_or_default())
+        .collect();
+    parts.reverse();
+    parts
 }
 
 /// Bytes of the message without its evidence.

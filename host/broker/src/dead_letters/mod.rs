@@ -178,7 +178,9 @@ pub enum DeadLetterError {
         topic: String,
     },
     /// [`DRY_RUNS_MAX`] dry runs are under way.
-    #[error("{DRY_RUNS_MAX} dry runs are under way, as many as there may be")]
+    #[error(
+        "{DRY_RUNS_MAX} dry runs are under way, as many as there may be; try again when one has ended"
+    )]
     Busy,
     /// What is done could not be put on record, so nothing was done.
     #[error("the audit trail cannot be kept: {0}")]

@@ -22,6 +22,7 @@ use super::sides::{Canary, Side};
 use super::source::Source;
 use super::standing::{Standing, State, Window};
 use super::{Command, Input};
+use crate::chains;
 use crate::delays::Delays;
 
 mod calling;
@@ -341,7 +342,7 @@ impl Worker {
             (Some(canary), Side::Canary) => &canary.live,
             _ => &command.live,
         };
-        let spent = hopping::spent(live, &batch);
+        let spent = chains::spent(live.spec.hops_max, &batch.columns);
         if !spent.is_empty() {
             drop(probe);
             self.end_of_chain(live, &batch, &spent).await?;

@@ -3,17 +3,11 @@
 use millrace_engine::CommitError;
 
 use super::Worker;
-use crate::chains::{Hops, runs};
+use crate::chains::runs;
 use crate::dispatch::Live;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
-
-/// The messages of a batch that have as many hops behind them as there may be.
-pub(super) fn spent(live: &Live, batch: &Batch) -> Vec<usize> {
-    let hops_max = live.spec.hops_max;
-    hops_max.map_or_else(Vec::new, |max| Hops::of(&batch.columns, true).spent(max))
-}
 
 impl Worker {
     /// Gives a batch up whose messages are all spent; one with some of them is cut, to be tried in parts. The breaker is not told:
