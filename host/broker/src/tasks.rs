@@ -38,15 +38,9 @@ impl Tasks {
         let mut stop = self.stop.subscribe();
         let running = tokio::spawn(async move {
             loop {
-                let run = AssertUnwindSafe(task(stop.clone()));
-                if run.catch_unwind().await.is_ok() {
+                if caught(name, task(stop.clone())).await.is_ok() {
                     return;
                 }
-                tracing::error!(
-                    task = name,
-                    "a task of the host panicked; it is started again"
-                );
-                counter!("millrace_task_panics_total", "task" => name).increment(1);
                 let told = stop.wait_for(|stop| *stop);
                 // Whoever would tell it may be gone as well.
                 if tokio::time::timeout(AGAIN_AFTER, told).await.is_ok() {
@@ -66,6 +60,23 @@ impl Tasks {
             let _ = task.await;
         }
     }
+}
+
+/// A panic of the host's own, as it is told to whoever waits for what it was at.
+const PANICKED: &str =
+    "the host made a mistake, its log has it; please report it. It is tried again";
+
+/// What `work` gives, or that it panicked, which is counted. Others go on.
+pub(crate) async fn caught<T>(
+    task: &'static str,
+    work: impl Future<Output = T>,
+) -> Result<T, &'static str> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.map_err(|_| {
+        tracing::error!(task, "a task of the host panicked; it is tried again");
+        counter!("millrace_task_panics_total", "task" => task).increment(1);
+        PANICKED
+    })
 }
 
 #[cfg(test)]

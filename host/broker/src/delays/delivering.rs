@@ -1,13 +1,10 @@
 //! Delivers what is due: one transaction appends to the partition and removes what it appends from the delayed ones, so each is
 //! in exactly one of the two places, whatever happens in between.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
-use metrics::counter;
 use millrace_engine::state::{StateEntry, StateQuery, StateTable};
 use millrace_engine::{Append, CommitError, ReadError, Transaction};
 use millrace_model::{
@@ -19,6 +16,7 @@ use super::stored::{GROUP, read, removal};
 use super::{DelayedId, Delays};
 use crate::dispatch::retry::Backoff;
 use crate::packing;
+use crate::tasks;
 
 /// Messages that one transaction delivers.
 const DELIVERED_AT_ONCE_MAX: usize = 1_000;
@@ -94,15 +92,10 @@ impl Delays {
         let due = self.agenda.lock().take_due(now, PARTITIONS_AT_ONCE_MAX);
         let delivered = stream::iter(due).map(|(partition, topic)| async move {
             // A mistake of the host with one partition is none with the others.
-            let delivered = AssertUnwindSafe(self.deliver_from(partition, &topic, now));
-            let left = match delivered.catch_unwind().await {
+            let delivered = tasks::caught("delays", self.deliver_from(partition, &topic, now));
+            let left = match delivered.await {
                 Ok(delivered) => delivered.err(),
-                Err(_) => {
-                    counter!("millrace_task_panics_total", "task" => "delays").increment(1);
-                    Some(Left::Wait(
-                        "the host made a mistake, see its log".to_owned(),
-                    ))
-                }
+                Err(panicked) => Some(Left::Wait(panicked.to_owned())),
             };
             (partition, topic, left)
         });

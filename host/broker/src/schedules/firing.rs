@@ -1,10 +1,8 @@
 //! Makes the messages of schedules when they are due.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, Transaction};
@@ -14,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use super::{Known, message_of};
 use crate::broker::{Broker, Inner, entry};
 use crate::produce::ProduceError;
+use crate::tasks;
 
 /// Names the schedule that made a message.
 pub(crate) const SCHEDULE: &str = "millrace-schedule";
@@ -33,9 +32,6 @@ const SLEEP_MAX: Duration = Duration::from_secs(60);
 /// A schedule whose next time is so much later than its pattern says was set by a clock that was ahead. Less than that is left, so that
 /// a clock that is set back a little makes nothing twice.
 const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(3_600);
-
-/// What is said where a mistake of the host stands in the way; the others go on meanwhile.
-const PANICKED: &str = "the host made a mistake, its log has it; please report it";
 
 /// Why a message was not made.
 enum Unmade {
@@ -97,10 +93,10 @@ impl Broker {
             due.map(|known| known.schedule.clone()).collect()
         };
         let made = stream::iter(due).map(|schedule| async move {
-            let made = AssertUnwindSafe(self.make(&schedule, now)).catch_unwind();
-            let made = made.await.unwrap_or_else(|_| {
+            let made = tasks::caught("schedules", self.make(&schedule, now)).await;
+            let made = made.unwrap_or_else(|panicked| {
                 self.read_again(&schedule.name);
-                Err(Unmade::Wait(PANICKED.to_owned()))
+                Err(Unmade::Wait(panicked.to_owned()))
             });
             self.made(schedule, made, now)
         });
@@ -188,7 +184,6 @@ impl Broker {
 
     /// Nobody knows how far its message came: what is in the catalogue counts.
     fn read_again(&self, name: &ScheduleName) {
-        counter!("millrace_task_panics_total", "task" => "schedules").increment(1);
         let entries = self.inner.engine.entries(EntryKind::Schedule);
         let found = entries.into_iter().find(|(key, _)| *key == name.as_str());
         let schedule = found.and_then(|(_, value)| serde_json::from_slice(&value).ok());
