@@ -14,6 +14,16 @@ const BY: HeaderName = HeaderName::from_static("millrace-by");
 /// What stands where nobody says.
 const UNKNOWN: &str = "unknown";
 
+/// The header as the API's document has it.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "for the document only")]
+pub(super) struct ByHeader {
+    /// Who asks, for what is kept on record.
+    #[param(rename = "Millrace-By")]
+    by: Option<String>,
+}
+
 /// Who says to ask: never empty, at most [`BY_BYTES_MAX`] bytes, and free of control characters.
 pub(super) struct By(pub(super) String);
 

@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
-use super::by::By;
+use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{
     BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
@@ -200,7 +200,7 @@ impl DeployParams {
 
 /// Deploys a processor or its next revision, which takes over between two batches. The same spec again changes nothing. State stays
 /// unless it is reset. With `canary` or `shadow` the current revision stays; the spec of the canary that is there gives it another share.
-#[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history"), DeployParams),
+#[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), ByHeader, DeployParams),
     request_body = SpecBody,
     responses(
         (status = 201, body = ProcessorSchema, description = "The first revision"),
@@ -247,7 +247,7 @@ pub(super) struct RollbackBody {
 }
 
 /// Makes an earlier revision the current one. Without a number, a revision on trial is withdrawn first, and the current one stays.
-#[utoipa::path(post, path = "/v1/processors/{name}/rollback", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")),
+#[utoipa::path(post, path = "/v1/processors/{name}/rollback", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = Option<RollbackBody>,
     responses(
         (status = 200, body = ProcessorSchema),
@@ -274,7 +274,7 @@ pub(super) async fn rollback(
 
 /// Takes no further batches until it is resumed. It is answered when the batches that are being processed have ended,
 /// or after five seconds.
-#[utoipa::path(post, path = "/v1/processors/{name}/pause", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")), responses(
+#[utoipa::path(post, path = "/v1/processors/{name}/pause", tag = "processors", params(("name" = String, Path,), ByHeader), responses(
     (status = 200, body = ProcessorSchema),
     (status = 404, body = ErrorBody),
 ))]
@@ -296,7 +296,7 @@ pub(super) struct ResumeBody {
 }
 
 /// Goes on where it paused. If its breaker is open, a message is tried at once.
-#[utoipa::path(post, path = "/v1/processors/{name}/resume", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")),
+#[utoipa::path(post, path = "/v1/processors/{name}/resume", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = Option<ResumeBody>,
     responses(
         (status = 200, body = ProcessorSchema),

@@ -9,7 +9,7 @@ use millrace_model::{Processor, ProcessorName, Timestamp, TopicName};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::by::By;
+use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
 use super::openapi::ProcessorSchema;
 use super::query::InPath;
@@ -63,7 +63,7 @@ pub(super) struct ReplayBody {
 
 /// Replays what the processor read in a range of time, through one of its revisions and into another topic. The replay is a processor of
 /// its own, with empty state; its partitions are `done` in the end, and then it may be deleted.
-#[utoipa::path(post, path = "/v1/processors/{name}/replay", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")),
+#[utoipa::path(post, path = "/v1/processors/{name}/replay", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = ReplayBody,
     responses(
         (status = 201, body = ProcessorSchema, description = "The processor that replays"),

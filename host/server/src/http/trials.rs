@@ -11,7 +11,7 @@ use millrace_model::{Processor, ProcessorName};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::by::By;
+use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
 use super::openapi::ProcessorSchema;
 use super::query::InPath;
@@ -140,7 +140,7 @@ pub(super) struct CanaryBody {
 }
 
 /// Gives the canary another share of the keys. A larger share holds the smaller one: no key goes back.
-#[utoipa::path(post, path = "/v1/processors/{name}/canary", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")),
+#[utoipa::path(post, path = "/v1/processors/{name}/canary", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = CanaryBody,
     responses(
         (status = 200, body = ProcessorSchema),
@@ -163,7 +163,7 @@ pub(super) async fn canary(
 }
 
 /// Makes the revision on trial the current one.
-#[utoipa::path(post, path = "/v1/processors/{name}/promote", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")), responses(
+#[utoipa::path(post, path = "/v1/processors/{name}/promote", tag = "processors", params(("name" = String, Path,), ByHeader), responses(
     (status = 200, body = ProcessorSchema),
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "No revision is on trial"),
@@ -191,7 +191,7 @@ pub(super) async fn shadow(
 }
 
 /// Ends the shadow; its report is gone.
-#[utoipa::path(delete, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the history")), responses(
+#[utoipa::path(delete, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,), ByHeader), responses(
     (status = 200, body = ProcessorSchema),
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "There is no shadow"),

@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 
 use super::super::body::json;
 use super::super::bounds::PRODUCE_BODY_BYTES_MAX;
-use super::super::by::By;
+use super::super::by::{By, ByHeader};
 use super::super::error::{ApiError, ErrorBody};
 use super::super::messages::{entry, one_of};
 use super::super::openapi::{
@@ -53,7 +53,7 @@ pub(in super::super) struct RedriveBody {
 
 /// Sends dead letters again, to this processor only; each at most once. It stops if the caller goes away.
 #[utoipa::path(post, path = "/v1/processors/{name}/dead-letters/redrive", tag = "dead letters",
-    params(("name" = String, Path,), ("Millrace-By" = Option<String>, Header, description = "Who asks, for the audit trail")),
+    params(("name" = String, Path,), ByHeader),
     request_body = RedriveBody,
     responses(
         (status = 200, body = RedrivenSchema),
@@ -136,7 +136,7 @@ impl EditBody {
 /// Sends one dead letter again, changed. The letter itself stays as it died; the audit trail has digests of both.
 #[utoipa::path(post, path = "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}/edit", tag = "dead letters",
     params(("name" = String, Path,), ("topic" = String, Path,), ("partition" = u32, Path,), ("offset" = u64, Path,),
-        ("Millrace-By" = Option<String>, Header, description = "Who asks, for the audit trail")),
+        ByHeader),
     request_body = EditBody,
     responses(
         (status = 200, body = RedrivenSchema),
