@@ -5,25 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use guest_artifacts as guests;
-use millrace_tests::{Client, Deploy, Host, Message, wait_for};
+use millrace_tests::{Client, Host, Message, wait_for};
 use serde_json::{Value, json};
 
-use crate::host;
+use crate::{deploy_worker, host};
 
 fn topics(client: &Client) -> Result<()> {
     client.topic("in", 2)?;
     client.topic("out", 2)
-}
-
-fn deploy(client: &Client, component: &[u8], more: Value) -> Result<u64> {
-    let module = client.push(component)?;
-    client.deploy(&Deploy {
-        name: "worker",
-        module: &module,
-        topic: "in",
-        output: "out",
-        more,
-    })
 }
 
 /// Messages of this value whose keys are numbers.
@@ -63,7 +52,7 @@ fn an_outage_pauses_the_processor_gives_nothing_up_and_ends_by_itself() -> Resul
     let host = host()?;
     let client = host.client();
     topics(&client)?;
-    deploy(
+    deploy_worker(
         &client,
         guests::FLAKY,
         json!({"retry": {"attempts_max": 1}}),
@@ -93,7 +82,7 @@ fn ten_thousand(poison: Option<usize>) -> Result<Duration> {
     let host = host()?;
     let client = host.client();
     topics(&client)?;
-    deploy(&client, guests::POISON, json!({}))?;
+    deploy_worker(&client, guests::POISON, json!({}))?;
     let mut messages = numbered(COUNT, "v", &json!({}));
     if let Some(place) = poison {
         messages[place]["value"] = json!("poison");
@@ -130,11 +119,11 @@ const DEPLOYED: u32 = 2_000;
 fn bad_deploy(client: &Client, auto_rollback: bool) -> Result<Instant> {
     topics(client)?;
     let more = json!({"retry": {"attempts_max": 1}, "auto_rollback": auto_rollback});
-    deploy(client, guests::PASSTHROUGH, more.clone())?;
+    deploy_worker(client, guests::PASSTHROUGH, more.clone())?;
     let messages = numbered(DEPLOYED, "poison", &json!({}));
     client.produce("in", &messages[..100])?;
     client.wait_for_messages("out", 100)?;
-    assert_eq!(deploy(client, guests::POISON, more)?, 2);
+    assert_eq!(deploy_worker(client, guests::POISON, more)?, 2);
     let began = Instant::now();
     client.produce("in", &messages[100..])?;
     Ok(began)
@@ -198,7 +187,7 @@ fn at_the_bound_of_dead_letters_a_partition_waits_until_there_may_be_more_or_som
     let client = host.client();
     topics(&client)?;
     let more = json!({"dead_letters": {"max": 20, "per_ms": 3_600_000}});
-    deploy(&client, guests::FLAKY, more)?;
+    deploy_worker(&client, guests::FLAKY, more)?;
     client.produce("in", &numbered(100, "v", &json!({"reject": "no"})))?;
     wait_for("a partition to wait", || {
         let processor = client.get("/v1/processors/worker")?.ok()?;
@@ -227,7 +216,7 @@ fn a_topic_of_nothing_but_poison_ends_as_dead_letters_when_an_operator_says_so()
     let host = host()?;
     let client = host.client();
     topics(&client)?;
-    deploy(
+    deploy_worker(
         &client,
         guests::POISON,
         json!({"retry": {"attempts_max": 2, "delay_first_ms": 5}}),
@@ -291,7 +280,7 @@ fn a_message_with_which_the_host_ends_is_found_out_and_all_others_are_processed_
     let client = host.client();
     client.topic("in", 1)?;
     client.topic("out", 1)?;
-    deploy(
+    deploy_worker(
         &client,
         guests::ENDLESS,
         json!({"limits": {"call_ms_max": 600_000}}),

@@ -5,20 +5,13 @@ use guest_artifacts as guests;
 use millrace_tests::{Client, Deploy, Message, wait_for};
 use serde_json::{Value, json};
 
-use crate::host;
+use crate::{deploy_worker, host};
 
 /// Two topics and a processor between them.
 fn pipeline(client: &Client, component: &[u8], more: Value) -> Result<()> {
     client.topic("in", 2)?;
     client.topic("out", 2)?;
-    let module = client.push(component)?;
-    client.deploy(&Deploy {
-        name: "worker",
-        module: &module,
-        topic: "in",
-        output: "out",
-        more,
-    })?;
+    deploy_worker(client, component, more)?;
     Ok(())
 }
 

@@ -3,10 +3,10 @@
 
 use anyhow::Result;
 use guest_artifacts as guests;
-use millrace_tests::{Client, Deploy, Message, wait_for};
+use millrace_tests::{Client, Message, wait_for};
 use serde_json::{Value, json};
 
-use crate::host;
+use crate::{deploy_between, host};
 
 const PARTITIONS: u32 = 4;
 /// Messages for each bad neighbour, and how many of them are bad: every fifth.
@@ -29,14 +29,7 @@ fn deploy(
 
 fn deploy_again(client: &Client, name: &str, component: &[u8], more: Value) -> Result<()> {
     let (topic, output) = (format!("{name}-in"), format!("{name}-out"));
-    let module = client.push(component)?;
-    client.deploy(&Deploy {
-        name,
-        module: &module,
-        topic: &topic,
-        output: &output,
-        more,
-    })?;
+    deploy_between(client, name, component, [&topic, &output], more)?;
     Ok(())
 }
 

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use guest_artifacts as guests;
-use millrace_tests::{Client, Deploy, wait_for};
+use millrace_tests::{Client, wait_for};
 use serde_json::{Value, json};
 
-use crate::host;
+use crate::{deploy_between, host};
 
 /// What a good neighbour's single message may take at the most, while a bad guest runs wild. Generous: shared machines.
 const NEIGHBOUR_PATIENCE: Duration = Duration::from_secs(10);
@@ -17,14 +17,7 @@ fn deploy(client: &Client, name: &str, component: &[u8], more: Value) -> Result<
     let (topic, output) = (format!("{name}-in"), format!("{name}-out"));
     client.topic(&topic, 1)?;
     client.topic(&output, 1)?;
-    let module = client.push(component)?;
-    client.deploy(&Deploy {
-        name,
-        module: &module,
-        topic: &topic,
-        output: &output,
-        more,
-    })?;
+    deploy_between(client, name, component, [&topic, &output], more)?;
     Ok(())
 }
 

@@ -22,11 +22,35 @@ mod times;
 mod uploads;
 
 use anyhow::Result;
-use millrace_tests::Host;
+use millrace_tests::{Client, Deploy, Host};
+use serde_json::Value;
 
 /// The binary under test, built by the same cargo run.
 const MILLRACE: &str = env!("CARGO_BIN_EXE_millrace");
 
 fn host() -> Result<Host> {
     Host::start(MILLRACE)
+}
+
+/// Uploads a component and deploys it as a processor from one topic to another; the revision.
+fn deploy_between(
+    client: &Client,
+    name: &str,
+    component: &[u8],
+    [topic, output]: [&str; 2],
+    more: Value,
+) -> Result<u64> {
+    let module = client.push(component)?;
+    client.deploy(&Deploy {
+        name,
+        module: &module,
+        topic,
+        output,
+        more,
+    })
+}
+
+/// The same as `worker`, from `in` to `out`.
+fn deploy_worker(client: &Client, component: &[u8], more: Value) -> Result<u64> {
+    deploy_between(client, "worker", component, ["in", "out"], more)
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use guest_artifacts as guests;
-use millrace_tests::{Client, Deploy, Host, wait_for};
+use millrace_tests::{Client, Host, wait_for};
 use serde_json::{Value, json};
 
-use crate::host;
+use crate::{deploy_worker, host};
 
 const MESSAGES: u32 = 600;
 const KEYS: u32 = 20;
@@ -34,20 +34,13 @@ fn message(number: u32) -> Value {
 }
 
 fn deploy(client: &Client, component: &[u8], order: &str) -> Result<()> {
-    let module = client.push(component)?;
     let more = json!({
         "order": order,
         "retry": {"attempts_max": 2_000_000, "delay_first_ms": 20, "delay_max_ms": 50},
         "breaker": {"enabled": false},
         "batch": {"messages_max": 30},
     });
-    client.deploy(&Deploy {
-        name: "worker",
-        module: &module,
-        topic: "in",
-        output: "out",
-        more,
-    })?;
+    deploy_worker(client, component, more)?;
     Ok(())
 }
 

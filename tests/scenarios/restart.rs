@@ -2,21 +2,10 @@
 
 use anyhow::Result;
 use guest_artifacts as guests;
-use millrace_tests::{Client, Deploy, wait_for};
+use millrace_tests::{Client, wait_for};
 use serde_json::{Value, json};
 
-use crate::host;
-
-fn deploy(client: &Client, component: &[u8], more: Value) -> Result<u64> {
-    let module = client.push(component)?;
-    client.deploy(&Deploy {
-        name: "worker",
-        module: &module,
-        topic: "in",
-        output: "out",
-        more,
-    })
-}
+use crate::{deploy_worker, host};
 
 #[test]
 fn a_restart_keeps_messages_modules_revisions_and_progress() -> Result<()> {
@@ -24,8 +13,8 @@ fn a_restart_keeps_messages_modules_revisions_and_progress() -> Result<()> {
     let client = host.client();
     client.topic("in", 2)?;
     client.topic("out", 2)?;
-    deploy(&client, guests::STAMP_1, json!({}))?;
-    deploy(&client, guests::STAMP_2, json!({}))?;
+    deploy_worker(&client, guests::STAMP_1, json!({}))?;
+    deploy_worker(&client, guests::STAMP_2, json!({}))?;
     let batch: Vec<Value> = (0..500)
         .map(|n| json!({"key": n.to_string(), "value": "v"}))
         .collect();
@@ -55,7 +44,7 @@ fn a_parked_message_is_retried_after_a_restart_and_its_attempts_count_on() -> Re
     client.topic("in", 1)?;
     client.topic("out", 1)?;
     let retry = json!({"retry": {"attempts_max": 3, "delay_first_ms": 1500, "delay_max_ms": 1500}});
-    deploy(&client, guests::FLAKY, retry)?;
+    deploy_worker(&client, guests::FLAKY, retry)?;
     client.produce(
         "in",
         &[json!({"key": "k", "value": "x", "headers": {"fail-times": "99"}})],

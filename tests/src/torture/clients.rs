@@ -344,10 +344,7 @@ fn read_page(
     );
     let page = client.get(&path)?.ok()?;
     let found: Vec<Message> = serde_json::from_value(page["messages"].clone())?;
-    let messages = found
-        .iter()
-        .map(|message| Seen::new(message.offset, id_of(message)));
-    let messages: Vec<Seen> = messages.collect();
+    let messages = seen(&found);
     if topic == times::LATER {
         times::write_clock(shared);
     }
@@ -362,6 +359,11 @@ fn read_page(
     page["next"].as_u64().context("no next")
 }
 
+fn seen(messages: &[Message]) -> Vec<Seen> {
+    let one = |message: &Message| Seen::new(message.offset, id_of(message));
+    messages.iter().map(one).collect()
+}
+
 /// Waits for what comes next in a partition; the last of it as it was shown. It has to stay, as anything that was read.
 pub(super) fn wait_for_next(
     shared: &Shared,
@@ -374,10 +376,7 @@ pub(super) fn wait_for_next(
         format!("/v1/topics/{topic}/partitions/{partition}/messages?from=latest&wait_ms={wait_ms}");
     let page = client.get(&path)?.ok()?;
     let found: Vec<Message> = serde_json::from_value(page["messages"].clone())?;
-    let messages = found
-        .iter()
-        .map(|message| Seen::new(message.offset, id_of(message)));
-    let messages: Vec<Seen> = messages.collect();
+    let messages = seen(&found);
     let last = found.last().map(|message| id_of(message).to_owned());
     if last.is_some() {
         shared.history.write(Event::Read {
