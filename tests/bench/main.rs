@@ -7,6 +7,7 @@
 mod calls;
 mod commits;
 mod latency;
+mod load;
 mod log;
 mod machine;
 mod memory;
