@@ -66,9 +66,9 @@ pub(super) struct PastRevision {
 pub(super) struct Difference {
     /// Its name, as `batch.messages_max`.
     field: String,
-    #[schema(value_type = Object)]
+    /// As the spec has it: a text, a number, a list; null where there was none.
     before: Value,
-    #[schema(value_type = Object)]
+    /// The same of this revision.
     after: Value,
 }
 

@@ -2,9 +2,12 @@
 //! the document has every route, and every shape the fields of its noun.
 #![allow(dead_code, reason = "the shapes are read by the derive only")]
 
+mod finish;
+
 use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
+use self::finish::Finish;
 use super::{
     damage, dead_letters, delays, fetch, health, history, lifetime, modules, processors, produce,
     replays, schedules, states, topics, trials,
@@ -12,6 +15,7 @@ use super::{
 
 #[derive(OpenApi)]
 #[openapi(
+    modifiers(&Finish),
     info(
         title = "Millrace",
         description = "A message broker that runs your WebAssembly. Every error has one shape: a code, a message, and what to do."
@@ -495,6 +499,56 @@ mod tests {
             methods.map(move |(method, operation)| (format!("{method} {path}"), operation))
         });
         methods.collect()
+    }
+
+    #[test]
+    fn every_answer_is_described_and_every_operation_declares_its_errors() {
+        let document = document();
+        for (name, operation) in operations(&document) {
+            let responses = operation["responses"].as_object().expect("answers");
+            assert!(responses.contains_key("default"), "{name}");
+            for (status, response) in responses {
+                let description = response["description"].as_str().unwrap_or_default();
+                assert!(!description.is_empty(), "{name}: {status}");
+            }
+            if operation["parameters"].is_array() {
+                assert!(responses.contains_key("400"), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_has_an_id_of_its_own_that_says_what_it_is() {
+        let document = document();
+        let ids: Vec<&str> = operations(&document)
+            .iter()
+            .map(|(_, operation)| operation["operationId"].as_str().expect("an id"))
+            .collect();
+        let different: BTreeSet<&str> = ids.iter().copied().collect();
+        assert_eq!(ids.len(), different.len(), "{ids:?}");
+        for id in ["post_topic_messages", "get_processor", "get_processors"] {
+            assert!(different.contains(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn names_in_paths_have_patterns_and_bytes_are_binary() {
+        let document = document();
+        for (name, operation) in operations(&document) {
+            for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                if parameter["in"] == "path"
+                    && ["topic", "name"].contains(&parameter["name"].as_str().expect("a name"))
+                {
+                    assert!(parameter["schema"]["pattern"].is_string(), "{name}");
+                }
+            }
+        }
+        let value = "/v1/topics/{topic}/partitions/{partition}/messages/{offset}/value";
+        let content = &document["paths"][value]["get"]["responses"]["200"]["content"];
+        assert_eq!(
+            content["application/octet-stream"]["schema"]["format"],
+            "binary"
+        );
     }
 
     #[test]

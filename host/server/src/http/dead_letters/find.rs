@@ -112,7 +112,7 @@ fn header_filter(text: &str) -> HeaderFilter {
 /// Where a dead letter stands.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct PlaceBody {
+pub(super) struct DeadLetterPlaceBody {
     /// The dead-letter topic.
     #[schema(value_type = String)]
     topic: TopicName,
@@ -123,10 +123,10 @@ pub(super) struct PlaceBody {
 /// The three ways to say which letters; how many at the most comes along.
 pub(super) fn which(
     all: bool,
-    places: Option<Vec<PlaceBody>>,
+    places: Option<Vec<DeadLetterPlaceBody>>,
     filter: Option<Find>,
 ) -> Result<(RedriveWhich, Option<usize>), ApiError> {
-    let place = |place: PlaceBody| DeadLetterPlace {
+    let place = |place: DeadLetterPlaceBody| DeadLetterPlace {
         topic: place.topic,
         partition: PartitionId(place.partition),
         offset: millrace_model::Offset(place.offset),

@@ -27,7 +27,7 @@ use super::super::openapi::{
 };
 use super::super::query::{InPath, InQuery};
 use super::super::{Shared, to_the_end};
-use super::find::{Find, PlaceBody, place, which};
+use super::find::{DeadLetterPlaceBody, Find, place, which};
 
 /// Letters of a dry run that does not say how many.
 const TRIED_DEFAULT: usize = 1_000;
@@ -40,7 +40,7 @@ const AUDIT_DEFAULT: usize = 100;
 pub(in super::super) struct RedriveBody {
     #[serde(default)]
     all: bool,
-    dead_letters: Option<Vec<PlaceBody>>,
+    dead_letters: Option<Vec<DeadLetterPlaceBody>>,
     filter: Option<Find>,
     /// At most so many a second. Such a redrive answers after ten seconds at the latest: where there is more to do, `next` is to be
     /// sent as the filter's `from`, and `started_at` as its `until`.
@@ -178,7 +178,7 @@ pub(in super::super) async fn edit(
 pub(in super::super) struct DryRunBody {
     #[serde(default)]
     all: bool,
-    dead_letters: Option<Vec<PlaceBody>>,
+    dead_letters: Option<Vec<DeadLetterPlaceBody>>,
     filter: Option<Find>,
     /// The revision to try; the current one without.
     revision: Option<u32>,

@@ -1,0 +1,172 @@
+//! What holds for every operation of the document alike, said in one place: each answer has a description, names have their patterns,
+//! bytes are bytes, and errors are declared.
+
+use utoipa::Modify;
+use utoipa::openapi::path::{Operation, ParameterIn};
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
+use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
+
+use millrace_model::bounds::{
+    PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX,
+};
+
+/// Characters of names. That `.`, `..` and what begins with `__` are reserved, no client generator needs to know.
+const NAME_PATTERN: &str = "^[A-Za-z0-9._-]+$";
+const BYTES: &str = "application/octet-stream";
+const BAD_REQUEST: &str = "400";
+const OTHERWISE: &str = "default";
+
+/// Completes the document.
+pub(super) struct Finish;
+
+impl Modify for Finish {
+    fn modify(&self, document: &mut OpenApi) {
+        for (path, item) in &mut document.paths.paths {
+            let operations = [
+                ("get", &mut item.get),
+                ("put", &mut item.put),
+                ("post", &mut item.post),
+                ("delete", &mut item.delete),
+                ("patch", &mut item.patch),
+            ];
+            for (method, operation) in operations {
+                let Some(operation) = operation else {
+                    continue;
+                };
+                operation.operation_id = Some(operation_id(method, path));
+                give_patterns(path, operation);
+                declare_errors(operation);
+                describe_answers(operation);
+                say_bytes(operation);
+            }
+        }
+    }
+}
+
+/// What a generated client calls it, unique in the document: `post_topic_messages` of `POST /v1/topics/{topic}/messages`.
+fn operation_id(method: &str, path: &str) -> String {
+    let mut words = vec![method.to_owned()];
+    let mut segments = path.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        if segment.is_empty() || segment == "v1" || segment.starts_with('{') {
+            continue;
+        }
+        let is_one = segments.peek().is_some_and(|next| next.starts_with('{'));
+        let word = segment
+            .split('.')
+            .next()
+            .unwrap_or_default()
+            .replace('-', "_");
+        words.push(match word.strip_suffix('s') {
+            Some(singular) if is_one => singular.to_owned(),
+            _ => word,
+        });
+    }
+    words.join("_")
+}
+
+/// Parameters that are names say which characters they take, so that a client can refuse others.
+fn give_patterns(path: &str, operation: &mut Operation) {
+    for parameter in operation.parameters.iter_mut().flatten() {
+        let RefOr::T(parameter) = parameter else {
+            continue;
+        };
+        if parameter.parameter_in != ParameterIn::Path {
+            continue;
+        }
+        let chars_max = match parameter.name.as_str() {
+            "topic" => TOPIC_NAME_CHARS_MAX,
+            "name" if path.starts_with("/v1/schedules/") => SCHEDULE_NAME_CHARS_MAX,
+            "name" => PROCESSOR_NAME_CHARS_MAX,
+            _ => continue,
+        };
+        let name = ObjectBuilder::new()
+            .schema_type(SchemaType::Type(Type::String))
+            .min_length(Some(1))
+            .max_length(Some(chars_max))
+            .pattern(Some(NAME_PATTERN));
+        parameter.schema = Some(name.into());
+    }
+}
+
+/// Whatever takes something from a caller may find it malformed; all other errors have the same shape.
+fn declare_errors(operation: &mut Operation) {
+    let takes_something = operation
+        .parameters
+        .as_ref()
+        .is_some_and(|parameters| !parameters.is_empty())
+        || operation.request_body.is_some();
+    let responses = &mut operation.responses.responses;
+    if takes_something {
+        responses.entry(BAD_REQUEST.to_owned()).or_insert_with(|| {
+            error("What is asked for is malformed; the error says what to mend")
+        });
+    }
+    responses
+        .entry(OTHERWISE.to_owned())
+        .or_insert_with(|| error("Any other error: a code, a message, and what to do"));
+}
+
+fn error(description: &str) -> RefOr<Response> {
+    let shape = Ref::from_schema_name("ErrorBody");
+    let response = ResponseBuilder::new()
+        .description(description)
+        .content("application/json", Content::new(Some(shape)));
+    RefOr::T(response.build())
+}
+
+/// An answer without a description of its own gets the meaning of its status.
+fn describe_answers(operation: &mut Operation) {
+    for (status, response) in &mut operation.responses.responses {
+        let RefOr::T(response) = response else {
+            continue;
+        };
+        if response.description.is_empty() {
+            response.description = meaning(status).to_owned();
+        }
+    }
+}
+
+fn meaning(status: &str) -> &'static str {
+    match status {
+        "200" => "Done; what was asked for",
+        "201" => "Made",
+        "202" => "Accepted",
+        "204" => "Done; there is nothing to say",
+        "400" => "What is asked for is malformed; the error says what to mend",
+        "404" => "There is none of that name, or not at that place",
+        "408" => "The body took too long to arrive; send it again",
+        "409" => "Not as things stand; the error says what stands in the way",
+        "413" => "Larger than the host takes",
+        "415" => {
+            "The host does not read this content type or encoding; the error lists those that it does"
+        }
+        "422" => "Understood, and not possible; the error says why",
+        "429" => "A bound is reached; try again later",
+        "500" => "The host failed; its log has more",
+        "503" => "Not now; try again",
+        "507" => "The disk is full",
+        _ => "See the error's code and hint",
+    }
+}
+
+/// Bytes are a string of binary format, which generators know; not the list of numbers that they are in Rust.
+fn say_bytes(operation: &mut Operation) {
+    let answers = operation.responses.responses.values_mut();
+    let answers = answers.filter_map(|response| match response {
+        RefOr::T(response) => response.content.get_mut(BYTES),
+        RefOr::Ref(_) => None,
+    });
+    let body = match operation.request_body.as_mut() {
+        Some(RefOr::T(body)) => body.content.get_mut(BYTES),
+        Some(RefOr::Ref(_)) | None => None,
+    };
+    for content in answers.chain(body) {
+        if let RefOr::T(content) = content {
+            let binary = ObjectBuilder::new()
+                .schema_type(SchemaType::Type(Type::String))
+                .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)));
+            content.schema = Some(RefOr::T(Schema::Object(binary.build())));
+        }
+    }
+}
