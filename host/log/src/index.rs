@@ -9,10 +9,14 @@ use millrace_model::{Offset, Timestamp};
 /// Bytes between two entries, at least.
 pub const INDEX_SPACING_BYTES: u64 = 4096;
 /// Bytes at the end of a stored index, which tell of the segment as a whole.
-pub const FOOTER_BYTES: usize = 36;
+pub const FOOTER_BYTES: usize = 40;
+/// The same in the version before, which did not say whether there are tombstones.
+const FOOTER_BYTES_BEFORE: usize = 36;
 const ENTRY_BYTES: usize = 24;
-/// Names the version: earlier ones had no times.
-const MAGIC: [u8; 4] = *b"MRX2";
+/// Names the version.
+const MAGIC: [u8; 4] = *b"MRX3";
+/// Names the version before; earlier ones had no times.
+const MAGIC_BEFORE: [u8; 4] = *b"MRX2";
 /// Entries of a stored index that are held against the segment before it is believed.
 const PROBES: usize = 16;
 
@@ -42,6 +46,20 @@ pub struct Footer {
     pub max_timestamp: Timestamp,
     /// When the segment ended, by the host's clock; 0 where nobody knows.
     pub sealed_at: Timestamp,
+    /// Whether there are tombstones in it.
+    pub tombstones: Tombstones,
+}
+
+/// Whether a segment holds messages that remove their key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tombstones {
+    /// Nobody looked.
+    #[default]
+    Unknown,
+    /// There are none.
+    None,
+    /// There is one at least.
+    Some,
 }
 
 impl Index {
@@ -84,6 +102,11 @@ impl Index {
     /// Notes when the segment ended.
     pub fn seal(&mut self, at: Timestamp) {
         self.footer.sealed_at = at;
+    }
+
+    /// Notes whether there are tombstones.
+    pub fn set_tombstones(&mut self, tombstones: Tombstones) {
+        self.footer.tombstones = tombstones;
     }
 
     /// Up to where the segment has been noted.
@@ -145,6 +168,7 @@ impl Index {
         bytes.extend(self.footer.max_timestamp.0.to_le_bytes());
         bytes.extend(self.footer.sealed_at.0.to_le_bytes());
         bytes.extend(entries_crc.to_le_bytes());
+        bytes.extend((self.footer.tombstones as u32).to_le_bytes());
         bytes.extend(MAGIC);
         bytes.extend(crc32c::crc32c(&bytes[footer_at..]).to_le_bytes());
         bytes
@@ -153,9 +177,9 @@ impl Index {
     /// Reads what [`Index::encode`] wrote for a segment of `segment_bytes`; `None` for anything else.
     #[must_use]
     pub fn decode(bytes: &[u8], segment_bytes: u64) -> Option<Self> {
-        let (entries, footer) = bytes.split_last_chunk::<FOOTER_BYTES>()?;
-        let entries_crc = word(&footer[24..28]) as u32;
-        let footer = Footer::decode(footer, segment_bytes)?;
+        let (footer, footer_bytes) = Footer::decode_with_length(bytes, segment_bytes)?;
+        let (entries, stored) = bytes.split_at(bytes.len() - footer_bytes);
+        let entries_crc = word(&stored[24..28]) as u32;
         if crc32c::crc32c(entries) != entries_crc || entries.len() % ENTRY_BYTES != 0 {
             return None;
         }
@@ -180,18 +204,35 @@ impl Entry {
 }
 
 impl Footer {
-    /// Reads the last bytes of a stored index of a segment of `segment_bytes`; `None` for anything else.
+    /// Reads the last [`FOOTER_BYTES`] of a stored index of a segment of `segment_bytes`, or more of them; `None` for anything else.
     #[must_use]
-    pub fn decode(bytes: &[u8; FOOTER_BYTES], segment_bytes: u64) -> Option<Self> {
-        let (bytes, crc) = bytes.split_last_chunk::<4>()?;
-        let sound = crc32c::crc32c(bytes) == u32::from_le_bytes(*crc);
-        let footer = Self {
-            covered_bytes: word(&bytes[..8]),
-            max_timestamp: Timestamp(word(&bytes[8..16])),
-            sealed_at: Timestamp(word(&bytes[16..24])),
+    pub fn decode(bytes: &[u8], segment_bytes: u64) -> Option<Self> {
+        Some(Self::decode_with_length(bytes, segment_bytes)?.0)
+    }
+
+    /// And how many bytes it has.
+    fn decode_with_length(bytes: &[u8], segment_bytes: u64) -> Option<(Self, usize)> {
+        let (rest, _) = bytes.split_last_chunk::<4>()?;
+        let (length, tombstones) = match rest.last_chunk::<4>()? {
+            &MAGIC => (FOOTER_BYTES, true),
+            &MAGIC_BEFORE => (FOOTER_BYTES_BEFORE, false),
+            _ => return None,
         };
-        let ours = bytes.ends_with(&MAGIC) && footer.covered_bytes == segment_bytes;
-        (sound && ours).then_some(footer)
+        let footer = &bytes[bytes.len().checked_sub(length)?..];
+        let (footer, crc) = footer.split_last_chunk::<4>()?;
+        let tombstones = tombstones.then(|| word(&footer[28..32]));
+        let decoded = Self {
+            covered_bytes: word(&footer[..8]),
+            max_timestamp: Timestamp(word(&footer[8..16])),
+            sealed_at: Timestamp(word(&footer[16..24])),
+            tombstones: match tombstones {
+                Some(1) => Tombstones::None,
+                Some(2) => Tombstones::Some,
+                _ => Tombstones::Unknown,
+            },
+        };
+        let sound = crc32c::crc32c(footer) == u32::from_le_bytes(*crc);
+        (sound && decoded.covered_bytes == segment_bytes).then_some((decoded, length))
     }
 }
 
@@ -233,6 +274,7 @@ mod tests {
                 None => prop_assert!(index.footer().max_timestamp < Timestamp(at)),
             }
             index.seal(Timestamp(at));
+            index.set_tombstones([Tombstones::Unknown, Tombstones::None, Tombstones::Some][at as usize % 3]);
             prop_assert_eq!(Index::decode(&index.encode(), end), Some(index));
         }
 
@@ -240,6 +282,27 @@ mod tests {
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>, length: u64) {
             let _ = Index::decode(&bytes, length);
         }
+    }
+
+    #[test]
+    fn an_index_of_the_version_that_knew_no_tombstones_is_read() {
+        let mut index = Index::default();
+        index.note(Offset(7), 0, 100, Timestamp(5));
+        index.seal(Timestamp(9));
+        let mut old = index.encode();
+        let at = old.len() - FOOTER_BYTES;
+        let mut footer = old[at..at + 28].to_vec();
+        footer.extend(MAGIC_BEFORE);
+        footer.extend(crc32c::crc32c(&footer).to_le_bytes());
+        old.truncate(at);
+        old.extend(footer);
+        assert_eq!(Index::decode(&old, 100), Some(index));
+        let last = &old[old.len() - FOOTER_BYTES..];
+        let read = Footer::decode(last, 100).expect("a footer");
+        assert_eq!(
+            (read.sealed_at, read.tombstones),
+            (Timestamp(9), Tombstones::Unknown)
+        );
     }
 
     #[test]

@@ -7,9 +7,11 @@ pub mod compact;
 pub mod encryption;
 pub mod examine;
 mod layout;
+mod leftovers;
 mod lifetime;
 mod place;
 pub mod rebuild;
+pub mod upkeep;
 pub mod verify;
 
 use std::collections::HashMap;

@@ -13,13 +13,14 @@ pub const TOMBSTONE_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 #[serde(default, deny_unknown_fields)]
 pub struct TopicSettings {
     /// Messages older than this many milliseconds go, a segment at a time: when that long has passed since the largest timestamp in
-    /// it, or since it ended if that was earlier.
+    /// it, or since it ended if that was earlier. The segment that is written to ends at this age.
     pub retention_ms: Option<u64>,
     /// The oldest segments of a partition go while it holds more than this many bytes.
     pub retention_bytes: Option<u64>,
     /// Only the latest value of each key is kept; a message without a value (a tombstone) removes its key.
     pub compact: bool,
-    /// How long a tombstone is kept in a compacted topic, in milliseconds, so that slow readers see it too.
+    /// How long a tombstone is kept in a compacted topic at the least, in milliseconds, so that slow readers see it too. Counts from when
+    /// its segment ended, by the host's clock.
     pub tombstone_ms: u64,
     /// Bytes of a segment before the next one begins.
     pub segment_bytes: Option<u64>,

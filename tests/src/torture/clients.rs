@@ -15,9 +15,10 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 
 use super::counting;
-use super::history::{DELAYED, Event, History, Pipeline, Seen};
+use super::history::{DELAYED, Event, History, Pipeline, Seen, removes_key};
 use super::times;
 use super::value::{self, Id};
+use super::world;
 use crate::{Client, Message, Reply};
 
 /// Shorter than the longest pause of a host that stands still: clients then see no answer, and what they asked may still be done.
@@ -27,6 +28,8 @@ const REQUEST_MESSAGES_MAX: u32 = 6;
 const PADDING_BYTES_MAX: usize = 400;
 /// Messages of one producer with equal sequence modulo this share a key.
 pub(super) const KEYS: u64 = 17;
+/// Every so many messages of a key one removes it, where only the latest message of each key stays.
+pub(super) const REMOVES_EVERY: u64 = 4;
 /// Every so many messages one is rejected by the component and becomes a dead letter.
 pub(super) const REJECTED_EVERY: u64 = 23;
 /// Every so many messages one succeeds at the second attempt only.
@@ -178,6 +181,9 @@ fn make(producer: Producer, next: &mut u64, random: &mut Rng) -> Request {
             let due = times::due(random);
             due_ms.push(due);
             return json!({"key": key, "value": value, "deliver_at": due});
+        }
+        if topic == world::LATEST && removes_key(sequence, KEYS, REMOVES_EVERY) {
+            return json!({"key": key, "value": null, "headers": {counting::ID: value}});
         }
         let headers = if sequence % REJECTED_EVERY == 0 {
             json!({"reject": "torture"})

@@ -277,11 +277,22 @@ pub enum Ages {
     WhenTrimmed,
     /// The oldest, by the topic's own settings.
     ByRetention,
-    /// Those whose key has a later message. A producer's messages of equal sequence modulo `keys` share one.
+    /// Those whose key has a later message, and in the end those that remove their key. A producer's messages of equal sequence modulo
+    /// `keys` share one.
     ByCompaction {
         /// Keys of one producer.
         keys: u64,
+        /// Every so many messages of a key one removes it; none does where it is 0.
+        #[serde(default)]
+        removes_every: u64,
     },
+}
+
+/// Whether a producer's message removes its key in a topic of [`Ages::ByCompaction`].
+#[must_use]
+pub fn removes_key(sequence: u64, keys: u64, removes_every: u64) -> bool {
+    let number = (sequence / keys.max(1)).checked_rem(removes_every);
+    number.is_some_and(|number| number + 1 == removes_every)
 }
 
 /// A processor: each input ends in exactly one of two places.

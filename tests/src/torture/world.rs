@@ -13,7 +13,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::checker::{self, Verdict};
-use super::clients::{self, KEYS, Producer, Shared};
+use super::clients::{self, KEYS, Producer, REMOVES_EVERY, Shared};
 use super::counting;
 use super::disk::LoopDisk;
 use super::faults;
@@ -26,6 +26,8 @@ const PARTITIONS: u32 = 4;
 const AGING_PARTITIONS: u32 = 2;
 /// What a partition with retention keeps.
 const RETENTION_BYTES: u64 = 96 << 10;
+/// How long a message stays that removes its key.
+const TOMBSTONE_MS: u64 = 400;
 /// How long everything may take to get through once it is calm: the slowest retry, and room for a machine that others use, too.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 const SAFE: &str = "safe";
@@ -35,8 +37,8 @@ const DEAD: &str = "safe.worker.dlq";
 pub(super) const WORKER: &str = "worker";
 /// Messages go when somebody trims them or, in other worlds, when there are too many.
 const AGING: &str = "aging";
-/// Only the latest message of each key stays.
-const LATEST: &str = "latest";
+/// Only the latest message of each key stays, and nothing of keys that were removed.
+pub(super) const LATEST: &str = "latest";
 const TOPICS: [&str; 11] = [
     SAFE,
     QUICK,
@@ -386,6 +388,10 @@ fn rules(seed: u64, trims: bool) -> Rules {
         counts: false,
         redrives: false,
     };
+    let latest = Ages::ByCompaction {
+        keys: KEYS,
+        removes_every: REMOVES_EVERY,
+    };
     Rules {
         seed,
         topics: vec![
@@ -394,7 +400,7 @@ fn rules(seed: u64, trims: bool) -> Rules {
             rule(OUT, true, false),
             rule(DEAD, true, false),
             aging(AGING, false, true, ages),
-            aging(LATEST, true, true, Ages::ByCompaction { keys: KEYS }),
+            aging(LATEST, true, true, latest),
             rule(times::LATER, true, true),
             rule(counting::INPUT, true, true),
             rule(counting::OUTPUT, true, false),
@@ -416,7 +422,11 @@ fn set_up(client: &Client, trims: bool) -> Result<()> {
         (QUICK, "os", json!({})),
         (OUT, "durable", json!({})),
         (AGING, "os", retention),
-        (LATEST, "durable", json!({"compact": true})),
+        (
+            LATEST,
+            "durable",
+            json!({"compact": true, "tombstone_ms": TOMBSTONE_MS}),
+        ),
     ] {
         let topic = json!({
             "name": name, "partitions": partitions(name), "durability": durability, "settings": settings,

@@ -58,6 +58,8 @@ pub(crate) enum EngineBug {
     BeginsLater,
     /// Of a compacted topic the newest message is gone, and an older one with its key is there.
     CompactsLatest,
+    /// Of a compacted topic the messages that remove their key are gone at once, whatever is there of it.
+    BringsBack,
 }
 
 pub(crate) struct BentEngine {
@@ -223,6 +225,9 @@ impl Engine for BentEngine {
         if self.bug == EngineBug::CompactsLatest && self.is_compacted(partition) {
             let newest = self.inner.ends(partition)?.end;
             batches.retain(|batch| batch.end_offset() < newest);
+        }
+        if self.bug == EngineBug::BringsBack && self.is_compacted(partition) {
+            batches.retain(|batch| !crate::life::removes(batch));
         }
         Ok(batches)
     }

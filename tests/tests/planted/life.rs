@@ -16,11 +16,13 @@ use millrace_engine::{
 use millrace_log::Disk;
 use millrace_log::sim::SimDisk;
 use millrace_model::{
-    BatchBuilder, Durability, Message, Offset, PartitionId, Progress, RecordBatch, SystemClock,
-    Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
+    BatchBuilder, Durability, Header, Message, Offset, PartitionId, Progress, RecordBatch,
+    SystemClock, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
 };
 use millrace_tests::torture::checker::{Checker, Verdict};
-use millrace_tests::torture::history::{Ages, Event, Fault, Pipeline, Rules, Seen, TopicRule};
+use millrace_tests::torture::history::{
+    Ages, Event, Fault, Pipeline, Rules, Seen, TopicRule, removes_key,
+};
 use millrace_tests::torture::value::{self, Id};
 
 use crate::bent_disk::{BentDisk, DiskBug};
@@ -89,6 +91,10 @@ const AGING: usize = 4;
 const LATEST: usize = 5;
 /// Keys of the producer to the compacted topic.
 const KEYS: u64 = 5;
+/// Every so many messages of a key one removes it.
+const REMOVES_EVERY: u64 = 3;
+/// The header of a message without a value: what its value would be.
+const ID: &str = "id";
 
 /// A producer's place in its own sequence, and what it sends again.
 #[derive(Default)]
@@ -242,7 +248,10 @@ impl World {
         let appends = messages.iter().map(|(partition, value)| {
             let partition = at(&life.topics[topic], *partition);
             let batch = match value::parse(value) {
-                Some(id) if topic == LATEST => batch_of(value, Some(id.sequence % KEYS)),
+                Some(id) if topic == LATEST => {
+                    let removes = removes_key(id.sequence, KEYS, REMOVES_EVERY);
+                    batch_of(value, Some(id.sequence % KEYS), removes)
+                }
                 _ => batch(value),
             };
             Append { partition, batch }
@@ -557,6 +566,7 @@ async fn topics(engine: &dyn Engine) -> [Topic; TOPICS] {
             created_at: Timestamp(1),
             settings: TopicSettings {
                 compact: name == NAMES[LATEST],
+                tombstone_ms: 3,
                 ..TopicSettings::default()
             },
         };
@@ -588,14 +598,20 @@ fn mark(topic: TopicId, first: u64) -> RequestMark {
 }
 
 fn batch(value: &str) -> RecordBatch {
-    batch_of(value, None)
+    batch_of(value, None, false)
 }
 
-fn batch_of(value: &str, key: Option<u64>) -> RecordBatch {
+fn batch_of(value: &str, key: Option<u64>, removes: bool) -> RecordBatch {
     let mut builder = BatchBuilder::with_capacity(0);
+    let value = Bytes::copy_from_slice(value.as_bytes());
+    let id = Header {
+        name: ID.into(),
+        value: Some(value.clone()),
+    };
     builder.push(&Message {
         key: key.map(|key| key.to_string().into()),
-        value: Some(Bytes::copy_from_slice(value.as_bytes())),
+        value: (!removes).then_some(value),
+        headers: removes.then_some(id).into_iter().collect(),
         ..Message::default()
     });
     builder.finish().expect("a batch is not empty")
@@ -623,11 +639,18 @@ fn values(batch: &RecordBatch) -> Vec<(Offset, String)> {
     let records = batch.records().expect("readable");
     let values = records.map(|record| {
         let record = record.expect("readable");
-        let value = record.value.expect("a value");
-        let text = String::from_utf8_lossy(&batch.bytes()[value]).into_owned();
-        (record.offset, text)
+        let message = record.to_message(batch.bytes()).expect("readable");
+        let id = || message.headers.first()?.value.clone();
+        let value = message.value.clone().or_else(id).unwrap_or_default();
+        (record.offset, String::from_utf8_lossy(&value).into_owned())
     });
     values.collect()
+}
+
+/// Whether all messages of a batch remove their key.
+pub(crate) fn removes(batch: &RecordBatch) -> bool {
+    let records = batch.records().ok().filter(|_| !batch.is_control());
+    records.is_some_and(|mut records| records.all(|r| r.is_ok_and(|r| r.value.is_none())))
 }
 
 fn rules(seed: u64) -> Rules {
@@ -637,7 +660,10 @@ fn rules(seed: u64) -> Rules {
         produced: name != "out" && name != "dead",
         ages: match name {
             "aging" => Ages::WhenTrimmed,
-            "latest" => Ages::ByCompaction { keys: KEYS },
+            "latest" => Ages::ByCompaction {
+                keys: KEYS,
+                removes_every: REMOVES_EVERY,
+            },
             _ => Ages::Never,
         },
         delays: false,

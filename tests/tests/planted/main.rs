@@ -174,6 +174,11 @@ fn a_partition_that_begins_later_for_no_reason_is_found() {
 }
 
 #[test]
+fn a_deleted_key_that_comes_back_is_found() {
+    found_in_engine(EngineBug::BringsBack, &[Kind::Returned]);
+}
+
+#[test]
 fn a_compaction_that_drops_the_latest_value_of_a_key_is_found() {
     found_in_engine(EngineBug::CompactsLatest, &[Kind::Lost]);
 }

@@ -98,7 +98,7 @@ impl Cleaner {
                 return;
             }
             let settings = partition.settings();
-            rolls |= settings.segment_ms.is_some();
+            rolls |= ends_segments(&settings);
             match self.look_at(&partition, &settings) {
                 Ok((bytes, segments)) => {
                     let sum = sums.entry(partition.id.topic).or_default();
@@ -137,6 +137,7 @@ impl Cleaner {
             }
         }
         if settings.compact {
+            self.look_at_active(partition, settings)?;
             self.compact(partition, settings, &facts)?;
         }
         let start = retention::new_start(&facts, active_bytes, settings, now);
@@ -148,41 +149,80 @@ impl Cleaner {
         Ok((bytes + active_bytes, count))
     }
 
-    /// One pass, if enough came since the last one.
+    /// Has the active segment end if it keeps tombstones from growing old.
+    fn look_at_active(&self, partition: &Partition, settings: &TopicSettings) -> io::Result<()> {
+        let mark = partition.files.read().mark();
+        let mut strode = 0;
+        let ends = partition.upkeep.lock().ends_active(
+            &mark,
+            settings.tombstone_ms,
+            self.shared.clock.wall(),
+            &mut |bytes| self.pace(&mut strode, bytes),
+            &|from| partition.files.read().reader(from),
+        );
+        match ends {
+            Ok(true) => partition.end_segment(mark.segment),
+            Ok(false) | Err(CompactionError::Stopped) => {}
+            Err(CompactionError::Io(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// One pass, if enough came since the last one, or if tombstones are old.
     fn compact(
         &self,
         partition: &Arc<Partition>,
         settings: &TopicSettings,
         facts: &[SegmentFacts],
     ) -> io::Result<()> {
-        let (segments, clean) = {
+        let (segments, mark) = {
             let files = partition.files.read();
-            (files.compactable_segments(), files.clean())
+            (files.compactable_segments(), files.mark())
         };
+        let clean = mark.clean;
         let until = segments.last().map_or(clean, |last| last.end);
         let sealed = facts.iter().filter(|segment| segment.end <= until);
         let dirty = sealed.clone().filter(|segment| segment.end > clean);
         let (total, dirty) = (sum_bytes(sealed), sum_bytes(dirty));
-        if dirty == 0 || dirty * 100 < total * COMPACTION_DIRTY_PERCENT_MIN {
+        let enough_came = dirty > 0 && dirty * 100 >= total * COMPACTION_DIRTY_PERCENT_MIN;
+        let mut strode = 0;
+        let mut pace = |bytes| self.pace(&mut strode, bytes);
+        let (now, began_at) = (self.shared.clock.wall(), self.shared.clock.monotonic());
+        let (start, tombstone_ms) = (mark.start, settings.tombstone_ms);
+        let mut is_due = enough_came;
+        if !is_due {
+            let mut upkeep = partition.upkeep.lock();
+            let times = (now, began_at);
+            match upkeep.wants_pass(&segments, start, tombstone_ms, times, &mut pace) {
+                Ok(wants) => is_due = wants,
+                Err(CompactionError::Stopped) => {}
+                Err(CompactionError::Io(error)) => return Err(error),
+            }
+        }
+        if !is_due {
             return Ok(());
         }
-        let mut strode = 0;
         let compaction = Compaction {
             segments: &segments,
+            start,
             clean,
-            now: self.shared.clock.wall(),
-            tombstone_ms: settings.tombstone_ms,
+            now,
+            tombstone_ms,
             keys_max: COMPACTION_KEYS_MAX,
-            pace: &mut |bytes| self.pace(&mut strode, bytes),
-            replace: &mut |rewritten| partition.files.write().replace(rewritten),
+            pace: &mut pace,
+            replace: &mut |rewritten| {
+                let mut files = partition.files.write();
+                // Before the files say otherwise.
+                self.shared.release(partition.evict_before(rewritten.end()));
+                files.replace(rewritten)
+            },
         };
         match compaction.run() {
-            Ok(reached) => {
-                partition.files.write().set_clean(reached);
-                let mut compacted = self.shared.compacted.lock();
-                compacted.push(Arc::clone(partition));
-                metrics::counter!("millrace_compactions_total").increment(1);
-                tracing::debug!(partition = %partition.id, from = %clean, to = %reached, "a partition was compacted");
+            Ok(passed) => {
+                let ended_at = self.shared.clock.monotonic();
+                let took = ended_at.saturating_sub(began_at);
+                partition.upkeep.lock().note_pass(&passed, took, ended_at);
+                self.note_passed(partition, clean, passed.clean);
             }
             Err(CompactionError::Stopped) => {}
             // It comes again, and what makes room is not to wait for it.
@@ -198,6 +238,15 @@ impl Cleaner {
             }
         }
         Ok(())
+    }
+
+    fn note_passed(&self, partition: &Arc<Partition>, before: Offset, reached: Offset) {
+        partition.files.write().set_clean(reached);
+        metrics::counter!("millrace_compactions_total").increment(1);
+        tracing::debug!(partition = %partition.id, from = %before, to = %reached, "a partition was compacted");
+        if reached > before {
+            self.shared.compacted.lock().push(Arc::clone(partition));
+        }
     }
 
     /// Rests, so that no more is read and written in a second than may be; false if it is the end.
@@ -258,6 +307,11 @@ impl Cleaner {
         }
         metrics::gauge!("millrace_segments").set(segments as f64);
     }
+}
+
+/// Whether segments of a topic with these settings may end though they are not full.
+pub(super) fn ends_segments(settings: &TopicSettings) -> bool {
+    settings.segment_ms.is_some() || settings.retention_ms.is_some() || settings.compact
 }
 
 fn sum_bytes<'a>(segments: impl Iterator<Item = &'a SegmentFacts>) -> u64 {

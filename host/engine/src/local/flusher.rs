@@ -246,7 +246,7 @@ impl Flusher {
     fn roll_aged(&mut self) -> Result<bool, KeepError> {
         let mut rolled = false;
         for partition in self.shared.partitions() {
-            if partition.settings().segment_ms.is_some() {
+            if super::cleaner::ends_segments(&partition.settings()) {
                 rolled |= self.keeper.roll_aged(&partition)?;
             }
         }

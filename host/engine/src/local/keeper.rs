@@ -92,15 +92,20 @@ impl Keeper {
     fn configure(&self, partition: &Partition, files: &mut PartitionFiles) {
         let settings = partition.settings();
         let segment_bytes = settings.segment_bytes.unwrap_or(self.segment_bytes);
-        files.configure(self.clock.wall(), segment_bytes, settings.segment_ms);
+        // What is to go at an age must not be kept by a segment that never ends.
+        let ages = [settings.segment_ms, settings.retention_ms];
+        let segment_ms = ages.into_iter().flatten().min();
+        files.configure(self.clock.wall(), segment_bytes, segment_ms);
     }
 
-    /// Ends the partition's active segment if it has come to its age; whether it had.
+    /// Ends the partition's active segment if it has come to its age, or is to end for its tombstones; whether it had.
     pub(super) fn roll_aged(&mut self, partition: &Arc<Partition>) -> Result<bool, KeepError> {
         {
             let mut files = partition.files.write();
             self.configure(partition, &mut files);
-            if !files.is_aged() {
+            let mark = files.mark();
+            let is_wanted = mark.bytes > 0 && partition.ends_segment(mark.segment);
+            if !files.is_aged() && !is_wanted {
                 return Ok(false);
             }
         }

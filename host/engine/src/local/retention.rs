@@ -1,7 +1,7 @@
 //! How much of a partition its topic's settings let go. Plain code: what is there and what time it is go in, where the partition begins
 //! comes out.
 //!
-//! Only whole sealed segments go, oldest first, and never the active one. A segment's time is the largest timestamp in it, or when it
+//! Only whole sealed segments go, oldest first, and never the active one, which ends at the age at which messages go. A segment's time is the largest timestamp in it, or when it
 //! ended if that was earlier: a timestamp from the future keeps nothing longer than if it had been right, and a host whose clock is right
 //! removes nothing because of one. Messages without a timestamp go by when their segment ended.
 
@@ -52,6 +52,7 @@ mod tests {
             bytes: 100,
             max_timestamp: Timestamp(latest),
             sealed_at: Timestamp(sealed),
+            ..SegmentFacts::default()
         };
         times.iter().enumerate().map(segment).collect()
     }

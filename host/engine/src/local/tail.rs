@@ -1,12 +1,13 @@
 //! One partition as its readers see it: the newest batches in memory, the older ones in files, and where it ends.
 //!
-//! A batch leaves memory only when it is in the files. Memory is bounded for all partitions together, by the committer, which
-//! waits, and the flusher, which evicts.
+//! A batch leaves memory only when it is in the files, and at once when compaction changed it there: one position never has two answers.
+//! Memory is bounded for all partitions together, by the committer, which waits, and the flusher, which evicts.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use millrace_log::partition::upkeep::Upkeep;
 use millrace_log::{PartitionFiles, SegmentError, SegmentReader};
 use millrace_model::{
     Durability, Offset, RecordBatch, Timestamp, TopicPartition, TopicSettings, TopicSpec,
@@ -28,6 +29,10 @@ pub(super) struct Partition {
     start: AtomicU64,
     tail: Mutex<Tail>,
     pub(super) files: RwLock<PartitionFiles>,
+    /// The cleaner's.
+    pub(super) upkeep: Mutex<Upkeep>,
+    /// The active segment is to end if it is the one that begins here.
+    ends_segment: AtomicU64,
     /// `None` once the topic is deleted: the watches end then, though the flusher may still hold the partition.
     ends: Mutex<Option<watch::Sender<Offset>>>,
 }
@@ -64,6 +69,8 @@ impl Partition {
                 unflushed_bytes: 0,
             }),
             files: RwLock::new(files),
+            upkeep: Mutex::default(),
+            ends_segment: AtomicU64::new(u64::MAX),
             ends: Mutex::new(Some(watch::Sender::new(mark.end))),
         }
     }
@@ -91,6 +98,16 @@ impl Partition {
     /// Nothing before `start` is read any more; what holds it goes with the next checkpoint.
     pub(super) fn advance_start(&self, start: Offset) {
         self.start.fetch_max(start.0, Ordering::AcqRel);
+    }
+
+    /// Has the active segment end if it is the one that begins with `base`.
+    pub(super) fn end_segment(&self, base: Offset) {
+        self.ends_segment.store(base.0, Ordering::Release);
+    }
+
+    /// Whether the active segment that begins with `base` is to end.
+    pub(super) fn ends_segment(&self, base: Offset) -> bool {
+        self.ends_segment.load(Ordering::Acquire) == base.0
     }
 
     /// Takes a written batch; [`Partition::show`] shows it to readers.
@@ -192,6 +209,20 @@ impl Partition {
         }
         if tail.batches.is_empty() {
             tail.batches.shrink_to(0);
+        }
+        evicted
+    }
+
+    /// Forgets what the files have before `end`: it is not there as it was in memory any more. Returns the weight of what was forgotten.
+    pub(super) fn evict_before(&self, end: Offset) -> usize {
+        let mut tail = self.tail.lock();
+        let end = end.min(tail.flushed);
+        let mut evicted = 0;
+        while let Some(batch) = tail.batches.front()
+            && batch.end_offset() <= end
+        {
+            evicted += weight(batch);
+            tail.batches.pop_front();
         }
         evicted
     }

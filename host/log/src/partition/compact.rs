@@ -6,8 +6,13 @@
 //! as it is.
 //!
 //! A segment's new file is written beside the old one, made durable, and takes its name; only then the next segment's turn comes. A
-//! crash leaves either file whole, and every message that a removed one is superseded by. A tombstone (a message without a value) goes
-//! last: when it is old enough, and everything that it removed is gone from all segments before it.
+//! crash leaves either file whole, and every message that a removed one is superseded by.
+//!
+//! **A tombstone** (a message without a value) goes last: when it is old enough, and when the same pass has seen for itself that nothing
+//! older of its key is left in any segment before it. Nothing is taken over from earlier passes: what they could not remove, or could
+//! not read, is still there for this one to find, and a segment that is damaged, missing, or encrypted with a key that is not here keeps
+//! all tombstones after it. How old a tombstone is counts from when its segment ended by the host's clock: no reader was shown it later
+//! than that, and no producer has a say in it.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -19,9 +24,9 @@ use millrace_model::batch::{RecordView, Thinned};
 use millrace_model::{Compression, Offset, RecordBatch, Timestamp};
 
 use super::lifetime::UNFINISHED_SUFFIX;
-use super::{PartitionFiles, SealedSegment};
+use super::{PartitionFiles, SealedSegment, SegmentFacts};
 use crate::disk::{DiskFile, final_error};
-use crate::index::{Footer, Index};
+use crate::index::{Footer, Index, Tombstones};
 use crate::segment::examine::{Found, walk, whole};
 
 /// Keys whose latest message one pass remembers, about 64 MiB. More are left to the next pass.
@@ -33,11 +38,13 @@ const RUN_BYTES_MAX: usize = 1 << 20;
 pub struct Compaction<'a> {
     /// Those to compact, oldest first: all before the active one.
     pub segments: &'a [SealedSegment],
+    /// Where the partition's files begin; if the first segment begins later, one is missing.
+    pub start: Offset,
     /// What is before was compacted by earlier passes.
     pub clean: Offset,
     /// The host's clock.
     pub now: Timestamp,
-    /// How old a tombstone becomes, in milliseconds.
+    /// How old a tombstone becomes, in milliseconds, counted from when its segment ended.
     pub tombstone_ms: u64,
     /// Keys that memory may hold.
     pub keys_max: usize,
@@ -45,6 +52,15 @@ pub struct Compaction<'a> {
     pub pace: &'a mut dyn FnMut(u64) -> bool,
     /// Puts a new file in the place of the old one; see [`PartitionFiles::replace`].
     pub replace: &'a mut dyn FnMut(Rewritten) -> io::Result<()>,
+}
+
+/// What a pass came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// Everything before is compacted now.
+    pub clean: Offset,
+    /// Tombstones from here on stayed, however old: something here cannot be read, and may hold what they removed.
+    pub held_from: Option<Offset>,
 }
 
 /// Why a pass ended early. What it did so far counts; the next one does the rest.
@@ -71,45 +87,53 @@ impl Latest {
 }
 
 impl Compaction<'_> {
-    /// Makes the pass; up to where everything is compacted then.
+    /// Makes the pass.
     ///
     /// # Errors
     /// [`CompactionError`].
-    pub fn run(mut self) -> Result<Offset, CompactionError> {
+    pub fn run(mut self) -> Result<Passed, CompactionError> {
         let (latest, clean) = self.latest()?;
         // Once something cannot be taken out, what it might bring back has to stay removed.
-        let mut keeps_tombstones = false;
+        let mut held_from = None;
+        let mut expected = self.start;
         let segments = self.segments;
         for segment in segments.iter().take_while(|segment| segment.base < clean) {
-            keeps_tombstones |= !self.compact(segment, &latest, clean, keeps_tombstones)?;
+            if segment.base > expected {
+                held_from.get_or_insert(expected);
+            }
+            if !self.compact(segment, &latest, clean, held_from.is_some())? {
+                held_from.get_or_insert(segment.base);
+            }
+            expected = segment.end;
         }
-        Ok(clean)
+        Ok(Passed { clean, held_from })
     }
 
-    /// Where each key's latest message stands among those after `clean`, and up to where that is known.
+    /// Where each key's latest message stands among those after `clean`, and up to where that is known; and of those before, where the
+    /// tombstones stand that are old.
     fn latest(&mut self) -> Result<(Latest, Offset), CompactionError> {
         let mut latest = Latest {
             hashers: [RandomState::new(), RandomState::new()],
             offsets: HashMap::new(),
         };
+        self.note_old_tombstones(&mut latest)?;
         let (segments, clean, keys_max) = (self.segments, self.clean, self.keys_max);
         let mut known = clean;
+        let mut is_first = true;
         for segment in segments.iter().filter(|segment| segment.end > clean) {
             let mut full_at = None;
             let Some(file) = open(segment)? else {
                 continue;
             };
-            self.walk(segment, &file, |found| {
+            walk_paced(segment, &file, self.pace, |found| {
                 let Found::Batch { batch, .. } = found else {
                     return true;
                 };
                 let Some(batch) = readable(segment, &batch) else {
                     return true;
                 };
-                // Room for a whole batch, so that the pass ends between two.
-                if latest.offsets.len() + batch.message_count() > keys_max
-                    && !latest.offsets.is_empty()
-                {
+                // Room for a whole batch, so that the pass ends between two; and for one of them always.
+                if !is_first && latest.offsets.len() + batch.message_count() > keys_max {
                     full_at = Some(batch.base_offset());
                     return false;
                 }
@@ -117,6 +141,7 @@ impl Compaction<'_> {
                     if let Some(key) = &record.key {
                         let hash = latest.hash(&batch.bytes()[key.clone()]);
                         latest.offsets.insert(hash, record.offset);
+                        is_first = false;
                     }
                 }
                 true
@@ -129,33 +154,49 @@ impl Compaction<'_> {
         Ok((latest, known))
     }
 
-    /// Reads a segment until `visit` says no more.
-    fn walk(
-        &mut self,
-        segment: &SealedSegment,
-        file: &Arc<dyn DiskFile>,
-        mut visit: impl FnMut(Found) -> bool,
-    ) -> Result<(), CompactionError> {
-        let bytes = file.length()?;
-        let offsets = segment.base..segment.end;
-        let source = whole(Arc::clone(file), segment.place.stamp, offsets, bytes);
-        let pace = &mut *self.pace;
-        walk::<CompactionError>(&source, |found| {
-            let bytes = match &found {
-                Found::Batch { batch, .. } => batch.byte_count() as u64,
-                Found::Damage { bytes, .. } => bytes.end - bytes.start,
+    /// As many as half of the memory holds, the oldest first; others are left to the next pass.
+    fn note_old_tombstones(&mut self, latest: &mut Latest) -> Result<(), CompactionError> {
+        let keys_max = (self.keys_max / 2).max(1);
+        let (segments, clean) = (self.segments, self.clean);
+        for segment in segments.iter().take_while(|segment| segment.base < clean) {
+            let Some(facts) = self.facts(segment)? else {
+                continue;
             };
-            if !pace(bytes) {
-                return Err(CompactionError::Stopped);
+            let is_old = facts.tombstones_are_old(self.tombstone_ms, self.now);
+            if !is_old || facts.tombstones == Tombstones::None {
+                continue;
             }
-            Ok(match visit(found) {
-                true => std::ops::ControlFlow::Continue(()),
-                false => std::ops::ControlFlow::Break(()),
-            })
-        })
+            let Some(file) = open(segment)? else {
+                continue;
+            };
+            walk_paced(segment, &file, self.pace, |found| {
+                for (hash, offset) in tombstones(segment, &found, latest) {
+                    if latest.offsets.len() >= keys_max {
+                        return false;
+                    }
+                    if offset < clean {
+                        latest.offsets.insert(hash, offset);
+                    }
+                }
+                true
+            })?;
+            if latest.offsets.len() >= keys_max {
+                break;
+            }
+        }
+        Ok(())
     }
 
-    /// Compacts one segment; false if something that is superseded had to stay.
+    /// `None` if the file is not there.
+    fn facts(&self, segment: &SealedSegment) -> io::Result<Option<SegmentFacts>> {
+        match segment.facts(self.now) {
+            Ok(facts) => Ok(Some(facts)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Compacts one segment; false if it may hold something that is superseded, and nobody can tell.
     fn compact(
         &mut self,
         segment: &SealedSegment,
@@ -163,65 +204,154 @@ impl Compaction<'_> {
         known_to: Offset,
         keeps_tombstones: bool,
     ) -> Result<bool, CompactionError> {
-        let Some(file) = open(segment)? else {
-            return Ok(true);
+        // It was trimmed meanwhile, and then the next pass finds it well; or it is lost, and may be put back.
+        let (Some(file), Some(facts)) = (open(segment)?, self.facts(segment)?) else {
+            return Ok(false);
         };
-        let facts = segment.facts(self.now)?;
-        let tombstones_before = Timestamp(self.now.0.saturating_sub(self.tombstone_ms));
+        let keeps_tombstones =
+            keeps_tombstones || !facts.tombstones_are_old(self.tombstone_ms, self.now);
         let keep = |batch: &RecordBatch, record: &RecordView| {
             let Some(key) = record.key.as_ref().filter(|_| record.offset < known_to) else {
                 return true;
             };
-            let newest = latest
-                .offsets
-                .get(&latest.hash(&batch.bytes()[key.clone()]));
-            if newest.is_some_and(|&newest| record.offset < newest) {
-                return false;
+            let hash = latest.hash(&batch.bytes()[key.clone()]);
+            match latest.offsets.get(&hash) {
+                Some(&newest) if record.offset < newest => false,
+                // The walk came by everything before it, and left nothing of its key.
+                Some(&newest) if record.offset == newest => {
+                    keeps_tombstones || record.value.is_some()
+                }
+                _ => true,
             }
-            let own = record.timestamp;
-            let time = match own == Timestamp::default() {
-                true => facts.sealed_at,
-                false => own.min(facts.sealed_at),
-            };
-            keeps_tombstones || record.value.is_some() || time >= tombstones_before
         };
         let mut survey = Survey::default();
-        self.walk(segment, &file, |found| {
+        walk_paced(segment, &file, self.pace, |found| {
             survey.note(segment, &found, &keep);
             true
         })?;
-        if survey.is_damaged || survey.is_opaque || !survey.changes {
-            return Ok(!survey.is_damaged && !survey.is_opaque);
+        if survey.is_damaged || survey.is_opaque {
+            return Ok(false);
+        }
+        let tombstones = match survey.keeps_tombstones {
+            true => Tombstones::Some,
+            false => Tombstones::None,
+        };
+        if !survey.changes {
+            segment.note_tombstones(&facts, tombstones)?;
+            return Ok(true);
         }
         let mut writer = Writer::new(segment)?;
         let mut written = Ok(());
-        self.walk(segment, &file, |found| {
+        walk_paced(segment, &file, self.pace, |found| {
             if let Found::Batch { batch, .. } = found {
                 written = writer.take(&batch, &keep);
             }
             written.is_ok()
         })?;
         let unfinished = writer.unfinished.clone();
+        writer.index.set_tombstones(tombstones);
         let rewritten = written.and_then(|()| writer.finish(facts.sealed_at));
         if rewritten.is_err() {
             // What is left of it takes room; opening the directory again removes it, too.
             let _ = segment.place.disk.remove(&unfinished);
         }
+        // Whether it became shorter or not: what is superseded is not to be read again.
         let rewritten = rewritten?;
-        if rewritten.footer.covered_bytes >= facts.bytes {
-            // Nothing would be gained.
-            segment.place.disk.remove(&rewritten.unfinished)?;
-            return Ok(false);
-        }
         // The old index goes first: it must never stand beside the new file. Without one it is built again.
         let place = &segment.place;
         place.disk.remove(&segment.index_path())?;
-        let dir = place.location.dir();
-        place.disk.sync_dir(dir).map_err(final_error)?;
+        sync_names(segment)?;
         (self.replace)(rewritten)?;
         // And this before the next segment, or a tombstone might go for good before what it removed.
-        place.disk.sync_dir(dir).map_err(final_error)?;
+        sync_names(segment)?;
         Ok(true)
+    }
+}
+
+/// Makes names durable. Where the directory is gone its topic was deleted meanwhile, and nothing has failed.
+fn sync_names(segment: &SealedSegment) -> io::Result<()> {
+    let place = &segment.place;
+    match place.disk.sync_dir(place.location.dir()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+        synced => synced.map_err(final_error),
+    }
+}
+
+/// Reads a segment until `visit` says no more, or `pace` does.
+fn walk_paced(
+    segment: &SealedSegment,
+    file: &Arc<dyn DiskFile>,
+    pace: &mut dyn FnMut(u64) -> bool,
+    mut visit: impl FnMut(Found) -> bool,
+) -> Result<(), CompactionError> {
+    let bytes = file.length()?;
+    let offsets = segment.base..segment.end;
+    let source = whole(Arc::clone(file), segment.place.stamp, offsets, bytes);
+    walk::<CompactionError>(&source, |found| {
+        let bytes = match &found {
+            Found::Batch { batch, .. } => batch.byte_count() as u64,
+            Found::Damage { bytes, .. } => bytes.end - bytes.start,
+        };
+        if !pace(bytes) {
+            return Err(CompactionError::Stopped);
+        }
+        Ok(match visit(found) {
+            true => std::ops::ControlFlow::Continue(()),
+            false => std::ops::ControlFlow::Break(()),
+        })
+    })
+}
+
+/// The tombstones of a batch, by their keys.
+fn tombstones(segment: &SealedSegment, found: &Found, latest: &Latest) -> Vec<([u64; 2], Offset)> {
+    let Found::Batch { batch, .. } = found else {
+        return Vec::new();
+    };
+    let Some(batch) = readable(segment, batch) else {
+        return Vec::new();
+    };
+    let hashed = |record: RecordView| {
+        let key = record.key.filter(|_| record.value.is_none())?;
+        Some((latest.hash(&batch.bytes()[key]), record.offset))
+    };
+    messages(&batch).filter_map(hashed).collect()
+}
+
+/// Whether a batch holds a tombstone, as far as it can be looked into.
+pub(super) fn holds_tombstone(plain: &RecordBatch) -> bool {
+    let is_tombstone = |record: RecordView| record.key.is_some() && record.value.is_none();
+    let inflated = plain.inflated();
+    inflated.is_ok_and(|batch| messages(&batch).any(is_tombstone))
+}
+
+impl SealedSegment {
+    /// Reads it until there is a tombstone; notes whether there is.
+    pub(super) fn search_tombstones(
+        &self,
+        facts: &SegmentFacts,
+        pace: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<bool, CompactionError> {
+        let Some(file) = open(self)? else {
+            return Ok(false);
+        };
+        let (mut holds, mut is_whole) = (false, true);
+        walk_paced(self, &file, pace, |found| {
+            match found {
+                Found::Damage { .. } => is_whole = false,
+                Found::Batch { batch, .. } => match produced(self, &batch) {
+                    Some(plain) => holds |= holds_tombstone(&plain),
+                    None => is_whole = false,
+                },
+            }
+            !holds
+        })?;
+        match (holds, is_whole) {
+            (true, _) => self.note_tombstones(facts, Tombstones::Some)?,
+            (false, true) => self.note_tombstones(facts, Tombstones::None)?,
+            // What cannot be read now may be another time.
+            (false, false) => {}
+        }
+        Ok(holds)
     }
 }
 
@@ -248,7 +378,7 @@ fn readable(segment: &SealedSegment, stored: &RecordBatch) -> Option<RecordBatch
 }
 
 /// The records of a batch that carries messages, as far as they can be looked at.
-fn messages(batch: &RecordBatch) -> impl Iterator<Item = RecordView> {
+pub(super) fn messages(batch: &RecordBatch) -> impl Iterator<Item = RecordView> {
     let records = batch.records().ok().filter(|_| !batch.is_control());
     records.into_iter().flatten().map_while(Result::ok)
 }
@@ -257,6 +387,8 @@ fn messages(batch: &RecordBatch) -> impl Iterator<Item = RecordView> {
 #[derive(Default)]
 struct Survey {
     changes: bool,
+    /// There are tombstones among what stays.
+    keeps_tombstones: bool,
     is_damaged: bool,
     /// There are batches that cannot be looked into.
     is_opaque: bool,
@@ -274,6 +406,12 @@ impl Survey {
             Found::Batch { batch, .. } if batch.is_control() => {}
             Found::Batch { batch, .. } => {
                 let plain = readable(segment, batch);
+                let mut keep = |batch: &RecordBatch, record: &RecordView| {
+                    let stays = keep(batch, record);
+                    let is_tombstone = record.key.is_some() && record.value.is_none();
+                    self.keeps_tombstones |= stays && is_tombstone;
+                    stays
+                };
                 let thinned = plain.map(|plain| plain.thinned(|record| keep(&plain, record)));
                 match thinned {
                     Some(Ok(Thinned::Whole)) => {}
@@ -417,6 +555,14 @@ pub struct Rewritten {
     unfinished: PathBuf,
     index: Index,
     footer: Footer,
+}
+
+impl Rewritten {
+    /// The first offset after it.
+    #[must_use]
+    pub fn end(&self) -> Offset {
+        self.segment.end
+    }
 }
 
 impl PartitionFiles {

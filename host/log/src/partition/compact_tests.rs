@@ -89,18 +89,19 @@ impl Rig {
 
     fn compact(&mut self, keys_max: usize) -> Result<Offset, CompactionError> {
         let segments = self.files.compactable_segments();
-        let clean = self.files.clean();
+        let Mark { clean, start, .. } = self.files.mark();
         let files = &mut self.files;
         let compaction = Compaction {
             segments: &segments,
+            start,
             clean,
-            now: NOW,
+            now: Timestamp(NOW.0 + self.random.u64(..2_000)),
             tombstone_ms: 1_000,
             keys_max,
             pace: &mut |_| true,
             replace: &mut |rewritten| files.replace(rewritten),
         };
-        compaction.run()
+        compaction.run().map(|passed| passed.clean)
     }
 
     fn reopen(&mut self) {
@@ -279,4 +280,56 @@ fn damage_is_still_damage_after_a_compaction_and_its_segment_is_left_alone() {
     let rotten = rig.disk.contents(&path).unwrap();
     rig.compact(1_000).unwrap();
     assert_eq!(rig.disk.contents(&path).unwrap(), rotten);
+}
+
+#[test]
+fn a_topic_that_is_deleted_in_the_middle_of_a_pass_is_no_failure_of_the_disk() {
+    for steps in 0..60 {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("topics/1");
+        let disk: Arc<dyn Disk> = Arc::new(crate::RealDisk);
+        let location = crate::partition::Location::new(&dir, 0);
+        let fresh = PartitionFiles::fresh(disk, Arc::default(), location, Some(PLACE), 300);
+        let mut files = fresh;
+        for base in 0..12 {
+            let mut builder = BatchBuilder::with_capacity(0);
+            builder.push(&Message {
+                key: Some(vec![base as u8 % 3].into()),
+                value: Some("value".into()),
+                ..Message::default()
+            });
+            let batch = builder.finish().unwrap().at_offset(Offset(base));
+            files.append(&[batch]).unwrap();
+        }
+        files.set_marked(files.mark());
+        let segments = files.compactable_segments();
+        let mut left = steps;
+        let delete = || std::fs::remove_dir_all(&dir).unwrap();
+        let compaction = Compaction {
+            segments: &segments,
+            start: Offset(0),
+            clean: Offset(0),
+            now: NOW,
+            tombstone_ms: 1_000,
+            keys_max: 1_000,
+            pace: &mut |_| {
+                if left == 0 {
+                    delete();
+                }
+                left = left.wrapping_sub(1);
+                true
+            },
+            replace: &mut |rewritten| {
+                let replaced = files.replace(rewritten);
+                if steps % 2 == 1 && left < 5 {
+                    left = u32::MAX;
+                    delete();
+                }
+                replaced
+            },
+        };
+        if let Err(CompactionError::Io(error)) = compaction.run() {
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "after {steps}");
+        }
+    }
 }

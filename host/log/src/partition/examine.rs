@@ -9,6 +9,7 @@ use millrace_model::{Offset, Stamp, TopicPartition};
 
 use super::encryption::key_id;
 use super::layout::{INDEX_SUFFIX, SEGMENT_SUFFIX, base_in, is_aside};
+use super::leftovers::Leftovers;
 use super::place::is_of;
 use super::{Files, Listing, Mark};
 use crate::disk::Disk;
@@ -68,6 +69,8 @@ pub enum FaultKind {
     AfterMark,
     /// A segment that the checkpoint does not know yet: the journal has it.
     AfterCheckpoint,
+    /// So many messages of a compacted partition are there though a later one with the same key stands for them.
+    Superseded(u64),
     /// Not a partition's file.
     Stray,
 }
@@ -107,9 +110,11 @@ pub fn examine(
         mark,
         visit,
         sums: Sums::default(),
+        leftovers: Leftovers::before(mark.clean),
     };
     examination.look_at_names(&bases);
     examination.look_at_segments(&bases);
+    examination.look_at_leftovers();
     Ok(examination.sums)
 }
 
@@ -132,6 +137,7 @@ struct Examination<'a> {
     mark: Mark,
     visit: &'a mut dyn FnMut(Met),
     sums: Sums,
+    leftovers: Leftovers,
 }
 
 impl Examination<'_> {
@@ -204,6 +210,13 @@ impl Examination<'_> {
         }
     }
 
+    fn look_at_leftovers(&mut self) {
+        let leftovers = std::mem::replace(&mut self.leftovers, Leftovers::before(Offset(0)));
+        for (path, count, offsets) in leftovers.found() {
+            self.fault(path, None, Some(offsets), FaultKind::Superseded(count));
+        }
+    }
+
     fn is_foreign(&self, base: Offset) -> bool {
         let mut header = [0; HEADER_BYTES];
         let file = ReadOnlyDisk.open(&self.files.location.segment(base));
@@ -238,12 +251,14 @@ impl Examination<'_> {
         let mut read = 0;
         self.sums.segments += 1;
         self.sums.bytes += length;
+        self.leftovers.begin(path);
         walk::<io::Error>(&segment, |found| {
             let reached = match found {
                 Found::Batch { batch, position } => {
                     (self.visit)(Met::Batch(key_id(&batch)));
                     self.sums.batches += 1;
                     self.sums.messages += batch.message_count() as u64;
+                    self.leftovers.note(&batch);
                     if let Some(Guide::Index(index)) = &mut guide {
                         index.check(batch.base_offset(), position);
                     }

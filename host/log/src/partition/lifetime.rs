@@ -10,8 +10,12 @@ use millrace_model::{Offset, RecordBatch, Timestamp};
 
 use super::layout::{INDEX_SUFFIX, base_in};
 use super::{Footers, Mark, Part, PartitionFiles, Place, SegmentReader};
-use crate::index::{FOOTER_BYTES, Footer};
+use crate::index::{FOOTER_BYTES, Footer, Index, Tombstones};
 use crate::segment::{Patience, Segment, SegmentError, Source};
+
+/// A moment so far ahead of the host's clock was noted by a clock that was wrong: then what is to be counted from it counts from now.
+/// Less is what clocks are set by every day.
+const AHEAD_MS_MAX: u64 = 60_000;
 
 /// Removes what lies wholly below the start, and what a crash left unfinished.
 pub(super) fn sweep(
@@ -46,8 +50,10 @@ impl PartitionFiles {
         self.now = now;
         self.place.segment_bytes = segment_bytes;
         self.segment_ms = segment_ms;
-        if self.active.bytes > 0 && self.active.opened_at == Timestamp::default() {
-            // Of a version that did not say: its age counts from here.
+        let opened_at = self.active.opened_at;
+        if self.active.bytes > 0 && (opened_at == Timestamp::default() || is_ahead(opened_at, now))
+        {
+            // Of a version that did not say, or by a clock that was ahead: its age counts from here.
             self.active.opened_at = now;
         }
     }
@@ -185,17 +191,23 @@ pub struct SegmentFacts {
     pub max_timestamp: Timestamp,
     /// When it ended, by the host's clock; 0 where nobody knows.
     pub sealed_at: Timestamp,
+    /// Whether there are tombstones in it.
+    pub tombstones: Tombstones,
+}
+
+fn is_ahead(noted: Timestamp, now: Timestamp) -> bool {
+    noted.0 > now.0.saturating_add(AHEAD_MS_MAX)
 }
 
 impl SealedSegment {
     /// What is known of it; read from its index the first time, or from the segment where that does not tell. Where nobody knows when
-    /// it ended, that is taken to be `now`, and written down.
+    /// it ended, or a clock that was far ahead said so, that is taken to be `now`, and written down.
     ///
     /// # Errors
     /// The disk's.
     pub fn facts(&self, now: Timestamp) -> io::Result<SegmentFacts> {
         let known = self.footers.lock().get(&self.base).copied();
-        let footer = match known {
+        let footer = match known.filter(|footer| !is_ahead(footer.sealed_at, now)) {
             Some(footer) => footer,
             None => self.footer(now)?,
         };
@@ -206,7 +218,37 @@ impl SealedSegment {
             bytes: footer.covered_bytes,
             max_timestamp: footer.max_timestamp,
             sealed_at: footer.sealed_at,
+            tombstones: footer.tombstones,
         })
+    }
+
+    /// Notes whether there are tombstones in it, also beside it, so that nobody has to look again.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn note_tombstones(
+        &self,
+        facts: &SegmentFacts,
+        tombstones: Tombstones,
+    ) -> io::Result<()> {
+        if facts.tombstones == tombstones {
+            return Ok(());
+        }
+        let mut index = (*self.reader().sealed(self.base)?.index).clone();
+        index.seal(facts.sealed_at);
+        index.set_tombstones(tombstones);
+        self.keep_index(&index);
+        self.footers.lock().insert(self.base, index.footer());
+        Ok(())
+    }
+
+    /// Only for next time: where it cannot be written it is built again.
+    fn keep_index(&self, index: &Index) {
+        // What is damaged now may be mended, or put back: then the index of the damage would be believed.
+        if !index.has_gaps() {
+            let written = self.place.disk.create(&self.index_path());
+            let _ = written.and_then(|file| file.write_all_at(&index.encode(), 0));
+        }
     }
 
     /// The largest timestamp in it.
@@ -233,26 +275,22 @@ impl SealedSegment {
         let file = self.place.disk.open(&self.path())?;
         if let Some(footer) = self.stored_footer(file.length()?)
             && footer.sealed_at > Timestamp::default()
+            && !is_ahead(footer.sealed_at, now)
         {
             return Ok(footer);
         }
         let mut index = (*self.reader().sealed(self.base)?.index).clone();
         index.seal(now);
-        // What is damaged now may be mended, or put back: then the index of the damage would be believed.
-        if !index.has_gaps() {
-            let written = self.place.disk.create(&self.index_path());
-            // Only for next time: where it cannot be written it is built again.
-            let _ = written.and_then(|file| file.write_all_at(&index.encode(), 0));
-        }
+        self.keep_index(&index);
         Ok(index.footer())
     }
 
     fn stored_footer(&self, segment_bytes: u64) -> Option<Footer> {
         let file = self.place.disk.open(&self.index_path()).ok()?;
-        let at = file.length().ok()?.checked_sub(FOOTER_BYTES as u64)?;
+        let at = file.length().ok()?.saturating_sub(FOOTER_BYTES as u64);
         let mut footer = [0; FOOTER_BYTES];
         let count = file.read_at(&mut footer, at).ok()?;
-        (count == FOOTER_BYTES).then(|| Footer::decode(&footer, segment_bytes))?
+        Footer::decode(&footer[..count], segment_bytes)
     }
 
     pub(super) fn path(&self) -> PathBuf {
@@ -276,11 +314,23 @@ impl SealedSegment {
 }
 
 impl SegmentReader {
-    /// What `look` first finds in a batch that may hold something at or after `at`. What is damaged is passed over.
+    /// What `look` first finds in a batch that may hold something at or after `at`. What is damaged is passed over, and so is what was
+    /// removed meanwhile.
     ///
     /// # Errors
     /// The disk's.
     pub fn find_at<T>(
+        &self,
+        at: Timestamp,
+        look: &mut dyn FnMut(&RecordBatch) -> Option<T>,
+    ) -> Result<Option<T>, SegmentError> {
+        match self.try_find_at(at, look) {
+            Err(SegmentError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            found => found,
+        }
+    }
+
+    fn try_find_at<T>(
         &self,
         at: Timestamp,
         look: &mut dyn FnMut(&RecordBatch) -> Option<T>,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | lost | acknowledged, or once shown to a reader, and not there in the end; or a partition begins later than anybody asked for |
 //! | phantom | there although nobody sent it, or although its sender was told that nothing was written; or not whole |
+//! | returned | a key of a compacted topic was removed, and an older value of it is there |
 //! | divergent | one offset, two values, in whatever lives of the host |
 //! | reordered | a producer's messages, or a key's outputs, stand in another order than they were sent in |
 //! | duplicated | there more often than it was sent; or at all twice, or placed anew, where the host promised to take it once |
@@ -18,7 +19,8 @@
 //!
 //! A topic that is not durable may lose a tail when the power fails, or the medium under the file system: what was acknowledged after the last durable acknowledgement
 //! was asked for, and nothing else. What a topic's rule lets go ([`Ages`](super::history::Ages)) is not lost: messages below the partition's start,
-//! which never goes back; of a compacted topic those that a later message with the same key stands for.
+//! which never goes back; of a compacted topic those that a later message with the same key stands for, and messages that remove their key, once nothing
+//! older of it is there.
 //!
 //! Delayed messages stand in the order of their times, as far as they waited together. A schedule's times are one message's each, or one
 //! of those that a message stands for because the host was not up: none is missing, none is there twice.

@@ -15,6 +15,8 @@ pub enum Kind {
     Lost,
     /// There, and not sent.
     Phantom,
+    /// A key that was removed, and reads as an older value.
+    Returned,
     /// One offset, two values.
     Divergent,
     /// In another order than sent.
@@ -209,6 +211,7 @@ impl Kind {
         match self {
             Self::Lost => "lost",
             Self::Phantom => "phantom",
+            Self::Returned => "returned",
             Self::Divergent => "divergent",
             Self::Reordered => "reordered",
             Self::Duplicated => "duplicated",

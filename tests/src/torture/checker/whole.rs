@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::history::Ages;
+use super::super::history::{Ages, removes_key};
 use super::state::Partition;
 use super::{Checker, Id, Kind, Pipeline, Topic};
 
@@ -38,29 +38,55 @@ impl Checker {
             for (number, partition) in &topic.partitions {
                 self.verdict.tally.removed +=
                     partition.known.range(..partition.start).count() as u64;
-                let latest = latest(topic.ages, partition);
+                let kept = Kept::of(topic.ages, partition);
                 for (offset, known) in partition.known.range(partition.start..) {
                     // Another value there has been found divergent when it was read.
                     if partition.last.contains_key(offset) {
-                        continue;
-                    }
-                    if let Ages::ByCompaction { keys } = topic.ages
-                        && latest.get(&key(known.id, keys)) > Some(offset)
-                    {
-                        self.verdict.tally.removed += 1;
                         continue;
                     }
                     let how = match known.acknowledged {
                         Some(line) => format!("acknowledged in line {line}"),
                         None => format!("read in line {}", known.line),
                     };
-                    findings.push(format!("{name}/{number} at {offset}: {}, {how}", known.id));
+                    let what = format!("{name}/{number} at {offset}: {}, {how}", known.id);
+                    match kept.verdict(*offset, known.id) {
+                        Missing::Superseded => self.verdict.tally.removed += 1,
+                        Missing::Behind(older) => {
+                            let text = format!("{what}, removed its key, which is at {older}");
+                            findings.push((Kind::Returned, text));
+                        }
+                        Missing::Lost if self.may_be_removed(name, topic.ages, known.id) => {
+                            self.verdict.tally.removed += 1;
+                        }
+                        Missing::Lost => findings.push((Kind::Lost, what)),
+                    }
                 }
             }
         }
-        for text in findings {
-            self.find(Kind::Lost, text);
+        for (kind, text) in findings {
+            self.find(kind, text);
         }
+    }
+
+    /// Whether a message that nobody knows to be there may have removed the key after this one, and be gone as well.
+    fn may_be_removed(&self, topic: &str, ages: Ages, id: Id) -> bool {
+        let Ages::ByCompaction {
+            keys,
+            removes_every,
+        } = ages
+        else {
+            return false;
+        };
+        let later = self.requests.range((id.producer, 0)..);
+        let later = later.take_while(|((producer, _), _)| *producer == id.producer);
+        let unknown = later.filter(|(_, r)| r.topic == topic && r.unanswered > 0);
+        let mut sent = unknown.flat_map(|((_, first), r)| *first..first + u64::from(r.count));
+        sent.any(|sequence| {
+            let later = Id::new(id.producer, sequence);
+            sequence > id.sequence
+                && key(later, keys) == key(id, keys)
+                && removes_key(sequence, keys, removes_every)
+        })
     }
 
     /// What is there was sent, and its sender was not told otherwise.
@@ -263,16 +289,65 @@ fn key(id: Id, keys: u64) -> (u32, u64) {
     (id.producer, id.sequence % keys.max(1))
 }
 
-/// Where each key's latest message stands that is there, in a compacted topic.
-fn latest(ages: Ages, partition: &Partition) -> HashMap<(u32, u64), u64> {
-    let Ages::ByCompaction { keys } = ages else {
-        return HashMap::new();
-    };
-    // Offsets ascend: the last one stays.
-    let there = partition.last.iter();
-    there
-        .map(|(offset, id)| (key(*id, keys), *offset))
-        .collect()
+/// What is there of each key of a compacted topic; nothing of other topics.
+struct Kept {
+    ages: Ages,
+    /// Where the latest message stands that is there.
+    latest: HashMap<(u32, u64), u64>,
+    /// Where the latest message stood that removed the key.
+    removed: HashMap<(u32, u64), u64>,
+}
+
+/// Why a message is not there.
+enum Missing {
+    /// Something later stands for it, or it removed its key and nothing of that is left.
+    Superseded,
+    /// It removed its key, and this older message is there.
+    Behind(u64),
+    Lost,
+}
+
+impl Kept {
+    fn of(ages: Ages, partition: &Partition) -> Self {
+        let mut kept = Self {
+            ages,
+            latest: HashMap::new(),
+            removed: HashMap::new(),
+        };
+        if let Ages::ByCompaction {
+            keys,
+            removes_every,
+        } = ages
+        {
+            // Offsets ascend: the last one stays.
+            let there = partition.last.iter();
+            let latest = there.map(|(offset, id)| (key(*id, keys), *offset));
+            kept.latest = latest.collect();
+            let known = partition
+                .known
+                .iter()
+                .map(|(offset, known)| (offset, known.id));
+            let removing = known.filter(|(_, id)| removes_key(id.sequence, keys, removes_every));
+            let removed = removing.map(|(offset, id)| (key(id, keys), *offset));
+            kept.removed = removed.collect();
+        }
+        kept
+    }
+
+    fn verdict(&self, offset: u64, id: Id) -> Missing {
+        let Ages::ByCompaction { keys, .. } = self.ages else {
+            return Missing::Lost;
+        };
+        let key = key(id, keys);
+        let latest = self.latest.get(&key).copied();
+        let removed = self.removed.get(&key).copied();
+        match latest {
+            _ if latest > Some(offset) || removed > Some(offset) => Missing::Superseded,
+            Some(older) if removed == Some(offset) => Missing::Behind(older),
+            None if removed == Some(offset) => Missing::Superseded,
+            _ => Missing::Lost,
+        }
+    }
 }
 
 fn count(topic: &Topic) -> Counts {

@@ -211,6 +211,13 @@ impl Finding {
             )
             .advise("nothing to do: the next start removes it and writes it again from the journal")
             .repaired_by(Repair::KeepCopy),
+            FaultKind::Superseded(count) => Self::note(
+                path,
+                format!("{count} superseded messages stand in a segment that is said to be compacted ({range})"),
+            )
+            .advise(
+                "a later message with the same key stands for each of them. The segment could not be read when it was to be compacted, or a                  version that forgot such segments left it; keys of it whose deletion was compacted away since may have come back: look                  at it with `millrace segment dump`, and delete what is not to be there once more",
+            ),
             FaultKind::Stray => Self::stray(path),
         };
         Self {

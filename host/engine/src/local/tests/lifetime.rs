@@ -8,10 +8,10 @@ use millrace_model::{ManualClock, TopicSettings};
 use super::*;
 use crate::{ReadError, TopicChange};
 
-const START: Timestamp = Timestamp(1_700_000_000_000);
+pub(super) const START: Timestamp = Timestamp(1_700_000_000_000);
 
 /// As `small`, cleaned all the time.
-fn cleaned() -> LocalOptions {
+pub(super) fn cleaned() -> LocalOptions {
     LocalOptions {
         cleaning_interval: Duration::from_millis(3),
         ..small()
@@ -24,7 +24,7 @@ async fn open_at(disk: &SimDisk, dir: &Path, clock: &Arc<ManualClock>) -> Arc<Lo
     opened.expect("the directory opens")
 }
 
-async fn set(engine: &LocalEngine, settings: TopicSettings) {
+pub(super) async fn set(engine: &LocalEngine, settings: TopicSettings) {
     let name = TopicName::parse("orders").unwrap();
     let change = TopicChange {
         durability: None,
@@ -33,7 +33,7 @@ async fn set(engine: &LocalEngine, settings: TopicSettings) {
     engine.change_topic(&name, change).await.expect("changed");
 }
 
-fn keyed(key: Option<&str>, value: Option<&str>, timestamp: Timestamp) -> RecordBatch {
+pub(super) fn keyed(key: Option<&str>, value: Option<&str>, timestamp: Timestamp) -> RecordBatch {
     let mut builder = BatchBuilder::with_capacity(0);
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     builder.push(&Message {
@@ -45,7 +45,7 @@ fn keyed(key: Option<&str>, value: Option<&str>, timestamp: Timestamp) -> Record
     builder.finish().unwrap()
 }
 
-async fn put(engine: &LocalEngine, partition: TopicPartition, batch: RecordBatch) {
+pub(super) async fn put(engine: &LocalEngine, partition: TopicPartition, batch: RecordBatch) {
     let append = Append { partition, batch };
     let produced = engine.commit(Transaction::produce(vec![append])).await;
     produced.expect("committed");

@@ -1,6 +1,7 @@
 //! The local engine's own promises, beside those of the conformance suite.
 
 mod care;
+mod compaction;
 mod conformance;
 mod crashes;
 mod damage;

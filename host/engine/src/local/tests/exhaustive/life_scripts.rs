@@ -19,6 +19,7 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
         ("retention by age", retention_by_age()),
         ("compaction", compaction()),
         ("compaction of tombstones", tombstones()),
+        ("deleted keys of a quiet topic", deleted_keys()),
         ("a topic deleted and made again", made_again()),
     ]
 }
@@ -287,6 +288,39 @@ fn tombstones() -> Vec<Step> {
     }
     script.push(Step::Checkpoint);
     script.push(Step::Keyed(("d", 0), vec![(0, Some(5))]));
+    script
+}
+
+/// Small values, whose segments become no shorter without them; and nobody writes while their tombstones grow old.
+fn deleted_keys() -> Vec<Step> {
+    let mut script = vec![
+        Step::Create("d", 1, Durable),
+        set("d", |settings| {
+            settings.compact = true;
+            settings.tombstone_ms = HOUR_MS;
+        }),
+        Step::Keyed(("d", 0), vec![(0, Some(0))]),
+        Step::Keyed(("d", 0), vec![(1, Some(0)), (2, Some(1_500))]),
+        Step::Keyed(("d", 0), vec![(3, Some(2_900))]),
+        Step::Keyed(("d", 0), vec![(0, None)]),
+        Step::Keyed(("d", 0), vec![(4, Some(2_000)), (1, None)]),
+        Step::Checkpoint,
+        Step::Clean(("d", 0)),
+    ];
+    for n in 0..4 {
+        match n {
+            1 => script.push(Step::Restart),
+            2 => script.push(Step::Trim(("d", 0), 1)),
+            _ => {}
+        }
+        script.push(Step::Wait(HOUR_MS * 3 / 2));
+        // The first look sees that nobody writes, the second one ends the segment.
+        script.push(Step::Clean(("d", 0)));
+        script.push(Step::Clean(("d", 0)));
+        script.push(Step::Checkpoint);
+    }
+    script.push(Step::Keyed(("d", 0), vec![(5, Some(10))]));
+    script.push(Step::Restart);
     script
 }
 

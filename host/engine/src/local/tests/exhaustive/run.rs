@@ -17,7 +17,7 @@ use super::super::damage::change_checkpoint;
 use super::super::*;
 use super::model::{BEGINNING, Dump, Modules, Place, Sending, Step, digest, module, value};
 use super::stateful::Writes;
-use crate::local::cleaner::{Cleaner, Pause};
+use crate::local::cleaner::{Cleaner, Pause, ends_segments};
 use crate::state::{StateWrite, StateWrites};
 use crate::{EntryKind, EntryWrite, Lease, ProgressWrite, RequestMark};
 
@@ -485,7 +485,7 @@ fn clean(engine: &LocalEngine, at: TopicPartition) -> Result<(), String> {
     let partition = engine.partition(at).map_err(text)?;
     let settings = partition.settings();
     let cleaned = cleaner.look_at(&partition, &settings);
-    if settings.segment_ms.is_some() {
+    if ends_segments(&settings) {
         // One after the other, so that the disk sees the same every time.
         settle(engine);
         engine.shared.orders.ask(|orders| orders.roll = true);
