@@ -3,9 +3,11 @@
 
 mod breaker;
 mod command_line;
+mod data_directory;
 mod delivery;
 mod demo;
 mod fairness;
+mod file_limits;
 mod guests;
 mod hostile;
 mod kill;
@@ -16,6 +18,7 @@ mod orders;
 mod requests;
 mod restart;
 mod revisions;
+mod small_machine;
 mod state;
 mod swap;
 mod times;

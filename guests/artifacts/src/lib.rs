@@ -74,6 +74,8 @@ guests! {
     ENDLESS = "endless";
     /// Allocates without bound on one value.
     HOARD = "hoard";
+    /// Fills its state as its messages say.
+    FILL = "fill";
     /// Malformed answers, chosen by the value.
     BABBLE = "babble";
     /// Recurses without bound on one value.

@@ -5,13 +5,14 @@ use std::sync::{Arc, Weak};
 
 use metrics::{Counter, Histogram, histogram};
 use millrace_engine::{CommitError, Engine, EntryKind, EntryWrite, Transaction};
-use millrace_model::bounds::{DRY_RUNS_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX};
+use millrace_model::bounds::{DRY_RUNS_MAX, HOST_ATTEMPTS_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX};
 use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::delays::{self, Delays};
+use crate::dispatch::remembered::Remembered;
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
 use crate::handler::ModuleHost;
@@ -22,6 +23,24 @@ use crate::tasks::Tasks;
 
 /// Revisions that wait to be taken back. One beyond them is told again by its next failed probe.
 const ALARMS_MAX: usize = 64;
+
+/// What all calls and all processors together may hold in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct BrokerLimits {
+    /// Bytes of produce calls on their way to the engine; no more than [`PRODUCE_BYTES_IN_FLIGHT_MAX`].
+    pub in_flight_bytes: usize,
+    /// Bytes of what is remembered of failed attempts.
+    pub remembered_bytes: usize,
+}
+
+impl Default for BrokerLimits {
+    fn default() -> Self {
+        Self {
+            in_flight_bytes: PRODUCE_BYTES_IN_FLIGHT_MAX,
+            remembered_bytes: HOST_ATTEMPTS_BYTES_MAX,
+        }
+    }
+}
 
 /// The handle; cheap to clone.
 #[derive(Clone)]
@@ -47,6 +66,8 @@ pub(crate) struct Inner {
     pub(crate) dry_runs: Semaphore,
     /// Bytes of produce calls on their way to the engine.
     pub(crate) in_flight: Semaphore,
+    /// How many those may be.
+    pub(crate) in_flight_bytes: usize,
     pub(crate) delays: Arc<Delays>,
     pub(crate) schedules: Schedules,
     tasks: Tasks,
@@ -76,6 +97,20 @@ impl Broker {
         engine: Arc<dyn Engine>,
         modules: Arc<dyn ModuleHost>,
     ) -> Result<Self, ProcessorError> {
+        Self::start_within(clock, engine, modules, BrokerLimits::default()).await
+    }
+
+    /// As [`Broker::start`], with limits of the host's own.
+    ///
+    /// # Errors
+    /// As of [`Broker::start`].
+    pub async fn start_within(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        modules: Arc<dyn ModuleHost>,
+        limits: BrokerLimits,
+    ) -> Result<Self, ProcessorError> {
+        let in_flight_bytes = limits.in_flight_bytes.min(PRODUCE_BYTES_IN_FLIGHT_MAX);
         let (alarms, heard) = mpsc::channel(ALARMS_MAX);
         let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine));
         let context = Context {
@@ -83,6 +118,7 @@ impl Broker {
             engine: Arc::clone(&engine),
             delays: Arc::clone(&delays),
             alarms,
+            remembered: Remembered::new(limits.remembered_bytes),
         };
         let broker = Self {
             by: None,
@@ -96,7 +132,8 @@ impl Broker {
                 changes: tokio::sync::Mutex::default(),
                 redrives: tokio::sync::Mutex::default(),
                 dry_runs: Semaphore::new(DRY_RUNS_MAX),
-                in_flight: Semaphore::new(PRODUCE_BYTES_IN_FLIGHT_MAX),
+                in_flight: Semaphore::new(in_flight_bytes),
+                in_flight_bytes,
                 schedules: Schedules::default(),
                 tasks: Tasks::default(),
                 delays,

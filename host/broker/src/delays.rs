@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use metrics::{Histogram, counter, gauge, histogram};
 use millrace_engine::state::{StateQuery, StateTable};
-use millrace_engine::{CommitError, Engine, ReadError, Transaction};
+use millrace_engine::{CommitError, Engine, ReadError, RoomFull, Transaction};
 use millrace_model::bounds::{
     DELAYED_BYTES_MAX, DELAYED_LISTED_MAX, DELAYED_MESSAGES_MAX, STATE_LISTED_BYTES_MAX,
 };
@@ -65,21 +65,27 @@ pub struct DelayedQuery {
     pub max: usize,
 }
 
-/// No room in a partition.
+/// No room for more delayed messages.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "partition {partition} of topic {topic} holds {messages} delayed messages of {bytes} bytes already; at most \
-     {DELAYED_MESSAGES_MAX} and {DELAYED_BYTES_MAX} bytes are kept: wait until some are delivered, or cancel some"
-)]
-pub struct DelaysFull {
-    /// Which topic.
-    pub topic: TopicName,
-    /// Which of its partitions.
-    pub partition: PartitionId,
-    /// How many there are.
-    pub messages: usize,
-    /// Their bytes, about.
-    pub bytes: usize,
+pub enum DelaysFull {
+    /// In the partition.
+    #[error(
+        "partition {partition} of topic {topic} holds {messages} delayed messages of {bytes} bytes already; at most \
+         {DELAYED_MESSAGES_MAX} and {DELAYED_BYTES_MAX} bytes are kept: wait until some are delivered, or cancel some"
+    )]
+    Partition {
+        /// Which topic.
+        topic: TopicName,
+        /// Which of its partitions.
+        partition: PartitionId,
+        /// How many there are.
+        messages: usize,
+        /// Their bytes, about.
+        bytes: usize,
+    },
+    /// In the host.
+    #[error(transparent)]
+    Host(#[from] RoomFull),
 }
 
 /// Why delayed messages were neither listed nor cancelled.
@@ -159,8 +165,10 @@ impl Delays {
         }
     }
 
-    /// Whether there is room for them. Those who ask at the same time may go beyond the bound together.
+    /// Whether there is room for them. Those who ask at the same time may go beyond the bound of a partition together; that of the
+    /// host the engine holds.
     pub(crate) fn check_room(&self, additions: &Additions) -> Result<(), DelaysFull> {
+        let cost: usize = additions.0.values().map(|addition| addition.cost).sum();
         for (partition, addition) in &additions.0 {
             // Whether the partition is there is for the commit to say.
             let Ok(table) = self.engine.state(GROUP, *partition) else {
@@ -169,13 +177,14 @@ impl Delays {
             let size = table.size();
             let messages = size.entries + addition.messages();
             if messages > DELAYED_MESSAGES_MAX || size.bytes + addition.bytes > DELAYED_BYTES_MAX {
-                return Err(DelaysFull {
+                return Err(DelaysFull::Partition {
                     topic: addition.topic.clone(),
                     partition: partition.partition,
                     messages: size.entries,
                     bytes: size.bytes,
                 });
             }
+            table.check_room(cost)?;
         }
         Ok(())
     }

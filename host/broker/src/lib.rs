@@ -33,7 +33,7 @@ mod states;
 mod tasks;
 mod topics;
 
-pub use broker::Broker;
+pub use broker::{Broker, BrokerLimits};
 pub use canary::CanaryStatus;
 pub use dead_letters::{
     AuditAction, AuditEntry, AuditPage, DeadLetter, DeadLetterError, DeadLetterFilter,

@@ -8,7 +8,7 @@ use metrics::{Counter, counter};
 use millrace_engine::{Append, CommitError, Receipt, RequestMark, Transaction};
 use millrace_model::bounds::{
     DELAY_MS_MAX, DELAYED_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
-    PRODUCE_BYTES_IN_FLIGHT_MAX, PRODUCE_CALL_BYTES_MAX, PRODUCE_CALL_MESSAGES_MAX,
+    PRODUCE_CALL_BYTES_MAX, PRODUCE_CALL_MESSAGES_MAX,
     REQUEST_NOTE_BYTES_MAX,
 };
 use millrace_model::{
@@ -303,6 +303,10 @@ impl Broker {
         delays.expect(&additions);
         let committed = self.inner.engine.commit(transaction).await;
         delays.expect(&additions);
+        let committed = committed.map_err(|error| match error {
+            CommitError::RoomFull(full) => DelaysFull::Host(full).into(),
+            error => ProduceError::Commit(error),
+        });
         let produced = produced(placement, &committed?)?;
         if !produced.repeated {
             self.received(&topic).increment(messages.len() as u64);
@@ -356,7 +360,7 @@ impl Broker {
         let permits = u32::try_from(bytes.max(1)).unwrap_or(u32::MAX);
         let room = self.inner.in_flight.try_acquire_many(permits);
         room.map_err(|_| ProduceError::Busy {
-            max: PRODUCE_BYTES_IN_FLIGHT_MAX,
+            max: self.inner.in_flight_bytes,
         })
     }
 

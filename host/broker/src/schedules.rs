@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use millrace_engine::{CommitError, EntryKind};
-use millrace_model::bounds::{SCHEDULE_MESSAGE_BYTES_MAX, SCHEDULES_MAX};
+use millrace_model::bounds::{SCHEDULE_MESSAGE_BYTES_MAX, SCHEDULES_BYTES_MAX, SCHEDULES_MAX};
 use millrace_model::{Header, Message, Schedule, ScheduleName, ScheduleSpec, Timestamp};
 use parking_lot::RwLock;
 use serde::Serialize;
@@ -50,6 +50,14 @@ pub enum ScheduleError {
     /// As many as there may be.
     #[error("there are {SCHEDULES_MAX} schedules already; delete one first")]
     TooMany,
+    /// All messages together would be too much.
+    #[error(
+        "the messages of all schedules would have {bytes} bytes, at most {SCHEDULES_BYTES_MAX} are kept; keep payloads elsewhere and send references"
+    )]
+    TooMuch {
+        /// Their bytes then.
+        bytes: usize,
+    },
     /// It could not be made durable.
     #[error(transparent)]
     Commit(#[from] CommitError),
@@ -142,6 +150,7 @@ impl Broker {
         if before.is_none() && self.inner.schedules.all.read().len() >= SCHEDULES_MAX {
             return Err(ScheduleError::TooMany);
         }
+        self.check_all_schedules(name, &spec)?;
         let before = before.map(|before| before.schedule);
         let schedule = Schedule {
             name: name.clone(),
@@ -201,9 +210,31 @@ impl Broker {
         Ok(status)
     }
 
+    /// Whether all together are within their bound with this one. Nobody is kept from making one smaller.
+    fn check_all_schedules(
+        &self,
+        name: &ScheduleName,
+        spec: &ScheduleSpec,
+    ) -> Result<(), ScheduleError> {
+        let (mut others, mut before) = (0, 0);
+        for known in self.inner.schedules.all.read().values() {
+            let bytes = bytes_of(&known.schedule.spec);
+            match known.schedule.name == *name {
+                true => before = bytes,
+                false => others += bytes,
+            }
+        }
+        let own = bytes_of(spec);
+        let bytes = others + own;
+        match bytes > SCHEDULES_BYTES_MAX && own > before {
+            true => Err(ScheduleError::TooMuch { bytes }),
+            false => Ok(()),
+        }
+    }
+
     fn check_schedule(&self, spec: &ScheduleSpec) -> Result<(), ScheduleError> {
         let message = message_of(spec);
-        let bytes = message.message.byte_count() + message.message.headers.len() * 10;
+        let bytes = bytes_of(spec);
         if bytes > SCHEDULE_MESSAGE_BYTES_MAX {
             return Err(ScheduleError::TooLarge { bytes });
         }
@@ -216,6 +247,13 @@ impl Schedules {
     pub(crate) fn changed(&self) -> Arc<Notify> {
         Arc::clone(&self.changed)
     }
+}
+
+/// What counts for the bounds.
+fn bytes_of(spec: &ScheduleSpec) -> usize {
+    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let header = |(name, value): &(String, String)| name.len() + value.len() + 10;
+    text(&spec.key) + text(&spec.value) + spec.headers.iter().map(header).sum::<usize>()
 }
 
 /// What it says, without what the host adds.

@@ -220,5 +220,9 @@ fn check_bounds(table: &StateTable, writes: &StateWrites) -> Result<(), String> 
             after.entries, after.bytes
         ));
     }
-    Ok(())
+    let more = after.cost().saturating_sub(before.cost());
+    match more {
+        0 => Ok(()),
+        more => table.check_room(more).map_err(|full| full.to_string()),
+    }
 }

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 use crate::contract::{Append, Engine, EntryKind, EntryWrite, ProgressWrite, Transaction};
 
+pub mod bounds;
 pub mod catalogue;
 pub mod lifetime;
 pub mod messages;
@@ -99,6 +100,19 @@ macro_rules! conformance_tests {
                 $crate::conformance::$run($open, $crate::conformance::$part::$promise).await;
             }
         )*
+    };
+}
+
+/// One test per promise of an engine that is opened with [`bounds::BOUNDS`]. `$open` as for [`conformance_tests!`](crate::conformance_tests).
+#[macro_export]
+macro_rules! bounds_tests {
+    ($open:expr) => {
+        $crate::conformance_tests! { @tests hold $open;
+            bounds::each_kind_is_refused_beyond_its_bound_wherever_it_is,
+            bounds::what_is_there_may_be_replaced_and_removed_at_the_bound,
+            bounds::a_deleted_topic_gives_its_room_back,
+            bounds::partitions_beyond_the_hosts_bound_are_refused,
+        }
     };
 }
 
@@ -301,6 +315,7 @@ mod tests {
     fn every_promise_is_on_a_list() {
         let lists = include_str!("conformance.rs");
         for (part, source) in [
+            ("bounds", include_str!("conformance/bounds.rs")),
             ("catalogue", include_str!("conformance/catalogue.rs")),
             ("lifetime", include_str!("conformance/lifetime.rs")),
             ("messages", include_str!("conformance/messages.rs")),

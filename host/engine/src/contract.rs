@@ -24,6 +24,7 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
+use crate::room::RoomFull;
 use crate::damage::{DamageKind, DamageReport, DamagedRange};
 use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
 
@@ -228,8 +229,12 @@ pub enum CommitError {
         /// The bound.
         max: usize,
     },
+    /// As much is kept in memory as the host may. Nothing was written; try again when there is less.
+    #[error(transparent)]
+    RoomFull(#[from] RoomFull),
     /// No room on the disk. Nothing was written; try again when there is space.
-    #[error("the disk is full: free some space or shorten retention; reading still works")]
+    #[error("the disk is full, or the process may not write longer files or open more (`ulimit -f`, `ulimit -n`): free some space or shorten \
+         retention; reading still works")]
     DiskFull,
     /// The disk failed; nothing more is acknowledged until the host is started again.
     #[error(
@@ -245,7 +250,7 @@ impl CommitError {
     /// Whether the same transaction may succeed later without anybody changing it.
     #[must_use]
     pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::DiskFull | Self::Closed)
+        matches!(self, Self::DiskFull | Self::RoomFull(_) | Self::Closed)
     }
 }
 
@@ -311,6 +316,19 @@ pub enum TopicError {
         asked: u32,
         /// The bound.
         max: u32,
+    },
+    /// All topics together would have more than the host may.
+    #[error(
+        "the host has {have} partitions and would have {asked} more, at most {max} are kept (partitions_max): ask for fewer, or delete \
+         topics that nobody needs"
+    )]
+    HostPartitions {
+        /// How many there are.
+        have: usize,
+        /// What was asked for.
+        asked: u32,
+        /// The bound.
+        max: usize,
     },
     /// It could not be made durable.
     #[error(transparent)]

@@ -14,6 +14,7 @@ use millrace_model::{Numbering, Offset, ProducerId, Timestamp, TopicId, TopicPar
 
 use self::producers::{ProducerState, Producers};
 use self::requests::{Request, Requests};
+use crate::room::HostBounds;
 use crate::contract::{Append, CommitError, Receipt, RequestMark};
 
 /// What is remembered of producers and requests.
@@ -79,6 +80,12 @@ impl Overlay {
 }
 
 impl Idempotence {
+    /// The same, and what is remembered from now on stays within these.
+    pub(crate) fn within(mut self, bounds: &HostBounds) -> Self {
+        self.requests.bound(bounds.requests_bytes);
+        self
+    }
+
     /// Says whether a transaction is new, or a repeat and what it was answered then.
     ///
     /// # Errors

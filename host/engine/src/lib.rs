@@ -11,6 +11,7 @@ pub mod damage;
 mod idempotence;
 pub mod local;
 pub mod memory;
+pub mod room;
 pub mod state;
 mod time;
 
@@ -21,3 +22,4 @@ pub use contract::{
 pub use damage::{DamageKind, DamageReport, DamagedRange, FoundBy, ScrubStatus};
 pub use local::{LocalEngine, LocalOptions, OpenError};
 pub use memory::MemoryEngine;
+pub use room::{HostBounds, Kept, Room, RoomFull};

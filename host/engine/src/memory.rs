@@ -22,6 +22,7 @@ use crate::contract::{
     Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch,
 };
 use crate::idempotence::requests::Request;
+use crate::room::{Growth, HostBounds, Kept, Room};
 use crate::idempotence::{Idempotence, Judgement, Overlay};
 use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
 use crate::time::first_at;
@@ -36,7 +37,17 @@ impl MemoryEngine {
     /// An empty engine.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        let state = Mutex::default();
+        Self::bounded(clock, HostBounds::default())
+    }
+
+    /// An empty engine that keeps no more than these.
+    #[must_use]
+    pub fn bounded(clock: Arc<dyn Clock>, bounds: HostBounds) -> Arc<Self> {
+        let state = Mutex::new(State {
+            room: Room::new(bounds),
+            idempotence: Idempotence::default().within(&bounds),
+            ..State::default()
+        });
         Arc::new(Self { state, clock })
     }
 
@@ -50,6 +61,7 @@ impl MemoryEngine {
 
 #[derive(Debug, Default)]
 struct State {
+    room: Arc<Room>,
     closed: bool,
     topic_ids_given: u64,
     topics: BTreeMap<TopicName, Topic>,
@@ -74,7 +86,8 @@ struct Group {
     /// The newest lease's.
     epoch: u64,
     progress: Option<Progress>,
-    state: Arc<StateTable>,
+    /// Made when it is first asked for or written.
+    state: Option<Arc<StateTable>>,
 }
 
 impl Default for Partition {
@@ -105,6 +118,7 @@ impl Engine for MemoryEngine {
             state.check_lease(&write.lease)?;
         }
         state.check_state(&transaction.state)?;
+        state.check_room(&transaction.state)?;
         Ok(state.apply(transaction))
     }
 
@@ -179,9 +193,10 @@ impl Engine for MemoryEngine {
             return Ok(StatePage::default());
         };
         let progress = group.progress.as_ref();
+        let page = group.state.as_ref().map(|table| table.page(query));
         Ok(StatePage {
             as_of: progress.map(|p| p.next).unwrap_or_default(),
-            ..group.state.page(query)
+            ..page.unwrap_or_default()
         })
     }
 
@@ -189,7 +204,8 @@ impl Engine for MemoryEngine {
         let state = self.state.lock();
         let has_entries = |partition: &Partition| {
             let group = partition.groups.get(group);
-            group.is_some_and(|group| group.state.size().entries > 0)
+            let table = group.and_then(|group| group.state.as_ref());
+            table.is_some_and(|table| table.size().entries > 0)
         };
         let found = state.partitions.iter().filter(|(_, p)| has_entries(p));
         let mut found: Vec<_> = found.map(|(partition, _)| *partition).collect();
@@ -339,11 +355,22 @@ impl State {
         Ok(())
     }
 
+    /// Whether the host has room for what is written.
+    fn check_room(&mut self, writes: &[StateWrite]) -> Result<(), CommitError> {
+        let mut growth = Growth::default();
+        for write in writes.iter().filter(|write| write.writes.keep_values()) {
+            let table = self.table(&write.group, write.partition);
+            growth.add(Kept::of_group(&write.group), table.growth(&write.writes));
+        }
+        Ok(self.room.check(&growth)?)
+    }
+
     /// The table of a group in a partition that is there.
     fn table(&mut self, group: &str, partition: TopicPartition) -> Arc<StateTable> {
         let partition = self.partitions.get_mut(&partition).expect("was checked");
-        let group = partition.groups.entry(group.into()).or_default();
-        Arc::clone(&group.state)
+        let kept = partition.groups.entry(group.into()).or_default();
+        let made = || Arc::new(StateTable::in_room(&self.room, group));
+        Arc::clone(kept.state.get_or_insert_with(made))
     }
 
     fn apply(&mut self, transaction: Transaction) -> Receipt {
@@ -411,6 +438,8 @@ impl State {
         if self.topics.contains_key(&spec.name) {
             return Err(TopicError::Exists(spec.name));
         }
+        let partitions = self.partitions.len();
+        self.room.check_partitions(partitions, spec.partitions)?;
         self.topic_ids_given += 1;
         let id = TopicId(self.topic_ids_given);
         let topic = Topic { id, spec };
@@ -487,5 +516,11 @@ mod tests {
         MemoryEngine::new(Arc::new(SystemClock::new()))
     }
 
+    async fn open_bounded(_directory: PathBuf) -> Arc<dyn Engine> {
+        let clock = Arc::new(SystemClock::new());
+        MemoryEngine::bounded(clock, crate::conformance::bounds::BOUNDS)
+    }
+
     crate::conformance_tests!(open);
+    crate::bounds_tests!(open_bounded);
 }

@@ -8,6 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, OFlags};
@@ -92,13 +93,45 @@ pub trait DiskFile: Send + Sync {
     fn forget_cached(&self, _at: u64, _length: u64) {}
 }
 
-/// Whether the error says that there is no room.
+/// Whether the error says that there is no room: on the disk, in a file that may not grow further (`ulimit -f`), or for one more open
+/// file. None of them leaves it unknown what is durable, and the same may succeed later.
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {
-    matches!(
+    let has_no_room = matches!(
         error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    );
+    has_no_room || has_no_descriptor(error)
+}
+
+/// Whether no more files can be opened, by this process or on this machine. That says nothing about the disk.
+#[must_use]
+pub fn has_no_descriptor(error: &io::Error) -> bool {
+    is_errno(error, Errno::MFILE) || is_errno(error, Errno::NFILE)
+}
+
+/// Whether files of this process may not grow beyond a limit (`ulimit -f`).
+#[must_use]
+pub fn has_size_limit() -> bool {
+    getrlimit(Resource::Fsize).current.is_some()
+}
+
+/// How long an open waits for other files to be closed before it fails.
+const DESCRIPTOR_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How often it looks.
+const DESCRIPTOR_LOOK: Duration = Duration::from_millis(20);
+
+/// Opens something, and waits a while where no more files can be opened: connections come and go.
+fn patiently<T>(mut patience: Duration, mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match open() {
+            Err(error) if has_no_descriptor(&error) && !patience.is_zero() => {
+                patience = patience.saturating_sub(DESCRIPTOR_LOOK);
+                std::thread::sleep(DESCRIPTOR_LOOK);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// The error of a failed sync, which is final whatever its cause: not even a full disk makes it safe to try again.
@@ -137,15 +170,15 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        regular(OpenOptions::new().read(true).write(true), path)
+        patiently(DESCRIPTOR_WAIT_MAX, || {
+            regular(OpenOptions::new().read(true).write(true), path)
+        })
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
-        regular(
-            options.read(true).write(true).create(true).truncate(true),
-            path,
-        )
+        options.read(true).write(true).create(true).truncate(true);
+        patiently(DESCRIPTOR_WAIT_MAX, || regular(&mut options, path))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -153,7 +186,7 @@ impl Disk for RealDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(dir) {
+        let entries = match patiently(DESCRIPTOR_WAIT_MAX, || fs::read_dir(dir)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
@@ -176,11 +209,13 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        // What is to be made durable was done already: to give up here would leave it unknown whether it is.
+        patiently(Duration::MAX, || File::open(dir))?.sync_all()
     }
 
     fn file_system(&self, dir: &Path) -> io::Result<Arc<dyn FileSystem>> {
-        Ok(Arc::new(RealFileSystem(File::open(dir)?)))
+        let opened = patiently(DESCRIPTOR_WAIT_MAX, || File::open(dir))?;
+        Ok(Arc::new(RealFileSystem(opened)))
     }
 }
 

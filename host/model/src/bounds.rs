@@ -230,6 +230,26 @@ pub const DELAYED_MESSAGES_MAX: usize = 1_000_000;
 /// Bytes that the delayed messages of one partition take in memory, about. At the bound as at that of their number.
 pub const DELAYED_BYTES_MAX: usize = 128 << 20;
 
+/// Bytes that all delayed messages of a host take in memory, unless set otherwise or memory is scarce (`delayed_bytes_max`). At the
+/// bound as at that of a partition.
+pub const HOST_DELAYED_BYTES_MAX: usize = 1 << 30;
+
+/// Bytes that the state of all processors takes in memory, unless set otherwise or memory is scarce (`state_bytes_max`). At the bound a
+/// component is told that its state is full, and nothing is written.
+pub const HOST_STATE_BYTES_MAX: usize = 3 << 30;
+
+/// Bytes of delayed messages and state together, unless set otherwise or memory is scarce (`kept_bytes_max`). At the bound as at those
+/// of each.
+pub const HOST_KEPT_BYTES_MAX: usize = 4 << 30;
+
+/// Partitions of all topics of a host, those of processors included, unless set otherwise or memory is scarce (`partitions_max`). A
+/// topic or a processor that would bring more is refused.
+pub const HOST_PARTITIONS_MAX: usize = 200_000;
+
+/// Bytes of what all partitions of a host remember of failed attempts, unless memory is scarce. At the bound partitions with parked
+/// messages take no new ones, and others one at a time, until some are settled.
+pub const HOST_ATTEMPTS_BYTES_MAX: usize = 1 << 30;
+
 /// How far away a time of delivery may be: ten years. One beyond is refused; it is likely to be in another unit.
 pub const DELAY_MS_MAX: u64 = 3_653 * 24 * 60 * 60 * 1_000;
 
@@ -238,6 +258,9 @@ pub const DELAYED_LISTED_MAX: usize = 1_000;
 
 /// Schedules of one host. One more is refused.
 pub const SCHEDULES_MAX: usize = 1_000;
+
+/// Bytes of all schedules' messages, ten for each header included. A schedule that would bring more is refused.
+pub const SCHEDULES_BYTES_MAX: usize = 16 << 20;
 
 /// Characters of a schedule's name.
 pub const SCHEDULE_NAME_CHARS_MAX: usize = 64;

@@ -11,6 +11,7 @@ use millrace_engine::LocalOptions;
 use millrace_engine::local::{Cipher, KeyError};
 use serde::Deserialize;
 
+use crate::memory::MemorySettings;
 use crate::nearest::hint_of;
 
 /// Where the host listens unless told otherwise.
@@ -137,6 +138,8 @@ pub struct Config {
     pub encryption_key_file: Option<PathBuf>,
     /// Sizes of the local engine.
     pub storage: StorageSizes,
+    /// What may be held in memory.
+    pub memory: MemorySettings,
     /// The `millrace` binary that compiles uploads in a child process; this process's own by default.
     pub compile_program: Option<PathBuf>,
 }
@@ -158,6 +161,7 @@ impl Default for Config {
             log_filter: "info".to_owned(),
             encryption_key_file: None,
             storage: StorageSizes::default(),
+            memory: MemorySettings::default(),
             compile_program: None,
         }
     }
@@ -218,9 +222,28 @@ pub struct Settings {
     /// Bytes of a segment before the next one begins, 4 KiB to 1 GiB [default: 1073741824]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_SEGMENT_BYTES")]
     pub segment_bytes: Option<u64>,
-    /// Bytes of journal between two checkpoints, 64 KiB to 16 GiB; more makes recovery longer [default: 134217728]
+    /// Bytes of journal between two checkpoints, 64 KiB to 16 GiB; more makes recovery longer [default: a 16th of the memory, at most 128 MiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_CHECKPOINT_JOURNAL_BYTES")]
     pub checkpoint_journal_bytes: Option<u64>,
+    /// Memory that the host may use: what it keeps in memory is bounded by shares of it [default: the machine's, or less where its
+    /// control group allows less]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_MEMORY_BYTES")]
+    pub memory_bytes: Option<u64>,
+    /// Bytes of all delayed messages [default: an eighth of the memory, at most 1 GiB]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_DELAYED_BYTES_MAX")]
+    pub delayed_bytes_max: Option<u64>,
+    /// Bytes of the state of all processors [default: three sixteenths of the memory, at most 3 GiB]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_STATE_BYTES_MAX")]
+    pub state_bytes_max: Option<u64>,
+    /// Bytes of delayed messages and state together [default: a quarter of the memory, at most 4 GiB]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_KEPT_BYTES_MAX")]
+    pub kept_bytes_max: Option<u64>,
+    /// Bytes of idempotency keys that are remembered; the oldest go [default: a 32nd of the memory, at most 256 MiB]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_IDEMPOTENCY_BYTES_MAX")]
+    pub idempotency_bytes_max: Option<u64>,
+    /// Partitions of all topics together, those of processors included [default: one for each 128 KiB of the memory, at most 200000]
+    #[arg(long, value_name = "COUNT", env = "MILLRACE_PARTITIONS_MAX")]
+    pub partitions_max: Option<u64>,
 }
 
 /// Why a configuration is refused. Nothing was started.
@@ -291,8 +314,10 @@ impl Config {
 
     fn with(self, over: Settings) -> Self {
         let storage = self.storage.with(&over);
+        let memory = with_memory(self.memory, &over);
         Self {
             storage,
+            memory,
             listen: over.listen.unwrap_or(self.listen),
             data_dir: over.data_dir.unwrap_or(self.data_dir),
             engine: over.engine.unwrap_or(self.engine),
@@ -331,6 +356,7 @@ impl Config {
             return Err(refused("connections_max", "0", "at least 1"));
         }
         self.storage.check()?;
+        check_memory(&self.memory)?;
         if self.cleaning_interval.is_zero() {
             return Err(refused("cleaning_interval_ms", "0", "at least 1"));
         }
@@ -356,6 +382,31 @@ impl Config {
             return Err(refused("listen", &*self.listen, why));
         }
         Ok(found)
+    }
+}
+
+/// The least memory that a host can be run with.
+const MEMORY_BYTES_LEAST: u64 = 64 << 20;
+
+fn with_memory(memory: MemorySettings, over: &Settings) -> MemorySettings {
+    MemorySettings {
+        memory_bytes: over.memory_bytes.or(memory.memory_bytes),
+        delayed_bytes_max: over.delayed_bytes_max.or(memory.delayed_bytes_max),
+        state_bytes_max: over.state_bytes_max.or(memory.state_bytes_max),
+        kept_bytes_max: over.kept_bytes_max.or(memory.kept_bytes_max),
+        idempotency_bytes_max: over.idempotency_bytes_max.or(memory.idempotency_bytes_max),
+        partitions_max: over.partitions_max.or(memory.partitions_max),
+    }
+}
+
+fn check_memory(memory: &MemorySettings) -> Result<(), ConfigError> {
+    let least = MEMORY_BYTES_LEAST;
+    match memory.memory_bytes.filter(|bytes| *bytes < least) {
+        Some(bytes) => {
+            let why = format!("at least {least} bytes");
+            Err(refused("memory_bytes", bytes.to_string(), &why))
+        }
+        None => Ok(()),
     }
 }
 
@@ -493,6 +544,8 @@ mod tests {
             "journal_file_bytes = 1000",
             "segment_bytes = 1000",
             "checkpoint_journal_bytes = 0",
+            "memory_bytes = 1000",
+            "kept_bytes_max = -1",
         ] {
             load(file, Settings::default()).expect_err(file);
         }

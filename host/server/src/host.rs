@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_broker::{Broker, ModuleHost, ProcessorError};
+use millrace_broker::{Broker, BrokerLimits, ModuleHost, ProcessorError};
 use millrace_engine::{CommitError, Engine, LocalEngine, LocalOptions, MemoryEngine, OpenError};
 use millrace_model::{Clock, SystemClock};
 use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
@@ -14,8 +14,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ConfigError, EngineKind, encryption_keys};
+use crate::config::{Config, ConfigError, EngineKind, StorageSizes, encryption_keys};
 use crate::http::{self, App};
+use crate::files;
+use crate::memory::MemoryPlan;
 use crate::telemetry;
 
 /// How often histograms are drained and the engine is asked whether it still commits.
@@ -58,6 +60,9 @@ pub enum StartError {
         "the data directory {0} is used by another process; stop that one, or choose another with --data-dir"
     )]
     DataDirInUse(PathBuf),
+    /// SQLite takes no such path.
+    #[error(transparent)]
+    DataDirName(OpenError),
     /// The engine does not open.
     #[error("the engine does not open: {0}")]
     Engine(String),
@@ -79,10 +84,16 @@ impl Host {
     /// [`StartError`] says what stood in the way.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         config.check()?;
+        files::outlive_size_limits();
+        if config.engine == EngineKind::Local {
+            files::close_to_others(&config.data_dir);
+        }
         let listener = listen(&config).await?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let engine = open_engine(&config, &clock).await?;
-        let started = Self::start_on(config, listener, clock, engine.clone()).await;
+        let memory = config.memory.plan();
+        memory.say();
+        let engine = open_engine(&config, &memory, &clock).await?;
+        let started = Self::start_on(config, &memory, listener, clock, engine.clone()).await;
         if started.is_err() {
             engine.close().await;
         }
@@ -91,6 +102,7 @@ impl Host {
 
     async fn start_on(
         config: Config,
+        memory: &MemoryPlan,
         listener: TcpListener,
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,
@@ -101,13 +113,17 @@ impl Host {
         })?;
         let metrics = telemetry::metrics();
         let (cache_dir, scratch) = code_cache(&config)?;
-        let modules = open_modules(&config, cache_dir, &clock)?;
-        let broker = Broker::start(clock.clone(), engine, modules).await?;
+        let modules = open_modules(&config, memory, cache_dir, &clock)?;
+        let limits = BrokerLimits {
+            in_flight_bytes: memory.in_flight_bytes,
+            remembered_bytes: memory.attempts_bytes,
+        };
+        let broker = Broker::start_within(clock.clone(), engine, modules, limits).await?;
         broker.ready().await.map_err(StartError::Poisoned)?;
 
         let stopping = CancellationToken::new();
         let poisoned = CancellationToken::new();
-        let app = App::new(&config, clock, broker.clone(), metrics, stopping.clone());
+        let app = App::new(&config, memory, clock, broker.clone(), metrics, stopping.clone());
         let server = tokio::spawn(http::serve(listener, app.clone(), config.connections_max));
         let upkeep = tokio::spawn(upkeep(app, poisoned.clone()));
         tracing::info!(%address, engine = ?config.engine, data_dir = %config.data_dir.display(), "host started");
@@ -183,17 +199,29 @@ fn code_cache(config: &Config) -> Result<(PathBuf, Option<TempDir>), StartError>
 
 async fn open_engine(
     config: &Config,
+    memory: &MemoryPlan,
     clock: &Arc<dyn Clock>,
 ) -> Result<Arc<dyn Engine>, StartError> {
     match config.engine {
-        EngineKind::Memory => Ok(MemoryEngine::new(clock.clone())),
+        EngineKind::Memory => Ok(MemoryEngine::bounded(clock.clone(), memory.bounds)),
         EngineKind::Local => {
+            let sizes = StorageSizes {
+                checkpoint_journal_bytes: Some(
+                    config
+                        .storage
+                        .checkpoint_journal_bytes
+                        .unwrap_or(memory.journal_bytes),
+                ),
+                ..config.storage
+            };
             let options = LocalOptions {
                 scrub_bytes_per_second: config.scrub_bytes_per_second,
                 scrub_interval: config.scrub_interval,
                 encryption: encryption_keys(config.encryption_key_file.as_deref())?,
                 cleaning_interval: config.cleaning_interval,
-                ..config.storage.options()
+                tail_bytes_max: memory.tail_bytes,
+                bounds: memory.bounds,
+                ..sizes.options()
             };
             let engine = LocalEngine::open(&config.data_dir, options, clock.clone()).await;
             Ok(engine.map_err(not_opened)?)
@@ -204,12 +232,14 @@ async fn open_engine(
 fn not_opened(error: OpenError) -> StartError {
     match error {
         OpenError::InUse { dir } => StartError::DataDirInUse(dir),
+        OpenError::Name { .. } => StartError::DataDirName(error),
         error => StartError::Engine(error.to_string()),
     }
 }
 
 fn open_modules(
     config: &Config,
+    memory: &MemoryPlan,
     cache_dir: PathBuf,
     clock: &Arc<dyn Clock>,
 ) -> Result<Arc<dyn ModuleHost>, StartError> {
@@ -222,6 +252,7 @@ fn open_modules(
         args: vec![COMPILE_COMMAND.to_owned()],
     };
     let mut options = WasmOptions::new(cache_dir, compile_child);
+    options.memory_bytes_max = memory.guest_bytes as u64;
     // Compiled code holds what the component holds, and is not encrypted.
     options.keeps_code = encryption_keys(config.encryption_key_file.as_deref())?.is_none();
     let host = WasmHost::new(options, clock.clone());

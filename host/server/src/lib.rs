@@ -7,8 +7,10 @@
 
 pub mod cli;
 pub mod config;
+mod files;
 mod host;
 mod http;
+pub mod memory;
 mod nearest;
 mod telemetry;
 mod units;

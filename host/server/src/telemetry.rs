@@ -108,6 +108,10 @@ fn describe() {
         "millrace_disk_full",
         "Whether messages are refused (1) because the disk has no room, or too little to reserve some; else 0"
     );
+    describe_gauge!(
+        "millrace_kept_bytes",
+        "Bytes that delayed messages, and likewise state, take in memory, as the host's bounds count them"
+    );
     describe_counter!("millrace_checkpoints_total", "Checkpoints made");
     describe_gauge!(
         "millrace_checkpoint_age_seconds",

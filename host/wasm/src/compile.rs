@@ -242,6 +242,8 @@ pub fn compile_child_main(args: &[String]) -> ExitCode {
 type Complaint = (u8, String);
 
 fn compile_child(args: &[String]) -> Result<(), Complaint> {
+    // Where memory is short the system ends this process, and not the host.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     limit_this_process(args)?;
     let mut component = Vec::new();
     std::io::stdin()

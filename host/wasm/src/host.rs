@@ -49,6 +49,8 @@ pub struct WasmOptions {
     pub compile_limits: CompileLimits,
     /// Instances of all modules together. Each reserves about 8 GiB of addresses, and no memory until it is used.
     pub instances_max: u32,
+    /// Memory of all instances together, each counted with what it may have at the most. One more instance waits until there is room.
+    pub memory_bytes_max: u64,
     /// Threads for guests that compute for long.
     pub threads: usize,
 }
@@ -63,6 +65,7 @@ impl WasmOptions {
             compile_child,
             compile_limits: CompileLimits::default(),
             instances_max: 512,
+            memory_bytes_max: 64 << 30,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
         }
     }
@@ -113,7 +116,7 @@ impl WasmHost {
         let shared = Shared {
             ticker: Ticker::start(engine.clone()).map_err(StartError::Threads)?,
             threads: GuestThreads::start(options.threads).map_err(StartError::Threads)?,
-            slots: Slots::new(options.instances_max),
+            slots: Slots::new(options.instances_max, options.memory_bytes_max),
             instances_made: AtomicU64::new(0),
             engine,
             clock,

@@ -10,7 +10,7 @@ use millrace_model::Clock;
 use millrace_model::bounds::BATCH_MESSAGES_MAX;
 use millrace_model::processor::Limits;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use wasmtime::component::{ComponentExportIndex, Func, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -23,7 +23,7 @@ use crate::logs::LogSink;
 use crate::module::Module;
 use crate::notes::{Noted, Notes};
 use crate::output::LineStream;
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots};
 use crate::threads::{GuestThreads, Lane};
 
 /// Instances of one loaded module at once; further calls wait for one. Small against the host's total, so that no
@@ -69,7 +69,7 @@ pub(crate) struct Pool {
 /// What a call has before it begins. Waiting for it is not the guest's time.
 enum Place {
     Warm(Guest),
-    Free(OwnedSemaphorePermit),
+    Free(Slot),
 }
 
 /// One instance.
@@ -79,7 +79,7 @@ pub(crate) struct Guest {
     calls: u32,
     born: Duration,
     /// Last, so that the instance is gone when its place becomes free.
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 /// What the host keeps of one instance.
@@ -142,7 +142,7 @@ impl Pool {
     }
 
     async fn first(self: &Arc<Self>) -> Result<Guest, CallError> {
-        let slot = self.shared.slots.take().await?;
+        let slot = self.shared.slots.take(self.limits.memory_bytes_max).await?;
         let notes = Arc::<Notes>::default();
         let made = Arc::clone(self).instantiate(slot, Arc::clone(&notes));
         self.run(made, notes).await.0.flatten()
@@ -186,7 +186,10 @@ impl Pool {
     async fn place(&self) -> Result<Place, CallError> {
         match self.take_idle() {
             Some(guest) => Ok(Place::Warm(guest)),
-            None => self.shared.slots.take().await.map(Place::Free),
+            None => {
+                let memory = self.limits.memory_bytes_max;
+                self.shared.slots.take(memory).await.map(Place::Free)
+            }
         }
     }
 
@@ -258,7 +261,7 @@ impl Pool {
 
     async fn instantiate(
         self: Arc<Self>,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
         notes: Arc<Notes>,
     ) -> Result<Guest, CallError> {
         self.shared.instances_made.fetch_add(1, Ordering::Relaxed);

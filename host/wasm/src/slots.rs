@@ -5,21 +5,38 @@ use std::sync::{Arc, Weak};
 
 use millrace_broker::handler::CallError;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::pool::Pool;
 
-/// The places for instances. An idle instance keeps its place only as long as nobody else waits for one.
+/// A MiB of memory is what permits of it are counted in.
+const MIB: u64 = 1 << 20;
+
+/// A place for one instance, and for its memory at the most.
+pub(crate) struct Slot {
+    _place: OwnedSemaphorePermit,
+    _memory: OwnedSemaphorePermit,
+}
+
+/// The places for instances, and the memory for all of them. An idle instance keeps its place only as long as nobody else waits for one.
 pub(crate) struct Slots {
     free: Arc<Semaphore>,
+    /// In MiB, as much of it as instances may take at the most.
+    memory: Arc<Semaphore>,
+    memory_mib: u32,
     waiting: AtomicUsize,
     pools: Mutex<Vec<Weak<Pool>>>,
 }
 
 impl Slots {
-    pub(crate) fn new(instances_max: u32) -> Self {
+    pub(crate) fn new(instances_max: u32, memory_bytes_max: u64) -> Self {
+        let memory_mib = u32::try_from(memory_bytes_max / MIB).unwrap_or(u32::MAX);
+        // No more than a semaphore counts.
+        let memory_mib = memory_mib.clamp(1, 1 << 28);
         Self {
             free: Arc::new(Semaphore::new(instances_max as usize)),
+            memory: Arc::new(Semaphore::new(memory_mib as usize)),
+            memory_mib,
             waiting: AtomicUsize::new(0),
             pools: Mutex::default(),
         }
@@ -32,17 +49,40 @@ impl Slots {
         pools.push(Arc::downgrade(pool));
     }
 
-    /// A place for one more instance: a free one, else that of an idle instance, else the next one to come free.
-    pub(crate) async fn take(&self) -> Result<OwnedSemaphorePermit, CallError> {
-        if let Ok(slot) = Arc::clone(&self.free).try_acquire_owned() {
+    /// A place for one more instance of so much memory: a free one, else that of idle instances, else the next one to come free.
+    pub(crate) async fn take(&self, memory_bytes_max: u64) -> Result<Slot, CallError> {
+        // One that may have more than all together gets all of it, and is alone then.
+        let mib = u32::try_from(memory_bytes_max.div_ceil(MIB)).unwrap_or(u32::MAX);
+        let mib = mib.clamp(1, self.memory_mib);
+        if let Some(slot) = self.try_take(mib) {
             return Ok(slot);
         }
         // Announced before looking for idle instances: one that becomes idle from here on sees it and makes room.
         let _waiting = Waiting::announce(&self.waiting);
-        self.evict_idle();
-        let free = Arc::clone(&self.free).acquire_owned();
-        free.await
-            .map_err(|error| CallError::Host(error.to_string()))
+        while self.evict_idle() {
+            if let Some(slot) = self.try_take(mib) {
+                return Ok(slot);
+            }
+        }
+        // In this order by everybody, so that nobody who waits holds what another waits for.
+        let failed = |error: AcquireError| CallError::Host(error.to_string());
+        let memory = Arc::clone(&self.memory).acquire_many_owned(mib);
+        let memory = memory.await.map_err(failed)?;
+        let place = Arc::clone(&self.free).acquire_owned();
+        let place = place.await.map_err(failed)?;
+        Ok(Slot {
+            _place: place,
+            _memory: memory,
+        })
+    }
+
+    fn try_take(&self, mib: u32) -> Option<Slot> {
+        let memory = Arc::clone(&self.memory).try_acquire_many_owned(mib).ok()?;
+        let place = Arc::clone(&self.free).try_acquire_owned().ok()?;
+        Some(Slot {
+            _place: place,
+            _memory: memory,
+        })
     }
 
     /// Whether somebody waits for a place.
@@ -50,9 +90,11 @@ impl Slots {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    fn evict_idle(&self) {
+    /// Whether there was one.
+    fn evict_idle(&self) -> bool {
         let pools: Vec<_> = self.pools.lock().iter().filter_map(Weak::upgrade).collect();
-        let _evicted = pools.iter().find_map(|pool| pool.take_idle());
+        let evicted = pools.iter().find_map(|pool| pool.take_idle());
+        evicted.is_some()
     }
 }
 

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use millrace_engine::room::DELAYS_GROUP;
 use millrace_engine::state::{NEVER, StateChange, StateEntry, StateValue, StateWrite, StateWrites};
 use millrace_model::{
     BatchBuilder, Message, PartitionId, RecordBatch, Timestamp, Topic, TopicName, TopicPartition,
@@ -14,7 +15,7 @@ use millrace_model::{
 use serde::{Serialize, Serializer};
 
 /// Whose state delayed messages are; no processor's name.
-pub(crate) const GROUP: &str = "~delays";
+pub(crate) const GROUP: &str = DELAYS_GROUP;
 
 const KEY_BYTES: usize = 20;
 
@@ -126,6 +127,8 @@ pub(super) struct Addition {
     pub(super) topic: TopicName,
     pub(super) earliest: Timestamp,
     pub(super) bytes: usize,
+    /// What they cost in memory.
+    pub(super) cost: usize,
     writes: StateWrites,
 }
 
@@ -140,6 +143,7 @@ impl Additions {
             topic: topic.spec.name.clone(),
             earliest: id.due,
             bytes: 0,
+            cost: 0,
             writes: StateWrites::default(),
         });
         let change = StateChange {
@@ -149,6 +153,7 @@ impl Additions {
         };
         addition.earliest = addition.earliest.min(id.due);
         addition.bytes += change.weight();
+        addition.cost += change.cost();
         addition.writes.changes.push(change);
     }
 

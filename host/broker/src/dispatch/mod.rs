@@ -18,6 +18,7 @@ pub(crate) mod gate;
 pub(crate) mod meters;
 pub(crate) mod pace;
 pub(crate) mod placing;
+pub(crate) mod remembered;
 pub(crate) mod retry;
 pub(crate) mod shadow;
 pub(crate) mod sides;

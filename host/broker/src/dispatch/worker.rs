@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use millrace_engine::state::Turn;
 use millrace_engine::{CommitError, Engine, Lease, ReadError};
+use millrace_model::processor::Order;
 use millrace_model::{Clock, Offset, Progress, Timestamp};
 use tokio::sync::watch;
 
@@ -24,6 +25,7 @@ use super::standing::{Standing, State, Window};
 use super::{Command, Input};
 use crate::chains;
 use crate::delays::Delays;
+use crate::dispatch::remembered::{Part, Remembered};
 
 mod calling;
 mod committing;
@@ -50,6 +52,7 @@ pub(crate) struct Context {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) delays: Arc<Delays>,
     pub(crate) alarms: Alarms,
+    pub(crate) remembered: Arc<Remembered>,
 }
 
 /// Why a worker cannot go on.
@@ -77,6 +80,7 @@ impl From<CommitError> for Trouble {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::DiskFull
+            | CommitError::RoomFull(_)
             | CommitError::TooLarge { .. }
             | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
             CommitError::Fenced { .. } | CommitError::Poisoned(_) | CommitError::Closed => {
@@ -111,6 +115,8 @@ struct Worker {
     lease: Lease,
     source: Source,
     progress: Arc<Progress>,
+    /// What of it is remembered, as the host's bound counts it.
+    remembered: Part,
     /// The end of the partition when the last batch was cut: waiting goes on from here.
     seen: Offset,
     /// Which revisions run, and with what share.
@@ -225,6 +231,7 @@ impl Worker {
             gate_changes: gate.changes(),
             lease,
             source,
+            remembered: Part::new(&context.remembered, &progress),
             progress: Arc::new(Progress {
                 first_call: None,
                 ..progress
@@ -403,7 +410,10 @@ impl Worker {
             None => SLEEP_MAX,
         };
         let order = self.commands.borrow().live.spec.order;
-        let room = batcher::new_messages_max(order, &self.progress.parked);
+        let room = self.room_for_new(order);
+        if let Some(why) = self.remembered.why_none() {
+            self.show(State::Waiting(why));
+        }
         let reads = room > 0 && !self.source.is_done();
         let exists = tokio::select! {
             _ = self.commands.changed() => {
@@ -417,6 +427,12 @@ impl Worker {
             true => Ok(()),
             false => Err(Trouble::Stop("the topic was deleted".to_owned())),
         }
+    }
+
+    /// How many new messages may be read.
+    fn room_for_new(&self, order: Order) -> usize {
+        let room = batcher::new_messages_max(order, &self.progress.parked);
+        self.remembered.new_messages_max(room)
     }
 
     /// Waits longer and longer, but never through a command.

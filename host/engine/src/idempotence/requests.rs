@@ -107,6 +107,12 @@ impl Request {
 }
 
 impl Requests {
+    /// No more bytes than these, and of one topic no more than its bound or all of them.
+    pub(crate) fn bound(&mut self, bytes: usize) {
+        self.bounds.bytes = bytes;
+        self.bounds.topic_bytes = REQUESTS_PER_TOPIC_BYTES_MAX.min(bytes);
+    }
+
     pub(crate) fn get(&self, topic: TopicId, key: &[u8; 16]) -> Option<&Arc<Request>> {
         let window = self.windows.get(&topic)?;
         let index = window.positions.get(key)? - window.first;

@@ -6,7 +6,9 @@ mod growth;
 mod idempotence;
 mod rows;
 mod state;
+mod vacuum;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use bytes::Bytes;
 use millrace_log::{Cipher, Mark, disk};
 use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicId, TopicPartition};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Connection, Row};
 use tokio::runtime::Runtime;
@@ -25,7 +27,7 @@ use super::options::OpenError;
 use super::state::Changes;
 use crate::contract::EntryKind;
 use crate::idempotence::Idempotence;
-use crate::state::StateEntry;
+use crate::state::StateTable;
 
 /// What is written; those before are read, too. 2: values may be encrypted, and say with which key; topics' partitions say how old
 /// their active segments are, and how far they are compacted. 3: every row has a checksum.
@@ -103,7 +105,7 @@ pub(super) struct Checkpoint {
     pub(super) marks: Vec<(TopicPartition, Mark)>,
     pub(super) groups: Vec<(TopicPartition, String, u64, Option<Bytes>)>,
     pub(super) entries: Vec<(EntryKind, String, Bytes)>,
-    pub(super) state: Vec<(TopicPartition, String, u64, StateEntry)>,
+    pub(super) state: BTreeMap<(TopicPartition, String), StateTable>,
     pub(super) idempotence: Idempotence,
 }
 
@@ -132,6 +134,8 @@ impl CheckpointStore {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Delete)
             .synchronous(SqliteSynchronous::Extra)
+            // Of a database that is made; the others see [`CheckpointStore::compact`].
+            .auto_vacuum(SqliteAutoVacuum::Incremental)
             .pragma("trusted_schema", "OFF")
             .pragma("mmap_size", "0")
             // What is replaced by its encrypted form must not stay behind in free pages.
@@ -187,7 +191,8 @@ impl CheckpointStore {
 
     /// Whether the step found no room, and can be made again.
     pub(super) fn is_full(&self, error: &sqlx::Error) -> bool {
-        is_full(error, &self.path)
+        // A rollback journal that could not be opened left everything as it was, whatever the cause: no room, no descriptor.
+        primary_code(error) == Some(CANNOT_OPEN) || is_full(error, &self.path)
     }
 
     /// Makes the step, whole or not at all, durable on return.
@@ -205,14 +210,34 @@ impl CheckpointStore {
 
 /// Whether SQLite found no room on the disk of the database at `path`, for bytes or for a file; the step can be made again then.
 fn is_full(error: &sqlx::Error, path: &Path) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    let code = code.and_then(|code| code.parse::<u32>().ok());
-    match code.map(|code| code & 0xff) {
+    if let sqlx::Error::Io(error) = error {
+        return disk::is_full(error);
+    }
+    match primary_code(error) {
         Some(13) => true, // SQLITE_FULL
-        // SQLITE_CANTOPEN, of a rollback journal above all; why it could not be made SQLite does not tell.
-        Some(14) => path.parent().is_some_and(has_no_room_for_a_file),
+        // To SQLite a file that may not grow is like one that cannot be written. It undoes what it wrote.
+        Some(10) => code(error) == Some(CANNOT_WRITE) && disk::has_size_limit(),
+        // Of a rollback journal above all; why it could not be made SQLite does not tell.
+        Some(CANNOT_OPEN) => path.parent().is_some_and(has_no_room_for_a_file),
         _ => false,
     }
+}
+
+/// What SQLite says of a file that it cannot open.
+const CANNOT_OPEN: u32 = 14;
+
+/// What SQLite says of a write that failed, with what it adds: `SQLITE_IOERR_WRITE`.
+const CANNOT_WRITE: u32 = 778;
+
+/// SQLite's code of an error.
+fn code(error: &sqlx::Error) -> Option<u32> {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.and_then(|code| code.parse::<u32>().ok())
+}
+
+/// SQLite's code of an error, without what it adds to it.
+fn primary_code(error: &sqlx::Error) -> Option<u32> {
+    code(error).map(|code| code & 0xff)
 }
 
 fn has_no_room_for_a_file(dir: &Path) -> bool {

@@ -16,6 +16,7 @@ use super::saver::{Flushed, Saver};
 use super::shared::{PoisonOnPanic, Shared};
 use super::state::Changes;
 use super::tail::Partition;
+use crate::room::Kept;
 
 /// How long the flusher waits for room on a full disk before it tries again.
 const FULL_RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -56,6 +57,11 @@ impl OrderBook {
     pub(super) fn ask(&self, change: impl FnOnce(&mut Orders)) {
         change(&mut self.orders.lock());
         self.changed.notify_one();
+    }
+
+    /// Whether the flusher is to stop.
+    pub(super) fn has_stop(&self) -> bool {
+        self.orders.lock().stop.is_some()
     }
 
     /// Whether everything asked for was done, and nothing will be done before more is asked for.
@@ -202,6 +208,7 @@ impl Flusher {
         let now = self.shared.clock.monotonic();
         let age = now.saturating_sub(self.made_at);
         metrics::gauge!("millrace_checkpoint_age_seconds").set(age.as_secs_f64());
+        self.show_kept();
         let asked = self.wanted || orders.stop.is_some() || self.unsaved.is_some();
         let asked = asked || self.marks_moved;
         let due = age >= self.shared.options.checkpoint_interval
@@ -214,6 +221,14 @@ impl Flusher {
             return self.finish_checkpoint();
         }
         flushed
+    }
+
+    fn show_kept(&self) {
+        let room = Arc::clone(&self.shared.state.read().room);
+        for (kept, of) in [(Kept::Delayed, "delayed"), (Kept::State, "state")] {
+            let held = room.held(kept) as f64;
+            metrics::gauge!("millrace_kept_bytes", "of" => of).set(held);
+        }
     }
 
     /// Makes anew what was given up of the reserve; whether all is there. Not while a checkpoint may need it.
@@ -278,6 +293,8 @@ impl Flusher {
         self.wanted = false;
         let is_same = snapshot.sequence == self.sequence && !self.marks_moved;
         // Entries of state may have ended since: what a checkpoint is not told of now, it is never told.
+        // What is left of a deleted topic in the checkpoint goes now that its files are gone.
+        let is_same = is_same && !matches!(&self.saving, Saving::No(saver) if saver.has_swept());
         if is_same && self.unsaved.is_none() && snapshot.changes.tables.is_empty() {
             return Ok(());
         }
@@ -400,6 +417,8 @@ fn save(
         shared.journal.lock().recycle_before(journal_file)?;
         shared.note_recycled();
         shared.note_durable(false);
+        // The checkpoint is made and nobody waits for this, unless for the next one.
+        while !shared.orders.has_stop() && !shared.journal_is_long() && saver.give_back()? {}
         Ok(())
     });
     // The flusher looks after what came of it.

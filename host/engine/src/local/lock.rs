@@ -1,7 +1,8 @@
 //! One process per data directory: the kernel gives the lock back when the process ends, however it ends.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,7 +56,14 @@ fn make_durably(dir: &Path) -> io::Result<()> {
         }
     });
     let parents: Vec<PathBuf> = parents.collect();
-    std::fs::create_dir_all(dir)?;
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent)?;
+    }
+    // What is in it is nobody else's business. A directory that is there is its owner's to open or to close.
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(_) if dir.is_dir() => {}
+        made => made?,
+    }
     let mut parents = parents.iter();
     parents.try_for_each(|parent| File::open(parent)?.sync_all())
 }

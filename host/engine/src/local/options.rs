@@ -8,6 +8,7 @@ use millrace_log::journal::JOURNAL_FILE_BYTES;
 use millrace_log::partition::SEGMENT_BYTES;
 use millrace_log::{Cipher, JournalError};
 
+use crate::room::HostBounds;
 use super::shared::JOURNAL_BYTES_FACTOR_MAX;
 
 /// The smallest journal file that is of use.
@@ -38,6 +39,8 @@ pub struct LocalOptions {
     pub encryption: Option<Arc<Cipher>>,
     /// How often it is looked what retention and compaction have to do.
     pub cleaning_interval: Duration,
+    /// What may be kept in memory for others.
+    pub bounds: HostBounds,
 }
 
 /// What the background search reads in a second, unless configured.
@@ -59,6 +62,7 @@ impl Default for LocalOptions {
             scrub_interval: SCRUB_INTERVAL,
             encryption: None,
             cleaning_interval: Duration::from_secs(60),
+            bounds: HostBounds::default(),
         }
     }
 }
@@ -90,6 +94,16 @@ pub enum OpenError {
         dir.display()
     )]
     InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// SQLite takes no such name.
+    #[error(
+        "data directory {} cannot be used: its path is not UTF-8, and the checkpoint's database takes no other. Nothing was made. Choose \
+         another name, or give the path of a symbolic link to it that is UTF-8",
+        dir.display()
+    )]
+    Name {
         /// The directory.
         dir: PathBuf,
     },

@@ -22,6 +22,7 @@ use super::reserve::Reserve;
 use super::saver::Saver;
 use super::state::{Group, State, Store};
 use super::tail::Partition;
+use crate::room::Room;
 use millrace_model::{Clock, Offset};
 
 /// Everything that an engine works with.
@@ -43,6 +44,10 @@ pub(super) fn recover(
     options: &LocalOptions,
     clock: Arc<dyn Clock>,
 ) -> Result<Recovered, OpenError> {
+    if dir.to_str().is_none() {
+        let dir = dir.to_owned();
+        return Err(OpenError::Name { dir });
+    }
     let lock = lock(dir)?;
     let failed = |error: KeepError| describe(dir, error);
     let failed_io = |error: std::io::Error| describe(dir, error.into());
@@ -84,6 +89,7 @@ pub(super) fn recover(
     )
     .map_err(|error| OpenError::Journal(Arc::new(error)))?;
     check_end(&scan, &journal_dir, known)?;
+    checkpoints.compact()?;
     let mut adopted = checkpoints.adopt_keys();
     while matches!(adopted, Err(OpenError::DiskFull { .. })) && reserve.give_up() {
         adopted = checkpoints.adopt_keys();
@@ -102,7 +108,8 @@ pub(super) fn recover(
     saver.sweep();
     let mut keeper = Keeper::new(clock, store.segment_bytes);
     let replayed_from = checkpoint.sequence;
-    let mut state = restore(store, checkpoint).map_err(failed_io)?;
+    let room = Room::new(options.bounds);
+    let mut state = restore(store, room, checkpoint).map_err(failed_io)?;
     replay(&scan, &mut state, &mut keeper, &reserve, options, dir)?;
     let sequence = scan.last_sequence();
     if sequence > replayed_from {
@@ -185,8 +192,8 @@ fn describe(dir: &Path, error: KeepError) -> OpenError {
 }
 
 /// The state as the checkpoint has it.
-fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
-    let mut state = State::new(store.clone(), checkpoint.next_topic);
+fn restore(store: Store, room: Arc<Room>, checkpoint: Checkpoint) -> std::io::Result<State> {
+    let mut state = State::new(store.clone(), room, checkpoint.next_topic);
     let marks: HashMap<_, _> = checkpoint.marks.into_iter().collect();
     for topic in checkpoint.topics {
         let listing = Listing::read(&*store.disk, &store.topic_dir(topic.id))?;
@@ -210,13 +217,13 @@ fn restore(store: Store, checkpoint: Checkpoint) -> std::io::Result<State> {
     for (kind, key, value) in checkpoint.entries {
         state.insert_entry(kind, key, value);
     }
-    for (partition, name, slot, entry) in checkpoint.state {
+    for ((partition, name), table) in checkpoint.state {
         // What is left of a topic that another version deleted.
         if state.partitions.contains_key(&partition) {
-            state.table(partition, &name).insert_stored(slot, &entry);
+            state.insert_table(partition, &name, table);
         }
     }
-    state.idempotence = checkpoint.idempotence;
+    state.idempotence = checkpoint.idempotence.within(state.room.bounds());
     Ok(state)
 }
 
@@ -240,17 +247,22 @@ fn replay(
     options: &LocalOptions,
     dir: &Path,
 ) -> Result<(), OpenError> {
-    let mut held = 0;
+    // Batches keep the bytes of the whole journal file that they stand in.
+    let (mut held, mut kept_files) = (0, 0);
     let replayed = scan.replay(|sequence, body| {
         let contradiction = |reason| ReplayError::Contradiction { sequence, reason };
         let cipher = options.encryption.as_deref();
+        let body_bytes = body.len();
         for operation in codec::open(body, cipher, sequence).map_err(contradiction)? {
             let applied = state.apply(operation);
             held += applied.map_err(|reason| contradiction(reason.to_owned()))?;
         }
-        if held > options.tail_bytes_max {
+        if held > 0 {
+            kept_files += body_bytes;
+        }
+        if held.max(kept_files) > options.tail_bytes_max {
             flush(state, keeper, reserve).map_err(ReplayError::Keep)?;
-            held = 0;
+            (held, kept_files) = (0, 0);
         }
         Ok(())
     });

@@ -7,6 +7,7 @@
 //! again: it grows with the database. For the journal's frames the journal keeps some of its own files back.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +21,8 @@ use super::options::LocalOptions;
 
 /// The files, the first to be given up first.
 pub(super) const FILES: [&str; 2] = ["reserve-messages", "reserve-checkpoint"];
+/// In which `st_blocks` counts, whatever the file system's own are.
+const BLOCK_BYTES: u64 = 512;
 const LAST: usize = FILES.len() - 1;
 
 pub(super) struct Reserve {
@@ -39,6 +42,14 @@ struct Held {
     lacks_last: bool,
 }
 
+/// What a former process took beyond the least of the last file, in whole steps. The file's length does not say.
+fn beyond_of(dir: &Path, options: &LocalOptions) -> u64 {
+    let least = options.reserved_bytes()[LAST];
+    let found = std::fs::metadata(dir.join(FILES[LAST]));
+    let blocks = found.map_or(0, |file| file.blocks() * BLOCK_BYTES);
+    blocks.saturating_sub(least) / least.max(1) * least
+}
+
 impl Reserve {
     /// What a former process left of it counts until it is needed, or made anew.
     pub(super) fn new(disk: Arc<dyn Disk>, dir: &Path, options: &LocalOptions) -> Self {
@@ -46,7 +57,7 @@ impl Reserve {
             disk,
             dir: dir.to_owned(),
             bytes: options.reserved_bytes(),
-            beyond: AtomicU64::new(0),
+            beyond: AtomicU64::new(beyond_of(dir, options)),
             held: Mutex::new(Held {
                 first: 0,
                 lacks_last: false,
@@ -168,8 +179,8 @@ impl Reserve {
                 reserve_bytes = (0..FILES.len())
                     .map(|at| self.wanted_bytes(at))
                     .sum::<u64>(),
-                "the disk is full, or has room for no more files (`df -i`): messages are refused. Free some space, or delete or trim topics; the engine goes on by itself when \
-                 it could reserve as much again"
+                "the disk is full, or has room for no more files (`df -i`), or a file may not grow (`ulimit -f`), or too many are open (`ulimit -n`): messages are refused. Free some space, \
+                 or delete or trim topics; the engine goes on by itself when it could reserve as much again"
             );
         } else if changes {
             tracing::info!("the disk has room again: messages are taken");

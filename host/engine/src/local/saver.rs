@@ -107,6 +107,20 @@ impl Saver {
         }
     }
 
+    /// Whether files are gone that the checkpoint still knows of.
+    pub(super) fn has_swept(&self) -> bool {
+        !self.swept.is_empty()
+    }
+
+    /// Gives some of what the checkpoint holds for nothing back to the file system; whether there is more of it.
+    pub(super) fn give_back(&mut self) -> Result<bool, KeepError> {
+        match self.store.give_back() {
+            // It takes a little room to free much. It is not urgent.
+            Err(error) if self.store.is_full(&error) => Ok(false),
+            given => given.map_err(|error| KeepError::Failed(format!("the checkpoint: {error}"))),
+        }
+    }
+
     fn sync(&self, unsynced: Vec<Unsynced>, lost_sight: bool) -> Result<(), KeepError> {
         if lost_sight || unsynced.len() > SYNCED_SINGLY_MAX {
             return Ok(self.file_system.sync().map_err(disk::final_error)?);

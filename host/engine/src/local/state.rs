@@ -29,6 +29,7 @@ use crate::contract::{
 use crate::idempotence::producers::ProducerChanges;
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::idempotence::{Idempotence, Judgement, Overlay};
+use crate::room::{Growth, Room};
 use crate::state::{StateTable, StateWrite, TableChanges};
 
 /// A transaction, its progress encoded already.
@@ -47,6 +48,7 @@ pub(super) type ByPartition<T> = HashMap<TopicPartition, T, BuildHasherDefault<D
 
 /// Everything but the messages, as committed; the messages are with their [`Partition`].
 pub(super) struct State {
+    pub(super) room: Arc<Room>,
     store: Store,
     topics: BTreeMap<TopicName, Topic>,
     pub(super) partitions: ByPartition<Arc<Partition>>,
@@ -155,6 +157,8 @@ pub(super) struct Pending {
     /// Whether the operations say what time it is.
     has_moment: bool,
     starts: HashMap<TopicPartition, Offset>,
+    /// What the host will keep more, at the most.
+    growth: Growth,
     /// What to write and then apply.
     pub(super) operations: Vec<Operation>,
     /// Whether one of them must survive a power cut.
@@ -169,6 +173,7 @@ impl Pending {
         self.idempotence.clear();
         self.has_moment = false;
         self.starts.clear();
+        self.growth = Growth::default();
         self.operations.clear();
         self.durable = false;
     }
@@ -178,14 +183,15 @@ impl Pending {
 type Contradiction = &'static str;
 
 impl State {
-    pub(super) fn new(store: Store, next_topic: TopicId) -> Self {
+    pub(super) fn new(store: Store, room: Arc<Room>, next_topic: TopicId) -> Self {
         Self {
+            idempotence: Idempotence::default().within(room.bounds()),
+            room,
             store,
             topics: BTreeMap::new(),
             partitions: ByPartition::default(),
             groups: HashMap::new(),
             entries: std::array::from_fn(|_| BTreeMap::new()),
-            idempotence: Idempotence::default(),
             next_topic,
             changed: Changed::default(),
         }
@@ -209,6 +215,7 @@ impl State {
             return Ok(receipt);
         }
         self.check_lease(pending, &submission)?;
+        pending.growth = self.check_room(pending.growth, &submission.state)?;
         pending.durable |= durability == Durability::Durable;
         if judged == Judgement::New {
             self.write_moment(pending);
@@ -363,6 +370,8 @@ impl State {
         if self.topics.contains_key(&spec.name) {
             return Err(TopicError::Exists(spec.name));
         }
+        let partitions = self.partitions.len();
+        self.room.check_partitions(partitions, spec.partitions)?;
         let id = self.next_topic;
         let topic = Topic { id, spec };
         pending.durable = true;
@@ -620,7 +629,9 @@ impl State {
             let found = self.groups.get_mut(&partition);
             if let Some(group) = found.and_then(|groups| groups.get_mut(&name)) {
                 group.changed = false;
-                groups.push((partition, name, group.clone()));
+                // Without its table, which would count for the host's room until the checkpoint is made.
+                let stored = Group::stored(group.epoch, group.progress.clone());
+                groups.push((partition, name, stored));
             }
         }
         let entries = changed.entries.into_iter().map(|(kind, key)| {

@@ -12,7 +12,7 @@ use millrace_model::bounds::{
 use millrace_model::columns::NONE;
 
 use super::table::{Entries, Entry, weight};
-use super::{ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue, StateWrites};
+use super::{ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue, StateWrites};
 
 /// Why a call on state does nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -325,6 +325,13 @@ impl StateAttempt {
             return Err(format!(
                 "it would have {bytes} bytes, at most {STATE_BYTES_MAX} are kept for one partition; delete some, or give them a time to live"
             ));
+        }
+        if more.bytes > 0 || more.entries > 0 {
+            let beside = (ENTRY_COST_BYTES - ENTRY_OVERHEAD_BYTES) as isize;
+            let cost = self.growth.bytes + more.bytes;
+            let cost = cost + beside * (self.growth.entries + more.entries);
+            let room = self.table.check_room(cost.max(0).cast_unsigned());
+            room.map_err(|full| full.to_string())?;
         }
         Ok(())
     }

@@ -61,6 +61,10 @@ pub const NEVER: Timestamp = Timestamp(u64::MAX);
 /// Bytes that an entry counts for beside its key and value.
 pub const ENTRY_OVERHEAD_BYTES: usize = 64;
 
+/// Bytes that an entry costs in memory beside its key and value, about: its places in the table and in the order of keys, and what the
+/// allocator rounds up. The bounds of a host count with it, that of a partition with [`ENTRY_OVERHEAD_BYTES`].
+pub const ENTRY_COST_BYTES: usize = 256;
+
 impl StateChange {
     /// Whether key and value are within their bounds.
     ///
@@ -83,6 +87,15 @@ impl StateChange {
         let value = self.value.as_ref();
         value.map_or(0, |value| table::weight(&self.key, value))
     }
+
+    /// Bytes that the entry costs in memory; none if it is removed.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        match self.weight() {
+            0 => 0,
+            weight => weight + ENTRY_COST_BYTES - ENTRY_OVERHEAD_BYTES,
+        }
+    }
 }
 
 impl StateWrites {
@@ -90,6 +103,12 @@ impl StateWrites {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.resets && self.changes.is_empty()
+    }
+
+    /// What they add to a table's cost, at the most: as if none of the keys were there.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        self.changes.iter().map(StateChange::cost).sum()
     }
 
     /// Whether any key has a value afterwards: removing and emptying only frees room.

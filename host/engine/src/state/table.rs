@@ -9,14 +9,19 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
-    ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery, StateValue,
+    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery, StateValue,
     StateWrites,
 };
+use crate::room::{Room, RoomFull, Share};
+
+/// Buckets that a table may keep for nothing.
+const BUCKETS_LEFT: usize = 1_024;
 
 /// A table, shared by the engine, which changes it with each commit, and by those who read.
 #[derive(Debug, Default)]
 pub struct StateTable {
     entries: RwLock<Entries>,
+    share: Share,
     first_version: FirstVersion,
     turn: Arc<Mutex<()>>,
 }
@@ -52,6 +57,14 @@ pub struct StateSize {
     pub entries: usize,
     /// Bytes of keys and values, with [`ENTRY_OVERHEAD_BYTES`] for each entry.
     pub bytes: usize,
+}
+
+impl StateSize {
+    /// Bytes that it takes in memory, about; what a host's bounds are about.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        self.bytes + self.entries * (ENTRY_COST_BYTES - ENTRY_OVERHEAD_BYTES)
+    }
 }
 
 /// Where versions begin: by chance, so that they are others after a restart. 52 bits, which every reader of JSON understands.
@@ -99,7 +112,43 @@ pub(crate) struct TableChanges {
     pub(crate) entries: Vec<(u64, StateEntry)>,
 }
 
+impl Drop for StateTable {
+    fn drop(&mut self) {
+        self.share.moved(self.entries.get_mut().size().cost(), 0);
+    }
+}
+
 impl StateTable {
+    /// An empty one, which counts for the host's room.
+    pub(crate) fn in_room(room: &Arc<Room>, group: &str) -> Self {
+        Self::default().into_room(room, group)
+    }
+
+    /// The same table, which counts for the host's room from now on.
+    pub(crate) fn into_room(mut self, room: &Arc<Room>, group: &str) -> Self {
+        self.share = Share::of(room, group);
+        let cost = self.entries.get_mut().size().cost();
+        self.share.moved(0, cost);
+        self
+    }
+
+    /// Whether the host has room for so many bytes more, whatever the table's own bounds say.
+    ///
+    /// # Errors
+    /// [`RoomFull`] names the bound.
+    pub fn check_room(&self, more: usize) -> Result<(), RoomFull> {
+        self.share.check(more)
+    }
+
+    /// Changes the entries, and counts what they cost then.
+    fn change<T>(&self, change: impl FnOnce(&mut Entries) -> T) -> T {
+        let mut entries = self.entries.write();
+        let before = entries.size().cost();
+        let done = change(&mut entries);
+        self.share.moved(before, entries.size().cost());
+        done
+    }
+
     /// Waits for the right to read, and then write, what nobody else writes meanwhile. Whoever commits writes of a table takes it
     /// before the first read.
     pub async fn turn(self: &Arc<Self>) -> Turn {
@@ -143,6 +192,12 @@ impl StateTable {
             size.bytes = size.bytes + change.weight() - before.unwrap_or(0);
         }
         size
+    }
+
+    /// Bytes that these writes add to what the table costs; none if it costs less afterwards.
+    pub(crate) fn growth(&self, writes: &StateWrites) -> usize {
+        let after = self.size_after(writes).cost();
+        after.saturating_sub(self.size().cost())
     }
 
     /// Entries by key. `as_of` is left to the engine.
@@ -192,7 +247,7 @@ impl StateTable {
         if !has_ended {
             return 0;
         }
-        self.entries.write().sweep(now, entries_max)
+        self.change(|entries| entries.sweep(now, entries_max))
     }
 
     /// As [`StateTable::sweep`], unless somebody has the turn.
@@ -203,26 +258,29 @@ impl StateTable {
 
     /// Takes over what is committed.
     pub(crate) fn apply(&self, writes: &StateWrites) {
-        let mut entries = self.entries.write();
-        entries.version += 1;
-        if writes.resets {
-            entries.empty();
-        }
-        for change in &writes.changes {
-            entries.change(change);
-        }
+        self.change(|entries| {
+            entries.version += 1;
+            if writes.resets {
+                entries.empty();
+            }
+            for change in &writes.changes {
+                entries.change(change);
+            }
+            entries.shrink();
+        });
     }
 
     /// An entry of the checkpoint.
     pub(crate) fn insert_stored(&self, slot: u64, entry: &StateEntry) {
-        let mut entries = self.entries.write();
-        let next_slot = entries.next_slot.max(slot + 1);
-        entries.next_slot = slot;
-        entries.insert(&entry.key, entry.value.clone(), entry.ends_at);
-        entries.next_slot = next_slot;
-        let key = entries.changed.pop();
-        let stored = key.and_then(|key| entries.by_key.get_mut(&key));
-        stored.into_iter().for_each(|entry| entry.changed = false);
+        self.change(|entries| {
+            let next_slot = entries.next_slot.max(slot + 1);
+            entries.next_slot = slot;
+            entries.insert(&entry.key, entry.value.clone(), entry.ends_at);
+            entries.next_slot = next_slot;
+            let key = entries.changed.pop();
+            let stored = key.and_then(|key| entries.by_key.get_mut(&key));
+            stored.into_iter().for_each(|entry| entry.changed = false);
+        });
     }
 
     /// What changed since the last call.
@@ -346,6 +404,14 @@ impl Entries {
         };
     }
 
+    /// Gives back what a table that was larger once holds of buckets.
+    fn shrink(&mut self) {
+        let count = self.by_key.len();
+        if self.by_key.capacity() > BUCKETS_LEFT.max(8 * count) {
+            self.by_key.shrink_to(2 * count);
+        }
+    }
+
     fn sweep(&mut self, now: Timestamp, entries_max: usize) -> usize {
         let mut swept = 0;
         while swept < entries_max
@@ -354,6 +420,7 @@ impl Entries {
             self.remove(&key);
             swept += 1;
         }
+        self.shrink();
         swept
     }
 }

@@ -1,5 +1,7 @@
 //! A value of state: short ones stand in place, so that counters allocate nothing.
 
+use std::sync::Arc;
+
 /// Bytes of a value that need no allocation: then all of it has 24 bytes.
 const SHORT_BYTES_MAX: usize = 22;
 
@@ -10,7 +12,8 @@ pub struct StateValue(Form);
 #[derive(Clone)]
 enum Form {
     Short(u8, [u8; SHORT_BYTES_MAX]),
-    Long(Box<[u8]>),
+    /// Shared by the table, the writes that brought it and the checkpoint that takes it: it is in memory once.
+    Long(Arc<[u8]>),
 }
 
 impl StateValue {

@@ -152,15 +152,22 @@ impl NextFiles {
             synced,
         };
         let path = file_path(&self.dir, number);
-        let file = match spare {
+        let handles = |path: &Path| -> io::Result<Vec<Arc<dyn DiskFile>>> {
+            let others = (1..SYNCS_AT_ONCE_MAX).map(|_| self.disk.open(path));
+            others.collect()
+        };
+        // Opened before anything is renamed: where that fails the spare is what it was.
+        let (file, others) = match spare {
             Some((old, file)) => {
                 if !was_begun(&**file)? {
                     self.fill(&**file)?;
                 }
                 // Under the name that nobody reads any more: whoever finds the new name finds the new header.
                 begin_file(&**file, header)?;
-                self.disk.rename(&file_path(&self.dir, *old), &path)?;
-                Arc::clone(file)
+                let old = file_path(&self.dir, *old);
+                let others = handles(&old)?;
+                self.disk.rename(&old, &path)?;
+                (Arc::clone(file), others)
             }
             None => {
                 let file = make(&*self.disk, &path, self.file_bytes)?;
@@ -169,18 +176,16 @@ impl NextFiles {
                     return Err(error);
                 }
                 begin_file(&*file, header)?;
-                file
+                let others = handles(&path)?;
+                (file, others)
             }
         };
         self.disk.sync_dir(&self.dir).map_err(final_error)?;
-        let mut handles = [const { None::<Arc<dyn DiskFile>> }; SYNCS_AT_ONCE_MAX];
-        for handle in &mut handles[1..] {
-            *handle = Some(self.disk.open(&path)?);
-        }
+        let mut others = others.into_iter();
         Ok(Ready {
             number,
             salt: header.salt,
-            handles: handles.map(|handle| handle.unwrap_or_else(|| Arc::clone(&file))),
+            handles: std::array::from_fn(|_| others.next().unwrap_or_else(|| Arc::clone(&file))),
         })
     }
 
@@ -204,7 +209,14 @@ impl NextFiles {
                 break;
             };
             let path = file_path(&self.dir, spare);
-            let file = self.disk.open(&path)?;
+            let file = match self.disk.open(&path) {
+                Err(error) if is_full(&error) => {
+                    // There is no descriptor for it now; it stays what it is.
+                    self.spares.push(spare);
+                    return Err(error);
+                }
+                opened => opened?,
+            };
             if file.length()? == self.file_bytes {
                 return Ok(Some((spare, file)));
             }

@@ -150,6 +150,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let (exit, code) = match &error {
             StartError::Config(_) => (Exit::Usage, "config"),
+            StartError::DataDirName(_) => (Exit::Usage, "data-dir-name"),
             StartError::DataDirInUse(_) => (Exit::DataDirInUse, "data-dir-in-use"),
             StartError::Poisoned(_) => (Exit::Poisoned, "engine-poisoned"),
             _ => (Exit::Failed, "failed"),

@@ -8,7 +8,7 @@ use millrace_broker::{
     AdmitError, DeadLetterError, FetchError, ModuleError, ProcessorError, ProduceError,
     TopicChangeError, TopicCreateError, TopicDeleteError, TopicTrimError,
 };
-use millrace_engine::{CommitError, ReadError, TopicError};
+use millrace_engine::{CommitError, Kept, ReadError, RoomFull, TopicError};
 use millrace_model::{NameError, SettingError};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -209,6 +209,7 @@ impl From<CommitError> for ApiError {
                 Self::refused("idempotency-key-reused", text, hint)
             }
             CommitError::TooLarge { .. } => Self::too_large(text, SMALLER),
+            CommitError::RoomFull(full) => room_full(&full),
             CommitError::DiskFull => Self::unavailable(
                 "disk-full",
                 text,
@@ -275,6 +276,11 @@ impl From<TopicError> for ApiError {
             TopicError::Partitions { .. } => {
                 Self::refused("bad-partitions", text, "ask for a number within the bound")
             }
+            TopicError::HostPartitions { .. } => Self::refused(
+                "partitions-full",
+                text,
+                "delete topics that nobody needs, or start the host with a larger --partitions-max",
+            ),
             TopicError::Commit(error) => error.into(),
         }
     }
@@ -397,6 +403,17 @@ impl From<ProduceError> for ApiError {
             }
             ProduceError::Commit(error) => error.into(),
         }
+    }
+}
+
+/// The host's bound answers as the partition's does, and says which one it is.
+fn room_full(full: &RoomFull) -> ApiError {
+    match full.kept {
+        Kept::Delayed => ApiError {
+            code: "delays-full",
+            ..busy(full.to_string())
+        },
+        Kept::State => ApiError::refused("state-bound", full.to_string(), "write less"),
     }
 }
 

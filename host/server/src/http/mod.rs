@@ -47,6 +47,7 @@ pub(crate) use listener::serve;
 pub(crate) use states::check_entry;
 
 use crate::config::Config;
+use crate::memory::MemoryPlan;
 use error::ApiError;
 use guard::Callers;
 
@@ -127,6 +128,7 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(
         config: &Config,
+        memory: &MemoryPlan,
         clock: Arc<dyn Clock>,
         broker: Broker,
         metrics: Option<PrometheusHandle>,
@@ -138,8 +140,8 @@ impl App {
             metrics,
             stopping,
             callers: Callers::new(config),
-            bodies_kib: Arc::new(Semaphore::new(bounds::BODIES_KIB_MAX)),
-            answers_kib: Arc::new(Semaphore::new(bounds::ANSWERS_KIB_MAX)),
+            bodies_kib: Arc::new(Semaphore::new(memory.bodies_bytes >> 10)),
+            answers_kib: Arc::new(Semaphore::new(memory.answers_bytes >> 10)),
             uploads: Arc::new(Semaphore::new(bounds::UPLOADS_MAX)),
             requests: AtomicU64::new(0),
             run: fastrand::u32(..),

@@ -121,6 +121,9 @@ impl From<ScheduleError> for ApiError {
                 "GET /v1/schedules or `millrace schedule list` shows those that exist",
             ),
             ScheduleError::TooLarge { .. } => Self::too_large(text, "make the message smaller"),
+            ScheduleError::TooMuch { .. } => {
+                Self::conflict("too-many-schedules", text, "make messages smaller")
+            }
             ScheduleError::TooMany => {
                 Self::conflict("too-many-schedules", text, "delete one that is not needed")
             }

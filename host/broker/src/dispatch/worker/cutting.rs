@@ -50,7 +50,7 @@ impl Worker {
             cut.split(self.sharing(live, canary, piece));
         }
         self.seen = self.source.end();
-        let room = batcher::new_messages_max(live.spec.order, &self.progress.parked);
+        let room = self.room_for_new(live.spec.order);
         let reads = room > 0 && self.source.has_more();
         if reads {
             cut.share();

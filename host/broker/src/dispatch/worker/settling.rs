@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_engine::{CommitError, ProgressWrite, Transaction};
+use millrace_engine::{CommitError, Kept, ProgressWrite, Transaction};
 
 use super::Worker;
 use crate::columns;
@@ -64,6 +64,15 @@ impl Worker {
                         return Ok(());
                     }
                     Err(error @ CommitError::DiskFull) => error.to_string(),
+                    Err(CommitError::RoomFull(full)) if full.kept == Kept::Delayed => full.to_string(),
+                    Err(CommitError::RoomFull(full)) => {
+                        // Others took the room meanwhile. The component is called again, and told so itself.
+                        self.gate.give_back(granted);
+                        self.pause_turn();
+                        self.back_off(full.to_string()).await;
+                        self.rewind();
+                        return Ok(());
+                    }
                     Err(error) => {
                         self.gate.give_back(granted);
                         self.rewind();
@@ -124,6 +133,7 @@ impl Worker {
         for (offset, reason) in &effects.dropped {
             tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "the error handler dropped a message");
         }
+        self.remembered.set(&effects.progress);
         self.progress = Arc::new(effects.progress);
         if let Some(piece) = self.pieces.pop()
             && piece > batch.len()

@@ -4,6 +4,7 @@ use fastrand::Rng;
 use millrace_model::{Durability, ProducerId, TopicName, TopicSpec};
 
 use super::*;
+use crate::state::StateEntry;
 use crate::idempotence::producers::{Named, ProducerChanges, ProducerState, Sent};
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::local::state::Group;

@@ -51,8 +51,14 @@ impl Header {
 
 /// Bytes of the database that hold anything. To be called between two transactions, as [`grow_ahead`].
 pub(super) fn held_bytes_of(path: &Path) -> io::Result<u64> {
+    sizes_of(path).map(|(held, _)| held)
+}
+
+/// Bytes of the database that hold anything, and those that do not.
+pub(super) fn sizes_of(path: &Path) -> io::Result<(u64, u64)> {
     let header = Header::of(&File::open(path)?)?;
-    Ok(header.used_bytes().saturating_sub(header.free_bytes()))
+    let free = header.free_bytes();
+    Ok((header.used_bytes().saturating_sub(free), free))
 }
 
 /// Makes the file longer, if it is time. To be called between two transactions: to close the file gives up locks on it. A full disk is

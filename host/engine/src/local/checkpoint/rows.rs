@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use futures_util::TryStreamExt as _;
 use sqlx::query_builder::Separated;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite, TypeInfo, ValueRef};
@@ -13,6 +14,8 @@ use super::{add_column, has_column, malformed};
 
 /// Rows that one statement writes: each statement is a way to the database's thread and back.
 pub(super) const ROWS_AT_ONCE_MAX: usize = 500;
+/// Bytes of them, about, but for the last row.
+const ROW_BYTES_AT_ONCE_MAX: usize = 1 << 20;
 
 const CHECKSUM: &str = "checksum";
 
@@ -194,6 +197,14 @@ impl<'a> Value<'a> {
         })
     }
 
+    fn byte_count(&self) -> usize {
+        match self {
+            Self::Null | Self::Number(_) => size_of::<i64>(),
+            Self::Text(text) => text.len(),
+            Self::Bytes(bytes) => bytes.len(),
+        }
+    }
+
     fn digest(&self, crc: u32) -> u32 {
         let (kind, bytes): (u8, &[u8]) = match self {
             Self::Null => (0, &[]),
@@ -237,7 +248,14 @@ impl Table {
         );
         while rows.peek().is_some() {
             let mut put = QueryBuilder::<Sqlite>::new(head.as_str());
-            put.push_values(rows.by_ref().take(ROWS_AT_ONCE_MAX), |mut row, values| {
+            let mut bytes = 0;
+            let some = std::iter::from_fn(|| {
+                let fits = bytes < ROW_BYTES_AT_ONCE_MAX;
+                let row = fits.then(|| rows.next()).flatten()?;
+                bytes += row.iter().map(Value::byte_count).sum::<usize>();
+                Some(row)
+            });
+            put.push_values(some.take(ROWS_AT_ONCE_MAX), |mut row, values| {
                 let checksum = self.checksum(&values);
                 values.into_iter().for_each(|value| value.bind(&mut row));
                 row.push_bind(checksum);
@@ -260,18 +278,42 @@ impl Table {
         Ok(rows)
     }
 
+    /// As [`Table::read`], one row after the other: memory holds a few of them.
+    pub(super) async fn each(
+        &self,
+        on: &mut SqliteConnection,
+        sealed: bool,
+        mut visit: impl FnMut(SqliteRow) -> Result<(), sqlx::Error>,
+    ) -> Result<(), sqlx::Error> {
+        let select = self.selection(on, "").await?;
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(select)).fetch(on);
+        while let Some(row) = rows.try_next().await? {
+            self.check(&row, sealed)?;
+            visit(row)?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn select(
         &self,
         on: &mut SqliteConnection,
         which: &str,
     ) -> Result<Vec<SqliteRow>, sqlx::Error> {
+        let select = self.selection(on, which).await?;
+        sqlx::query(sqlx::AssertSqlSafe(select)).fetch_all(on).await
+    }
+
+    async fn selection(
+        &self,
+        on: &mut SqliteConnection,
+        which: &str,
+    ) -> Result<String, sqlx::Error> {
         let (columns, name) = (self.columns.join(", "), self.name);
         let checksum = match has_column(on, name, CHECKSUM).await? {
             true => CHECKSUM,
             false => "NULL",
         };
-        let select = format!("SELECT {columns}, {checksum} FROM {name} {which}");
-        sqlx::query(sqlx::AssertSqlSafe(select)).fetch_all(on).await
+        Ok(format!("SELECT {columns}, {checksum} FROM {name} {which}"))
     }
 
     pub(super) fn check(&self, row: &SqliteRow, sealed: bool) -> Result<(), sqlx::Error> {

@@ -18,6 +18,9 @@ pub(super) const SCHEMA: &str = "
         entry BLOB NOT NULL, encryption_key INTEGER,
         PRIMARY KEY (topic, partition, name, slot)) WITHOUT ROWID;";
 
+/// Rows that are read at once to be encrypted anew: they may be large, and there may be many.
+const ADOPTED_AT_ONCE: i64 = 50;
+
 /// What an entry belongs to.
 fn place(id: TopicPartition, name: &str, slot: u64) -> Vec<u8> {
     format!("state/{}/{}/{name}/{slot}", id.topic, id.partition).into_bytes()
@@ -29,20 +32,23 @@ pub(super) async fn load(
     sealed: bool,
     loaded: &mut Checkpoint,
 ) -> Result<(), sqlx::Error> {
-    for row in rows::STATE.read(on, sealed).await? {
+    // What was read is not held twice: a start is to load what the run before it could hold.
+    let reading = rows::STATE.each(on, sealed, |row| {
         let (id, name): (_, String) = (partition(&row)?, row.try_get(2)?);
         let slot = number(&row, 3)?;
         let belongs_to = place(id, &name, slot);
         let key: Option<i64> = row.try_get(5)?;
         if key.is_some() && cipher.is_none() {
             // That is for those who only look: they are told of no entries.
-            continue;
+            return Ok(());
         }
         let entry = encryption::plain(row.try_get(4)?, key, cipher, &belongs_to)?;
         let entry = entry_of(entry).ok_or_else(|| malformed("entry of state"))?;
-        loaded.state.push((id, name, slot, entry));
-    }
-    Ok(())
+        let table = loaded.state.entry((id, name)).or_default();
+        table.insert_stored(slot, &entry);
+        Ok(())
+    });
+    reading.await
 }
 
 pub(super) async fn save(
@@ -108,23 +114,40 @@ async fn save_table(
 /// Encrypts what is not encrypted with the active key.
 pub(super) async fn adopt(on: &mut SqliteConnection, cipher: &Cipher) -> Result<(), sqlx::Error> {
     let active = i64::from(cipher.active());
-    let others = sqlx::query(
-        "SELECT topic, partition, name, slot, entry, encryption_key FROM state WHERE encryption_key IS NOT ?",
-    );
-    for row in others.bind(active).fetch_all(&mut *on).await? {
-        let (id, name): (_, String) = (partition(&row)?, row.try_get(2)?);
-        let slot = number(&row, 3)?;
-        let belongs_to = place(id, &name, slot);
-        let entry = encryption::plain(row.try_get(4)?, row.try_get(5)?, Some(cipher), &belongs_to)?;
-        let row = vec![
-            id.topic.0.into(),
-            id.partition.0.into(),
-            name.into(),
-            slot.into(),
-            cipher.encrypt(&entry, &belongs_to).into(),
-            active.into(),
-        ];
-        rows::STATE.put(on, [row]).await?;
+    let mut after = (0, 0, String::new(), -1);
+    loop {
+        let others = sqlx::query(
+            "SELECT topic, partition, name, slot, entry, encryption_key FROM state
+            WHERE (topic, partition, name, slot) > (?, ?, ?, ?) AND encryption_key IS NOT ?
+            ORDER BY topic, partition, name, slot LIMIT ?",
+        );
+        let others = others.bind(after.0).bind(after.1).bind(&after.2);
+        let others = others.bind(after.3).bind(active).bind(ADOPTED_AT_ONCE);
+        let some = others.fetch_all(&mut *on).await?;
+        let Some(last) = some.last() else {
+            return Ok(());
+        };
+        after = (
+            last.try_get(0)?,
+            last.try_get(1)?,
+            last.try_get(2)?,
+            last.try_get(3)?,
+        );
+        for row in some {
+            let (id, name): (_, String) = (partition(&row)?, row.try_get(2)?);
+            let slot = number(&row, 3)?;
+            let belongs_to = place(id, &name, slot);
+            let (entry, key) = (row.try_get(4)?, row.try_get(5)?);
+            let entry = encryption::plain(entry, key, Some(cipher), &belongs_to)?;
+            let row = vec![
+                id.topic.0.into(),
+                id.partition.0.into(),
+                name.into(),
+                slot.into(),
+                cipher.encrypt(&entry, &belongs_to).into(),
+                active.into(),
+            ];
+            rows::STATE.put(on, [row]).await?;
+        }
     }
-    Ok(())
 }

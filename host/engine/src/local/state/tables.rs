@@ -6,7 +6,8 @@ use std::sync::Arc;
 use millrace_model::{Timestamp, TopicPartition};
 
 use super::{Contradiction, Group, State};
-use crate::state::{StateTable, StateWrites, TableChanges};
+use crate::room::{Growth, Kept, RoomFull};
+use crate::state::{StateTable, StateWrite, StateWrites, TableChanges};
 
 /// Ended entries that a checkpoint removes, of all state together; the next one goes on.
 const SWEPT_ENTRIES_MAX: usize = 100_000;
@@ -24,6 +25,34 @@ impl State {
         self.table(partition, &name).apply(writes);
         self.note_table(partition, name);
         Ok(())
+    }
+
+    /// What the host will keep more with these writes, on top of what was decided before; whether it has room for that.
+    pub(super) fn check_room(
+        &self,
+        decided: Growth,
+        writes: &[StateWrite],
+    ) -> Result<Growth, RoomFull> {
+        let growing = || writes.iter().filter(|write| write.writes.keep_values());
+        let mut most = decided;
+        growing().for_each(|write| most.add(Kept::of_group(&write.group), write.writes.cost()));
+        if most == decided || self.room.check(&most).is_ok() {
+            return Ok(most);
+        }
+        // Near the bound it is looked at closely: a key that is there takes the place that it has.
+        let mut exact = Growth::default();
+        for write in growing() {
+            let group = self.group(write.partition, &write.group);
+            let growth = match group.and_then(|group| group.state.as_ref()) {
+                Some(table) => table.growth(&write.writes),
+                None => write.writes.cost(),
+            };
+            exact.add(Kept::of_group(&write.group), growth);
+        }
+        if exact != Growth::default() {
+            self.room.check(&decided.with(exact))?;
+        }
+        Ok(decided.with(exact))
     }
 
     /// Removes entries that have ended, where nobody is at work with them.
@@ -56,6 +85,19 @@ impl State {
         }
     }
 
+    /// A table of the checkpoint, of a group in a partition that is there.
+    pub(in crate::local) fn insert_table(
+        &mut self,
+        partition: TopicPartition,
+        name: &str,
+        table: StateTable,
+    ) {
+        let table = table.into_room(&self.room, name);
+        let groups = self.groups.entry(partition).or_default();
+        let group = groups.entry(name.into()).or_default();
+        group.state = Some(Arc::new(table));
+    }
+
     /// The state of a group in a partition that is there.
     pub(in crate::local) fn table(
         &mut self,
@@ -67,7 +109,8 @@ impl State {
             Some(group) => group,
             None => groups.entry(name.into()).or_default(),
         };
-        Arc::clone(group.state.get_or_insert_default())
+        let made = || Arc::new(StateTable::in_room(&self.room, name));
+        Arc::clone(group.state.get_or_insert_with(made))
     }
 
     /// The partitions in which a group's table has entries.

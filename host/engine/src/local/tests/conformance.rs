@@ -42,6 +42,20 @@ async fn open_with(dir: PathBuf, encryption: Option<Arc<Cipher>>) -> Arc<dyn Eng
     opened.expect("the directory opens")
 }
 
+async fn open_bounded(dir: PathBuf) -> Arc<dyn Engine> {
+    let options = LocalOptions {
+        checkpoint_interval: std::time::Duration::from_millis(5),
+        bounds: crate::conformance::bounds::BOUNDS,
+        ..LocalOptions::default()
+    };
+    let opened = LocalEngine::open(&dir, options, Arc::new(SystemClock::new())).await;
+    opened.expect("the directory opens")
+}
+
+mod bounded {
+    crate::bounds_tests!(super::open_bounded);
+}
+
 mod default {
     crate::conformance_tests!(super::open);
     crate::reopening_tests!(super::open);

@@ -1,0 +1,131 @@
+//! Promises of an engine that is opened with [`BOUNDS`]: what a host may keep is refused beyond them, whole and in the same words by every
+//! engine, and taken again when there is room.
+
+use std::sync::Arc;
+
+use millrace_model::TopicPartition;
+
+use super::{append, at, end, make_topic, spec};
+use crate::contract::{CommitError, Engine, TopicError, Transaction};
+use crate::room::{DELAYS_GROUP, HostBounds, Kept, RoomFull};
+use crate::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
+
+const KIB: usize = 1 << 10;
+
+/// What the engine is opened with.
+pub const BOUNDS: HostBounds = HostBounds {
+    delayed_bytes: 20 * KIB,
+    state_bytes: 30 * KIB,
+    kept_bytes: 40 * KIB,
+    requests_bytes: 64 * KIB,
+    partitions: 8,
+};
+
+fn change(key: usize, bytes: Option<usize>) -> StateChange {
+    StateChange {
+        key: format!("{key:04}").as_bytes().into(),
+        value: bytes.map(|bytes| StateValue::new(&vec![1; bytes])),
+        ends_at: NEVER,
+    }
+}
+
+/// Sets (or removes) a key; with an append, which is not to be there either where it is refused.
+fn writing(group: &str, partition: TopicPartition, change: StateChange) -> Transaction {
+    Transaction {
+        appends: vec![append(partition, &["a"])],
+        state: vec![StateWrite {
+            group: group.into(),
+            partition,
+            lease: None,
+            writes: Arc::new(StateWrites {
+                resets: false,
+                changes: vec![change],
+            }),
+        }],
+        ..Transaction::default()
+    }
+}
+
+async fn set(
+    engine: &dyn Engine,
+    group: &str,
+    partition: TopicPartition,
+    key: usize,
+) -> Result<(), RoomFull> {
+    let writing = writing(group, partition, change(key, Some(KIB)));
+    match engine.commit(writing).await {
+        Ok(_) => Ok(()),
+        Err(CommitError::RoomFull(full)) => Err(full),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Sets keys in all partitions in turn until there is no room; how many, and what was said.
+async fn fill(engine: &dyn Engine, group: &str, partitions: &[TopicPartition]) -> (usize, RoomFull) {
+    for key in 0.. {
+        let partition = partitions[key % partitions.len()];
+        let before = end(engine, partition);
+        if let Err(full) = set(engine, group, partition, key).await {
+            assert_eq!(end(engine, partition), before, "nothing of it was done");
+            return (key, full);
+        }
+    }
+    unreachable!("there is a bound")
+}
+
+/// Spread over partitions, and counted as entries cost.
+pub async fn each_kind_is_refused_beyond_its_bound_wherever_it_is(engine: Arc<dyn Engine>) {
+    let topic = make_topic(&*engine, "orders", 4).await;
+    let partitions: Vec<_> = topic.partitions().collect();
+    let (count, full) = fill(&*engine, DELAYS_GROUP, &partitions).await;
+    assert_eq!((full.kept, full.together), (Kept::Delayed, false));
+    assert!((12..20).contains(&count), "{count} of about 1,300 bytes");
+    let (count, full) = fill(&*engine, "group", &partitions).await;
+    assert_eq!((full.kept, full.together), (Kept::State, true));
+    assert!((12..20).contains(&count), "{count} of about 1,300 bytes");
+    // The other group's room is the same one.
+    let other = set(&*engine, "other", partitions[0], 0).await;
+    assert_eq!(other, Err(full));
+}
+
+/// Also in the transaction that would be too much otherwise.
+pub async fn what_is_there_may_be_replaced_and_removed_at_the_bound(engine: Arc<dyn Engine>) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let partitions: Vec<_> = topic.partitions().collect();
+    let (count, full) = fill(&*engine, "group", &partitions).await;
+    assert_eq!((full.kept, full.together), (Kept::State, false));
+    set(&*engine, "group", partitions[0], 0).await.expect("it takes the room that it has");
+    let removed = engine.commit(writing("group", partitions[0], change(0, None))).await;
+    removed.expect("what is removed needs no room");
+    set(&*engine, "group", partitions[1], count).await.expect("there is room");
+    let full = set(&*engine, "group", partitions[1], count + 2).await;
+    assert!(full.is_err(), "and no more");
+}
+
+/// Whatever was kept there.
+pub async fn a_deleted_topic_gives_its_room_back(engine: Arc<dyn Engine>) {
+    for round in 0..3 {
+        let topic = make_topic(&*engine, "orders", 2).await;
+        let partitions: Vec<_> = topic.partitions().collect();
+        let (delayed, _) = fill(&*engine, DELAYS_GROUP, &partitions).await;
+        let (state, _) = fill(&*engine, "group", &partitions).await;
+        assert!(delayed.min(state) >= 12, "{delayed} and {state} in round {round}");
+        let deleted = engine.delete_topic(&topic.spec.name).await;
+        deleted.expect("deleted");
+    }
+}
+
+/// All topics count; those that are deleted do not.
+pub async fn partitions_beyond_the_hosts_bound_are_refused(engine: Arc<dyn Engine>) {
+    let first = make_topic(&*engine, "first", 5).await;
+    let refused = engine.create_topic(spec("second", 4)).await;
+    assert!(
+        matches!(refused, Err(TopicError::HostPartitions { have: 5, asked: 4, max: 8 })),
+        "{refused:?}"
+    );
+    make_topic(&*engine, "second", 3).await;
+    let deleted = engine.delete_topic(&first.spec.name).await;
+    deleted.expect("deleted");
+    let third = make_topic(&*engine, "third", 5).await;
+    assert_eq!(end(&*engine, at(&third, 4)).0, 0);
+}

@@ -1,0 +1,239 @@
+//! How much memory the host may use, and what that means for its bounds: each is a share of it, so that a host on a small machine refuses
+//! what it has no room for, and is not killed for it.
+
+use std::path::{Path, PathBuf};
+
+use millrace_engine::HostBounds;
+use millrace_model::bounds::{
+    HOST_ATTEMPTS_BYTES_MAX, HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX, HOST_PARTITIONS_MAX, HOST_STATE_BYTES_MAX,
+    PRODUCE_BYTES_IN_FLIGHT_MAX, REQUESTS_BYTES_MAX,
+};
+
+use crate::http::bounds::{ANSWERS_KIB_MAX, BODIES_KIB_MAX, PRODUCE_BODY_BYTES_MAX};
+
+/// Where no system says how much there is.
+const MEMORY_BYTES_ASSUMED: u64 = 2 << 30;
+/// What a partition may cost, with a processor that reads it.
+const PARTITION_COST_BYTES: usize = 16 << 10;
+/// Partitions that every host may have.
+const PARTITIONS_LEAST: usize = 1_000;
+/// Bytes that every host may keep of each kind.
+const KEPT_BYTES_LEAST: usize = 8 << 20;
+/// Bytes of batches in memory, at least.
+const TAIL_BYTES_LEAST: usize = 16 << 20;
+/// The worst single answer must fit.
+const ANSWERS_BYTES_LEAST: usize = 128 << 20;
+/// Memory of guests together: of the default limit of one, at least two.
+const GUEST_BYTES_LEAST: usize = 128 << 20;
+
+/// What is set; `None` leaves it to the memory that there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemorySettings {
+    /// Memory that the host may use.
+    pub memory_bytes: Option<u64>,
+    /// Bytes of delayed messages.
+    pub delayed_bytes_max: Option<u64>,
+    /// Bytes of processors' state.
+    pub state_bytes_max: Option<u64>,
+    /// Bytes of both together.
+    pub kept_bytes_max: Option<u64>,
+    /// Bytes of idempotency keys.
+    pub idempotency_bytes_max: Option<u64>,
+    /// Partitions of all topics.
+    pub partitions_max: Option<u64>,
+}
+
+/// What a host may hold in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// What the shares are of.
+    pub memory_bytes: u64,
+    /// Who says so.
+    pub source: &'static str,
+    /// What the engine keeps.
+    pub bounds: HostBounds,
+    /// Bytes of batches that are not in the files alone.
+    pub tail_bytes: usize,
+    /// Bytes of journal between two checkpoints, unless set: as much of what changed may be in memory twice while one is made.
+    pub journal_bytes: u64,
+    /// Bytes of produce calls on their way to the engine.
+    pub in_flight_bytes: usize,
+    /// Bytes of what is remembered of failed attempts.
+    pub attempts_bytes: usize,
+    /// Bytes of bodies that are being received.
+    pub bodies_bytes: usize,
+    /// Bytes of answers that are being sent.
+    pub answers_bytes: usize,
+    /// Bytes of the memories of all guests.
+    pub guest_bytes: usize,
+}
+
+impl MemorySettings {
+    /// The plan for this machine.
+    #[must_use]
+    pub fn plan(&self) -> MemoryPlan {
+        let (memory_bytes, source) = match self.memory_bytes {
+            Some(bytes) => (bytes, "memory_bytes"),
+            None => found(),
+        };
+        self.plan_for(memory_bytes, source)
+    }
+
+    fn plan_for(&self, memory_bytes: u64, source: &'static str) -> MemoryPlan {
+        let memory = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
+        let share = |parts: usize, least: usize, most: usize| (memory / parts).clamp(least, most);
+        let or = |set: Option<u64>, share: usize| {
+            set.map_or(share, |set| usize::try_from(set).unwrap_or(usize::MAX))
+        };
+        let delayed = share(8, KEPT_BYTES_LEAST, HOST_DELAYED_BYTES_MAX);
+        let delayed = or(self.delayed_bytes_max, delayed);
+        let state = share(16, KEPT_BYTES_LEAST, HOST_STATE_BYTES_MAX / 3) * 3;
+        let state = or(self.state_bytes_max, state);
+        let together = share(4, 2 * KEPT_BYTES_LEAST, HOST_KEPT_BYTES_MAX);
+        // Whoever sets one of them means it.
+        let together = match (self.delayed_bytes_max, self.state_bytes_max) {
+            (None, None) => together,
+            _ => together.max(delayed).max(state),
+        };
+        let requests = share(32, KEPT_BYTES_LEAST, REQUESTS_BYTES_MAX);
+        let partitions = share(
+            8 * PARTITION_COST_BYTES,
+            PARTITIONS_LEAST,
+            HOST_PARTITIONS_MAX,
+        );
+        MemoryPlan {
+            memory_bytes,
+            source,
+            bounds: HostBounds {
+                delayed_bytes: delayed,
+                state_bytes: state,
+                kept_bytes: or(self.kept_bytes_max, together),
+                requests_bytes: or(self.idempotency_bytes_max, requests),
+                partitions: or(self.partitions_max, partitions),
+            },
+            tail_bytes: share(16, TAIL_BYTES_LEAST, 64 << 20),
+            journal_bytes: share(16, TAIL_BYTES_LEAST, 128 << 20) as u64,
+            in_flight_bytes: share(16, PRODUCE_BODY_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX),
+            attempts_bytes: share(16, KEPT_BYTES_LEAST, HOST_ATTEMPTS_BYTES_MAX),
+            bodies_bytes: share(16, PRODUCE_BODY_BYTES_MAX, BODIES_KIB_MAX << 10),
+            answers_bytes: share(8, ANSWERS_BYTES_LEAST, ANSWERS_KIB_MAX << 10),
+            guest_bytes: share(4, GUEST_BYTES_LEAST, usize::MAX),
+        }
+    }
+}
+
+impl MemoryPlan {
+    /// Says what was taken.
+    pub(crate) fn say(&self) {
+        let bounds = &self.bounds;
+        tracing::info!(
+            memory_bytes = self.memory_bytes,
+            source = self.source,
+            delayed_bytes_max = bounds.delayed_bytes,
+            state_bytes_max = bounds.state_bytes,
+            kept_bytes_max = bounds.kept_bytes,
+            idempotency_bytes_max = bounds.requests_bytes,
+            partitions_max = bounds.partitions,
+            guest_bytes_max = self.guest_bytes,
+            "what is kept in memory is bounded"
+        );
+    }
+}
+
+/// The memory that this process may use, and who says so: the machine, or a control group that allows less.
+fn found() -> (u64, &'static str) {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok();
+    let machine = machine.and_then(|text| machine_bytes(&text));
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = group_bytes(&groups, Path::new("/sys/fs/cgroup"));
+    match (machine, group) {
+        (Some(machine), Some(group)) if group < machine => (group, "control group"),
+        (Some(machine), _) => (machine, "machine"),
+        (None, Some(group)) => (group, "control group"),
+        (None, None) => (MEMORY_BYTES_ASSUMED, "assumed"),
+    }
+}
+
+fn machine_bytes(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib: u64 = line?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// The least that the process's groups and those above them allow, of either version of control groups.
+fn group_bytes(groups: &str, root: &Path) -> Option<u64> {
+    let mut limits = Vec::new();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let (root, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        // Within a container the path may be one of the machine: then the root is the container's own.
+        let mut at = PathBuf::from(path.trim_start_matches('/'));
+        loop {
+            let limit = std::fs::read_to_string(root.join(&at).join(file)).ok();
+            limits.extend(limit.and_then(|text| text.trim().parse::<u64>().ok()));
+            if !at.pop() {
+                break;
+            }
+        }
+    }
+    limits.into_iter().filter(|limit| *limit > 0).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_of_all_groups_counts_and_no_limit_is_none() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let put = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("folders");
+            std::fs::write(path, text).expect("a file");
+        };
+        put("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        put("memory/a/memory.limit_in_bytes", "3000\n");
+        put("memory/a/b/memory.limit_in_bytes", "4000\n");
+        put("s/memory.max", "max\n");
+        put("s/t/memory.max", "5000\n");
+        let limit = |groups| group_bytes(groups, root.path());
+        assert_eq!(limit("9:cpu,cpuacct:/x\n8:memory:/a/b\n"), Some(3_000));
+        assert_eq!(limit("0::/s/t\n"), Some(5_000));
+        assert_eq!(limit("0::/s\n"), None);
+        assert_eq!(limit("8:memory:/of/the/machine\n"), Some(9_223_372_036_854_771_712));
+        assert_eq!(limit("not a line"), None);
+    }
+
+    #[test]
+    fn what_the_machine_has_is_read() {
+        let text = "MemTotal:       24683248 kB\nMemFree:  1 kB\n";
+        assert_eq!(machine_bytes(text), Some(24_683_248 << 10));
+        assert_eq!(machine_bytes("MemFree: 1 kB"), None);
+    }
+
+    #[test]
+    fn a_small_machine_keeps_less_and_what_is_set_is_kept() {
+        let small = MemorySettings::default().plan_for(512 << 20, "test");
+        assert_eq!(small.bounds.delayed_bytes, 64 << 20);
+        assert_eq!(small.bounds.state_bytes, 96 << 20);
+        assert_eq!(small.bounds.kept_bytes, 128 << 20);
+        let large = MemorySettings::default().plan_for(64 << 30, "test");
+        assert_eq!(large.bounds.delayed_bytes, HOST_DELAYED_BYTES_MAX);
+        assert_eq!(large.bounds.partitions, HOST_PARTITIONS_MAX);
+        let set = MemorySettings {
+            state_bytes_max: Some(1 << 30),
+            ..MemorySettings::default()
+        };
+        let bounds = set.plan_for(512 << 20, "test").bounds;
+        assert_eq!((bounds.state_bytes, bounds.kept_bytes), (1 << 30, 1 << 30));
+    }
+}
