@@ -17,6 +17,7 @@ mod requests;
 mod restart;
 mod revisions;
 mod state;
+mod stopping;
 mod swap;
 mod times;
 mod uploads;

@@ -18,6 +18,7 @@ mod dispatch;
 mod fetch;
 pub mod handler;
 mod history;
+mod interrupting;
 mod lifetime;
 mod loading;
 mod modules;

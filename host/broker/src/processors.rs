@@ -63,6 +63,9 @@ pub struct PartitionStatus {
     pub revision: u32,
     /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
     pub state: String,
+    /// For how many milliseconds the call at hand is under way; absent between two of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calling_ms: Option<u64>,
 }
 
 /// Why a processor did not change. It is as it was.
@@ -259,6 +262,10 @@ impl Broker {
         self.check_chains(&processor)?;
         let prepared = self.prepare(&processor).await?;
         self.inner.supervisor.stop(name).await;
+        if self.inner.supervisor.is_closed() {
+            // A last batch may still write state.
+            return Err(CommitError::Closed.into());
+        }
         if let Err(error) = self.keep_and_reset(name, Some(&processor)).await {
             if let Some(before) = before {
                 self.start_processor(before.processor).await;
@@ -436,6 +443,10 @@ impl Broker {
         let _change = self.inner.changes.lock().await;
         let known = self.known(name)?;
         self.inner.supervisor.stop(name).await;
+        if self.inner.supervisor.is_closed() {
+            // A last batch may still write state.
+            return Err(CommitError::Closed.into());
+        }
         if let Err(error) = self.keep_and_reset(name, None).await {
             self.start_processor(known.processor).await;
             return Err(error.into());
@@ -494,6 +505,10 @@ impl Broker {
                 continue;
             }
             let state = standing.state.to_string();
+            let monotonic = self.inner.clock.monotonic();
+            let calling = standing
+                .calling
+                .map(|since| monotonic.saturating_sub(since));
             let Some(next) = standing.next else {
                 // A worker that has only just begun has come as far as the one before it.
                 if let Some(partition) = input.topic.partition(input.partition) {
@@ -512,6 +527,7 @@ impl Broker {
                 parked: standing.parked,
                 revision: standing.revision,
                 state,
+                calling_ms: calling.map(|time| time.as_millis() as u64),
             });
         }
         shown
@@ -572,6 +588,7 @@ impl Broker {
             parked: progress.parked.len(),
             revision: progress.revision,
             state,
+            calling_ms: None,
         }
     }
 

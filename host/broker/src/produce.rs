@@ -21,9 +21,9 @@ use crate::broker::Broker;
 use crate::columns;
 use crate::delays::{Additions, DelayedId, Delays, DelaysFull, alone};
 use crate::dispatch::dead_letter;
-use crate::handler::CallError;
+use crate::handler::{AdmitError, CallError};
 use crate::packing;
-use crate::partitioner::Partitioner;
+use crate::partitioner::{Partitioner, PartitionerError};
 use crate::placement::{Place, Placement};
 
 /// A message to produce.
@@ -374,8 +374,10 @@ impl Broker {
     ) -> Result<Vec<u32>, ProduceError> {
         let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
         let partitioner = self.inner.partitioners.of(topic, engine, modules).await;
-        let partitioner =
-            partitioner.map_err(|error| ProduceError::PartitionerGone(error.to_string()))?;
+        let partitioner = partitioner.map_err(|error| match error {
+            PartitionerError::Admit(AdmitError::Stopping) => CommitError::Closed.into(),
+            error => ProduceError::PartitionerGone(error.to_string()),
+        })?;
         if partitioner.is_component() {
             return by_component(&partitioner, topic, messages).await;
         }

@@ -126,13 +126,27 @@ pub const REDRIVE_PACED_MS_MAX: u64 = 10_000;
 /// How long counting dead letters by group goes on before it says where to go on.
 pub const DEAD_LETTER_GROUPS_MS_MAX: u64 = 10_000;
 
+/// How long calls may still take when the host stops, if nothing else is said: `serve` gives them half of its deadline.
+pub const STOP_CALLS_MS_MAX: u64 = 5_000;
+
+/// How long a call may still take that nothing can come of any more, because its processor was deleted or its state is emptied, or
+/// because it no longer reads the topic. Then it is interrupted: no attempt is spent.
+pub const STOPPED_CALL_MS_MAX: u64 = 1_000;
+
+/// How long a call of a revision may still take that another one took over from. Then it is interrupted, no attempt is spent, and
+/// its messages are the other revision's.
+pub const REPLACED_CALL_MS_MAX: u64 = 5_000;
+
+/// How long a component may take to start, whatever its calls may take. One that takes longer does not start.
+pub const START_MS_MAX: u64 = 10_000;
+
 /// Dry runs of the host at the same time. One more is refused as busy; try again when one of them has ended.
 pub const DRY_RUNS_MAX: usize = 4;
 
 /// Dead letters that one dry run tries at the most.
 pub const DRY_RUN_LETTERS_MAX: usize = 10_000;
 
-/// How long a dry run goes on before it says where to go on; the call at hand is still made.
+/// How long a dry run goes on before it says where to go on; a call that is under way then is interrupted.
 pub const DRY_RUN_MS_MAX: u64 = 30_000;
 
 /// Outputs that a dry run shows; the others are counted.

@@ -127,6 +127,7 @@ impl Verdict {
             CallError::BadAnswer(reason)
             | CallError::Unavailable(reason)
             | CallError::Host(reason) => (Cause::BadAnswer, reason.clone(), &String::new()),
+            CallError::Interrupted => (Cause::BadAnswer, error.to_string(), &String::new()),
         };
         let backtrace = cut(backtrace.clone(), BACKTRACE_BYTES_MAX);
         Self {

@@ -27,6 +27,7 @@ pub(crate) mod supervisor;
 pub(crate) mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_model::columns::NONE;
 use millrace_model::{
@@ -100,6 +101,8 @@ pub(crate) struct Command {
     pub(crate) shadow: Option<Arc<Shadow>>,
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
+    /// Until when, by the monotonic clock, a call may go on that this command wants nothing of any more.
+    pub(crate) patience: Duration,
 }
 
 impl Command {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_model::Offset;
 use parking_lot::Mutex;
@@ -38,6 +39,8 @@ pub(crate) struct Standing {
     pub(crate) next: Option<Offset>,
     pub(crate) parked: usize,
     pub(crate) revision: u32,
+    /// Since when, by the monotonic clock, the call at hand is under way; `None` between two of them.
+    pub(crate) calling: Option<Duration>,
 }
 
 /// Where a worker shows how it does.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use millrace_engine::state::Turn;
 use millrace_engine::{CommitError, Engine, Lease, ReadError};
-use millrace_model::{Clock, Offset, Progress, Timestamp};
+use millrace_model::{Clock, Offset, Progress, Timestamp, TopicName};
 use tokio::sync::watch;
 
 use super::batcher::{self, Batch};
@@ -136,6 +136,8 @@ struct Worker {
     suspects: Suspects,
     /// Suspects that were called since the worker began.
     cleared: HashSet<Offset>,
+    /// Whether the call at hand was interrupted: nothing happened.
+    interrupted: bool,
     /// Where its state is; `None` as long as no revision has used any.
     home: Option<Home>,
     /// The right to write state, from the first read of a batch to its commit; nobody else has it meanwhile.
@@ -153,7 +155,7 @@ pub(crate) async fn run(
     let mut backoff = Backoff::default();
     let mut rng = fastrand::Rng::new();
     let reason = loop {
-        if !wants(&commands.borrow_and_update(), &input) {
+        if !wants(&commands.borrow_and_update(), &input.origin) {
             break None;
         }
         match Worker::open(&context, &input, &commands, &window, &gate).await {
@@ -172,9 +174,38 @@ pub(crate) async fn run(
     window.lock().state = State::Stopped(reason);
 }
 
-/// Whether the processor still reads this input.
-fn wants(command: &Command, input: &Input) -> bool {
-    !command.stopped && command.live.spec.topics.contains(&input.origin)
+/// Whether the processor still reads what first stood in this topic.
+fn wants(command: &Command, origin: &TopicName) -> bool {
+    !command.stopped && command.live.spec.topics.contains(origin)
+}
+
+/// Ends when nothing can come of a call of this revision any more, and it had its time to end by itself.
+async fn pointless(
+    mut commands: watch::Receiver<Command>,
+    clock: Arc<dyn Clock>,
+    origin: TopicName,
+    revision: u32,
+) {
+    let mut until: Option<Duration> = None;
+    loop {
+        {
+            let command = commands.borrow_and_update();
+            until = match wants(&command, &origin) && command.runs(revision) {
+                true => None,
+                // A command that follows another one gives no more time.
+                false => Some(until.unwrap_or(Duration::MAX).min(command.patience)),
+            };
+        }
+        let now = clock.monotonic();
+        let wait = match until {
+            Some(until) if until <= now => return,
+            Some(until) => (until - now).min(SLEEP_MAX),
+            None => SLEEP_MAX,
+        };
+        if !changed_within(&mut commands, wait).await {
+            return;
+        }
+    }
 }
 
 /// Waits for the delay or the next command, whichever comes first; false if nobody commands any more.
@@ -231,6 +262,7 @@ impl Worker {
             }),
             suspects,
             cleared: HashSet::new(),
+            interrupted: false,
             home: None,
             turn: None,
             seen: Offset::default(),
@@ -277,7 +309,7 @@ impl Worker {
     async fn command(&mut self) -> Option<Command> {
         loop {
             let command = self.commands.borrow_and_update().clone();
-            if !wants(&command, &self.input) || self.commands.has_changed().is_err() {
+            if !wants(&command, &self.input.origin) || self.commands.has_changed().is_err() {
                 return None;
             }
             if !command.paused {
@@ -342,6 +374,11 @@ impl Worker {
             (Some(canary), Side::Canary) => &canary.live,
             _ => &command.live,
         };
+        if !wants(&self.commands.borrow(), &self.input.origin) {
+            // Told while it waited for a fuller batch: nothing is begun any more.
+            self.discard();
+            return Ok(Step::Done);
+        }
         let spent = chains::spent(live.spec.hops_max, &batch.columns);
         if !spent.is_empty() {
             drop(probe);
@@ -349,7 +386,10 @@ impl Worker {
             return Ok(Step::Done);
         }
         let batch = self.mark(live, batch).await?;
+        self.interrupted = false;
+        self.window.lock().calling = Some(self.context.clock.monotonic());
         let processed = self.process(live, &batch, probe.as_mut()).await;
+        self.window.lock().calling = None;
         self.turn = None;
         self.unmark(&batch).await;
         processed.map(|()| Step::Done)
@@ -429,11 +469,13 @@ impl Worker {
     fn show(&mut self, state: State) {
         let lag = self.source.end().0.saturating_sub(self.progress.next.0);
         self.meters.standing(lag, self.progress.parked.len());
-        *self.window.lock() = Standing {
+        let mut window = self.window.lock();
+        *window = Standing {
             state,
             next: Some(self.progress.next),
             parked: self.progress.parked.len(),
             revision: self.progress.revision,
+            calling: window.calling,
         };
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{Known, message_of};
 use crate::broker::{Broker, Inner, entry};
+use crate::handler::CallError;
 use crate::produce::ProduceError;
 use crate::tasks;
 
@@ -46,7 +47,8 @@ enum Unmade {
 impl From<ProduceError> for Unmade {
     fn from(error: ProduceError) -> Self {
         match error {
-            ProduceError::Commit(CommitError::Closed | CommitError::Poisoned(_)) => Self::End,
+            ProduceError::Commit(CommitError::Closed | CommitError::Poisoned(_))
+            | ProduceError::Partitioner(CallError::Interrupted) => Self::End,
             ProduceError::Commit(_)
             | ProduceError::Busy { .. }
             | ProduceError::Partitioner(_)

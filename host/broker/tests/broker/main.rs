@@ -21,6 +21,7 @@ mod schedules;
 mod scripts;
 mod shadow;
 mod states;
+mod stopping;
 mod throughput;
 mod trials;
 mod workplace;

@@ -210,7 +210,13 @@ fn paused(name: &ProcessorName, status: &Value) -> String {
     let partitions = status["partitions"].as_array();
     let busy = partitions.into_iter().flatten().filter(is_busy);
     let busy: Vec<String> = busy
-        .map(|one| format!("{}/{}", cell(&one["topic"]), one["partition"]))
+        .map(|one| {
+            let place = format!("{}/{}", cell(&one["topic"]), one["partition"]);
+            match one["calling_ms"].as_u64() {
+                Some(ms) => format!("{place} for {} s", ms / 1_000),
+                None => place,
+            }
+        })
         .collect();
     match busy.is_empty() {
         true => format!("processor {name} is paused"),

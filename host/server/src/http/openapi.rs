@@ -262,6 +262,8 @@ pub(super) struct PartitionStatusSchema {
     revision: u32,
     /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
     state: String,
+    /// For how many milliseconds the call at hand is under way; absent between two of them.
+    calling_ms: Option<u64>,
 }
 
 #[derive(ToSchema)]

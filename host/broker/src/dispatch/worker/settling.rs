@@ -15,7 +15,7 @@ use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::delivery::{self, Effects, Settling};
 use crate::dispatch::standing::State;
-use crate::handler::{Cause, Decision};
+use crate::handler::{CallError, Cause, Decision};
 
 impl Worker {
     /// Decides about the batch and commits the decision; waits as long as the disk is full, or there is no room to delay outputs.
@@ -40,9 +40,18 @@ impl Worker {
             progress: &Arc::clone(&self.progress),
             now: self.now(),
         };
-        let decisions = match judgement {
-            Judgement::Settle => decide(live, &settling).await,
-            _ => Vec::new(),
+        let before = self.context.clock.monotonic();
+        let end = self.end_of_call(live);
+        let decided = tokio::select! {
+            biased;
+            decided = decide(live, &settling, judgement) => decided,
+            () = end => None,
+        };
+        let Some(decisions) = decided else {
+            let took = self.context.clock.monotonic().saturating_sub(before);
+            // If the host goes on with this revision the next round does not come at once.
+            let _ = self.interrupt(live, batch, took);
+            return Ok(());
         };
         settling.decisions = &decisions;
         loop {
@@ -139,23 +148,30 @@ impl Worker {
     }
 }
 
-/// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides.
-async fn decide(live: &Live, settling: &Settling<'_>) -> Vec<Decision> {
+/// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides. `None` if the
+/// call was interrupted: nothing is decided.
+async fn decide(
+    live: &Live,
+    settling: &Settling<'_>,
+    judgement: Judgement,
+) -> Option<Vec<Decision>> {
     let failed = &settling.verdict.failed;
-    let asks = !failed.is_empty()
+    let asks = judgement == Judgement::Settle
+        && !failed.is_empty()
         && !settling.verdict.is_final
         && failed.iter().all(|f| f.cause != Cause::HostDied);
     let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
-        return Vec::new();
+        return Some(Vec::new());
     };
     let failures = delivery::failures(settling);
     let messages = failed.iter().map(|failed| failed.message);
     let columns = Arc::new(columns::select(&settling.batch.columns, messages));
     let problem = match handler.handle(&failures, &columns).await {
-        Ok(decisions) if decisions.len() == failures.len() => return decisions,
+        Ok(decisions) if decisions.len() == failures.len() => return Some(decisions),
         Ok(given) => format!("{} decisions for {} failures", given.len(), failures.len()),
+        Err(CallError::Interrupted) => return None,
         Err(error) => error.to_string(),
     };
     tracing::warn!(processor = %live.processor, revision = live.revision, problem, "the error handler failed; the retry policy decides");
-    Vec::new()
+    Some(Vec::new())
 }

@@ -133,7 +133,7 @@ impl Worker {
     /// The call has returned. What was committed of it has taken the mark off; otherwise that is done now.
     pub(super) async fn unmark(&mut self, batch: &Batch) {
         self.suspects.begun = true;
-        if self.suspects.until.is_some() {
+        if self.suspects.until.is_some() && !self.interrupted {
             self.cleared.extend(&batch.offsets);
         }
         if std::mem::take(&mut self.suspects.marked) {
