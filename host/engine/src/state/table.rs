@@ -180,6 +180,12 @@ impl StateTable {
         }
     }
 
+    /// Hands over the key of every entry, in order, ended ones that are not removed yet included.
+    pub fn each_key(&self, mut see: impl FnMut(&[u8])) {
+        let entries = self.entries.read();
+        entries.ordered.iter().for_each(|key| see(key));
+    }
+
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Entries> {
         self.entries.read()
     }
