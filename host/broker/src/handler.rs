@@ -193,6 +193,8 @@ pub enum Cause {
     BadAnswer,
     /// The host ended while the message was being processed, more than once. No error handler is told of it.
     HostDied,
+    /// An operator gave the message up. No error handler is told of it.
+    GivenUp,
 }
 
 impl Cause {
@@ -207,6 +209,7 @@ impl Cause {
             Self::Memory => "memory",
             Self::BadAnswer => "bad-answer",
             Self::HostDied => "host-died",
+            Self::GivenUp => "given-up",
         }
     }
 }

@@ -23,6 +23,7 @@ mod lifetime;
 mod loading;
 mod modules;
 mod packing;
+mod parked;
 mod partitioner;
 mod placement;
 mod processors;
@@ -54,6 +55,7 @@ pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
 /// What a processor keeps beside its progress.
 pub use millrace_engine::state;
 pub use modules::{Module, ModuleError};
+pub use parked::{ParkedAction, ParkedDone, ParkedMessage, ParkedPage, ParkedQuery, WhichParked};
 pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
 pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
 pub use replay::ReplayRequest;

@@ -30,6 +30,23 @@ pub const TOPIC_PARTITIONS_MAX: u32 = 10_000;
 /// Messages of one partition that a group may have parked. At the bound the partition waits; nothing is dropped.
 pub const PARKED_MESSAGES_MAX: usize = 10_000;
 
+/// The longest that a message waits for its next attempt, whoever asks for longer: thirty days. A component's or an error handler's
+/// longer delay is cut to it, and a specification with a longer one is refused.
+pub const RETRY_DELAY_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1_000;
+
+/// No message is tried again sooner after a failure, whatever the specification, a component or an error handler says: a message that
+/// fails at once would be tried thousands of times a second, each of them a commit.
+pub const RETRY_DELAY_MS_MIN: u64 = 10;
+
+/// Parked messages that one answer over HTTP shows. Ask for the next ones after the last.
+pub const PARKED_LISTED_MAX: usize = 1_000;
+
+/// Bytes of a parked message's key that are shown; longer ones are cut.
+pub const PARKED_KEY_BYTES_MAX: usize = 1 << 10;
+
+/// How long whoever wants a parked message tried or given up waits for its worker to end its batch. Then nothing is done.
+pub const PARKED_ORDER_WAIT_MS_MAX: u64 = 10_000;
+
 /// Attempts that a parked message remembers in detail; older ones are only counted.
 pub const ATTEMPT_LOG_MAX: usize = 8;
 

@@ -16,6 +16,7 @@ pub(crate) mod dead_letter;
 pub(crate) mod delivery;
 pub(crate) mod gate;
 pub(crate) mod meters;
+pub(crate) mod orders;
 pub(crate) mod pace;
 pub(crate) mod placing;
 pub(crate) mod retry;

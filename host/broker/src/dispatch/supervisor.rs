@@ -11,19 +11,21 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use metrics::gauge;
 use millrace_model::bounds::{REPLACED_CALL_MS_MAX, STOPPED_CALL_MS_MAX};
-use millrace_model::{ProcessorName, Timestamp};
+use millrace_model::{PartitionId, ProcessorName, Timestamp, TopicName};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::comparison::ShadowReport;
 use super::gate::Gate;
+use super::orders::{Order, Orders};
 use super::shadow::Shadow;
 use super::sides::{Canary, Tally};
 use super::standing::{Standing, State, Window};
 use super::worker::{self, Context};
 use super::{Command, Input, Live};
 use crate::loading::Prepared;
+use crate::parked::ParkedIn;
 
 /// All workers.
 pub(crate) struct Supervisor {
@@ -49,6 +51,7 @@ struct Team {
 struct Post {
     input: Input,
     window: Window,
+    orders: Orders,
     task: JoinHandle<()>,
 }
 
@@ -219,6 +222,48 @@ impl Supervisor {
         Some(report)
     }
 
+    /// Gives an order to the worker of a partition: where it waits now, and by what it can be taken back. `None` if nobody works there.
+    pub(crate) fn order(
+        &self,
+        name: &ProcessorName,
+        topic: &TopicName,
+        partition: PartitionId,
+        order: Order,
+    ) -> Option<(Orders, u64)> {
+        let teams = self.teams.lock();
+        let team = teams.get(name)?;
+        let is_there = |post: &&Post| {
+            post.input.topic.spec.name == *topic && post.input.partition == partition
+        };
+        let mut posts = team.posts.iter().filter(|post| !post.task.is_finished());
+        let orders = posts.find(is_there)?.orders.clone();
+        let number = orders.put(order);
+        team.commands.send_modify(|_| {});
+        Some((orders, number))
+    }
+
+    /// Workers of this topic look at what is new: it may be that there is less.
+    pub(crate) fn nudge(&self, topic: &TopicName) {
+        let teams = self.teams.lock();
+        let reads = |team: &&Team| {
+            let mut posts = team.posts.iter();
+            posts.any(|post| post.input.topic.spec.name == *topic)
+        };
+        for team in teams.values().filter(reads) {
+            team.commands.send_modify(|_| {});
+        }
+    }
+
+    /// What the processor's workers have parked; empty if it has none.
+    pub(crate) fn parked(&self, name: &ProcessorName) -> Vec<ParkedIn> {
+        let standings = self.standings(name).into_iter();
+        let parked = standings.map(|(input, standing)| ParkedIn {
+            input,
+            progress: standing.next.map(|_| standing.progress),
+        });
+        parked.collect()
+    }
+
     /// How the processor's workers do; empty if it has none.
     pub(crate) fn standings(&self, name: &ProcessorName) -> Vec<(Input, Standing)> {
         let teams = self.teams.lock();
@@ -312,17 +357,20 @@ impl Team {
             if !self.posts.iter().any(|post| same(&input, &post.input)) {
                 let before = lost.iter().find(|post| same(&input, &post.input));
                 let window = before.map(Post::handed_over).unwrap_or_default();
+                let orders = Orders::default();
                 let run = worker::run(
                     context.clone(),
                     input.clone(),
                     self.commands.subscribe(),
                     Arc::clone(&window),
+                    orders.clone(),
                     Arc::clone(&self.gate),
                 );
                 let task = tokio::spawn(guard(run, Arc::clone(&window)));
                 self.posts.push(Post {
                     input,
                     window,
+                    orders,
                     task,
                 });
             }

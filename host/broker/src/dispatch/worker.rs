@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use millrace_engine::state::Turn;
 use millrace_engine::{CommitError, Engine, Lease, ReadError};
-use millrace_model::{Clock, Offset, Progress, Timestamp, TopicName};
+use millrace_model::{Clock, Offset, Progress, SteadyClock, Timestamp, TopicName};
 use tokio::sync::watch;
 
 use super::batcher::{self, Batch};
 use super::gate::{Alarms, Entry, Gate, Probe};
 use super::meters::Meters;
+use super::orders::Orders;
 use super::pace::Pace;
-use super::retry::Backoff;
+use super::retry::{self, Backoff};
 use super::shadow::Echo;
 use super::sides::{Canary, Side};
 use super::source::Source;
@@ -31,6 +32,7 @@ mod cutting;
 mod delaying;
 mod gating;
 mod hopping;
+mod parking;
 mod settling;
 mod shadowing;
 mod stateful;
@@ -106,6 +108,9 @@ struct Worker {
     input: Input,
     commands: watch::Receiver<Command>,
     window: Window,
+    orders: Orders,
+    /// By what its messages are timed: spans stay spans if the machine's clock is set.
+    time: SteadyClock,
     gate: Arc<Gate>,
     gate_changes: watch::Receiver<u64>,
     lease: Lease,
@@ -150,6 +155,7 @@ pub(crate) async fn run(
     input: Input,
     mut commands: watch::Receiver<Command>,
     window: Window,
+    orders: Orders,
     gate: Arc<Gate>,
 ) {
     let mut backoff = Backoff::default();
@@ -158,10 +164,10 @@ pub(crate) async fn run(
         if !wants(&commands.borrow_and_update(), &input.origin) {
             break None;
         }
-        match Worker::open(&context, &input, &commands, &window, &gate).await {
+        match Worker::open(&context, &input, &commands, &window, &orders, &gate).await {
             Ok(worker) => break worker.work().await,
             Err(Trouble::Stop(reason)) => break Some(reason),
-            Err(Trouble::Wait(reason)) => window.lock().state = State::Waiting(reason),
+            Err(Trouble::Wait(reason)) => window.lock().state = State::Waiting(reason, None),
         }
         if !changed_within(&mut commands, backoff.next(&mut rng)).await {
             break None;
@@ -222,6 +228,7 @@ impl Worker {
         input: &Input,
         commands: &watch::Receiver<Command>,
         window: &Window,
+        orders: &Orders,
         gate: &Arc<Gate>,
     ) -> Result<Self, Trouble> {
         let partition = input.topic.partition(input.partition);
@@ -232,8 +239,12 @@ impl Worker {
         // The lease comes first: whoever had it can commit nothing after this, so the progress read is the last one.
         let lease = engine.claim(processor.as_str(), partition).await?;
         let progress = engine.progress(processor.as_str(), partition).await?;
+        let time = SteadyClock::begin(&*context.clock);
         let progress = match progress {
-            Some(progress) => progress,
+            Some(mut progress) => {
+                retry::brought_near(&mut progress.parked, time.now(&*context.clock));
+                progress
+            }
             None => Progress {
                 next: match input.range {
                     Some((first, _)) => first,
@@ -252,6 +263,8 @@ impl Worker {
             input: input.clone(),
             commands: commands.clone(),
             window: Arc::clone(window),
+            orders: orders.clone(),
+            time,
             gate: Arc::clone(gate),
             gate_changes: gate.changes(),
             lease,
@@ -312,6 +325,12 @@ impl Worker {
             if !wants(&command, &self.input.origin) || self.commands.has_changed().is_err() {
                 return None;
             }
+            self.follow_clock();
+            if let Err(Trouble::Wait(why) | Trouble::Stop(why)) = self.release().await {
+                // The next step meets the same, and says so.
+                tracing::debug!(why, "parked messages could not be let go");
+            }
+            self.obey(&command.live).await;
             if !command.paused {
                 if command.revisions() != self.revisions {
                     // Another revision may well manage what this one could not.
@@ -324,7 +343,9 @@ impl Worker {
             }
             self.show(State::Paused);
             self.commands.changed().await.ok()?;
-            self.show(State::Running);
+            if !self.commands.borrow().paused {
+                self.show(State::Running);
+            }
         }
     }
 
@@ -415,8 +436,8 @@ impl Worker {
         }
         self.pieces.clear();
         if !is_probe {
-            let done = self.source.is_done() && self.progress.parked.is_empty();
-            self.show(if done { State::Done } else { State::Running });
+            let state = self.resting(&command.live);
+            self.show(state);
         }
         // Another revision may use state as the first, and others may have written it.
         self.home(&command.live)?;
@@ -461,8 +482,9 @@ impl Worker {
 
     /// Waits longer and longer, but never through a command.
     async fn back_off(&mut self, reason: String) {
-        self.show(State::Waiting(reason));
         let delay = self.backoff.next(&mut self.rng);
+        let until = self.now().after(delay);
+        self.show(State::Waiting(reason, Some(until)));
         changed_within(&mut self.commands, delay).await;
     }
 
@@ -474,12 +496,13 @@ impl Worker {
             state,
             next: Some(self.progress.next),
             parked: self.progress.parked.len(),
+            progress: Arc::clone(&self.progress),
             revision: self.progress.revision,
             calling: window.calling,
         };
     }
 
     fn now(&self) -> Timestamp {
-        self.context.clock.wall()
+        self.time.now(&*self.context.clock)
     }
 }

@@ -3,6 +3,7 @@
 mod breaker;
 mod canary;
 mod chains;
+mod clocks;
 mod compression;
 mod dead_letters;
 mod delays;
@@ -13,6 +14,7 @@ mod host_headers;
 mod lifetime;
 mod orders;
 mod outcomes;
+mod parked;
 mod redrives;
 mod replay;
 mod revisions;

@@ -120,17 +120,22 @@ async fn a_stop_has_patience_with_calls_and_then_interrupts_them_and_nothing_of_
     nothing_counts(&rig).await;
 }
 
+/// Passes everything on, after a while.
+struct Slow;
+
+#[async_trait]
+impl BatchHandler for Slow {
+    async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        per_message(|_, _| Say::Pass).process(batch).await
+    }
+}
+
 #[tokio::test]
 async fn a_call_that_ends_in_time_counts_at_a_stop() {
-    let rig = Rig::deployed(
-        1,
-        |_| {},
-        |_, _| {
-            std::thread::sleep(Duration::from_millis(100));
-            Say::Pass
-        },
-    )
-    .await;
+    let rig = Rig::start(1).await;
+    rig.deploy(spec(rig.upload_handler("slow", Slow).await))
+        .await;
     rig.produce(&[("a", "1")]).await;
     rig.until(|all| all.iter().any(|one| one.calling_ms.is_some()))
         .await;

@@ -20,6 +20,7 @@ mod listener;
 mod messages;
 mod modules;
 mod openapi;
+mod parked;
 mod processors;
 mod produce;
 mod query;
@@ -238,6 +239,15 @@ fn routes() -> Vec<Route> {
         post("/v1/processors/{name}/resume", on::post(processors::resume)),
         get("/v1/processors/{name}/logs", on::get(processors::logs)),
         get("/v1/processors/{name}/history", on::get(history::show)),
+        get("/v1/processors/{name}/parked", on::get(parked::list)),
+        post(
+            "/v1/processors/{name}/parked/try-now",
+            on::post(parked::try_now),
+        ),
+        post(
+            "/v1/processors/{name}/parked/give-up",
+            on::post(parked::give_up),
+        ),
         post("/v1/processors/{name}/canary", on::post(trials::canary)),
         post("/v1/processors/{name}/promote", on::post(trials::promote)),
         get(SHADOW, on::get(trials::shadow)),

@@ -6,8 +6,8 @@ use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    damage, dead_letters, delays, fetch, health, history, lifetime, modules, processors, produce,
-    replays, schedules, states, topics, trials,
+    damage, dead_letters, delays, fetch, health, history, lifetime, modules, parked, processors,
+    produce, replays, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -47,6 +47,9 @@ use super::{
         processors::resume,
         processors::logs,
         history::show,
+        parked::list,
+        parked::try_now,
+        parked::give_up,
         replays::make,
         trials::canary,
         trials::promote,
@@ -262,6 +265,8 @@ pub(super) struct PartitionStatusSchema {
     revision: u32,
     /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
     state: String,
+    /// Where it is `waiting`, until when, in milliseconds since the Unix epoch, as far as that is known.
+    waiting_until: Option<u64>,
     /// For how many milliseconds the call at hand is under way; absent between two of them.
     calling_ms: Option<u64>,
 }

@@ -10,6 +10,7 @@ use super::Worker;
 use crate::columns;
 use crate::delays::Additions;
 use crate::dispatch::Live;
+use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
@@ -60,8 +61,12 @@ impl Worker {
                 Judgement::Settle => delivery::settle(&settling, &mut self.rng),
                 _ => delivery::postpone(&settling),
             };
-            let Some(granted) = self.take_dead_letters(live, batch, &effects).await else {
-                return Ok(());
+            let granted = match verdict.is_by_hand() {
+                true => Granted::default(),
+                false => match self.take_dead_letters(live, batch, &effects).await {
+                    Some(granted) => granted,
+                    None => return Ok(()),
+                },
             };
             self.pack(live, &mut effects).await;
             let reason = match self.delay(live, &mut effects) {
@@ -88,7 +93,10 @@ impl Worker {
                 return Ok(());
             }
             let command = self.commands.borrow().clone();
-            if command.stopped || command.paused || !command.runs(live.revision) {
+            // An operator's word is done first, but for the one that is being done.
+            let is_told = self.orders.wait() && !verdict.is_by_hand();
+            let is_paused = command.paused && !verdict.is_by_hand();
+            if command.stopped || is_paused || is_told || !command.runs(live.revision) {
                 self.rewind();
                 return Ok(());
             }

@@ -160,7 +160,7 @@ impl Worker {
     }
 
     /// Commits progress and nothing else.
-    async fn keep(&mut self, progress: Progress) -> Result<(), Trouble> {
+    pub(super) async fn keep(&mut self, progress: Progress) -> Result<(), Trouble> {
         let transaction = Transaction {
             progress: Some(ProgressWrite {
                 lease: self.lease.clone(),
