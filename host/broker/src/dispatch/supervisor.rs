@@ -37,6 +37,8 @@ pub(crate) struct Supervisor {
 
 /// While workers are waited for, it is said so often for which.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Never more often than this.
+const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// A worker that was told to stop and whose call was interrupted ends within this time, or is cut off: the disk may hold it.
 const CUT_OFF_AFTER: Duration = Duration::from_millis(500);
 
@@ -162,10 +164,14 @@ impl Supervisor {
         }
         let handles: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
         let mut ended = pin!(join_all(tasks));
+        // A short patience is no reason to say nothing.
+        let interval = REPORT_INTERVAL.min((patience / 4).max(REPORT_INTERVAL_MIN));
         loop {
+            let now = self.context.clock.monotonic();
+            let left = (until + CUT_OFF_AFTER).saturating_sub(now);
             tokio::select! {
                 _ = &mut ended => break,
-                () = tokio::time::sleep(REPORT_INTERVAL.min(patience.max(CUT_OFF_AFTER))) => {}
+                () = tokio::time::sleep(interval.min(left)) => {}
             }
             let now = self.context.clock.monotonic();
             self.report(&watched, now, until.saturating_sub(now));

@@ -178,6 +178,8 @@ pub(crate) async fn run(
     }
     let reason = reason.unwrap_or_else(|| "no longer deployed".to_owned());
     window.lock().state = State::Stopped(reason);
+    // Nobody obeys them any more, and whoever waits is told so.
+    while orders.take().is_some() {}
 }
 
 /// Whether the processor still reads what first stood in this topic.

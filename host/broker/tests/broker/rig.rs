@@ -164,6 +164,10 @@ pub(crate) enum Export {
     ErrorHandler(Arc<dyn FailureHandler>),
     /// Exports a processor, and does not load.
     Broken,
+    /// As one that begins and never comes to an end: when it is uploaded, else when it is loaded.
+    Stuck {
+        at_upload: bool,
+    },
 }
 
 /// The machine's clock, set forward or back.
@@ -222,7 +226,10 @@ impl ModuleHost for Modules {
     async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError> {
         let digest = digest(&String::from_utf8_lossy(&bytes));
         let exports = match self.export(digest)? {
-            Export::Processor(_) | Export::Broken => Interface::MessageProcessor,
+            Export::Stuck { at_upload: true } => std::future::pending().await,
+            Export::Processor(_) | Export::Broken | Export::Stuck { .. } => {
+                Interface::MessageProcessor
+            }
             Export::Partitioner(_) => Interface::Partitioner,
             Export::ErrorHandler(_) => Interface::ErrorHandler,
         };
@@ -238,6 +245,7 @@ impl ModuleHost for Modules {
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
         match self.export(request.digest)? {
             Export::Processor(handler) => Ok(handler),
+            Export::Stuck { .. } => std::future::pending().await,
             _ => Err(AdmitError::Start("it traps".to_owned())),
         }
     }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use millrace_broker::handler::{BatchHandler, Decision, Failure, FailureHandler, PartitionHandler};
 use millrace_broker::{
-    CallError, DryRunRequest, NewTopic, ProduceError, RedriveRequest, ReplayRequest,
+    AdmitError, CallError, DryRunRequest, ModuleError, NewTopic, ProcessorError, ProduceError,
+    RedriveRequest, ReplayRequest,
 };
 use millrace_model::{Answer, ColumnBatch, Durability, Timestamp};
 
@@ -324,4 +325,29 @@ async fn an_input_that_is_no_longer_read_holds_up_no_deployment() {
     within(Duration::from_secs(5), deployed).await.unwrap();
     endless.are_under_way(0).await;
     nothing_counts(&rig).await;
+}
+
+#[tokio::test]
+async fn an_upload_and_a_deployment_that_never_end_are_answered_at_a_stop() {
+    let rig = Rig::start(1).await;
+    let stuck = rig.upload("stuck", Export::Stuck { at_upload: false });
+    let stuck = spec(stuck.await);
+    let broker = rig.broker.clone();
+    let deploying = tokio::spawn(async move { broker.deploy(&processor("p"), stuck).await });
+    rig.modules.know("worse", Export::Stuck { at_upload: true });
+    let broker = rig.broker.clone();
+    let uploading = tokio::spawn(async move { broker.upload_module("worse".into(), None).await });
+    // Whoever changes something else waits behind the deployment.
+    let broker = rig.broker.clone();
+    let name = processor("p");
+    let deleting = tokio::spawn(async move { broker.delete_processor(&name).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    within(GRACE, rig.broker.wind_down(GRACE)).await;
+    let deployed = within(GRACE, deploying).await.unwrap();
+    let stopping = |error: &AdmitError| *error == AdmitError::Stopping;
+    assert!(matches!(deployed, Err(ProcessorError::Admit(error)) if stopping(&error)));
+    let uploaded = within(GRACE, uploading).await.unwrap();
+    assert!(matches!(uploaded, Err(ModuleError::Admit(error)) if stopping(&error)));
+    assert!(within(GRACE, deleting).await.unwrap().is_err());
+    within(GRACE, rig.broker.stop()).await;
 }

@@ -40,6 +40,7 @@ use axum::http::Method;
 use axum::routing::{self as on, MethodRouter};
 use metrics_exporter_prometheus::PrometheusHandle;
 use millrace_broker::Broker;
+use millrace_engine::CommitError;
 use millrace_model::Clock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -145,6 +146,18 @@ impl App {
             requests: AtomicU64::new(0),
             run: fastrand::u32(..),
         })
+    }
+
+    /// What takes its time and may be left at any moment, unless the host stops meanwhile.
+    pub(crate) async fn unless_stopping<T, E: Into<ApiError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ApiError> {
+        tokio::select! {
+            biased;
+            done = work => done.map_err(Into::into),
+            () = self.stopping.cancelled() => Err(CommitError::Closed.into()),
+        }
     }
 
     /// Histograms keep every sample until they are drained.

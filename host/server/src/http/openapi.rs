@@ -120,7 +120,7 @@ pub(super) struct RetryPolicySchema {
     attempts_max: Option<u32>,
     /// Upper bound of the first delay.
     delay_first_ms: Option<u64>,
-    /// Upper bound of every delay.
+    /// Upper bound of every delay; thirty days at the most. Whatever this says, no message is tried again within ten milliseconds.
     delay_max_ms: Option<u64>,
 }
 
