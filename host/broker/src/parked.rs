@@ -209,7 +209,7 @@ impl Broker {
                     let (topic, partition) = (&place.topic, place.partition);
                     let known = partitions
                         .iter_mut()
-                        .find(|(t, p, _)| (&*t, *p) == (topic, partition));
+                        .find(|(t, p, _)| t == topic && *p == partition);
                     match known {
                         Some((.., Meant::Offsets(offsets))) => offsets.push(place.offset),
                         _ => partitions.push((
@@ -312,7 +312,7 @@ async fn key_at(engine: &dyn Engine, at: TopicPartition, offset: Offset) -> Opti
     let batch = batches.first()?.clone().inflated().ok()?;
     let records = batch.records().ok()?;
     let view = records.map_while(Result::ok).find(|v| v.offset == offset)?;
-    let key = view.key.clone()?;
+    let key = view.key?;
     Some(Bytes::copy_from_slice(&batch.bytes()[key]))
 }
 
