@@ -20,6 +20,7 @@ mod restart;
 mod revisions;
 mod small_machine;
 mod state;
+mod stopping;
 mod swap;
 mod times;
 mod uploads;

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use metrics::{Counter, Histogram, histogram};
 use millrace_engine::{CommitError, Engine, EntryKind, EntryWrite, Transaction};
-use millrace_model::bounds::{DRY_RUNS_MAX, HOST_ATTEMPTS_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX};
+use millrace_model::bounds::{
+    DRY_RUNS_MAX, HOST_ATTEMPTS_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX, STOP_CALLS_MS_MAX,
+};
 use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
@@ -16,6 +19,7 @@ use crate::dispatch::remembered::Remembered;
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
 use crate::handler::ModuleHost;
+use crate::interrupting::{Interrupt, Interruptible};
 use crate::partitioner::Partitioners;
 use crate::processors::{ProcessorError, take_back};
 use crate::schedules::{self, Schedules};
@@ -41,6 +45,8 @@ impl Default for BrokerLimits {
         }
     }
 }
+/// How long winding down goes on after the last call was interrupted.
+const WIND_DOWN_SLACK: Duration = Duration::from_millis(700);
 
 /// The handle; cheap to clone.
 #[derive(Clone)]
@@ -54,6 +60,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) modules: Arc<dyn ModuleHost>,
+    interrupt: Interrupt,
     pub(crate) partitioners: Partitioners,
     pub(crate) supervisor: Supervisor,
     /// The catalogue's processors, and why those that do not run do not.
@@ -112,6 +119,8 @@ impl Broker {
     ) -> Result<Self, ProcessorError> {
         let in_flight_bytes = limits.in_flight_bytes.min(PRODUCE_BYTES_IN_FLIGHT_MAX);
         let (alarms, heard) = mpsc::channel(ALARMS_MAX);
+        let interrupt = Interrupt::default();
+        let modules: Arc<dyn ModuleHost> = Interruptible::new(modules, interrupt.clone());
         let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine));
         let context = Context {
             clock: Arc::clone(&clock),
@@ -126,6 +135,7 @@ impl Broker {
                 clock,
                 engine,
                 modules,
+                interrupt,
                 partitioners: Partitioners::default(),
                 supervisor: Supervisor::new(context),
                 processors: RwLock::default(),
@@ -175,12 +185,42 @@ impl Broker {
         self.inner.engine.commit(nothing).await.map(drop)
     }
 
-    /// Stops the workers at their next batch boundary, then closes the engine.
+    /// Stops the workers at their next batch boundary, then closes the engine. Calls of guests that do not end by themselves are
+    /// interrupted after [`STOP_CALLS_MS_MAX`].
     pub async fn stop(&self) {
-        let _change = self.inner.changes.lock().await;
-        self.inner.supervisor.stop_all().await;
+        if !self.inner.interrupt.is_given() {
+            let patience = Duration::from_millis(STOP_CALLS_MS_MAX);
+            self.wind_down(patience).await;
+        }
         self.inner.tasks.stop().await;
         self.inner.engine.close().await;
+    }
+
+    /// The first half of [`stop`](Self::stop): no worker takes a further batch, and on return no guest is called any more, nor will
+    /// be. Calls have `patience` to end by themselves. The engine goes on, so that requests are answered.
+    pub async fn wind_down(&self, patience: Duration) {
+        let Inner {
+            supervisor,
+            changes,
+            interrupt,
+            ..
+        } = &*self.inner;
+        let rested = async {
+            supervisor.stop_all(patience).await;
+            // Whoever changes something may be loading a component; what waits behind is refused by the engine, or was too late.
+            drop(changes.lock().await);
+        };
+        let too_late = async {
+            tokio::time::sleep(patience).await;
+            interrupt.all();
+            // Only the disk can hold anybody up now.
+            tokio::time::sleep(WIND_DOWN_SLACK).await;
+        };
+        tokio::select! {
+            () = rested => {}
+            () = too_late => {}
+        }
+        interrupt.all();
     }
 
     /// Writes (or, with `None`, removes) one entry of the catalogue.

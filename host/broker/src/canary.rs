@@ -9,7 +9,7 @@ use crate::dispatch::breaker::Reason;
 use crate::dispatch::gate::Alarm;
 use crate::dispatch::sides::{Side, SideStatus};
 use crate::history::end_trials;
-use crate::loading::{invalid, kept};
+use crate::loading::{check_patience, invalid, kept};
 use crate::processors::ProcessorError;
 
 /// How a canary and the current revision do beside each other.
@@ -42,6 +42,7 @@ impl Broker {
         let known = self.known(name)?;
         let mut processor = known.processor;
         check_percent(percent)?;
+        check_patience(&spec)?;
         check_beside(&processor, &spec)?;
         let revision = self.tried(&mut processor, spec);
         let same = processor

@@ -141,14 +141,15 @@ pub(crate) struct Delays {
 
 impl Delays {
     pub(crate) fn new(clock: Arc<dyn Clock>, engine: Arc<dyn Engine>) -> Arc<Self> {
-        // Above those of any earlier process, unless the clock was set back: then the salt makes the difference.
-        let first_arrival = clock.wall().0 << 20;
+        // Above those of any earlier process: of those that still wait it is known, whatever became of the clock since.
+        let by_clock = (clock.wall().0 << 20) & (u64::MAX >> 1);
+        let first_arrival = by_clock.max(last_arrival(&*engine).saturating_add(1));
         Arc::new(Self {
             clock,
             engine,
             agenda: Mutex::default(),
             earlier: Notify::new(),
-            next_arrival: AtomicU64::new(first_arrival & (u64::MAX >> 1)),
+            next_arrival: AtomicU64::new(first_arrival),
             salt: fastrand::u32(..),
             shown: Mutex::default(),
             lateness_seconds: histogram!("millrace_delayed_lateness_seconds"),
@@ -239,6 +240,20 @@ impl Delays {
                 .record(id.due.until(now).as_secs_f64());
         }
     }
+}
+
+/// The arrival of the latest of all messages that wait.
+fn last_arrival(engine: &dyn Engine) -> u64 {
+    let mut last = 0;
+    for partition in engine.state_partitions(GROUP) {
+        if let Ok(table) = engine.state(GROUP, partition) {
+            table.each_key(|key| {
+                let id = DelayedId::of_key(partition.partition, key);
+                last = id.map_or(last, |id| last.max(id.arrival));
+            });
+        }
+    }
+    last
 }
 
 fn move_gauge(topic: &TopicName, before: usize, messages: usize) {

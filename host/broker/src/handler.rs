@@ -90,6 +90,9 @@ pub enum AdmitError {
         "the disk is full: free some space and upload the component again; nothing of it was kept"
     )]
     DiskFull,
+    /// The host has no more time for it.
+    #[error("the host is stopping; nothing of the component was kept")]
+    Stopping,
     /// Our fault.
     #[error("admission itself failed: {0}; try again, and see the host's log")]
     Host(String),
@@ -118,6 +121,9 @@ pub enum CallError {
     /// The answer is malformed or over a bound.
     #[error("bad answer: {0}")]
     BadAnswer(String),
+    /// Nothing could come of the call any more, or the host had no more time for it. It says nothing of the guest or its messages.
+    #[error("the call was interrupted, for the host is stopping")]
+    Interrupted,
     /// Our fault; nobody's attempt is spent.
     #[error("the host could not make the call: {0}")]
     Host(String),
@@ -187,6 +193,8 @@ pub enum Cause {
     BadAnswer,
     /// The host ended while the message was being processed, more than once. No error handler is told of it.
     HostDied,
+    /// An operator gave the message up. No error handler is told of it.
+    GivenUp,
 }
 
 impl Cause {
@@ -201,6 +209,7 @@ impl Cause {
             Self::Memory => "memory",
             Self::BadAnswer => "bad-answer",
             Self::HostDied => "host-died",
+            Self::GivenUp => "given-up",
         }
     }
 }

@@ -139,6 +139,8 @@ impl Broker {
             let start = engine.trim(at, before).await.map_err(refused)?;
             starts.push((at.partition, start));
         }
+        // Parked messages that are gone wait for nothing.
+        self.inner.supervisor.nudge(name);
         Ok(starts)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use millrace_engine::TopicError;
 use millrace_model::bounds::{
     BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_HOPS_MAX,
-    PROCESSOR_TOPICS_MAX,
+    PROCESSOR_TOPICS_MAX, RETRY_DELAY_MS_MAX,
 };
 use millrace_model::{
     Digest, Processor, ProcessorName, ProcessorSpec, Replay, Revision, Timestamp, Topic, TopicName,
@@ -341,6 +341,17 @@ fn beginning(live: Arc<Live>, since: Timestamp) -> Arc<Live> {
 
 pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {
     Err(ProcessorError::InvalidSpec(what))
+}
+
+/// Whether a new revision's retries come within the time that messages wait at the most. Those of revisions that are there already are cut
+/// to it.
+pub(crate) fn check_patience(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
+    match spec.retry.delay_max_ms {
+        0..=RETRY_DELAY_MS_MAX => Ok(()),
+        given => invalid(format!(
+            "retry.delay_max_ms is {given}; it goes from 0 to {RETRY_DELAY_MS_MAX}, thirty days"
+        )),
+    }
 }
 
 fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {

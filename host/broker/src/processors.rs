@@ -8,7 +8,7 @@ use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, ReadError, TopicError};
 use millrace_model::{
     ChangeKind, Digest, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Progress,
-    Revision, Topic, TopicName, TopicPartition,
+    Revision, Timestamp, Topic, TopicName, TopicPartition,
 };
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -22,7 +22,7 @@ use crate::dispatch::gate::Alarm;
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, GuestLine, Interface};
 use crate::history::end_trials;
-use crate::loading::{Prepared, kept};
+use crate::loading::{Prepared, check_patience, kept};
 
 /// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
@@ -63,6 +63,12 @@ pub struct PartitionStatus {
     pub revision: u32,
     /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
     pub state: String,
+    /// Where it is `waiting`, until when, as far as that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_until: Option<Timestamp>,
+    /// For how many milliseconds the call at hand is under way; absent between two of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calling_ms: Option<u64>,
 }
 
 /// Why a processor did not change. It is as it was.
@@ -223,6 +229,7 @@ impl Broker {
                 return self.refresh(known).await;
             }
             Some(known) => {
+                check_patience(&spec)?;
                 let mut processor = known.processor;
                 check_no_replay(&processor)?;
                 match tried_already(&processor, &spec) {
@@ -231,7 +238,10 @@ impl Broker {
                 }
                 processor
             }
-            None => self.first_revision(name, spec),
+            None => {
+                check_patience(&spec)?;
+                self.first_revision(name, spec)
+            }
         };
         self.check_chains(&processor)?;
         self.change(processor).await
@@ -248,6 +258,7 @@ impl Broker {
         spec: ProcessorSpec,
     ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
+        check_patience(&spec)?;
         let before = self.deployed(name);
         if let Some(known) = &before {
             check_no_replay(&known.processor)?;
@@ -259,6 +270,10 @@ impl Broker {
         self.check_chains(&processor)?;
         let prepared = self.prepare(&processor).await?;
         self.inner.supervisor.stop(name).await;
+        if self.inner.supervisor.is_closed() {
+            // A last batch may still write state.
+            return Err(CommitError::Closed.into());
+        }
         if let Err(error) = self.keep_and_reset(name, Some(&processor)).await {
             if let Some(before) = before {
                 self.start_processor(before.processor).await;
@@ -436,6 +451,10 @@ impl Broker {
         let _change = self.inner.changes.lock().await;
         let known = self.known(name)?;
         self.inner.supervisor.stop(name).await;
+        if self.inner.supervisor.is_closed() {
+            // A last batch may still write state.
+            return Err(CommitError::Closed.into());
+        }
         if let Err(error) = self.keep_and_reset(name, None).await {
             self.start_processor(known.processor).await;
             return Err(error.into());
@@ -494,6 +513,11 @@ impl Broker {
                 continue;
             }
             let state = standing.state.to_string();
+            let waiting_until = standing.state.until();
+            let monotonic = self.inner.clock.monotonic();
+            let calling = standing
+                .calling
+                .map(|since| monotonic.saturating_sub(since));
             let Some(next) = standing.next else {
                 // A worker that has only just begun has come as far as the one before it.
                 if let Some(partition) = input.topic.partition(input.partition) {
@@ -512,6 +536,8 @@ impl Broker {
                 parked: standing.parked,
                 revision: standing.revision,
                 state,
+                waiting_until,
+                calling_ms: calling.map(|time| time.as_millis() as u64),
             });
         }
         shown
@@ -572,6 +598,8 @@ impl Broker {
             parked: progress.parked.len(),
             revision: progress.revision,
             state,
+            waiting_until: None,
+            calling_ms: None,
         }
     }
 

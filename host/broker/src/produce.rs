@@ -8,8 +8,7 @@ use metrics::{Counter, counter};
 use millrace_engine::{Append, CommitError, Receipt, RequestMark, Transaction};
 use millrace_model::bounds::{
     DELAY_MS_MAX, DELAYED_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
-    PRODUCE_CALL_BYTES_MAX, PRODUCE_CALL_MESSAGES_MAX,
-    REQUEST_NOTE_BYTES_MAX,
+    PRODUCE_CALL_BYTES_MAX, PRODUCE_CALL_MESSAGES_MAX, REQUEST_NOTE_BYTES_MAX,
 };
 use millrace_model::{
     BatchBuilder, ColumnBatch, Compression, Header, Message, Offset, PartitionId, ProcessorName,
@@ -21,9 +20,9 @@ use crate::broker::Broker;
 use crate::columns;
 use crate::delays::{Additions, DelayedId, Delays, DelaysFull, alone};
 use crate::dispatch::dead_letter;
-use crate::handler::CallError;
+use crate::handler::{AdmitError, CallError};
 use crate::packing;
-use crate::partitioner::Partitioner;
+use crate::partitioner::{Partitioner, PartitionerError};
 use crate::placement::{Place, Placement};
 
 /// A message to produce.
@@ -378,8 +377,10 @@ impl Broker {
     ) -> Result<Vec<u32>, ProduceError> {
         let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
         let partitioner = self.inner.partitioners.of(topic, engine, modules).await;
-        let partitioner =
-            partitioner.map_err(|error| ProduceError::PartitionerGone(error.to_string()))?;
+        let partitioner = partitioner.map_err(|error| match error {
+            PartitionerError::Admit(AdmitError::Stopping) => CommitError::Closed.into(),
+            error => ProduceError::PartitionerGone(error.to_string()),
+        })?;
         if partitioner.is_component() {
             return by_component(&partitioner, topic, messages).await;
         }

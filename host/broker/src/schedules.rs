@@ -7,6 +7,7 @@ mod firing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_engine::{CommitError, EntryKind};
 use millrace_model::bounds::{SCHEDULE_MESSAGE_BYTES_MAX, SCHEDULES_BYTES_MAX, SCHEDULES_MAX};
@@ -18,6 +19,7 @@ use tokio::sync::Notify;
 use crate::broker::Broker;
 use crate::processors::ProcessorError;
 use crate::produce::{NewMessage, ProduceError};
+use firing::waiting;
 pub(crate) use firing::{DUE, MISSED, SCHEDULE, run};
 
 /// A schedule and how it does.
@@ -28,6 +30,8 @@ pub struct ScheduleStatus {
     pub schedule: Schedule,
     /// Why its last message was not made; `None` if all is well.
     pub problem: Option<String>,
+    /// Why it makes none at times that its pattern has, and until when: the clock was set back. `None` if it goes by its pattern.
+    pub waiting: Option<String>,
 }
 
 /// Why a schedule did not change. It is as it was.
@@ -78,8 +82,10 @@ pub(crate) struct Schedules {
 struct Known {
     schedule: Schedule,
     problem: Option<String>,
-    /// After a failure that may pass, not before this.
-    again_at: Timestamp,
+    /// After a failure that may pass, not before this, by the monotonic clock.
+    again_at: Duration,
+    /// Whether it was said that it waits for the clock.
+    said_waiting: bool,
 }
 
 impl Known {
@@ -87,19 +93,23 @@ impl Known {
         Self {
             schedule,
             problem: None,
-            again_at: Timestamp::default(),
+            again_at: Duration::ZERO,
+            said_waiting: false,
         }
     }
 
-    /// When there is something to do; `None` while it is paused.
-    fn due(&self) -> Option<Timestamp> {
-        (!self.schedule.paused).then_some(self.schedule.next.max(self.again_at))
+    /// How long there is nothing to do; `None` while it is paused.
+    fn wait(&self, now: Timestamp, monotonic: Duration) -> Option<Duration> {
+        let wait = now.until(self.schedule.next);
+        let again = self.again_at.saturating_sub(monotonic);
+        (!self.schedule.paused).then_some(wait.max(again))
     }
 
-    fn status(&self) -> ScheduleStatus {
+    fn status(&self, now: Timestamp) -> ScheduleStatus {
         ScheduleStatus {
             schedule: self.schedule.clone(),
             problem: self.problem.clone(),
+            waiting: waiting(&self.schedule, now),
         }
     }
 }
@@ -122,14 +132,16 @@ impl Broker {
     #[must_use]
     pub fn schedules(&self) -> Vec<ScheduleStatus> {
         let all = self.inner.schedules.all.read();
-        all.values().map(Known::status).collect()
+        let now = self.inner.clock.wall();
+        all.values().map(|known| known.status(now)).collect()
     }
 
     /// One schedule.
     #[must_use]
     pub fn schedule(&self, name: &ScheduleName) -> Option<ScheduleStatus> {
         let all = self.inner.schedules.all.read();
-        all.get(name).map(Known::status)
+        all.get(name)
+            .map(|known| known.status(self.inner.clock.wall()))
     }
 
     /// Makes a schedule, or changes it; the same again changes nothing. Its first message is the next one due from now on.
@@ -203,7 +215,7 @@ impl Broker {
         self.write_entry(EntryKind::Schedule, name.to_string(), Some(&schedule))
             .await?;
         let known = Known::new(schedule);
-        let status = known.status();
+        let status = known.status(self.inner.clock.wall());
         let schedules = &self.inner.schedules;
         schedules.all.write().insert(name, known);
         schedules.changed.notify_one();

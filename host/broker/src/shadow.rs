@@ -7,6 +7,7 @@ use crate::broker::Broker;
 use crate::canary::check_beside;
 use crate::dispatch::comparison::ShadowReport;
 use crate::history::end_trials;
+use crate::loading::check_patience;
 use crate::processors::ProcessorError;
 
 impl Broker {
@@ -23,6 +24,7 @@ impl Broker {
         let _change = self.inner.changes.lock().await;
         let known = self.known(name)?;
         let mut processor = known.processor;
+        check_patience(&spec)?;
         check_beside(&processor, &spec)?;
         let revision = self.tried(&mut processor, spec);
         let same = processor.shadow.as_ref().map(|shadow| shadow.revision);

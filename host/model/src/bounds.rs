@@ -30,6 +30,23 @@ pub const TOPIC_PARTITIONS_MAX: u32 = 10_000;
 /// Messages of one partition that a group may have parked. At the bound the partition waits; nothing is dropped.
 pub const PARKED_MESSAGES_MAX: usize = 10_000;
 
+/// The longest that a message waits for its next attempt, whoever asks for longer: thirty days. A component's or an error handler's
+/// longer delay is cut to it, and a specification with a longer one is refused.
+pub const RETRY_DELAY_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1_000;
+
+/// No message is tried again sooner after a failure, whatever the specification, a component or an error handler says: a message that
+/// fails at once would be tried thousands of times a second, each of them a commit.
+pub const RETRY_DELAY_MS_MIN: u64 = 10;
+
+/// Parked messages that one answer over HTTP shows. Ask for the next ones after the last.
+pub const PARKED_LISTED_MAX: usize = 1_000;
+
+/// Bytes of a parked message's key that are shown; longer ones are cut.
+pub const PARKED_KEY_BYTES_MAX: usize = 1 << 10;
+
+/// How long whoever wants a parked message tried or given up waits for its worker to end its batch. Then nothing is done.
+pub const PARKED_ORDER_WAIT_MS_MAX: u64 = 10_000;
+
 /// Attempts that a parked message remembers in detail; older ones are only counted.
 pub const ATTEMPT_LOG_MAX: usize = 8;
 
@@ -126,13 +143,27 @@ pub const REDRIVE_PACED_MS_MAX: u64 = 10_000;
 /// How long counting dead letters by group goes on before it says where to go on.
 pub const DEAD_LETTER_GROUPS_MS_MAX: u64 = 10_000;
 
+/// How long calls may still take when the host stops, if nothing else is said: `serve` gives them half of its deadline.
+pub const STOP_CALLS_MS_MAX: u64 = 5_000;
+
+/// How long a call may still take that nothing can come of any more, because its processor was deleted or its state is emptied, or
+/// because it no longer reads the topic. Then it is interrupted: no attempt is spent.
+pub const STOPPED_CALL_MS_MAX: u64 = 1_000;
+
+/// How long a call of a revision may still take that another one took over from. Then it is interrupted, no attempt is spent, and
+/// its messages are the other revision's.
+pub const REPLACED_CALL_MS_MAX: u64 = 5_000;
+
+/// How long a component may take to start, whatever its calls may take. One that takes longer does not start.
+pub const START_MS_MAX: u64 = 10_000;
+
 /// Dry runs of the host at the same time. One more is refused as busy; try again when one of them has ended.
 pub const DRY_RUNS_MAX: usize = 4;
 
 /// Dead letters that one dry run tries at the most.
 pub const DRY_RUN_LETTERS_MAX: usize = 10_000;
 
-/// How long a dry run goes on before it says where to go on; the call at hand is still made.
+/// How long a dry run goes on before it says where to go on; a call that is under way then is interrupted.
 pub const DRY_RUN_MS_MAX: u64 = 30_000;
 
 /// Outputs that a dry run shows; the others are counted.

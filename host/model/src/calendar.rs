@@ -1,6 +1,8 @@
 //! Dates of the Gregorian calendar, in UTC: a day since 1970 and its date. Years are counted from March, so that the leap day is the
 //! last one; 1 March of the year 0 is 719,468 days before 1970, and a cycle of 400 years has 146,097 days.
 
+use crate::clock::Timestamp;
+
 /// Year, month and day of a day since 1970.
 #[must_use]
 pub fn date(days: u64) -> (u64, u64, u64) {
@@ -15,6 +17,15 @@ pub fn date(days: u64) -> (u64, u64, u64) {
     let month = (month_from_march + 2) % 12 + 1;
     let year = cycle * 400 + year_of_cycle + u64::from(month <= 2);
     (year, month, day)
+}
+
+/// A moment as people read it, in UTC and to the second: `2026-11-21T10:00:00Z`.
+#[must_use]
+pub fn utc(moment: Timestamp) -> String {
+    let (days, seconds) = (moment.0 / 86_400_000, moment.0 % 86_400_000 / 1_000);
+    let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    let (year, month, day) = date(days);
+    format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 /// Days since 1970 of a date; below 0 before.
@@ -39,5 +50,6 @@ mod tests {
             assert_eq!(days_since_1970(year, month, date), day as i64);
         }
         assert_eq!(date(20_778), (2026, 11, 21));
+        assert_eq!(utc(Timestamp(1_795_255_445_999)), "2026-11-21T10:04:05Z");
     }
 }

@@ -1,6 +1,7 @@
 //! Time, handed in. The only file of the product that reads a clock; everybody else is given a [`Clock`].
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,8 @@ impl Clock for SystemClock {
 #[derive(Debug, Default)]
 pub struct ManualClock {
     since_epoch: Mutex<Duration>,
+    /// By how much the wall clock was set.
+    set_ms: AtomicI64,
 }
 
 impl ManualClock {
@@ -89,12 +92,18 @@ impl ManualClock {
     pub fn at(start: Timestamp) -> Self {
         Self {
             since_epoch: Mutex::new(Duration::from_millis(start.0)),
+            set_ms: AtomicI64::new(0),
         }
     }
 
     /// Moves time forward.
     pub fn advance(&self, by: Duration) {
         *self.lock() += by;
+    }
+
+    /// Sets the wall clock forward, or back (below 0); the monotonic one goes on.
+    pub fn step(&self, by_ms: i64) {
+        self.set_ms.fetch_add(by_ms, Ordering::SeqCst);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Duration> {
@@ -106,7 +115,8 @@ impl ManualClock {
 
 impl Clock for ManualClock {
     fn wall(&self) -> Timestamp {
-        Timestamp(u64::try_from(self.lock().as_millis()).unwrap_or(u64::MAX))
+        let since_epoch = u64::try_from(self.lock().as_millis()).unwrap_or(u64::MAX);
+        Timestamp(since_epoch.saturating_add_signed(self.set_ms.load(Ordering::SeqCst)))
     }
 
     fn monotonic(&self) -> Duration {

@@ -21,6 +21,7 @@ pub mod producer;
 pub mod progress;
 pub mod schedule;
 pub mod settings;
+pub mod steady;
 pub mod topic;
 pub mod varint;
 
@@ -40,4 +41,5 @@ pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, Parked, Progress};
 pub use schedule::{Schedule, ScheduleSpec};
 pub use settings::{SettingError, SettingsPatch, TopicSettings};
+pub use steady::{SteadyClock, Step};
 pub use topic::{Durability, Topic, TopicId, TopicPartition, TopicSpec};

@@ -122,7 +122,7 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     /// Connections at once.
     pub connections_max: usize,
-    /// How long a stop waits for requests that are under way.
+    /// How long a stop may take. Requests that are under way have all of it, calls of guests half.
     pub stop_deadline: Duration,
     /// Bytes that the background search for damage reads in a second, at the most; 0 is off.
     pub scrub_bytes_per_second: u64,
@@ -194,7 +194,7 @@ pub struct Settings {
     /// Connections at once [default: 1024]
     #[arg(long, value_name = "COUNT", env = "MILLRACE_CONNECTIONS_MAX")]
     pub connections_max: Option<usize>,
-    /// How long a stop waits for requests under way [default: 10000]
+    /// How long a stop may take: requests under way have all of it, guests' calls half [default: 10000]
     #[arg(long, value_name = "MS", env = "MILLRACE_STOP_DEADLINE_MS")]
     pub stop_deadline_ms: Option<u64>,
     /// Bytes a second that the background search for damage reads at the most; 0 is off [default: 20000000]

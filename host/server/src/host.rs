@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, EngineKind, StorageSizes, encryption_keys};
-use crate::http::{self, App};
 use crate::files;
+use crate::http::{self, App};
 use crate::memory::MemoryPlan;
 use crate::telemetry;
 
@@ -123,7 +123,14 @@ impl Host {
 
         let stopping = CancellationToken::new();
         let poisoned = CancellationToken::new();
-        let app = App::new(&config, memory, clock, broker.clone(), metrics, stopping.clone());
+        let app = App::new(
+            &config,
+            memory,
+            clock,
+            broker.clone(),
+            metrics,
+            stopping.clone(),
+        );
         let server = tokio::spawn(http::serve(listener, app.clone(), config.connections_max));
         let upkeep = tokio::spawn(upkeep(app, poisoned.clone()));
         tracing::info!(%address, engine = ?config.engine, data_dir = %config.data_dir.display(), "host started");
@@ -162,16 +169,29 @@ impl Host {
         self.poisoned.cancelled().await;
     }
 
-    /// Accepts nothing more, lets requests finish within the deadline, stops the workers and closes the engine.
+    /// How long a stop may take in all.
+    #[must_use]
+    pub fn stop_deadline(&self) -> Duration {
+        self.stop_deadline
+    }
+
+    /// Accepts nothing more, lets requests and calls of guests come to their end within the deadline, and closes the engine. Calls have
+    /// half of it and are interrupted then, so that requests that wait for one are still answered.
     pub async fn stop(mut self) {
+        let deadline_ms = self.stop_deadline.as_millis() as u64;
+        tracing::info!(
+            deadline_ms,
+            "the host is stopping: it takes nothing more, and waits for requests and calls that are under way"
+        );
         self.stopping.cancel();
-        if tokio::time::timeout(self.stop_deadline, &mut self.server)
-            .await
-            .is_err()
-        {
-            tracing::warn!("requests were still under way at the deadline; they are cut off");
-            self.server.abort();
-        }
+        let server = async {
+            let ended = tokio::time::timeout(self.stop_deadline, &mut self.server).await;
+            if ended.is_err() {
+                tracing::warn!("requests were still under way at the deadline; they are cut off");
+                self.server.abort();
+            }
+        };
+        tokio::join!(server, self.broker.wind_down(self.stop_deadline / 2));
         self.upkeep.abort();
         self.broker.stop().await;
         tracing::info!("host stopped");

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use millrace_engine::HostBounds;
 use millrace_model::bounds::{
-    HOST_ATTEMPTS_BYTES_MAX, HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX, HOST_PARTITIONS_MAX, HOST_STATE_BYTES_MAX,
-    PRODUCE_BYTES_IN_FLIGHT_MAX, REQUESTS_BYTES_MAX,
+    HOST_ATTEMPTS_BYTES_MAX, HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX, HOST_PARTITIONS_MAX,
+    HOST_STATE_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX, REQUESTS_BYTES_MAX,
 };
 
 use crate::http::bounds::{ANSWERS_KIB_MAX, BODIES_KIB_MAX, PRODUCE_BODY_BYTES_MAX};
@@ -209,7 +209,10 @@ mod tests {
         assert_eq!(limit("9:cpu,cpuacct:/x\n8:memory:/a/b\n"), Some(3_000));
         assert_eq!(limit("0::/s/t\n"), Some(5_000));
         assert_eq!(limit("0::/s\n"), None);
-        assert_eq!(limit("8:memory:/of/the/machine\n"), Some(9_223_372_036_854_771_712));
+        assert_eq!(
+            limit("8:memory:/of/the/machine\n"),
+            Some(9_223_372_036_854_771_712)
+        );
         assert_eq!(limit("not a line"), None);
     }
 

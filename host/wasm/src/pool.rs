@@ -7,7 +7,7 @@ use std::time::Duration;
 use millrace_broker::handler::{AdmitError, CallError, CallUse, Interface};
 use millrace_broker::state::StateAttempt;
 use millrace_model::Clock;
-use millrace_model::bounds::BATCH_MESSAGES_MAX;
+use millrace_model::bounds::{BATCH_MESSAGES_MAX, START_MS_MAX};
 use millrace_model::processor::Limits;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -145,7 +145,10 @@ impl Pool {
         let slot = self.shared.slots.take(self.limits.memory_bytes_max).await?;
         let notes = Arc::<Notes>::default();
         let made = Arc::clone(self).instantiate(slot, Arc::clone(&notes));
-        self.run(made, notes).await.0.flatten()
+        let time_max = self
+            .call_time_max()
+            .min(Duration::from_millis(START_MS_MAX));
+        self.run(made, time_max, notes).await.0.flatten()
     }
 
     /// Makes one call on an instance that nobody else uses meanwhile.
@@ -174,7 +177,9 @@ impl Pool {
         };
         let notes = place.notes();
         let work = Arc::clone(self).work(call, place, Arc::clone(&notes));
-        let (ended, time) = self.run(work, Arc::clone(&notes)).await;
+        let (ended, time) = self
+            .run(work, self.call_time_max(), Arc::clone(&notes))
+            .await;
         match ended.flatten() {
             Ok((output, noted)) => (Ok(output), Some(noted.used(time, messages))),
             // Its instance was given back: what is noted now may be of another call.
@@ -193,12 +198,20 @@ impl Pool {
         }
     }
 
-    async fn run<F>(&self, work: F, notes: Arc<Notes>) -> (Result<F::Output, CallError>, Duration)
+    fn call_time_max(&self) -> Duration {
+        Duration::from_millis(self.limits.call_ms_max.max(1))
+    }
+
+    async fn run<F>(
+        &self,
+        work: F,
+        time_max: Duration,
+        notes: Arc<Notes>,
+    ) -> (Result<F::Output, CallError>, Duration)
     where
         F: Future<Output: Send> + Send + 'static,
     {
         let _ticking = self.shared.ticker.ticking();
-        let time_max = Duration::from_millis(self.limits.call_ms_max.max(1));
         let clock = Arc::clone(&self.shared.clock);
         let threads = &self.shared.threads;
         call::run(work, time_max, notes, clock, threads, &self.lane).await

@@ -216,8 +216,12 @@ impl Trial<'_> {
             };
             match answered {
                 Ok(verdict) => self.note(piece, &columns, &verdict),
-                Err(CallError::Unavailable(reason) | CallError::Host(reason)) => {
-                    self.report.stopped = Some(reason);
+                Err(
+                    error @ (CallError::Unavailable(_)
+                    | CallError::Interrupted
+                    | CallError::Host(_)),
+                ) => {
+                    self.report.stopped = Some(why_stopped(error, self.is_over()));
                     self.report.next = piece.first().map(DeadLetter::place);
                     return Ok(false);
                 }
@@ -242,7 +246,14 @@ impl Trial<'_> {
         batch: &Arc<ColumnBatch>,
     ) -> Result<Result<Verdict, CallError>, DeadLetterError> {
         let attempt = self.attempt(shelf, batch.len())?;
-        let Called { outcome, .. } = self.live.handler.call(batch, attempt).await;
+        // Whoever asked may be gone: a guest that does not answer is not kept at it for as long as it may take with messages.
+        let time = self.broker.inner.clock.monotonic();
+        let left =
+            Duration::from_millis(DRY_RUN_MS_MAX).saturating_sub(time.saturating_sub(self.started));
+        let called = tokio::time::timeout(left, self.live.handler.call(batch, attempt)).await;
+        let Ok(Called { outcome, .. }) = called else {
+            return Ok(Err(CallError::Interrupted));
+        };
         Ok(match outcome {
             Ok((answer, _)) => self.check(answer, batch).await,
             Err(error) => Err(error),
@@ -340,6 +351,16 @@ impl Trial<'_> {
             .outcomes
             .sort_by_key(|outcome| std::cmp::Reverse(outcome.count));
         report
+    }
+}
+
+fn why_stopped(error: CallError, is_over: bool) -> String {
+    match error {
+        CallError::Unavailable(reason) | CallError::Host(reason) => reason,
+        CallError::Interrupted if is_over => format!(
+            "a call was still under way when the {DRY_RUN_MS_MAX} ms of a dry run had passed, and was interrupted; try fewer letters at once"
+        ),
+        error => error.to_string(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use millrace_model::bounds::{BACKTRACE_BYTES_MAX, BATCH_MESSAGES_MAX, DELAY_MS_MAX};
 use millrace_model::columns::{NO_TIME, NONE};
-use millrace_model::{Answer, BatchBuilder, ColumnBatch, Timestamp};
+use millrace_model::{Answer, Attempt, BatchBuilder, ColumnBatch, Timestamp};
 
 use millrace_engine::state::StateWrite;
 
@@ -118,6 +118,37 @@ impl Verdict {
         }
     }
 
+    /// The verdict on messages that an operator gives up, of each of which the last attempt comes along.
+    pub(crate) fn given_up<'a>(
+        last: impl Iterator<Item = Option<&'a Attempt>>,
+        by: Option<&str>,
+    ) -> Self {
+        let cause = Cause::GivenUp;
+        let by = by.map_or_else(String::new, |by| format!(" by {by}"));
+        let failed = |(message, last): (usize, Option<&Attempt>)| Failed {
+            message,
+            cause,
+            class: last.map_or_else(|| cause.as_str().to_owned(), |last| last.class.clone()),
+            reason: match last {
+                Some(last) => format!("given up{by}; at last: {}", last.reason),
+                None => format!("given up{by} before it was tried"),
+            },
+            after_ms: None,
+            backtrace: None,
+        };
+        Self {
+            failed: last.enumerate().map(failed).collect(),
+            is_final: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether an operator wants it so.
+    pub(crate) fn is_by_hand(&self) -> bool {
+        let mut failed = self.failed.iter();
+        failed.any(|failed| failed.cause == Cause::GivenUp)
+    }
+
     /// The verdict on a message that failed its call alone.
     pub(crate) fn alone(error: &CallError, used: Option<CallUse>) -> Self {
         let (cause, reason, backtrace) = match error {
@@ -127,6 +158,7 @@ impl Verdict {
             CallError::BadAnswer(reason)
             | CallError::Unavailable(reason)
             | CallError::Host(reason) => (Cause::BadAnswer, reason.clone(), &String::new()),
+            CallError::Interrupted => (Cause::BadAnswer, error.to_string(), &String::new()),
         };
         let backtrace = cut(backtrace.clone(), BACKTRACE_BYTES_MAX);
         Self {

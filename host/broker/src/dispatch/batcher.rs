@@ -44,7 +44,7 @@ impl Batch {
 }
 
 /// What every message's order hangs on where the whole partition keeps it.
-const WHOLE_PARTITION: u64 = 0;
+pub(super) const WHOLE_PARTITION: u64 = 0;
 
 /// What a message's order hangs on. Stored with progress, so it must never change: FNV-1a, 64 bits.
 pub(crate) fn ordering(order: Order, key: Option<&[u8]>) -> Option<u64> {
@@ -124,11 +124,16 @@ pub(crate) fn oldest_due(parked: &[Parked], now: Timestamp, but_not: &HashSet<Of
 
 /// When the next parked message is due; `None` if nothing is parked.
 pub(crate) fn next_due(parked: &[Parked]) -> Option<Timestamp> {
+    next_front(parked).map(|message| message.due.unwrap_or_default())
+}
+
+/// The parked message that is due next.
+pub(crate) fn next_front(parked: &[Parked]) -> Option<&Parked> {
     let mut held = HashSet::new();
     let fronts = parked
         .iter()
         .filter(|message| message.ordering.is_none_or(|o| held.insert(o)));
-    fronts.map(|message| message.due.unwrap_or_default()).min()
+    fronts.min_by_key(|message| message.due.unwrap_or_default())
 }
 
 /// A message whose last attempt took its whole batch down would do so again.

@@ -428,7 +428,7 @@ impl Breaker {
     fn counts(&self, failed: &Failed, now: Now) -> bool {
         match failed.cause {
             Cause::Reject => self.is_new(now) && !self.rejections_before.contains(&failed.class),
-            Cause::HostDied => false,
+            Cause::HostDied | Cause::GivenUp => false,
             _ => true,
         }
     }

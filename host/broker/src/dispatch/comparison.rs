@@ -140,6 +140,8 @@ impl ShadowReport {
             CallError::Timeout(_) => "timeout",
             CallError::Memory(_) => "memory",
             CallError::BadAnswer(_) => "bad-answer",
+            // It says nothing of the revision.
+            CallError::Interrupted => return,
             CallError::Host(_) => "host",
         };
         *self.failed_calls.entry(cause.to_owned()).or_default() += 1;

@@ -167,7 +167,10 @@ impl Settling<'_> {
     }
 
     fn by_policy(&self, failed: &Failed, attempts: u32, rng: &mut fastrand::Rng) -> Fate {
-        let hopeless = matches!(failed.cause, Cause::Reject | Cause::HostDied);
+        let hopeless = matches!(
+            failed.cause,
+            Cause::Reject | Cause::HostDied | Cause::GivenUp
+        );
         if hopeless || attempts >= self.spec.retry.attempts_max {
             return Fate::DeadLetter;
         }
@@ -245,6 +248,7 @@ impl<'a> Settler<'a> {
         self.discarded[failed.message] = true;
         match settling.fate(failure, failed, parked.attempts, rng) {
             Fate::Retry(delay) => {
+                let delay = retry::bounded(delay);
                 self.effects.counts.retries += 1;
                 self.blocked.extend(ordering);
                 self.parked.push(Parked {
@@ -380,7 +384,10 @@ fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) ->
         offset: settling.batch.offsets[failed.message],
         ordering,
         due: None,
-        attempts: before.map_or(0, |parked| parked.attempts).saturating_add(1),
+        // Giving up is no attempt.
+        attempts: before
+            .map_or(0, |parked| parked.attempts)
+            .saturating_add(u32::from(failed.cause != Cause::GivenUp)),
         first_failed_at: settling.first_failed_at(before),
         log,
     }

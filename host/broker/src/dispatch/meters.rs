@@ -74,7 +74,7 @@ impl Meters {
             CallError::Timeout(_) => 1,
             CallError::Memory(_) => 2,
             CallError::BadAnswer(_) => 3,
-            CallError::Unavailable(_) | CallError::Host(_) => return,
+            CallError::Unavailable(_) | CallError::Interrupted | CallError::Host(_) => return,
         };
         self.traps[cause].increment(1);
     }

@@ -16,6 +16,7 @@ pub(crate) mod dead_letter;
 pub(crate) mod delivery;
 pub(crate) mod gate;
 pub(crate) mod meters;
+pub(crate) mod orders;
 pub(crate) mod pace;
 pub(crate) mod placing;
 pub(crate) mod remembered;
@@ -28,6 +29,7 @@ pub(crate) mod supervisor;
 pub(crate) mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_model::columns::NONE;
 use millrace_model::{
@@ -101,6 +103,8 @@ pub(crate) struct Command {
     pub(crate) shadow: Option<Arc<Shadow>>,
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
+    /// Until when, by the monotonic clock, a call may go on that this command wants nothing of any more.
+    pub(crate) patience: Duration,
 }
 
 impl Command {

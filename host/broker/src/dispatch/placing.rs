@@ -101,6 +101,7 @@ fn named(error: CallError, topic: &str) -> CallError {
         CallError::Timeout(after) => CallError::Timeout(after),
         CallError::Memory(text) => CallError::Memory(name(text)),
         CallError::BadAnswer(text) => CallError::BadAnswer(name(text)),
+        CallError::Interrupted => CallError::Interrupted,
         CallError::Host(text) => CallError::Host(name(text)),
     }
 }

@@ -2,12 +2,39 @@
 
 use std::time::Duration;
 
+use millrace_model::bounds::{RETRY_DELAY_MS_MAX, RETRY_DELAY_MS_MIN};
 use millrace_model::processor::RetryPolicy;
+use millrace_model::{Parked, Timestamp};
 
 /// A worker's first wait when something around it is down.
 const WORKER_DELAY_FIRST: Duration = Duration::from_millis(50);
 /// A worker's longest wait.
 const WORKER_DELAY_MAX: Duration = Duration::from_secs(10);
+
+/// The delay, whoever asked for it, within the bounds of all: [`RETRY_DELAY_MS_MIN`] and [`RETRY_DELAY_MS_MAX`].
+pub(crate) fn bounded(delay: Duration) -> Duration {
+    delay.clamp(
+        Duration::from_millis(RETRY_DELAY_MS_MIN),
+        Duration::from_millis(RETRY_DELAY_MS_MAX),
+    )
+}
+
+/// Retries as they were committed by whoever worked here before, for a worker that begins: none waits longer than was asked for when
+/// it failed, should the clock have been set back since.
+pub(crate) fn brought_near(parked: &mut [Parked], now: Timestamp) {
+    for parked in parked {
+        let Some(due) = parked.due.filter(|due| *due > now) else {
+            continue;
+        };
+        // What has not failed was not to wait at all.
+        let asked = parked
+            .log
+            .last()
+            .map_or(Duration::ZERO, |last| last.at.until(due));
+        let asked = asked.min(Duration::from_millis(RETRY_DELAY_MS_MAX));
+        parked.due = Some(due.min(now.after(asked)));
+    }
+}
 
 /// How long a message waits after so many failed attempts: anything up to the exponential bound, so that messages that failed
 /// together do not come back together.
@@ -60,6 +87,49 @@ mod tests {
                 prop_assert!(delay <= Duration::from_millis(delay_first_ms));
             }
         }
+    }
+
+    #[test]
+    fn no_delay_is_too_short_or_too_long_whoever_asked_for_it() {
+        let bounded = |ms| bounded(Duration::from_millis(ms)).as_millis() as u64;
+        assert_eq!(bounded(0), RETRY_DELAY_MS_MIN);
+        assert_eq!(bounded(3_000), 3_000);
+        assert_eq!(bounded(u64::MAX), RETRY_DELAY_MS_MAX);
+    }
+
+    #[test]
+    fn a_retry_waits_no_longer_after_a_start_than_it_was_to_wait_when_it_failed() {
+        const HOUR: u64 = 3_600_000;
+        let parked = |at: Option<u64>, due: u64| Parked {
+            offset: millrace_model::Offset(1),
+            ordering: None,
+            due: Some(Timestamp(due)),
+            attempts: 1,
+            first_failed_at: Timestamp(0),
+            log: at
+                .map(|at| millrace_model::Attempt {
+                    at: Timestamp(at),
+                    revision: 1,
+                    class: "busy".to_owned(),
+                    reason: String::new(),
+                })
+                .into_iter()
+                .collect(),
+        };
+        let near = |parked: Parked, now| {
+            let mut one = [parked];
+            brought_near(&mut one, Timestamp(now));
+            one[0].due.unwrap().0
+        };
+        // Failed at ten o'clock, to wait for three seconds; at the start it is nine, ten, or eleven.
+        let (ten, due) = (10 * HOUR, 10 * HOUR + 3_000);
+        assert_eq!(near(parked(Some(ten), due), 9 * HOUR), 9 * HOUR + 3_000);
+        assert_eq!(near(parked(Some(ten), due), ten + 1_000), due);
+        assert_eq!(near(parked(Some(ten), due), 11 * HOUR), due);
+        // Nothing was asked for, or more than may be.
+        assert_eq!(near(parked(None, due), 9 * HOUR), 9 * HOUR);
+        let longest = ten + RETRY_DELAY_MS_MAX;
+        assert_eq!(near(parked(Some(ten), u64::MAX), ten), longest);
     }
 
     #[test]

@@ -68,20 +68,31 @@ pub(crate) struct Echo {
     pub(crate) shadow: Arc<Shadow>,
     queue: mpsc::Sender<Settled>,
     /// The call before a commit that came too late, while it still runs.
-    late: Option<JoinHandle<()>>,
+    late: Option<AbortOnDrop>,
     skips: u32,
+    /// Compares, until nobody echoes any more: a call that is under way then is interrupted.
+    _listener: AbortOnDrop,
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Echo {
     /// Starts to listen.
     pub(crate) fn new(shadow: Arc<Shadow>) -> Self {
         let (queue, settled) = mpsc::channel(SHADOW_QUEUE_BATCHES_MAX);
-        tokio::spawn(listen(Arc::clone(&shadow), settled));
+        let listener = tokio::spawn(listen(Arc::clone(&shadow), settled));
         Self {
             shadow,
             queue,
             late: None,
             skips: 0,
+            _listener: AbortOnDrop(listener),
         }
     }
 
@@ -103,14 +114,14 @@ impl Echo {
         now: Timestamp,
         took: Duration,
     ) -> Option<Result<Verdict, CallError>> {
-        self.late.take_if(|late| late.is_finished());
+        self.late.take_if(|late| late.0.is_finished());
         if self.late.is_some() || self.skips > 0 {
             self.skips = self.skips.saturating_sub(1);
             return None;
         }
         let (live, columns) = (Arc::clone(&self.shadow.live), Arc::clone(columns));
         let (answer, answered) = tokio::sync::oneshot::channel();
-        let call = tokio::spawn(async move {
+        let call = AbortOnDrop(tokio::spawn(async move {
             let attempt = StateAttempt::new(table, now, columns.len());
             let called = live.handler.process_with_state(&columns, Box::new(attempt));
             let verdict = match called.await {
@@ -119,7 +130,7 @@ impl Echo {
             };
             // Nobody waits for it any more if it came too late.
             let _ = answer.send(verdict);
-        });
+        }));
         match tokio::time::timeout(took.max(GLANCE_MIN), answered).await {
             Ok(answered) => answered.ok(),
             Err(_) => {
@@ -178,6 +189,7 @@ async fn replay(shadow: &Shadow, settled: &Settled) -> bool {
         let answer = answer.and_then(|answer| checked(live, answer, &columns));
         let (timed_out, splits) = match &answer {
             Err(CallError::Timeout(_)) => (true, false),
+            Err(CallError::Interrupted) => return false,
             Err(CallError::Unavailable(_) | CallError::Host(_)) | Ok(_) => (false, false),
             Err(_) => (false, range.len() > 1 && calls < CALLS_MAX),
         };
@@ -213,7 +225,10 @@ fn judge(
         Ok(verdict) => verdict,
         Err(error) => {
             report.call_failed(&error);
-            let says_nothing = matches!(error, CallError::Unavailable(_) | CallError::Host(_));
+            let says_nothing = matches!(
+                error,
+                CallError::Unavailable(_) | CallError::Interrupted | CallError::Host(_)
+            );
             if range.len() > 1 || says_nothing {
                 report.not_answered(range.len());
                 return;

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use millrace_model::Offset;
+use millrace_model::{Offset, Progress, Timestamp};
 use parking_lot::Mutex;
 
 /// How a worker does.
@@ -14,7 +15,8 @@ pub(crate) enum State {
     Paused,
     /// All that it was made to read is settled.
     Done,
-    Waiting(String),
+    /// Why, and until when, as far as that is known.
+    Waiting(String, Option<Timestamp>),
     Stopped(String),
 }
 
@@ -24,8 +26,18 @@ impl fmt::Display for State {
             Self::Running => f.write_str("running"),
             Self::Paused => f.write_str("paused"),
             Self::Done => f.write_str("done"),
-            Self::Waiting(reason) => write!(f, "waiting: {reason}"),
+            Self::Waiting(reason, _) => write!(f, "waiting: {reason}"),
             Self::Stopped(reason) => write!(f, "stopped: {reason}"),
+        }
+    }
+}
+
+impl State {
+    /// Until when it waits, if it waits and that is known.
+    pub(crate) fn until(&self) -> Option<Timestamp> {
+        match self {
+            Self::Waiting(_, until) => *until,
+            _ => None,
         }
     }
 }
@@ -37,7 +49,11 @@ pub(crate) struct Standing {
     /// `None` until the worker has read what was committed before it.
     pub(crate) next: Option<Offset>,
     pub(crate) parked: usize,
+    /// What the worker knows of its messages.
+    pub(crate) progress: Arc<Progress>,
     pub(crate) revision: u32,
+    /// Since when, by the monotonic clock, the call at hand is under way; `None` between two of them.
+    pub(crate) calling: Option<Duration>,
 }
 
 /// Where a worker shows how it does.

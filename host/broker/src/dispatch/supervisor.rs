@@ -2,30 +2,45 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use metrics::gauge;
-use millrace_model::{ProcessorName, Timestamp};
+use millrace_model::bounds::{REPLACED_CALL_MS_MAX, STOPPED_CALL_MS_MAX};
+use millrace_model::{PartitionId, ProcessorName, Timestamp, TopicName};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::comparison::ShadowReport;
 use super::gate::Gate;
+use super::orders::{Order, Orders};
 use super::shadow::Shadow;
 use super::sides::{Canary, Tally};
 use super::standing::{Standing, State, Window};
 use super::worker::{self, Context};
 use super::{Command, Input, Live};
 use crate::loading::Prepared;
+use crate::parked::ParkedIn;
 
 /// All workers.
 pub(crate) struct Supervisor {
     context: Context,
     teams: Mutex<BTreeMap<ProcessorName, Team>>,
+    /// Whether the host stops: no further worker begins.
+    closed: AtomicBool,
 }
+
+/// While workers are waited for, it is said so often for which.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Never more often than this.
+const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// A worker that was told to stop and whose call was interrupted ends within this time, or is cut off: the disk may hold it.
+const CUT_OFF_AFTER: Duration = Duration::from_millis(500);
 
 /// The workers of one processor.
 struct Team {
@@ -38,6 +53,7 @@ struct Team {
 struct Post {
     input: Input,
     window: Window,
+    orders: Orders,
     task: JoinHandle<()>,
 }
 
@@ -47,6 +63,7 @@ impl Post {
         let standing = self.window.lock().clone();
         Arc::new(Mutex::new(Standing {
             state: State::default(),
+            calling: None,
             ..standing
         }))
     }
@@ -58,6 +75,7 @@ impl Supervisor {
         Self {
             context,
             teams: Mutex::default(),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -65,8 +83,12 @@ impl Supervisor {
     /// of other inputs stop, and have stopped on return.
     pub(crate) async fn apply(&self, prepared: Prepared, paused: bool) {
         let live = Arc::clone(&prepared.live);
+        let patience = self.after_ms(REPLACED_CALL_MS_MAX);
         let leaving = {
             let mut teams = self.teams.lock();
+            if self.is_closed() {
+                return;
+            }
             let team = teams
                 .entry(live.processor.clone())
                 .or_insert_with(|| Team::new(&self.context, Arc::clone(&live)));
@@ -79,6 +101,7 @@ impl Supervisor {
                 shadow,
                 paused,
                 stopped: false,
+                patience,
             });
             let leaving = team.dismiss(&prepared.inputs);
             team.staff(&self.context, prepared.inputs);
@@ -97,7 +120,16 @@ impl Supervisor {
         count_running(&teams);
     }
 
-    /// Stops the processor's workers at their next batch boundary.
+    /// Whether the host stops: workers may still be at their last batches, whoever stopped them.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn after_ms(&self, ms: u64) -> Duration {
+        self.context.clock.monotonic() + Duration::from_millis(ms)
+    }
+
+    /// Stops the processor's workers at their next batch boundary. A call that does not end soon is interrupted.
     pub(crate) async fn stop(&self, name: &ProcessorName) {
         let team = {
             let mut teams = self.teams.lock();
@@ -106,15 +138,73 @@ impl Supervisor {
             team
         };
         if let Some(team) = team {
-            team.stop().await;
+            team.dismiss_all(self.after_ms(STOPPED_CALL_MS_MAX));
+            join_all(team.posts.into_iter().map(|post| post.task)).await;
         }
     }
 
-    /// Stops all workers at their next batch boundaries.
-    pub(crate) async fn stop_all(&self) {
-        let teams = std::mem::take(&mut *self.teams.lock());
-        join_all(teams.into_values().map(Team::stop)).await;
+    /// Stops all workers at their next batch boundaries, for good. Calls that have not ended after `patience` are interrupted.
+    pub(crate) async fn stop_all(&self, patience: Duration) {
+        let teams = {
+            let mut teams = self.teams.lock();
+            self.closed.store(true, Ordering::SeqCst);
+            std::mem::take(&mut *teams)
+        };
+        let until = self.context.clock.monotonic() + patience;
+        let (mut watched, mut tasks) = (Vec::new(), Vec::new());
+        let mut commands = Vec::new();
+        for (name, team) in teams {
+            team.dismiss_all(until);
+            for post in team.posts {
+                watched.push((name.clone(), post.input, post.window));
+                tasks.push(post.task);
+            }
+            // Whoever is not commanded any more would not wait for the call.
+            commands.push(team.commands);
+        }
+        let handles: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
+        let mut ended = pin!(join_all(tasks));
+        // A short patience is no reason to say nothing.
+        let interval = REPORT_INTERVAL.min((patience / 4).max(REPORT_INTERVAL_MIN));
+        loop {
+            let now = self.context.clock.monotonic();
+            let left = (until + CUT_OFF_AFTER).saturating_sub(now);
+            tokio::select! {
+                _ = &mut ended => break,
+                () = tokio::time::sleep(interval.min(left)) => {}
+            }
+            let now = self.context.clock.monotonic();
+            self.report(&watched, now, until.saturating_sub(now));
+            if now >= until + CUT_OFF_AFTER {
+                tracing::error!(
+                    "workers do not end; they are cut off, and what they had not committed is as it was"
+                );
+                handles.iter().for_each(AbortHandle::abort);
+                ended.await;
+                break;
+            }
+        }
+        drop(commands);
         gauge!("millrace_processors_running").set(0);
+    }
+
+    /// Says for whom a stop waits.
+    fn report(&self, watched: &[(ProcessorName, Input, Window)], now: Duration, left: Duration) {
+        for (processor, input, window) in watched {
+            let standing = window.lock().clone();
+            let (topic, partition) = (&input.topic.spec.name, input.partition);
+            let interrupted_in_ms = left.as_millis() as u64;
+            match (standing.calling, &standing.state) {
+                (_, State::Stopped(_)) => {}
+                (Some(since), _) => {
+                    let for_ms = now.saturating_sub(since).as_millis() as u64;
+                    tracing::info!(%processor, %topic, %partition, for_ms, interrupted_in_ms, "the stop waits for a call");
+                }
+                (None, state) => {
+                    tracing::info!(%processor, %topic, %partition, %state, "the stop waits for a worker");
+                }
+            }
+        }
     }
 
     /// The processor's gate; `None` if it has no workers.
@@ -136,6 +226,48 @@ impl Supervisor {
         drop(teams);
         let report = shadow.report.lock().clone();
         Some(report)
+    }
+
+    /// Gives an order to the worker of a partition: where it waits now, and by what it can be taken back. `None` if nobody works there.
+    pub(crate) fn order(
+        &self,
+        name: &ProcessorName,
+        topic: &TopicName,
+        partition: PartitionId,
+        order: Order,
+    ) -> Option<(Orders, u64)> {
+        let teams = self.teams.lock();
+        let team = teams.get(name)?;
+        let is_there = |post: &&Post| {
+            post.input.topic.spec.name == *topic && post.input.partition == partition
+        };
+        let mut posts = team.posts.iter().filter(|post| !post.task.is_finished());
+        let orders = posts.find(is_there)?.orders.clone();
+        let number = orders.put(order);
+        team.commands.send_modify(|_| {});
+        Some((orders, number))
+    }
+
+    /// Workers of this topic look at what is new: it may be that there is less.
+    pub(crate) fn nudge(&self, topic: &TopicName) {
+        let teams = self.teams.lock();
+        let reads = |team: &&Team| {
+            let mut posts = team.posts.iter();
+            posts.any(|post| post.input.topic.spec.name == *topic)
+        };
+        for team in teams.values().filter(reads) {
+            team.commands.send_modify(|_| {});
+        }
+    }
+
+    /// What the processor's workers have parked; empty if it has none.
+    pub(crate) fn parked(&self, name: &ProcessorName) -> Vec<ParkedIn> {
+        let standings = self.standings(name).into_iter();
+        let parked = standings.map(|(input, standing)| ParkedIn {
+            input,
+            progress: standing.next.map(|_| standing.progress),
+        });
+        parked.collect()
     }
 
     /// How the processor's workers do; empty if it has none.
@@ -169,6 +301,7 @@ impl Team {
                 shadow: None,
                 paused: false,
                 stopped: false,
+                patience: Duration::ZERO,
             }),
             posts: Vec::new(),
         }
@@ -230,17 +363,20 @@ impl Team {
             if !self.posts.iter().any(|post| same(&input, &post.input)) {
                 let before = lost.iter().find(|post| same(&input, &post.input));
                 let window = before.map(Post::handed_over).unwrap_or_default();
+                let orders = Orders::default();
                 let run = worker::run(
                     context.clone(),
                     input.clone(),
                     self.commands.subscribe(),
                     Arc::clone(&window),
+                    orders.clone(),
                     Arc::clone(&self.gate),
                 );
                 let task = tokio::spawn(guard(run, Arc::clone(&window)));
                 self.posts.push(Post {
                     input,
                     window,
+                    orders,
                     task,
                 });
             }
@@ -249,9 +385,12 @@ impl Team {
         self.posts.sort_by_cached_key(place);
     }
 
-    async fn stop(self) {
-        self.commands.send_modify(|command| command.stopped = true);
-        join_all(self.posts.into_iter().map(|post| post.task)).await;
+    /// Tells all of them to stop; `patience` is until when a call may go on.
+    fn dismiss_all(&self, patience: Duration) {
+        self.commands.send_modify(|command| {
+            command.stopped = true;
+            command.patience = patience;
+        });
     }
 }
 

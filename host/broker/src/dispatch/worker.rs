@@ -10,14 +10,15 @@ use std::time::Duration;
 use millrace_engine::state::Turn;
 use millrace_engine::{CommitError, Engine, Lease, ReadError};
 use millrace_model::processor::Order;
-use millrace_model::{Clock, Offset, Progress, Timestamp};
+use millrace_model::{Clock, Offset, Progress, SteadyClock, Timestamp, TopicName};
 use tokio::sync::watch;
 
 use super::batcher::{self, Batch};
 use super::gate::{Alarms, Entry, Gate, Probe};
 use super::meters::Meters;
+use super::orders::Orders;
 use super::pace::Pace;
-use super::retry::Backoff;
+use super::retry::{self, Backoff};
 use super::shadow::Echo;
 use super::sides::{Canary, Side};
 use super::source::Source;
@@ -33,6 +34,7 @@ mod cutting;
 mod delaying;
 mod gating;
 mod hopping;
+mod parking;
 mod settling;
 mod shadowing;
 mod stateful;
@@ -110,6 +112,9 @@ struct Worker {
     input: Input,
     commands: watch::Receiver<Command>,
     window: Window,
+    orders: Orders,
+    /// By what its messages are timed: spans stay spans if the machine's clock is set.
+    time: SteadyClock,
     gate: Arc<Gate>,
     gate_changes: watch::Receiver<u64>,
     lease: Lease,
@@ -142,6 +147,8 @@ struct Worker {
     suspects: Suspects,
     /// Suspects that were called since the worker began.
     cleared: HashSet<Offset>,
+    /// Whether the call at hand was interrupted: nothing happened.
+    interrupted: bool,
     /// Where its state is; `None` as long as no revision has used any.
     home: Option<Home>,
     /// The right to write state, from the first read of a batch to its commit; nobody else has it meanwhile.
@@ -154,18 +161,19 @@ pub(crate) async fn run(
     input: Input,
     mut commands: watch::Receiver<Command>,
     window: Window,
+    orders: Orders,
     gate: Arc<Gate>,
 ) {
     let mut backoff = Backoff::default();
     let mut rng = fastrand::Rng::new();
     let reason = loop {
-        if !wants(&commands.borrow_and_update(), &input) {
+        if !wants(&commands.borrow_and_update(), &input.origin) {
             break None;
         }
-        match Worker::open(&context, &input, &commands, &window, &gate).await {
+        match Worker::open(&context, &input, &commands, &window, &orders, &gate).await {
             Ok(worker) => break worker.work().await,
             Err(Trouble::Stop(reason)) => break Some(reason),
-            Err(Trouble::Wait(reason)) => window.lock().state = State::Waiting(reason),
+            Err(Trouble::Wait(reason)) => window.lock().state = State::Waiting(reason, None),
         }
         if !changed_within(&mut commands, backoff.next(&mut rng)).await {
             break None;
@@ -176,11 +184,42 @@ pub(crate) async fn run(
     }
     let reason = reason.unwrap_or_else(|| "no longer deployed".to_owned());
     window.lock().state = State::Stopped(reason);
+    // Nobody obeys them any more, and whoever waits is told so.
+    while orders.take().is_some() {}
 }
 
-/// Whether the processor still reads this input.
-fn wants(command: &Command, input: &Input) -> bool {
-    !command.stopped && command.live.spec.topics.contains(&input.origin)
+/// Whether the processor still reads what first stood in this topic.
+fn wants(command: &Command, origin: &TopicName) -> bool {
+    !command.stopped && command.live.spec.topics.contains(origin)
+}
+
+/// Ends when nothing can come of a call of this revision any more, and it had its time to end by itself.
+async fn pointless(
+    mut commands: watch::Receiver<Command>,
+    clock: Arc<dyn Clock>,
+    origin: TopicName,
+    revision: u32,
+) {
+    let mut until: Option<Duration> = None;
+    loop {
+        {
+            let command = commands.borrow_and_update();
+            until = match wants(&command, &origin) && command.runs(revision) {
+                true => None,
+                // A command that follows another one gives no more time.
+                false => Some(until.unwrap_or(Duration::MAX).min(command.patience)),
+            };
+        }
+        let now = clock.monotonic();
+        let wait = match until {
+            Some(until) if until <= now => return,
+            Some(until) => (until - now).min(SLEEP_MAX),
+            None => SLEEP_MAX,
+        };
+        if !changed_within(&mut commands, wait).await {
+            return;
+        }
+    }
 }
 
 /// Waits for the delay or the next command, whichever comes first; false if nobody commands any more.
@@ -197,6 +236,7 @@ impl Worker {
         input: &Input,
         commands: &watch::Receiver<Command>,
         window: &Window,
+        orders: &Orders,
         gate: &Arc<Gate>,
     ) -> Result<Self, Trouble> {
         let partition = input.topic.partition(input.partition);
@@ -207,8 +247,12 @@ impl Worker {
         // The lease comes first: whoever had it can commit nothing after this, so the progress read is the last one.
         let lease = engine.claim(processor.as_str(), partition).await?;
         let progress = engine.progress(processor.as_str(), partition).await?;
+        let time = SteadyClock::begin(&*context.clock);
         let progress = match progress {
-            Some(progress) => progress,
+            Some(mut progress) => {
+                retry::brought_near(&mut progress.parked, time.now(&*context.clock));
+                progress
+            }
             None => Progress {
                 next: match input.range {
                     Some((first, _)) => first,
@@ -227,6 +271,8 @@ impl Worker {
             input: input.clone(),
             commands: commands.clone(),
             window: Arc::clone(window),
+            orders: orders.clone(),
+            time,
             gate: Arc::clone(gate),
             gate_changes: gate.changes(),
             lease,
@@ -238,6 +284,7 @@ impl Worker {
             }),
             suspects,
             cleared: HashSet::new(),
+            interrupted: false,
             home: None,
             turn: None,
             seen: Offset::default(),
@@ -284,9 +331,15 @@ impl Worker {
     async fn command(&mut self) -> Option<Command> {
         loop {
             let command = self.commands.borrow_and_update().clone();
-            if !wants(&command, &self.input) || self.commands.has_changed().is_err() {
+            if !wants(&command, &self.input.origin) || self.commands.has_changed().is_err() {
                 return None;
             }
+            self.follow_clock();
+            if let Err(Trouble::Wait(why) | Trouble::Stop(why)) = self.release().await {
+                // The next step meets the same, and says so.
+                tracing::debug!(why, "parked messages could not be let go");
+            }
+            self.obey(&command.live).await;
             if !command.paused {
                 if command.revisions() != self.revisions {
                     // Another revision may well manage what this one could not.
@@ -299,7 +352,9 @@ impl Worker {
             }
             self.show(State::Paused);
             self.commands.changed().await.ok()?;
-            self.show(State::Running);
+            if !self.commands.borrow().paused {
+                self.show(State::Running);
+            }
         }
     }
 
@@ -349,6 +404,11 @@ impl Worker {
             (Some(canary), Side::Canary) => &canary.live,
             _ => &command.live,
         };
+        if !wants(&self.commands.borrow(), &self.input.origin) {
+            // Told while it waited for a fuller batch: nothing is begun any more.
+            self.discard();
+            return Ok(Step::Done);
+        }
         let spent = chains::spent(live.spec.hops_max, &batch.columns);
         if !spent.is_empty() {
             drop(probe);
@@ -356,7 +416,10 @@ impl Worker {
             return Ok(Step::Done);
         }
         let batch = self.mark(live, batch).await?;
+        self.interrupted = false;
+        self.window.lock().calling = Some(self.context.clock.monotonic());
         let processed = self.process(live, &batch, probe.as_mut()).await;
+        self.window.lock().calling = None;
         self.turn = None;
         self.unmark(&batch).await;
         processed.map(|()| Step::Done)
@@ -382,8 +445,8 @@ impl Worker {
         }
         self.pieces.clear();
         if !is_probe {
-            let done = self.source.is_done() && self.progress.parked.is_empty();
-            self.show(if done { State::Done } else { State::Running });
+            let state = self.resting(&command.live);
+            self.show(state);
         }
         // Another revision may use state as the first, and others may have written it.
         self.home(&command.live)?;
@@ -437,23 +500,27 @@ impl Worker {
 
     /// Waits longer and longer, but never through a command.
     async fn back_off(&mut self, reason: String) {
-        self.show(State::Waiting(reason));
         let delay = self.backoff.next(&mut self.rng);
+        let until = self.now().after(delay);
+        self.show(State::Waiting(reason, Some(until)));
         changed_within(&mut self.commands, delay).await;
     }
 
     fn show(&mut self, state: State) {
         let lag = self.source.end().0.saturating_sub(self.progress.next.0);
         self.meters.standing(lag, self.progress.parked.len());
-        *self.window.lock() = Standing {
+        let mut window = self.window.lock();
+        *window = Standing {
             state,
             next: Some(self.progress.next),
             parked: self.progress.parked.len(),
+            progress: Arc::clone(&self.progress),
             revision: self.progress.revision,
+            calling: window.calling,
         };
     }
 
     fn now(&self) -> Timestamp {
-        self.context.clock.wall()
+        self.time.now(&*self.context.clock)
     }
 }

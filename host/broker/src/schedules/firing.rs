@@ -6,11 +6,13 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt as _};
 use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, Transaction};
+use millrace_model::calendar::utc;
 use millrace_model::{Header, Schedule, ScheduleName, Timestamp};
 use tokio::sync::{Notify, watch};
 
 use super::{Known, message_of};
 use crate::broker::{Broker, Inner, entry};
+use crate::handler::CallError;
 use crate::produce::ProduceError;
 use crate::tasks;
 
@@ -29,6 +31,8 @@ const MISSED_COUNTED_MAX: u64 = 100_000;
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// A clock that is corrected by so little is not worth a word.
+const CLOCK_NOISE_MAX: Duration = Duration::from_secs(1);
 /// A schedule whose next time is so much later than its pattern says was set by a clock that was ahead. Less than that is left, so that
 /// a clock that is set back a little makes nothing twice.
 const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(3_600);
@@ -46,7 +50,8 @@ enum Unmade {
 impl From<ProduceError> for Unmade {
     fn from(error: ProduceError) -> Self {
         match error {
-            ProduceError::Commit(CommitError::Closed | CommitError::Poisoned(_)) => Self::End,
+            ProduceError::Commit(CommitError::Closed | CommitError::Poisoned(_))
+            | ProduceError::Partitioner(CallError::Interrupted) => Self::End,
             ProduceError::Commit(_)
             | ProduceError::Busy { .. }
             | ProduceError::Partitioner(_)
@@ -84,12 +89,15 @@ impl Broker {
         let schedules = &self.inner.schedules;
         let _change = schedules.changes.lock().await;
         let now = self.inner.clock.wall();
+        let monotonic = self.inner.clock.monotonic();
         for known in schedules.all.write().values_mut() {
             bring_back(&mut known.schedule, now);
+            say_waiting(known, now);
         }
         let due: Vec<Schedule> = {
             let all = schedules.all.read();
-            let due = all.values().filter(|k| k.due().is_some_and(|at| at <= now));
+            let is_due = |known: &&Known| known.wait(now, monotonic).is_some_and(|w| w.is_zero());
+            let due = all.values().filter(is_due);
             due.map(|known| known.schedule.clone()).collect()
         };
         let made = stream::iter(due).map(|schedule| async move {
@@ -98,19 +106,17 @@ impl Broker {
                 self.read_again(&schedule.name);
                 Err(Unmade::Wait(panicked.to_owned()))
             });
-            self.made(schedule, made, now)
+            self.made(schedule, made)
         });
         let made = made.buffer_unordered(MADE_AT_ONCE_MAX);
         let all_made: Vec<bool> = made.collect().await;
         if all_made.contains(&false) {
             return None;
         }
-        let next = {
-            let all = schedules.all.read();
-            all.values().filter_map(Known::due).min()
-        };
-        let now = self.inner.clock.wall();
-        Some(next.map_or(SLEEP_MAX, |next| now.until(next).min(SLEEP_MAX)))
+        let (now, monotonic) = (self.inner.clock.wall(), self.inner.clock.monotonic());
+        let all = schedules.all.read();
+        let waits = all.values().filter_map(|k| k.wait(now, monotonic));
+        Some(waits.min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX))
     }
 
     /// One message and the next time, in one transaction.
@@ -159,7 +165,7 @@ impl Broker {
     }
 
     /// Whether the engine goes on.
-    fn made(&self, before: Schedule, made: Result<Schedule, Unmade>, now: Timestamp) -> bool {
+    fn made(&self, before: Schedule, made: Result<Schedule, Unmade>) -> bool {
         match made {
             Ok(next) => {
                 let name = next.name.to_string();
@@ -175,7 +181,7 @@ impl Broker {
                 let mut all = self.inner.schedules.all.write();
                 if let Some(known) = all.get_mut(&before.name) {
                     known.problem = Some(reason);
-                    known.again_at = now.after(AGAIN_AFTER);
+                    known.again_at = self.inner.clock.monotonic() + AGAIN_AFTER;
                 }
             }
         }
@@ -213,6 +219,24 @@ fn bring_back(schedule: &mut Schedule, now: Timestamp) {
         tracing::warn!(schedule = %schedule.name, was = schedule.next.0, next = next.0, "the clock was ahead when this schedule last came up; it goes on by the clock as it is");
         schedule.next = next;
     }
+}
+
+/// Why a schedule that was made for times that have not come yet, by the clock as it is now, makes none, and until when.
+pub(super) fn waiting(schedule: &Schedule, now: Timestamp) -> Option<String> {
+    let by_pattern = schedule.spec.cron.next_after(now);
+    let is_ahead = !schedule.paused && schedule.next > by_pattern.after(CLOCK_NOISE_MAX);
+    is_ahead.then(|| {
+        let next = utc(schedule.next);
+        format!("the clock was set back: times before {next} made their messages already, it goes on at {next}")
+    })
+}
+
+fn say_waiting(known: &mut Known, now: Timestamp) {
+    let waiting = waiting(&known.schedule, now);
+    if let Some(why) = waiting.as_ref().filter(|_| !known.said_waiting) {
+        tracing::warn!(schedule = %known.schedule.name, why, "a schedule waits");
+    }
+    known.said_waiting = waiting.is_some();
 }
 
 /// The schedule after a message for the latest time that has passed, and how many earlier ones it stands for.
@@ -286,6 +310,24 @@ mod tests {
         assert_eq!(times(5_000, 5_000), (5_000, 6_000, 0));
         assert_eq!(times(5_000, 5_999), (5_000, 6_000, 0));
         assert_eq!(times(5_000, 8_500), (8_000, 9_000, 3));
+    }
+
+    #[test]
+    fn a_schedule_says_until_when_it_waits_after_the_clock_was_set_back() {
+        const NOW: u64 = 1_795_255_445_000;
+        let said = |next| waiting(&schedule(next), Timestamp(NOW));
+        assert_eq!(said(NOW + 1_000), None);
+        assert_eq!(said(NOW + 2_000), None, "clocks are corrected all the time");
+        let ahead = said(NOW + 600_000).unwrap();
+        assert!(
+            ahead.ends_with("goes on at 2026-11-21T10:14:05Z"),
+            "{ahead}"
+        );
+        let paused = Schedule {
+            paused: true,
+            ..schedule(NOW + 600_000)
+        };
+        assert_eq!(waiting(&paused, Timestamp(NOW)), None);
     }
 
     #[test]

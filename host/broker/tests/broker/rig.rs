@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,8 +19,8 @@ use millrace_model::bounds::MESSAGE_HEADERS_MAX;
 use millrace_model::columns::{Detail, OutcomeCode};
 use millrace_model::processor::RetryPolicy;
 use millrace_model::{
-    Answer, BatchBuilder, ColumnBatch, Digest, Durability, Header, Message, Offset, PartitionId,
-    ProcessorName, ProcessorSpec, RecordBatch, SystemClock, TopicName,
+    Answer, BatchBuilder, Clock, ColumnBatch, Digest, Durability, Header, Message, Offset,
+    PartitionId, ProcessorName, ProcessorSpec, RecordBatch, SystemClock, Timestamp, TopicName,
 };
 use parking_lot::Mutex;
 
@@ -163,6 +164,38 @@ pub(crate) enum Export {
     ErrorHandler(Arc<dyn FailureHandler>),
     /// Exports a processor, and does not load.
     Broken,
+    /// As one that begins and never comes to an end: when it is uploaded, else when it is loaded.
+    Stuck {
+        at_upload: bool,
+    },
+}
+
+/// The machine's clock, set forward or back.
+#[derive(Default)]
+pub(crate) struct SetClock {
+    clock: SystemClock,
+    set_ms: AtomicI64,
+}
+
+impl SetClock {
+    pub(crate) fn step(&self, by_ms: i64) {
+        self.set_ms.fetch_add(by_ms, Ordering::SeqCst);
+    }
+}
+
+impl Clock for SetClock {
+    fn wall(&self) -> Timestamp {
+        let set_ms = self.set_ms.load(Ordering::SeqCst);
+        Timestamp(self.clock.wall().0.saturating_add_signed(set_ms))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    fn thread(&self) -> Duration {
+        self.clock.thread()
+    }
 }
 
 /// Modules whose bytes are their names.
@@ -193,7 +226,10 @@ impl ModuleHost for Modules {
     async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError> {
         let digest = digest(&String::from_utf8_lossy(&bytes));
         let exports = match self.export(digest)? {
-            Export::Processor(_) | Export::Broken => Interface::MessageProcessor,
+            Export::Stuck { at_upload: true } => std::future::pending().await,
+            Export::Processor(_) | Export::Broken | Export::Stuck { .. } => {
+                Interface::MessageProcessor
+            }
             Export::Partitioner(_) => Interface::Partitioner,
             Export::ErrorHandler(_) => Interface::ErrorHandler,
         };
@@ -209,6 +245,7 @@ impl ModuleHost for Modules {
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
         match self.export(request.digest)? {
             Export::Processor(handler) => Ok(handler),
+            Export::Stuck { .. } => std::future::pending().await,
             _ => Err(AdmitError::Start("it traps".to_owned())),
         }
     }
@@ -259,7 +296,7 @@ pub(crate) fn message(key: &str, value: &str) -> NewMessage {
                 name: "colour".into(),
                 value: Some("red".into()),
             }],
-            timestamp: millrace_model::Timestamp(77),
+            timestamp: Timestamp(77),
         },
         deliver_at: None,
     }
@@ -287,7 +324,15 @@ impl Rig {
 
     /// A broker on what is there.
     pub(crate) async fn on(engine: Arc<MemoryEngine>, modules: Arc<Modules>) -> Self {
-        let clock = Arc::new(SystemClock::new());
+        Self::by(Arc::new(SystemClock::new()), engine, modules).await
+    }
+
+    /// A broker with a clock of its own.
+    pub(crate) async fn by(
+        clock: Arc<dyn Clock>,
+        engine: Arc<MemoryEngine>,
+        modules: Arc<Modules>,
+    ) -> Self {
         let (e, m) = (Arc::clone(&engine), Arc::clone(&modules));
         Self {
             broker: Broker::start(clock, e, m).await.unwrap(),
@@ -460,6 +505,6 @@ pub(crate) fn unreadable_after(values: &[&str]) -> RecordBatch {
     }
     let headers = std::iter::repeat_n((&b"h"[..], None), 2 * MESSAGE_HEADERS_MAX);
     let count = 2 * MESSAGE_HEADERS_MAX;
-    builder.push_parts(millrace_model::Timestamp(77), None, None, count, headers);
+    builder.push_parts(Timestamp(77), None, None, count, headers);
     builder.finish().unwrap()
 }

@@ -9,8 +9,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
-    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery, StateValue,
-    StateWrites,
+    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery,
+    StateValue, StateWrites,
 };
 use crate::room::{Room, RoomFull, Share};
 
@@ -233,6 +233,12 @@ impl StateTable {
             version: self.first_version.0 + entries.version,
             size: entries.size(),
         }
+    }
+
+    /// Hands over the key of every entry, in order, ended ones that are not removed yet included.
+    pub fn each_key(&self, mut see: impl FnMut(&[u8])) {
+        let entries = self.entries.read();
+        entries.ordered.iter().for_each(|key| see(key));
     }
 
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Entries> {

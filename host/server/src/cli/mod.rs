@@ -15,6 +15,7 @@ mod doctor;
 mod failure;
 mod module;
 mod output;
+mod parked;
 mod processor;
 mod produce;
 mod replay;

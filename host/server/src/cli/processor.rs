@@ -10,6 +10,7 @@ use ureq::http::Method;
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
+use super::parked::{self, ParkedArgs, WhichArgs};
 use super::replay::{self, ReplayArgs};
 use super::state::{self, StateVerb};
 use super::table::{cell, facts, items, short, table, when};
@@ -64,6 +65,18 @@ pub(super) enum Verb {
     /// Make the revision on trial the current one
     #[command(after_help = "Examples:\n  millrace processor promote shout")]
     Promote { name: ProcessorName },
+    /// List its messages that wait: for their next attempt, or behind one of their key
+    Parked(ParkedArgs),
+    /// Try parked messages now, whatever they were to wait for
+    #[command(
+        after_help = "Of a paused processor they are tried when it is resumed. One that waits behind another one goes on waiting.\n\nExamples:\n  millrace processor try-now shout orders/0/17\n  millrace processor try-now shout --class busy"
+    )]
+    TryNow(WhichArgs),
+    /// Give parked messages up: they become dead letters, and what waits behind them goes on
+    #[command(
+        after_help = "Examples:\n  millrace processor give-up shout orders/0/17\n  millrace processor give-up shout --class busy\n  millrace processor give-up shout --all"
+    )]
+    GiveUp(WhichArgs),
     /// Show its revisions, what each changed, and what was done with it, by whom and when
     #[command(after_help = "Examples:\n  millrace processor history shout")]
     History { name: ProcessorName },
@@ -183,6 +196,9 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         Verb::Shadow { name, end } => trials::shadow(&name, end, client, &mut out),
         Verb::Replay(args) => replay::run(&args, client, &mut out),
         Verb::Promote { name } => trials::promote(&name, client, &mut out),
+        Verb::Parked(args) => parked::list(&args, client, &mut out),
+        Verb::TryNow(args) => parked::act(&args, "try-now", client, &mut out),
+        Verb::GiveUp(args) => parked::act(&args, "give-up", client, &mut out),
         Verb::History { name } => trials::history(&name, client, &mut out),
         Verb::Rollback { name, revision } => {
             let body = revision.map_or_else(|| json!({}), |number| json!({"revision": number}));
@@ -210,7 +226,13 @@ fn paused(name: &ProcessorName, status: &Value) -> String {
     let partitions = status["partitions"].as_array();
     let busy = partitions.into_iter().flatten().filter(is_busy);
     let busy: Vec<String> = busy
-        .map(|one| format!("{}/{}", cell(&one["topic"]), one["partition"]))
+        .map(|one| {
+            let place = format!("{}/{}", cell(&one["topic"]), one["partition"]);
+            match one["calling_ms"].as_u64() {
+                Some(ms) => format!("{place} for {} s", ms / 1_000),
+                None => place,
+            }
+        })
         .collect();
     match busy.is_empty() {
         true => format!("processor {name} is paused"),

@@ -101,6 +101,14 @@ fn next(schedule: &Value) -> String {
     }
 }
 
+/// Why it does not do what its pattern says.
+fn trouble(schedule: &Value) -> String {
+    match &schedule["problem"] {
+        Value::Null => cell(&schedule["waiting"]),
+        problem => cell(problem),
+    }
+}
+
 fn list(answer: &Value) -> String {
     let row = |schedule: &Value| {
         vec![
@@ -109,7 +117,7 @@ fn list(answer: &Value) -> String {
             cell(&schedule["topic"]),
             next(schedule),
             cell(&schedule["made"]),
-            cell(&schedule["problem"]),
+            trouble(schedule),
         ]
     };
     let rows = items(&answer["schedules"]).iter().map(row).collect();
@@ -128,5 +136,6 @@ fn show(schedule: &Value) -> String {
         ("last", when(&schedule["last"])),
         ("made", cell(&schedule["made"])),
         ("problem", cell(&schedule["problem"])),
+        ("waiting", cell(&schedule["waiting"])),
     ])
 }

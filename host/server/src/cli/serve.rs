@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,6 +21,9 @@ Examples:
 The file has the same settings, with underscores: listen = \"127.0.0.1:7400\". Flags go before
 environment variables, these before the file, and that before the defaults.
 SIGTERM and ctrl-c stop gracefully; a second one stops at once.";
+
+/// How long after its deadline a stop is cut short.
+const STOP_SLACK: Duration = Duration::from_millis(700);
 
 /// Run a host
 #[derive(clap::Args)]
@@ -54,8 +58,11 @@ async fn serve(config: Config) -> Result<(), Failure> {
         () = stop.asked() => false,
         () = host.poisoned() => true,
     };
+    let deadline = host.stop_deadline();
     tokio::select! {
         () = host.stop() => {}
+        // All that is left then is the engine: what it acknowledged is safe, and what it was at is begun anew.
+        () = tokio::time::sleep(deadline + STOP_SLACK) => tracing::warn!("the engine was not closed at the deadline; recovery will tidy up"),
         () = stop.asked() => tracing::warn!("stopped at once; recovery will tidy up"),
     }
     if poisoned {

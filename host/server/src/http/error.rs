@@ -5,7 +5,7 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use millrace_broker::{
-    AdmitError, DeadLetterError, FetchError, ModuleError, ProcessorError, ProduceError,
+    AdmitError, CallError, DeadLetterError, FetchError, ModuleError, ProcessorError, ProduceError,
     TopicChangeError, TopicCreateError, TopicDeleteError, TopicTrimError,
 };
 use millrace_engine::{CommitError, Kept, ReadError, RoomFull, TopicError};
@@ -398,6 +398,7 @@ impl From<ProduceError> for ApiError {
             },
             ProduceError::NothingToSend => Self::malformed(text, "send at least one message"),
             ProduceError::Busy { .. } => busy(text),
+            ProduceError::Partitioner(CallError::Interrupted) => CommitError::Closed.into(),
             ProduceError::PartitionerGone(_) | ProduceError::Partitioner(_) => {
                 partitioner_failed(text)
             }
@@ -472,6 +473,7 @@ impl From<AdmitError> for ApiError {
                 "make it start within the limits, or raise them",
             ),
             AdmitError::DiskFull => CommitError::DiskFull.into(),
+            AdmitError::Stopping => CommitError::Closed.into(),
             AdmitError::Host(_) => Self::internal(text),
         }
     }

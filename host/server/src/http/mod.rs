@@ -20,6 +20,7 @@ mod listener;
 mod messages;
 mod modules;
 mod openapi;
+mod parked;
 mod processors;
 mod produce;
 mod query;
@@ -39,6 +40,7 @@ use axum::http::Method;
 use axum::routing::{self as on, MethodRouter};
 use metrics_exporter_prometheus::PrometheusHandle;
 use millrace_broker::Broker;
+use millrace_engine::CommitError;
 use millrace_model::Clock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -148,6 +150,18 @@ impl App {
         })
     }
 
+    /// What takes its time and may be left at any moment, unless the host stops meanwhile.
+    pub(crate) async fn unless_stopping<T, E: Into<ApiError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ApiError> {
+        tokio::select! {
+            biased;
+            done = work => done.map_err(Into::into),
+            () = self.stopping.cancelled() => Err(CommitError::Closed.into()),
+        }
+    }
+
     /// Histograms keep every sample until they are drained.
     pub(crate) fn drain_metrics(&self) {
         if let Some(metrics) = &self.metrics {
@@ -240,6 +254,15 @@ fn routes() -> Vec<Route> {
         post("/v1/processors/{name}/resume", on::post(processors::resume)),
         get("/v1/processors/{name}/logs", on::get(processors::logs)),
         get("/v1/processors/{name}/history", on::get(history::show)),
+        get("/v1/processors/{name}/parked", on::get(parked::list)),
+        post(
+            "/v1/processors/{name}/parked/try-now",
+            on::post(parked::try_now),
+        ),
+        post(
+            "/v1/processors/{name}/parked/give-up",
+            on::post(parked::give_up),
+        ),
         post("/v1/processors/{name}/canary", on::post(trials::canary)),
         post("/v1/processors/{name}/promote", on::post(trials::promote)),
         get(SHADOW, on::get(trials::shadow)),

@@ -9,8 +9,8 @@ use utoipa::{OpenApi, ToSchema};
 
 use self::finish::Finish;
 use super::{
-    damage, dead_letters, delays, fetch, health, history, lifetime, modules, processors, produce,
-    replays, schedules, states, topics, trials,
+    damage, dead_letters, delays, fetch, health, history, lifetime, modules, parked, processors,
+    produce, replays, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -51,6 +51,9 @@ use super::{
         processors::resume,
         processors::logs,
         history::show,
+        parked::list,
+        parked::try_now,
+        parked::give_up,
         replays::make,
         trials::canary,
         trials::promote,
@@ -121,7 +124,7 @@ pub(super) struct RetryPolicySchema {
     attempts_max: Option<u32>,
     /// Upper bound of the first delay.
     delay_first_ms: Option<u64>,
-    /// Upper bound of every delay.
+    /// Upper bound of every delay; thirty days at the most. Whatever this says, no message is tried again within ten milliseconds.
     delay_max_ms: Option<u64>,
 }
 
@@ -266,6 +269,10 @@ pub(super) struct PartitionStatusSchema {
     revision: u32,
     /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
     state: String,
+    /// Where it is `waiting`, until when, in milliseconds since the Unix epoch, as far as that is known.
+    waiting_until: Option<u64>,
+    /// For how many milliseconds the call at hand is under way; absent between two of them.
+    calling_ms: Option<u64>,
 }
 
 #[derive(ToSchema)]

@@ -82,6 +82,8 @@ pub(super) struct ScheduleBody {
     made: u64,
     /// Why the last one was not made; null if all is well.
     problem: Option<String>,
+    /// Why it makes none at times that its pattern has, and until when: the clock was set back. Null if it goes by its pattern.
+    waiting: Option<String>,
 }
 
 impl From<ScheduleStatus> for ScheduleBody {
@@ -101,6 +103,7 @@ impl From<ScheduleStatus> for ScheduleBody {
             last: schedule.last,
             made: schedule.made,
             problem: status.problem,
+            waiting: status.waiting,
         }
     }
 }

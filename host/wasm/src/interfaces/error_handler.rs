@@ -110,8 +110,8 @@ impl From<Cause> for CauseCode {
         match cause {
             Cause::Retry => Self::Retry,
             Cause::Reject => Self::Reject,
-            // What ends the host is a trap that nobody caught; error handlers are not told of it.
-            Cause::Trap | Cause::HostDied => Self::Trap,
+            // What ends the host is a trap that nobody caught; error handlers are told neither of it nor of what an operator gives up.
+            Cause::Trap | Cause::HostDied | Cause::GivenUp => Self::Trap,
             Cause::Timeout => Self::Timeout,
             Cause::Memory => Self::Memory,
             Cause::BadAnswer => Self::BadAnswer,

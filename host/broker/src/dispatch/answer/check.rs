@@ -309,8 +309,9 @@ fn failure(message: usize, cause: Cause, detail: Option<&Detail>) -> Failed {
     let given = detail
         .map(|detail| detail.class.as_str())
         .unwrap_or_default();
-    let class = if given.is_empty() || given == Cause::HostDied.as_str() {
-        // The latter is the host's own word: it says that a message was never answered.
+    let own = [Cause::HostDied, Cause::GivenUp].map(Cause::as_str);
+    let class = if given.is_empty() || own.contains(&given) {
+        // The latter are the host's own words: they say what no component can.
         cause.as_str()
     } else {
         given

@@ -8,7 +8,7 @@ use millrace_engine::state::StateAttempt;
 use millrace_model::Answer;
 
 use super::stateful::{self, Home};
-use super::{Trouble, Worker};
+use super::{Trouble, Worker, pointless, wants};
 use crate::chains::Hops;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
@@ -33,8 +33,16 @@ impl Worker {
             self.turn = Some(home.table.turn().await);
         }
         let before = self.context.clock.monotonic();
-        let (called, used) = self.call(live, batch, home.as_ref()).await;
+        let end = self.end_of_call(live);
+        let (called, used) = tokio::select! {
+            biased;
+            called = self.call(live, batch, home.as_ref()) => called,
+            () = end => (Err(CallError::Interrupted), None),
+        };
         let took = self.context.clock.monotonic().saturating_sub(before);
+        if matches!(called, Err(CallError::Interrupted)) {
+            return self.interrupt(live, batch, took);
+        }
         let guest_time = used.as_ref().map_or(took, CallUse::guest_time);
         self.learn(live, batch.len(), guest_time, called.as_ref().err());
         let error = match called {
@@ -67,6 +75,31 @@ impl Worker {
         self.failed(live, batch, error, used, probe, took).await
     }
 
+    /// Ends when the call at hand is to be interrupted.
+    pub(super) fn end_of_call(&self, live: &Live) -> impl Future<Output = ()> + Send + 'static {
+        let commands = self.commands.clone();
+        let clock = Arc::clone(&self.context.clock);
+        pointless(commands, clock, self.input.origin.clone(), live.revision)
+    }
+
+    /// A call was interrupted: nothing of the batch happened, and it says nothing of its messages.
+    pub(super) fn interrupt(
+        &mut self,
+        live: &Live,
+        batch: &Batch,
+        took: Duration,
+    ) -> Result<(), Trouble> {
+        self.interrupted = true;
+        tracing::warn!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, revision = live.revision, messages = batch.len(), after_ms = took.as_millis() as u64, "a call was interrupted, for nothing could come of it any more; its messages are as they were, no attempt counts");
+        self.discard();
+        let goes_on = wants(&self.commands.borrow(), &self.input.origin)
+            && self.commands.borrow().runs(live.revision);
+        match goes_on {
+            false => Ok(()),
+            true => Err(Trouble::Wait(CallError::Interrupted.to_string())),
+        }
+    }
+
     /// What a call that failed as a whole means: for the processor, for the batch, or for its one message.
     async fn failed(
         &mut self,
@@ -83,6 +116,7 @@ impl Worker {
                 self.discard();
                 Ok(())
             }
+            CallError::Interrupted => self.interrupt(live, batch, took),
             CallError::Host(_) => {
                 tracing::error!(processor = %live.processor, revision = live.revision, %error, "a call could not be made");
                 self.rewind();
@@ -116,7 +150,13 @@ impl Worker {
         took: Duration,
     ) -> Result<(), CommitError> {
         let commits = self.commits;
-        let glance = self.glance(batch, took).await;
+        let end = self.end_of_call(live);
+        let glance = tokio::select! {
+            biased;
+            glance = self.glance(batch, took) => glance,
+            // What the current revision made of the batch stands.
+            () = end => None,
+        };
         self.judge(live, batch, &verdict, places, probe).await?;
         if self.commits > commits {
             self.show_shadow(live, batch, verdict, glance);

@@ -130,7 +130,7 @@ impl Worker {
         )
     }
 
-    fn empty_cut(&self, messages_max: usize, bytes_max: usize) -> Cut {
+    pub(super) fn empty_cut(&self, messages_max: usize, bytes_max: usize) -> Cut {
         let topic = self.input.origin.as_str();
         let (partition, redriven) = (self.input.partition.0, self.input.is_redriven());
         Cut::new(topic, partition, redriven, messages_max, bytes_max)
@@ -147,7 +147,7 @@ impl Worker {
         Ok(cut.finish(self.progress.next))
     }
 
-    async fn take_due(&mut self, due: &Due, cut: &mut Cut) -> Result<(), Trouble> {
+    pub(super) async fn take_due(&mut self, due: &Due, cut: &mut Cut) -> Result<(), Trouble> {
         if due.offsets.is_empty() {
             return Ok(());
         }

@@ -23,7 +23,8 @@ const PROBE_SPREAD: Duration = Duration::from_millis(20);
 impl Worker {
     /// Waits while the breaker is open.
     pub(super) async fn hold(&mut self, wait: Duration, reason: String) {
-        self.show(State::Waiting(reason));
+        let until = self.now().after(wait);
+        self.show(State::Waiting(reason, Some(until)));
         let spread = PROBE_SPREAD.min(wait).mul_f64(self.rng.f64());
         tokio::select! {
             _ = self.gate_changes.changed() => {}
@@ -126,12 +127,14 @@ impl Worker {
         let policy = &live.spec.dead_letters;
         tracing::warn!(processor = %live.processor, max = policy.max, per_ms = policy.per_ms, "a partition waits: there are as many dead letters as there may be");
         self.meters.dead_letters_held();
-        self.show(State::Waiting(format!(
+        let until = self.now().after(wait);
+        let reason = format!(
             "poison flood: {} dead letters in {} ms are as many as dead_letters allows; going on in {} s, or resume with --accept-dead-letters",
             policy.max,
             policy.per_ms,
             wait.as_secs_f64().ceil(),
-        )));
+        );
+        self.show(State::Waiting(reason, Some(until)));
         tokio::select! {
             _ = self.gate_changes.changed() => {}
             _ = changed_within(&mut self.commands, wait.clamp(Duration::from_millis(1), SLEEP_MAX)) => {}

@@ -10,12 +10,13 @@ use super::Worker;
 use crate::columns;
 use crate::delays::Additions;
 use crate::dispatch::Live;
+use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::delivery::{self, Effects, Settling};
 use crate::dispatch::standing::State;
-use crate::handler::{Cause, Decision};
+use crate::handler::{CallError, Cause, Decision};
 
 impl Worker {
     /// Decides about the batch and commits the decision; waits as long as the disk is full, or there is no room to delay outputs.
@@ -40,9 +41,18 @@ impl Worker {
             progress: &Arc::clone(&self.progress),
             now: self.now(),
         };
-        let decisions = match judgement {
-            Judgement::Settle => decide(live, &settling).await,
-            _ => Vec::new(),
+        let before = self.context.clock.monotonic();
+        let end = self.end_of_call(live);
+        let decided = tokio::select! {
+            biased;
+            decided = decide(live, &settling, judgement) => decided,
+            () = end => None,
+        };
+        let Some(decisions) = decided else {
+            let took = self.context.clock.monotonic().saturating_sub(before);
+            // If the host goes on with this revision the next round does not come at once.
+            let _ = self.interrupt(live, batch, took);
+            return Ok(());
         };
         settling.decisions = &decisions;
         loop {
@@ -51,8 +61,12 @@ impl Worker {
                 Judgement::Settle => delivery::settle(&settling, &mut self.rng),
                 _ => delivery::postpone(&settling),
             };
-            let Some(granted) = self.take_dead_letters(live, batch, &effects).await else {
-                return Ok(());
+            let granted = match verdict.is_by_hand() {
+                true => Granted::default(),
+                false => match self.take_dead_letters(live, batch, &effects).await {
+                    Some(granted) => granted,
+                    None => return Ok(()),
+                },
             };
             self.pack(live, &mut effects).await;
             let reason = match self.delay(live, &mut effects) {
@@ -64,7 +78,9 @@ impl Worker {
                         return Ok(());
                     }
                     Err(error @ CommitError::DiskFull) => error.to_string(),
-                    Err(CommitError::RoomFull(full)) if full.kept == Kept::Delayed => full.to_string(),
+                    Err(CommitError::RoomFull(full)) if full.kept == Kept::Delayed => {
+                        full.to_string()
+                    }
                     Err(CommitError::RoomFull(full)) => {
                         // Others took the room meanwhile. The component is called again, and told so itself.
                         self.gate.give_back(granted);
@@ -88,7 +104,10 @@ impl Worker {
                 return Ok(());
             }
             let command = self.commands.borrow().clone();
-            if command.stopped || command.paused || !command.runs(live.revision) {
+            // An operator's word is done first, but for the one that is being done.
+            let is_told = self.orders.wait() && !verdict.is_by_hand();
+            let is_paused = command.paused && !verdict.is_by_hand();
+            if command.stopped || is_paused || is_told || !command.runs(live.revision) {
                 self.rewind();
                 return Ok(());
             }
@@ -149,23 +168,30 @@ impl Worker {
     }
 }
 
-/// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides.
-async fn decide(live: &Live, settling: &Settling<'_>) -> Vec<Decision> {
+/// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides. `None` if the
+/// call was interrupted: nothing is decided.
+async fn decide(
+    live: &Live,
+    settling: &Settling<'_>,
+    judgement: Judgement,
+) -> Option<Vec<Decision>> {
     let failed = &settling.verdict.failed;
-    let asks = !failed.is_empty()
+    let asks = judgement == Judgement::Settle
+        && !failed.is_empty()
         && !settling.verdict.is_final
         && failed.iter().all(|f| f.cause != Cause::HostDied);
     let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
-        return Vec::new();
+        return Some(Vec::new());
     };
     let failures = delivery::failures(settling);
     let messages = failed.iter().map(|failed| failed.message);
     let columns = Arc::new(columns::select(&settling.batch.columns, messages));
     let problem = match handler.handle(&failures, &columns).await {
-        Ok(decisions) if decisions.len() == failures.len() => return decisions,
+        Ok(decisions) if decisions.len() == failures.len() => return Some(decisions),
         Ok(given) => format!("{} decisions for {} failures", given.len(), failures.len()),
+        Err(CallError::Interrupted) => return None,
         Err(error) => error.to_string(),
     };
     tracing::warn!(processor = %live.processor, revision = live.revision, problem, "the error handler failed; the retry policy decides");
-    Vec::new()
+    Some(Vec::new())
 }

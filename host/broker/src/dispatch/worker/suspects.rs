@@ -133,7 +133,7 @@ impl Worker {
     /// The call has returned. What was committed of it has taken the mark off; otherwise that is done now.
     pub(super) async fn unmark(&mut self, batch: &Batch) {
         self.suspects.begun = true;
-        if self.suspects.until.is_some() {
+        if self.suspects.until.is_some() && !self.interrupted {
             self.cleared.extend(&batch.offsets);
         }
         if std::mem::take(&mut self.suspects.marked) {
@@ -160,7 +160,7 @@ impl Worker {
     }
 
     /// Commits progress and nothing else.
-    async fn keep(&mut self, progress: Progress) -> Result<(), Trouble> {
+    pub(super) async fn keep(&mut self, progress: Progress) -> Result<(), Trouble> {
         let transaction = Transaction {
             progress: Some(ProgressWrite {
                 lease: self.lease.clone(),

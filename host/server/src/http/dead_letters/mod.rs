@@ -125,7 +125,7 @@ pub(super) async fn groups(
     let groups = app
         .broker
         .dead_letter_groups(&name, &filter, from.as_ref(), groups_max.max(1));
-    Ok(Json(groups.await?))
+    Ok(Json(app.unless_stopping(groups).await?))
 }
 
 /// One dead letter with all its evidence.

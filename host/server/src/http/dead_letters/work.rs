@@ -79,7 +79,9 @@ pub(in super::super) async fn redrive(
         again: body.again,
         by,
     };
-    Ok(Json(app.broker.redrive(&name, request).await?))
+    // It stops between two transactions: what was sent stays sent, and is not sent again by whoever asks again.
+    let redriven = app.unless_stopping(app.broker.redrive(&name, request));
+    Ok(Json(redriven.await?))
 }
 
 /// What is to be different about a message; what is not named stays as it is.
@@ -261,7 +263,8 @@ pub(in super::super) async fn dry_run(
         revision: body.revision,
         letters_max: letters_max.unwrap_or(TRIED_DEFAULT),
     };
-    Ok(Json(app.broker.dry_run(&name, request).await?.into()))
+    let run = app.unless_stopping(app.broker.dry_run(&name, request));
+    Ok(Json(run.await?.into()))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]

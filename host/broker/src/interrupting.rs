@@ -1,0 +1,174 @@
+//! The end of all guests' calls when the host stops. Whatever the broker asks of modules goes through here: each call, and each load,
+//! ends with [`CallError::Interrupted`] or [`AdmitError::Stopping`] once the host has no more time for it. Dropping the future of a call
+//! is what interrupts the guest; nobody has to wait for it to agree.
+//!
+//! Calls that become pointless while the host goes on are the worker's business, [`pointless`](crate::dispatch::worker).
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use millrace_engine::state::StateAttempt;
+use millrace_model::{Answer, ColumnBatch, Digest, ProcessorName};
+use tokio::sync::watch;
+
+use crate::handler::{
+    AdmitError, BatchHandler, CallError, Called, Decision, Failure, FailureHandler, GuestLine,
+    LoadRequest, ModuleFacts, ModuleHost, PartitionHandler,
+};
+
+/// The word that ends all calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Interrupt(watch::Sender<bool>);
+
+impl Default for Interrupt {
+    fn default() -> Self {
+        Self(watch::Sender::new(false))
+    }
+}
+
+impl Interrupt {
+    /// From now on no guest is called; those that are, are interrupted.
+    pub(crate) fn all(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Whether it was said.
+    pub(crate) fn is_given(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// What `work` gives; `None` if it was interrupted, or began too late.
+    async fn unless<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut interrupted = self.0.subscribe();
+        if *interrupted.borrow() {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            _ = interrupted.wait_for(|interrupted| *interrupted) => None,
+        }
+    }
+
+    async fn call<T>(
+        &self,
+        work: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
+        let done = self.unless(work).await;
+        done.unwrap_or(Err(CallError::Interrupted))
+    }
+
+    async fn load<T>(
+        &self,
+        work: impl Future<Output = Result<T, AdmitError>>,
+    ) -> Result<T, AdmitError> {
+        let done = self.unless(work).await;
+        done.unwrap_or(Err(AdmitError::Stopping))
+    }
+}
+
+/// Something that is called, and whose calls can be interrupted.
+pub(crate) struct Interruptible<T: ?Sized> {
+    inner: Arc<T>,
+    interrupt: Interrupt,
+}
+
+impl<T: ?Sized> Interruptible<T> {
+    pub(crate) fn new(inner: Arc<T>, interrupt: Interrupt) -> Arc<Self> {
+        Arc::new(Self { inner, interrupt })
+    }
+
+    fn over<U: ?Sized>(&self, inner: Arc<U>) -> Arc<Interruptible<U>> {
+        Interruptible::new(inner, self.interrupt.clone())
+    }
+}
+
+#[async_trait]
+impl ModuleHost for Interruptible<dyn ModuleHost> {
+    async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError> {
+        self.interrupt.load(self.inner.admit(bytes)).await
+    }
+
+    async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
+        let loaded = self.interrupt.load(self.inner.processor(request)).await?;
+        Ok(self.over(loaded))
+    }
+
+    async fn partitioner(
+        &self,
+        request: LoadRequest,
+    ) -> Result<Arc<dyn PartitionHandler>, AdmitError> {
+        let loaded = self.interrupt.load(self.inner.partitioner(request)).await?;
+        Ok(self.over(loaded))
+    }
+
+    async fn error_handler(
+        &self,
+        request: LoadRequest,
+    ) -> Result<Arc<dyn FailureHandler>, AdmitError> {
+        let loading = self.inner.error_handler(request);
+        let loaded = self.interrupt.load(loading).await?;
+        Ok(self.over(loaded))
+    }
+
+    fn forget(&self, digest: Digest) {
+        self.inner.forget(digest);
+    }
+
+    fn logs(&self, processor: &ProcessorName) -> Vec<GuestLine> {
+        self.inner.logs(processor)
+    }
+}
+
+#[async_trait]
+impl BatchHandler for Interruptible<dyn BatchHandler> {
+    async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        self.interrupt.call(self.inner.process(batch)).await
+    }
+
+    fn uses_state(&self) -> bool {
+        self.inner.uses_state()
+    }
+
+    async fn process_with_state(
+        &self,
+        batch: &Arc<ColumnBatch>,
+        state: Box<StateAttempt>,
+    ) -> Result<(Answer, Box<StateAttempt>), CallError> {
+        let call = self.inner.process_with_state(batch, state);
+        self.interrupt.call(call).await
+    }
+
+    async fn call(&self, batch: &Arc<ColumnBatch>, state: Option<Box<StateAttempt>>) -> Called {
+        let called = self.interrupt.unless(self.inner.call(batch, state)).await;
+        called.unwrap_or(Called {
+            outcome: Err(CallError::Interrupted),
+            used: None,
+        })
+    }
+}
+
+#[async_trait]
+impl PartitionHandler for Interruptible<dyn PartitionHandler> {
+    async fn assign(
+        &self,
+        partitions: u32,
+        messages: &Arc<ColumnBatch>,
+    ) -> Result<Vec<u32>, CallError> {
+        let call = self.inner.assign(partitions, messages);
+        self.interrupt.call(call).await
+    }
+}
+
+#[async_trait]
+impl FailureHandler for Interruptible<dyn FailureHandler> {
+    async fn handle(
+        &self,
+        failures: &[Failure],
+        messages: &Arc<ColumnBatch>,
+    ) -> Result<Vec<Decision>, CallError> {
+        let call = self.inner.handle(failures, messages);
+        self.interrupt.call(call).await
+    }
+}

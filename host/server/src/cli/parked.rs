@@ -1,0 +1,141 @@
+//! `processor parked`, `try-now` and `give-up`: messages that wait, until when and why, and what can be done with one.
+
+use millrace_broker::DeadLetterPlace;
+use millrace_model::{ProcessorName, TopicName};
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use super::client::{Client, escaped};
+use super::failure::Failure;
+use super::output::Output;
+use super::processor::path;
+use super::table::{cell, items, table, when};
+
+/// Which messages `processor parked` lists.
+#[derive(clap::Args)]
+#[command(after_help = "\
+A message waits for its next attempt, or behind an earlier one of its key. `processor try-now` ends the wait of one, and
+`processor give-up` makes it a dead letter.
+
+Examples:
+  millrace processor parked shout
+  millrace processor parked shout --class busy --max 1000")]
+pub(super) struct ParkedArgs {
+    name: ProcessorName,
+    /// Only those in this topic
+    #[arg(long)]
+    topic: Option<TopicName>,
+    /// Only those in partitions of this number
+    #[arg(long)]
+    partition: Option<u32>,
+    /// Only those whose last attempt failed under this class
+    #[arg(long)]
+    class: Option<String>,
+    /// From this one on: what an earlier list said to go on with
+    #[arg(long, value_name = "PLACE")]
+    from: Option<DeadLetterPlace>,
+    /// Messages at the most
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    max: usize,
+}
+
+/// With which messages something is to be done.
+#[derive(clap::Args)]
+pub(super) struct WhichArgs {
+    name: ProcessorName,
+    /// As `processor parked` shows them: TOPIC/PARTITION/OFFSET
+    #[arg(required_unless_present_any = ["class", "all"])]
+    messages: Vec<DeadLetterPlace>,
+    /// All whose last attempt failed under this class
+    #[arg(long, conflicts_with = "messages")]
+    class: Option<String>,
+    /// All of the processor's
+    #[arg(long, conflicts_with_all = ["messages", "class"])]
+    all: bool,
+}
+
+pub(super) fn list(args: &ParkedArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    let mut query = format!("/parked?max={}", args.max);
+    let mut narrow = |field: &str, value: Option<String>| {
+        if let Some(value) = value {
+            query.push_str(&format!("&{field}={}", escaped(&value)));
+        }
+    };
+    narrow("topic", args.topic.as_ref().map(ToString::to_string));
+    narrow("partition", args.partition.map(|p| p.to_string()));
+    narrow("class", args.class.clone());
+    narrow("from", args.from.as_ref().map(ToString::to_string));
+    out.answer(&client.get(&path(&args.name, &query))?, listed)
+}
+
+fn listed(answer: &Value) -> String {
+    let row = |parked: &Value| {
+        let place = [&parked["topic"], &parked["partition"], &parked["offset"]].map(cell);
+        let key = match &parked["key"] {
+            Value::Null => cell(&parked["key_base64"]),
+            key => cell(key),
+        };
+        let waits = match parked["behind"].as_u64() {
+            Some(offset) => format!("behind offset {offset}"),
+            None => when(&parked["due"]),
+        };
+        vec![
+            place.join("/"),
+            key,
+            cell(&parked["attempts"]),
+            waits,
+            cell(&parked["class"]),
+            cell(&parked["reason"]),
+        ]
+    };
+    let rows = items(&answer["parked"]).iter().map(row).collect();
+    let headings = ["MESSAGE", "KEY", "ATTEMPTS", "WAITS", "CLASS", "REASON"];
+    let listed = table(&headings, rows, "no such message waits");
+    match answer["next"].as_str() {
+        Some(next) => format!(
+            "{listed}\n{} wait in all; go on with --from {next}",
+            cell(&answer["total"])
+        ),
+        None => listed,
+    }
+}
+
+pub(super) fn act(
+    args: &WhichArgs,
+    verb: &str,
+    client: &Client,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    let place = |place: &DeadLetterPlace| json!({"topic": place.topic, "partition": place.partition, "offset": place.offset});
+    let body = match &args.class {
+        Some(class) => json!({"class": class}),
+        None if args.all => json!({"all": true}),
+        None => json!({"messages": args.messages.iter().map(place).collect::<Vec<_>>()}),
+    };
+    let path = path(&args.name, &format!("/parked/{verb}"));
+    let answer = client.send(Method::POST, &path, &body)?;
+    let none_of_those_named = answer["done"] == 0 && !args.messages.is_empty();
+    out.answer(&answer, |answer| done(answer, verb))?;
+    match items(&answer["left"])
+        .first()
+        .filter(|_| none_of_those_named)
+    {
+        Some(left) => Err(Failure::failed(format!(
+            "nothing was done with {}: {}",
+            cell(&left["message"]),
+            cell(&left["why"])
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn done(answer: &Value, verb: &str) -> String {
+    let count = cell(&answer["done"]);
+    let mut lines = vec![match verb {
+        "give-up" => format!("{count} given up; `millrace dlq list` shows them"),
+        _ => format!("{count} due now"),
+    }];
+    let left = items(&answer["left"]).iter();
+    lines.extend(left.map(|left| format!("{}: {}", cell(&left["message"]), cell(&left["why"]))));
+    lines.join("\n")
+}

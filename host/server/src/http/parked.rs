@@ -1,0 +1,273 @@
+//! Parked messages over HTTP: those of a processor that wait, until when and why; tried now, or given up.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use millrace_broker::{
+    DeadLetterPlace, ParkedAction, ParkedDone, ParkedMessage, ParkedQuery, WhichParked,
+};
+use millrace_model::{PartitionId, ProcessorName, TopicName};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
+
+use super::by::{By, ByHeader};
+use super::error::{ApiError, ErrorBody};
+use super::messages::entry;
+use super::query::{InPath, InQuery};
+use super::{Shared, to_the_end};
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ParkedParams {
+    /// Only those in this topic.
+    #[param(value_type = Option<String>)]
+    topic: Option<TopicName>,
+    /// Only those in partitions of this number.
+    partition: Option<u32>,
+    /// Only those whose last attempt failed under this class.
+    class: Option<String>,
+    /// From here on: the `next` of an earlier answer.
+    from: Option<String>,
+    /// Messages at the most; never more than 1,000.
+    #[serde(default = "max_default")]
+    #[param(default = 100)]
+    max: usize,
+}
+
+fn max_default() -> usize {
+    100
+}
+
+/// Messages that wait.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ParkedBody {
+    /// All that were asked for, on whatever page.
+    total: usize,
+    /// Where to go on, as `from`; null if that was all.
+    #[schema(value_type = Option<String>)]
+    next: Option<DeadLetterPlace>,
+    /// By topic, partition and offset.
+    #[schema(value_type = Vec<ParkedMessageSchema>)]
+    parked: Vec<Shown>,
+}
+
+/// A message that waits for its next attempt, or behind one of its key.
+#[derive(ToSchema)]
+#[schema(as = ParkedMessage)]
+#[allow(dead_code, reason = "describes what Shown writes")]
+pub(super) struct ParkedMessageSchema {
+    topic: String,
+    partition: u32,
+    offset: u64,
+    /// Its first kilobyte; null without one.
+    key: Option<String>,
+    /// In the place of `key`, for bytes that are not UTF-8.
+    key_base64: Option<String>,
+    /// Attempts so far.
+    attempts: u32,
+    /// When it is tried again, in milliseconds since the Unix epoch; null if it only waits behind another one.
+    due: Option<u64>,
+    /// The offset of the message that it waits behind; null if it waits for nobody.
+    behind: Option<u64>,
+    first_failed_at: Option<u64>,
+    /// The class of its last attempt.
+    class: Option<String>,
+    /// What was said of it.
+    reason: Option<String>,
+}
+
+struct Shown(ParkedMessage);
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(message) = self;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("topic", &message.topic)?;
+        map.serialize_entry("partition", &message.partition)?;
+        map.serialize_entry("offset", &message.offset)?;
+        let key = message.key.as_ref().map(whole_characters);
+        entry(&mut map, "key", "key_base64", key.as_deref())?;
+        map.serialize_entry("attempts", &message.attempts)?;
+        map.serialize_entry("due", &message.due)?;
+        map.serialize_entry("behind", &message.behind)?;
+        map.serialize_entry("first_failed_at", &message.first_failed_at)?;
+        map.serialize_entry("class", &message.class)?;
+        map.serialize_entry("reason", &message.reason)?;
+        map.end()
+    }
+}
+
+/// A key that was cut within a character is text all the same.
+fn whole_characters(key: &Bytes) -> Bytes {
+    match str::from_utf8(key) {
+        Err(error) if error.error_len().is_none() => key.slice(..error.valid_up_to()),
+        _ => key.clone(),
+    }
+}
+
+/// Messages of a processor that wait: for their next attempt, or behind one of their key.
+#[utoipa::path(get, path = "/v1/processors/{name}/parked", tag = "processors", params(("name" = String, Path,), ParkedParams), responses(
+    (status = 200, body = ParkedBody, description = "A page of them"),
+    (status = 400, body = ErrorBody, description = "The query is not understood"),
+    (status = 404, body = ErrorBody, description = "There is no such processor"),
+    (status = 503, body = ErrorBody, description = "They cannot be read now"),
+))]
+pub(super) async fn list(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    InQuery(params): InQuery<ParkedParams>,
+) -> Result<Json<ParkedBody>, ApiError> {
+    let from = params.from.map(|text| text.parse::<DeadLetterPlace>());
+    let from = from.transpose().map_err(|why| {
+        ApiError::malformed(format!("from: {why}"), "give the next of an earlier answer")
+    })?;
+    let query = ParkedQuery {
+        topic: params.topic,
+        partition: params.partition.map(PartitionId),
+        class: params.class,
+        from,
+        max: params.max,
+    };
+    let page = app.broker.parked(&name, &query).await?;
+    Ok(Json(ParkedBody {
+        total: page.total,
+        next: page.next,
+        parked: page.messages.into_iter().map(Shown).collect(),
+    }))
+}
+
+/// Which parked messages are meant: a list of their places (`TOPIC/PARTITION/OFFSET`), all of a class, or all.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichBody {
+    /// As the list shows where they stand.
+    #[serde(default)]
+    messages: Option<Vec<PlaceOfParked>>,
+    /// Those whose last attempt failed under this class.
+    #[serde(default)]
+    class: Option<String>,
+    #[serde(default)]
+    all: bool,
+}
+
+/// Where a parked message stands.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct PlaceOfParked {
+    #[schema(value_type = String)]
+    topic: TopicName,
+    partition: u32,
+    offset: u64,
+}
+
+impl WhichBody {
+    fn understood(self) -> Result<WhichParked, ApiError> {
+        match (self.messages, self.class, self.all) {
+            (Some(places), None, false) => {
+                let place = |place: PlaceOfParked| DeadLetterPlace {
+                    topic: place.topic,
+                    partition: PartitionId(place.partition),
+                    offset: millrace_model::Offset(place.offset),
+                };
+                Ok(WhichParked::Places(places.into_iter().map(place).collect()))
+            }
+            (None, Some(class), false) => Ok(WhichParked::Class(class)),
+            (None, None, true) => Ok(WhichParked::All),
+            _ => Err(ApiError::malformed(
+                "it is not said which parked messages are meant",
+                r#"send {"messages":[{"topic","partition","offset"}]}, {"class":"…"} or {"all":true}"#,
+            )),
+        }
+    }
+}
+
+/// What became of it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ParkedDoneBody {
+    /// Messages that it was done with.
+    done: usize,
+    /// Messages that it was not done with, and why.
+    left: Vec<LeftBody>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct LeftBody {
+    /// `TOPIC/PARTITION/OFFSET`; where messages were not named, of any offset of their partition.
+    #[schema(value_type = String)]
+    message: DeadLetterPlace,
+    why: String,
+}
+
+impl From<ParkedDone> for ParkedDoneBody {
+    fn from(done: ParkedDone) -> Self {
+        let left = |(message, why)| LeftBody { message, why };
+        Self {
+            done: done.done,
+            left: done.left.into_iter().map(left).collect(),
+        }
+    }
+}
+
+/// Tries parked messages now, whatever they were to wait for; of a paused processor when it is resumed. One that waits behind another
+/// one goes on waiting.
+#[utoipa::path(post, path = "/v1/processors/{name}/parked/try-now", tag = "processors", params(("name" = String, Path,), ByHeader),
+    request_body = WhichBody,
+    responses(
+        (status = 200, body = ParkedDoneBody, description = "What was done, and what was not"),
+        (status = 400, body = ErrorBody, description = "It is not said which ones"),
+        (status = 404, body = ErrorBody, description = "There is no such processor"),
+        (status = 503, body = ErrorBody, description = "They cannot be read now"),
+    )
+)]
+pub(super) async fn try_now(
+    app: Shared,
+    name: InPath<ProcessorName>,
+    by: By,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ParkedDoneBody>, ApiError> {
+    act(app, name, by, headers, body, ParkedAction::TryNow).await
+}
+
+/// Gives parked messages up: they become dead letters with all that is known of them, and what waits behind them goes on. Of a paused
+/// processor as well.
+#[utoipa::path(post, path = "/v1/processors/{name}/parked/give-up", tag = "processors", params(("name" = String, Path,), ByHeader),
+    request_body = WhichBody,
+    responses(
+        (status = 200, body = ParkedDoneBody, description = "What was done, and what was not"),
+        (status = 400, body = ErrorBody, description = "It is not said which ones"),
+        (status = 404, body = ErrorBody, description = "There is no such processor"),
+        (status = 503, body = ErrorBody, description = "They cannot be read now"),
+    )
+)]
+pub(super) async fn give_up(
+    app: Shared,
+    name: InPath<ProcessorName>,
+    by: By,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ParkedDoneBody>, ApiError> {
+    act(app, name, by, headers, body, ParkedAction::GiveUp).await
+}
+
+async fn act(
+    State(app): Shared,
+    InPath(name): InPath<ProcessorName>,
+    By(by): By,
+    headers: HeaderMap,
+    body: Body,
+    action: ParkedAction,
+) -> Result<Json<ParkedDoneBody>, ApiError> {
+    let which = app.take_json::<WhichBody>(&headers, body).await?;
+    let which = which.understood()?;
+    let broker = app.broker.on_behalf_of(&by);
+    to_the_end(async move {
+        let done = broker.do_with_parked(&name, which, action).await?;
+        Ok(Json(done.into()))
+    })
+    .await
+}
