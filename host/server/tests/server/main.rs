@@ -11,3 +11,4 @@ mod processing;
 mod slow_readers;
 mod state;
 mod support;
+mod waiting;
