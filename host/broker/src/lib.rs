@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod beginning;
 mod broker;
 mod canary;
 mod chains;
@@ -21,6 +22,7 @@ mod history;
 mod lifetime;
 mod loading;
 mod modules;
+mod next_spec;
 mod packing;
 mod partitioner;
 mod placement;
@@ -33,6 +35,7 @@ mod states;
 mod tasks;
 mod topics;
 
+pub use beginning::BeginAt;
 pub use broker::Broker;
 pub use canary::CanaryStatus;
 pub use dead_letters::{
@@ -53,9 +56,10 @@ pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
 /// What a processor keeps beside its progress.
 pub use millrace_engine::state;
 pub use modules::{Module, ModuleError};
+pub use next_spec::{NextSpec, merge};
 pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
 pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
 pub use replay::ReplayRequest;
 pub use schedules::{ScheduleError, ScheduleStatus};
-pub use states::{StateAccessError, StatePlace};
+pub use states::{StateAccessError, StateHolding, StatePlace};
 pub use topics::{NewTopic, TopicCreateError, TopicDeleteError};

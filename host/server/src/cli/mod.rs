@@ -10,6 +10,7 @@ mod consume;
 mod damage;
 mod delayed;
 mod demo;
+mod deploy;
 mod dlq;
 mod doctor;
 mod failure;

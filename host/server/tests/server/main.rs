@@ -3,6 +3,7 @@
 mod cli;
 mod damage;
 mod dead_letters;
+mod deploying;
 mod doctor;
 mod http;
 mod idempotency;
