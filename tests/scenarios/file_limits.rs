@@ -74,7 +74,12 @@ fn a_file_that_may_not_grow_is_like_a_full_disk() -> Result<()> {
 
 #[test]
 fn a_file_that_cannot_be_opened_for_want_of_descriptors_is_no_disk_error() -> Result<()> {
-    let options = ["--checkpoint-journal-bytes", "65536", "--segment-bytes", "65536"];
+    let options = [
+        "--checkpoint-journal-bytes",
+        "65536",
+        "--segment-bytes",
+        "65536",
+    ];
     let mut host = Host::start_with(MILLRACE, &options)?;
     let client = Client::with_timeout(host.url(), Duration::from_secs(50));
     client.topic("t", 64)?;

@@ -270,6 +270,14 @@ impl Client {
         if let (Some(body), Some(more)) = (body.as_object_mut(), deploy.more.as_object()) {
             body.extend(more.clone());
         }
+        // The defaults wait for minutes, and a scenario for a message's end.
+        let quick = json!({"attempts_max": 5, "delay_first_ms": 100, "delay_max_ms": 30_000});
+        for (field, value) in quick.as_object().into_iter().flatten() {
+            let said = &mut body["retry"][field];
+            if said.is_null() {
+                *said = value.clone();
+            }
+        }
         let processor = self
             .put_json(&format!("/v1/processors/{}", deploy.name), &body)?
             .ok()?;

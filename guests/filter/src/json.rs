@@ -22,7 +22,7 @@ pub(crate) struct Malformed {
     pub(crate) at: usize,
 }
 
-/// The number in a field of an object. The field's name must stand there without escapes.
+/// The number in a field of an object. The name may be written in any way that JSON knows: what counts is what it says.
 #[inline]
 pub(crate) fn number_field(json: &[u8], name: &str) -> Result<Field, Malformed> {
     let mut scanner = Scanner { json, at: 0 };
@@ -43,7 +43,7 @@ impl<'a> Scanner<'a> {
         self.space();
         if self.peek()? == b'{' {
             self.members(|scanner, key| {
-                if key == name {
+                if says(key, name) {
                     found = scanner.field()?;
                     return Some(());
                 }
@@ -209,6 +209,73 @@ impl<'a> Scanner<'a> {
     }
 }
 
+/// Whether a string between its quotes says this. Nearly all are written as they are.
+#[inline]
+fn says(written: &[u8], text: &[u8]) -> bool {
+    // An escape is longer than what it stands for.
+    let may_be_escaped = || written.len() > text.len() && written.contains(&b'\\');
+    written == text || may_be_escaped() && says_with_escapes(written, text)
+}
+
+/// Escapes are well-formed where a string was passed over.
+#[cold]
+fn says_with_escapes(mut written: &[u8], mut text: &[u8]) -> bool {
+    while let Some((&byte, rest)) = written.split_first() {
+        let mut utf8 = [0; 4];
+        let said: &[u8] = match byte {
+            b'\\' => {
+                let Some((escaped, rest)) = unescaped(rest) else {
+                    return false;
+                };
+                written = rest;
+                escaped.encode_utf8(&mut utf8).as_bytes()
+            }
+            _ => {
+                written = rest;
+                utf8[0] = byte;
+                &utf8[..1]
+            }
+        };
+        let Some(rest) = text.strip_prefix(said) else {
+            return false;
+        };
+        text = rest;
+    }
+    text.is_empty()
+}
+
+/// The character that an escape stands for, without its backslash, and what comes after it; `None` for half a pair.
+fn unescaped(escape: &[u8]) -> Option<(char, &[u8])> {
+    let (&kind, rest) = escape.split_first()?;
+    let plain = match kind {
+        b'u' => return unicode(rest),
+        b'b' => '\u{8}',
+        b'f' => '\u{c}',
+        b'n' => '\n',
+        b'r' => '\r',
+        b't' => '\t',
+        other => char::from(other),
+    };
+    Some((plain, rest))
+}
+
+fn unicode(digits: &[u8]) -> Option<(char, &[u8])> {
+    let (first, rest) = unit(digits)?;
+    if !(0xd800..0xdc00).contains(&first) {
+        return Some((char::from_u32(first)?, rest));
+    }
+    let (second, rest) = unit(rest.strip_prefix(b"\\u")?)?;
+    let low = second.checked_sub(0xdc00).filter(|low| *low < 0x400)?;
+    let both = 0x10000 + ((first - 0xd800) << 10) + low;
+    Some((char::from_u32(both)?, rest))
+}
+
+fn unit(digits: &[u8]) -> Option<(u32, &[u8])> {
+    let (digits, rest) = digits.split_at_checked(4)?;
+    let digits = std::str::from_utf8(digits).ok()?;
+    Some((u32::from_str_radix(digits, 16).ok()?, rest))
+}
+
 /// How many bytes stand before the next quote, backslash or control character: eight at a time, for that is most of the work.
 #[inline]
 fn plain_run(bytes: &[u8]) -> usize {
@@ -260,6 +327,55 @@ mod tests {
                 number(123_456_789_012_345_678_901.0)
             ]
         );
+    }
+
+    #[test]
+    fn a_name_counts_by_what_it_says_however_it_is_written() {
+        for json in [
+            r#"{"\u0061mount":250}"#,
+            r#"{"amoun\u0074":250}"#,
+            r#"{"\u0061\u006D\u006f\u0075\u006E\u0074":250}"#,
+            r#"{"amount":1,"\u0061mount":250.0}"#,
+            r#"{"\u0061mounts":1,"amount":2.5e2}"#,
+            r#"{"nested":{"\u0061mount":1},"\u0061mount":250}"#,
+        ] {
+            let found = number_field(json.as_bytes(), "amount");
+            assert_eq!(found, Ok(Field::Number(250.0)), "{json}");
+        }
+        for json in [
+            r#"{"\u0061mount\u0000":250}"#,
+            r#"{"\ud800mount":250}"#,
+            r#"{"\u0041mount":250}"#,
+            r#"{"\\u0061mount":250}"#,
+            r#"{"a\tmount":250}"#,
+        ] {
+            let found = number_field(json.as_bytes(), "amount");
+            assert_eq!(found, Ok(Field::Missing), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_serde_json_reads_of_any_escape_is_read() {
+        let texts = [
+            "a", "\"", "\\", "/", "\u{8}", "\u{c}", "\n", "\r", "\t", "\u{0}", "é", "€", "🌀",
+            "a🌀b",
+        ];
+        for text in texts {
+            let units: String = text.encode_utf16().map(|u| format!("\\u{u:04x}")).collect();
+            let short = serde_json::to_string(text).unwrap();
+            let short = &short[1..short.len() - 1];
+            for written in [&units, short] {
+                let read: String = serde_json::from_str(&format!("\"{written}\"")).unwrap();
+                assert_eq!(read, text);
+                assert!(says(written.as_bytes(), text.as_bytes()), "{written}");
+                for other in texts.iter().filter(|other| **other != text) {
+                    assert!(
+                        !says(written.as_bytes(), other.as_bytes()),
+                        "{written} {other}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

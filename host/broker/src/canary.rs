@@ -10,6 +10,7 @@ use crate::dispatch::gate::Alarm;
 use crate::dispatch::sides::{Side, SideStatus};
 use crate::history::end_trials;
 use crate::loading::{check_patience, invalid, kept};
+use crate::next_spec::NextSpec;
 use crate::processors::ProcessorError;
 
 /// How a canary and the current revision do beside each other.
@@ -35,11 +36,13 @@ impl Broker {
     pub async fn deploy_canary(
         &self,
         name: &ProcessorName,
-        spec: ProcessorSpec,
+        spec: impl Into<NextSpec>,
         percent: u32,
     ) -> Result<Processor, ProcessorError> {
+        let next: NextSpec = spec.into();
         let _change = self.inner.changes.lock().await;
         let known = self.known(name)?;
+        let spec = next.over(name, Some(&known.processor))?;
         let mut processor = known.processor;
         check_percent(percent)?;
         check_patience(&spec)?;

@@ -1,5 +1,7 @@
-//! Chains: processors that read what others write. A cycle goes round without end unless something ends it: a processor in it with
-//! `hops_max`, which counts in a header how often a message came by such processors, and gives up what came too often.
+//! Chains: processors that read what others write, their dead letters included. A cycle goes round without end unless something ends it:
+//! a processor in it with `hops_max`, which counts in a header how often a message came by such processors, and gives up what came too
+//! often. Where the way on leads through the dead letters of the one that gives up, the message comes round once more, with a mark; it is
+//! dropped then, for it has its dead letter.
 //!
 //! Here stand the rule for deployments, and the count; the worker asks for both. A message that never met a counting processor has
 //! no such header and costs nothing.
@@ -8,8 +10,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use millrace_model::{ColumnBatch, ProcessorName, ProcessorSpec, TopicName};
 
+use crate::topics::{AUDIT_SUFFIX, DEAD_LETTERS_SUFFIX, own_name};
+
 /// By how many counting processors a message came.
 pub(crate) const HOPS: &str = "millrace-hops";
+/// Beside the former: the message was given up for its hops before, and came round all the same.
+pub(crate) const ENDED: &str = "millrace-hops-ended";
 /// The class of dead letters that came too often.
 pub(crate) const HOPS_CLASS: &str = "hops";
 
@@ -17,8 +23,31 @@ pub(crate) const HOPS_CLASS: &str = "hops";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hops {
     /// Of the messages that say so, ascending: which, and how many.
-    counted: Vec<(usize, u32)>,
+    counted: Vec<(usize, Trail)>,
     counts: bool,
+}
+
+/// What a message has behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Trail {
+    pub(crate) hops: u32,
+    /// Whether it was given up for its hops before.
+    pub(crate) ended: bool,
+}
+
+impl Trail {
+    /// As headers; `hops` is the number as text, which they borrow.
+    pub(crate) fn headers(self, hops: &str) -> impl Iterator<Item = Header<'_>> + Clone {
+        let ended = self.ended.then_some((ENDED.as_bytes(), Some(&b"true"[..])));
+        std::iter::once((HOPS.as_bytes(), Some(hops.as_bytes()))).chain(ended)
+    }
+}
+
+type Header<'a> = (&'a [u8], Option<&'a [u8]>);
+
+/// Whether the host alone says what such a header holds.
+pub(crate) fn is_trail(name: &[u8]) -> bool {
+    name == HOPS.as_bytes() || name == ENDED.as_bytes()
 }
 
 impl Hops {
@@ -34,35 +63,49 @@ impl Hops {
         if batch.headers.chunks_exact(4).any(is_hops) {
             let messages = 0..batch.len();
             counted = messages
-                .filter_map(|message| Some((message, hops_of(batch, message)?)))
+                .filter_map(|message| Some((message, trail_of(batch, message)?)))
                 .collect();
         }
         Self { counted, counts }
     }
 
-    /// What an output of the message carries.
-    pub(crate) fn after(&self, message: usize) -> Option<u32> {
+    /// What an output of the message carries, and its dead letter.
+    pub(crate) fn after(&self, message: usize) -> Option<Trail> {
         let found = self.counted.binary_search_by_key(&message, |(at, _)| *at);
-        let before = found.ok().map(|index| self.counted[index].1);
-        match self.counts {
-            true => Some(before.unwrap_or(0).saturating_add(1)),
-            false => before,
-        }
+        after(found.ok().map(|index| self.counted[index].1), self.counts)
     }
 
     /// Messages that have as many behind them as there may be.
     fn spent(&self, hops_max: u32) -> Vec<usize> {
-        let spent = self.counted.iter().filter(|(_, hops)| *hops >= hops_max);
+        let spent = self.counted.iter().filter(|(_, t)| t.hops >= hops_max);
         spent.map(|(message, _)| *message).collect()
     }
 }
 
-fn hops_of(batch: &ColumnBatch, message: usize) -> Option<u32> {
+/// What comes of a message has behind it what that one had, and one hop more where they are counted.
+pub(crate) fn after(before: Option<Trail>, counts: bool) -> Option<Trail> {
+    if !counts {
+        return before;
+    }
+    let before = before.unwrap_or_default();
+    Some(Trail {
+        hops: before.hops.saturating_add(1),
+        ..before
+    })
+}
+
+/// What a message says of what is behind it; `None` where it met no processor that counts.
+pub(crate) fn trail_of(batch: &ColumnBatch, message: usize) -> Option<Trail> {
     let mut headers = batch.headers(message);
     let (_, value) = headers.find(|(name, _)| *name == HOPS.as_bytes())?;
     // What the host did not write counts as too many.
     let text = value.and_then(|value| str::from_utf8(value).ok());
-    Some(text.and_then(|text| text.parse().ok()).unwrap_or(u32::MAX))
+    Some(Trail {
+        hops: text.and_then(|text| text.parse().ok()).unwrap_or(u32::MAX),
+        ended: batch
+            .headers(message)
+            .any(|(name, _)| name == ENDED.as_bytes()),
+    })
 }
 
 /// The messages that have as many hops behind them as there may be, where they are counted.
@@ -112,15 +155,23 @@ pub(crate) fn endless_cycle(
 
 type Written<'a> = BTreeMap<TopicName, (&'a ProcessorName, Option<TopicName>)>;
 
-/// Where a processor sends what it has read.
+/// Where a processor sends what it has read: outputs, dead letters, and the record of what was done with those.
 fn steps<'a>(
     writer: &'a ProcessorName,
-    spec: &'a ProcessorSpec,
+    spec: &ProcessorSpec,
     read: Option<&TopicName>,
 ) -> impl Iterator<Item = (TopicName, &'a ProcessorName, Option<TopicName>)> + use<'a> {
     let read = read.cloned();
-    let topics = spec.output.iter().chain(&spec.grants);
-    topics.map(move |topic| (topic.clone(), writer, read.clone()))
+    let outputs = spec.output.iter().chain(&spec.grants).cloned();
+    let own = spec.topics.iter().flat_map(|topic| {
+        let own = [DEAD_LETTERS_SUFFIX, AUDIT_SUFFIX].map(|suffix| own_name(topic, writer, suffix));
+        // One whose name is too long is not made: the deployment is refused for that.
+        own.into_iter().flatten()
+    });
+    let topics: Vec<TopicName> = outputs.chain(own).collect();
+    topics
+        .into_iter()
+        .map(move |topic| (topic, writer, read.clone()))
 }
 
 /// The way from the processor to the topic, and from there to the processor again.
@@ -186,6 +237,20 @@ mod tests {
             ("r", &["c"], &["b", "a"], Some(1)),
         ]);
         assert_eq!(found(&chain, &counted), None);
+        let mends = others(&[("m", &["a.p.dlq"], &["a"], None)]);
+        let cycle = "p -> a.p.dlq -> m -> a -> p";
+        assert_eq!(found(&chain, &mends).as_deref(), Some(cycle));
+        let watches = others(&[("m", &["a.p.audit"], &["a"], None)]);
+        let cycle = "p -> a.p.audit -> m -> a -> p";
+        assert_eq!(found(&chain, &watches).as_deref(), Some(cycle));
+        let reports = others(&[("m", &["a.p.dlq"], &["reports"], None)]);
+        assert_eq!(found(&chain, &reports), None);
+        let of_letters = others(&[
+            ("m", &["a.p.dlq"], &[], None),
+            ("n", &["a.p.dlq.m.dlq"], &["a"], None),
+        ]);
+        let cycle = "p -> a.p.dlq -> m -> a.p.dlq.m.dlq -> n -> a -> p";
+        assert_eq!(found(&chain, &of_letters).as_deref(), Some(cycle));
         let elsewhere = others(&[("q", &["b"], &["c"], None), ("r", &["c"], &["b"], None)]);
         assert_eq!(found(&chain, &elsewhere), None, "a cycle that it is not in");
     }
@@ -205,7 +270,7 @@ mod tests {
         let batch = batch(&[None, Some("2"), Some("nonsense")]);
         let after = |counts| {
             let hops = Hops::of(&batch, counts);
-            [0, 1, 2].map(|message| hops.after(message))
+            [0, 1, 2].map(|message| hops.after(message).map(|trail| trail.hops))
         };
         assert_eq!(after(false), [None, Some(2), Some(u32::MAX)]);
         assert_eq!(after(true), [Some(1), Some(3), Some(u32::MAX)]);

@@ -34,6 +34,7 @@ impl Broker {
             canary: None,
             shadow: None,
             replay: None,
+            start: Vec::new(),
             changes: Vec::new(),
         };
         self.record(&mut processor, ChangeKind::Deploy, 1, None);

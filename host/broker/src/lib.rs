@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod beginning;
 mod broker;
 mod canary;
 mod chains;
@@ -22,6 +23,7 @@ mod interrupting;
 mod lifetime;
 mod loading;
 mod modules;
+mod next_spec;
 mod packing;
 mod parked;
 mod partitioner;
@@ -35,6 +37,7 @@ mod states;
 mod tasks;
 mod topics;
 
+pub use beginning::BeginAt;
 pub use broker::{Broker, BrokerLimits};
 pub use canary::CanaryStatus;
 pub use dead_letters::{
@@ -55,10 +58,11 @@ pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
 /// What a processor keeps beside its progress.
 pub use millrace_engine::state;
 pub use modules::{Module, ModuleError};
+pub use next_spec::{NextSpec, merge};
 pub use parked::{ParkedAction, ParkedDone, ParkedMessage, ParkedPage, ParkedQuery, WhichParked};
 pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
 pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
 pub use replay::ReplayRequest;
 pub use schedules::{ScheduleError, ScheduleStatus};
-pub use states::{StateAccessError, StatePlace};
+pub use states::{StateAccessError, StateHolding, StatePlace};
 pub use topics::{NewTopic, TopicCreateError, TopicDeleteError};

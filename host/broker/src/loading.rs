@@ -19,7 +19,7 @@ use crate::dispatch::{Input, Live, OutputTopic, OutputTopics};
 use crate::handler::{Interface, LoadRequest};
 use crate::partitioner::PartitionerError;
 use crate::processors::ProcessorError;
-use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
+use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX, own_name};
 
 /// Messages that a breaker may want to see.
 const BREAKER_MESSAGES_MAX: u64 = 10_000;
@@ -65,6 +65,9 @@ impl Broker {
         let mut inputs = Vec::new();
         for topic in &topics {
             inputs.extend(self.inputs_of(name, topic).await?);
+        }
+        for input in inputs.iter_mut().filter(|input| !input.is_redriven()) {
+            input.first = processor.start_in(input.topic.id, input.partition);
         }
         if let Some(replay) = &processor.replay {
             limit(&mut inputs, replay);
@@ -137,7 +140,7 @@ impl Broker {
         match own.find_map(|(name, spec)| endless_cycle(&name, &spec, &all)) {
             None => Ok(()),
             Some(cycle) => invalid(format!(
-                "messages would go round without end: {cycle}; set hops_max for one of these processors, and it gives up what came round so often"
+                "messages would go round without end: {cycle}; set hops_max for one of these processors (`--hops-max 5`), and it gives up what came round so often"
             )),
         }
     }
@@ -240,6 +243,7 @@ impl Broker {
             origin: topic.spec.name.clone(),
             dead_letters: dead_letters.clone(),
             range: None,
+            first: None,
         };
         let inputs = [topic, &redrive].into_iter().flat_map(|read| {
             let partitions = read.partitions();
@@ -255,9 +259,10 @@ impl Broker {
         input: &Topic,
         suffix: &str,
     ) -> Result<Topic, ProcessorError> {
-        let own = format!("{}.{name}{suffix}", input.spec.name);
-        let own = TopicName::parse(&own)
-            .map_err(|error| ProcessorError::InvalidSpec(format!("topic {own}: {error}")))?;
+        let own = own_name(&input.spec.name, name, suffix).map_err(|error| {
+            let own = format!("{}.{name}{suffix}", input.spec.name);
+            ProcessorError::InvalidSpec(format!("topic {own}: {error}"))
+        })?;
         let Some(topic) = self.topic(&own) else {
             return Ok(self.make_own_topic(name, input, own).await?);
         };

@@ -10,6 +10,8 @@ use crate::handler::{AdmitError, ModuleFacts};
 
 /// Characters of a tag.
 const TAG_CHARS_MAX: usize = 128;
+/// Tags of one module.
+const MODULE_TAGS_MAX: usize = 100;
 /// Digits of a digest that may stand for it.
 const DIGEST_PREFIX_DIGITS_MIN: usize = 6;
 
@@ -18,10 +20,24 @@ const DIGEST_PREFIX_DIGITS_MIN: usize = 6;
 pub struct Module {
     /// What admission found out.
     pub facts: ModuleFacts,
-    /// `name@version`, if it was given one.
+    /// The first `name@version` that it was given, if any.
     pub tag: Option<String>,
+    /// Further ones: bytes that did not change from one version to the next, or that two names stand for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_tags: Vec<String>,
     /// When it was uploaded first.
     pub uploaded_at: Timestamp,
+}
+
+impl Module {
+    /// All its tags, in the order in which they were given.
+    pub fn tags(&self) -> impl Iterator<Item = &str> {
+        self.tag.iter().chain(&self.more_tags).map(String::as_str)
+    }
+
+    fn has_tag(&self, tag: &str) -> bool {
+        self.tags().any(|known| known == tag)
+    }
 }
 
 /// Why a module was not uploaded, found or deleted.
@@ -46,16 +62,9 @@ pub enum ModuleError {
         /// Whose it is.
         digest: Digest,
     },
-    /// The module has another tag; giving it this one would take that one away from those who use it.
-    #[error(
-        "module {digest} has the tag {tag} already; a module has one tag, and tags do not move"
-    )]
-    Tagged {
-        /// Which module.
-        digest: Digest,
-        /// Its tag.
-        tag: String,
-    },
+    /// The module has as many tags as it may have.
+    #[error("module {0} has {MODULE_TAGS_MAX} tags already; use one of those")]
+    TooManyTags(Digest),
     /// Processors or topics need it.
     #[error("module {digest} is used by {}; deploy another one there or delete them first", .by.join(", "))]
     InUse {
@@ -70,8 +79,8 @@ pub enum ModuleError {
 }
 
 impl Broker {
-    /// Admits a module and keeps it. Uploading the same bytes again gives the module that is there; a tag may come later, and does
-    /// not change.
+    /// Admits a module and keeps it. Uploading the same bytes again gives the module that is there; it may have further tags then, and
+    /// none moves to another module.
     ///
     /// # Errors
     /// [`ModuleError`]; nothing was kept.
@@ -89,21 +98,26 @@ impl Broker {
         self.check_tag(tag.as_deref(), digest)?;
         let known = self.module_of(digest);
         if let Some(known) = &known
-            && (tag.is_none() || tag == known.tag)
+            && tag.as_deref().is_none_or(|tag| known.has_tag(tag))
         {
             // They may be damaged; if not, this writes nothing.
             self.inner.engine.put_module(digest, bytes).await?;
             return Ok(known.clone());
         }
-        if let Some(tag) = known.as_ref().and_then(|known| known.tag.clone()) {
-            return Err(ModuleError::Tagged { digest, tag });
+        let mut module = known.unwrap_or_else(|| Module {
+            facts: facts.clone(),
+            tag: None,
+            more_tags: Vec::new(),
+            uploaded_at: self.inner.clock.wall(),
+        });
+        module.facts = facts;
+        match &module.tag {
+            None => module.tag = tag,
+            Some(_) if module.more_tags.len() + 1 >= MODULE_TAGS_MAX => {
+                return Err(ModuleError::TooManyTags(digest));
+            }
+            Some(_) => module.more_tags.extend(tag),
         }
-        let uploaded_at = known.map_or_else(|| self.inner.clock.wall(), |known| known.uploaded_at);
-        let module = Module {
-            facts,
-            tag,
-            uploaded_at,
-        };
         // The bytes first: an entry never stands without them.
         self.inner.engine.put_module(digest, bytes).await?;
         self.write_entry(EntryKind::Module, digest.to_string(), Some(&module))
@@ -113,8 +127,7 @@ impl Broker {
 
     fn check_tag(&self, tag: Option<&str>, digest: Digest) -> Result<(), ModuleError> {
         let Some(tag) = tag else { return Ok(()) };
-        let taken =
-            |module: &Module| module.tag.as_deref() == Some(tag) && module.facts.digest != digest;
+        let taken = |module: &Module| module.has_tag(tag) && module.facts.digest != digest;
         match self.modules().into_iter().find(taken) {
             None => Ok(()),
             Some(module) => Err(ModuleError::TagTaken {
@@ -142,7 +155,7 @@ impl Broker {
     #[must_use]
     pub fn find_module(&self, reference: &str) -> Option<Module> {
         let modules = self.modules();
-        if let Some(tagged) = modules.iter().find(|m| m.tag.as_deref() == Some(reference)) {
+        if let Some(tagged) = modules.iter().find(|module| module.has_tag(reference)) {
             return Some(tagged.clone());
         }
         let prefix = reference.to_ascii_lowercase();

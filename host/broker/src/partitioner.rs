@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_engine::{Engine, ReadError};
 use millrace_model::processor::Limits;
@@ -11,8 +12,11 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::handler::{AdmitError, CallError, LoadRequest, ModuleHost, PartitionHandler};
 
-/// Messages without a key stay in one partition for so many bytes, so that they make few large batches.
+/// Messages without a key stay in one partition for so many bytes, so that they make few large batches,
 const STICKY_BYTES: usize = 16 << 10;
+/// and for so long: what comes slowly would otherwise stay in one partition for hours, and all others have nothing to do. A call ends
+/// where it began, or moves on by bytes.
+const STICKY_TIME: Duration = Duration::from_millis(10);
 
 /// Why a topic's partitioner is not at hand.
 #[derive(Debug, thiserror::Error)]
@@ -35,19 +39,41 @@ pub(crate) struct Partitioner {
     sticky: Mutex<Sticky>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sticky {
     partition: u32,
     bytes: usize,
+    /// Since when it is this partition, by the host's monotonic clock; `None` before the first message.
+    since: Option<Duration>,
+}
+
+impl Sticky {
+    fn move_on(&mut self, partitions: u32) {
+        self.partition = (self.partition + 1) % partitions;
+        self.bytes = 0;
+    }
 }
 
 impl Partitioner {
-    /// A partitioner of `partitions` partitions; without a component, the built-in one.
+    /// A partitioner of `partitions` partitions; without a component, the built-in one, which begins anywhere: hosts that start often, and
+    /// topics that are written little, should not all begin with the same partition.
     pub(crate) fn new(partitions: u32, component: Option<Arc<dyn PartitionHandler>>) -> Self {
+        Self::beginning_at(fastrand::u32(..partitions.max(1)), partitions, component)
+    }
+
+    fn beginning_at(
+        partition: u32,
+        partitions: u32,
+        component: Option<Arc<dyn PartitionHandler>>,
+    ) -> Self {
         Self {
             partitions,
             component,
-            sticky: Mutex::default(),
+            sticky: Mutex::new(Sticky {
+                partition,
+                bytes: 0,
+                since: None,
+            }),
         }
     }
 
@@ -56,11 +82,13 @@ impl Partitioner {
         self.component.is_some()
     }
 
-    /// The built-in choice, for as many messages as follow each other.
-    pub(crate) fn built_in(&self) -> BuiltIn<'_> {
+    /// The built-in choice at this moment of the monotonic clock, for messages that come together.
+    pub(crate) fn built_in(&self, now: Duration) -> BuiltIn<'_> {
         BuiltIn {
             partitions: self.partitions,
             sticky: self.sticky.lock(),
+            now,
+            has_chosen: false,
         }
     }
 
@@ -70,7 +98,7 @@ impl Partitioner {
         messages: &Arc<ColumnBatch>,
     ) -> Result<Vec<u32>, CallError> {
         let Some(component) = &self.component else {
-            let mut built_in = self.built_in();
+            let mut built_in = self.built_in(Duration::ZERO);
             let choose = |message| built_in.choose(messages.key(message), 0);
             return Ok((0..messages.len()).map(choose).collect());
         };
@@ -100,6 +128,9 @@ fn check_assigned(assigned: &[u32], messages: usize, partitions: u32) -> Result<
 pub(crate) struct BuiltIn<'a> {
     partitions: u32,
     sticky: MutexGuard<'a, Sticky>,
+    now: Duration,
+    /// Whether a message without a key came already.
+    has_chosen: bool,
 }
 
 impl BuiltIn<'_> {
@@ -112,11 +143,19 @@ impl BuiltIn<'_> {
     }
 
     fn stick(&mut self, bytes: usize) -> u32 {
-        let chosen = self.sticky.partition;
-        self.sticky.bytes += bytes.max(1);
-        if self.sticky.bytes >= STICKY_BYTES {
-            self.sticky.partition = (chosen + 1) % self.partitions;
-            self.sticky.bytes = 0;
+        let sticky = &mut *self.sticky;
+        if !std::mem::replace(&mut self.has_chosen, true) {
+            let since = *sticky.since.get_or_insert(self.now);
+            if self.now.saturating_sub(since) >= STICKY_TIME {
+                sticky.move_on(self.partitions);
+                sticky.since = Some(self.now);
+            }
+        }
+        let chosen = sticky.partition;
+        sticky.bytes += bytes.max(1);
+        if sticky.bytes >= STICKY_BYTES {
+            sticky.move_on(self.partitions);
+            sticky.since = Some(self.now);
         }
         chosen
     }
@@ -236,11 +275,39 @@ mod tests {
 
     #[test]
     fn messages_without_a_key_stick_until_a_batch_is_full_and_then_move_on() {
-        let partitioner = Partitioner::new(3, None);
+        let partitioner = Partitioner::beginning_at(0, 3, None);
+        let now = Duration::from_secs(7);
         let chosen: Vec<u32> = (0..10)
-            .map(|_| partitioner.built_in().choose(None, 8 << 10))
+            .map(|_| partitioner.built_in(now).choose(None, 8 << 10))
             .collect();
         assert_eq!(chosen, [0, 0, 1, 1, 2, 2, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn small_messages_without_a_key_move_on_with_time_and_a_call_stays_together() {
+        let partitioner = Partitioner::beginning_at(2, 3, None);
+        let at = |ms| partitioner.built_in(Duration::from_millis(ms));
+        let mut chosen = Vec::new();
+        for ms in [1_000, 1_009, 1_010, 1_019, 1_500, 60_000] {
+            let mut call = at(ms);
+            let of_call = [(); 3].map(|()| call.choose(None, 50));
+            assert_eq!(of_call, [of_call[0]; 3], "a call is not torn");
+            chosen.push(of_call[0]);
+        }
+        assert_eq!(chosen, [2, 2, 0, 0, 1, 2]);
+    }
+
+    #[test]
+    fn the_first_message_without_a_key_may_be_in_any_partition() {
+        let first = |_| {
+            Partitioner::new(8, None)
+                .built_in(Duration::ZERO)
+                .choose(None, 1)
+        };
+        let mut begun: Vec<u32> = (0..200).map(first).collect();
+        begun.sort_unstable();
+        begun.dedup();
+        assert!(begun.len() > 4, "{begun:?}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use millrace_model::{
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use crate::beginning::BeginAt;
 use crate::broker::{Broker, Deployed, Inner};
 use crate::canary::{CanaryStatus, check_no_replay, on_trial, tried_already};
 use crate::dead_letters::none_waiting;
@@ -23,6 +24,7 @@ use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, GuestLine, Interface};
 use crate::history::end_trials;
 use crate::loading::{Prepared, check_patience, kept};
+use crate::next_spec::NextSpec;
 
 /// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
@@ -93,6 +95,18 @@ pub enum ProcessorError {
         /// What it does export.
         has: Vec<Interface>,
     },
+    /// Another revision is current than the deployer has seen.
+    #[error(
+        "processor {name} is at revision {current}, not {expected}: somebody else has deployed since; nothing was deployed now"
+    )]
+    OtherRevision {
+        /// Whose.
+        name: ProcessorName,
+        /// What was expected.
+        expected: u32,
+        /// What there is; 0 where there is no such processor.
+        current: u32,
+    },
     /// There is no revision before the current one.
     #[error("processor {0} has no revision before its current one")]
     NothingToRollBack(ProcessorName),
@@ -123,7 +137,7 @@ pub enum ProcessorError {
     #[error("cannot be replayed: {0}")]
     Replay(String),
     /// The specification contradicts itself or a rule.
-    #[error("the processor cannot be like this: {0}")]
+    #[error("the processor cannot be deployed so: {0}")]
     InvalidSpec(String),
     /// The module could not be loaded.
     #[error(transparent)]
@@ -212,18 +226,21 @@ impl Broker {
         supervisor.canary(name).is_some() || supervisor.shadow(name).is_some()
     }
 
-    /// Makes the processor, or its next revision. A specification that fails changes nothing; the same one as the current
-    /// one gives the current revision. A processor that was deleted and is made again goes on where it was.
+    /// Makes the processor, or its next revision: of a whole specification, or of [`NextSpec`] changes to the current one. A specification
+    /// that fails changes nothing; the same one as the current one gives the current revision. A processor that was deleted and is made again goes on where it was.
     ///
     /// # Errors
     /// [`ProcessorError`].
     pub async fn deploy(
         &self,
         name: &ProcessorName,
-        spec: ProcessorSpec,
+        spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
+        let next: NextSpec = spec.into();
         let _change = self.inner.changes.lock().await;
         let known = self.deployed(name);
+        let begin_at = next.begin_at();
+        let spec = next.over(name, known.as_ref().map(|known| &known.processor))?;
         let processor = match known {
             Some(known) if known.processor.current().is_some_and(|r| r.spec == spec) => {
                 return self.refresh(known).await;
@@ -240,7 +257,7 @@ impl Broker {
             }
             None => {
                 check_patience(&spec)?;
-                self.first_revision(name, spec)
+                self.first_deployment(name, spec, begin_at).await?
             }
         };
         self.check_chains(&processor)?;
@@ -255,17 +272,20 @@ impl Broker {
     pub async fn deploy_and_reset_state(
         &self,
         name: &ProcessorName,
-        spec: ProcessorSpec,
+        spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
+        let next: NextSpec = spec.into();
         let _change = self.inner.changes.lock().await;
-        check_patience(&spec)?;
         let before = self.deployed(name);
+        let begin_at = next.begin_at();
+        let spec = next.over(name, before.as_ref().map(|known| &known.processor))?;
+        check_patience(&spec)?;
         if let Some(known) = &before {
             check_no_replay(&known.processor)?;
         }
         let processor = match before.clone() {
             Some(known) => self.next_revision(known.processor, spec),
-            None => self.first_revision(name, spec),
+            None => self.first_deployment(name, spec, begin_at).await?,
         };
         self.check_chains(&processor)?;
         let prepared = self.prepare(&processor).await?;
@@ -283,6 +303,17 @@ impl Broker {
         self.run(&processor, prepared).await;
         self.know(processor.clone(), None);
         Ok(processor)
+    }
+
+    async fn first_deployment(
+        &self,
+        name: &ProcessorName,
+        spec: ProcessorSpec,
+        begin_at: Option<BeginAt>,
+    ) -> Result<Processor, ProcessorError> {
+        let start = self.start_of(name, &spec, begin_at).await?;
+        let processor = self.first_revision(name, spec);
+        Ok(Processor { start, ..processor })
     }
 
     /// Nothing new; but lost workers, and a processor that could not be loaded before, get another chance.
@@ -521,8 +552,8 @@ impl Broker {
             let Some(next) = standing.next else {
                 // A worker that has only just begun has come as far as the one before it.
                 if let Some(partition) = input.topic.partition(input.partition) {
-                    let range = input.range;
-                    let status = self.committed(name, &input.topic, partition, state, range);
+                    let reads = (input.range, input.first);
+                    let status = self.committed(name, &input.topic, partition, state, reads);
                     shown.push(status.await);
                 }
                 continue;
@@ -563,21 +594,22 @@ impl Broker {
                     Some(None) => continue,
                 };
                 let name = &processor.name;
-                let status = self.committed(name, &topic, partition, state.clone(), range);
+                let reads = (range, processor.start_in(topic.id, partition.partition));
+                let status = self.committed(name, &topic, partition, state.clone(), reads);
                 partitions.push(status.await);
             }
         }
         partitions
     }
 
-    /// What is committed of a processor in one partition.
+    /// What is committed of a processor in one partition, of which it reads this range, or all from an offset on.
     async fn committed(
         &self,
         name: &ProcessorName,
         topic: &Topic,
         partition: TopicPartition,
         state: String,
-        range: Option<(Offset, Offset)>,
+        (range, first): (Option<(Offset, Offset)>, Option<Offset>),
     ) -> PartitionStatus {
         let engine = &self.inner.engine;
         let mut ends = engine.ends(partition).unwrap_or_default();
@@ -586,7 +618,7 @@ impl Broker {
         }
         let progress = engine.progress(name.as_str(), partition).await;
         let progress = progress.ok().flatten().unwrap_or_else(|| Progress {
-            next: ends.start,
+            next: first.map_or(ends.start, |first| first.max(ends.start)),
             ..Progress::default()
         });
         PartitionStatus {

@@ -384,7 +384,7 @@ impl Broker {
         if partitioner.is_component() {
             return by_component(&partitioner, topic, messages).await;
         }
-        let mut built_in = partitioner.built_in();
+        let mut built_in = partitioner.built_in(self.inner.clock.monotonic());
         let choose = |new: &NewMessage| match new.partition {
             Some(partition) => partition.0,
             None => built_in.choose(new.message.key.as_deref(), new.message.byte_count()),

@@ -20,7 +20,7 @@ use crate::broker::Broker;
 use crate::processors::ProcessorError;
 use crate::produce::{NewMessage, ProduceError};
 use firing::waiting;
-pub(crate) use firing::{DUE, MISSED, SCHEDULE, run};
+pub(crate) use firing::{DUE, MISSED, RUN_BY, SCHEDULE, run};
 
 /// A schedule and how it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -169,7 +169,8 @@ impl Broker {
             paused: before.as_ref().is_some_and(|before| before.paused),
             next: spec.cron.next_after(self.inner.clock.wall()),
             last: before.as_ref().and_then(|before| before.last),
-            made: before.map_or(0, |before| before.made),
+            made: before.as_ref().map_or(0, |before| before.made),
+            last_run: before.and_then(|before| before.last_run),
             spec,
         };
         self.keep_schedule(schedule).await

@@ -1,13 +1,14 @@
 //! Shadows: a revision is called beside the current one, and its answers only count for a report. Which revision it is stands in the
 //! catalogue; the report is in memory, and begins anew with the host.
 
-use millrace_model::{ChangeKind, Processor, ProcessorName, ProcessorSpec, Shadow};
+use millrace_model::{ChangeKind, Processor, ProcessorName, Shadow};
 
 use crate::broker::Broker;
 use crate::canary::check_beside;
 use crate::dispatch::comparison::ShadowReport;
 use crate::history::end_trials;
 use crate::loading::check_patience;
+use crate::next_spec::NextSpec;
 use crate::processors::ProcessorError;
 
 impl Broker {
@@ -19,10 +20,12 @@ impl Broker {
     pub async fn deploy_shadow(
         &self,
         name: &ProcessorName,
-        spec: ProcessorSpec,
+        spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
+        let next: NextSpec = spec.into();
         let _change = self.inner.changes.lock().await;
         let known = self.known(name)?;
+        let spec = next.over(name, Some(&known.processor))?;
         let mut processor = known.processor;
         check_patience(&spec)?;
         check_beside(&processor, &spec)?;

@@ -32,6 +32,17 @@ pub struct StatePlace {
     pub partition: PartitionId,
 }
 
+/// What a processor keeps in one partition, or some of it.
+#[derive(Clone, Debug)]
+pub struct StateHolding {
+    /// The input topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: PartitionId,
+    /// What is there.
+    pub page: StatePage,
+}
+
 fn which(topics: &[TopicName]) -> String {
     let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
     match names.is_empty() {
@@ -100,6 +111,91 @@ impl Broker {
         Ok(engine.read_state(group, partition, &query).await?)
     }
 
+    /// A key of a processor's state in each partition that has it, of this topic or of all that it reads or has state of. A component
+    /// keeps what it likes where it runs, so all that have any state are asked, not only the one that messages of the key go to.
+    ///
+    /// # Errors
+    /// [`StateAccessError`].
+    pub async fn state_of_key(
+        &self,
+        processor: &ProcessorName,
+        topic: Option<&TopicName>,
+        key: &[u8],
+    ) -> Result<Vec<StateHolding>, StateAccessError> {
+        let query = StateQuery {
+            prefix: key.to_vec(),
+            entries_max: 1,
+            ..StateQuery::default()
+        };
+        let has_state = self.inner.engine.state_partitions(processor.as_str());
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for holding in self
+            .holdings(processor, topic, &query, |at| has_state.contains(&at))
+            .await?
+        {
+            // The key itself comes before all others that begin so.
+            let Some(first) = holding.page.entries.first().filter(|e| *e.key == *key) else {
+                continue;
+            };
+            bytes += first.key.len() + first.value.as_bytes().len();
+            if bytes > STATE_LISTED_BYTES_MAX && !found.is_empty() {
+                break;
+            }
+            found.push(holding);
+        }
+        Ok(found)
+    }
+
+    /// How much a processor keeps in each partition of this topic, or of all that it reads or has state of.
+    ///
+    /// # Errors
+    /// [`StateAccessError`].
+    pub async fn state_totals(
+        &self,
+        processor: &ProcessorName,
+        topic: Option<&TopicName>,
+    ) -> Result<Vec<StateHolding>, StateAccessError> {
+        let query = StateQuery::default();
+        self.holdings(processor, topic, &query, |_| true).await
+    }
+
+    async fn holdings(
+        &self,
+        processor: &ProcessorName,
+        topic: Option<&TopicName>,
+        query: &StateQuery,
+        asked: impl Fn(TopicPartition) -> bool,
+    ) -> Result<Vec<StateHolding>, StateAccessError> {
+        let query = StateQuery {
+            now: self.inner.clock.wall(),
+            bytes_max: STATE_LISTED_BYTES_MAX,
+            ..query.clone()
+        };
+        let (mut topics, kept) = self.state_topics(processor)?;
+        topics.extend(kept);
+        let is_wanted = |known: &Topic| topic.is_none_or(|wanted| *wanted == known.spec.name);
+        if !topics.iter().any(is_wanted) {
+            return Err(StateAccessError::WhichTopic {
+                name: processor.clone(),
+                topics: topics.into_iter().map(|topic| topic.spec.name).collect(),
+            });
+        }
+        let mut holdings = Vec::new();
+        for topic in topics.into_iter().filter(is_wanted) {
+            for at in topic.partitions().filter(|at| asked(*at)) {
+                let engine = &self.inner.engine;
+                let page = engine.read_state(processor.as_str(), at, &query).await?;
+                holdings.push(StateHolding {
+                    topic: topic.spec.name.clone(),
+                    partition: at.partition,
+                    page,
+                });
+            }
+        }
+        Ok(holdings)
+    }
+
     /// Writes entries into a processor's state, between two of its batches. Durable on return.
     ///
     /// # Errors
@@ -143,6 +239,27 @@ impl Broker {
     /// processor is deleted.
     fn state_topic(&self, place: &StatePlace) -> Result<Topic, StateAccessError> {
         let name = &place.processor;
+        let (read, kept) = self.state_topics(name)?;
+        let mut topics = read;
+        if topics.is_empty() || place.topic.is_some() {
+            topics.extend(kept);
+        }
+        let wanted = |topic: &Topic| place.topic.as_ref().is_none_or(|w| *w == topic.spec.name);
+        let mut found = topics.iter().filter(|topic| wanted(topic));
+        match (found.next(), found.next()) {
+            (Some(topic), None) => Ok(topic.clone()),
+            _ => Err(StateAccessError::WhichTopic {
+                name: name.clone(),
+                topics: topics.into_iter().map(|topic| topic.spec.name).collect(),
+            }),
+        }
+    }
+
+    /// The topics that the processor reads, and further ones that it has state of.
+    fn state_topics(
+        &self,
+        name: &ProcessorName,
+    ) -> Result<(Vec<Topic>, Vec<Topic>), StateAccessError> {
         let deployed = self.inner.processors.read().get(name).cloned();
         let current = deployed
             .as_ref()
@@ -156,21 +273,10 @@ impl Broker {
         if deployed.is_none() && has_state.is_empty() {
             return Err(StateAccessError::Unknown(name.clone()));
         }
-        let mut topics: Vec<Topic> = read.iter().filter_map(|read| self.topic(read)).collect();
-        if topics.is_empty() || place.topic.is_some() {
-            let all = self.inner.engine.topics().into_iter();
-            let kept = all.filter(|t| has_state.contains(&t.id) && !read.contains(&t.spec.name));
-            topics.extend(kept);
-        }
-        let wanted = |topic: &Topic| place.topic.as_ref().is_none_or(|w| *w == topic.spec.name);
-        let mut found = topics.iter().filter(|topic| wanted(topic));
-        match (found.next(), found.next()) {
-            (Some(topic), None) => Ok(topic.clone()),
-            _ => Err(StateAccessError::WhichTopic {
-                name: name.clone(),
-                topics: topics.into_iter().map(|topic| topic.spec.name).collect(),
-            }),
-        }
+        let all = self.inner.engine.topics().into_iter();
+        let kept = all.filter(|t| has_state.contains(&t.id) && !read.contains(&t.spec.name));
+        let read = read.iter().filter_map(|read| self.topic(read)).collect();
+        Ok((read, kept.collect()))
     }
 
     /// Commits a processor's entry, or that there is none any more, together with empty state wherever it has any. Its workers have

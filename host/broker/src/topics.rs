@@ -2,8 +2,8 @@
 
 use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, TopicError};
 use millrace_model::{
-    Digest, Durability, Offset, PartitionId, Processor, ProcessorName, SettingError, Topic,
-    TopicName, TopicSettings, TopicSpec,
+    Digest, Durability, NameError, Offset, PartitionId, Processor, ProcessorName, SettingError,
+    Topic, TopicName, TopicSettings, TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -17,6 +17,15 @@ pub(crate) const REDRIVE_SUFFIX: &str = ".redrive";
 /// How the names of topics end that say what was done with dead letters: `<topic>.<processor>.audit`. In directories of earlier versions
 /// others may end so, too.
 pub(crate) const AUDIT_SUFFIX: &str = ".audit";
+
+/// The name of a topic that a processor keeps for itself beside one of its inputs.
+pub(crate) fn own_name(
+    input: &TopicName,
+    processor: &ProcessorName,
+    suffix: &str,
+) -> Result<TopicName, NameError> {
+    TopicName::parse(&format!("{input}.{processor}{suffix}"))
+}
 
 /// What a new topic is asked to be.
 #[derive(Clone, Debug)]

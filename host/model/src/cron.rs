@@ -1,6 +1,6 @@
 //! Cron patterns, in UTC: at which seconds something is due. Five fields (minute, hour, day of the month, month, day of the week),
-//! or six with seconds in front; `*`, lists, ranges, steps, and names of months and days. As in cron, where both days are given
-//! (neither begins with `*`), either will do. No time zones: UTC has no hour that is missing or comes twice.
+//! or six with seconds in front; `*`, lists, ranges, steps, and names of months and days. A range may go round: `fri-sun`, `22-2`. As in
+//! cron, where both days are given (neither begins with `*`), either will do. No time zones: UTC has no hour that is missing or comes twice.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,8 +20,9 @@ const MONTHS: [&str; 12] = [
     "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
 ];
 const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
-const NICKNAMES: [(&str, &str); 6] = [
+const NICKNAMES: [(&str, &str); 7] = [
     ("@yearly", "0 0 1 1 *"),
+    ("@annually", "0 0 1 1 *"),
     ("@monthly", "0 0 1 * *"),
     ("@weekly", "0 0 * * 0"),
     ("@daily", "0 0 * * *"),
@@ -31,9 +32,7 @@ const NICKNAMES: [(&str, &str); 6] = [
 
 /// Why a text is no pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{text:?} is no cron pattern: {why}; write minute, hour, day, month and day of the week, such as \"*/5 * * * *\", with seconds in front if you like"
-)]
+#[error("{text:?} is no cron pattern: {why}")]
 pub struct CronError {
     text: String,
     why: String,
@@ -60,6 +59,8 @@ struct Field {
     name: &'static str,
     first: u64,
     last: u64,
+    /// After so many numbers the first one comes again.
+    period: u64,
     names: &'static [&'static str],
 }
 
@@ -74,6 +75,7 @@ const MONTH: Field = Field {
 /// 7 is Sunday as well.
 const WEEKDAY: Field = Field {
     names: &DAYS,
+    period: 7,
     ..Field::numbers("day of the week", 0, 7)
 };
 
@@ -90,15 +92,20 @@ impl Cron {
         if text.len() > CRON_CHARS_MAX {
             return Err(error(format!("it has more than {CRON_CHARS_MAX} bytes")));
         }
-        let nickname = NICKNAMES.iter().find(|(name, _)| *name == text.trim());
-        let meant = nickname.map_or(text, |(_, meant)| *meant).to_lowercase();
+        let lower = text.trim().to_lowercase();
+        let nickname = NICKNAMES.iter().find(|(name, _)| *name == lower);
+        if nickname.is_none() && lower.starts_with('@') {
+            let known: Vec<&str> = NICKNAMES.iter().map(|(name, _)| *name).collect();
+            return Err(error(format!("write one of {}", known.join(", "))));
+        }
+        let meant = nickname.map_or(&*lower, |(_, meant)| *meant);
         let mut fields: Vec<&str> = meant.split_whitespace().collect();
         if fields.len() == 5 {
             fields.insert(0, "0");
         }
-        let fields: [&str; 6] = fields.try_into().map_err(|found: Vec<&str>| {
-            error(format!("it has {} fields, not 5 or 6", found.len()))
-        })?;
+        let fields: [&str; 6] = fields
+            .try_into()
+            .map_err(|found: Vec<&str>| error(number_of_fields(found.len())))?;
         let [seconds, minutes, hours, days, months, weekdays] = fields;
         let given = |field: &str| !field.starts_with('*');
         let sundays = WEEKDAY.bits(weekdays).map_err(error)?;
@@ -114,8 +121,25 @@ impl Cron {
         };
         match cron.comes_ever() {
             true => Ok(cron),
-            false => Err(error("no date is ever like that".to_owned())),
+            false => Err(error(cron.never_comes())),
         }
+    }
+
+    /// Why no date ever is like that: no month that is named has such a day.
+    fn never_comes(&self) -> String {
+        let named = |bits: u64, first: u64| (first..=31).filter(move |&n| has(bits, n));
+        let longest = named(self.months, 1).map(|month| match month {
+            2 => 29,
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        });
+        let month_names = named(self.months, 1).filter_map(|month| MONTHS.get(month as usize - 1));
+        format!(
+            "it never comes: its first day is {}, and {} ends with day {}; write a day that the month has",
+            named(self.days, 1).next().unwrap_or_default(),
+            month_names.copied().collect::<Vec<_>>().join(" or "),
+            longest.max().unwrap_or_default(),
+        )
     }
 
     /// The pattern as it was written.
@@ -194,51 +218,123 @@ impl Field {
             name,
             first,
             last,
+            period: last - first + 1,
             names: &[],
         }
     }
 
     fn bits(&self, text: &str) -> Result<u64, String> {
-        text.split(',').try_fold(0, |bits, part| {
-            let wrong = || {
-                format!(
-                    "{part:?} is no {}; it goes from {} to {}",
-                    self.name, self.first, self.last
-                )
-            };
-            Ok(bits | self.part(part).ok_or_else(wrong)?)
-        })
+        let parts = text.split(',');
+        parts
+            .map(|part| self.part(part))
+            .try_fold(0, |bits, part| Ok(bits | part?))
     }
 
-    /// `*`, `n`, `n-m`, each with `/step`; `n/step` goes to the end.
-    fn part(&self, part: &str) -> Option<u64> {
+    /// `*`, `n`, `n-m`, each with `/step`; `n/step` goes to the end, and a range whose end comes before its start goes round.
+    fn part(&self, part: &str) -> Result<u64, String> {
         let (range, step) = match part.split_once('/') {
-            Some((range, step)) => (range, Some(number(step)?)),
+            Some((range, step)) => (range, Some(self.step(part, step)?)),
             None => (part, None),
         };
         let (start, end) = match range.split_once('-') {
             _ if range == "*" => (self.first, self.last),
-            Some((start, end)) => (self.value(start)?, self.value(end)?),
+            Some((start, end)) => (self.value(part, start)?, self.value(part, end)?),
             None => {
-                let value = self.value(range)?;
+                let value = self.value(part, range)?;
                 (value, if step.is_some() { self.last } else { value })
             }
         };
-        let step = step.unwrap_or(1);
-        if start > end || step == 0 {
-            return None;
-        }
-        let step = usize::try_from(step).ok()?;
-        Some((start..=end).step_by(step).fold(0, |bits, n| bits | 1 << n))
+        let end = if start > end { end + self.period } else { end };
+        // A step beyond the end leaves the start alone.
+        let step = usize::try_from(step.unwrap_or(1)).unwrap_or(usize::MAX);
+        let numbers = (start..=end).step_by(step);
+        Ok(numbers.fold(0, |bits, n| bits | 1 << self.round(n)))
     }
 
-    fn value(&self, text: &str) -> Option<u64> {
+    /// The number that a count beyond the last one comes to.
+    fn round(&self, number: u64) -> u64 {
+        match number > self.last {
+            true => (number - self.first) % self.period + self.first,
+            false => number,
+        }
+    }
+
+    fn step(&self, part: &str, text: &str) -> Result<u64, String> {
+        match number(text) {
+            Some(0) => Err(format!(
+                "{part:?} steps by 0 and never moves on; write a step of 1 or more, such as */5"
+            )),
+            Some(step) => Ok(step),
+            None => Err(format!(
+                "{part:?} has no number behind its slash; write a step such as */5"
+            )),
+        }
+    }
+
+    fn value(&self, part: &str, text: &str) -> Result<u64, String> {
         let named = self.names.iter().position(|name| *name == text);
         let value = match named {
-            Some(index) => self.first + index as u64,
-            None => number(text)?,
+            Some(index) => Some(self.first + index as u64),
+            None => number(text),
         };
-        (self.first..=self.last).contains(&value).then_some(value)
+        let (name, first, last) = (self.name, self.first, self.last);
+        let fits = |value: &u64| (first..=last).contains(value);
+        value
+            .filter(fits)
+            .ok_or_else(|| match (value, self.foreign(part, text)) {
+                (Some(_), _) => format!("{text} is no {name}; write {first} to {last}"),
+                (None, Some(instead)) => format!("{part:?} is not understood as a {name}: {instead}"),
+                (None, None) => format!(
+                    "{part:?} is not understood as a {name}: write numbers from {first} to {last}{}, lists (1,3), ranges (1-5) or steps (*/5)",
+                    self.names_text()
+                ),
+            })
+    }
+
+    fn names_text(&self) -> String {
+        let Some((first, last)) = self.names.first().zip(self.names.last()) else {
+            return String::new();
+        };
+        format!(", names from {first} to {last}")
+    }
+
+    /// What to write instead of what other programs understand.
+    fn foreign(&self, part: &str, text: &str) -> Option<String> {
+        let is_word = text.len() > 3 && text.bytes().all(|byte| byte.is_ascii_lowercase());
+        let whole = |name: &&&str| is_word && text.starts_with(**name);
+        if let Some(name) = self.names.iter().find(whole) {
+            return Some(format!("write {name} for {text}"));
+        }
+        let instead = match part {
+            "" => {
+                "there is nothing between two commas, or before or after one; leave the comma out"
+            }
+            "?" => "write * for ?",
+            _ if part.starts_with('l') || part.ends_with('l') => {
+                "there is no L for the last day; name days, such as 28-31, and look in the processor whether it is the last"
+            }
+            _ if part.contains('#') => {
+                "there is no # for the first or second such day of a month; name the days of the month that it may be, such as 8-14 for the second, and look in the processor for the day of the week"
+            }
+            _ if part.ends_with('w') => {
+                "there is no W for the nearest working day; write mon-fri as days of the week"
+            }
+            _ if part.starts_with('h') => {
+                "there is no H for a time that the host picks; write the number that you want"
+            }
+            _ if text.is_empty() => "a range has a number on both sides, such as 1-5",
+            _ => return None,
+        };
+        Some(instead.to_owned())
+    }
+}
+
+fn number_of_fields(count: usize) -> String {
+    let what = "write minute, hour, day, month and day of the week, such as \"*/5 * * * *\", with seconds in front if you like";
+    match count {
+        7 => format!("it has 7 fields, and there is none for the year; {what}"),
+        1 => format!("it has 1 field, not 5 or 6; {what}"),
+        count => format!("it has {count} fields, not 5 or 6; {what}"),
     }
 }
 
@@ -347,7 +443,6 @@ mod tests {
             "* * 0 * *",
             "* * * 13 *",
             "* * * * 8",
-            "5-1 * * * *",
             "*/0 * * * *",
             "a * * * *",
             "1- * * * *",
@@ -360,6 +455,71 @@ mod tests {
             assert!(Cron::parse(wrong).is_err(), "{wrong:?}");
         }
         assert!(Cron::parse(&" ".repeat(CRON_CHARS_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn a_range_may_go_round_and_nicknames_may_be_written_large() {
+        for (written, plain) in [
+            ("0 0 * * fri-sun", "0 0 * * 5,6,0"),
+            ("0 0 * * sat-mon", "0 0 * * 6,0,1"),
+            ("0 0 * * 6-1", "0 0 * * 6,0,1"),
+            ("0 0 * * 7-2", "0 0 * * 0,1,2"),
+            ("0 0 * * fri-tue/2", "0 0 * * 5,0,2"),
+            ("0 0 * * 1-7", "0 0 * * *"),
+            ("0 0 * * sun-sat", "0 0 * * *"),
+            ("0 0 * nov-feb *", "0 0 * 11,12,1,2 *"),
+            ("0 22-2 * * *", "0 22,23,0,1,2 * * *"),
+            ("0 22-2/2 * * *", "0 22,0,2 * * *"),
+            ("50-10/10 * * * *", "50,0,10 * * * *"),
+            ("0 0 30-2 * *", "0 0 30,31,1,2 * *"),
+            (
+                "50-5 0 0 * * *",
+                "50,51,52,53,54,55,56,57,58,59,0,1,2,3,4,5 0 0 * * *",
+            ),
+            ("@annually", "0 0 1 1 *"),
+            ("@Daily", "0 0 * * *"),
+            (" @HOURLY ", "0 * * * *"),
+        ] {
+            let (written_cron, plain_cron) = (Cron::parse(written), Cron::parse(plain));
+            let (written_cron, plain_cron) = (written_cron.unwrap(), plain_cron.unwrap());
+            let mut at = at("2026-11-21 10:00:00");
+            for _ in 0..100 {
+                let next = written_cron.next_after(at);
+                assert_eq!(next, plain_cron.next_after(at), "{written}");
+                at = next;
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_its_cause_and_what_to_write() {
+        for (wrong, told) in [
+            ("* 24 * * *", "24 is no hour; write 0 to 23"),
+            ("0 0 L * *", "no L for the last day"),
+            ("0 0 * * mon#2", "8-14 for the second"),
+            ("H H * * *", "write the number that you want"),
+            ("0 0 15W * *", "no W for the nearest working day"),
+            ("0 0 ? * *", "write * for ?"),
+            ("0 0 * * monday", "write mon for monday"),
+            ("0 0 * january *", "write jan for january"),
+            ("*/0 * * * *", "steps by 0"),
+            ("*/x * * * *", "a step such as */5"),
+            ("1,,2 * * * *", "leave the comma out"),
+            ("1- * * * *", "a number on both sides"),
+            ("0 0 30 2 *", "first day is 30, and feb ends with day 29"),
+            (
+                "0 0 31 4,6 *",
+                "first day is 31, and apr or jun ends with day 30",
+            ),
+            ("@reboot", "@yearly, @annually"),
+            ("0 0 0 * * * 2026", "none for the year"),
+            ("every day", "it has 2 fields"),
+            ("x * * * *", "numbers from 0 to 59"),
+            ("0 0 * * x", "names from sun to sat"),
+        ] {
+            let error = Cron::parse(wrong).unwrap_err().to_string();
+            assert!(error.contains(told), "{wrong}: {error}");
+        }
     }
 
     fn field(last: u64) -> impl Strategy<Value = String> {

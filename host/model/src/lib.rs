@@ -36,10 +36,11 @@ pub use name::{NameError, ProcessorName, ScheduleName, TopicName};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
     Canary, Change, ChangeKind, Processor, ProcessorSpec, Replay, ReplayRange, Revision, Shadow,
+    TopicStart,
 };
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, Parked, Progress};
-pub use schedule::{Schedule, ScheduleSpec};
+pub use schedule::{Schedule, ScheduleRun, ScheduleSpec};
 pub use settings::{SettingError, SettingsPatch, TopicSettings};
 pub use steady::{SteadyClock, Step};
 pub use topic::{Durability, Topic, TopicId, TopicPartition, TopicSpec};

@@ -6,6 +6,7 @@ use crate::clock::Timestamp;
 use crate::digest::Digest;
 use crate::name::{ProcessorName, TopicName};
 use crate::offset::{Offset, PartitionId};
+use crate::topic::TopicId;
 
 /// What must keep its order when a message is retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,9 +43,10 @@ impl Default for BatchPolicy {
     }
 }
 
-/// How failed messages are tried again: exponential backoff with full jitter.
+/// How failed messages are tried again: exponential backoff with full jitter. By default for minutes: seven on average, 13.5 at the most,
+/// so that a database that restarts costs nobody a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(from = "SaidOfRetry")]
 pub struct RetryPolicy {
     /// Attempts in all; after the last failed one the message is a dead letter.
     pub attempts_max: u32,
@@ -57,9 +59,32 @@ pub struct RetryPolicy {
 impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
-            attempts_max: 5,
-            delay_first_ms: 100,
-            delay_max_ms: 30_000,
+            attempts_max: 10,
+            delay_first_ms: 2_000,
+            delay_max_ms: 300_000,
+        }
+    }
+}
+
+/// What is said of a retry policy.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct SaidOfRetry {
+    attempts_max: Option<u32>,
+    delay_first_ms: Option<u64>,
+    delay_max_ms: Option<u64>,
+}
+
+impl From<SaidOfRetry> for RetryPolicy {
+    /// What is not said has its default; but whoever only says that no delay is long does not have to say so of the first one.
+    fn from(said: SaidOfRetry) -> Self {
+        let default = Self::default();
+        let delay_max_ms = said.delay_max_ms.unwrap_or(default.delay_max_ms);
+        let delay_first_ms = said.delay_first_ms;
+        Self {
+            attempts_max: said.attempts_max.unwrap_or(default.attempts_max),
+            delay_first_ms: delay_first_ms.unwrap_or(default.delay_first_ms.min(delay_max_ms)),
+            delay_max_ms,
         }
     }
 }
@@ -302,6 +327,18 @@ pub struct ReplayRange {
     pub end: Offset,
 }
 
+/// Where a processor begins in a topic: at these offsets, partition by partition. Beyond them, in partitions that came later, it begins at
+/// the oldest message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicStart {
+    /// The topic, for people.
+    pub topic: TopicName,
+    /// Which one of that name.
+    pub id: TopicId,
+    /// The first message to read in each of its partitions.
+    pub offsets: Vec<Offset>,
+}
+
 /// A processor and its history. Its name is its consumer group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processor {
@@ -322,6 +359,10 @@ pub struct Processor {
     /// What it reads if it only replays; such a processor has one revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
+    /// Where it begins, as was said when it was made; empty is the oldest message everywhere. Counts in each partition until progress is
+    /// committed there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start: Vec<TopicStart>,
     /// What was done with it, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
@@ -342,11 +383,56 @@ impl Processor {
         number == self.current || canary == Some(number) || shadow == Some(number)
     }
 
+    /// The first message to read in a partition that has no progress yet; `None` is the oldest one.
+    #[must_use]
+    pub fn start_in(&self, topic: TopicId, partition: PartitionId) -> Option<Offset> {
+        let start = self.start.iter().find(|start| start.id == topic)?;
+        start.offsets.get(partition.0 as usize).copied()
+    }
+
     /// One of its revisions, if it is still kept.
     #[must_use]
     pub fn revision(&self, number: u32) -> Option<&Revision> {
         self.revisions
             .iter()
             .find(|revision| revision.number == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(said: &str) -> RetryPolicy {
+        serde_json::from_str(said).expect("a policy")
+    }
+
+    #[test]
+    fn what_is_not_said_of_retries_has_its_default() {
+        assert_eq!(policy("{}"), RetryPolicy::default());
+        assert_eq!(policy(r#"{"attempts_max": 3}"#).attempts_max, 3);
+        let short = policy(r#"{"delay_max_ms": 50}"#);
+        assert_eq!((short.delay_first_ms, short.delay_max_ms), (50, 50));
+        let long = policy(r#"{"delay_max_ms": 5000000}"#);
+        assert_eq!(long.delay_first_ms, RetryPolicy::default().delay_first_ms);
+        assert!(serde_json::from_str::<RetryPolicy>(r#"{"attempts": 3}"#).is_err());
+    }
+
+    #[test]
+    fn by_default_a_message_is_tried_for_minutes() {
+        let RetryPolicy {
+            attempts_max,
+            delay_first_ms,
+            delay_max_ms,
+        } = RetryPolicy::default();
+        let waits = 1..attempts_max;
+        let bounds = waits.map(|wait| (delay_first_ms << (wait - 1)).min(delay_max_ms));
+        let longest: u64 = bounds.sum();
+        // With full jitter half of it, on average.
+        assert!(
+            (5 * 60_000..15 * 60_000).contains(&(longest / 2)),
+            "{longest}"
+        );
+        assert!(longest < 15 * 60_000, "{longest}");
     }
 }

@@ -47,4 +47,17 @@ pub struct Schedule {
     /// How many it has made.
     #[serde(default)]
     pub made: u64,
+    /// When it was last run by hand, and by whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<ScheduleRun>,
+}
+
+/// A message that somebody had a schedule make, between its times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleRun {
+    /// When.
+    pub at: Timestamp,
+    /// Who asked for it, as far as they said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }

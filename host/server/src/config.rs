@@ -453,7 +453,14 @@ fn read_file(path: &Path) -> Result<Settings, ConfigError> {
 
 fn not_understood(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
     let before = text.get(..error.span().map_or(0, |span| span.start));
-    let hint = hint_of(error.message()).map_or_else(String::new, |hint| format!("; {hint}"));
+    let hint = hint_of(error.message()).or_else(|| {
+        // What the parser takes for a number or a date is mostly a text without quotes.
+        let is_syntax = error.message().starts_with("invalid") && !error.message().contains("type");
+        is_syntax.then(|| {
+            "write texts in quotes, as listen = \"127.0.0.1:7400\", and numbers without".to_owned()
+        })
+    });
+    let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
     ConfigError::File {
         path: path.to_owned(),
         line: before.unwrap_or_default().matches('\n').count() + 1,

@@ -267,7 +267,8 @@ impl Trial<'_> {
         let verdict = Verdict::of(answer, batch, topics, outputs_max)?;
         let now = self.broker.inner.clock.wall();
         verdict.outputs.check_delays(now)?;
-        placing::place(&verdict.outputs, batch, topics).await?;
+        let moment = self.broker.inner.clock.monotonic();
+        placing::place(&verdict.outputs, batch, topics, moment).await?;
         Ok(verdict)
     }
 
@@ -400,7 +401,9 @@ fn apart<'a>(mut piece: &'a [DeadLetter], spent: &[usize]) -> Vec<&'a [DeadLette
 fn byte_count(message: &Message) -> usize {
     let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
     let headers = dead_letter::kept(message);
-    let headers = headers.map(|header| header.name.len() + length(&header.value));
+    let headers = headers
+        .iter()
+        .map(|header| header.name.len() + length(&header.value));
     length(&message.key) + length(&message.value) + headers.sum::<usize>()
 }
 
@@ -414,7 +417,9 @@ fn columns_of(shelf: &Shelf, letters: &[DeadLetter]) -> ColumnBatch {
     for letter in letters {
         let message = &letter.message;
         let headers = dead_letter::kept(message);
-        let headers = headers.map(|header| (&header.name[..], header.value.as_deref()));
+        let headers = headers
+            .iter()
+            .map(|header| (&header.name[..], header.value.as_deref()));
         let (offset, parts) = (
             letter.origin_offset.0,
             (message.key.as_deref(), message.value.as_deref()),

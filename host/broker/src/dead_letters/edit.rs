@@ -10,7 +10,7 @@ use super::audit::{AuditAction, Digests, EditDigests};
 use super::redrive::Sending;
 use super::{DeadLetterError, DeadLetterPlace, Redriven};
 use crate::broker::Broker;
-use crate::chains::HOPS;
+use crate::chains::is_trail;
 use crate::dispatch::dead_letter;
 
 /// What is to be different about a message; what is not named stays as it is.
@@ -53,7 +53,7 @@ impl LetterEdit {
             .retain(|header| !gone.contains(&header.name));
         message.headers.extend(self.set_headers);
         // What the host said of it before it died goes with it; whoever changes it wants its hops counted anew.
-        let kept = |header: &Header| dead_letter::is_kept(&header.name) && header.name != HOPS;
+        let kept = |header: &Header| dead_letter::is_kept(&header.name) && !is_trail(&header.name);
         message.headers.retain(kept);
         let own = |header: &&Header| !dead_letter::is_reserved(&header.name);
         let count = message.headers.iter().filter(own).count();

@@ -11,7 +11,7 @@ mod check;
 use check::Check;
 
 use super::OutputTopics;
-use crate::chains::{HOPS, HOPS_CLASS, Hops};
+use crate::chains::{HOPS_CLASS, Hops, Trail, is_trail};
 use crate::columns;
 use crate::handler::{CallError, CallUse, Cause};
 
@@ -350,12 +350,14 @@ impl Outputs {
         let source = self.source(output);
         let timestamp = self.timestamp(output, batch);
         let parts = (self.key(output, batch), self.value(output, batch));
-        let hops = self.hops.after(source).map(|hops| hops.to_string());
-        let hops = hops.as_deref();
+        let trail = self.hops.after(source);
+        let hops = trail.map(|trail| trail.hops.to_string());
+        let said = trail.zip(hops.as_deref());
         if !self.answer.header_ends.is_empty() {
-            write_with(builder, timestamp, parts, self.headers(output, batch), hops);
-        } else if hops.is_some() {
-            write_with(builder, timestamp, parts, batch.headers(source), hops);
+            let headers = self.headers(output, batch);
+            write_with(builder, timestamp, parts, headers, said);
+        } else if trail.is_some() {
+            write_with(builder, timestamp, parts, batch.headers(source), said);
         } else {
             let count = batch.header_range(source).len();
             builder.push_parts(timestamp, parts.0, parts.1, count, batch.headers(source));
@@ -369,11 +371,13 @@ fn write_with<'a>(
     timestamp: Timestamp,
     (key, value): (Option<&[u8]>, Option<&[u8]>),
     headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + Clone,
-    hops: Option<&'a str>,
+    trail: Option<(Trail, &'a str)>,
 ) {
-    let headers = headers.filter(|(name, _)| *name != HOPS.as_bytes());
-    let added = hops.map(|hops| (HOPS.as_bytes(), Some(hops.as_bytes())));
-    let count = headers.clone().count() + usize::from(hops.is_some());
+    let headers = headers.filter(|(name, _)| !is_trail(name));
+    let added = trail
+        .into_iter()
+        .flat_map(|(trail, hops)| trail.headers(hops));
+    let count = headers.clone().count() + added.clone().count();
     builder.push_parts(timestamp, key, value, count, headers.chain(added));
 }
 

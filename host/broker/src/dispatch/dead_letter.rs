@@ -8,9 +8,9 @@ use millrace_model::{
 
 use super::Input;
 use super::answer::{Failed, cut};
-use crate::chains::{HOPS, HOPS_CLASS};
+use crate::chains::{ENDED, HOPS, HOPS_CLASS, Trail, is_trail};
 use crate::handler::CallUse;
-use crate::schedules::{DUE, MISSED, SCHEDULE};
+use crate::schedules::{DUE, MISSED, RUN_BY, SCHEDULE};
 
 /// Header names that begin so are written by the host alone.
 pub(crate) const PREFIX: &str = "millrace-";
@@ -31,11 +31,13 @@ const FIRST_FAILED_AT: &str = "millrace-first-failed-at";
 const DIED_AT: &str = "millrace-died-at";
 const ATTEMPT_LOG: &str = "millrace-attempt-log";
 const CALL: &str = "millrace-call";
+/// The hops that a message had behind it when it came to a processor that counts, and died there; it has them again when it is sent again.
+const ORIGIN_HOPS: &str = "millrace-origin-hops";
 /// How often a message was sent again; on redriven messages, too, as [`ORIGIN_OFFSET`] is.
 pub(crate) const REDRIVES: &str = "millrace-redrives";
 
 /// What the host said of a message before it died, and says of it after: a dead letter has these as well.
-const KEPT: [&str; 4] = [HOPS, SCHEDULE, DUE, MISSED];
+const KEPT: [&str; 6] = [HOPS, ENDED, SCHEDULE, DUE, MISSED, RUN_BY];
 
 /// Whether a header is no evidence of the death: the message had it before.
 pub(crate) fn is_kept(name: &[u8]) -> bool {
@@ -62,6 +64,8 @@ pub(crate) struct Death<'a> {
     pub(crate) used: Option<&'a CallUse>,
     /// How often it had been sent again.
     pub(crate) redrives: u32,
+    /// What the dead letter has behind it, and with how many hops the message came.
+    pub(crate) trail: Option<(Trail, u32)>,
 }
 
 /// Writes a message of the batch with its evidence.
@@ -74,9 +78,15 @@ pub(crate) fn write(
     let evidence = evidence(batch.offsets[message], death);
     let kept: Vec<_> = batch
         .headers(message)
-        .filter(|(name, _)| is_kept(name))
+        .filter(|(name, _)| is_kept(name) && !is_trail(name))
         .collect();
-    let count = kept.len() + evidence.len();
+    let hops = death.trail.map(|(trail, _)| trail.hops.to_string());
+    let hops = hops.as_deref().unwrap_or_default();
+    let trail = death
+        .trail
+        .into_iter()
+        .flat_map(|(trail, _)| trail.headers(hops));
+    let count = kept.len() + trail.clone().count() + evidence.len();
     let added = evidence
         .iter()
         .map(|(name, value)| (name.as_bytes(), Some(value.as_bytes())));
@@ -85,7 +95,7 @@ pub(crate) fn write(
         batch.key(message),
         batch.value(message),
         count,
-        kept.into_iter().chain(added),
+        kept.into_iter().chain(trail).chain(added),
     );
 }
 
@@ -115,6 +125,9 @@ fn evidence(origin_offset: u64, death: &Death<'_>) -> Vec<(&'static str, String)
     // Our own type of numbers and texts: it always serialises.
     let used = death.used.and_then(|used| serde_json::to_string(used).ok());
     evidence.extend(used.map(|used| (CALL, used)));
+    if let Some((_, before)) = death.trail.filter(|(trail, before)| trail.hops != *before) {
+        evidence.push((ORIGIN_HOPS, before.to_string()));
+    }
     if death.redrives > 0 {
         evidence.push((REDRIVES, death.redrives.to_string()));
     }
@@ -188,15 +201,25 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
 
 /// The headers that the message had before it died, as it is to have them again. One that had come round too often begins anew:
 /// somebody wants it to.
-pub(crate) fn kept(message: &Message) -> impl Iterator<Item = &Header> {
+pub(crate) fn kept(message: &Message) -> Vec<Header> {
     let spent = header(message, CLASS) == Some(HOPS_CLASS);
-    let headers = message.headers.iter();
-    headers.filter(move |header| is_kept(&header.name) && !(spent && header.name == HOPS))
+    let hops = header(message, ORIGIN_HOPS);
+    let stays = |header: &&Header| {
+        let replaced = hops.is_some() && header.name == HOPS;
+        is_kept(&header.name) && !replaced && !(spent && is_trail(&header.name))
+    };
+    let mut headers: Vec<Header> = message.headers.iter().filter(stays).cloned().collect();
+    // It had not been through the processor yet that it comes to again.
+    headers.extend(hops.filter(|hops| *hops != "0").map(|hops| Header {
+        name: HOPS.into(),
+        value: Some(hops.to_owned().into()),
+    }));
+    headers
 }
 
 /// The message as it was before it died, but for two headers that say where it first stood, and how often it was sent again.
 pub(crate) fn revive(mut message: Message, origin_offset: Offset, redrives: u32) -> Message {
-    message.headers = kept(&message).cloned().collect();
+    message.headers = kept(&message);
     let added = [
         (ORIGIN_OFFSET, origin_offset.to_string()),
         (REDRIVES, redrives.to_string()),

@@ -18,6 +18,7 @@ use super::answer::{Failed, Outputs, Verdict, cut};
 use super::batcher::{Batch, behind, ordering};
 use super::dead_letter::{self, Death};
 use super::retry;
+use crate::chains::{HOPS_CLASS, Trail, after, trail_of};
 use crate::handler::{Cause, Decision, Failure};
 
 /// Dead letters of one commit are put into batches of about this size.
@@ -158,12 +159,44 @@ impl Settling<'_> {
         attempts: u32,
         rng: &mut fastrand::Rng,
     ) -> Fate {
+        if self.is_spent(failed) && self.came(failed).ended {
+            return Fate::Drop(
+                "it was given up for its hops before, has its dead letter, and came round once more".to_owned(),
+            );
+        }
         match self.decisions.get(failure) {
             Some(Decision::RetryAfter(delay)) => Fate::Retry(*delay),
             Some(Decision::DeadLetter) => Fate::DeadLetter,
             Some(Decision::Drop(reason)) => Fate::Drop(reason.clone()),
             Some(Decision::Policy) | None => self.by_policy(failed, attempts, rng),
         }
+    }
+
+    /// Whether it was not even called, for its hops.
+    fn is_spent(&self, failed: &Failed) -> bool {
+        self.verdict.is_final && failed.class == HOPS_CLASS
+    }
+
+    /// With what behind it a message came.
+    fn came(&self, failed: &Failed) -> Trail {
+        trail_of(&self.batch.columns, failed.message).unwrap_or_default()
+    }
+
+    /// What its dead letter has behind it, and with how many hops it came. A death counts as an output does: the dead letter may be read.
+    fn trail(&self, failed: &Failed) -> Option<(Trail, u32)> {
+        let came = self.came(failed);
+        if self.is_spent(failed) {
+            return Some((
+                Trail {
+                    ended: true,
+                    ..came
+                },
+                came.hops,
+            ));
+        }
+        let before = trail_of(&self.batch.columns, failed.message);
+        let trail = after(before, self.spec.hops_max.is_some());
+        trail.map(|trail| (trail, came.hops))
     }
 
     fn by_policy(&self, failed: &Failed, attempts: u32, rng: &mut fastrand::Rng) -> Fate {
@@ -279,6 +312,7 @@ impl<'a> Settler<'a> {
                 .redrives
                 .get(failed.message)
                 .map_or(0, |n| *n),
+            trail: settling.trail(failed),
         };
         let columns = &settling.batch.columns;
         dead_letter::write(columns, failed.message, &death, &mut self.dead);

@@ -147,6 +147,8 @@ pub(crate) struct Input {
     pub(crate) dead_letters: Topic,
     /// The messages to read, from the first one to before the end; `None`: all that come.
     pub(crate) range: Option<(Offset, Offset)>,
+    /// The message to begin with, as long as nothing is committed; `None`: the oldest.
+    pub(crate) first: Option<Offset>,
 }
 
 impl Input {

@@ -1,6 +1,7 @@
 //! Gives outputs their partitions: the handler's own choice first, then the output topic's partitioner.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_model::ColumnBatch;
 use millrace_model::columns::NONE;
@@ -8,9 +9,9 @@ use millrace_model::columns::NONE;
 use super::OutputTopics;
 use super::answer::Outputs;
 use crate::handler::CallError;
-use crate::partitioner::Partitioner;
+use crate::partitioner::{BuiltIn, Partitioner};
 
-/// The partition of each output.
+/// The partition of each output, at this moment of the monotonic clock.
 ///
 /// # Errors
 /// What a partitioner component failed with: the batch that it could not place fails like one that its processor could not
@@ -19,6 +20,7 @@ pub(crate) async fn place(
     outputs: &Outputs,
     batch: &ColumnBatch,
     topics: &OutputTopics,
+    now: Duration,
 ) -> Result<Vec<u32>, CallError> {
     let mut placed = vec![NONE; outputs.len()];
     for (index, topic) in topics.topics.iter().enumerate() {
@@ -38,7 +40,7 @@ pub(crate) async fn place(
                 index as u32,
                 outputs,
                 batch,
-                &topic.partitioner,
+                topic.partitioner.built_in(now),
                 &mut placed,
             );
         }
@@ -56,10 +58,9 @@ fn choose(
     topic: u32,
     outputs: &Outputs,
     batch: &ColumnBatch,
-    partitioner: &Partitioner,
+    mut built_in: BuiltIn<'_>,
     placed: &mut [u32],
 ) {
-    let mut built_in = partitioner.built_in();
     for (output, place) in placed.iter_mut().enumerate() {
         if outputs.topic(output) == topic && outputs.partition(output).is_none() {
             let bytes = outputs.value(output, batch).map_or(0, <[u8]>::len);

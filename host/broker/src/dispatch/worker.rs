@@ -256,7 +256,10 @@ impl Worker {
             None => Progress {
                 next: match input.range {
                     Some((first, _)) => first,
-                    None => engine.ends(partition)?.start,
+                    None => {
+                        let start = engine.ends(partition)?.start;
+                        input.first.map_or(start, |first| first.max(start))
+                    }
                 },
                 ..Progress::default()
             },

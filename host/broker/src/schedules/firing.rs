@@ -7,10 +7,10 @@ use futures_util::stream::{self, StreamExt as _};
 use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, Transaction};
 use millrace_model::calendar::utc;
-use millrace_model::{Header, Schedule, ScheduleName, Timestamp};
+use millrace_model::{Header, Schedule, ScheduleName, ScheduleRun, Timestamp};
 use tokio::sync::{Notify, watch};
 
-use super::{Known, message_of};
+use super::{Known, ScheduleError, ScheduleStatus, message_of};
 use crate::broker::{Broker, Inner, entry};
 use crate::handler::CallError;
 use crate::produce::ProduceError;
@@ -22,6 +22,9 @@ pub(crate) const SCHEDULE: &str = "millrace-schedule";
 pub(crate) const DUE: &str = "millrace-due";
 /// How many earlier ones it stands for as well; absent if none.
 pub(crate) const MISSED: &str = "millrace-missed";
+
+/// Who had a message made by hand, between the times of its schedule; absent of all others.
+pub(crate) const RUN_BY: &str = "millrace-run-by";
 
 /// Messages of schedules that are made side by side.
 const MADE_AT_ONCE_MAX: usize = 16;
@@ -151,17 +154,55 @@ impl Broker {
         next: &Schedule,
         missed: u64,
     ) -> Result<(), ProduceError> {
-        let message = message_of(&schedule.spec);
         let due = next.last.unwrap_or_default();
         let headers = evidence(&schedule.name, due, missed);
-        let name = schedule.name.to_string();
+        self.append_message(next, headers).await
+    }
+
+    /// Appends the schedule's message, and keeps the schedule as it is to be then.
+    async fn append_message(
+        &self,
+        then: &Schedule,
+        headers: Vec<Header>,
+    ) -> Result<(), ProduceError> {
+        let name = then.name.to_string();
         let transaction = Transaction {
-            entries: vec![entry(EntryKind::Schedule, name, Some(next))],
+            entries: vec![entry(EntryKind::Schedule, name, Some(then))],
             ..Transaction::default()
         };
-        let topic = &schedule.spec.topic;
-        self.produce_with(topic, message, headers, transaction)
+        let message = message_of(&then.spec);
+        self.produce_with(&then.spec.topic, message, headers, transaction)
             .await
+    }
+
+    /// Makes a schedule's message now, also while it is paused. Its next time stays as it is; that it was run, and by whom, is kept with it
+    /// in the commit that appends the message.
+    ///
+    /// # Errors
+    /// [`ScheduleError`]; no message was made then.
+    pub async fn run_schedule(&self, name: &ScheduleName) -> Result<ScheduleStatus, ScheduleError> {
+        let _change = self.inner.schedules.changes.lock().await;
+        let known = self.schedule(name);
+        let known = known.ok_or_else(|| ScheduleError::Unknown(name.clone()))?;
+        let now = self.inner.clock.wall();
+        let mut schedule = known.schedule;
+        schedule.made += 1;
+        schedule.last_run = Some(ScheduleRun {
+            at: now,
+            by: self.by.as_deref().map(str::to_owned),
+        });
+        let by = self.by.as_deref().unwrap_or_default();
+        let mut headers = evidence(name, now, 0);
+        headers.push(header(RUN_BY, by.to_owned()));
+        self.append_message(&schedule, headers).await?;
+        counter!("millrace_schedule_messages_total", "schedule" => name.to_string()).increment(1);
+        tracing::info!(schedule = %name, topic = %schedule.spec.topic, by, "a schedule was run by hand");
+        let mut all = self.inner.schedules.all.write();
+        let now_known = all
+            .entry(name.clone())
+            .or_insert_with(|| Known::new(schedule.clone()));
+        now_known.schedule = schedule;
+        Ok(now_known.status())
     }
 
     /// Whether the engine goes on.
@@ -261,11 +302,14 @@ fn after(schedule: &Schedule, now: Timestamp) -> (Schedule, u64) {
     (next, missed)
 }
 
-fn evidence(name: &ScheduleName, due: Timestamp, missed: u64) -> Vec<Header> {
-    let header = |name: &'static str, value: String| Header {
+fn header(name: &'static str, value: String) -> Header {
+    Header {
         name: name.into(),
         value: Some(value.into()),
-    };
+    }
+}
+
+fn evidence(name: &ScheduleName, due: Timestamp, missed: u64) -> Vec<Header> {
     let mut headers = vec![
         header(SCHEDULE, name.to_string()),
         header(DUE, due.0.to_string()),
@@ -297,6 +341,7 @@ mod tests {
             next: Timestamp(next),
             last: None,
             made: 0,
+            last_run: None,
         }
     }
 

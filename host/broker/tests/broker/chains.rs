@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use millrace_broker::{ProcessorError, RedriveRequest};
@@ -194,6 +195,113 @@ async fn a_redriven_message_that_came_too_often_begins_anew() {
     rig.hold("in", &["x", "x", "x"]).await;
     rig.hold("in.p.dlq", &["x", "x"]).await;
     assert_eq!(all_hops(&rig, "in").await, counts(&[0, 1, 1]));
+}
+
+/// Messages whose value is `bad` are rejected, the others pass.
+async fn picky(rig: &Rig, hops_max: Option<u32>) -> ProcessorSpec {
+    let handler = per_message(|batch, message| match text(batch.value(message)).as_str() {
+        "bad" => Say::Reject("bad"),
+        _ => Say::Pass,
+    });
+    let module = rig.upload_handler("picky", handler).await;
+    ProcessorSpec {
+        hops_max,
+        ..spec(module)
+    }
+}
+
+#[tokio::test]
+async fn a_cycle_through_dead_letters_is_refused_and_spelled_out_whoever_closes_it() {
+    let rig = Rig::start(1).await;
+    rig.deploy(picky(&rig, None).await).await;
+    let again = passing(&rig, "in.p.dlq", "in", None).await;
+    let deploy = async |name, spec| rig.broker.deploy(&processor(name), spec).await;
+    let refused = deploy("again", again.clone()).await.unwrap_err();
+    let cycle = "again -> in -> p -> in.p.dlq -> again";
+    assert!(refusal(&refused).contains(cycle), "{refused}");
+    // What only looks at them closes nothing.
+    rig.topic("report", 1).await;
+    deploy("look", passing(&rig, "in.p.dlq", "report", None).await)
+        .await
+        .unwrap();
+    let counts = ProcessorSpec {
+        hops_max: Some(3),
+        ..again
+    };
+    deploy("again", counts).await.unwrap();
+    // Nobody may stop counting either, nor come in between.
+    let refused = deploy("again", passing(&rig, "in.p.dlq", "in", None).await).await;
+    assert!(refusal(&refused.unwrap_err()).contains(cycle));
+    rig.broker.delete_processor(&processor("p")).await.unwrap();
+    deploy("again", passing(&rig, "in.p.dlq", "in", None).await)
+        .await
+        .unwrap();
+    let refused = deploy("p", picky(&rig, None).await).await.unwrap_err();
+    let cycle = "p -> in.p.dlq -> again -> in -> p";
+    assert!(refusal(&refused).contains(cycle), "{refused}");
+}
+
+#[tokio::test]
+async fn a_cycle_through_dead_letters_ends_after_its_hops_whoever_counts() {
+    for (of_picky, of_again, rounds, letters) in [
+        // `again` gives it up.
+        (None, Some(3), 4, 4),
+        // `p` gives it up, and drops it when it comes round once more.
+        (Some(3), None, 5, 4),
+        (Some(2), Some(9), 3, 2),
+    ] {
+        let rig = Rig::start(1).await;
+        rig.deploy(picky(&rig, of_picky).await).await;
+        let again = passing(&rig, "in.p.dlq", "in", of_again).await;
+        rig.broker.deploy(&processor("again"), again).await.unwrap();
+        rig.produce(&[("a", "bad"), ("b", "good")]).await;
+        let came = async || {
+            rig.values("in")
+                .await
+                .iter()
+                .filter(|v| *v == "bad")
+                .count()
+        };
+        let rests = async |name: &str| {
+            let status = rig.broker.processor(&processor(name)).await.unwrap();
+            let mut partitions = status.partitions.iter();
+            partitions.all(|one| one.lag == 0 && one.parked == 0)
+        };
+        for _ in 0..3_000 {
+            if came().await >= rounds && rests("p").await && rests("again").await {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        rig.settled().await;
+        let told = format!("{of_picky:?} {of_again:?}");
+        assert_eq!(came().await, rounds, "{told}");
+        assert!(rests("p").await && rests("again").await, "{told}");
+        assert_eq!(rig.values("in.p.dlq").await.len(), letters, "{told}");
+        assert_eq!(rig.values("out").await, ["good"], "{told}");
+        let spent = rig.letters().await.into_iter();
+        let spent = spent.filter(|letter| letter.class == "hops").count();
+        assert_eq!(spent, usize::from(of_again != Some(3)), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_counts_as_an_output_does_and_sent_again_has_the_hops_it_came_with() {
+    let rig = Rig::start(1).await;
+    rig.deploy(picky(&rig, Some(2)).await).await;
+    rig.produce(&[("a", "bad")]).await;
+    rig.hold("in.p.dlq", &["bad"]).await;
+    assert_eq!(all_hops(&rig, "in.p.dlq").await, counts(&[1]));
+    for letters in 2..=3 {
+        let all = RedriveRequest::all("tester");
+        rig.broker.redrive(&processor("p"), all).await.unwrap();
+        rig.hold("in.p.dlq", &vec!["bad"; letters]).await;
+    }
+    assert_eq!(all_hops(&rig, "in.p.dlq").await, counts(&[1, 1, 1]));
+    assert_eq!(all_hops(&rig, "in.p.redrive").await, counts(&[0, 0]));
+    for letter in rig.letters().await {
+        assert_eq!(letter.class, "bad");
+    }
 }
 
 #[tokio::test]

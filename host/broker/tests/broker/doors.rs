@@ -262,11 +262,17 @@ async fn modules_are_found_by_digest_prefix_and_tag_and_kept_while_in_use() {
         upload("two", "one@1.0.0").await,
         Err(ModuleError::TagTaken { .. })
     ));
+    let tagged = upload("two", "two@2.0.0").await.unwrap();
+    assert_eq!(upload("two", "two@2.0.0").await.unwrap(), tagged);
+    assert_eq!(tagged.facts, two.facts);
+    assert!(tagged.tags().eq(["two@1.0.0", "two@2.0.0"]));
     assert!(matches!(
-        upload("two", "two@2.0.0").await,
-        Err(ModuleError::Tagged { .. })
+        upload("one", "two@2.0.0").await,
+        Err(ModuleError::TagTaken { .. })
     ));
-    assert_eq!(rig.broker.find_module("two@1.0.0"), Some(two.clone()));
+    for tag in ["two@1.0.0", "two@2.0.0"] {
+        assert_eq!(rig.broker.find_module(tag), Some(tagged.clone()));
+    }
     assert!(matches!(
         upload("two", "no tag").await,
         Err(ModuleError::Tag(_))

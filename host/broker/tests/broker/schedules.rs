@@ -181,3 +181,54 @@ async fn a_schedule_without_its_topic_says_so_and_goes_on_when_it_is_back() {
     }
     panic!("it never said that its topic is gone");
 }
+
+#[tokio::test]
+async fn a_schedule_run_by_hand_makes_one_message_and_keeps_its_next_time() {
+    let rig = Rig::start(1).await;
+    let yearly = spec("in", "0 0 1 1 *");
+    let made = rig.broker.put_schedule(&name("s"), yearly).await.unwrap();
+    let operator = rig.broker.on_behalf_of("operator");
+    let ran = operator.run_schedule(&name("s")).await.unwrap();
+    assert_eq!(ran.schedule.next, made.schedule.next);
+    assert_eq!((ran.schedule.last, ran.schedule.made), (None, 1));
+    rig.broker.pause_schedule(&name("s"), true).await.unwrap();
+    operator.run_schedule(&name("s")).await.unwrap();
+    let messages = rig.messages("in").await;
+    assert_eq!(messages.len(), 2);
+    for message in &messages {
+        assert_eq!(header(message, "millrace-schedule").as_deref(), Some("s"));
+        assert_eq!(
+            header(message, "millrace-run-by").as_deref(),
+            Some("operator")
+        );
+        assert_eq!(text(message.value.as_deref()), "tick");
+    }
+    // It is on record, and stays there.
+    let (engine, modules) = (Arc::clone(&rig.engine), Arc::clone(&rig.modules));
+    drop(rig);
+    let rig = Rig::on(engine, modules).await;
+    let kept = rig.broker.schedule(&name("s")).unwrap().schedule;
+    let by = kept.last_run.and_then(|run| run.by);
+    assert_eq!(
+        (kept.paused, kept.made, by.as_deref()),
+        (true, 2, Some("operator"))
+    );
+    let nobody = rig.broker.run_schedule(&name("t")).await;
+    assert!(matches!(nobody, Err(ScheduleError::Unknown(_))));
+}
+
+#[tokio::test]
+async fn a_run_whose_message_the_topic_does_not_take_changes_nothing() {
+    let rig = Rig::start(1).await;
+    rig.topic("gone", 1).await;
+    let yearly = spec("gone", "0 0 1 1 *");
+    rig.broker.put_schedule(&name("s"), yearly).await.unwrap();
+    rig.broker.delete_topic(&topic("gone")).await.unwrap();
+    let refused = rig.broker.run_schedule(&name("s")).await.unwrap_err();
+    assert!(matches!(
+        refused,
+        ScheduleError::Message(ProduceError::UnknownTopic(_))
+    ));
+    let kept = rig.broker.schedule(&name("s")).unwrap().schedule;
+    assert_eq!((kept.made, kept.last_run), (0, None));
+}

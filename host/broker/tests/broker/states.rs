@@ -240,3 +240,66 @@ async fn many_failures_in_one_batch_are_each_called_alone_and_nothing_is_called_
     let calls = calls.load(Ordering::SeqCst);
     assert!(calls <= 2 * MESSAGES, "{calls} for {MESSAGES} messages");
 }
+
+#[tokio::test]
+async fn a_key_is_found_without_its_partition_and_totals_are_of_all() {
+    let rig = Rig::start(4).await;
+    let module = rig.upload_handler("count", counting(|_, _| Say::Ack)).await;
+    rig.deploy(spec(module)).await;
+    let keys: Vec<String> = (0..40).map(|n| format!("key-{n}")).collect();
+    for key in &keys {
+        rig.produce(&[(key, "x"), (key, "y")]).await;
+    }
+    rig.settled().await;
+    let p = processor("p");
+    let totals = rig.broker.state_totals(&p, None).await.unwrap();
+    assert_eq!(totals.len(), 4);
+    assert_eq!(
+        totals
+            .iter()
+            .map(|one| one.page.size.entries)
+            .sum::<usize>(),
+        40
+    );
+    for key in &keys {
+        let found = rig
+            .broker
+            .state_of_key(&p, None, key.as_bytes())
+            .await
+            .unwrap();
+        assert_eq!(found.len(), 1, "{key}");
+        let entry = &found[0].page.entries[0];
+        assert_eq!(
+            (&*entry.key, entry.value.as_number()),
+            (key.as_bytes(), Some(2))
+        );
+    }
+    // One that others begin with is another one, and one in several partitions is found in each.
+    let found = rig.broker.state_of_key(&p, None, b"key").await.unwrap();
+    assert!(found.is_empty());
+    for partition in [1, 3] {
+        let place = StatePlace {
+            partition: PartitionId(partition),
+            ..place()
+        };
+        let writes = StateWrites {
+            resets: false,
+            changes: vec![change("total", Some(7))],
+        };
+        rig.broker.write_state(&place, writes).await.unwrap();
+    }
+    let found = rig
+        .broker
+        .state_of_key(&p, Some(&topic("in")), b"total")
+        .await
+        .unwrap();
+    let partitions: Vec<u32> = found.iter().map(|one| one.partition.0).collect();
+    assert_eq!(partitions, [1, 3]);
+    let other = rig.broker.state_totals(&p, Some(&topic("out"))).await;
+    assert!(matches!(other, Err(StateAccessError::WhichTopic { .. })));
+    let nobody = rig
+        .broker
+        .state_of_key(&processor("q"), None, b"total")
+        .await;
+    assert!(matches!(nobody, Err(StateAccessError::Unknown(_))));
+}

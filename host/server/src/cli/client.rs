@@ -1,5 +1,8 @@
 //! Asks a host over HTTP, and says plainly when nobody is there.
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_model::{Clock, SystemClock};
@@ -8,6 +11,7 @@ use ureq::http::{Method, Request};
 use ureq::{Agent, AsSendBody};
 
 use super::failure::{Exit, Failure};
+use super::feed::Interrupt;
 use super::output::Output;
 
 /// An answer larger than this is none of ours.
@@ -24,6 +28,8 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
 struct Reply {
     status: u16,
     retry_after: Option<Duration>,
+    /// Whether an earlier request with the same key was answered so, and this one did nothing. One that was sent again is not known to be.
+    replayed: bool,
     body: Vec<u8>,
 }
 
@@ -33,12 +39,32 @@ impl Reply {
         matches!(self.status, 408 | 429 | 503)
     }
 
+    fn failure(&self) -> Failure {
+        Failure::answered(self.status, &self.body)
+    }
+
     fn success(self) -> Result<Vec<u8>, Failure> {
         match self.status {
             200..300 => Ok(self.body),
-            status => Err(Failure::answered(status, &self.body)),
+            _ => Err(self.failure()),
         }
     }
+}
+
+/// Why there is no answer.
+struct Unreached {
+    failure: Failure,
+    /// Whether the host may have got the request, or part of it.
+    may_have_come: bool,
+}
+
+/// What it means to send a request twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// Nothing: it only asks, or takes effect once.
+    Harmless,
+    /// It may take effect twice: only what certainly had none is sent again.
+    Twice,
 }
 
 /// One host, asked over kept connections. Cheap to clone.
@@ -48,13 +74,21 @@ pub(super) struct Client {
     base: String,
     /// Who runs this, as far as the environment says: told to the host, which writes it down beside changes.
     user: Option<String>,
+    /// How long to go on while the host is not there or busy, if the user said so.
+    retry_for: Option<Duration>,
+    /// How long without that.
+    patience: Duration,
+    /// Ends that, if somebody wants to stop.
+    pub(super) interrupt: Interrupt,
+    /// Whether it was said already that a host is waited for.
+    waits: Arc<AtomicBool>,
     /// Whether to answer in JSON.
     pub(super) json: bool,
 }
 
 impl Client {
     /// A client of the host at `url`.
-    pub(super) fn new(url: &str, json: bool) -> Result<Self, Failure> {
+    pub(super) fn new(url: &str, json: bool, retry_for: Option<u64>) -> Result<Self, Failure> {
         let base = url.trim_end_matches('/');
         if !base.starts_with("http://") {
             let failure = Failure::usage(format!("--host {url} is not understood"));
@@ -73,75 +107,137 @@ impl Client {
             agent: config.new_agent(),
             base: base.to_owned(),
             user: user(),
+            retry_for: retry_for.map(Duration::from_secs),
+            patience: Duration::ZERO,
+            interrupt: Interrupt::default(),
+            waits: Arc::default(),
             json,
         })
     }
 
+    /// The same one, which goes on for so long while the host is not there or busy, unless the user said how long.
+    pub(super) fn patient(&self, patience: Duration) -> Self {
+        Self {
+            patience,
+            ..self.clone()
+        }
+    }
+
     pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
-        self.json_of(&self.call(Method::GET, path, None, ())?)
+        let asked = self.call(Again::Harmless, Method::GET, path, &[], &[]);
+        self.json_of(&asked?)
     }
 
     pub(super) fn delete(&self, path: &str) -> Result<(), Failure> {
-        self.call(Method::DELETE, path, None, ()).map(drop)
+        let asked = self.call(Again::Twice, Method::DELETE, path, &[], &[]);
+        asked.map(drop)
     }
 
     /// Sends JSON, and gives the JSON that comes back.
     pub(super) fn send(&self, method: Method, path: &str, body: &Value) -> Result<Value, Failure> {
-        let body = body.to_string();
-        self.json_of(&self.call(method, path, Some("application/json"), body)?)
+        let (body, headers) = (body.to_string(), [("content-type", "application/json")]);
+        let asked = self.call(Again::Twice, method, path, &headers, body.as_bytes());
+        self.json_of(&asked?)
     }
 
-    /// Sends bytes of a type, and gives the JSON that comes back.
+    /// Sends bytes of a type, and gives the JSON that comes back. The bytes come once: what is asked again is only whether the host is there.
     pub(super) fn upload(
         &self,
         path: &str,
         content_type: &str,
         body: impl AsSendBody,
     ) -> Result<Value, Failure> {
-        self.json_of(&self.call(Method::POST, path, Some(content_type), body)?)
+        if !self.patience().is_zero() {
+            self.call(Again::Harmless, Method::GET, "/health/ready", &[], &[])?;
+        }
+        let headers = [("content-type", content_type)];
+        let sent = self.exchange(Method::POST, path, &headers, body);
+        let reply = sent.map_err(|unreached| unreached.failure)?;
+        self.json_of(&reply.success()?)
     }
 
-    /// As [`Client::upload`], again and again within `patience` while the host is not there or asks to come back: under its key the
-    /// request takes effect once.
+    /// As [`Client::upload`], of bytes that may be sent again: under its key the request takes effect once. Also whether it had before.
     pub(super) fn upload_once(
         &self,
         path: &str,
         content_type: &str,
         body: &[u8],
         key: &str,
-        patience: Duration,
-    ) -> Result<Value, Failure> {
-        let clock = SystemClock::new();
-        let mut delay = RETRY_DELAY_FIRST;
-        loop {
-            let headers = [("content-type", content_type), ("idempotency-key", key)];
-            let failure = match self.exchange(Method::POST, path, &headers, body) {
-                Ok(reply) if !reply.asks_to_come_back() => return self.json_of(&reply.success()?),
-                Ok(reply) => {
-                    delay = delay.max(reply.retry_after.unwrap_or_default());
-                    Failure::answered(reply.status, &reply.body)
-                }
-                Err(failure) if failure.is_unreachable() => failure,
-                Err(failure) => return Err(failure),
-            };
-            if clock.monotonic() + delay >= patience {
-                return Err(failure);
-            }
-            std::thread::sleep(delay);
-            delay = (delay * 2).min(RETRY_DELAY_MAX);
-        }
+    ) -> Result<(Value, bool), Failure> {
+        let headers = [("content-type", content_type), ("idempotency-key", key)];
+        let reply = self.ask(Again::Harmless, Method::POST, path, &headers, body)?;
+        let replayed = reply.replayed;
+        Ok((self.json_of(&reply.success()?)?, replayed))
+    }
+
+    fn patience(&self) -> Duration {
+        self.retry_for.unwrap_or(self.patience)
     }
 
     fn call(
         &self,
+        again: Again,
         method: Method,
         path: &str,
-        content_type: Option<&str>,
-        body: impl AsSendBody,
+        headers: &[(&str, &str)],
+        body: &[u8],
     ) -> Result<Vec<u8>, Failure> {
-        let headers = content_type.map(|content_type| ("content-type", content_type));
-        self.exchange(method, path, headers.as_slice(), body)?
-            .success()
+        self.ask(again, method, path, headers, body)?.success()
+    }
+
+    /// Asks, again and again as long as the client is patient, while the host is not there or asks to come back: the one rule of all
+    /// commands.
+    fn ask(
+        &self,
+        again: Again,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Reply, Failure> {
+        let clock = SystemClock::new();
+        let mut delay = RETRY_DELAY_FIRST;
+        loop {
+            let failure = match self.exchange(method.clone(), path, headers, body) {
+                Ok(mut reply) if !reply.asks_to_come_back() => {
+                    self.waits.store(false, Ordering::Relaxed);
+                    reply.replayed &= delay == RETRY_DELAY_FIRST;
+                    return Ok(reply);
+                }
+                Ok(reply) => {
+                    delay = delay.max(reply.retry_after.unwrap_or_default());
+                    reply.failure()
+                }
+                Err(unreached) if again == Again::Twice && unreached.may_have_come => {
+                    return Err(unreached.failure);
+                }
+                Err(unreached) if unreached.failure.is_unreachable() => unreached.failure,
+                Err(unreached) => return Err(unreached.failure),
+            };
+            if clock.monotonic() + delay >= self.patience() || self.interrupt.is_wanted() {
+                return Err(failure);
+            }
+            self.say_waiting(&failure);
+            self.sleep(delay);
+            delay = (delay * 2).min(RETRY_DELAY_MAX);
+        }
+    }
+
+    /// Once for each absence: whoever looks on wonders why nothing happens.
+    fn say_waiting(&self, failure: &Failure) {
+        if !self.json && !self.waits.swap(true, Ordering::Relaxed) {
+            let seconds = self.patience().as_secs();
+            // Standard error may be closed; that is no reason to stop.
+            let note = format_args!("note: {failure}; trying again for {seconds} s\n");
+            let _ = io::Write::write_fmt(&mut io::stderr(), note);
+        }
+    }
+
+    fn sleep(&self, delay: Duration) {
+        let clock = SystemClock::new();
+        while clock.monotonic() < delay && !self.interrupt.is_wanted() {
+            std::thread::sleep(delay.min(RETRY_DELAY_FIRST));
+        }
     }
 
     fn exchange(
@@ -150,7 +246,7 @@ impl Client {
         path: &str,
         headers: &[(&str, &str)],
         body: impl AsSendBody,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<Reply, Unreached> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base));
@@ -160,14 +256,14 @@ impl Client {
         if let Some(user) = &self.user {
             request = request.header("millrace-by", user);
         }
-        let request = request.body(body).map_err(|error| {
-            Failure::usage(format!("--host {} is not understood: {error}", self.base))
+        let request = request.body(body).map_err(|error| Unreached {
+            failure: Failure::usage(format!("--host {} is not understood: {error}", self.base)),
+            may_have_come: false,
         })?;
-        let response = self
-            .agent
-            .run(request)
-            .map_err(|error| self.unreached(error))?;
+        let sent = self.agent.run(request);
+        let response = sent.map_err(|error| self.unreached(error))?;
         let status = response.status().as_u16();
+        let replayed = response.headers().contains_key("idempotent-replayed");
         let retry_after = response.headers().get("retry-after");
         let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
         let body = response
@@ -178,6 +274,7 @@ impl Client {
         Ok(Reply {
             status,
             retry_after: retry_after.map(Duration::from_secs),
+            replayed,
             body,
         })
     }
@@ -188,14 +285,27 @@ impl Client {
         })
     }
 
-    fn unreached(&self, error: ureq::Error) -> Failure {
+    fn unreached(&self, error: ureq::Error) -> Unreached {
         if let ureq::Error::BadUri(_) | ureq::Error::Http(_) = error {
-            return Failure::usage(format!("--host {} is not understood: {error}", self.base));
+            return Unreached {
+                failure: Failure::usage(format!("--host {} is not understood: {error}", self.base)),
+                may_have_come: false,
+            };
         }
+        let may_have_come = !matches!(
+            &error,
+            ureq::Error::HostNotFound
+                | ureq::Error::ConnectionFailed
+                | ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve)
+        ) && !matches!(&error, ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused);
         let message = format!("no Millrace host answers at {} ({error})", self.base);
-        Failure::new(Exit::Unreachable, "unreachable", message).with_hint(
+        let failure = Failure::new(Exit::Unreachable, "unreachable", message).with_hint(
             "start one with `millrace serve`, or name another with --host URL or MILLRACE_HOST",
-        )
+        );
+        Unreached {
+            failure,
+            may_have_come,
+        }
     }
 
     /// Where answers go.
@@ -235,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_host_that_is_not_there_is_said_to_be_unreachable() {
-        let client = Client::new("http://127.0.0.1:1/", false).expect("a client");
+        let client = Client::new("http://127.0.0.1:1/", false, None).expect("a client");
         let failure = client.get("/v1/topics").expect_err("nobody there");
         let Failure::Told {
             exit,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_model::{Clock, SystemClock, TopicName};
@@ -20,6 +21,8 @@ const FETCH_MESSAGES_MAX: u64 = 1_000;
 const FOLLOWERS_MAX: usize = 32;
 /// How long a follower of one partition lets the host wait.
 const WAIT_MS_MAX: u64 = 20_000;
+/// How long a follower waits for a host that is not there, unless the user says.
+const FOLLOW_PATIENCE: Duration = Duration::from_secs(300);
 /// Answers that wait to be printed; followers wait when there are more.
 const ANSWERS_WAITING_MAX: usize = 64;
 
@@ -59,7 +62,7 @@ pub(super) struct Args {
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Begin {
+pub(super) enum Begin {
     Earliest,
     Latest,
     Offset(u64),
@@ -67,7 +70,7 @@ enum Begin {
     Time(u64),
 }
 
-fn begin(text: &str) -> Result<Begin, String> {
+pub(super) fn begin(text: &str) -> Result<Begin, String> {
     if let Ok(offset) = text.parse() {
         return Ok(Begin::Offset(offset));
     }
@@ -86,6 +89,10 @@ fn begin(text: &str) -> Result<Begin, String> {
 }
 
 pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
+    let client = &match args.follow {
+        true => client.patient(FOLLOW_PATIENCE),
+        false => client.clone(),
+    };
     let topic = client.get(&format!("/v1/topics/{}", args.topic))?;
     let mut ends = wanted(&args, &topic)?;
     for (&partition, ends) in &mut ends {
@@ -147,6 +154,14 @@ impl Ends {
             Begin::Offset(offset) => {
                 if offset < self.start {
                     jumped(partition, offset, self.start);
+                }
+                if offset > self.end {
+                    let end = self.end;
+                    // Standard error may be closed; there is nothing to read all the same.
+                    let note = format_args!(
+                        "note: partition {partition} ends before offset {end}; there is no offset {offset} yet\n"
+                    );
+                    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), note);
                 }
                 Ok(offset.clamp(self.start, self.end))
             }

@@ -20,6 +20,7 @@ const AFTER_HELP: &str = "\
 Examples:
   millrace doctor                          ./millrace-data, or where MILLRACE_DATA_DIR says
   millrace doctor backups/monday
+  millrace doctor --findings               only what is not sound
   millrace doctor --json | jq '.findings[] | select(.severity == \"damage\")'
   millrace doctor --repair                 what a repair would do, and what is lost by it
   millrace doctor --repair --yes           does it; what has to make way is moved to quarantine/
@@ -35,6 +36,9 @@ pub(super) struct Args {
     /// The data directory [default: millrace-data]
     #[arg(env = "MILLRACE_DATA_DIR")]
     dir: Option<PathBuf>,
+    /// List only what is not sound, and say how much is
+    #[arg(long)]
+    findings: bool,
     /// Say what a repair would do
     #[arg(long)]
     repair: bool,
@@ -61,8 +65,11 @@ pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     let report = report.map_err(not_examined)?;
     let planned = args.repair.then(|| plan(&report));
     Output::new(as_json).answer(&shown(&report, planned.as_deref()), |_| match &planned {
-        None => for_people(&report),
-        Some(planned) => format!("{}\n\n{}", for_people(&report), repairs(planned, false)),
+        None => for_people(&report, args.findings),
+        Some(planned) => {
+            let found = for_people(&report, args.findings);
+            format!("{found}\n\n{}", repairs(planned, false))
+        }
     })?;
     match report.worst() {
         Severity::Damage => Err(damaged(&report)),
@@ -181,7 +188,7 @@ fn known_end(range: &Range<Offset>) -> Option<Offset> {
     (range.end < Offset::MAX).then_some(range.end)
 }
 
-fn for_people(report: &Report) -> String {
+fn for_people(report: &Report, findings_only: bool) -> String {
     let row = |finding: &Finding| {
         let what = match &finding.advice {
             Some(advice) => format!("{}\n→ {advice}", finding.meaning),
@@ -189,8 +196,13 @@ fn for_people(report: &Report) -> String {
         };
         vec![finding.severity.as_str().to_owned(), place(finding), what]
     };
-    let rows = report.findings.iter().map(row).collect();
-    let mut text = table(&["", "WHERE", "WHAT"], rows, "nothing was found");
+    let is_shown = |finding: &&Finding| !findings_only || finding.severity != Severity::Ok;
+    let rows: Vec<_> = report.findings.iter().filter(is_shown).map(row).collect();
+    let sound = report.findings.len() - rows.len();
+    let mut text = table(&["", "WHERE", "WHAT"], rows, "nothing is wrong");
+    if sound > 0 {
+        text.push_str(&format!("\n{sound} places are sound"));
+    }
     if report.findings_dropped > 0 {
         let more = report.findings_dropped;
         text.push_str(&format!("\nand {more} more findings"));

@@ -18,6 +18,8 @@ pub(super) enum Exit {
     Unreachable = 5,
     DataDirInUse = 6,
     Poisoned = 7,
+    /// As shells have it for SIGINT.
+    Interrupted = 130,
 }
 
 /// Why a command did not do what it was asked.
@@ -128,6 +130,15 @@ impl Failure {
         // Standard error may be closed as well; the exit code still tells.
         let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("{text}\n"));
         ExitCode::from(exit as u8)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ClosedPipe => f.write_str("nobody reads what is written"),
+            Self::Told { message, .. } => f.write_str(message),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! What was asked for goes to standard output, what happens meanwhile to standard error. A reader that goes away ends the command
 //! quietly. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable, 6 data directory in
-//! use, 7 engine poisoned by a disk error.
+//! use, 7 engine poisoned by a disk error, 130 interrupted before it was done.
 
 mod bench;
 mod client;
@@ -10,9 +10,11 @@ mod consume;
 mod damage;
 mod delayed;
 mod demo;
+mod deploy;
 mod dlq;
 mod doctor;
 mod failure;
+mod feed;
 mod module;
 mod output;
 mod parked;
@@ -49,7 +51,7 @@ Examples:
   millrace doctor                                  is the data directory sound?
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable,
-            6 data directory in use, 7 engine stopped by a disk error";
+            6 data directory in use, 7 engine stopped by a disk error, 130 interrupted";
 
 /// A message broker that runs your WebAssembly.
 #[derive(Parser)]
@@ -61,6 +63,9 @@ struct Cli {
     /// Answer in JSON, for programs
     #[arg(long, global = true)]
     json: bool,
+    /// How long to go on asking a host that is not there, or busy [default: 0; produce: 30, consume --follow: 300]
+    #[arg(long, global = true, value_name = "SECONDS")]
+    retry_for: Option<u64>,
     #[command(subcommand)]
     command: Command,
 }
@@ -129,7 +134,7 @@ pub fn main() -> ExitCode {
 
 impl Cli {
     fn run(self) -> Result<(), Failure> {
-        let client = Client::new(&self.host, self.json);
+        let client = Client::new(&self.host, self.json, self.retry_for);
         match self.command {
             Command::Serve(args) => serve::run(args),
             Command::Doctor(args) => doctor::run(args, self.json),

@@ -106,11 +106,11 @@ fn bar(bytes: u64) -> ProgressBar {
 fn list(answer: &Value) -> String {
     let row = |module: &Value| {
         let cells =
-            ["tag", "byte_count", "exports", "compile_ms"].map(|field| cell(&module[field]));
+            ["tags", "byte_count", "exports", "compile_ms"].map(|field| cell(&module[field]));
         [&[short(&module["digest"])], cells.as_slice()].concat()
     };
     let rows = items(&answer["modules"]).iter().map(row).collect();
-    let headings = ["DIGEST", "TAG", "BYTES", "EXPORTS", "COMPILE MS"];
+    let headings = ["DIGEST", "TAGS", "BYTES", "EXPORTS", "COMPILE MS"];
     let note = "there are no modules yet; upload one with `millrace module push FILE`";
     table(&headings, rows, note)
 }
@@ -119,7 +119,7 @@ fn show(module: &Value) -> String {
     let fact = |name: &'static str| (name, cell(&module[name]));
     let names = [
         "digest",
-        "tag",
+        "tags",
         "byte_count",
         "exports",
         "imports",

@@ -1,13 +1,13 @@
 //! `processor`: deploy and steer processors.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use millrace_model::{ProcessorName, TopicName};
-use serde_json::{Map, Value, json};
+use millrace_model::ProcessorName;
+use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::client::Client;
+use super::deploy::{DeployArgs, current, deploy};
 use super::failure::Failure;
 use super::output::Output;
 use super::parked::{self, ParkedArgs, WhichArgs};
@@ -86,7 +86,7 @@ pub(super) enum Verb {
     )]
     Rollback {
         name: ProcessorName,
-        /// The one before the current without
+        /// The revision to go back to; without, the one before the current
         #[arg(long)]
         revision: Option<u32>,
     },
@@ -110,66 +110,6 @@ pub(super) enum Verb {
         #[arg(long)]
         follow: bool,
     },
-}
-
-const DEPLOY_HELP: &str = "\
-Examples:
-  millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
-  millrace processor deploy shout --module uppercase@2.0.0 --topic orders --output loud --order none
-  millrace processor deploy shout --spec shout.toml --module uppercase@2.0.0
-  millrace processor deploy count --module counter@2.0.0 --topic orders --output counts --reset-state
-  millrace processor deploy shout --module uppercase@2.0.0 --topic orders --output loud --canary 10
-  millrace processor deploy shout --module uppercase@2.0.0 --topic orders --output loud --shadow
-
-A spec file (TOML or JSON) has the fields of PUT /v1/processors/{name}: topics, module, output, grants, order,
-batch, retry, error_handler, limits, breaker, dead_letters, auto_rollback, hops_max. Flags go before the file.";
-
-#[derive(clap::Args)]
-#[command(after_help = DEPLOY_HELP)]
-pub(super) struct DeployArgs {
-    name: ProcessorName,
-    /// The module, by digest or tag
-    #[arg(long, required_unless_present = "spec")]
-    module: Option<String>,
-    /// A topic to read; may be given several times
-    #[arg(long = "topic", value_name = "TOPIC", required_unless_present = "spec")]
-    topics: Vec<TopicName>,
-    /// Where outputs go that name no topic
-    #[arg(long, value_name = "TOPIC")]
-    output: Option<TopicName>,
-    /// A further topic that it may write to; may be given several times
-    #[arg(long = "grant", value_name = "TOPIC")]
-    grants: Vec<TopicName>,
-    /// What keeps its order when a message is retried
-    #[arg(long, value_parser = ["key", "partition", "none"])]
-    order: Option<String>,
-    /// The module that decides about failures, by digest or tag
-    #[arg(long, value_name = "MODULE")]
-    error_handler: Option<String>,
-    /// Attempts in all, before a message becomes a dead letter
-    #[arg(long, value_name = "COUNT")]
-    attempts_max: Option<u32>,
-    /// Messages of a batch
-    #[arg(long, value_name = "COUNT")]
-    batch_messages_max: Option<u32>,
-    /// Take a bad deploy back to the revision before it
-    #[arg(long)]
-    auto_rollback: bool,
-    /// Count hops, and give up messages that have so many; a cycle of processors needs one that does
-    #[arg(long, value_name = "COUNT")]
-    hops_max: Option<u32>,
-    /// Begin with empty state in every partition
-    #[arg(long)]
-    reset_state: bool,
-    /// Try it on the messages of so many percent of the keys, while the current revision keeps the others
-    #[arg(long, value_name = "PERCENT", conflicts_with = "reset_state")]
-    canary: Option<u32>,
-    /// Call it beside the current revision, and only report where it differs
-    #[arg(long, conflicts_with_all = ["reset_state", "canary"])]
-    shadow: bool,
-    /// A file with the whole spec
-    #[arg(long, value_name = "FILE")]
-    spec: Option<PathBuf>,
 }
 
 pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
@@ -252,87 +192,6 @@ fn resetting(state: bool) -> &'static str {
         true => "?reset_state=true",
         false => "",
     }
-}
-
-pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
-    let current = &answer["current"];
-    let (canary, shadow) = (&answer["canary"], &answer["shadow"]);
-    if !canary.is_null() {
-        return format!(
-            "processor {name}: revision {} takes {} % of the keys, revision {current} all others",
-            canary["revision"], canary["percent"]
-        );
-    }
-    if !shadow.is_null() {
-        return format!(
-            "processor {name}: revision {current} takes the next batch, revision {} is its shadow",
-            shadow["revision"]
-        );
-    }
-    format!("processor {name}: revision {current} takes the next batch")
-}
-
-fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
-    let name = args.name.clone();
-    let how = match args.canary {
-        Some(percent) => format!("?canary={percent}"),
-        None if args.shadow => "?shadow=true".to_owned(),
-        None => resetting(args.reset_state).to_owned(),
-    };
-    let spec = args.spec()?;
-    let answer = client.send(Method::PUT, &path(&name, &how), &spec)?;
-    out.answer(&answer, |answer| current(&name, answer))
-}
-
-impl DeployArgs {
-    /// The spec of the file, with what the flags say over it.
-    fn spec(self) -> Result<Value, Failure> {
-        let mut spec = self.spec.as_deref().map_or_else(|| Ok(Map::new()), read)?;
-        let mut set = |field: &str, value: Value| {
-            if !value.is_null() && value != json!([]) {
-                spec.insert(field.to_owned(), value);
-            }
-        };
-        set("module", json!(self.module));
-        set("topics", json!(self.topics));
-        set("output", json!(self.output));
-        set("grants", json!(self.grants));
-        set("order", json!(self.order));
-        set("error_handler", json!(self.error_handler));
-        set("hops_max", json!(self.hops_max));
-        set("auto_rollback", json!(self.auto_rollback.then_some(true)));
-        set_in(&mut spec, "retry", "attempts_max", self.attempts_max)?;
-        set_in(&mut spec, "batch", "messages_max", self.batch_messages_max)?;
-        Ok(Value::Object(spec))
-    }
-}
-
-fn set_in(
-    spec: &mut Map<String, Value>,
-    group: &str,
-    field: &str,
-    value: Option<u32>,
-) -> Result<(), Failure> {
-    let Some(value) = value else { return Ok(()) };
-    let group_value = spec.entry(group).or_insert_with(|| json!({}));
-    let wrong = || Failure::usage(format!("the spec file's {group} is no group of fields"));
-    let fields = group_value.as_object_mut().ok_or_else(wrong)?;
-    fields.insert(field.to_owned(), json!(value));
-    Ok(())
-}
-
-fn read(file: &Path) -> Result<Map<String, Value>, Failure> {
-    let wrong = |error: &dyn std::fmt::Display| {
-        Failure::usage(format!("the spec file {}: {error}", file.display()))
-    };
-    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
-    if file
-        .extension()
-        .is_some_and(|extension| extension == "json")
-    {
-        return serde_json::from_str(&text).map_err(|error| wrong(&error));
-    }
-    toml::from_str(&text).map_err(|error| wrong(&error))
 }
 
 fn current_revision(processor: &Value) -> &Value {
@@ -422,7 +281,13 @@ fn show(processor: &Value) -> String {
         let spec = &revision["spec"];
         let at = when(&revision["deployed_at"]);
         let note = cell(&revision["note"]);
-        vec![cell(&revision["number"]), at, short(&spec["module"]), note]
+        let mark = if revision["number"] == processor["current"] {
+            "*"
+        } else {
+            ""
+        };
+        let number = format!("{}{mark}", revision["number"]);
+        vec![number, at, short(&spec["module"]), note]
     };
     let revisions = items(&processor["revisions"])
         .iter()

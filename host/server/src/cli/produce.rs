@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,12 +10,13 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use indicatif::{ProgressBar, ProgressStyle};
-use millrace_model::TopicName;
 use millrace_model::bounds::MESSAGE_BYTES_MAX;
+use millrace_model::{Clock, SystemClock, TopicName};
 use serde_json::{Map, Value, json};
 
 use super::client::Client;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
+use super::feed::{Feed, Next};
 use super::output::Output;
 use super::table::{cell, items};
 use crate::units::{duration_ms, moment_ms};
@@ -24,6 +25,12 @@ use crate::units::{duration_ms, moment_ms};
 const CHUNK_MESSAGES_MAX: usize = 5_000;
 /// Bytes of one request, but for one larger message.
 const CHUNK_BYTES_MAX: usize = 4 << 20;
+/// A chunk goes when nothing more has come for so long,
+const LINGER: Duration = Duration::from_millis(150);
+/// or when its first message has waited so long for others that come one by one.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+/// How long to go on while the host is not there or busy, unless the user says.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// A line longer than any message could be.
 const LINE_BYTES_MAX: u64 = 2 * MESSAGE_BYTES_MAX as u64;
 
@@ -38,14 +45,17 @@ Examples:
   millrace produce events --file events.txt                  a message a line
   generate | millrace produce events --ndjson --file -       {\"key\":…,\"value\":…,\"headers\":{…}} a line
 
-Long inputs go in chunks, each committed whole. A chunk that is not answered is sent again under its
-Idempotency-Key, so it takes effect once. If it fails for good, those before it are kept, and the error says
-where it begins. With --idempotency-key the same command may be run again: what is there is not added twice.";
+Long inputs go in chunks, each committed whole; what comes slowly goes at once, or within a second. A chunk that is not
+answered is sent again under its Idempotency-Key, so it takes effect once. If it fails for good, those before it are
+kept, and the error says where it begins. Interrupted, the command sends what it has read, or says what it has not sent.
+With --idempotency-key the same command may be run again: what is there is not added twice. So that its chunks are the
+same each time, each is full but for the last, and what comes slowly waits for that.";
 
 /// Append messages to a topic
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
+    /// Where they go
     topic: TopicName,
     /// The key of every message
     #[arg(long, conflicts_with = "ndjson")]
@@ -73,9 +83,6 @@ pub(super) struct Args {
     /// Each line of the file is a message as JSON: {"key", "value", "headers", "timestamp", "partition", "deliver_at"}
     #[arg(long, requires = "file", conflicts_with = "values")]
     ndjson: bool,
-    /// How long to go on while the host is not there or busy
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    retry_for: u64,
     /// Name this input, to run the command again with the same one; a topic remembers it for a day
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<KeyArg>,
@@ -125,6 +132,7 @@ fn new_key() -> String {
 }
 
 pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
+    let client = &client.patient(PATIENCE);
     // Asked first, so that nobody sends megabytes to a misspelt topic.
     client.get(&format!("/v1/topics/{}", args.topic))?;
     let mut chunks = Chunks::new(&args, client);
@@ -157,18 +165,27 @@ fn read(file: &PathBuf, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
     lines(opened, &bar, chunks)
 }
 
-fn lines(input: impl Read, bar: &ProgressBar, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
-    let mut input = BufReader::new(input);
-    let mut line = Vec::new();
+fn lines(
+    input: impl Read + Send + 'static,
+    bar: &ProgressBar,
+    chunks: &mut Chunks<'_>,
+) -> Result<(), Failure> {
+    let mut feed = Feed::start(input, LINE_BYTES_MAX, &chunks.client.interrupt)?;
     let mut number = 0u64;
     loop {
-        line.clear();
-        let count = (&mut input)
-            .take(LINE_BYTES_MAX)
-            .read_until(b'\n', &mut line)?;
-        if count == 0 {
-            break;
-        }
+        let mut line = match feed.next(chunks.patience())? {
+            Next::Line(line) => line,
+            Next::Idle => {
+                chunks.send()?;
+                continue;
+            }
+            Next::End => break,
+            Next::Interrupted => {
+                bar.finish_and_clear();
+                return chunks.interrupted(number);
+            }
+        };
+        let count = line.len();
         number += 1;
         bar.inc(count as u64);
         if line.last() == Some(&b'\n') {
@@ -199,8 +216,14 @@ struct Chunks<'a> {
     output: Output,
     /// Each chunk's key begins with this.
     key: String,
-    retry_for: Duration,
+    /// Whether that is the user's, who may send the same again: then chunks are cut by what is in them, not by when it comes.
+    repeatable: bool,
+    clock: SystemClock,
+    /// When the chunk began.
+    begun: Duration,
     sent: usize,
+    /// Of those, what an earlier call had sent already.
+    repeated: usize,
     requests: usize,
     last_answer: Value,
 }
@@ -220,8 +243,11 @@ impl<'a> Chunks<'a> {
                 .idempotency_key
                 .as_ref()
                 .map_or_else(new_key, |key| key.0.clone()),
-            retry_for: Duration::from_secs(args.retry_for),
+            repeatable: args.idempotency_key.is_some(),
+            clock: SystemClock::new(),
+            begun: Duration::ZERO,
             sent: 0,
+            repeated: 0,
             requests: 0,
             last_answer: Value::Null,
         }
@@ -230,6 +256,7 @@ impl<'a> Chunks<'a> {
     fn add(&mut self, line: &[u8]) -> Result<(), Failure> {
         if self.count == 0 {
             self.first_line = self.line;
+            self.begun = self.clock.monotonic();
         }
         match &self.common {
             None => self.body.extend_from_slice(line),
@@ -237,10 +264,42 @@ impl<'a> Chunks<'a> {
         }
         self.body.push(b'\n');
         self.count += 1;
-        if self.count == CHUNK_MESSAGES_MAX || self.body.len() >= CHUNK_BYTES_MAX {
+        let is_full = self.count == CHUNK_MESSAGES_MAX || self.body.len() >= CHUNK_BYTES_MAX;
+        if is_full || !self.repeatable && self.waited() >= LINGER_MAX {
             self.send()?;
         }
         Ok(())
+    }
+
+    /// How long the chunk waits for more; `None` is as long as it takes.
+    fn patience(&self) -> Option<Duration> {
+        let lingers = self.count > 0 && !self.repeatable;
+        lingers.then(|| LINGER.min(LINGER_MAX.saturating_sub(self.waited())))
+    }
+
+    fn waited(&self) -> Duration {
+        self.clock.monotonic().saturating_sub(self.begun)
+    }
+
+    /// Sends what was read, and says where it was broken off.
+    fn interrupted(&mut self, last_line: u64) -> Result<(), Failure> {
+        let message = if self.count > 0 && self.repeatable {
+            // A chunk that is not full would be another one the next time.
+            self.unsent("for under a key of yours they are to come again in full chunks")
+        } else {
+            self.send()?;
+            format!(
+                "interrupted: {} messages were sent, all of the {last_line} lines that were read",
+                self.sent
+            )
+        };
+        self.summary()?;
+        Err(Failure::new(Exit::Interrupted, "interrupted", message))
+    }
+
+    fn unsent(&self, why: &str) -> String {
+        let (first, last) = (self.first_line, self.line);
+        format!("interrupted: lines {first} to {last} were read and not sent, {why}")
     }
 
     fn send(&mut self) -> Result<(), Failure> {
@@ -250,14 +309,20 @@ impl<'a> Chunks<'a> {
         let body = std::mem::take(&mut self.body);
         let key = format!("\"{}-{}\"", self.key, self.requests);
         let lines = "application/x-ndjson";
-        let answer = self
-            .client
-            .upload_once(&self.path, lines, &body, &key, self.retry_for);
-        let answer = answer.map_err(|failure| match self.first_line {
-            1 => failure,
-            first => failure.about(&format!("in the chunk that begins at line {first}")),
+        let answer = self.client.upload_once(&self.path, lines, &body, &key);
+        let (answer, replayed) = answer.map_err(|failure| {
+            if self.client.interrupt.is_wanted() {
+                let message = self.unsent(&format!("for {failure}"));
+                return Failure::new(Exit::Interrupted, "interrupted", message);
+            }
+            match self.first_line {
+                1 => failure,
+                first => failure.about(&format!("in the chunk that begins at line {first}")),
+            }
         })?;
-        self.sent += items(&answer["placed"]).len();
+        let placed = items(&answer["placed"]).len();
+        self.sent += placed;
+        self.repeated += if replayed { placed } else { 0 };
         self.requests += 1;
         self.count = 0;
         if self.output.is_json() {
@@ -288,7 +353,17 @@ impl<'a> Chunks<'a> {
             self.output
                 .line(&json!({"count": 0, "placed": []}).to_string())?;
         }
-        self.output.flush()
+        self.output.flush()?;
+        if self.repeated > 0 {
+            // Standard error may be closed; what was asked for is so all the same.
+            let note = format_args!(
+                "note: {} of these messages were there already, sent earlier under this key; they were not added again, {} were added\n",
+                self.repeated,
+                self.sent - self.repeated
+            );
+            let _ = io::Write::write_fmt(&mut io::stderr(), note);
+        }
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ Examples:
   millrace schedule create beat --topic beats --cron '*/10 * * * * *'                 every ten seconds
 
 The pattern is minute, hour, day, month and day of the week, in UTC, with seconds in front if there are six fields;
-@hourly, @daily, @weekly, @monthly and @yearly will do as well. Each time makes one message, over crashes as well;
+or it is @hourly, @daily, @weekly, @monthly or @yearly. A range may go round: fri-sun, 22-2. Each time makes one message, over crashes as well;
 times that passed while the host was down make one message together, which says how many in millrace-missed.
 The same command again changes nothing; another pattern or message changes the schedule.";
 
@@ -54,6 +54,9 @@ pub(super) enum Verb {
     Pause { name: ScheduleName },
     /// Go on with the next time; what was missed while it was paused is not made up for
     Resume { name: ScheduleName },
+    /// Make its message now, once; the next time stays as it is
+    #[command(after_help = "Examples:\n  millrace schedule run report")]
+    Run { name: ScheduleName },
     /// Delete a schedule; the messages that it made stay
     Delete { name: ScheduleName },
 }
@@ -86,12 +89,22 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         Verb::Show { name } => out.answer(&client.get(&path(&name))?, show),
         Verb::Pause { name } => out.answer(&steer(&name, "pause")?, show),
         Verb::Resume { name } => out.answer(&steer(&name, "resume")?, show),
+        Verb::Run { name } => out.answer(&steer(&name, "run")?, ran),
         Verb::Delete { name } => {
             client.delete(&path(&name))?;
             let gone = json!({"deleted": name});
             out.answer(&gone, |_| format!("schedule {name} is deleted"))
         }
     }
+}
+
+fn ran(schedule: &Value) -> String {
+    let [name, topic] = ["name", "topic"].map(|field| cell(&schedule[field]));
+    let then = match schedule["paused"] == true {
+        true => "it is paused as before".to_owned(),
+        false => format!("its next time is {}, as before", next(schedule)),
+    };
+    format!("schedule {name} made a message for topic {topic}; {then}")
 }
 
 fn next(schedule: &Value) -> String {
@@ -106,6 +119,14 @@ fn trouble(schedule: &Value) -> String {
     match &schedule["problem"] {
         Value::Null => cell(&schedule["waiting"]),
         problem => cell(problem),
+    }
+}
+
+fn by_hand(schedule: &Value) -> String {
+    match (&schedule["last_run"], &schedule["last_run_by"]) {
+        (Value::Null, _) => cell(&Value::Null),
+        (at, Value::Null) => when(at),
+        (at, by) => format!("{}, by {}", when(at), cell(by)),
     }
 }
 
@@ -135,6 +156,7 @@ fn show(schedule: &Value) -> String {
         ("next", next(schedule)),
         ("last", when(&schedule["last"])),
         ("made", cell(&schedule["made"])),
+        ("run by hand", by_hand(schedule)),
         ("problem", cell(&schedule["problem"])),
         ("waiting", cell(&schedule["waiting"])),
     ])

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::client::{Client, escaped};
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::{cell, facts, items, table, when};
 use crate::http::check_entry;
@@ -23,10 +23,16 @@ const IMPORT_BYTES_MAX: u64 = 1 << 30;
 /// What to do with a processor's state
 #[derive(clap::Subcommand)]
 pub(super) enum StateVerb {
-    /// Show entries by key, as of what the processor has committed
+    /// Show entries by key, as of what the processor has committed; of several partitions, without one, how much each has
+    #[command(
+        after_help = "Examples:\n  millrace processor state show count                     how much there is, in each partition\n  millrace processor state show count --key user-17       wherever it is\n  millrace processor state show count --partition 3 --prefix user-"
+    )]
     Show {
         #[command(flatten)]
         place: Place,
+        /// This key, in whatever partition it is
+        #[arg(long, conflicts_with_all = ["partition", "prefix"])]
+        key: Option<String>,
         /// Only keys that begin so
         #[arg(long, default_value = "")]
         prefix: String,
@@ -63,13 +69,14 @@ pub(super) enum StateVerb {
 /// Whose state, and where
 #[derive(clap::Args)]
 pub(super) struct Place {
+    /// The processor
     name: ProcessorName,
     /// The input topic, where it reads several, or one that it no longer reads
     #[arg(long)]
     topic: Option<TopicName>,
-    /// The partition
+    /// The partition; may be left out where there is only one
     #[arg(long)]
-    partition: u32,
+    partition: Option<u32>,
 }
 
 impl Place {
@@ -77,12 +84,48 @@ impl Place {
         format!("/v1/processors/{}/state", self.name)
     }
 
+    /// The same, with its partition: the only one that there is, unless one is named.
+    fn with_partition(self, client: &Client) -> Result<Self, Failure> {
+        if self.partition.is_some() {
+            return Ok(self);
+        }
+        let totals = client.get(&self.totals())?;
+        match items(&totals["partitions"]) {
+            [one] => Ok(Self {
+                partition: one["partition"].as_u64().and_then(|p| p.try_into().ok()),
+                ..self
+            }),
+            several => Err(Failure::usage(format!(
+                "{} has state in {} partitions; name one of them",
+                self.name,
+                several.len()
+            ))
+            .with_hint(format!(
+                "--partition NUMBER; `millrace processor state show {}` lists them",
+                self.name
+            ))),
+        }
+    }
+
+    fn totals(&self) -> String {
+        let topic = self.topic.as_ref();
+        let topic = topic.map_or_else(String::new, |topic| format!("?topic={topic}"));
+        format!("{}/totals{topic}", self.path())
+    }
+
+    fn key(&self, key: &str) -> String {
+        let topic = self.topic.as_ref();
+        let topic = topic.map_or_else(String::new, |topic| format!("&topic={topic}"));
+        format!("{}/key?key={}{topic}", self.path(), escaped(key))
+    }
+
     fn page(&self, rest: &str) -> String {
         let topic = self.topic.as_ref();
         let topic = topic
             .map(|topic| format!("&topic={topic}"))
             .unwrap_or_default();
-        format!("{}?partition={}{topic}{rest}", self.path(), self.partition)
+        let partition = self.partition.unwrap_or_default();
+        format!("{}?partition={partition}{topic}{rest}", self.path())
     }
 
     fn body(&self, reset: bool, entries: &[Value]) -> Value {
@@ -92,40 +135,99 @@ impl Place {
 
 pub(super) fn run(verb: StateVerb, client: &Client, out: &mut Output) -> Result<(), Failure> {
     match verb {
-        StateVerb::Show { place, prefix, max } => {
+        StateVerb::Show {
+            place,
+            key: Some(key),
+            ..
+        } => {
+            let answer = client.get(&place.key(&key))?;
+            match items(&answer["found"]) {
+                [] => Err(not_there(&place.name, &key)),
+                _ => out.answer(&answer, found),
+            }
+        }
+        StateVerb::Show {
+            place,
+            prefix,
+            max,
+            key: None,
+        } => {
+            if place.partition.is_none() {
+                let answer = client.get(&place.totals())?;
+                if items(&answer["partitions"]).len() != 1 {
+                    return out.answer(&answer, totals);
+                }
+            }
+            let place = place.with_partition(client)?;
             let rest = format!("&prefix={}&max={max}", escaped(&prefix));
             out.answer(&client.get(&place.page(&rest))?, show)
         }
-        StateVerb::Export { place } => export(&place, client, out),
-        StateVerb::Import { place, reset } => import(&place, reset, client, out),
+        StateVerb::Export { place } => export(&place.with_partition(client)?, client, out),
+        StateVerb::Import { place, reset } => {
+            import(&place.with_partition(client)?, reset, client, out)
+        }
         StateVerb::Reset { place } => {
+            let place = place.with_partition(client)?;
             let answer = client.send(Method::POST, &place.path(), &place.body(true, &[]))?;
             out.answer(&answer, |_| {
                 format!(
                     "the state of {} in partition {} is empty",
-                    place.name, place.partition
+                    place.name,
+                    place.partition.unwrap_or_default()
                 )
             })
         }
     }
 }
 
-fn show(answer: &Value) -> String {
-    let row = |entry: &Value| {
-        let of = |names: [&str; 2]| {
-            let given = names.into_iter().find(|name| !entry[*name].is_null());
-            given.map_or_else(String::new, |name| cell(&entry[name]))
-        };
-        let value = match &entry["number"] {
-            Value::Null => of(["value", "value_base64"]),
-            number => cell(number),
-        };
-        let ends = match &entry["ends_at"] {
-            Value::Null => String::new(),
-            at => when(at),
-        };
-        vec![of(["key", "key_base64"]), value, ends]
+fn not_there(name: &ProcessorName, key: &str) -> Failure {
+    let message = format!("the state of {name} has no key {key:?} in any partition");
+    let hint = format!("`millrace processor state show {name}` shows how much there is, and where");
+    Failure::new(Exit::Unknown, "unknown-key", message).with_hint(hint)
+}
+
+fn found(answer: &Value) -> String {
+    let row = |found: &Value| {
+        let place = ["topic", "partition", "as_of"].map(|field| cell(&found[field]));
+        [&place[..], &entry(&found["entry"])[1..]].concat()
     };
+    let rows = items(&answer["found"]).iter().map(row).collect();
+    let headings = ["TOPIC", "PARTITION", "AS OF OFFSET", "VALUE", "ENDS AT"];
+    table(&headings, rows, "there is no such key")
+}
+
+fn totals(answer: &Value) -> String {
+    let row = |one: &Value| {
+        ["topic", "partition", "as_of", "entries", "bytes"]
+            .map(|field| cell(&one[field]))
+            .to_vec()
+    };
+    let rows = items(&answer["partitions"]).iter().map(row).collect();
+    let pairs = ["entries", "bytes"].map(|field| (field, cell(&answer[field])));
+    let headings = ["TOPIC", "PARTITION", "AS OF OFFSET", "ENTRIES", "BYTES"];
+    let listed = table(&headings, rows, "it reads no topic");
+    format!("{}\n\n{listed}", facts(&pairs))
+}
+
+/// Key, value and end of an entry.
+fn entry(entry: &Value) -> Vec<String> {
+    let of = |names: [&str; 2]| {
+        let given = names.into_iter().find(|name| !entry[*name].is_null());
+        given.map_or_else(String::new, |name| cell(&entry[name]))
+    };
+    let value = match &entry["number"] {
+        Value::Null => of(["value", "value_base64"]),
+        number => cell(number),
+    };
+    let ends = match &entry["ends_at"] {
+        Value::Null => String::new(),
+        at => when(at),
+    };
+    vec![of(["key", "key_base64"]), value, ends]
+}
+
+fn show(answer: &Value) -> String {
+    let row = |one: &Value| entry(one);
     let rows = items(&answer["entries"]).iter().map(row).collect();
     let pairs = [
         ("as of offset", cell(&answer["as_of"])),

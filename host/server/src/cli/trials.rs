@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::client::Client;
+use super::deploy::current;
 use super::failure::Failure;
 use super::output::Output;
-use super::processor::{current, path};
+use super::processor::path;
 use super::table::{cell, facts, items, short, table, when};
 
 pub(super) fn canary(
@@ -182,17 +183,21 @@ fn shown(history: &Value) -> String {
     )
 }
 
+/// A field's value: of a module, as much of its digest as is read by people.
+pub(super) fn value_of(field: &str, value: &Value) -> String {
+    match field {
+        "module" | "error_handler" if value.is_string() => short(value),
+        _ => cell(value),
+    }
+}
+
 fn differences(list: &Value) -> String {
     let one = |difference: &Value| {
         let field = cell(&difference["field"]);
-        let value = |value: &Value| match field.as_str() {
-            "module" | "error_handler" if value.is_string() => short(value),
-            _ => cell(value),
-        };
         format!(
             "{field} {} -> {}",
-            value(&difference["before"]),
-            value(&difference["after"])
+            value_of(&field, &difference["before"]),
+            value_of(&field, &difference["after"])
         )
     };
     let all: Vec<String> = items(list).iter().map(one).collect();

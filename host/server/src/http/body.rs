@@ -166,6 +166,14 @@ pub(super) fn json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiErro
     })
 }
 
+/// Understands JSON that was read already; the error says the field.
+pub(super) fn of_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(value).map_err(|error| match error.path().to_string() {
+        path if path == "." => not_understood("", error.inner()),
+        path => not_understood(&format!("{path}: "), error.inner()),
+    })
+}
+
 fn no_object(bytes: &[u8]) -> Option<&'static str> {
     match bytes.trim_ascii_start().first()? {
         b'[' => Some("a list"),

@@ -61,6 +61,11 @@ impl ApiError {
         }
     }
 
+    /// What happened and what to do, for whom it is no answer.
+    pub(crate) fn into_parts(self) -> (String, String) {
+        (self.message, self.hint)
+    }
+
     /// What happened, for whom it is no answer.
     pub(crate) fn into_message(self) -> String {
         self.message
@@ -493,11 +498,9 @@ impl From<ModuleError> for ApiError {
                 text,
                 "tags do not move; choose the next version",
             ),
-            ModuleError::Tagged { .. } => Self::conflict(
-                "already-tagged",
-                text,
-                "upload it without a tag, or build the next version",
-            ),
+            ModuleError::TooManyTags(_) => {
+                Self::conflict("too-many-tags", text, "GET /v1/modules lists them")
+            }
             ModuleError::InUse { .. } => Self::conflict("in-use", text, "delete its users first"),
             ModuleError::Commit(error) => error.into(),
         }
@@ -516,6 +519,11 @@ impl From<ProcessorError> for ApiError {
             ),
             ProcessorError::UnknownModule(_) => Self::unknown("unknown-module", text, LIST_MODULES),
             ProcessorError::WrongInterface { .. } => wrong_interface(text),
+            ProcessorError::OtherRevision { .. } => Self::conflict(
+                "other-revision",
+                text,
+                "look at what is current now (GET /v1/processors/{name}/history), and deploy with its number as expected_revision",
+            ),
             ProcessorError::NothingToRollBack(_) => {
                 Self::conflict("nothing-to-roll-back", text, "deploy a revision instead")
             }
@@ -527,7 +535,7 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::NoTrial(_) => Self::conflict(
                 "no-trial",
                 text,
-                "deploy one with PUT /v1/processors/{name}?canary=PERCENT or ?shadow=true first",
+                "deploy one first: `millrace processor deploy NAME … --canary PERCENT` or `--shadow`; over HTTP with ?canary=PERCENT or ?shadow=true",
             ),
             ProcessorError::NoSuchRevision { .. } => {
                 Self::unknown("unknown-revision", text, "name one that is kept")

@@ -46,7 +46,7 @@ pub(super) struct PastRevision {
     number: u32,
     /// The module's digest.
     module: String,
-    /// The module's tag, if it has one.
+    /// The module's tags, if it has any, with commas between.
     #[serde(skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
     /// Milliseconds since the Unix epoch.
@@ -97,7 +97,10 @@ impl App {
         PastRevision {
             number: revision.number,
             module: revision.spec.module.to_string(),
-            tag: module.and_then(|module| module.tag),
+            tag: module.and_then(|module| {
+                let tags: Vec<&str> = module.tags().collect();
+                (!tags.is_empty()).then(|| tags.join(", "))
+            }),
             deployed_at: revision.deployed_at.0,
             deployed_by: revision.deployed_by.clone(),
             trial: revision.trial,
@@ -108,7 +111,7 @@ impl App {
     }
 }
 
-fn differences(before: &ProcessorSpec, after: &ProcessorSpec) -> Vec<Difference> {
+pub(super) fn differences(before: &ProcessorSpec, after: &ProcessorSpec) -> Vec<Difference> {
     let (before, mut after) = (fields(before), fields(after));
     let mut found = Vec::new();
     for (field, before) in before {

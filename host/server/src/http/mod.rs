@@ -9,6 +9,7 @@ mod by;
 mod damage;
 mod dead_letters;
 mod delays;
+mod deploying;
 mod error;
 mod fetch;
 mod guard;
@@ -17,6 +18,7 @@ mod history;
 mod idempotency;
 mod lifetime;
 mod listener;
+mod lookups;
 mod messages;
 mod modules;
 mod openapi;
@@ -45,6 +47,7 @@ use millrace_model::Clock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use deploying::check_spec;
 pub(crate) use listener::serve;
 pub(crate) use states::check_entry;
 
@@ -245,6 +248,7 @@ fn routes() -> Vec<Route> {
         get("/v1/processors", on::get(processors::list)),
         get(PROCESSOR, on::get(processors::show)),
         put(PROCESSOR, on::put(processors::deploy)),
+        patch(PROCESSOR, on::patch(deploying::amend)),
         delete(PROCESSOR, on::delete(processors::remove)),
         post(
             "/v1/processors/{name}/rollback",
@@ -270,12 +274,18 @@ fn routes() -> Vec<Route> {
         delete(SHADOW, on::delete(trials::end_shadow)),
         get(STATE, on::get(states::show)),
         post(STATE, on::post(states::write)),
+        get("/v1/processors/{name}/state/key", on::get(lookups::key)),
+        get(
+            "/v1/processors/{name}/state/totals",
+            on::get(lookups::totals),
+        ),
         get("/v1/schedules", on::get(schedules::list)),
         get(SCHEDULE, on::get(schedules::show)),
         put(SCHEDULE, on::put(schedules::put)),
         delete(SCHEDULE, on::delete(schedules::remove)),
         post("/v1/schedules/{name}/pause", on::post(schedules::pause)),
         post("/v1/schedules/{name}/resume", on::post(schedules::resume)),
+        post("/v1/schedules/{name}/run", on::post(schedules::run)),
         get(DEAD, on::get(dead_letters::list)),
         get(
             "/v1/processors/{name}/dead-letters/groups",

@@ -22,8 +22,10 @@ pub(super) struct ModuleBody {
     /// SHA-256 of its bytes.
     #[schema(value_type = String)]
     digest: Digest,
-    /// `name@version`.
+    /// The first `name@version` that it was given.
     tag: Option<String>,
+    /// Each `name@version` that it was given: the same bytes may have several.
+    tags: Vec<String>,
     byte_count: u64,
     /// What it exports of ours.
     #[schema(value_type = Vec<String>)]
@@ -53,6 +55,7 @@ impl From<Module> for ModuleBody {
     fn from(module: Module) -> Self {
         Self {
             digest: module.facts.digest,
+            tags: module.tags().map(str::to_owned).collect(),
             tag: module.tag,
             byte_count: module.facts.byte_count,
             exports: module.facts.exports,

@@ -9,8 +9,8 @@ use utoipa::{OpenApi, ToSchema};
 
 use self::finish::Finish;
 use super::{
-    damage, dead_letters, delays, fetch, health, history, lifetime, modules, parked, processors,
-    produce, replays, schedules, states, topics, trials,
+    damage, dead_letters, delays, deploying, fetch, health, history, lifetime, lookups, modules,
+    parked, processors, produce, replays, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -45,6 +45,7 @@ use super::{
         processors::list,
         processors::show,
         processors::deploy,
+        deploying::amend,
         processors::remove,
         processors::rollback,
         processors::pause,
@@ -65,7 +66,10 @@ use super::{
         schedules::remove,
         schedules::pause,
         schedules::resume,
+        schedules::run,
         states::show,
+        lookups::key,
+        lookups::totals,
         states::write,
         dead_letters::list,
         dead_letters::groups,
@@ -250,8 +254,21 @@ pub(super) struct ProcessorSchema {
     shadow: Option<trials::ShadowSchema>,
     /// What it reads if it only replays.
     replay: Option<replays::ReplaySchema>,
+    /// Where it begins in each topic, if another place than the oldest message was given when it was made.
+    start: Option<Vec<TopicStartSchema>>,
     /// What was done with it, oldest first; left out of `GET /v1/processors`, see `GET /v1/processors/{name}/history`.
     changes: Option<Vec<history::ChangeSchema>>,
+}
+
+/// Where a processor begins in a topic, as long as it has committed nothing there.
+#[derive(ToSchema)]
+#[schema(as = TopicStart)]
+pub(super) struct TopicStartSchema {
+    topic: String,
+    /// The topic's number, which none of the same name has later.
+    id: u64,
+    /// The first message of each partition; in those that came later it is the oldest.
+    offsets: Vec<u64>,
 }
 
 /// How a processor does in one partition.

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use millrace_broker::{
     BreakerStatus, CanaryStatus, GuestLine, PartitionStatus, ProcessorError, ProcessorStatus,
 };
@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::{By, ByHeader};
+use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{
     BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
@@ -126,11 +127,12 @@ pub(super) struct StatusesBody {
 }
 
 impl From<ProcessorStatus> for StatusBody {
-    /// Without its changes: the history shows them.
+    /// Without its changes: the history shows them. Nor with where it began: its partitions say where it is.
     fn from(status: ProcessorStatus) -> Self {
         Self {
             processor: Processor {
                 changes: Vec::new(),
+                start: Vec::new(),
                 ..status.processor
             },
             partitions: status.partitions,
@@ -168,17 +170,22 @@ pub(super) async fn show(
 pub(super) struct DeployParams {
     /// Whether the revision begins with empty state in every partition. Then the same spec makes a new revision as well.
     #[serde(default)]
-    reset_state: bool,
+    pub(super) reset_state: bool,
     /// Makes it a canary: it takes the messages of this percentage of the keys (1 to 99), the current revision keeps the others.
-    canary: Option<u32>,
+    pub(super) canary: Option<u32>,
     /// Makes it a shadow: it is called beside the current revision, and its answers only count for a report.
     #[serde(default)]
     #[param(default = false)]
-    shadow: bool,
+    pub(super) shadow: bool,
+    /// Refuses to deploy (409) unless this revision is the current one; 0: unless there is no such processor yet.
+    pub(super) expected_revision: Option<u32>,
+    /// Where a processor begins that this makes: `earliest` (as without), `latest`, an offset, `timestamp:MS` or `2026-11-21T10:00:00Z`. One
+    /// that is there goes on where it is.
+    pub(super) from: Option<String>,
 }
 
 impl DeployParams {
-    fn check(&self) -> Result<(), ApiError> {
+    pub(super) fn check(&self) -> Result<(), ApiError> {
         let on_trial = self.shadow || self.canary.is_some();
         let problem = match self {
             Self {
@@ -198,15 +205,17 @@ impl DeployParams {
     }
 }
 
-/// Deploys a processor or its next revision, which takes over between two batches. The same spec again changes nothing. State stays
+/// Deploys a processor or its next revision, which takes over between two batches. The spec is all that it is made of: a field that is left
+/// out has its default, whatever the current revision has there (PATCH keeps it). The same spec again changes nothing. State stays
 /// unless it is reset. With `canary` or `shadow` the current revision stays; the spec of the canary that is there gives it another share.
 #[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), ByHeader, DeployParams),
     request_body = SpecBody,
     responses(
-        (status = 201, body = ProcessorSchema, description = "The first revision"),
-        (status = 200, body = ProcessorSchema, description = "The next revision, or no change"),
+        (status = 201, body = DeployedBody, description = "The first revision"),
+        (status = 200, body = DeployedBody, description = "The next revision, or no change"),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "A topic or module is unknown"),
+        (status = 409, body = ErrorBody, description = "Another revision is current than expected_revision; nothing has changed"),
         (status = 422, body = ErrorBody, description = "Refused; nothing has changed"),
         (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
     )
@@ -222,20 +231,7 @@ pub(super) async fn deploy(
     params.check()?;
     let broker = app.broker.on_behalf_of(&by);
     let spec = app.spec(app.take_json(&headers, body).await?)?;
-    to_the_end(async move {
-        let status = match app.broker.processor(&name).await {
-            Some(_) => StatusCode::OK,
-            None => StatusCode::CREATED,
-        };
-        let processor = match (params.canary, params.reset_state) {
-            (Some(percent), _) => broker.deploy_canary(&name, spec, percent).await?,
-            _ if params.shadow => broker.deploy_shadow(&name, spec).await?,
-            (None, true) => broker.deploy_and_reset_state(&name, spec).await?,
-            (None, false) => broker.deploy(&name, spec).await?,
-        };
-        Ok((status, Json(processor)).into_response())
-    })
-    .await
+    to_the_end(deployed(broker, name, params, spec.into())).await
 }
 
 /// Which revision to go back to.
@@ -250,7 +246,7 @@ pub(super) struct RollbackBody {
 #[utoipa::path(post, path = "/v1/processors/{name}/rollback", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = Option<RollbackBody>,
     responses(
-        (status = 200, body = ProcessorSchema),
+        (status = 200, body = DeployedBody),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody, description = "There is no earlier one"),
@@ -262,14 +258,19 @@ pub(super) async fn rollback(
     By(by): By,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Processor>, ApiError> {
+) -> Result<Json<DeployedBody>, ApiError> {
     let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
     let body = match taken.bytes.trim_ascii() {
         b"" => RollbackBody::default(),
         bytes => json(bytes)?,
     };
     let broker = app.broker.on_behalf_of(&by);
-    to_the_end(async move { Ok(Json(broker.rollback(&name, body.revision).await?)) }).await
+    to_the_end(async move {
+        let before = broker.processor(&name).await.map(|status| status.processor);
+        let after = broker.rollback(&name, body.revision).await?;
+        Ok(Json(DeployedBody::after(before.as_ref(), after)))
+    })
+    .await
 }
 
 /// Takes no further batches until it is resumed. It is answered when the batches that are being processed have ended,

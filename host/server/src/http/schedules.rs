@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
+use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
 use super::messages::value_bytes;
 use super::query::InPath;
@@ -80,6 +81,11 @@ pub(super) struct ScheduleBody {
     last: Option<Timestamp>,
     /// Messages made so far.
     made: u64,
+    /// When it was last run by hand, in milliseconds since the Unix epoch.
+    #[schema(value_type = Option<u64>)]
+    last_run: Option<Timestamp>,
+    /// Who had it run, as far as they said.
+    last_run_by: Option<String>,
     /// Why the last one was not made; null if all is well.
     problem: Option<String>,
     /// Why it makes none at times that its pattern has, and until when: the clock was set back. Null if it goes by its pattern.
@@ -102,6 +108,8 @@ impl From<ScheduleStatus> for ScheduleBody {
             next: schedule.next,
             last: schedule.last,
             made: schedule.made,
+            last_run: schedule.last_run.as_ref().map(|run| run.at),
+            last_run_by: schedule.last_run.and_then(|run| run.by),
             problem: status.problem,
             waiting: status.waiting,
         }
@@ -220,4 +228,23 @@ pub(super) async fn resume(
 ) -> Result<Json<ScheduleBody>, ApiError> {
     let resumed = async move { Ok(app.broker.pause_schedule(&name, false).await?.into()) };
     to_the_end(resumed).await.map(Json)
+}
+
+/// Makes its message now, once, also while it is paused. Its next time stays as it is. The message has the header `millrace-run-by` beside
+/// the others, and who had it run is kept with the schedule.
+#[utoipa::path(post, path = "/v1/schedules/{name}/run", tag = "schedules", params(("name" = String, Path,), ByHeader), responses(
+    (status = 200, body = ScheduleBody),
+    (status = 404, body = ErrorBody, description = "There is no such schedule, or its topic is gone"),
+    (status = 413, body = ErrorBody),
+    (status = 422, body = ErrorBody, description = "The topic does not take its message any more"),
+    (status = 503, body = ErrorBody, description = "No message was made; try again"),
+))]
+pub(super) async fn run(
+    State(app): Shared,
+    InPath(name): InPath<ScheduleName>,
+    By(by): By,
+) -> Result<Json<ScheduleBody>, ApiError> {
+    let broker = app.broker.on_behalf_of(&by);
+    let run = async move { Ok(broker.run_schedule(&name).await?.into()) };
+    to_the_end(run).await.map(Json)
 }

@@ -24,7 +24,7 @@ use super::query::{InPath, InQuery};
 use super::{Shared, to_the_end};
 
 /// What an answer takes at the worst, read and as JSON: an entry's share of the bound covers what stands beside its bytes.
-const STATE_ROOM_BYTES: usize = BYTES_PER_BYTE * STATE_LISTED_BYTES_MAX;
+pub(super) const STATE_ROOM_BYTES: usize = BYTES_PER_BYTE * STATE_LISTED_BYTES_MAX;
 
 /// Which entries.
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -71,7 +71,7 @@ pub(super) struct StateBody {
     entries: Vec<Shown>,
 }
 
-struct Shown(StateEntry);
+pub(super) struct Shown(pub(super) StateEntry);
 
 impl Serialize for Shown {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -6,19 +6,19 @@ use std::process::{Child, Command, Output, Stdio};
 use crate::support::TestHost;
 use serde_json::Value;
 
-fn millrace(arguments: &[&str]) -> Command {
+pub(crate) fn millrace(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
     command.args(arguments).env_remove("MILLRACE_HOST");
     command
 }
 
-fn ask(host: &TestHost, arguments: &[&str]) -> Output {
+pub(crate) fn ask(host: &TestHost, arguments: &[&str]) -> Output {
     let url = host.url();
     let output = millrace(arguments).env("MILLRACE_HOST", url).output();
     output.expect("the binary runs")
 }
 
-fn out(output: &Output) -> String {
+pub(crate) fn out(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -87,10 +87,12 @@ fn lines_come_from_standard_input_in_chunks_and_go_to_a_follower() {
         writeln!(stdin, "line {number}").expect("written");
     }
     drop(stdin);
-    assert_eq!(
-        out(&child.wait_with_output().expect("an end")),
-        "12000 messages in 3 commits\n"
-    );
+    let told = out(&child.wait_with_output().expect("an end"));
+    let commits = told.strip_prefix("12000 messages in ");
+    let commits = commits.and_then(|rest| rest.strip_suffix(" commits\n"));
+    // More than that where the writer was kept waiting.
+    let commits: u32 = commits.and_then(|count| count.parse().ok()).expect(&told);
+    assert!(commits >= 3, "{told}");
     let followed = ask(
         &host,
         &[

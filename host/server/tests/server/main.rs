@@ -3,6 +3,7 @@
 mod cli;
 mod damage;
 mod dead_letters;
+mod deploying;
 mod doctor;
 mod http;
 mod idempotency;
@@ -12,3 +13,4 @@ mod processing;
 mod slow_readers;
 mod state;
 mod support;
+mod waiting;

@@ -8,7 +8,7 @@ use millrace_model::columns::{Detail, NO_TIME, NONE, OutcomeCode};
 use millrace_model::{Answer, ColumnBatch};
 
 use super::{Failed, bad, bytes_of, cut, header_range, length, time, topic_of};
-use crate::chains::HOPS;
+use crate::chains::is_trail;
 use crate::dispatch::{OutputTopics, dead_letter};
 use crate::handler::{CallError, Cause};
 
@@ -256,7 +256,7 @@ impl Check<'_> {
         for output in 0..answer.header_ends.len() {
             for header in header_range(answer, output) {
                 let name = part(header * 2).unwrap_or_default();
-                if !dead_letter::is_reserved(name) || name == HOPS.as_bytes() {
+                if !dead_letter::is_reserved(name) || is_trail(name) {
                     continue;
                 }
                 if source.replace(answer.sources[output]) != Some(answer.sources[output]) {

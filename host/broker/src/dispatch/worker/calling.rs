@@ -204,7 +204,8 @@ impl Worker {
             }
             verdict.state = home.write_of(&self.lease, &verdict, batch, *attempt);
         }
-        let places = placing::place(&verdict.outputs, &batch.columns, &live.outputs).await?;
+        let now = self.context.clock.monotonic();
+        let places = placing::place(&verdict.outputs, &batch.columns, &live.outputs, now).await?;
         Ok((Vec::new(), verdict, places))
     }
 }

@@ -150,7 +150,7 @@ impl Worker {
         }
         self.show_state();
         for (offset, reason) in &effects.dropped {
-            tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "the error handler dropped a message");
+            tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "a message was dropped");
         }
         self.remembered.set(&effects.progress);
         self.progress = Arc::new(effects.progress);

@@ -28,7 +28,7 @@ pub(in super::super) struct Find {
     #[arg(long)]
     class: Option<String>,
     /// Only those that failed so: retry, reject, trap, timeout, memory, bad-answer or host-died
-    #[arg(long)]
+    #[arg(long, value_parser = ["retry", "reject", "trap", "timeout", "memory", "bad-answer", "host-died"])]
     cause: Option<String>,
     /// Only those that failed under this revision
     #[arg(long, value_name = "NUMBER")]

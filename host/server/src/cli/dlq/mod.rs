@@ -105,7 +105,7 @@ pub(super) struct RedriveArgs {
     #[arg(long, value_name = "COUNT", conflicts_with = "dead_letters")]
     limit: Option<NonZeroUsize>,
     /// At most so many a second
-    #[arg(long, value_name = "PER_SECOND")]
+    #[arg(long, value_name = "PER_SECOND", value_parser = one_or_more)]
     rate: Option<NonZeroU32>,
     /// Also those that were sent again three times and died each time
     #[arg(long)]
@@ -210,10 +210,27 @@ fn redrive(args: &RedriveArgs, client: &Client, out: &mut Output) -> Result<(), 
             _ => String::new(),
         };
         format!(
-            "{sent} sent again to {}; {already} had been before{left}",
-            args.processor
+            "{sent} dead letters were sent again to {}; {already} had been sent again before{left}{}",
+            args.processor,
+            rests(&args.processor, client)
         )
     })
+}
+
+fn one_or_more(text: &str) -> Result<NonZeroU32, String> {
+    let number = text.parse();
+    number.map_err(|_| "write a whole number, 1 or more".to_owned())
+}
+
+/// What is to be said of a processor that takes nothing now.
+fn rests(processor: &ProcessorName, client: &Client) -> String {
+    let status = client.get(&path(processor, "").replace("/dead-letters", ""));
+    match status.is_ok_and(|status| status["paused"] == true) {
+        false => String::new(),
+        true => format!(
+            "\n{processor} is paused: they wait until `millrace processor resume {processor}`"
+        ),
+    }
 }
 
 /// Which letters, as the host wants it said.
@@ -301,8 +318,10 @@ fn edit(args: &EditArgs, client: &Client, out: &mut Output) -> Result<(), Failur
     let answer = client.send(Method::POST, &path, &Value::Object(body))?;
     out.answer(&answer, |_| {
         format!(
-            "{} was changed and sent again to {}",
-            args.dead_letter, args.processor
+            "{} was changed and sent again to {}{}",
+            args.dead_letter,
+            args.processor,
+            rests(&args.processor, client)
         )
     })
 }

@@ -69,6 +69,17 @@ pub(super) fn place<'de, D: Deserializer<'de>>(
         .transpose()
 }
 
+/// The words for how a message failed.
+const CAUSES: [&str; 7] = [
+    "retry",
+    "reject",
+    "trap",
+    "timeout",
+    "memory",
+    "bad-answer",
+    "host-died",
+];
+
 impl Find {
     /// What it means: which letters, and from where on.
     pub(super) fn understood(
@@ -76,9 +87,15 @@ impl Find {
     ) -> Result<(DeadLetterFilter, Option<DeadLetterPlace>), ApiError> {
         let said = |text: Option<String>| text.filter(|text| !text.is_empty());
         let key = one_of("key", self.key.map(Bytes::from), self.key_base64)?;
+        let cause = said(self.cause);
+        if let Some(unknown) = cause.as_ref().filter(|c| !CAUSES.contains(&c.as_str())) {
+            let message = format!("there is no cause {unknown:?}");
+            let hint = format!("use one of {}", CAUSES.join(", "));
+            return Err(ApiError::malformed(message, hint));
+        }
         let filter = DeadLetterFilter {
             class: said(self.class),
-            cause: said(self.cause),
+            cause,
             revision: self.revision,
             key,
             since: self.since.map(Timestamp),

@@ -1,0 +1,337 @@
+//! `processor deploy`: flags change what they name and leave the rest of a processor as it is; a spec file is all of it. The answer says
+//! what has changed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use millrace_model::{ProcessorName, TopicName};
+use serde_json::{Map, Value, json};
+use ureq::http::Method;
+
+use super::client::{Client, escaped};
+use super::consume::{Begin, begin};
+use super::failure::Failure;
+use super::output::Output;
+use super::processor::path;
+use super::table::{cell, items};
+use super::trials::value_of;
+use crate::http::check_spec;
+use crate::units::{duration_ms, size_bytes};
+
+const HELP: &str = "\
+Examples:
+  millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
+  millrace processor deploy shout --module uppercase@2.0.0                    the next revision; all else stays
+  millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud --from latest
+  millrace processor deploy shout --attempts-max 20 --retry-max 10m
+  millrace processor deploy shout --unset retry --unset output                as if they had never been said
+  millrace processor deploy shout --set breaker.enabled=false
+  millrace processor deploy shout --module uppercase@2.0.0 --canary 10
+  millrace processor deploy shout --module uppercase@2.0.0 --shadow
+  millrace processor deploy count --module counter@2.0.0 --reset-state
+  millrace processor deploy shout --spec shout.toml --module uppercase@2.0.0
+
+What no flag names stays as the current revision has it; the answer says what has changed.
+A spec file (TOML or JSON) is all that the revision is made of: what it leaves out has its default. It has the fields of
+PUT /v1/processors/{name}: topics, module, output, grants, order, batch, retry, error_handler, limits, breaker,
+dead_letters, auto_rollback, hops_max. Flags go before the file.";
+
+#[derive(clap::Args)]
+#[command(after_help = HELP)]
+pub(super) struct DeployArgs {
+    /// The processor
+    name: ProcessorName,
+    /// The module, by digest or tag
+    #[arg(long)]
+    module: Option<String>,
+    /// A topic to read; may be given several times, and then names all of them
+    #[arg(long = "topic", value_name = "TOPIC")]
+    topics: Vec<TopicName>,
+    /// Where outputs go that name no topic
+    #[arg(long, value_name = "TOPIC")]
+    output: Option<TopicName>,
+    /// A further topic that it may write to; may be given several times, and then names all of them
+    #[arg(long = "grant", value_name = "TOPIC")]
+    grants: Vec<TopicName>,
+    /// What keeps its order when a message is retried
+    #[arg(long, value_parser = ["key", "partition", "none"])]
+    order: Option<String>,
+    /// The module that decides about failures, by digest or tag
+    #[arg(long, value_name = "MODULE")]
+    error_handler: Option<String>,
+    /// Attempts in all, before a message becomes a dead letter
+    #[arg(long, value_name = "COUNT")]
+    attempts_max: Option<u32>,
+    /// The longest wait before the second attempt, such as 2s; doubles with each further one
+    #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
+    retry_first: Option<u64>,
+    /// The longest wait between two attempts, such as 5m
+    #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
+    retry_max: Option<u64>,
+    /// Messages of a batch at the most
+    #[arg(long, value_name = "COUNT")]
+    batch_messages_max: Option<u32>,
+    /// Bytes of a batch at the most, such as 1MiB
+    #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
+    batch_bytes_max: Option<u64>,
+    /// How long to wait for a fuller batch, such as 50ms
+    #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
+    linger: Option<u64>,
+    /// Memory of one instance at the most, such as 128MiB
+    #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
+    memory_max: Option<u64>,
+    /// Time of one call at the most, such as 5s
+    #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
+    call_max: Option<u64>,
+    /// Bytes of one answer at the most, such as 16MiB
+    #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
+    answer_bytes_max: Option<u64>,
+    /// Outputs of one answer at the most
+    #[arg(long, value_name = "COUNT")]
+    answer_outputs_max: Option<u32>,
+    /// Log lines a second at the most
+    #[arg(long, value_name = "COUNT")]
+    log_lines: Option<u32>,
+    /// Take a bad deploy back to the revision before it
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    auto_rollback: Option<bool>,
+    /// Count hops, and give up messages that have so many; a cycle of processors needs one that does
+    #[arg(long, value_name = "COUNT")]
+    hops_max: Option<u32>,
+    /// Any field of the spec, such as breaker.enabled=false; may be given several times
+    #[arg(long = "set", value_name = "FIELD=VALUE", value_parser = setting)]
+    settings: Vec<(String, Value)>,
+    /// Back to the default: a field such as output or retry.attempts_max, or a group such as retry; may be given several times
+    #[arg(long = "unset", value_name = "FIELD", conflicts_with = "spec")]
+    unset: Vec<String>,
+    /// Begin with empty state in every partition
+    #[arg(long)]
+    reset_state: bool,
+    /// Try it on the messages of so many percent of the keys, while the current revision keeps the others
+    #[arg(long, value_name = "PERCENT", conflicts_with = "reset_state")]
+    canary: Option<u32>,
+    /// Call it beside the current revision, and only report where it differs
+    #[arg(long, conflicts_with_all = ["reset_state", "canary"])]
+    shadow: bool,
+    /// Where a new processor begins: earliest (as without), latest, an offset, a date and time, or how long ago, such as -15m
+    #[arg(long, value_name = "WHERE", value_parser = begin, allow_hyphen_values = true)]
+    from: Option<Begin>,
+    /// Deploy only if this revision is the current one; 0: only if there is no such processor yet
+    #[arg(long, value_name = "REVISION")]
+    expected_revision: Option<u32>,
+    /// A file with the whole spec
+    #[arg(long, value_name = "FILE")]
+    spec: Option<PathBuf>,
+}
+
+/// `FIELD=VALUE`; the value is JSON, or else text.
+fn setting(text: &str) -> Result<(String, Value), String> {
+    let (field, value) = text
+        .split_once('=')
+        .filter(|(field, _)| !field.is_empty())
+        .ok_or("write FIELD=VALUE, such as breaker.enabled=false")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+    Ok((field.to_owned(), value))
+}
+
+pub(super) fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    let path = path(&args.name, &args.query());
+    let method = match args.spec {
+        Some(_) => Method::PUT,
+        None => Method::PATCH,
+    };
+    let (name, from, file) = (args.name.clone(), args.from, args.spec.clone());
+    let spec = args.spec()?;
+    if let Some(file) = file {
+        // Said of the file, not of what is sent.
+        check_spec(&spec).map_err(|(message, hint)| {
+            Failure::refused(format!("the spec file {}: {message}", file.display())).with_hint(hint)
+        })?;
+    }
+    let answer = client.send(method, &path, &spec)?;
+    if from.is_some() && answer["created"] == false {
+        // Standard error may be closed; the processor is deployed all the same.
+        let note = format_args!(
+            "note: processor {name} was there before and goes on where it is; --from counts when a processor is made\n"
+        );
+        let _ = io::Write::write_fmt(&mut io::stderr(), note);
+    }
+    out.answer(&answer, |answer| current(&name, answer))
+}
+
+impl DeployArgs {
+    fn query(&self) -> String {
+        let mut query = Vec::new();
+        query.extend(self.canary.map(|percent| format!("canary={percent}")));
+        query.extend(self.shadow.then(|| "shadow=true".to_owned()));
+        query.extend(self.reset_state.then(|| "reset_state=true".to_owned()));
+        let expected = self.expected_revision;
+        query.extend(expected.map(|expected| format!("expected_revision={expected}")));
+        query.extend(self.from.map(|from| match from {
+            Begin::Earliest => "from=earliest".to_owned(),
+            Begin::Latest => "from=latest".to_owned(),
+            Begin::Offset(offset) => format!("from={offset}"),
+            Begin::Time(ms) => format!("from={}", escaped(&format!("timestamp:{ms}"))),
+        }));
+        match query.is_empty() {
+            true => String::new(),
+            false => format!("?{}", query.join("&")),
+        }
+    }
+
+    /// What the flags say, over the spec of the file if there is one.
+    fn spec(self) -> Result<Value, Failure> {
+        let mut spec = self.spec.as_deref().map_or_else(|| Ok(Map::new()), read)?;
+        let given = [
+            ("module", json!(self.module)),
+            ("topics", json!(self.topics)),
+            ("output", json!(self.output)),
+            ("grants", json!(self.grants)),
+            ("order", json!(self.order)),
+            ("error_handler", json!(self.error_handler)),
+            ("hops_max", json!(self.hops_max)),
+            ("auto_rollback", json!(self.auto_rollback)),
+            ("retry.attempts_max", json!(self.attempts_max)),
+            ("retry.delay_first_ms", json!(self.retry_first)),
+            ("retry.delay_max_ms", json!(self.retry_max)),
+            ("batch.messages_max", json!(self.batch_messages_max)),
+            ("batch.bytes_max", json!(self.batch_bytes_max)),
+            ("batch.linger_ms", json!(self.linger)),
+            ("limits.memory_bytes_max", json!(self.memory_max)),
+            ("limits.call_ms_max", json!(self.call_max)),
+            ("limits.answer_bytes_max", json!(self.answer_bytes_max)),
+            ("limits.answer_outputs_max", json!(self.answer_outputs_max)),
+            ("limits.log_lines_per_second", json!(self.log_lines)),
+        ];
+        let is_said = |(_, value): &(&str, Value)| !value.is_null() && *value != json!([]);
+        for (field, value) in given.into_iter().filter(is_said) {
+            set(&mut spec, field, value)?;
+        }
+        for field in &self.unset {
+            set(&mut spec, field, Value::Null)?;
+        }
+        for (field, value) in self.settings {
+            set(&mut spec, &field, value)?;
+        }
+        Ok(Value::Object(spec))
+    }
+}
+
+/// Sets a field, or one of a group's: `retry.attempts_max`.
+fn set(spec: &mut Map<String, Value>, field: &str, value: Value) -> Result<(), Failure> {
+    let Some((group, field)) = field.split_once('.') else {
+        spec.insert(field.to_owned(), value);
+        return Ok(());
+    };
+    let group_value = spec.entry(group).or_insert_with(|| json!({}));
+    let wrong = || {
+        Failure::usage(format!(
+            "{group} is set as a whole, and {group}.{field} as well; say one of them"
+        ))
+    };
+    let fields = group_value.as_object_mut().ok_or_else(wrong)?;
+    fields.insert(field.to_owned(), value);
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<Map<String, Value>, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        Failure::usage(format!("the spec file {}: {error}", file.display()))
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    if file
+        .extension()
+        .is_some_and(|extension| extension == "json")
+    {
+        return serde_json::from_str(&text).map_err(|error| wrong(&error));
+    }
+    toml::from_str(&text).map_err(|error| wrong(&error))
+}
+
+/// Who takes the next batch, whether anybody does, and what is different about it.
+pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
+    let mut lines = vec![who(name, answer)];
+    let width = items(&answer["differs"]).iter();
+    let width = width.map(|d| cell(&d["field"]).len()).max().unwrap_or(0);
+    lines.extend(items(&answer["differs"]).iter().map(|difference| {
+        let field = cell(&difference["field"]);
+        let [before, after] = ["before", "after"].map(|side| value_of(&field, &difference[side]));
+        format!("  {field:width$}  {before} -> {after}")
+    }));
+    let is_first =
+        answer["current"] == 1 && answer["canary"].is_null() && answer["shadow"].is_null();
+    if answer["differs"] == json!([]) && !is_first {
+        lines.push("  nothing differs from before".to_owned());
+    }
+    lines.join("\n")
+}
+
+fn who(name: &ProcessorName, answer: &Value) -> String {
+    let current = &answer["current"];
+    let (canary, shadow) = (&answer["canary"], &answer["shadow"]);
+    let takes = if !canary.is_null() {
+        format!(
+            "revision {} takes {} % of the keys, revision {current} all others",
+            canary["revision"], canary["percent"]
+        )
+    } else if !shadow.is_null() {
+        format!(
+            "revision {current} takes the next batch, revision {} is its shadow",
+            shadow["revision"]
+        )
+    } else {
+        format!("revision {current} takes the next batch")
+    };
+    match answer["paused"] == true {
+        false => format!("processor {name}: {takes}"),
+        true => format!(
+            "processor {name} is paused: {takes} once it is resumed (`millrace processor resume {name}`)"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(paused: bool, differs: Value) -> String {
+        let name = ProcessorName::parse("p").expect("a name");
+        current(
+            &name,
+            &json!({"current": 2, "paused": paused, "differs": differs}),
+        )
+    }
+
+    #[test]
+    fn an_answer_says_what_differs_and_whether_anything_runs() {
+        let differs = json!([
+            {"field": "output", "before": null, "after": "out"},
+            {"field": "retry.attempts_max", "before": 10, "after": 5},
+        ]);
+        assert_eq!(
+            answer(false, differs),
+            "processor p: revision 2 takes the next batch\n  output              - -> out\n  retry.attempts_max  10 -> 5"
+        );
+        assert!(answer(false, json!([])).ends_with("nothing differs from before"));
+        assert!(answer(true, json!([])).starts_with("processor p is paused: revision 2"));
+    }
+
+    #[test]
+    fn a_field_is_set_by_its_path_and_its_value_is_json_or_text() {
+        let mut spec = Map::new();
+        for text in [
+            "breaker.enabled=false",
+            "order=none",
+            "grants=[\"a\"]",
+            "retry.attempts_max=3",
+        ] {
+            let (field, value) = setting(text).expect("a setting");
+            set(&mut spec, &field, value).expect("set");
+        }
+        let expected = json!({"breaker": {"enabled": false}, "order": "none", "grants": ["a"], "retry": {"attempts_max": 3}});
+        assert_eq!(Value::Object(spec.clone()), expected);
+        set(&mut spec, "retry", Value::Null).expect("set");
+        assert!(set(&mut spec, "retry.attempts_max", json!(1)).is_err());
+        assert!(setting("retry").is_err());
+    }
+}

@@ -1,0 +1,166 @@
+//! Lines of a file or a pipe, read by a thread of their own: so that what came may be sent while the next line is awaited, and an interrupt
+//! ends the reading, not what was read.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Bytes that are read at once.
+const READ_BYTES: usize = 256 << 10;
+/// Blocks of lines that wait to be taken; the reader waits when there are more.
+const BLOCKS_WAITING_MAX: usize = 4;
+
+/// What comes next.
+pub(super) enum Next {
+    /// A line, with its end if it has one; cut where it is longer than any may be.
+    Line(Vec<u8>),
+    /// Nothing came in the time given.
+    Idle,
+    /// There is nothing more.
+    End,
+    /// Somebody wants to stop.
+    Interrupted,
+}
+
+enum Event {
+    Lines(Vec<Vec<u8>>),
+    End,
+    Failed(io::Error),
+    Interrupted,
+}
+
+/// Whether somebody wants to stop; cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    pub(super) fn is_wanted(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// The lines on their way.
+pub(super) struct Feed {
+    events: Receiver<Event>,
+    lines: std::vec::IntoIter<Vec<u8>>,
+    ended: bool,
+}
+
+impl Feed {
+    /// Begins to read, and to heed SIGINT and SIGTERM: the first ends the reading, and a second one the process, at once.
+    pub(super) fn start(
+        input: impl Read + Send + 'static,
+        line_bytes_max: u64,
+        interrupt: &Interrupt,
+    ) -> io::Result<Self> {
+        let (sender, events) = mpsc::sync_channel(BLOCKS_WAITING_MAX);
+        heed(interrupt.clone(), sender.clone())?;
+        // Not waited for: it may wait for a line that never comes.
+        thread::spawn(move || {
+            read(
+                BufReader::with_capacity(READ_BYTES, input),
+                line_bytes_max,
+                &sender,
+            )
+        });
+        Ok(Self {
+            events,
+            lines: Vec::new().into_iter(),
+            ended: false,
+        })
+    }
+
+    /// The next line, or that none came within so long a time.
+    pub(super) fn next(&mut self, wait: Option<Duration>) -> io::Result<Next> {
+        loop {
+            if let Some(line) = self.lines.next() {
+                return Ok(Next::Line(line));
+            }
+            if self.ended {
+                return Ok(Next::End);
+            }
+            let event = match wait {
+                None => self
+                    .events
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+                Some(wait) => self.events.recv_timeout(wait),
+            };
+            match event {
+                Ok(Event::Lines(lines)) => self.lines = lines.into_iter(),
+                Ok(Event::End) | Err(RecvTimeoutError::Disconnected) => self.ended = true,
+                Ok(Event::Failed(error)) => return Err(error),
+                Ok(Event::Interrupted) => return Ok(Next::Interrupted),
+                Err(RecvTimeoutError::Timeout) => return Ok(Next::Idle),
+            }
+        }
+    }
+}
+
+/// Reads to the end. Lines that are at hand go together; none waits for one that is not.
+fn read(mut input: BufReader<impl Read>, line_bytes_max: u64, to: &SyncSender<Event>) {
+    loop {
+        let (mut lines, mut bytes) = (Vec::new(), 0);
+        let ended = loop {
+            let mut line = Vec::new();
+            match (&mut input)
+                .take(line_bytes_max)
+                .read_until(b'\n', &mut line)
+            {
+                Err(error) => break Some(Event::Failed(error)),
+                Ok(0) => break Some(Event::End),
+                Ok(count) => bytes += count,
+            }
+            lines.push(line);
+            if bytes >= READ_BYTES || !input.buffer().contains(&b'\n') {
+                break None;
+            }
+        };
+        let ends = ended.is_some();
+        let events = [(!lines.is_empty()).then_some(Event::Lines(lines)), ended];
+        let sent = events
+            .into_iter()
+            .flatten()
+            .try_for_each(|event| to.send(event));
+        if sent.is_err() || ends {
+            return;
+        }
+    }
+}
+
+/// Tells of signals, from a thread of its own.
+fn heed(interrupt: Interrupt, to: SyncSender<Event>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (mut int, mut term) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        )
+    };
+    thread::spawn(move || {
+        loop {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = int.recv() => {}
+                    _ = term.recv() => {}
+                }
+            });
+            if interrupt.0.swap(true, Ordering::SeqCst) {
+                eprintln!("error: interrupted twice; what was not acknowledged may not be there");
+                std::process::exit(super::failure::Exit::Interrupted as i32);
+            }
+            // Behind what was read already, which is still sent; the second signal must not wait for that.
+            let to = to.clone();
+            thread::spawn(move || to.send(Event::Interrupted));
+        }
+    });
+    Ok(())
+}
