@@ -43,6 +43,7 @@ impl Broker {
         let mut processor = known.processor;
         check_percent(percent)?;
         check_beside(&processor, &spec)?;
+        self.check_limits(&spec)?;
         let revision = self.tried(&mut processor, spec);
         let same = processor
             .canary

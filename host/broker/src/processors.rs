@@ -225,13 +225,17 @@ impl Broker {
             Some(known) => {
                 let mut processor = known.processor;
                 check_no_replay(&processor)?;
+                self.check_limits(&spec)?;
                 match tried_already(&processor, &spec) {
                     Some(number) => self.make_current(&mut processor, number)?,
                     None => processor = self.next_revision(processor, spec),
                 }
                 processor
             }
-            None => self.first_revision(name, spec),
+            None => {
+                self.check_limits(&spec)?;
+                self.first_revision(name, spec)
+            }
         };
         self.check_chains(&processor)?;
         self.change(processor).await
@@ -248,6 +252,7 @@ impl Broker {
         spec: ProcessorSpec,
     ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
+        self.check_limits(&spec)?;
         let before = self.deployed(name);
         if let Some(known) = &before {
             check_no_replay(&known.processor)?;
@@ -422,6 +427,7 @@ impl Broker {
         self.inner.processors.write().remove(name);
         self.inner.supervisor.stop(name).await;
         none_waiting(name);
+        self.inner.modules.forget_logs(name);
         Ok(())
     }
 
@@ -442,6 +448,7 @@ impl Broker {
         }
         self.inner.processors.write().remove(name);
         none_waiting(name);
+        self.inner.modules.forget_logs(name);
         Ok(())
     }
 
@@ -465,6 +472,12 @@ impl Broker {
     #[must_use]
     pub fn logs(&self, name: &ProcessorName) -> Vec<GuestLine> {
         self.inner.modules.logs(name)
+    }
+
+    /// Lines of its guests that were dropped since the host started, because there were too many in a second.
+    #[must_use]
+    pub fn log_lines_dropped(&self, name: &ProcessorName) -> u64 {
+        self.inner.modules.lines_dropped(name)
     }
 
     async fn status(&self, deployed: Deployed) -> ProcessorStatus {

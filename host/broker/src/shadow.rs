@@ -24,6 +24,7 @@ impl Broker {
         let known = self.known(name)?;
         let mut processor = known.processor;
         check_beside(&processor, &spec)?;
+        self.check_limits(&spec)?;
         let revision = self.tried(&mut processor, spec);
         let same = processor.shadow.as_ref().map(|shadow| shadow.revision);
         if same == Some(revision) && known.trial_problem.is_none() {

@@ -69,9 +69,6 @@ pub const REPLAY_PARTITIONS_MAX: usize = 10_000;
 /// Names that the host tries for a replay that is given none.
 pub const REPLAY_NAMES_MAX: u32 = 1_000;
 
-/// Bytes of an uploaded module.
-pub const MODULE_BYTES_MAX: usize = 16 << 20;
-
 /// Bytes of all messages of one produce call. More is refused: send several calls.
 pub const PRODUCE_CALL_BYTES_MAX: usize = 24 << 20;
 

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ConfigError, EngineKind, encryption_keys};
+use crate::config::{Config, ConfigError, EngineKind, GuestLog, encryption_keys};
 use crate::http::{self, App};
 use crate::telemetry;
 
@@ -222,6 +222,8 @@ fn open_modules(
         args: vec![COMPILE_COMMAND.to_owned()],
     };
     let mut options = WasmOptions::new(cache_dir, compile_child);
+    options.limits = config.guests;
+    options.ships_lines = config.guest_log == GuestLog::Host;
     // Compiled code holds what the component holds, and is not encrypted.
     options.keeps_code = encryption_keys(config.encryption_key_file.as_deref())?.is_none();
     let host = WasmHost::new(options, clock.clone());

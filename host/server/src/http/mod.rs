@@ -63,8 +63,9 @@ pub(crate) mod bounds {
     /// Bodies held in memory at once, all requests together, in KiB. Full means that senders wait, at most
     /// [`BODY_ROOM_WAIT_MS_MAX`], and then get 503.
     pub(crate) const BODIES_KIB_MAX: usize = 256 << 10;
-    /// Uploads that are checked and compiled, or wait for it, at once; a further one gets 503. Fewer than the module host lets wait.
-    pub(crate) const UPLOADS_MAX: usize = 32;
+    /// Uploads that are checked and compiled, or wait for it, at once; a further one gets 503. More than the module host lets wait: it
+    /// sends away whoever has most waiting.
+    pub(crate) const UPLOADS_MAX: usize = 128;
     /// How long a request waits for room for its body.
     pub(crate) const BODY_ROOM_WAIT_MS_MAX: u64 = 5_000;
     /// Silence within a body after which the sender gets 408.

@@ -360,6 +360,8 @@ pub(super) struct LogsBody {
     /// Newest last.
     #[schema(value_type = Vec<GuestLineSchema>)]
     lines: Vec<GuestLine>,
+    /// Lines that were dropped since the host started, because there were more in a second than its limits allow.
+    dropped: u64,
 }
 
 /// What its components wrote lately.
@@ -372,6 +374,6 @@ pub(super) async fn logs(
     InPath(name): InPath<ProcessorName>,
 ) -> Result<Json<LogsBody>, ApiError> {
     app.status(&name).await?;
-    let lines = app.broker.logs(&name);
-    Ok(Json(LogsBody { lines }))
+    let (lines, dropped) = (app.broker.logs(&name), app.broker.log_lines_dropped(&name));
+    Ok(Json(LogsBody { lines, dropped }))
 }
