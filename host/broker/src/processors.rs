@@ -462,6 +462,12 @@ impl Broker {
         statuses
     }
 
+    /// The names of all processors.
+    #[must_use]
+    pub fn processor_names(&self) -> Vec<ProcessorName> {
+        self.inner.processors.read().keys().cloned().collect()
+    }
+
     /// One processor.
     pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
         let deployed = self.deployed(name)?;

@@ -411,6 +411,13 @@ impl Config {
         Ok(())
     }
 
+    /// Whether keys for encryption are given.
+    #[must_use]
+    pub fn encrypts(&self) -> bool {
+        let variable = std::env::var_os(KEY_VARIABLE);
+        self.encryption_key_file.is_some() || variable.is_some_and(|keys| !keys.is_empty())
+    }
+
     /// What `listen` means, resolved.
     ///
     /// # Errors

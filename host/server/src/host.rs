@@ -18,7 +18,7 @@ use crate::config::{Config, ConfigError, EngineKind, GuestLog, encryption_keys};
 use crate::http::{self, App};
 use crate::telemetry;
 
-/// How often histograms are drained and the engine is asked whether it still commits.
+/// How often metrics of what is gone are forgotten and the engine is asked whether it still commits.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The hidden subcommand that compiles an upload, in a process of its own.
@@ -109,8 +109,8 @@ impl Host {
         let poisoned = CancellationToken::new();
         let app = App::new(&config, clock, broker.clone(), metrics, stopping.clone());
         let server = tokio::spawn(http::serve(listener, app.clone(), config.connections_max));
-        let upkeep = tokio::spawn(upkeep(app, poisoned.clone()));
-        tracing::info!(%address, engine = ?config.engine, data_dir = %config.data_dir.display(), "host started");
+        let upkeep = tokio::spawn(upkeep(app.clone(), poisoned.clone()));
+        app.log_start(address, &config.data_dir);
         Ok(Self {
             address,
             broker,
@@ -148,6 +148,7 @@ impl Host {
 
     /// Accepts nothing more, lets requests finish within the deadline, stops the workers and closes the engine.
     pub async fn stop(mut self) {
+        tracing::info!("host stopping");
         self.stopping.cancel();
         if tokio::time::timeout(self.stop_deadline, &mut self.server)
             .await
@@ -244,7 +245,7 @@ async fn upkeep(app: Arc<App>, poisoned: CancellationToken) {
     let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
     loop {
         tick.tick().await;
-        app.drain_metrics();
+        app.forget_gone();
         if let Err(error @ CommitError::Poisoned(_)) = app.broker.ready().await {
             tracing::error!(%error, "the engine is poisoned");
             poisoned.cancel();

@@ -10,6 +10,8 @@ pub mod config;
 mod host;
 mod http;
 mod nearest;
+mod process;
+mod registry;
 mod telemetry;
 mod units;
 

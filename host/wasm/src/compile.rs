@@ -37,7 +37,10 @@ const WAIT_MS_MAX: u64 = 120_000;
 const COME_BACK_S: u32 = 10;
 
 /// Wall time of a compile for each second of CPU time that it may take: more means that the machine is busy, not that the module is bad.
-const WALL_PER_CPU_MAX: u32 = 4;
+const WALL_PER_CPU_MAX: u32 = 20;
+
+/// Wall time that any compile has, in milliseconds.
+const WALL_MS_MIN: u64 = 120_000;
 
 /// Compiles of an uploader in a row that may exceed their limit before its slow ones have to pause.
 const STRIKES_FREE: u32 = 2;
@@ -58,7 +61,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 const TICKS_PER_SECOND: u64 = 100;
 
 /// By how much a compile in the slow lane stands behind the host's threads.
-const SLOW_LANE_NICE: i32 = 19;
+const SLOW_LANE_NICE: i32 = 12;
 
 /// Bytes of a child's complaint.
 const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
@@ -254,7 +257,8 @@ impl Compiler {
         if !is_quick {
             stand_back(pid);
         }
-        let wall = Duration::from_secs(cpu_seconds) * WALL_PER_CPU_MAX;
+        let wall = (Duration::from_secs(cpu_seconds) * WALL_PER_CPU_MAX)
+            .max(Duration::from_millis(WALL_MS_MIN));
         let conversation = self.converse(child, component.clone());
         let mut conversation = std::pin::pin!(tokio::time::timeout(wall, conversation));
         // A child that is not talked to any more is killed.

@@ -21,6 +21,9 @@ const LINES_KEPT_BYTES_MAX: usize = 1 << 20;
 /// Bytes of one line; a longer one is cut.
 pub(crate) const LINE_BYTES_MAX: usize = 4 << 10;
 
+/// Bytes of what a cut line says of that.
+const CUT_NOTE_BYTES_MAX: usize = 40;
+
 /// Owners whose lines are kept. Beyond it, those without a loaded module are forgotten.
 const OWNERS_MAX: usize = 1_000;
 
@@ -303,10 +306,14 @@ impl Line {
     }
 
     fn shown(self) -> String {
-        match self.cut {
-            0 => self.text,
-            cut => format!("{} [cut: {cut} more bytes]", self.text),
+        if self.cut == 0 {
+            return self.text;
         }
+        let kept = self
+            .text
+            .floor_char_boundary(LINE_BYTES_MAX - CUT_NOTE_BYTES_MAX);
+        let cut = self.cut + self.text.len() - kept;
+        format!("{} [cut: {cut} more bytes]", &self.text[..kept])
     }
 }
 
@@ -398,6 +405,9 @@ mod tests {
         assert_eq!(clean("éé", 3), "é");
         assert_eq!(clean("a\u{202e}b\u{2028}c", 100), "a b c");
         let long = Line::of(&"y".repeat(LINE_BYTES_MAX + 5)).shown();
-        assert!(long.ends_with("y [cut: 5 more bytes]"), "{long}");
+        assert!(
+            long.ends_with("y [cut: 45 more bytes]") && long.len() <= LINE_BYTES_MAX,
+            "{long}"
+        );
     }
 }

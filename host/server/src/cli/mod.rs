@@ -22,6 +22,7 @@ mod schedule;
 mod segment;
 mod serve;
 mod state;
+mod status;
 mod table;
 mod topic;
 mod trials;
@@ -95,6 +96,8 @@ enum Command {
     /// See what is damaged, and give up what is lost
     #[command(subcommand)]
     Damage(damage::Verb),
+    /// Show what runs there: version, uptime, counts, limits and settings in force
+    Status(status::Args),
     /// Measure a running host
     Bench(bench::Args),
     /// Examine a data directory; repair it, if told to
@@ -135,6 +138,7 @@ impl Cli {
             Command::Segment(verb) => segment::run(verb, self.json),
             Command::CompileModule(_) => Ok(()),
             Command::Demo(args) => wait_for(demo::run(args)),
+            Command::Status(args) => status::run(args, &client?),
             Command::Bench(args) => bench::run(args, &client?),
             Command::Topic(verb) => topic::run(verb, &client?),
             Command::Damage(verb) => damage::run(verb, &client?),

@@ -469,7 +469,10 @@ fn logs(
         let answer = client.get(&path(name, "/logs"))?;
         let lines = items(&answer["lines"]);
         for line in unseen(&seen, lines) {
-            out.line(&log_line(line, out.is_json()))?;
+            match out.is_json() {
+                true => out.json_line(line)?,
+                false => out.line(&log_line(line))?,
+            }
         }
         out.flush()?;
         if !follow {
@@ -488,10 +491,7 @@ fn unseen<'a>(seen: &[Value], lines: &'a [Value]) -> &'a [Value] {
     &lines[overlap.unwrap_or(0)..]
 }
 
-fn log_line(line: &Value, as_json: bool) -> String {
-    if as_json {
-        return line.to_string();
-    }
+fn log_line(line: &Value) -> String {
     let [level, revision, text] = ["level", "revision", "text"].map(|field| cell(&line[field]));
     let at = when(&line["at"]);
     format!("{at} {level:5} r{revision} {text}")

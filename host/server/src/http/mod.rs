@@ -14,6 +14,7 @@ mod fetch;
 mod guard;
 mod health;
 mod history;
+mod host;
 mod idempotency;
 mod lifetime;
 mod listener;
@@ -23,6 +24,7 @@ mod openapi;
 mod processors;
 mod produce;
 mod query;
+mod record;
 mod replays;
 mod schedules;
 mod states;
@@ -37,7 +39,6 @@ use std::sync::atomic::AtomicU64;
 use axum::Router;
 use axum::http::Method;
 use axum::routing::{self as on, MethodRouter};
-use metrics_exporter_prometheus::PrometheusHandle;
 use millrace_broker::Broker;
 use millrace_model::Clock;
 use tokio::sync::Semaphore;
@@ -47,8 +48,12 @@ pub(crate) use listener::serve;
 pub(crate) use states::check_entry;
 
 use crate::config::Config;
+use crate::registry::Registry;
 use error::ApiError;
 use guard::Callers;
+use health::ToldOf;
+use host::About;
+use parking_lot::Mutex;
 
 /// Bounds of the front door, by name and unit. What happens at each is said beside it.
 pub(crate) mod bounds {
@@ -113,7 +118,7 @@ pub(crate) mod bounds {
 pub(crate) struct App {
     pub(crate) broker: Broker,
     clock: Arc<dyn Clock>,
-    metrics: Option<PrometheusHandle>,
+    metrics: Option<Registry>,
     /// Cancelled when the host stops: whoever waits, answers.
     stopping: CancellationToken,
     callers: Callers,
@@ -121,6 +126,8 @@ pub(crate) struct App {
     answers_kib: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
     requests: AtomicU64,
+    told_of: Mutex<ToldOf>,
+    about: About,
     /// Makes request ids of different runs differ.
     run: u32,
 }
@@ -130,10 +137,12 @@ impl App {
         config: &Config,
         clock: Arc<dyn Clock>,
         broker: Broker,
-        metrics: Option<PrometheusHandle>,
+        metrics: Option<Registry>,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
+            told_of: Mutex::default(),
+            about: About::of(config, &clock),
             broker,
             clock,
             metrics,
@@ -147,10 +156,10 @@ impl App {
         })
     }
 
-    /// Histograms keep every sample until they are drained.
-    pub(crate) fn drain_metrics(&self) {
+    /// Forgets the metrics of what was deleted since the last time.
+    pub(crate) fn forget_gone(&self) {
         if let Some(metrics) = &self.metrics {
-            metrics.run_upkeep();
+            self.told_of.lock().forget_gone(&self.broker, metrics);
         }
     }
 }
@@ -201,6 +210,7 @@ fn routes() -> Vec<Route> {
         get("/health/ready", on::get(health::ready)),
         get("/metrics", on::get(health::metrics)),
         get("/openapi.json", on::get(openapi::document)),
+        get("/v1/host", on::get(host::show)),
         get("/v1/topics", on::get(topics::list)),
         post("/v1/topics", on::post(topics::create)),
         get(TOPIC, on::get(topics::show)),

@@ -17,6 +17,7 @@ use super::bounds::UPLOADS_MAX;
 use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
+use super::record::Subject;
 use super::{App, Shared, to_the_end};
 
 /// A module.
@@ -135,7 +136,14 @@ pub(super) async fn upload(
             true => StatusCode::OK,
             false => StatusCode::CREATED,
         };
-        Ok((status, Json(ModuleBody::from(module))).into_response())
+        let digest = module.facts.digest.to_string();
+        let subject = Subject(
+            module
+                .tag
+                .clone()
+                .map_or(digest.clone(), |tag| format!("{tag} {digest}")),
+        );
+        Ok((status, Extension(subject), Json(ModuleBody::from(module))).into_response())
     })
     .await
 }

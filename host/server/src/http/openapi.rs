@@ -6,8 +6,8 @@ use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    damage, dead_letters, delays, fetch, health, history, lifetime, modules, processors, produce,
-    replays, schedules, states, topics, trials,
+    damage, dead_letters, delays, fetch, health, history, host, lifetime, modules, processors,
+    produce, replays, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -21,6 +21,7 @@ use super::{
         health::ready,
         health::metrics,
         document,
+        host::show,
         topics::list,
         topics::create,
         topics::show,

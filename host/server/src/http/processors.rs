@@ -350,6 +350,7 @@ pub(super) async fn remove(
             true => app.broker.delete_processor_and_state(&name).await?,
             false => app.broker.delete_processor(&name).await?,
         }
+        app.forget_metrics("processor", name.as_str());
         Ok(StatusCode::NO_CONTENT)
     })
     .await
