@@ -22,7 +22,7 @@ use crate::dispatch::gate::Alarm;
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, GuestLine, Interface};
 use crate::history::end_trials;
-use crate::loading::{Prepared, kept};
+use crate::loading::{Prepared, invalid, kept};
 
 /// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
@@ -233,6 +233,11 @@ impl Broker {
                 processor
             }
             None => {
+                if name.as_str().starts_with('-') {
+                    return invalid(format!(
+                        "a new processor cannot be named {name}: on a command line that is a flag"
+                    ));
+                }
                 self.check_limits(&spec)?;
                 self.first_revision(name, spec)
             }

@@ -1,7 +1,7 @@
 //! One running host: engine, module host, broker and HTTP put together, and taken apart in the reverse order.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -189,6 +189,7 @@ async fn open_engine(
     match config.engine {
         EngineKind::Memory => Ok(MemoryEngine::new(clock.clone())),
         EngineKind::Local => {
+            warn_of_strangers(&config.data_dir);
             let options = LocalOptions {
                 scrub_bytes_per_second: config.scrub_bytes_per_second,
                 scrub_interval: config.scrub_interval,
@@ -199,6 +200,25 @@ async fn open_engine(
             let engine = LocalEngine::open(&config.data_dir, options, clock.clone()).await;
             Ok(engine.map_err(not_opened)?)
         }
+    }
+}
+
+/// A directory that holds something, but nothing of ours, is likely to be meant for something else.
+fn warn_of_strangers(data_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(data_dir) else {
+        return;
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let names: Vec<String> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    let is_ours = ["journal", "checkpoint.sqlite"].map(|own| names.iter().any(|name| name == own));
+    let first = names.iter().find(|name| *name != "lock");
+    if let (Some(first), [false, false]) = (first, is_ours) {
+        tracing::warn!(
+            data_dir = %data_dir.display(), first,
+            "the data directory holds files of others; Millrace leaves them alone and puts its own beside them. Is --data-dir right?"
+        );
     }
 }
 

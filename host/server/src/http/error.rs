@@ -289,7 +289,7 @@ impl From<TopicCreateError> for ApiError {
         let text = error.to_string();
         match error {
             TopicCreateError::Topic(error) => error.into(),
-            TopicCreateError::Reserved { .. } => {
+            TopicCreateError::Reserved { .. } | TopicCreateError::LooksLikeFlag(_) => {
                 Self::refused("reserved-name", text, "choose another name")
             }
             TopicCreateError::Setting(error) => error.into(),

@@ -7,6 +7,7 @@ mod doctor;
 mod http;
 mod idempotency;
 mod lifetime;
+mod operating;
 mod processing;
 mod slow_readers;
 mod state;
