@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
     AdmitError, BatchHandler, CallError, FailureHandler, GuestLine, LoadRequest, ModuleFacts,
-    ModuleHost, PartitionHandler,
+    ModuleHost, PartitionHandler, Uploader,
 };
 use millrace_model::columns::OutcomeCode;
 use millrace_model::{Answer, ColumnBatch, Digest, ProcessorName};
@@ -17,8 +17,8 @@ pub(crate) struct NativeModules(pub(crate) Arc<WasmHost>);
 
 #[async_trait]
 impl ModuleHost for NativeModules {
-    async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError> {
-        self.0.admit(bytes).await
+    async fn admit(&self, bytes: Bytes, uploader: Uploader) -> Result<ModuleFacts, AdmitError> {
+        self.0.admit(bytes, uploader).await
     }
 
     async fn processor(&self, _: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {

@@ -90,8 +90,9 @@ fn a_truncated_component_is_refused() -> Result<()> {
 
 #[test]
 fn a_component_above_the_size_bound_is_refused() -> Result<()> {
-    let huge = vec![0_u8; (16 << 20) + 1];
-    refused(&huge, 413, "too-large", &["16777216"])
+    let huge = vec![0_u8; (64 << 20) + 1];
+    let setting = "module_bytes_max = 67108864";
+    refused(&huge, 413, "too-large", &[setting])
 }
 
 #[test]

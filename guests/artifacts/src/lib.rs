@@ -86,4 +86,8 @@ guests! {
     SOCKET = "socket";
     /// Traps while it is instantiated.
     START_TRAP = "start-trap";
+    /// Writes without line ends, and lines that are too long, as the value says.
+    MUMBLE = "mumble";
+    /// Begins with 100 MiB of memory.
+    BEGINS_LARGE = "begins-large";
 }

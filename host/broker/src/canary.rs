@@ -47,6 +47,7 @@ impl Broker {
         check_percent(percent)?;
         check_patience(&spec)?;
         check_beside(&processor, &spec)?;
+        self.check_limits(&spec)?;
         let revision = self.tried(&mut processor, spec);
         let same = processor
             .canary

@@ -3,6 +3,8 @@
 
 mod called;
 
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::StateAttempt;
 use millrace_model::processor::Limits;
-use millrace_model::{Answer, ColumnBatch, Digest, ProcessorName, Timestamp};
+use millrace_model::{Answer, ColumnBatch, Digest, GuestLimits, ProcessorName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub use called::{CallLog, CallUse, Called};
@@ -40,20 +42,42 @@ pub struct ModuleFacts {
     pub imports: Vec<String>,
     /// How long the compile child took.
     pub compile_ms: u64,
+    /// How long the upload waited for its turn to be compiled, before that.
+    #[serde(default)]
+    pub waited_ms: u64,
+}
+
+/// Who uploads, as far as the host can tell. Uploads are compiled by turns, an upload of each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Uploader {
+    /// Where the request came from.
+    pub address: Option<IpAddr>,
+    /// Who it says to be.
+    pub name: String,
+}
+
+impl fmt::Display for Uploader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.name.as_str(), self.address) {
+            ("", None) => f.write_str("this host"),
+            (name, None) => f.write_str(name),
+            ("", Some(address)) => write!(f, "{address}"),
+            (name, Some(address)) => write!(f, "{name} at {address}"),
+        }
+    }
 }
 
 /// Why an upload was not admitted. The host is unharmed and nothing was kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdmitError {
     /// Larger than the bound.
-    #[error(
-        "the module has {bytes} bytes, at most {max} are taken; strip debug information or build it smaller"
-    )]
+    #[error("the module has {}at most {max} are taken (setting module_bytes_max = {max})",
+        .bytes.map_or_else(|| "too many bytes, ".to_owned(), |bytes| format!("{bytes} bytes, ")))]
     TooLarge {
-        /// Its size.
-        bytes: usize,
+        /// Its size, if it is known.
+        bytes: Option<u64>,
         /// The bound.
-        max: usize,
+        max: u64,
     },
     /// Not a WASM component; the text says what it is instead and what to do.
     #[error("{0}")]
@@ -93,6 +117,14 @@ pub enum AdmitError {
     /// The host has no more time for it.
     #[error("the host is stopping; nothing of the component was kept")]
     Stopping,
+    /// Others are compiled first; nothing was found out about the module.
+    #[error("{reason}; nothing was kept")]
+    Busy {
+        /// What it would have to wait for.
+        reason: String,
+        /// When to come back.
+        retry_after_s: u32,
+    },
     /// Our fault.
     #[error("admission itself failed: {0}; try again, and see the host's log")]
     Host(String),
@@ -276,7 +308,12 @@ pub struct LoadRequest {
 #[async_trait]
 pub trait ModuleHost: Send + Sync + 'static {
     /// Checks and compiles an upload.
-    async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError>;
+    async fn admit(&self, bytes: Bytes, uploader: Uploader) -> Result<ModuleFacts, AdmitError>;
+
+    /// What a module may have on this host.
+    fn limits(&self) -> GuestLimits {
+        GuestLimits::default()
+    }
 
     /// A message processor, ready to be called.
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError>;
@@ -298,6 +335,14 @@ pub trait ModuleHost: Send + Sync + 'static {
 
     /// Log lines of a processor's guests, newest last, as far as they are kept.
     fn logs(&self, processor: &ProcessorName) -> Vec<GuestLine>;
+
+    /// How many lines of a processor's guests were dropped since the start, because there were too many in a second.
+    fn lines_dropped(&self, _processor: &ProcessorName) -> u64 {
+        0
+    }
+
+    /// Forgets the lines of a processor that is gone.
+    fn forget_logs(&self, _processor: &ProcessorName) {}
 }
 
 /// A line that a guest wrote.

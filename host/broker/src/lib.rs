@@ -53,7 +53,9 @@ pub use dispatch::breaker::BreakerStatus;
 pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};
 pub use dispatch::sides::SideStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
-pub use handler::{AdmitError, CallError, CallUse, GuestLine, Interface, ModuleFacts, ModuleHost};
+pub use handler::{
+    AdmitError, CallError, CallUse, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
+};
 pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
 /// What a processor keeps beside its progress.
 pub use millrace_engine::state;

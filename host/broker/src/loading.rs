@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use millrace_engine::TopicError;
 use millrace_model::bounds::{
-    BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX, PROCESSOR_HOPS_MAX,
-    PROCESSOR_TOPICS_MAX, RETRY_DELAY_MS_MAX,
+    ANSWER_OUTPUT_BYTES_MAX, BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX,
+    PROCESSOR_HOPS_MAX, PROCESSOR_TOPICS_MAX, RETRY_DELAY_MS_MAX,
 };
 use millrace_model::{
     Digest, Processor, ProcessorName, ProcessorSpec, Replay, Revision, Timestamp, Topic, TopicName,
@@ -97,6 +97,27 @@ impl Broker {
             .predecessor
             .filter(|_| revision.trial || newest == Some(number));
         Ok((topics, Arc::new(live)))
+    }
+
+    /// Whether this host lets a component have what the specification asks for. A processor that was deployed when it might have more
+    /// goes on, with as much as there is now.
+    pub(crate) fn check_limits(&self, spec: &ProcessorSpec) -> Result<(), ProcessorError> {
+        let (asked, host) = (&spec.limits, self.guest_limits());
+        let memory_max = host.guest_memory_bytes_max;
+        if asked.memory_bytes_max > memory_max {
+            let asked = asked.memory_bytes_max;
+            return invalid(format!(
+                "limits.memory_bytes_max is {asked}; this host gives a component at most {memory_max} (setting \
+                 guest_memory_bytes_max = {memory_max})"
+            ));
+        }
+        let (answer, outputs_max) = (asked.answer_bytes_max, ANSWER_OUTPUT_BYTES_MAX as u64);
+        if answer > outputs_max {
+            return invalid(format!(
+                "limits.answer_bytes_max is {answer}; the outputs of an answer have at most {outputs_max} bytes together"
+            ));
+        }
+        Ok(())
     }
 
     /// The input topics, if all that the specification names is there and may be used so.

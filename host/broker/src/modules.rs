@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use millrace_engine::{CommitError, EntryKind};
-use millrace_model::{Digest, Revision, Timestamp};
+use millrace_model::{Digest, GuestLimits, Revision, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Broker;
-use crate::handler::{AdmitError, ModuleFacts};
+use crate::handler::{AdmitError, ModuleFacts, Uploader};
 
 /// Characters of a tag.
 const TAG_CHARS_MAX: usize = 128;
@@ -89,10 +89,23 @@ impl Broker {
         bytes: Bytes,
         tag: Option<String>,
     ) -> Result<Module, ModuleError> {
+        self.upload_module_of(bytes, tag, Uploader::default()).await
+    }
+
+    /// The same for somebody: uploads are compiled by turns, an upload of each uploader.
+    ///
+    /// # Errors
+    /// [`ModuleError`]; nothing was kept.
+    pub async fn upload_module_of(
+        &self,
+        bytes: Bytes,
+        tag: Option<String>,
+        uploader: Uploader,
+    ) -> Result<Module, ModuleError> {
         if let Some(tag) = tag.as_ref().filter(|tag| !is_tag(tag)) {
             return Err(ModuleError::Tag(tag.clone()));
         }
-        let facts = self.inner.modules.admit(bytes.clone()).await?;
+        let facts = self.inner.modules.admit(bytes.clone(), uploader).await?;
         let digest = facts.digest;
         let _change = self.inner.changes.lock().await;
         self.check_tag(tag.as_deref(), digest)?;
@@ -123,6 +136,12 @@ impl Broker {
         self.write_entry(EntryKind::Module, digest.to_string(), Some(&module))
             .await?;
         Ok(module)
+    }
+
+    /// What this host lets modules have.
+    #[must_use]
+    pub fn guest_limits(&self) -> GuestLimits {
+        self.inner.modules.limits()
     }
 
     fn check_tag(&self, tag: Option<&str>, digest: Digest) -> Result<(), ModuleError> {

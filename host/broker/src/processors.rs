@@ -23,7 +23,7 @@ use crate::dispatch::gate::Alarm;
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, GuestLine, Interface};
 use crate::history::end_trials;
-use crate::loading::{Prepared, check_patience, kept};
+use crate::loading::{Prepared, check_patience, invalid, kept};
 use crate::next_spec::NextSpec;
 
 /// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
@@ -249,6 +249,7 @@ impl Broker {
                 check_patience(&spec)?;
                 let mut processor = known.processor;
                 check_no_replay(&processor)?;
+                self.check_limits(&spec)?;
                 match tried_already(&processor, &spec) {
                     Some(number) => self.make_current(&mut processor, number)?,
                     None => processor = self.next_revision(processor, spec),
@@ -256,7 +257,13 @@ impl Broker {
                 processor
             }
             None => {
+                if name.as_str().starts_with('-') {
+                    return invalid(format!(
+                        "a new processor cannot be named {name}: on a command line that is a flag"
+                    ));
+                }
                 check_patience(&spec)?;
+                self.check_limits(&spec)?;
                 self.first_deployment(name, spec, begin_at).await?
             }
         };
@@ -280,6 +287,7 @@ impl Broker {
         let begin_at = next.begin_at();
         let spec = next.over(name, before.as_ref().map(|known| &known.processor))?;
         check_patience(&spec)?;
+        self.check_limits(&spec)?;
         if let Some(known) = &before {
             check_no_replay(&known.processor)?;
         }
@@ -468,6 +476,7 @@ impl Broker {
         self.inner.processors.write().remove(name);
         self.inner.supervisor.stop(name).await;
         none_waiting(name);
+        self.inner.modules.forget_logs(name);
         Ok(())
     }
 
@@ -492,6 +501,7 @@ impl Broker {
         }
         self.inner.processors.write().remove(name);
         none_waiting(name);
+        self.inner.modules.forget_logs(name);
         Ok(())
     }
 
@@ -505,6 +515,12 @@ impl Broker {
         statuses
     }
 
+    /// The names of all processors.
+    #[must_use]
+    pub fn processor_names(&self) -> Vec<ProcessorName> {
+        self.inner.processors.read().keys().cloned().collect()
+    }
+
     /// One processor.
     pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
         let deployed = self.deployed(name)?;
@@ -515,6 +531,12 @@ impl Broker {
     #[must_use]
     pub fn logs(&self, name: &ProcessorName) -> Vec<GuestLine> {
         self.inner.modules.logs(name)
+    }
+
+    /// Lines of its guests that were dropped since the host started, because there were too many in a second.
+    #[must_use]
+    pub fn log_lines_dropped(&self, name: &ProcessorName) -> u64 {
+        self.inner.modules.lines_dropped(name)
     }
 
     async fn status(&self, deployed: Deployed) -> ProcessorStatus {

@@ -29,6 +29,7 @@ impl Broker {
         let mut processor = known.processor;
         check_patience(&spec)?;
         check_beside(&processor, &spec)?;
+        self.check_limits(&spec)?;
         let revision = self.tried(&mut processor, spec);
         let same = processor.shadow.as_ref().map(|shadow| shadow.revision);
         if same == Some(revision) && known.trial_problem.is_none() {

@@ -56,6 +56,11 @@ pub enum TopicCreateError {
         /// The ending.
         suffix: &'static str,
     },
+    /// On a command line the name would be taken for a flag.
+    #[error(
+        "a new topic cannot be named {0:?}: on a command line that is a flag; begin with a letter, a digit, '.' or '_'"
+    )]
+    LooksLikeFlag(TopicName),
     /// A setting outside its bounds.
     #[error(transparent)]
     Setting(#[from] SettingError),
@@ -108,8 +113,12 @@ impl Broker {
     /// [`TopicCreateError`]; nothing was made.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<Topic, TopicCreateError> {
         let name = topic.name.as_str();
+        if name.starts_with('-') {
+            return Err(TopicCreateError::LooksLikeFlag(topic.name));
+        }
         for suffix in [DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX, AUDIT_SUFFIX] {
-            if name.ends_with(suffix) {
+            // In any case of its letters: people would take the one for the other.
+            if name.to_ascii_lowercase().ends_with(suffix) {
                 return Err(TopicCreateError::Reserved { suffix });
             }
         }
@@ -194,6 +203,23 @@ impl Broker {
         let processors = self.inner.processors.read();
         let users = processors.values().filter(|entry| uses(&entry.processor));
         users.map(|entry| entry.processor.name.clone()).collect()
+    }
+
+    /// Deletes the topics that a processor made for itself, once it is gone: dead letters, redrives, their audit. Gives their names.
+    ///
+    /// # Errors
+    /// [`TopicDeleteError`]; those before it are deleted.
+    pub async fn delete_topics_of(
+        &self,
+        name: &ProcessorName,
+    ) -> Result<Vec<TopicName>, TopicDeleteError> {
+        let topics = self.topics().into_iter();
+        let own = topics.filter(|topic| topic.spec.owner.as_ref() == Some(name));
+        let names: Vec<TopicName> = own.map(|topic| topic.spec.name).collect();
+        for name in &names {
+            self.delete_topic(name).await?;
+        }
+        Ok(names)
     }
 
     /// All topics, by name.

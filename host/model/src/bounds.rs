@@ -86,9 +86,6 @@ pub const REPLAY_PARTITIONS_MAX: usize = 10_000;
 /// Names that the host tries for a replay that is given none.
 pub const REPLAY_NAMES_MAX: u32 = 1_000;
 
-/// Bytes of an uploaded module.
-pub const MODULE_BYTES_MAX: usize = 16 << 20;
-
 /// Bytes of all messages of one produce call. More is refused: send several calls.
 pub const PRODUCE_CALL_BYTES_MAX: usize = 24 << 20;
 
@@ -153,9 +150,6 @@ pub const STOPPED_CALL_MS_MAX: u64 = 1_000;
 /// How long a call of a revision may still take that another one took over from. Then it is interrupted, no attempt is spent, and
 /// its messages are the other revision's.
 pub const REPLACED_CALL_MS_MAX: u64 = 5_000;
-
-/// How long a component may take to start, whatever its calls may take. One that takes longer does not start.
-pub const START_MS_MAX: u64 = 10_000;
 
 /// Dry runs of the host at the same time. One more is refused as busy; try again when one of them has ended.
 pub const DRY_RUNS_MAX: usize = 4;

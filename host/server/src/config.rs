@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use millrace_engine::LocalOptions;
 use millrace_engine::local::{Cipher, KeyError};
+use millrace_model::GuestLimits;
 use serde::Deserialize;
 
 use crate::memory::MemorySettings;
@@ -46,6 +47,17 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Where lines that components write go, besides `processor logs`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestLog {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// Into the host's log, each at its level, with the fields processor, topic, partition and revision.
+    Host,
 }
 
 /// Sizes of the local engine, in bytes; the engine's own unless set. Small ones make a host roll, checkpoint and use files again
@@ -134,12 +146,16 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs.
     pub log_filter: String,
+    /// Where components' lines go, besides `processor logs`.
+    pub guest_log: GuestLog,
     /// The file with the keys that the data directory is encrypted with.
     pub encryption_key_file: Option<PathBuf>,
     /// Sizes of the local engine.
     pub storage: StorageSizes,
     /// What may be held in memory.
     pub memory: MemorySettings,
+    /// What modules may have.
+    pub guests: GuestLimits,
     /// The `millrace` binary that compiles uploads in a child process; this process's own by default.
     pub compile_program: Option<PathBuf>,
 }
@@ -159,9 +175,11 @@ impl Default for Config {
             cleaning_interval: CLEANING_INTERVAL_DEFAULT,
             log_format: LogFormat::default(),
             log_filter: "info".to_owned(),
+            guest_log: GuestLog::default(),
             encryption_key_file: None,
             storage: StorageSizes::default(),
             memory: MemorySettings::default(),
+            guests: GuestLimits::default(),
             compile_program: None,
         }
     }
@@ -212,6 +230,9 @@ pub struct Settings {
     /// What is logged: a level, or target=level pairs separated by commas [default: info]
     #[arg(long, value_name = "FILTER", env = "MILLRACE_LOG_FILTER")]
     pub log_filter: Option<String>,
+    /// Where lines that components write go, besides `processor logs` [default: off]
+    #[arg(long, value_enum, env = "MILLRACE_GUEST_LOG")]
+    pub guest_log: Option<GuestLog>,
     /// Encrypt what is kept with the first key of this file (lines of ID:KEY, 64 hexadecimal digits); later keys only read. The
     /// variable MILLRACE_ENCRYPTION_KEY holds such lines themselves
     #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
@@ -244,6 +265,47 @@ pub struct Settings {
     /// Partitions of all topics together, those of processors included [default: one for each 128 KiB of the memory, at most 200000]
     #[arg(long, value_name = "COUNT", env = "MILLRACE_PARTITIONS_MAX")]
     pub partitions_max: Option<u64>,
+    /// Bytes of an uploaded module, 64 KiB to 192 MiB [default: 67108864]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_MODULE_BYTES_MAX")]
+    pub module_bytes_max: Option<u64>,
+    /// Memory of one instance that a processor may ask for, 1 MiB to 4 GiB [default: 1073741824]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_GUEST_MEMORY_BYTES_MAX")]
+    pub guest_memory_bytes_max: Option<u64>,
+    /// Elements of one table of a component, 100 to 1000000 [default: 20000]
+    #[arg(long, value_name = "COUNT", env = "MILLRACE_GUEST_TABLE_ELEMENTS_MAX")]
+    pub guest_table_elements_max: Option<u64>,
+    /// How long an uploaded component may take to start, 10 to 600000 [default: 10000]
+    #[arg(long, value_name = "MS", env = "MILLRACE_GUEST_START_MS_MAX")]
+    pub guest_start_ms_max: Option<u64>,
+    /// CPU time of a compile, 1 to 3600, and 5 more for each MiB of the component [default: 30]
+    #[arg(long, value_name = "SECONDS", env = "MILLRACE_COMPILE_CPU_SECONDS_MAX")]
+    pub compile_cpu_seconds_max: Option<u64>,
+    /// Memory of the process that compiles, 256 MiB to 64 GiB [default: 2147483648]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_COMPILE_MEMORY_BYTES_MAX")]
+    pub compile_memory_bytes_max: Option<u64>,
+}
+
+impl Settings {
+    fn guests(&self, below: GuestLimits) -> GuestLimits {
+        let or = |over: Option<u64>, below: u64| over.unwrap_or(below);
+        GuestLimits {
+            module_bytes_max: or(self.module_bytes_max, below.module_bytes_max),
+            guest_memory_bytes_max: or(self.guest_memory_bytes_max, below.guest_memory_bytes_max),
+            guest_table_elements_max: or(
+                self.guest_table_elements_max,
+                below.guest_table_elements_max,
+            ),
+            guest_start_ms_max: or(self.guest_start_ms_max, below.guest_start_ms_max),
+            compile_cpu_seconds_max: or(
+                self.compile_cpu_seconds_max,
+                below.compile_cpu_seconds_max,
+            ),
+            compile_memory_bytes_max: or(
+                self.compile_memory_bytes_max,
+                below.compile_memory_bytes_max,
+            ),
+        }
+    }
 }
 
 /// Why a configuration is refused. Nothing was started.
@@ -315,9 +377,11 @@ impl Config {
     fn with(self, over: Settings) -> Self {
         let storage = self.storage.with(&over);
         let memory = with_memory(self.memory, &over);
+        let guests = over.guests(self.guests);
         Self {
             storage,
             memory,
+            guests,
             listen: over.listen.unwrap_or(self.listen),
             data_dir: over.data_dir.unwrap_or(self.data_dir),
             engine: over.engine.unwrap_or(self.engine),
@@ -338,6 +402,7 @@ impl Config {
                 .map_or(self.cleaning_interval, Duration::from_millis),
             log_format: over.log_format.unwrap_or(self.log_format),
             log_filter: over.log_filter.unwrap_or(self.log_filter),
+            guest_log: over.guest_log.unwrap_or(self.guest_log),
             encryption_key_file: over.encryption_key_file.or(self.encryption_key_file),
             compile_program: self.compile_program,
         }
@@ -357,6 +422,10 @@ impl Config {
         }
         self.storage.check()?;
         check_memory(&self.memory)?;
+        if let Some((key, value, from, to)) = self.guests.out_of_bounds() {
+            let why = format!("it goes from {from} to {to}");
+            return Err(refused(key, value.to_string(), &why));
+        }
         if self.cleaning_interval.is_zero() {
             return Err(refused("cleaning_interval_ms", "0", "at least 1"));
         }
@@ -366,6 +435,13 @@ impl Config {
             return Err(ConfigError::Exposed { listen });
         }
         Ok(())
+    }
+
+    /// Whether keys for encryption are given.
+    #[must_use]
+    pub fn encrypts(&self) -> bool {
+        let variable = std::env::var_os(KEY_VARIABLE);
+        self.encryption_key_file.is_some() || variable.is_some_and(|keys| !keys.is_empty())
     }
 
     /// What `listen` means, resolved.
@@ -553,6 +629,9 @@ mod tests {
             "checkpoint_journal_bytes = 0",
             "memory_bytes = 1000",
             "kept_bytes_max = -1",
+            "module_bytes_max = 1",
+            "guest_memory_bytes_max = 5000000000",
+            "compile_cpu_seconds_max = 0",
         ] {
             load(file, Settings::default()).expect_err(file);
         }

@@ -1,7 +1,7 @@
 //! One running host: engine, module host, broker and HTTP put together, and taken apart in the reverse order.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ConfigError, EngineKind, StorageSizes, encryption_keys};
+use crate::config::{Config, ConfigError, EngineKind, GuestLog, StorageSizes, encryption_keys};
 use crate::files;
 use crate::http::{self, App};
 use crate::memory::MemoryPlan;
 use crate::telemetry;
 
-/// How often histograms are drained and the engine is asked whether it still commits.
+/// How often metrics of what is gone are forgotten and the engine is asked whether it still commits.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The hidden subcommand that compiles an upload, in a process of its own.
@@ -132,8 +132,8 @@ impl Host {
             stopping.clone(),
         );
         let server = tokio::spawn(http::serve(listener, app.clone(), config.connections_max));
-        let upkeep = tokio::spawn(upkeep(app, poisoned.clone()));
-        tracing::info!(%address, engine = ?config.engine, data_dir = %config.data_dir.display(), "host started");
+        let upkeep = tokio::spawn(upkeep(app.clone(), poisoned.clone()));
+        app.log_start(address, &config.data_dir);
         Ok(Self {
             address,
             broker,
@@ -234,6 +234,7 @@ async fn open_engine(
                 ),
                 ..config.storage
             };
+            warn_of_strangers(&config.data_dir);
             let options = LocalOptions {
                 scrub_bytes_per_second: config.scrub_bytes_per_second,
                 scrub_interval: config.scrub_interval,
@@ -246,6 +247,25 @@ async fn open_engine(
             let engine = LocalEngine::open(&config.data_dir, options, clock.clone()).await;
             Ok(engine.map_err(not_opened)?)
         }
+    }
+}
+
+/// A directory that holds something, but nothing of ours, is likely to be meant for something else.
+fn warn_of_strangers(data_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(data_dir) else {
+        return;
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let names: Vec<String> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    let is_ours = ["journal", "checkpoint.sqlite"].map(|own| names.iter().any(|name| name == own));
+    let first = names.iter().find(|name| *name != "lock");
+    if let (Some(first), [false, false]) = (first, is_ours) {
+        tracing::warn!(
+            data_dir = %data_dir.display(), first,
+            "the data directory holds files of others; Millrace leaves them alone and puts its own beside them. Is --data-dir right?"
+        );
     }
 }
 
@@ -273,6 +293,8 @@ fn open_modules(
     };
     let mut options = WasmOptions::new(cache_dir, compile_child);
     options.memory_bytes_max = memory.guest_bytes as u64;
+    options.limits = config.guests;
+    options.ships_lines = config.guest_log == GuestLog::Host;
     // Compiled code holds what the component holds, and is not encrypted.
     options.keeps_code = encryption_keys(config.encryption_key_file.as_deref())?.is_none();
     let host = WasmHost::new(options, clock.clone());
@@ -293,7 +315,7 @@ async fn upkeep(app: Arc<App>, poisoned: CancellationToken) {
     let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
     loop {
         tick.tick().await;
-        app.drain_metrics();
+        app.forget_gone();
         if let Err(error @ CommitError::Poisoned(_)) = app.broker.ready().await {
             tracing::error!(%error, "the engine is poisoned");
             poisoned.cancel();

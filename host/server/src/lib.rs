@@ -12,6 +12,8 @@ mod host;
 mod http;
 pub mod memory;
 mod nearest;
+mod process;
+mod registry;
 mod telemetry;
 mod units;
 

@@ -4,10 +4,10 @@ use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use metrics::{describe_counter, describe_gauge, describe_histogram};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError, LogFormat};
+use crate::registry::Registry;
 
 /// From a call into a warm instance to a disk that has to think.
 const SECONDS: &[f64] = &[
@@ -23,7 +23,9 @@ const MESSAGES: &[f64] = &[
 /// # Errors
 /// [`ConfigError::Value`] where the filter cannot be read.
 pub(crate) fn start_logging(config: &Config) -> Result<(), ConfigError> {
-    let filter = EnvFilter::try_new(&config.log_filter).map_err(|error| ConfigError::Value {
+    // Whoever wants to hear of statements of the checkpoint's database asks for them by name.
+    let filter = format!("sqlx=warn,{}", config.log_filter);
+    let filter = EnvFilter::try_new(filter).map_err(|error| ConfigError::Value {
         key: "log_filter",
         value: config.log_filter.clone(),
         why: format!("{error}; write a level such as info, or target=level pairs"),
@@ -41,28 +43,31 @@ pub(crate) fn start_logging(config: &Config) -> Result<(), ConfigError> {
 }
 
 /// The process's metrics. A process has one recorder, so all hosts started in it share it.
-pub(crate) fn metrics() -> Option<PrometheusHandle> {
-    static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
-    HANDLE.get_or_init(install).clone()
+pub(crate) fn metrics() -> Option<Registry> {
+    static REGISTRY: OnceLock<Option<Registry>> = OnceLock::new();
+    REGISTRY.get_or_init(install).clone()
 }
 
-fn install() -> Option<PrometheusHandle> {
-    let messages = Matcher::Full("millrace_batch_messages".to_owned());
-    let transactions = Matcher::Full("millrace_commit_group_transactions".to_owned());
-    let builder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
-        .and_then(|builder| builder.set_buckets_for_metric(messages, MESSAGES))
-        .and_then(|builder| builder.set_buckets_for_metric(transactions, MESSAGES));
-    let handle = builder.and_then(PrometheusBuilder::install_recorder);
-    match handle {
-        Ok(handle) => {
+fn install() -> Option<Registry> {
+    let registry = Registry::new(bounds);
+    match metrics::set_global_recorder(registry.clone()) {
+        Ok(()) => {
             describe();
-            Some(handle)
+            metrics::gauge!("millrace_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            Some(registry)
         }
         Err(error) => {
             tracing::warn!(%error, "metrics are not available");
             None
         }
+    }
+}
+
+/// The buckets of a histogram.
+fn bounds(name: &str) -> &'static [f64] {
+    match name.ends_with("_seconds") {
+        true => SECONDS,
+        false => MESSAGES,
     }
 }
 
@@ -85,7 +90,7 @@ fn describe() {
     );
     describe_histogram!(
         "millrace_commit_seconds",
-        "Commits of a processor's batches"
+        "Commits of a processor's batches, by processor"
     );
     describe_histogram!(
         "millrace_commit_group_transactions",
@@ -123,9 +128,48 @@ fn describe() {
     );
     describe_histogram!(
         "millrace_batch_messages",
-        "Messages in a batch given to a processor"
+        "Messages in a batch given to a processor, by processor"
     );
-    describe_histogram!("millrace_guest_seconds", "Calls into components");
+    describe_histogram!(
+        "millrace_guest_seconds",
+        "Calls into components, by processor"
+    );
+    describe_gauge!(
+        "millrace_build_info",
+        "Always 1; its label says which version runs"
+    );
+    describe_counter!(
+        "millrace_http_requests_total",
+        "Requests over HTTP, by method, route (as the API's document has it, or none) and status code"
+    );
+    describe_histogram!(
+        "millrace_http_request_seconds",
+        "From a request's head to its answer's, by method and route; what waits for messages waits here, too"
+    );
+    describe_counter!(
+        "millrace_compiles_total",
+        "Compiles of uploads, by outcome (ok, invalid, limit, busy, failed)"
+    );
+    describe_histogram!(
+        "millrace_compile_seconds",
+        "What the compile of a module took, without waiting for its turn"
+    );
+    describe_histogram!(
+        "millrace_compile_wait_seconds",
+        "How long a module waited for its turn to be compiled"
+    );
+    describe_gauge!(
+        "millrace_compiles_waiting",
+        "Modules that wait for their turn to be compiled"
+    );
+    describe_counter!(
+        "millrace_guest_log_bytes_cut_total",
+        "Bytes that guests' log lines were cut by"
+    );
+    describe_counter!(
+        "millrace_guest_log_lines_not_shipped_total",
+        "Guest log lines that were left out of the host's log, which has so many in a second"
+    );
     describe_counter!("millrace_messages_in_total", "Messages produced, by topic");
     describe_counter!(
         "millrace_messages_processed_total",

@@ -4,10 +4,9 @@
 //! seconds to validate, and only a child can be stopped.
 
 use millrace_broker::handler::{AdmitError, Interface};
-use millrace_model::Digest;
-use millrace_model::bounds::MODULE_BYTES_MAX;
+use millrace_model::{Digest, GuestLimits};
 use sha2::{Digest as _, Sha256};
-use wasmparser::{Encoding, FunctionBody, Parser, Payload};
+use wasmparser::{Encoding, FunctionBody, MemoryType, Parser, Payload};
 use wasmtime::Engine;
 
 use crate::logs::clean;
@@ -55,14 +54,20 @@ pub(crate) struct Outline {
     pub(crate) imports: Vec<String>,
 }
 
-/// Admits the bytes for compiling, or says why not.
-pub(crate) fn examine(bytes: &[u8]) -> Result<Outline, AdmitError> {
-    if bytes.len() > MODULE_BYTES_MAX {
-        let (bytes, max) = (bytes.len(), MODULE_BYTES_MAX);
+/// Admits an upload for compiling, or says why not.
+pub(crate) fn examine_upload(bytes: &[u8], limits: &GuestLimits) -> Result<Outline, AdmitError> {
+    let (count, max) = (bytes.len() as u64, limits.module_bytes_max);
+    if count > max {
+        let bytes = Some(count);
         return Err(AdmitError::TooLarge { bytes, max });
     }
+    examine(bytes, limits)
+}
+
+/// Admits bytes for compiling that may have been uploaded when larger ones were taken.
+pub(crate) fn examine(bytes: &[u8], limits: &GuestLimits) -> Result<Outline, AdmitError> {
     what_else_it_is(bytes).map_or(Ok(()), |what| Err(AdmitError::NotAComponent(what)))?;
-    let names = Scan::default().read(bytes)?;
+    let names = Scan::new(*limits).read(bytes)?;
     let exports = interfaces_of(names.exports.iter().map(String::as_str));
     if exports.is_empty() {
         return Err(missing_export(&Interface::ALL, &names.exports));
@@ -131,6 +136,7 @@ fn foreign_format(bytes: &[u8]) -> &'static str {
 /// Counts the parts of a component against their bounds, and keeps the names at its surface.
 #[derive(Default)]
 struct Scan {
+    limits: GuestLimits,
     depth: usize,
     components_open: Vec<Encoding>,
     functions: u64,
@@ -151,6 +157,13 @@ struct Names {
 }
 
 impl Scan {
+    fn new(limits: GuestLimits) -> Self {
+        Self {
+            limits,
+            ..Self::default()
+        }
+    }
+
     fn read(mut self, bytes: &[u8]) -> Result<Names, AdmitError> {
         for payload in Parser::new(0).parse_all(bytes) {
             self.count(&payload.map_err(invalid)?)?;
@@ -197,8 +210,18 @@ impl Scan {
                 add("segments", &mut self.segments, s.count(), SEGMENTS_MAX)?
             }
             Payload::GlobalSection(s) => add("globals", &mut self.globals, s.count(), GLOBALS_MAX)?,
-            Payload::MemorySection(s) => self.count_stores(s.count())?,
-            Payload::TableSection(s) => self.count_stores(s.count())?,
+            Payload::MemorySection(s) => {
+                self.count_stores(s.count())?;
+                for memory in s.clone() {
+                    self.check_memory(&memory.map_err(invalid)?)?;
+                }
+            }
+            Payload::TableSection(s) => {
+                self.count_stores(s.count())?;
+                for table in s.clone() {
+                    self.check_table(table.map_err(invalid)?.ty.initial)?;
+                }
+            }
             Payload::InstanceSection(s) => self.count_definitions(s.count())?,
             Payload::ComponentInstanceSection(s) => self.count_definitions(s.count())?,
             Payload::ComponentAliasSection(s) => self.count_definitions(s.count())?,
@@ -220,6 +243,26 @@ impl Scan {
             _ => {}
         }
         Ok(())
+    }
+
+    fn check_memory(&self, memory: &MemoryType) -> Result<(), AdmitError> {
+        let (max, begins) = (
+            self.limits.guest_memory_bytes_max,
+            memory
+                .initial
+                .saturating_mul(1 << memory.page_size_log2.unwrap_or(16).min(16)),
+        );
+        within("bytes of memory", begins, "guest_memory_bytes_max", max)
+    }
+
+    fn check_table(&self, begins: u64) -> Result<(), AdmitError> {
+        let max = self.limits.guest_table_elements_max;
+        within(
+            "elements of a table",
+            begins,
+            "guest_table_elements_max",
+            max,
+        )
     }
 
     fn count_stores(&mut self, count: u32) -> Result<(), AdmitError> {
@@ -275,6 +318,17 @@ fn add(what: &str, total: &mut u64, count: u32, max: u64) -> Result<(), AdmitErr
 fn bounded(what: &str, count: u64, max: u64) -> Result<(), AdmitError> {
     if count > max {
         let text = format!("it has {count} {what}, at most {max} are taken; build it smaller");
+        return Err(AdmitError::Invalid(text));
+    }
+    Ok(())
+}
+
+/// A limit that is a setting of the host.
+fn within(what: &str, begins: u64, setting: &str, max: u64) -> Result<(), AdmitError> {
+    if begins > max {
+        let text = format!(
+            "it begins with {begins} {what}, this host gives at most {max} (setting {setting} = {max})"
+        );
         return Err(AdmitError::Invalid(text));
     }
     Ok(())

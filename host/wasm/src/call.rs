@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use millrace_broker::handler::{CallError, Interface};
-use millrace_model::Clock;
+use millrace_model::{Clock, ColumnBatch};
 use rustc_demangle::try_demangle;
 use tokio::time::Sleep;
 use wasmtime::{Error, Trap, WasmBacktrace};
@@ -48,6 +48,11 @@ pub(crate) trait GuestCall: Send + 'static {
 
     /// Whether the guest's function has the shape that the contract asks for.
     fn check(guest: &Guest) -> wasmtime::Result<()>;
+
+    /// The messages that it is for.
+    fn batch(&self) -> Option<&Arc<ColumnBatch>> {
+        None
+    }
 
     /// Makes the call.
     fn make(
@@ -203,16 +208,16 @@ pub(crate) fn explain(error: &Error, guest: &GuestState) -> CallError {
         }
     };
     CallError::Trap {
-        message: with_stderr(&cause, &guest.stderr.recent()),
+        message: with_words(&cause, &guest.last_words()),
         backtrace: frames.map_or_else(String::new, backtrace),
     }
 }
 
-/// The trap and what the guest said on its way down: a panic's message is on stderr.
-fn with_stderr(cause: &str, stderr: &str) -> String {
-    match stderr {
+/// The trap and what the guest said on its way down.
+fn with_words(cause: &str, words: &str) -> String {
+    match words {
         "" => clean(cause, MESSAGE_BYTES_MAX),
-        stderr => clean(&format!("{stderr} ({cause})"), MESSAGE_BYTES_MAX),
+        words => clean(&format!("{words} ({cause})"), MESSAGE_BYTES_MAX),
     }
 }
 

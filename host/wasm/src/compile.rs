@@ -4,35 +4,79 @@
 //! stopped. Parent: [`Compiler`]. Child: [`compile_child_main`], behind a hidden subcommand of the server's binary: the
 //! component comes in by stdin, the code goes out by stdout, a complaint by stderr.
 
+use std::any::Any;
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use metrics::{counter, gauge, histogram};
 use millrace_broker::handler::AdmitError;
-use millrace_model::bounds::MODULE_BYTES_MAX;
-use rustix::process::{Resource, Rlimit, Signal};
+use millrace_model::{Clock, GuestLimits};
+use parking_lot::Mutex;
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::engine;
-use crate::logs::clean;
+use crate::logs::{clean, without_places};
+use crate::turns::{Asker, Turn, Turns};
 
-/// Compiles that run at once. Compiling is rare and must leave the cores to messages.
-const CHILDREN_MAX: usize = 1;
+/// CPU time that a compile may take in the quick lane; one that takes longer goes on in the slow lane, out of the way of others.
+const QUICK_CPU_MS_MAX: u64 = 2_000;
 
-/// Uploads that wait for their compile; more are told to try again.
-const WAITING_MAX: usize = 32;
+/// How long an upload waits for its turns, both lanes together; then it is told to come back.
+const WAIT_MS_MAX: u64 = 120_000;
+
+/// When it is told to come back, in seconds.
+const COME_BACK_S: u32 = 10;
+
+/// Wall time of a compile for each second of CPU time that it may take: more means that the machine is busy, not that the module is bad.
+const WALL_PER_CPU_MAX: u32 = 20;
+
+/// Wall time that any compile has, in milliseconds.
+const WALL_MS_MIN: u64 = 120_000;
+
+/// Compiles of an uploader in a row that may exceed their limit before its slow ones have to pause.
+const STRIKES_FREE: u32 = 2;
+
+/// The first such pause; each further compile that exceeds its limit doubles it.
+const PAUSE_MS: u64 = 30_000;
+
+/// The longest such pause.
+const PAUSE_MS_MAX: u64 = 600_000;
+
+/// Uploaders whose compiles exceeded their limit are remembered; beyond it the one that did so longest ago is not.
+const OFFENDERS_MAX: usize = 1_000;
+
+/// How often it is looked how long a compile has been at work.
+const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// In what Linux counts a process's CPU time for others to read, whatever its own clock does.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// By how much a compile in the slow lane stands behind the host's threads.
+const SLOW_LANE_NICE: i32 = 12;
 
 /// Bytes of a child's complaint.
 const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
 
+/// Bytes of a complaint that an error shows.
+const COMPLAINT_SHOWN_BYTES_MAX: usize = 1_000;
+
+/// Bytes of the code that a compile makes, and of a file of the code cache.
+pub(crate) const CODE_BYTES_MAX: u64 = 256 << 20;
+
 /// Stack of the thread that compiles.
 const STACK_BYTES: usize = 16 << 20;
+
+/// Bytes that a child reads at the most; what is taken at the door is a setting.
+const MODULE_BYTES_TAKEN_MAX: u64 = GuestLimits::BOUNDS[0].2;
 
 /// The child says with it that the component is not valid.
 const EXIT_INVALID: u8 = 2;
@@ -49,51 +93,59 @@ pub struct CompileChild {
     pub args: Vec<String>,
 }
 
-/// What one compile may use.
-#[derive(Clone, Debug)]
-pub struct CompileLimits {
-    /// Address space of the child.
-    pub memory_bytes_max: u64,
-    /// CPU time of the child.
-    pub cpu_seconds_max: u64,
-    /// Wall time of the child.
-    pub wall_time_max: Duration,
-    /// Bytes of the code it makes.
-    pub code_bytes_max: u64,
+/// Starts the children: one in the quick lane, one in the slow lane.
+pub(crate) struct Compiler {
+    child: CompileChild,
+    limits: GuestLimits,
+    clock: Arc<dyn Clock>,
+    quick: Arc<Turns>,
+    slow: Arc<Turns>,
+    offenders: Mutex<HashMap<Asker, Offence>>,
+    children_started: AtomicU64,
 }
 
-impl Default for CompileLimits {
-    fn default() -> Self {
+/// What is remembered of an uploader whose compiles exceeded their limit.
+#[derive(Clone, Copy)]
+struct Offence {
+    in_a_row: u32,
+    last: Duration,
+}
+
+/// One module on its way through the lanes.
+pub(crate) struct Job {
+    asker: Asker,
+    /// How long it waited for its turns.
+    pub(crate) waited: Duration,
+    /// How long its children were at work.
+    pub(crate) compiled: Duration,
+}
+
+/// What came of a child.
+enum Ran {
+    Code(Vec<u8>),
+    /// It takes longer than the quick lane has for it, and the slow lane is taken.
+    TooSlow,
+}
+
+impl Job {
+    pub(crate) fn new(asker: Asker) -> Self {
         Self {
-            memory_bytes_max: 2 << 30,
-            cpu_seconds_max: 30,
-            wall_time_max: Duration::from_secs(60),
-            code_bytes_max: 256 << 20,
+            asker,
+            waited: Duration::ZERO,
+            compiled: Duration::ZERO,
         }
     }
 }
 
-/// Starts the children, one after the other.
-pub(crate) struct Compiler {
-    child: CompileChild,
-    limits: CompileLimits,
-    turns: Semaphore,
-    places: Semaphore,
-    children_started: AtomicU64,
-}
-
-/// The right to compile now.
-pub(crate) struct Turn<'a> {
-    _held: [SemaphorePermit<'a>; 2],
-}
-
 impl Compiler {
-    pub(crate) fn new(child: CompileChild, limits: CompileLimits) -> Self {
+    pub(crate) fn new(child: CompileChild, limits: GuestLimits, clock: Arc<dyn Clock>) -> Self {
         Self {
             child,
             limits,
-            turns: Semaphore::new(CHILDREN_MAX),
-            places: Semaphore::new(CHILDREN_MAX + WAITING_MAX),
+            clock,
+            quick: Turns::new(),
+            slow: Turns::new(),
+            offenders: Mutex::default(),
             children_started: AtomicU64::new(0),
         }
     }
@@ -103,47 +155,151 @@ impl Compiler {
         self.children_started.load(Ordering::Relaxed)
     }
 
-    /// Waits until it is the caller's turn to compile.
-    pub(crate) async fn turn(&self) -> Result<Turn<'_>, AdmitError> {
-        let place = self.places.try_acquire().map_err(|_| {
-            AdmitError::Host(format!(
-                "{WAITING_MAX} modules are already waiting to be compiled"
-            ))
-        })?;
-        let turn = self.turns.acquire().await.map_err(host)?;
-        Ok(Turn {
-            _held: [place, turn],
+    /// Waits until it is the job's turn to begin.
+    pub(crate) async fn turn(&self, job: &mut Job) -> Result<Turn, AdmitError> {
+        self.wait(&self.quick, job).await
+    }
+
+    /// The code of a component, of which the job has the first turn. `known` says whether somebody found out meanwhile that it
+    /// cannot be compiled.
+    pub(crate) async fn compile(
+        &self,
+        job: &mut Job,
+        turn: Turn,
+        component: &Bytes,
+        known: impl Fn() -> Result<(), AdmitError> + Send,
+    ) -> Result<Vec<u8>, AdmitError> {
+        let outcome = match self.timed(job, turn, true, component).await {
+            Ok(Ran::TooSlow) => self.compile_slowly(job, component, known).await,
+            ended => ended,
+        };
+        let outcome = outcome.and_then(|ran| match ran {
+            Ran::Code(code) => Ok(code),
+            Ran::TooSlow => Err(AdmitError::Host("the slow lane has no slower one".into())),
+        });
+        self.note(&job.asker, &outcome);
+        histogram!("millrace_compile_wait_seconds").record(job.waited.as_secs_f64());
+        histogram!("millrace_compile_seconds").record(job.compiled.as_secs_f64());
+        outcome
+    }
+
+    async fn compile_slowly(
+        &self,
+        job: &mut Job,
+        component: &Bytes,
+        known: impl Fn() -> Result<(), AdmitError> + Send,
+    ) -> Result<Ran, AdmitError> {
+        let turn = self.wait(&self.slow, job).await?;
+        known()?;
+        self.check_pause(&job.asker)?;
+        self.timed(job, turn, false, component).await
+    }
+
+    async fn wait(&self, lane: &Arc<Turns>, job: &mut Job) -> Result<Turn, AdmitError> {
+        let start = self.clock.monotonic();
+        let left = Duration::from_millis(WAIT_MS_MAX).saturating_sub(job.waited);
+        let took_turn = tokio::time::timeout(left, async {
+            let taking = lane.take(&job.asker);
+            self.show_waiting();
+            taking.await
+        })
+        .await;
+        job.waited += self.clock.monotonic().saturating_sub(start);
+        self.show_waiting();
+        took_turn.unwrap_or_else(|_| {
+            let (waiting, seconds) = (self.waiting(), job.waited.as_secs());
+            Err(AdmitError::Busy {
+                reason: format!(
+                    "its turn to be compiled did not come within {seconds} s; {waiting} more wait"
+                ),
+                retry_after_s: COME_BACK_S,
+            })
         })
     }
 
-    /// The code of a component.
-    pub(crate) async fn compile(
-        &self,
-        _turn: &Turn<'_>,
-        component: Bytes,
-    ) -> Result<Vec<u8>, AdmitError> {
-        self.children_started.fetch_add(1, Ordering::Relaxed);
-        let child = self.start().map_err(|error| {
-            AdmitError::Host(format!(
-                "cannot start {}: {error}",
-                self.child.program.display()
-            ))
-        })?;
-        tokio::time::timeout(self.limits.wall_time_max, self.converse(child, component))
-            .await
-            .unwrap_or_else(|_| {
-                let seconds = self.limits.wall_time_max.as_secs();
-                Err(AdmitError::CompileLimit(format!(
-                    "{seconds} s of wall time"
-                )))
-            })
+    /// Compiles that wait for a turn.
+    pub(crate) fn waiting(&self) -> usize {
+        self.quick.waiting() + self.slow.waiting()
     }
 
-    fn start(&self) -> std::io::Result<Child> {
+    fn show_waiting(&self) {
+        gauge!("millrace_compiles_waiting").set(self.waiting() as f64);
+    }
+
+    /// Runs a child, whose time counts whatever comes of it.
+    async fn timed(
+        &self,
+        job: &mut Job,
+        turn: Turn,
+        is_quick: bool,
+        component: &Bytes,
+    ) -> Result<Ran, AdmitError> {
+        let start = self.clock.monotonic();
+        let ran = self.run(&job.asker, turn, is_quick, component).await;
+        job.compiled += self.clock.monotonic().saturating_sub(start);
+        ran
+    }
+
+    async fn run(
+        &self,
+        asker: &Asker,
+        mut turn: Turn,
+        is_quick: bool,
+        component: &Bytes,
+    ) -> Result<Ran, AdmitError> {
+        self.children_started.fetch_add(1, Ordering::Relaxed);
+        let cpu_seconds = self.limits.compile_cpu_seconds(component.len());
+        let child = self.start(cpu_seconds).map_err(|error| {
+            let text = without_places(&error.to_string());
+            AdmitError::Host(format!("the compiler cannot be started: {text}"))
+        })?;
+        let pid = child.id();
+        if !is_quick {
+            stand_back(pid);
+        }
+        let wall = (Duration::from_secs(cpu_seconds) * WALL_PER_CPU_MAX)
+            .max(Duration::from_millis(WALL_MS_MIN));
+        let conversation = self.converse(child, component.clone());
+        let mut conversation = std::pin::pin!(tokio::time::timeout(wall, conversation));
+        // A child that is not talked to any more is killed.
+        let mut is_quick = is_quick;
+        let ended = loop {
+            tokio::select! {
+                ended = conversation.as_mut() => break ended,
+                () = tokio::time::sleep(WATCH_INTERVAL), if is_quick => {}
+            }
+            if cpu_time(pid) < Duration::from_millis(QUICK_CPU_MS_MAX) {
+                continue;
+            }
+            self.check_pause(asker)?;
+            if let Some(slow) = self.slow.try_take(asker) {
+                // The quick lane is free from here on.
+                turn = slow;
+                stand_back(pid);
+                is_quick = false;
+            } else if self.quick.waiting() > 0 {
+                return Ok(Ran::TooSlow);
+            }
+        };
+        drop(turn);
+        let code = ended.unwrap_or_else(|_| {
+            let seconds = wall.as_secs();
+            Err(AdmitError::Busy {
+                reason: format!(
+                    "compiling it took {seconds} s without using the CPU time that it may have: the machine is too busy"
+                ),
+                retry_after_s: COME_BACK_S,
+            })
+        });
+        code.map_err(|error| self.told(error, cpu_seconds))
+            .map(Ran::Code)
+    }
+
+    fn start(&self, cpu_seconds: u64) -> std::io::Result<Child> {
         Command::new(&self.child.program)
             .args(&self.child.args)
-            .arg(self.limits.memory_bytes_max.to_string())
-            .arg(self.limits.cpu_seconds_max.to_string())
+            .arg(self.limits.compile_memory_bytes_max.to_string())
+            .arg(cpu_seconds.to_string())
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -164,52 +320,161 @@ impl Compiler {
             let _ = stdin.write_all(&component).await;
             drop(stdin);
         };
-        let code_bytes_max = self.limits.code_bytes_max;
         let ((), code, complaint) = tokio::join!(
             feed,
-            read_bounded(stdout, code_bytes_max),
+            read_bounded(stdout, CODE_BYTES_MAX),
             read_bounded(stderr, COMPLAINT_BYTES_MAX),
         );
         let (code, complaint) = (code.map_err(host)?, complaint.map_err(host)?);
-        if code.len() as u64 > code_bytes_max {
+        if code.len() as u64 > CODE_BYTES_MAX {
             return Err(AdmitError::CompileLimit(format!(
-                "{code_bytes_max} bytes of code"
+                "{CODE_BYTES_MAX} bytes of code"
             )));
         }
         let status = child.wait().await.map_err(host)?;
-        self.judge(
-            status,
-            code,
-            &clean(&String::from_utf8_lossy(&complaint), 1_000),
-        )
+        let complaint = without_places(&String::from_utf8_lossy(&complaint));
+        judge(status, code, &clean(&complaint, COMPLAINT_SHOWN_BYTES_MAX))
     }
 
-    fn judge(
-        &self,
-        status: ExitStatus,
-        code: Vec<u8>,
-        complaint: &str,
-    ) -> Result<Vec<u8>, AdmitError> {
-        match status.code().map(u8::try_from) {
-            Some(Ok(0)) if !code.is_empty() => Ok(code),
-            Some(Ok(EXIT_INVALID)) => Err(AdmitError::Invalid(complaint.to_owned())),
-            None => Err(AdmitError::CompileLimit(self.limit_behind(status))),
-            _ => Err(AdmitError::Host(format!(
-                "the compile child ended with {status}: {complaint}"
-            ))),
-        }
-    }
-
-    /// Which limit ended a child that was ended by a signal.
-    fn limit_behind(&self, status: ExitStatus) -> String {
-        match status.signal().and_then(Signal::from_named_raw) {
-            Some(Signal::KILL | Signal::XCPU) => {
-                format!("{} s of CPU time", self.limits.cpu_seconds_max)
+    /// The same, naming the setting that a limit is.
+    fn told(&self, error: AdmitError, cpu_seconds: u64) -> AdmitError {
+        let AdmitError::CompileLimit(which) = error else {
+            return error;
+        };
+        AdmitError::CompileLimit(match which.as_str() {
+            CPU_TIME => {
+                let setting = self.limits.compile_cpu_seconds_max;
+                let more = cpu_seconds - setting;
+                let more = match more {
+                    0 => String::new(),
+                    more => format!(", and {more} for its size"),
+                };
+                format!(
+                    "{cpu_seconds} s of CPU time; setting compile_cpu_seconds_max = {setting}{more}"
+                )
             }
-            // An allocation that fails ends in an abort.
-            Some(Signal::ABORT) => format!("{} bytes of memory", self.limits.memory_bytes_max),
-            _ => format!("the compiler ended with {status}"),
+            MEMORY => {
+                let max = self.limits.compile_memory_bytes_max;
+                format!("{max} bytes of memory; setting compile_memory_bytes_max = {max}")
+            }
+            other => other.to_owned(),
+        })
+    }
+
+    /// Whoever sends one bomb after the other is compiled quickly or not at all for a while.
+    fn check_pause(&self, asker: &Asker) -> Result<(), AdmitError> {
+        let Some(offence) = self.offenders.lock().get(asker).copied() else {
+            return Ok(());
+        };
+        let over = offence.last + offence.pause();
+        let left = over.saturating_sub(self.clock.monotonic());
+        if left.is_zero() {
+            return Ok(());
         }
+        let (Asker::Uploader(uploader), Offence { in_a_row, .. }) = (asker, offence) else {
+            return Ok(());
+        };
+        let seconds = u32::try_from(left.as_secs())
+            .unwrap_or(u32::MAX)
+            .saturating_add(1);
+        let quick = QUICK_CPU_MS_MAX / 1_000;
+        Err(AdmitError::Busy {
+            reason: format!(
+                "the last {in_a_row} modules of {uploader} exceeded the limit of a compile; for {seconds} s no compile of theirs may take \
+                 longer than {quick} s"
+            ),
+            retry_after_s: seconds,
+        })
+    }
+
+    fn note(&self, asker: &Asker, outcome: &Result<Vec<u8>, AdmitError>) {
+        let word = match outcome {
+            Ok(_) => "ok",
+            Err(AdmitError::CompileLimit(_)) => "limit",
+            Err(AdmitError::Busy { .. }) => "busy",
+            Err(AdmitError::Host(_)) => "failed",
+            Err(_) => "invalid",
+        };
+        counter!("millrace_compiles_total", "outcome" => word).increment(1);
+        let mut offenders = self.offenders.lock();
+        match word {
+            "limit" if *asker != Asker::Host => {
+                let last = self.clock.monotonic();
+                let offence = offenders.entry(asker.clone());
+                let offence = offence.or_insert(Offence { in_a_row: 0, last });
+                offence.in_a_row = offence.in_a_row.saturating_add(1);
+                offence.last = last;
+                if offenders.len() > OFFENDERS_MAX {
+                    let oldest = offenders.iter().min_by_key(|(_, offence)| offence.last);
+                    if let Some(oldest) = oldest.map(|(asker, _)| asker.clone()) {
+                        offenders.remove(&oldest);
+                    }
+                }
+            }
+            "ok" => drop(offenders.remove(asker)),
+            _ => {}
+        }
+    }
+}
+
+impl Offence {
+    /// How long slow compiles have to pause after the last one.
+    fn pause(self) -> Duration {
+        let Some(doublings) = self.in_a_row.checked_sub(STRIKES_FREE) else {
+            return Duration::ZERO;
+        };
+        let pause = PAUSE_MS.saturating_mul(1 << doublings.min(16));
+        Duration::from_millis(pause.min(PAUSE_MS_MAX))
+    }
+}
+
+/// Which limits a child can run into.
+const CPU_TIME: &str = "CPU time";
+const MEMORY: &str = "memory";
+
+fn judge(status: ExitStatus, code: Vec<u8>, complaint: &str) -> Result<Vec<u8>, AdmitError> {
+    match status.code().map(u8::try_from) {
+        Some(Ok(0)) if !code.is_empty() => Ok(code),
+        Some(Ok(EXIT_INVALID)) => Err(AdmitError::Invalid(complaint.to_owned())),
+        None => Err(AdmitError::CompileLimit(limit_behind(status))),
+        _ => Err(AdmitError::Host(format!(
+            "the compile child ended with {status}: {complaint}"
+        ))),
+    }
+}
+
+/// Which limit ended a child that was ended by a signal.
+fn limit_behind(status: ExitStatus) -> String {
+    match status.signal().and_then(Signal::from_named_raw) {
+        Some(Signal::KILL | Signal::XCPU) => CPU_TIME.to_owned(),
+        // An allocation that fails ends in an abort.
+        Some(Signal::ABORT) => MEMORY.to_owned(),
+        _ => format!("the compiler ended with {status}"),
+    }
+}
+
+/// CPU time that a child has used; none, if it is gone.
+fn cpu_time(pid: Option<u32>) -> Duration {
+    let Some(pid) = pid else {
+        return Duration::ZERO;
+    };
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The program's name stands in parentheses and may hold anything.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let fields = after_name.split_ascii_whitespace();
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    Duration::from_millis(ticks.saturating_mul(1_000 / TICKS_PER_SECOND))
+}
+
+/// Puts a child behind everything else; where that is refused, it competes as before.
+fn stand_back(pid: Option<u32>) {
+    let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    if let Some(pid) = pid {
+        let _ = rustix::process::setpriority_process(Some(pid), SLOW_LANE_NICE);
     }
 }
 
@@ -247,15 +512,17 @@ fn compile_child(args: &[String]) -> Result<(), Complaint> {
     limit_this_process(args)?;
     let mut component = Vec::new();
     std::io::stdin()
-        .take(MODULE_BYTES_MAX as u64)
+        .take(MODULE_BYTES_TAKEN_MAX)
         .read_to_end(&mut component)
         .map_err(|error| (EXIT_HOST, error.to_string()))?;
+    // What a panic prints names files of the machine that built this, and threads; what it says is told below.
+    std::panic::set_hook(Box::new(|_| ()));
     let code = std::thread::Builder::new()
         .stack_size(STACK_BYTES)
         .spawn(move || compile(&component))
         .map_err(|error| (EXIT_HOST, error.to_string()))?
         .join()
-        .map_err(|_| (EXIT_INVALID, "the compiler panicked on it".to_owned()))??;
+        .map_err(|panic| (EXIT_INVALID, given_up(&*panic)))??;
     std::io::stdout()
         .write_all(&code)
         .map_err(|error| (EXIT_HOST, error.to_string()))
@@ -286,9 +553,56 @@ fn limit_this_process(args: &[String]) -> Result<(), Complaint> {
     Ok(())
 }
 
+/// What the compiler said when it gave up on a component that it took for valid.
+fn given_up(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    let text = text.unwrap_or("it does not say why");
+    if text.contains("multiple memories") {
+        return "components within it pass data to each other, which this host does not take yet; build it as one component".to_owned();
+    }
+    format!("the compiler gave up on it: {text}")
+}
+
 fn compile(component: &[u8]) -> Result<Vec<u8>, Complaint> {
     let engine = engine::compiler().map_err(|error| (EXIT_HOST, format!("{error:#}")))?;
     engine
         .precompile_component(component)
         .map_err(|error| (EXIT_INVALID, format!("{error:#}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compiler_that_gives_up_is_quoted_without_where_it_did() {
+        let said = |panic: Box<dyn Any + Send>| given_up(&*panic);
+        assert_eq!(
+            said(Box::new("no such thing")),
+            "the compiler gave up on it: no such thing"
+        );
+        let composed = "invalid adapter module generated: multiple memories (at offset 0x1c)";
+        assert!(said(Box::new(composed.to_owned())).contains("as one component"));
+        assert!(said(Box::new(17)).contains("does not say why"));
+    }
+
+    #[test]
+    fn each_compile_beyond_the_limit_doubles_the_pause_up_to_a_bound() {
+        let pause = |in_a_row| {
+            let last = Duration::ZERO;
+            Offence { in_a_row, last }.pause().as_secs()
+        };
+        assert_eq!([1, 2, 3, 4].map(pause), [0, 30, 60, 120]);
+        assert_eq!(pause(u32::MAX), 600);
+    }
+
+    #[test]
+    fn a_process_s_own_cpu_time_is_read() {
+        let mut sum = 0_u64;
+        while cpu_time(Some(std::process::id())).is_zero() {
+            sum = (0..1_000_000_u64).fold(sum, |sum, n| sum.wrapping_mul(31).wrapping_add(n));
+        }
+        assert_eq!(cpu_time(None), Duration::ZERO, "{sum}");
+    }
 }

@@ -22,14 +22,16 @@ use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use crate::compile::CODE_BYTES_MAX;
+
 /// A file of the cache begins with it.
 const MAGIC: &[u8; 8] = b"MRCODE1\n";
 
 /// Bytes of the secret and of a tag.
 const TAG_BYTES: usize = 32;
 
-/// Bytes of a file of the cache; a larger one is not ours.
-const FILE_BYTES_MAX: u64 = 512 << 20;
+/// Bytes of a file of the cache: code and what vouches for it. A larger one is not ours.
+const FILE_BYTES_MAX: u64 = CODE_BYTES_MAX + (MAGIC.len() + TAG_BYTES) as u64;
 
 const SECRET_FILE: &str = "secret";
 const CODE_SUFFIX: &str = "code";

@@ -4,6 +4,7 @@
 
 use std::num::NonZeroUsize;
 
+use millrace_model::GuestLimits;
 use wasmtime::{Config, Engine, OptLevel, PoolingAllocationConfig, Strategy};
 
 /// Stack that a guest may use; recursion beyond it traps.
@@ -14,12 +15,6 @@ const FIBER_STACK_BYTES: usize = 1 << 20;
 
 /// Frames that a trap's backtrace keeps.
 const BACKTRACE_FRAMES_MAX: usize = 20;
-
-/// Linear memory that any instance may have, whatever its processor's limits say.
-pub(crate) const MEMORY_BYTES_MAX: usize = 1 << 30;
-
-/// Elements of one table. QuickJS has 7,700; a module with a larger table is refused when it is loaded.
-pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 
 /// Core instances within one component instance: the module itself, its shims and adapters.
 pub(crate) const CORE_INSTANCES_PER_INSTANCE_MAX: u32 = 16;
@@ -39,9 +34,9 @@ pub(crate) fn compiler() -> wasmtime::Result<Engine> {
 }
 
 /// The engine of this process: runs up to `instances_max` component instances at once.
-pub(crate) fn runner(instances_max: u32) -> wasmtime::Result<Engine> {
+pub(crate) fn runner(instances_max: u32, limits: &GuestLimits) -> wasmtime::Result<Engine> {
     let mut config = code_settings();
-    config.allocation_strategy(slots(instances_max));
+    config.allocation_strategy(slots(instances_max, limits));
     Engine::new(&config)
 }
 
@@ -70,7 +65,7 @@ fn code_settings() -> Config {
 
 /// Every instance's memory, tables and stack come from slots reserved once: an instance costs microseconds, and the
 /// totals are bounded.
-fn slots(instances_max: u32) -> PoolingAllocationConfig {
+fn slots(instances_max: u32, limits: &GuestLimits) -> PoolingAllocationConfig {
     let mut slots = PoolingAllocationConfig::new();
     slots
         .total_component_instances(instances_max)
@@ -81,10 +76,15 @@ fn slots(instances_max: u32) -> PoolingAllocationConfig {
         .max_core_instances_per_component(CORE_INSTANCES_PER_INSTANCE_MAX)
         .max_memories_per_component(MEMORIES_PER_INSTANCE_MAX)
         .max_tables_per_component(TABLES_PER_INSTANCE_MAX)
-        .max_memory_size(MEMORY_BYTES_MAX)
-        .table_elements(TABLE_ELEMENTS_MAX)
+        .max_memory_size(size(limits.guest_memory_bytes_max))
+        .table_elements(size(limits.guest_table_elements_max))
         .max_unused_warm_slots(64)
         .linear_memory_keep_resident(WARM_SLOT_BYTES)
         .table_keep_resident(WARM_SLOT_BYTES);
     slots
+}
+
+/// As a size in memory, which the bounds of the settings are.
+pub(crate) fn size(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }

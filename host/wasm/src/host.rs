@@ -5,36 +5,38 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
     AdmitError, BatchHandler, FailureHandler, GuestLine, Interface, LoadRequest, ModuleFacts,
-    ModuleHost, PartitionHandler,
+    ModuleHost, PartitionHandler, Uploader,
 };
 use millrace_model::processor::Limits;
-use millrace_model::{Clock, Digest, ProcessorName};
+use millrace_model::{Clock, Digest, GuestLimits, ProcessorName};
 use parking_lot::Mutex;
 use wasmtime::component::Linker;
 
 use crate::admission::{self, Outline};
 use crate::call::GuestCall;
-use crate::compile::{CompileChild, CompileLimits, Compiler};
+use crate::compile::{CompileChild, Compiler, Job};
 use crate::compiled::{CodeCache, TrustedCode};
 use crate::engine;
 use crate::epoch::Ticker;
 use crate::interfaces::{self, error_handler, partitioner, processor};
-use crate::logs::{GuestLogs, LogSink, Owner};
+use crate::logs::{GuestLogs, HostLog, LogSink, Owner};
 use crate::module::Module;
-use crate::pool::{GuestState, Pool, Shared};
+use crate::pool::{GuestState, NotOpened, Pool, Shared};
 use crate::slots::Slots;
 use crate::threads::GuestThreads;
+use crate::turns::{Asker, Turns};
 
 /// Modules remembered as refused by the compiler's limits, so that the same bomb costs its minute once.
 const BOMBS_REMEMBERED_MAX: usize = 1_000;
 
-/// Who writes the log lines of a trial instance.
-const TRIAL_OWNER: &str = "(admission)";
+/// How long an upload waits for its turn to be tried with the most that a processor may have; then it is told to come back.
+const TRIAL_WAIT_MS_MAX: u64 = 60_000;
 
 /// How a [`WasmHost`] is set up.
 #[derive(Clone, Debug)]
@@ -45,14 +47,16 @@ pub struct WasmOptions {
     pub keeps_code: bool,
     /// The program that compiles.
     pub compile_child: CompileChild,
-    /// What one compile may use.
-    pub compile_limits: CompileLimits,
+    /// What modules may have and their compiles may use.
+    pub limits: GuestLimits,
     /// Instances of all modules together. Each reserves about 8 GiB of addresses, and no memory until it is used.
     pub instances_max: u32,
     /// Memory of all instances together, each counted with what it may have at the most. One more instance waits until there is room.
     pub memory_bytes_max: u64,
     /// Threads for guests that compute for long.
     pub threads: usize,
+    /// Whether the lines that guests write go to the host's log as well.
+    pub ships_lines: bool,
 }
 
 impl WasmOptions {
@@ -63,10 +67,11 @@ impl WasmOptions {
             cache_dir,
             keeps_code: true,
             compile_child,
-            compile_limits: CompileLimits::default(),
+            limits: GuestLimits::default(),
             instances_max: 512,
             memory_bytes_max: 64 << 30,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
+            ships_lines: false,
         }
     }
 }
@@ -100,6 +105,9 @@ pub struct WasmHost {
     compiler: Compiler,
     cache: Arc<CodeCache>,
     logs: GuestLogs,
+    host_log: Option<Arc<HostLog>>,
+    /// For trials with the most that a processor may have: memory for one of them at a time.
+    trials: Arc<Turns>,
     loaded: Mutex<HashMap<Digest, Weak<Module>>>,
     bombs: Mutex<HashMap<Digest, String>>,
 }
@@ -107,7 +115,8 @@ pub struct WasmHost {
 impl WasmHost {
     /// Sets everything up; nothing is loaded yet. `clock` must move by itself: time limits are measured with it.
     pub fn new(options: WasmOptions, clock: Arc<dyn Clock>) -> Result<Arc<Self>, StartError> {
-        let engine = engine::runner(options.instances_max).map_err(engine_error)?;
+        let engine =
+            engine::runner(options.instances_max, &options.limits).map_err(engine_error)?;
         let mut linker = Linker::new(&engine);
         interfaces::link(&mut linker).map_err(engine_error)?;
         let directory = options.cache_dir.clone();
@@ -119,14 +128,17 @@ impl WasmHost {
             slots: Slots::new(options.instances_max, options.memory_bytes_max),
             instances_made: AtomicU64::new(0),
             engine,
-            clock,
+            limits: options.limits,
+            clock: Arc::clone(&clock),
         };
         Ok(Arc::new(Self {
             shared: Arc::new(shared),
             linker: Arc::new(linker),
-            compiler: Compiler::new(options.compile_child, options.compile_limits),
+            compiler: Compiler::new(options.compile_child, options.limits, clock),
+            trials: Turns::new(),
             cache: Arc::new(cache),
             logs: GuestLogs::default(),
+            host_log: options.ships_lines.then(Arc::default),
             loaded: Mutex::default(),
             bombs: Mutex::default(),
         }))
@@ -145,13 +157,18 @@ impl WasmHost {
     }
 
     /// The module of a digest: already loaded, else from the cache, else compiled from `bytes`.
-    async fn module(&self, digest: Digest, bytes: &Bytes) -> Result<Arc<Module>, AdmitError> {
+    async fn module(
+        &self,
+        digest: Digest,
+        bytes: &Bytes,
+        job: &mut Job,
+    ) -> Result<Arc<Module>, AdmitError> {
         if let Some(module) = self.loaded(&digest) {
             return Ok(module);
         }
         let code = match self.cached(digest).await? {
             Some(code) => code,
-            None => self.compile(digest, bytes).await?,
+            None => self.compile(digest, bytes, job).await?,
         };
         self.link(digest, code).await
     }
@@ -165,17 +182,29 @@ impl WasmHost {
         self.aside(move || cache.read(&digest)).await
     }
 
-    async fn compile(&self, digest: Digest, bytes: &Bytes) -> Result<TrustedCode, AdmitError> {
-        self.examine(bytes, Some(digest)).await?;
-        let turn = self.compiler.turn().await?;
+    async fn compile(
+        &self,
+        digest: Digest,
+        bytes: &Bytes,
+        job: &mut Job,
+    ) -> Result<TrustedCode, AdmitError> {
+        let limits = self.shared.limits;
+        self.examine(bytes, Some(digest), move |bytes| {
+            admission::examine(bytes, &limits)
+        })
+        .await?;
+        let known = || match self.bombs.lock().get(&digest) {
+            Some(reason) => Err(AdmitError::CompileLimit(reason.clone())),
+            None => Ok(()),
+        };
+        known()?;
+        let turn = self.compiler.turn(job).await?;
         // Whoever had the turn before may have compiled, or failed at, this very module.
-        if let Some(reason) = self.bombs.lock().get(&digest) {
-            return Err(AdmitError::CompileLimit(reason.clone()));
-        }
+        known()?;
         if let Some(code) = self.cached(digest).await? {
             return Ok(code);
         }
-        let code = self.compiler.compile(&turn, bytes.clone()).await;
+        let code = self.compiler.compile(job, turn, bytes, known).await;
         let code = code.inspect_err(|error| self.remember_bomb(digest, error))?;
         let cache = Arc::clone(&self.cache);
         let kept = self.aside(move || cache.keep(&digest, code)).await?;
@@ -190,10 +219,11 @@ impl WasmHost {
         &self,
         bytes: &Bytes,
         expected: Option<Digest>,
+        examine: impl FnOnce(&[u8]) -> Result<Outline, AdmitError> + Send + 'static,
     ) -> Result<(Outline, Digest), AdmitError> {
         let bytes = bytes.clone();
         let (outline, digest) = self
-            .aside(move || Ok((admission::examine(&bytes)?, admission::digest(&bytes))))
+            .aside(move || Ok((examine(&bytes)?, admission::digest(&bytes))))
             .await
             .flatten()?;
         match expected {
@@ -241,9 +271,12 @@ impl WasmHost {
         owner: Owner,
         request: LoadRequest,
     ) -> Result<Arc<Pool>, AdmitError> {
-        let module = self.module(request.digest, &request.bytes).await?;
-        self.open_pool::<C>(module, owner, request.revision, request.limits)
-            .await
+        let mut job = Job::new(Asker::Host);
+        let module = self
+            .module(request.digest, &request.bytes, &mut job)
+            .await?;
+        let opened = self.open_pool::<C>(module, owner, request.revision, request.limits);
+        Ok(opened.await?)
     }
 
     async fn open_pool<C: GuestCall>(
@@ -252,22 +285,59 @@ impl WasmHost {
         owner: Owner,
         revision: u32,
         limits: Limits,
-    ) -> Result<Arc<Pool>, AdmitError> {
+    ) -> Result<Arc<Pool>, NotOpened> {
         let sink = LogSink {
             log: self.logs.of(&owner),
             clock: Arc::clone(&self.shared.clock),
             revision,
             lines_per_second: limits.log_lines_per_second,
+            host_log: self.host_log.clone(),
             notes: Arc::default(),
         };
         Pool::open::<C>(Arc::clone(&self.shared), module, limits, sink).await
     }
 
-    /// Makes an instance for each interface, under the usual limits, to see that it starts and has the right functions.
-    async fn try_out(&self, module: &Arc<Module>) -> Result<(), AdmitError> {
+    /// Makes an instance for each interface, to see that it starts and has the right functions: under the usual limits, else with the
+    /// most that a processor may have. Whether that is what its processor has, its specification says.
+    async fn try_out(&self, module: &Arc<Module>, uploader: &Uploader) -> Result<(), AdmitError> {
+        let host = self.shared.limits;
+        let usual = Limits::default();
+        let usual = Limits {
+            memory_bytes_max: usual.memory_bytes_max.min(host.guest_memory_bytes_max),
+            call_ms_max: usual.call_ms_max.min(host.guest_start_ms_max),
+            ..usual
+        };
+        match self.start_each(module, uploader, &usual).await {
+            Err(NotOpened::AtLimit(_)) => {}
+            ended => return Ok(ended?),
+        }
+        let asker = Asker::Uploader(uploader.clone());
+        let wait = Duration::from_millis(TRIAL_WAIT_MS_MAX);
+        let turn = tokio::time::timeout(wait, self.trials.take(&asker)).await;
+        let _turn = turn.unwrap_or_else(|_| {
+            let waiting = self.trials.waiting();
+            Err(AdmitError::Busy {
+                reason: format!("its turn to be tried did not come; {waiting} more wait"),
+                retry_after_s: 10,
+            })
+        })?;
+        let most = Limits {
+            memory_bytes_max: host.guest_memory_bytes_max,
+            call_ms_max: host.guest_start_ms_max,
+            ..usual
+        };
+        Ok(self.start_each(module, uploader, &most).await?)
+    }
+
+    async fn start_each(
+        &self,
+        module: &Arc<Module>,
+        uploader: &Uploader,
+        limits: &Limits,
+    ) -> Result<(), NotOpened> {
         for interface in module.interfaces() {
-            let (module, owner) = (Arc::clone(module), Owner::Processor(TRIAL_OWNER.into()));
-            let limits = Limits::default();
+            let (module, owner) = (Arc::clone(module), Owner::Trial(uploader.to_string()));
+            let limits = limits.clone();
             match interface {
                 Interface::MessageProcessor => {
                     self.open_pool::<processor::Process>(module, owner, 0, limits)
@@ -289,20 +359,26 @@ impl WasmHost {
 
 #[async_trait]
 impl ModuleHost for WasmHost {
-    async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError> {
-        let (outline, digest) = self.examine(&bytes, None).await?;
-        let start = self.shared.clock.monotonic();
-        let module = self.module(digest, &bytes).await?;
-        let compile_time = self.shared.clock.monotonic().saturating_sub(start);
-        let tried_out = self.try_out(&module).await;
+    async fn admit(&self, bytes: Bytes, uploader: Uploader) -> Result<ModuleFacts, AdmitError> {
+        let limits = self.shared.limits;
+        let examine = move |bytes: &[u8]| admission::examine_upload(bytes, &limits);
+        let (outline, digest) = self.examine(&bytes, None, examine).await?;
+        let mut job = Job::new(Asker::Uploader(uploader.clone()));
+        let module = self.module(digest, &bytes, &mut job).await?;
+        let tried_out = self.try_out(&module, &uploader).await;
         tried_out.inspect_err(|_| self.forget(digest))?;
         Ok(ModuleFacts {
             digest,
             byte_count: bytes.len() as u64,
             exports: outline.exports,
             imports: outline.imports,
-            compile_ms: compile_time.as_millis() as u64,
+            compile_ms: job.compiled.as_millis() as u64,
+            waited_ms: job.waited.as_millis() as u64,
         })
+    }
+
+    fn limits(&self) -> GuestLimits {
+        self.shared.limits
     }
 
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
@@ -336,6 +412,14 @@ impl ModuleHost for WasmHost {
 
     fn logs(&self, processor: &ProcessorName) -> Vec<GuestLine> {
         self.logs.lines(&Owner::Processor(processor.to_string()))
+    }
+
+    fn lines_dropped(&self, processor: &ProcessorName) -> u64 {
+        self.logs.dropped(&Owner::Processor(processor.to_string()))
+    }
+
+    fn forget_logs(&self, processor: &ProcessorName) {
+        self.logs.forget(&Owner::Processor(processor.to_string()));
     }
 }
 

@@ -22,6 +22,7 @@ mod output;
 mod pool;
 mod slots;
 mod threads;
+mod turns;
 
-pub use compile::{CompileChild, CompileLimits, compile_child_main};
+pub use compile::{CompileChild, compile_child_main};
 pub use host::{StartError, WasmHost, WasmOptions};

@@ -6,18 +6,36 @@ use metrics::Gauge;
 use wasmtime::ResourceLimiter;
 
 use crate::engine::{
-    CORE_INSTANCES_PER_INSTANCE_MAX, MEMORIES_PER_INSTANCE_MAX, MEMORY_BYTES_MAX,
-    TABLE_ELEMENTS_MAX, TABLES_PER_INSTANCE_MAX,
+    CORE_INSTANCES_PER_INSTANCE_MAX, MEMORIES_PER_INSTANCE_MAX, TABLES_PER_INSTANCE_MAX, size,
 };
+use crate::logs::Owner;
 use crate::notes::Notes;
 
 /// Counts one instance's memory against its bound and remembers a refusal, so that the trap which follows is told apart.
 pub(crate) struct InstanceLimits {
     memory_bytes_max: usize,
+    memory_setting: &'static str,
     memory_bytes: usize,
-    refused_bytes: Option<usize>,
+    table_elements_max: usize,
+    refused: Option<Refused>,
     gauges: InstanceGauges,
     notes: Arc<Notes>,
+}
+
+/// What an instance asked for in vain.
+#[derive(Clone, Copy)]
+enum Refused {
+    Memory(usize),
+    Table(usize),
+}
+
+/// What one instance may have, and which settings say so.
+#[derive(Clone, Copy)]
+pub(crate) struct Allowed {
+    pub(crate) memory_bytes_max: u64,
+    /// The setting that the memory's bound is.
+    pub(crate) memory_setting: &'static str,
+    pub(crate) table_elements_max: u64,
 }
 
 /// The gauges of one processor; all its instances add to them.
@@ -28,24 +46,24 @@ pub(crate) struct InstanceGauges {
 }
 
 impl InstanceGauges {
-    pub(crate) fn of(owner: &str) -> Self {
-        let owner = owner.to_owned();
+    pub(crate) fn of(owner: &Owner) -> Self {
+        let (label, name) = (owner.label(), owner.name().to_owned());
         Self {
-            instances: metrics::gauge!("millrace_instances", "processor" => owner.clone()),
-            memory_bytes: metrics::gauge!("millrace_guest_memory_bytes", "processor" => owner),
+            instances: metrics::gauge!("millrace_instances", label => name.clone()),
+            memory_bytes: metrics::gauge!("millrace_guest_memory_bytes", label => name),
         }
     }
 }
 
 impl InstanceLimits {
-    pub(crate) fn new(memory_bytes_max: u64, gauges: InstanceGauges, notes: Arc<Notes>) -> Self {
+    pub(crate) fn new(allowed: Allowed, gauges: InstanceGauges, notes: Arc<Notes>) -> Self {
         gauges.instances.increment(1);
         Self {
-            memory_bytes_max: usize::try_from(memory_bytes_max)
-                .unwrap_or(usize::MAX)
-                .min(MEMORY_BYTES_MAX),
+            memory_bytes_max: size(allowed.memory_bytes_max),
+            memory_setting: allowed.memory_setting,
             memory_bytes: 0,
-            refused_bytes: None,
+            table_elements_max: size(allowed.table_elements_max),
+            refused: None,
             gauges,
             notes,
         }
@@ -53,16 +71,23 @@ impl InstanceLimits {
 
     /// Forgets a refusal that the guest got over.
     pub(crate) fn begin_call(&mut self) {
-        self.refused_bytes = None;
+        self.refused = None;
     }
 
     /// The refusal of this call, in words.
     pub(crate) fn refusal(&self) -> Option<String> {
-        let asked = self.refused_bytes?;
-        let max = self.memory_bytes_max;
-        Some(format!(
-            "asked for {asked} bytes of memory, it may have {max}"
-        ))
+        Some(match self.refused? {
+            Refused::Memory(asked) => {
+                let (setting, max) = (self.memory_setting, self.memory_bytes_max);
+                format!("asked for {asked} bytes of memory, it may have {max} ({setting} = {max})")
+            }
+            Refused::Table(asked) => {
+                let max = self.table_elements_max;
+                format!(
+                    "asked for a table of {asked} elements, it may have {max} (the host's setting guest_table_elements_max = {max})"
+                )
+            }
+        })
     }
 
     /// Whether the instance is so near its bound that a fresh one is better.
@@ -71,7 +96,7 @@ impl InstanceLimits {
     }
 
     fn refuse(&mut self, bytes: usize) {
-        self.refused_bytes = Some(bytes);
+        self.refused = Some(Refused::Memory(bytes));
     }
 }
 
@@ -109,7 +134,11 @@ impl ResourceLimiter for InstanceLimits {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS_MAX)
+        let is_allowed = desired <= self.table_elements_max;
+        if !is_allowed {
+            self.refused = Some(Refused::Table(desired));
+        }
+        Ok(is_allowed)
     }
 
     fn instances(&self) -> usize {

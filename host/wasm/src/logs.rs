@@ -4,8 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::Counter;
+use metrics::{Counter, counter};
 use millrace_broker::handler::GuestLine;
+use millrace_model::plain::steers;
 use millrace_model::{Clock, Timestamp};
 use parking_lot::Mutex;
 
@@ -20,8 +21,14 @@ const LINES_KEPT_BYTES_MAX: usize = 1 << 20;
 /// Bytes of one line; a longer one is cut.
 pub(crate) const LINE_BYTES_MAX: usize = 4 << 10;
 
+/// Bytes of what a cut line says of that.
+const CUT_NOTE_BYTES_MAX: usize = 40;
+
 /// Owners whose lines are kept. Beyond it, those without a loaded module are forgotten.
 const OWNERS_MAX: usize = 1_000;
+
+/// Lines of all guests together that go to the host's log in a second; more are counted and left out there.
+const SHIPPED_LINES_PER_SECOND_MAX: u32 = 1_000;
 
 /// The rate is counted in windows of this length.
 const RATE_WINDOW: Duration = Duration::from_secs(1);
@@ -31,12 +38,38 @@ const RATE_WINDOW: Duration = Duration::from_secs(1);
 pub(crate) enum Owner {
     Processor(String),
     Topic(String),
+    /// An upload of somebody, to see whether it starts.
+    Trial(String),
 }
+
+/// Who writes the log lines of a trial instance.
+const TRIAL: &str = "(admission)";
 
 impl Owner {
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Processor(name) | Self::Topic(name) => name,
+            Self::Trial(_) => TRIAL,
+        }
+    }
+
+    /// What metrics call it.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Processor(_) | Self::Trial(_) => "processor",
+            Self::Topic(_) => "topic",
+        }
+    }
+
+    /// Whose share of the threads for guests it is: a processor's revisions, shadow and error handler have one together.
+    pub(crate) fn lane(&self) -> String {
+        match self {
+            // Names have no slash: what follows it says which part of the processor it is.
+            Self::Processor(name) => {
+                format!("processor {}", name.split('/').next().unwrap_or(name))
+            }
+            Self::Topic(name) => format!("topic {name}"),
+            Self::Trial(uploader) => format!("trial {uploader}"),
         }
     }
 }
@@ -65,38 +98,32 @@ impl GuestLogs {
             log.kept.lock().lines.iter().cloned().collect()
         })
     }
+
+    /// Lines of an owner that were dropped because there were too many in a second.
+    pub(crate) fn dropped(&self, owner: &Owner) -> u64 {
+        let log = self.0.lock().get(owner).cloned();
+        log.map_or(0, |log| log.kept.lock().dropped)
+    }
+
+    /// Forgets an owner that is gone: one of the same name begins anew.
+    pub(crate) fn forget(&self, owner: &Owner) {
+        self.0.lock().remove(owner);
+    }
 }
 
-/// The lines of one owner's guests.
-pub(crate) struct OwnerLog {
-    name: String,
-    dropped: Counter,
-    kept: Mutex<Kept>,
-}
-
+/// The way of guests' lines into the host's log, for all of them together.
 #[derive(Default)]
-struct Kept {
-    lines: VecDeque<GuestLine>,
-    bytes: usize,
+pub(crate) struct HostLog(Mutex<Rate>);
+
+/// Lines within a window of time.
+#[derive(Default)]
+struct Rate {
     window_start: Duration,
     window_lines: u32,
     window_dropped: u64,
 }
 
-impl OwnerLog {
-    fn new(owner: &Owner) -> Self {
-        let name = owner.name().to_owned();
-        Self {
-            dropped: metrics::counter!(
-                "millrace_guest_log_lines_dropped_total", "processor" => name.clone()
-            ),
-            name,
-            kept: Mutex::default(),
-        }
-    }
-}
-
-impl Kept {
+impl Rate {
     /// Whether another line may be written now; the second value is how many were dropped in the window just over.
     fn admit(&mut self, now: Duration, lines_per_second: u32) -> (bool, u64) {
         let mut dropped_before = 0;
@@ -112,7 +139,39 @@ impl Kept {
         }
         (admitted, dropped_before)
     }
+}
 
+/// The lines of one owner's guests.
+pub(crate) struct OwnerLog {
+    owner: Owner,
+    /// Lines over the rate, and bytes that lines were cut by.
+    dropped: Counter,
+    cut: Counter,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    lines: VecDeque<GuestLine>,
+    bytes: usize,
+    rate: Rate,
+    /// Lines over the rate since the start.
+    dropped: u64,
+}
+
+impl OwnerLog {
+    fn new(owner: &Owner) -> Self {
+        let (label, name) = (owner.label(), owner.name().to_owned());
+        Self {
+            dropped: counter!("millrace_guest_log_lines_dropped_total", label => name.clone()),
+            cut: counter!("millrace_guest_log_bytes_cut_total", label => name),
+            owner: owner.clone(),
+            kept: Mutex::default(),
+        }
+    }
+}
+
+impl Kept {
     fn push(&mut self, line: GuestLine) {
         self.bytes += line.text.len();
         self.lines.push_back(line);
@@ -132,6 +191,8 @@ pub(crate) struct LogSink {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) revision: u32,
     pub(crate) lines_per_second: u32,
+    /// Where the host's log has guests' lines as well.
+    pub(crate) host_log: Option<Arc<HostLog>>,
     /// Of the instance that writes; nobody reads them where there is none.
     pub(crate) notes: Arc<Notes>,
 }
@@ -146,14 +207,19 @@ impl LogSink {
     }
 
     /// Whose log it is.
-    pub(crate) fn owner(&self) -> &str {
-        &self.log.name
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.log.owner
     }
 
     /// Writes a line, or counts it as dropped without looking at its text.
-    pub(crate) fn write(&self, level: &'static str, text: impl FnOnce() -> String) {
+    pub(crate) fn write(&self, level: &'static str, line: impl FnOnce() -> Line) {
         let now = self.clock.monotonic();
-        let (admitted, dropped_before) = self.log.kept.lock().admit(now, self.lines_per_second);
+        let (admitted, dropped_before) = {
+            let mut kept = self.log.kept.lock();
+            let told = kept.rate.admit(now, self.lines_per_second);
+            kept.dropped += u64::from(!told.0);
+            told
+        };
         if dropped_before > 0 {
             let max = self.lines_per_second;
             self.keep(
@@ -162,16 +228,16 @@ impl LogSink {
             );
         }
         if admitted {
-            self.keep(level, text());
+            let line = line();
+            self.log.cut.increment(line.cut as u64);
+            self.keep(level, line.shown());
         } else {
             self.log.dropped.increment(1);
         }
     }
 
     fn keep(&self, level: &'static str, text: String) {
-        tracing::debug!(
-            target: "millrace::guest", processor = self.log.name, revision = self.revision, level, "{text}"
-        );
+        self.ship(level, &text);
         let at: Timestamp = self.clock.wall();
         let (level, revision) = (level.to_owned(), self.revision);
         let line = GuestLine {
@@ -183,13 +249,89 @@ impl LogSink {
         self.notes.line(&line);
         self.log.kept.lock().push(line);
     }
+
+    /// Into the host's log as well, where guests' lines are to go there.
+    fn ship(&self, level: &'static str, text: &str) {
+        let (processor, revision) = (self.log.owner.name(), self.revision);
+        let Some(host_log) = &self.host_log else {
+            tracing::debug!(target: "millrace::guest", processor, revision, level, "{text}");
+            return;
+        };
+        let told = host_log
+            .0
+            .lock()
+            .admit(self.clock.monotonic(), SHIPPED_LINES_PER_SECOND_MAX);
+        if told.1 > 0 {
+            let lines = told.1;
+            tracing::warn!(target: "millrace::guest", lines, "lines of components were left out of this log: too many in a second");
+        }
+        if !told.0 {
+            counter!("millrace_guest_log_lines_not_shipped_total").increment(1);
+            return;
+        }
+        let batch = self.notes.batch();
+        let topic = batch.as_ref().map(|batch| batch.topic.as_str());
+        let partition = batch.as_ref().map(|batch| batch.partition);
+        match level {
+            "error" => {
+                tracing::error!(target: "millrace::guest", processor, topic, partition, revision, "{text}");
+            }
+            "warn" => {
+                tracing::warn!(target: "millrace::guest", processor, topic, partition, revision, "{text}");
+            }
+            "info" => {
+                tracing::info!(target: "millrace::guest", processor, topic, partition, revision, "{text}");
+            }
+            _ => {
+                tracing::debug!(target: "millrace::guest", processor, topic, partition, revision, "{text}");
+            }
+        }
+    }
 }
 
-/// `text` cut to `bytes_max` and free of control characters: safe to print and to put into a header.
+/// A line on its way into a log: cut, and by how much.
+pub(crate) struct Line {
+    pub(crate) text: String,
+    /// Bytes that it is shorter by than what was written.
+    pub(crate) cut: usize,
+}
+
+impl Line {
+    /// A text of any length.
+    pub(crate) fn of(text: &str) -> Self {
+        Self {
+            text: clean(text, LINE_BYTES_MAX),
+            cut: text.len().saturating_sub(LINE_BYTES_MAX),
+        }
+    }
+
+    fn shown(self) -> String {
+        if self.cut == 0 {
+            return self.text;
+        }
+        let kept = self
+            .text
+            .floor_char_boundary(LINE_BYTES_MAX - CUT_NOTE_BYTES_MAX);
+        let cut = self.cut + self.text.len() - kept;
+        format!("{} [cut: {cut} more bytes]", &self.text[..kept])
+    }
+}
+
+/// `text` cut to `bytes_max` and free of what would steer a terminal: safe to print and to put into a header.
 pub(crate) fn clean(text: &str, bytes_max: usize) -> String {
     let cut = text.floor_char_boundary(bytes_max);
-    let visible = |c: char| if c.is_control() { ' ' } else { c };
+    let visible = |c: char| if steers(c) { ' ' } else { c };
     text[..cut].chars().map(visible).collect()
+}
+
+/// The text without words that name a file or a thread: where something was built or ran says nothing to whoever reads it here.
+pub(crate) fn without_places(text: &str) -> String {
+    let is_place = |word: &str| {
+        let bare = word.trim_matches(|c: char| "'\"`(),;:".contains(c));
+        (bare.starts_with('/') && bare.len() > 1) || bare.contains("/src/") || bare.contains(".rs:")
+    };
+    let words = text.split(' ').filter(|word| !is_place(word));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -204,6 +346,7 @@ mod tests {
             clock: Arc::clone(clock) as Arc<dyn Clock>,
             revision: 3,
             lines_per_second,
+            host_log: None,
             notes: Arc::default(),
         }
     }
@@ -221,12 +364,13 @@ mod tests {
         );
         let sink = sink(&clock, &logs, 2);
         for n in 0..5 {
-            sink.write("info", || format!("line {n}"));
+            sink.write("info", || Line::of(&format!("line {n}")));
         }
         clock.advance(RATE_WINDOW);
-        sink.write("info", || "later".into());
+        sink.write("info", || Line::of("later"));
         let dropped = "3 lines were dropped: more than 2 in a second";
         assert_eq!(texts(&logs), ["line 0", "line 1", dropped, "later"]);
+        assert_eq!(logs.dropped(&Owner::Processor("p".into())), 3);
     }
 
     #[test]
@@ -237,20 +381,33 @@ mod tests {
         );
         let sink = sink(&clock, &logs, u32::MAX);
         for n in 0..LINES_KEPT_MAX + 7 {
-            sink.write("info", || n.to_string());
+            sink.write("info", || Line::of(&n.to_string()));
         }
         assert_eq!(texts(&logs).len(), LINES_KEPT_MAX);
         assert_eq!(texts(&logs)[0], "7");
         for _ in 0..LINES_KEPT_MAX {
-            sink.write("info", || "x".repeat(LINE_BYTES_MAX));
+            sink.write("info", || Line::of(&"x".repeat(LINE_BYTES_MAX)));
         }
         let bytes: usize = texts(&logs).iter().map(String::len).sum();
         assert!(bytes <= LINES_KEPT_BYTES_MAX, "{bytes}");
     }
 
     #[test]
+    fn places_are_left_out_and_nothing_else_is() {
+        let text = "cannot run /usr/lib/millrace/x: no such file; see host/wasm/src/a.rs:1:2 for wasi:io/streams@0.2.6, 1 / 2";
+        let left = "cannot run no such file; see for wasi:io/streams@0.2.6, 1 / 2";
+        assert_eq!(without_places(text), left);
+    }
+
+    #[test]
     fn text_is_cut_between_characters_and_has_no_control_characters() {
         assert_eq!(clean("a\u{1b}[31m\nb", 100), "a [31m b");
         assert_eq!(clean("éé", 3), "é");
+        assert_eq!(clean("a\u{202e}b\u{2028}c", 100), "a b c");
+        let long = Line::of(&"y".repeat(LINE_BYTES_MAX + 5)).shown();
+        assert!(
+            long.ends_with("y [cut: 45 more bytes]") && long.len() <= LINE_BYTES_MAX,
+            "{long}"
+        );
     }
 }

@@ -7,7 +7,7 @@ use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
 use crate::admission::{interface_of, is_state, missing_export};
 use crate::compiled::{self, TrustedCode};
-use crate::logs::clean;
+use crate::logs::{clean, without_places};
 use crate::pool::GuestState;
 
 /// Bytes of an error's text.
@@ -83,5 +83,11 @@ impl Module {
 }
 
 fn invalid(error: &wasmtime::Error) -> AdmitError {
-    AdmitError::Invalid(clean(&format!("{error:#}"), ERROR_BYTES_MAX))
+    // How instances are kept is the host's business, and where it was built is nobody's.
+    let text = without_places(&format!("{error:#}"));
+    let text = text
+        .replace(" in the pooling allocator", "")
+        .replace("the pooling allocator's", "this host's")
+        .replace("pooling allocator", "host");
+    AdmitError::Invalid(clean(&text, ERROR_BYTES_MAX))
 }

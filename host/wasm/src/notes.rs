@@ -1,9 +1,11 @@
 //! What the host notes of a call while it runs. It outlives the guest, so that it can tell of one that was thrown away.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use millrace_broker::handler::{CallLog, CallUse, GuestLine};
+use millrace_model::ColumnBatch;
 use parking_lot::Mutex;
 
 /// The notes of one instance; one call at a time writes to them.
@@ -15,6 +17,8 @@ pub(crate) struct Notes {
     memory_bytes: AtomicU64,
     /// What it wrote in this call.
     log: Mutex<CallLog>,
+    /// What the call is for, while it runs.
+    batch: Mutex<Option<Arc<ColumnBatch>>>,
 }
 
 /// Notes of a call that is over.
@@ -40,6 +44,15 @@ impl Notes {
 
     pub(crate) fn memory(&self, bytes: usize) {
         self.memory_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Says what the call at hand is for; `None`: it is over.
+    pub(crate) fn set_batch(&self, batch: Option<Arc<ColumnBatch>>) {
+        *self.batch.lock() = batch;
+    }
+
+    pub(crate) fn batch(&self) -> Option<Arc<ColumnBatch>> {
+        self.batch.lock().clone()
     }
 
     pub(crate) fn line(&self, line: &GuestLine) {

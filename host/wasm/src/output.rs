@@ -9,7 +9,7 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-use crate::logs::{LINE_BYTES_MAX, LogSink, clean};
+use crate::logs::{LINE_BYTES_MAX, Line, LogSink, clean};
 
 /// Bytes that a guest may write in one call of `write`.
 const WRITE_BYTES_MAX: usize = 64 << 10;
@@ -24,10 +24,14 @@ pub(crate) struct LineStream(Arc<Mutex<Lines>>);
 struct Lines {
     sink: LogSink,
     level: &'static str,
-    /// The line that has no end yet; at most [`LINE_BYTES_MAX`], then it counts as ended.
+    /// The line that has no end yet; at most [`LINE_BYTES_MAX`].
     open: Vec<u8>,
-    /// The first bytes of this call's output.
+    /// Bytes of that line beyond these.
+    cut: usize,
+    /// The last bytes of this call's output: an exception comes at the end.
     recent: Vec<u8>,
+    /// Whether there were more before these.
+    recent_is_tail: bool,
 }
 
 impl LineStream {
@@ -37,19 +41,31 @@ impl LineStream {
             sink,
             level,
             open,
+            cut: 0,
             recent,
+            recent_is_tail: false,
         })))
     }
 
     /// Forgets the output of the call before.
     pub(crate) fn begin_call(&self) {
-        self.0.lock().recent.clear();
+        let mut lines = self.0.lock();
+        lines.recent.clear();
+        lines.recent_is_tail = false;
     }
 
-    /// The first text of this call's output, on one line.
+    /// What was written without a line end is a line of the call that wrote it.
+    pub(crate) fn end_call(&self) {
+        self.0.lock().end_line();
+    }
+
+    /// The last text of this call's output, on one line; whole lines, if it is any.
     pub(crate) fn recent(&self) -> String {
         let lines = self.0.lock();
-        let text = String::from_utf8_lossy(&lines.recent);
+        let end = lines.recent.trim_ascii_end();
+        let line_end = end.iter().position(|byte| *byte == b'\n');
+        let begin = line_end.filter(|_| lines.recent_is_tail);
+        let text = String::from_utf8_lossy(&end[begin.map_or(0, |at| at + 1)..]);
         let text = clean(&text, RECENT_BYTES_MAX);
         // What Rust's panic message ends with helps nobody here.
         let text = text
@@ -62,9 +78,11 @@ impl LineStream {
 
 impl Lines {
     fn write(&mut self, bytes: &[u8]) {
-        let room = RECENT_BYTES_MAX.saturating_sub(self.recent.len());
-        self.recent
-            .extend_from_slice(&bytes[..room.min(bytes.len())]);
+        let tail = &bytes[bytes.len().saturating_sub(RECENT_BYTES_MAX)..];
+        let over = (self.recent.len() + tail.len()).saturating_sub(RECENT_BYTES_MAX);
+        self.recent_is_tail |= over > 0 || tail.len() < bytes.len();
+        self.recent.drain(..over.min(self.recent.len()));
+        self.recent.extend_from_slice(tail);
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.write_piece(piece);
         }
@@ -72,19 +90,25 @@ impl Lines {
 
     /// A piece has at most one line end, as its last byte.
     fn write_piece(&mut self, piece: &[u8]) {
-        let room = LINE_BYTES_MAX - self.open.len();
-        self.open.extend_from_slice(&piece[..room.min(piece.len())]);
-        if piece.ends_with(b"\n") || self.open.len() == LINE_BYTES_MAX {
+        let text = piece.strip_suffix(b"\n").unwrap_or(piece);
+        let (kept, beyond) = text.split_at(text.len().min(LINE_BYTES_MAX - self.open.len()));
+        self.open.extend_from_slice(kept);
+        self.cut += beyond.len();
+        if text.len() < piece.len() {
             self.end_line();
         }
     }
 
     fn end_line(&mut self) {
-        let open = std::mem::take(&mut self.open);
+        let (open, cut) = (
+            std::mem::take(&mut self.open),
+            std::mem::take(&mut self.cut),
+        );
         let text = open.trim_ascii_end();
         if !text.is_empty() {
-            self.sink.write(self.level, || {
-                clean(&String::from_utf8_lossy(text), LINE_BYTES_MAX)
+            self.sink.write(self.level, || Line {
+                text: clean(&String::from_utf8_lossy(text), LINE_BYTES_MAX),
+                cut,
             });
         }
     }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millrace_broker::handler::{AdmitError, CallError, CallUse, Interface};
+use millrace_broker::handler::{AdmitError, CallError, CallUse};
 use millrace_broker::state::StateAttempt;
-use millrace_model::Clock;
-use millrace_model::bounds::{BATCH_MESSAGES_MAX, START_MS_MAX};
+use millrace_model::bounds::BATCH_MESSAGES_MAX;
 use millrace_model::processor::Limits;
+use millrace_model::{Clock, ColumnBatch, GuestLimits};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use wasmtime::component::{ComponentExportIndex, Func, ResourceTable};
@@ -18,8 +18,8 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use crate::call::{self, GuestCall, Returned, explain};
 use crate::epoch::Ticker;
 use crate::interfaces::wasi;
-use crate::limits::{InstanceGauges, InstanceLimits};
-use crate::logs::LogSink;
+use crate::limits::{Allowed, InstanceGauges, InstanceLimits};
+use crate::logs::{LogSink, Owner, without_places};
 use crate::module::Module;
 use crate::notes::{Noted, Notes};
 use crate::output::LineStream;
@@ -50,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) threads: GuestThreads,
     pub(crate) slots: Slots,
     pub(crate) instances_made: AtomicU64,
+    pub(crate) limits: GuestLimits,
 }
 
 /// The instances of one loaded module.
@@ -64,6 +65,27 @@ pub(crate) struct Pool {
     idle: Mutex<Vec<Guest>>,
     turns: Semaphore,
     lane: Lane,
+}
+
+/// Why there is no pool.
+pub(crate) enum NotOpened {
+    /// Its first instance needs more than it may have.
+    AtLimit(AdmitError),
+    Refused(AdmitError),
+}
+
+impl From<AdmitError> for NotOpened {
+    fn from(error: AdmitError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<NotOpened> for AdmitError {
+    fn from(not_opened: NotOpened) -> Self {
+        match not_opened {
+            NotOpened::AtLimit(error) | NotOpened::Refused(error) => error,
+        }
+    }
 }
 
 /// What a call has before it begins. Waiting for it is not the guest's time.
@@ -87,12 +109,32 @@ pub(crate) struct GuestState {
     pub(crate) instance_limits: InstanceLimits,
     pub(crate) call_limits: Limits,
     pub(crate) log: LogSink,
-    pub(crate) stderr: LineStream,
+    stdout: LineStream,
+    stderr: LineStream,
     /// While a batch is processed.
     pub(crate) state: Option<Box<StateAttempt>>,
     wasi: WasiCtx,
     table: ResourceTable,
     notes: Arc<Notes>,
+}
+
+impl GuestState {
+    /// Whatever the call wrote is on record from here on, as its own.
+    fn end_call(&mut self) {
+        self.stdout.end_call();
+        self.stderr.end_call();
+        if self.log.host_log.is_some() {
+            self.notes.set_batch(None);
+        }
+    }
+
+    /// What the guest said last in this call: panics and exceptions are told on standard error, by some languages on standard output.
+    pub(crate) fn last_words(&self) -> String {
+        match self.stderr.recent() {
+            silent if silent.is_empty() => self.stdout.recent(),
+            words => words,
+        }
+    }
 }
 
 impl WasiView for GuestState {
@@ -111,10 +153,10 @@ impl Pool {
         module: Arc<Module>,
         limits: Limits,
         sink: LogSink,
-    ) -> Result<Arc<Self>, AdmitError> {
+    ) -> Result<Arc<Self>, NotOpened> {
         let pool = Arc::new(Self {
             function: module.function(C::INTERFACE, C::FUNCTION)?,
-            lane: shared.threads.lane(&lane_of(C::INTERFACE, sink.owner())),
+            lane: shared.threads.lane(&sink.owner().lane()),
             gauges: InstanceGauges::of(sink.owner()),
             shared,
             module,
@@ -128,27 +170,46 @@ impl Pool {
         Ok(pool)
     }
 
-    async fn try_out<C: GuestCall>(self: &Arc<Self>) -> Result<(), AdmitError> {
+    async fn try_out<C: GuestCall>(self: &Arc<Self>) -> Result<(), NotOpened> {
         let guest = self.first().await.map_err(|error| match error {
-            CallError::Host(reason) => AdmitError::Host(reason),
-            error => AdmitError::Start(error.to_string()),
+            CallError::Host(reason) => AdmitError::Host(reason).into(),
+            CallError::Memory(_) => NotOpened::AtLimit(AdmitError::Start(error.to_string())),
+            CallError::Timeout(_) => NotOpened::AtLimit(AdmitError::Start(self.too_slow())),
+            error => AdmitError::Start(error.to_string()).into(),
         })?;
         C::check(&guest).map_err(|error| {
             let function = C::FUNCTION;
-            AdmitError::Invalid(format!("its `{function}` is not that of wit/: {error:#}"))
+            let text = without_places(&format!("{error:#}"));
+            AdmitError::Invalid(format!("its `{function}` is not that of wit/: {text}"))
         })?;
         self.keep(guest);
         Ok(())
+    }
+
+    fn too_slow(&self) -> String {
+        let ms = self.start_time_max().as_millis();
+        let setting = match self.sink.owner() {
+            Owner::Processor(_) | Owner::Topic(_) if ms == self.call_time_max().as_millis() => {
+                "limits.call_ms_max"
+            }
+            Owner::Trial(_) | Owner::Processor(_) | Owner::Topic(_) => {
+                "the host's setting guest_start_ms_max"
+            }
+        };
+        format!("it is not done within {ms} ms ({setting} = {ms})")
     }
 
     async fn first(self: &Arc<Self>) -> Result<Guest, CallError> {
         let slot = self.shared.slots.take(self.limits.memory_bytes_max).await?;
         let notes = Arc::<Notes>::default();
         let made = Arc::clone(self).instantiate(slot, Arc::clone(&notes));
-        let time_max = self
-            .call_time_max()
-            .min(Duration::from_millis(START_MS_MAX));
-        self.run(made, time_max, notes).await.0.flatten()
+        self.run(made, self.start_time_max(), notes).await.0.flatten()
+    }
+
+    /// A start holds up whoever deploys or stops the host, however long calls may take.
+    fn start_time_max(&self) -> Duration {
+        let most = Duration::from_millis(self.shared.limits.guest_start_ms_max);
+        self.call_time_max().min(most)
     }
 
     /// Makes one call on an instance that nobody else uses meanwhile.
@@ -229,8 +290,10 @@ impl Pool {
             // Boxed, for it is large and rare: every call would move it otherwise.
             Place::Free(slot) => Box::pin(Arc::clone(&self).instantiate(slot, notes)).await?,
         };
-        guest.begin_call();
-        match call.make(&mut guest).await {
+        guest.begin_call(call.batch());
+        let made = call.make(&mut guest).await;
+        guest.store.data_mut().end_call();
+        match made {
             Ok(Returned::Answer(answer)) => {
                 let noted = guest.store.data().notes.take();
                 self.give_back(guest);
@@ -293,6 +356,20 @@ impl Pool {
         })
     }
 
+    /// The smaller of what the processor asked for and of what the host gives.
+    fn allowed(&self) -> Allowed {
+        let (own, host) = (self.limits.memory_bytes_max, self.shared.limits);
+        let is_own = own < host.guest_memory_bytes_max;
+        Allowed {
+            memory_bytes_max: own.min(host.guest_memory_bytes_max),
+            memory_setting: match is_own {
+                true => "limits.memory_bytes_max",
+                false => "the host's setting guest_memory_bytes_max",
+            },
+            table_elements_max: host.guest_table_elements_max,
+        }
+    }
+
     fn store(&self, notes: Arc<Notes>) -> Store<GuestState> {
         let sink = self.sink.noting(&notes);
         let stderr = LineStream::new(sink.clone(), "warn");
@@ -301,13 +378,14 @@ impl Pool {
         table.set_max_capacity(HANDLES_MAX);
         let state = GuestState {
             instance_limits: InstanceLimits::new(
-                self.limits.memory_bytes_max,
+                self.allowed(),
                 self.gauges.clone(),
                 Arc::clone(&notes),
             ),
             call_limits: self.limits.clone(),
             log: sink,
-            wasi: wasi::context(&self.shared.clock, stdout, stderr.clone()),
+            wasi: wasi::context(&self.shared.clock, stdout.clone(), stderr.clone()),
+            stdout,
             stderr,
             state: None,
             table,
@@ -326,16 +404,6 @@ impl Pool {
     }
 }
 
-/// Whose share of the threads for guests it is: a processor's revisions, shadow and error handler have one together.
-fn lane_of(interface: Interface, owner: &str) -> String {
-    let kind = match interface {
-        Interface::Partitioner => "topic",
-        _ => "processor",
-    };
-    // Names have no slash: what follows it says which part of the processor it is.
-    format!("{kind} {}", owner.split('/').next().unwrap_or(owner))
-}
-
 impl Place {
     fn notes(&self) -> Arc<Notes> {
         match self {
@@ -346,12 +414,16 @@ impl Place {
 }
 
 impl Guest {
-    fn begin_call(&mut self) {
+    fn begin_call(&mut self, batch: Option<&Arc<ColumnBatch>>) {
         self.calls += 1;
         self.store.set_epoch_deadline(1);
         let state = self.store.data_mut();
         state.notes.begin_call();
+        if state.log.host_log.is_some() {
+            state.notes.set_batch(batch.cloned());
+        }
         state.instance_limits.begin_call();
+        state.stdout.begin_call();
         state.stderr.begin_call();
         state.state = None;
     }

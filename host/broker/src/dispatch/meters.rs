@@ -41,9 +41,9 @@ impl Meters {
         let topic = input.topic.spec.name.to_string();
         let partition = input.partition.to_string();
         Self {
-            commit_seconds: histogram!("millrace_commit_seconds"),
-            batch_messages: histogram!("millrace_batch_messages"),
-            guest_seconds: histogram!("millrace_guest_seconds"),
+            commit_seconds: histogram!("millrace_commit_seconds", "processor" => own()),
+            batch_messages: histogram!("millrace_batch_messages", "processor" => own()),
+            guest_seconds: histogram!("millrace_guest_seconds", "processor" => own()),
             ok: processed("ok"),
             failed: processed("failed"),
             retries: counter!("millrace_retries_total", "processor" => own()),

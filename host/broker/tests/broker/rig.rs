@@ -12,7 +12,7 @@ use millrace_broker::handler::{
 };
 use millrace_broker::{
     AdmitError, Broker, CallError, DeadLetter, DeadLetterQuery, FetchRequest, GuestLine, Interface,
-    ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed,
+    ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed, Uploader,
 };
 use millrace_engine::{Engine, MemoryEngine};
 use millrace_model::bounds::MESSAGE_HEADERS_MAX;
@@ -223,7 +223,7 @@ pub(crate) fn digest(name: &str) -> Digest {
 
 #[async_trait]
 impl ModuleHost for Modules {
-    async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError> {
+    async fn admit(&self, bytes: Bytes, _: Uploader) -> Result<ModuleFacts, AdmitError> {
         let digest = digest(&String::from_utf8_lossy(&bytes));
         let exports = match self.export(digest)? {
             Export::Stuck { at_upload: true } => std::future::pending().await,
@@ -239,6 +239,7 @@ impl ModuleHost for Modules {
             exports: vec![exports],
             imports: Vec::new(),
             compile_ms: 0,
+            waited_ms: 0,
         })
     }
 

@@ -314,12 +314,33 @@ impl Client {
     }
 }
 
-/// The user's name at the operating system, as far as a header can carry it.
+/// The user at the operating system, as far as a header can carry the name: by number where it has none, as in many a container; what the
+/// environment says where the system says nothing.
 fn user() -> Option<String> {
-    let mut names = ["USER", "LOGNAME", "USERNAME"].iter();
-    let name = names.find_map(|name| std::env::var(name).ok())?;
+    let name = system_user().or_else(|| {
+        let mut names = ["USER", "LOGNAME", "USERNAME"].iter();
+        names.find_map(|name| std::env::var(name).ok())
+    })?;
     let plain: String = name.chars().filter(char::is_ascii_graphic).collect();
     (!plain.is_empty()).then_some(plain)
+}
+
+fn system_user() -> Option<String> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let uid = uids.split_ascii_whitespace().next()?;
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    Some(name_of(uid, &users).unwrap_or_else(|| format!("uid-{uid}")))
+}
+
+/// The name of a number in the system's list of users.
+fn name_of(uid: &str, users: &str) -> Option<String> {
+    let mut names = users.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1) == Some(uid)).then_some(name)
+    });
+    names.next().map(str::to_owned)
 }
 
 /// A text as one segment of a path, or one value of a query.
@@ -336,6 +357,14 @@ pub(super) fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_user_is_the_one_that_the_system_knows_by_number() {
+        let users = "root:x:0:0:root:/root:/bin/bash\nada:x:1000:1000::/home/ada:/bin/sh\n";
+        assert_eq!(name_of("1000", users).as_deref(), Some("ada"));
+        assert_eq!(name_of("4711", users), None);
+        assert!(user().is_some());
+    }
 
     #[test]
     fn a_text_cannot_leave_its_segment() {

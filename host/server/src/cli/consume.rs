@@ -6,13 +6,14 @@ use std::thread;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use millrace_model::plain::plain;
 use millrace_model::{Clock, SystemClock, TopicName};
 use serde_json::{Value, json};
 
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
-use super::table::{cell, items};
+use super::table::items;
 use crate::units::{duration_ms, moment_ms};
 
 /// Messages of one request.
@@ -36,7 +37,9 @@ Examples:
   millrace consume alerts --partition 2 --from 1000 --max 10 --json
   millrace consume alerts --skip-damaged
 
-A line for people is PARTITION/OFFSET, key, value. With --json it is the message as the HTTP API gives it.";
+A line is PARTITION/OFFSET, key, value; - stands where there is none. At a terminal whatever would steer
+it is written out (\\n, \\x1b, \\u{202e}); in a pipe key and value come as they are, with tabs between them.
+With --json a line is the message as the HTTP API gives it, exactly.";
 
 /// Read messages of a topic
 #[derive(clap::Args)]
@@ -250,6 +253,7 @@ fn after_damage(failure: Failure, partition: u64, from: u64) -> Result<u64, Fail
             message,
             ..
         } if next > from => {
+            let message = plain(&message);
             eprintln!("{partition}/{from}: {message}; going on from {next}");
             Ok(next)
         }
@@ -361,23 +365,30 @@ impl Printer {
                 break;
             }
             self.left -= 1;
-            let line = match self.output.is_json() {
-                true => message.to_string(),
-                false => for_people(message),
-            };
-            self.output.line(&line)?;
+            if self.output.is_json() {
+                self.output.json_line(message)?;
+                continue;
+            }
+            let (partition, offset) = (&message["partition"], &message["offset"]);
+            let place = format!("{partition}/{offset}");
+            let (key, value) = (part(message, "key"), part(message, "value"));
+            self.output
+                .row(&[Some(&place), key.as_deref(), value.as_deref()])?;
         }
         Ok(())
     }
 }
 
-fn for_people(message: &Value) -> String {
-    let bytes = |name: &str| match &message[format!("{name}_base64")] {
-        Value::String(encoded) => format!("base64:{encoded}"),
-        _ => cell(&message[name]),
-    };
-    let (partition, offset) = (&message["partition"], &message["offset"]);
-    format!("{partition}/{offset}\t{}\t{}", bytes("key"), bytes("value"))
+/// The key or the value of a message as text; nothing, if it has none.
+fn part(message: &Value, name: &str) -> Option<String> {
+    match &message[format!("{name}_base64")] {
+        Value::String(encoded) => Some(format!("base64:{encoded}")),
+        _ => match &message[name] {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        },
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 use std::io;
 use std::process::ExitCode;
 
+use millrace_model::plain::plain;
 use serde_json::{Value, json};
 
+use super::table::{harmless, harmless_json};
 use crate::config::ConfigError;
 use crate::host::StartError;
 
@@ -122,10 +124,11 @@ impl Failure {
             return ExitCode::SUCCESS;
         };
         let text = if as_json {
-            json!({"error": {"code": code, "message": message, "hint": hint}}).to_string()
+            harmless_json(&json!({"error": {"code": code, "message": message, "hint": hint}}))
         } else {
-            let hint = hint.map_or_else(String::new, |hint| format!("\n  {hint}"));
-            format!("error: {message}{hint}")
+            // They may quote what came from outside.
+            let hint = hint.map_or_else(String::new, |hint| format!("\n  {}", plain(&hint)));
+            format!("error: {}{hint}", harmless(&message))
         };
         // Standard error may be closed as well; the exit code still tells.
         let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("{text}\n"));

@@ -6,6 +6,7 @@
 
 mod bench;
 mod client;
+mod completions;
 mod consume;
 mod damage;
 mod delayed;
@@ -25,13 +26,14 @@ mod schedule;
 mod segment;
 mod serve;
 mod state;
+mod status;
 mod table;
 mod topic;
 mod trials;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::LISTEN_DEFAULT;
 use crate::host::COMPILE_COMMAND;
@@ -101,6 +103,8 @@ enum Command {
     /// See what is damaged, and give up what is lost
     #[command(subcommand)]
     Damage(damage::Verb),
+    /// Show what runs there: version, uptime, counts, limits and settings in force
+    Status(status::Args),
     /// Measure a running host
     Bench(bench::Args),
     /// Examine a data directory; repair it, if told to
@@ -108,24 +112,23 @@ enum Command {
     /// Look into a segment file; nothing is changed
     #[command(subcommand)]
     Segment(segment::Verb),
-    /// Compiles one upload, in the process that the host starts for it
-    #[command(hide = true, name = COMPILE_COMMAND)]
-    CompileModule(CompileArgs),
-}
-
-#[derive(clap::Args)]
-struct CompileArgs {
-    limits: Vec<String>,
+    /// Print what a shell needs to complete commands and flags
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write one for every command
+    Man(completions::ManArgs),
 }
 
 /// Reads the command line, does what it says, and says how it went.
 #[must_use]
 pub fn main() -> ExitCode {
+    // What the host starts to compile an upload is no command for people: no help, completion or suggestion knows it.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == COMPILE_COMMAND) {
+        let limits: Vec<String> = words.filter_map(|word| word.into_string().ok()).collect();
+        return millrace_wasm::compile_child_main(&limits);
+    }
     let cli = Cli::parse();
     let json = cli.json;
-    if let Command::CompileModule(args) = cli.command {
-        return millrace_wasm::compile_child_main(&args.limits);
-    }
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
@@ -139,8 +142,10 @@ impl Cli {
             Command::Serve(args) => serve::run(args),
             Command::Doctor(args) => doctor::run(args, self.json),
             Command::Segment(verb) => segment::run(verb, self.json),
-            Command::CompileModule(_) => Ok(()),
+            Command::Completions(args) => completions::complete(&args, Self::command()),
+            Command::Man(args) => completions::man(&args, Self::command()),
             Command::Demo(args) => wait_for(demo::run(args)),
+            Command::Status(args) => status::run(args, &client?),
             Command::Bench(args) => bench::run(args, &client?),
             Command::Topic(verb) => topic::run(verb, &client?),
             Command::Damage(verb) => damage::run(verb, &client?),
@@ -167,7 +172,6 @@ fn wait_for(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
@@ -178,7 +182,7 @@ mod tests {
     fn every_command_has_examples_or_sub_commands() {
         for command in Cli::command().get_subcommands() {
             let has = command.has_subcommands() || command.get_after_help().is_some();
-            assert!(has || command.is_hide_set(), "{}", command.get_name());
+            assert!(has && !command.is_hide_set(), "{}", command.get_name());
         }
     }
 }

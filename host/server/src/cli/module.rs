@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use millrace_model::bounds::MODULE_BYTES_MAX;
 use serde_json::{Value, json};
 use ureq::SendBody;
 
@@ -49,8 +48,12 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             out.answer(&module, |module| {
                 let name = tag.unwrap_or_else(|| short(&module["digest"]));
                 let ms = &module["compile_ms"];
+                let waited = match module["waited_ms"].as_u64() {
+                    None | Some(0) => String::new(),
+                    Some(waited) => format!(" after waiting {waited} ms for its turn"),
+                };
                 format!(
-                    "module {name} is admitted ({} bytes, compiled in {ms} ms)\ndigest  {}",
+                    "module {name} is admitted ({} bytes, compiled in {ms} ms{waited})\ndigest  {}",
                     module["byte_count"],
                     cell(&module["digest"])
                 )
@@ -81,18 +84,32 @@ fn push(client: &Client, file: &Path, tag: Option<&str>) -> Result<Value, Failur
         return Err(unreadable(io::Error::other("it is not a file")));
     }
     let bytes = about.len();
-    if bytes > MODULE_BYTES_MAX as u64 {
-        let message = format!("the module has {bytes} bytes, at most {MODULE_BYTES_MAX} are taken");
-        return Err(
-            Failure::refused(message).with_hint("strip debug information, or build it smaller")
-        );
-    }
+    check_size(client, bytes)?;
     let bar = bar(bytes);
     let query = tag.map_or_else(String::new, |tag| format!("?tag={}", escaped(tag)));
     let body = SendBody::from_owned_reader(bar.wrap_read(opened));
     let module = client.upload(&format!("/v1/modules{query}"), "application/wasm", body);
     bar.finish_and_clear();
     module
+}
+
+/// Asks how large a module may be before it sends one: many a byte would go for nothing.
+fn check_size(client: &Client, bytes: u64) -> Result<(), Failure> {
+    // Hosts of earlier versions do not say; whoever does not answer at all is reported by the upload.
+    let Ok(host) = client.get("/v1/host") else {
+        return Ok(());
+    };
+    match host["limits"]["module_bytes_max"].as_u64() {
+        Some(max) if bytes > max => {
+            let message = format!(
+                "the module has {bytes} bytes, at most {max} are taken (setting module_bytes_max = {max})"
+            );
+            Err(Failure::refused(message).with_hint(
+                "strip debug information or build it smaller; or start the host with a larger --module-bytes-max",
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn bar(bytes: u64) -> ProgressBar {
@@ -124,6 +141,7 @@ fn show(module: &Value) -> String {
         "exports",
         "imports",
         "compile_ms",
+        "waited_ms",
     ];
     let mut pairs = names.map(fact).to_vec();
     pairs.push(("uploaded", when(&module["uploaded_at"])));

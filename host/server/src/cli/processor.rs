@@ -92,13 +92,16 @@ pub(super) enum Verb {
     },
     /// Delete a processor; its dead letters stay as topics, its progress and state for one of the same name
     #[command(
-        after_help = "What stays of its state can be shown, exported and emptied with `millrace processor state`.\n\nExamples:\n  millrace processor delete shout\n  millrace processor delete count --reset-state"
+        after_help = "What stays of its state can be shown, exported and emptied with `millrace processor state`.\n\nExamples:\n  millrace processor delete shout\n  millrace processor delete count --reset-state\n  millrace processor delete old --with-topics"
     )]
     Delete {
         name: ProcessorName,
         /// Empty its state in every partition
         #[arg(long)]
         reset_state: bool,
+        /// Delete the topics that it made for itself as well: dead letters, redrives, their audit
+        #[arg(long)]
+        with_topics: bool,
     },
     /// Show, export, import or empty what it keeps in its state
     #[command(subcommand)]
@@ -145,8 +148,16 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             let answer = client.send(Method::POST, &path(&name, "/rollback"), &body)?;
             out.answer(&answer, |answer| current(&name, answer))
         }
-        Verb::Delete { name, reset_state } => {
-            client.delete(&path(&name, resetting(reset_state)))?;
+        Verb::Delete {
+            name,
+            reset_state,
+            with_topics,
+        } => {
+            let query = match (reset_state, with_topics) {
+                (_, false) => resetting(reset_state).to_owned(),
+                (reset_state, true) => format!("?topics=true&reset_state={reset_state}"),
+            };
+            client.delete(&path(&name, &query))?;
             out.answer(&json!({"deleted": name}), |_| {
                 format!("processor {name} is deleted")
             })
@@ -356,7 +367,10 @@ fn logs(
         let answer = client.get(&path(name, "/logs"))?;
         let lines = items(&answer["lines"]);
         for line in unseen(&seen, lines) {
-            out.line(&log_line(line, out.is_json()))?;
+            match out.is_json() {
+                true => out.json_line(line)?,
+                false => out.line(&log_line(line))?,
+            }
         }
         out.flush()?;
         if !follow {
@@ -375,10 +389,7 @@ fn unseen<'a>(seen: &[Value], lines: &'a [Value]) -> &'a [Value] {
     &lines[overlap.unwrap_or(0)..]
 }
 
-fn log_line(line: &Value, as_json: bool) -> String {
-    if as_json {
-        return line.to_string();
-    }
+fn log_line(line: &Value) -> String {
     let [level, revision, text] = ["level", "revision", "text"].map(|field| cell(&line[field]));
     let at = when(&line["at"]);
     format!("{at} {level:5} r{revision} {text}")

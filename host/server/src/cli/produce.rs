@@ -326,7 +326,7 @@ impl<'a> Chunks<'a> {
         self.requests += 1;
         self.count = 0;
         if self.output.is_json() {
-            self.output.line(&answer.to_string())?;
+            self.output.json_line(&answer)?;
         }
         self.last_answer = answer;
         Ok(())
@@ -350,8 +350,7 @@ impl<'a> Chunks<'a> {
             self.output.line(&line)?;
         } else if self.requests == 0 {
             // A program that reads JSON gets some, even if there was nothing to send.
-            self.output
-                .line(&json!({"count": 0, "placed": []}).to_string())?;
+            self.output.json_line(&json!({"count": 0, "placed": []}))?;
         }
         self.output.flush()?;
         if self.repeated > 0 {

@@ -257,7 +257,7 @@ impl Dump {
     }
 
     fn line(&mut self, value: &Value) -> Result<(), Failure> {
-        self.output.line(&value.to_string())
+        self.output.json_line(value)
     }
 
     fn finish(mut self) -> Result<(), Failure> {

@@ -259,7 +259,7 @@ fn export(place: &Place, client: &Client, out: &mut Output) -> Result<(), Failur
         before = Some(version);
         let entries = items(&page["entries"]);
         for entry in entries {
-            out.line(&entry.to_string())?;
+            out.json_line(entry)?;
         }
         out.flush()?;
         let Some(last) = entries.last().filter(|_| page["has_more"] == true) else {

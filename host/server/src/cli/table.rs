@@ -1,7 +1,10 @@
 //! Tables for people.
 
+use std::borrow::Cow;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use millrace_model::calendar::date;
+use millrace_model::plain::{plain, steers};
 use serde_json::Value;
 
 /// A table with a heading; just the note where there are no rows.
@@ -37,24 +40,62 @@ fn trimmed(text: &str) -> String {
     lines.join("\n")
 }
 
-/// The text without what would move a terminal's cursor or change its colours.
-pub(super) fn harmless(text: &str) -> String {
-    let shown = |c: char| match c {
-        '\t' | '\n' => c,
-        c if c.is_control() => char::REPLACEMENT_CHARACTER,
-        c => c,
-    };
-    text.chars().map(shown).collect()
+/// The text, each of its lines without anything that would steer a terminal. Line ends are ours: what comes from outside has passed
+/// [`cell`] or [`plain`] before, which leave none.
+pub(super) fn harmless(text: &str) -> Cow<'_, str> {
+    match text.contains(|c| c != '\n' && steers(c)) {
+        false => Cow::Borrowed(text),
+        true => Cow::Owned(text.split('\n').map(plain).collect::<Vec<_>>().join("\n")),
+    }
 }
 
-/// A JSON value as people read it: text bare, nothing as a dash, a list with commas.
+/// JSON for a terminal: the same value, with what would steer it written as JSON writes characters that it does not like.
+pub(super) fn harmless_json(value: &Value) -> String {
+    let text = value.to_string();
+    if !text.contains(steers) {
+        return text;
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    // Outside of texts JSON of one line has nothing that steers.
+    for c in text.chars() {
+        match steers(c) {
+            false => shown.push(c),
+            true => c
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .for_each(|unit| shown.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    shown
+}
+
+/// A JSON value as people read it, on one line: text bare, nothing as a dash, a list with commas.
 pub(super) fn cell(value: &Value) -> String {
     match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Null => NOTHING.to_owned(),
+        Value::String(text) => told_apart(&plain(text)).into_owned(),
+        Value::Array(items) if items.is_empty() => NOTHING.to_owned(),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
+        other => plain(&other.to_string()).into_owned(),
+    }
+}
+
+/// What stands where there is nothing.
+const NOTHING: &str = "-";
+
+/// A text that looks like nothing is put between quotes, and so is one that looks like such a text.
+pub(super) fn told_apart(text: &str) -> Cow<'_, str> {
+    match text.trim_matches('"') == NOTHING {
+        true => Cow::Owned(format!("\"{text}\"")),
+        false => Cow::Borrowed(text),
+    }
+}
+
+/// A text of several lines, such as a backtrace.
+pub(super) fn lines(value: &Value) -> String {
+    match value.as_str() {
+        Some(text) => harmless(text).into_owned(),
+        None => cell(value),
     }
 }
 
@@ -85,13 +126,47 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    /// Texts of all kinds, in no order that anybody chose.
+    fn strange_texts() -> impl Iterator<Item = String> {
+        let mut random = fastrand::Rng::with_seed(7);
+        let steering =
+            "\u{0}\u{1b}\u{7f}\u{85}\u{9b}\u{202e}\u{2028}\u{2066}\u{feff}\r\n\t\u{e0041}";
+        let kinds: Vec<char> = steering.chars().chain("ab-\"é漢🦀\\ ".chars()).collect();
+        (0..2_000).map(move |_| {
+            let length = random.usize(0..20);
+            (0..length)
+                .map(|_| kinds[random.usize(0..kinds.len())])
+                .collect()
+        })
+    }
+
     #[test]
     fn a_stranger_s_text_cannot_steer_the_terminal() {
-        let table = table(&["A"], vec![vec!["\u{1b}[2Jx".to_owned()]], "");
-        assert!(
-            !table.contains('\u{1b}') && table.contains("[2Jx"),
-            "{table}"
-        );
+        for text in strange_texts() {
+            let value = json!({ "a": text });
+            let shown = table(&["A"], vec![vec![cell(&value["a"])]], "");
+            assert!(!shown.replace('\n', "").contains(steers), "{shown:?}");
+            let shown = facts(&[("a", cell(&value["a"]))]);
+            assert!(!shown.contains(steers), "{shown:?}");
+            let shown = harmless_json(&value);
+            assert!(!shown.contains(steers), "{shown:?}");
+            let same: Value = serde_json::from_str(&shown).expect("JSON");
+            assert_eq!(same, value);
+            assert!(!harmless(&text).replace('\n', "").contains(steers));
+        }
+    }
+
+    #[test]
+    fn a_text_that_looks_like_nothing_is_told_apart_from_nothing() {
+        let shown = [
+            json!(null),
+            json!("-"),
+            json!("\"-\""),
+            json!(""),
+            json!("--"),
+        ]
+        .map(|v| cell(&v));
+        assert_eq!(shown, ["-", "\"-\"", "\"\"-\"\"", "", "--"]);
     }
 
     #[test]

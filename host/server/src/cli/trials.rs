@@ -1,6 +1,7 @@
 //! `processor canary|shadow|promote|history`: revisions on trial, and what was done with a processor.
 
 use millrace_model::ProcessorName;
+use millrace_model::plain::steers;
 use serde_json::{Value, json};
 use ureq::http::Method;
 
@@ -101,7 +102,7 @@ fn said(said: &Value) -> String {
     let more = value
         .or_else(|| said["reason"].as_str())
         .unwrap_or_default();
-    let more: String = more.chars().filter(|c| !c.is_control()).take(40).collect();
+    let more: String = more.chars().filter(|c| !steers(*c)).take(40).collect();
     format!("{} {more}", cell(&said["outcome"]))
         .trim_end()
         .to_owned()

@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 
 use axum::extract::FromRequestParts;
-use axum::http::HeaderName;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName};
+use millrace_model::plain::steers;
 
 use super::bounds::BY_BYTES_MAX;
 
@@ -31,17 +32,19 @@ impl<S: Send + Sync> FromRequestParts<S> for By {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        let claimed = parts.headers.get(BY);
-        Ok(Self(claimed.map_or_else(
-            || UNKNOWN.to_owned(),
-            |claimed| cleaned(claimed.as_bytes()),
-        )))
+        Ok(Self(by_of(&parts.headers)))
     }
+}
+
+/// Who says to ask.
+pub(super) fn by_of(headers: &HeaderMap) -> String {
+    let claimed = headers.get(BY);
+    claimed.map_or_else(|| UNKNOWN.to_owned(), |claimed| cleaned(claimed.as_bytes()))
 }
 
 fn cleaned(claimed: &[u8]) -> String {
     let text = String::from_utf8_lossy(claimed);
-    let visible: String = text.chars().filter(|c| !c.is_control()).collect();
+    let visible: String = text.chars().filter(|c| !steers(*c)).collect();
     let visible = visible.trim();
     let cut = visible[..visible.floor_char_boundary(BY_BYTES_MAX)].trim_end();
     match cut {
@@ -58,6 +61,7 @@ mod tests {
     fn a_claim_is_cut_and_cleaned_and_never_empty() {
         assert_eq!(cleaned(b" ada "), "ada");
         assert_eq!(cleaned("Jos\u{e9}\u{1b}[2J".as_bytes()), "Jos\u{e9}[2J");
+        assert_eq!(cleaned("a\u{202e}b".as_bytes()), "ab");
         assert_eq!(cleaned(b" \t "), "unknown");
         assert_eq!(cleaned(b""), "unknown");
         let long = "é".repeat(BY_BYTES_MAX);

@@ -110,6 +110,10 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, hint)
     }
 
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.status == StatusCode::PAYLOAD_TOO_LARGE
+    }
+
     /// The same, saying where in the request.
     pub(crate) fn at(mut self, place: &str) -> Self {
         self.message = format!("{place}: {}", self.message);
@@ -296,7 +300,7 @@ impl From<TopicCreateError> for ApiError {
         let text = error.to_string();
         match error {
             TopicCreateError::Topic(error) => error.into(),
-            TopicCreateError::Reserved { .. } => {
+            TopicCreateError::Reserved { .. } | TopicCreateError::LooksLikeFlag(_) => {
                 Self::refused("reserved-name", text, "choose another name")
             }
             TopicCreateError::Setting(error) => error.into(),
@@ -461,21 +465,38 @@ impl From<AdmitError> for ApiError {
         let text = error.to_string();
         let refused = |code, hint| Self::refused(code, text.clone(), hint);
         match error {
-            AdmitError::TooLarge { .. } => Self::too_large(text, "build it smaller"),
+            AdmitError::TooLarge { .. } => Self::too_large(
+                text,
+                "strip debug information or build it smaller; or start the host with a larger --module-bytes-max",
+            ),
             AdmitError::NotAComponent(_) => {
                 refused("not-a-component", "build for the target wasm32-wasip2")
             }
-            AdmitError::Invalid(_) => refused("invalid-component", "build it again"),
+            AdmitError::Invalid(_) => refused(
+                "invalid-component",
+                "build it for wasm32-wasip2 (WASI 0.2) without what the message names; of a limit that is a setting, the host may be given \
+                 a larger one",
+            ),
             AdmitError::MissingExport { .. } => {
                 refused("missing-export", "export one of the interfaces of wit/")
             }
             AdmitError::UngrantedImports { .. } => {
                 refused("ungranted-import", "build it without these imports")
             }
-            AdmitError::CompileLimit(_) => refused("compile-limit", "make the code simpler"),
+            AdmitError::CompileLimit(_) => refused(
+                "compile-limit",
+                "make the code simpler, or build it with optimisation; a setting that the message names may be raised at the host",
+            ),
             AdmitError::Start(_) => refused(
                 "does-not-start",
-                "make it start within the limits, or raise them",
+                "make it start within the limits that the message names, or raise them: `limits.` in the processor's specification, settings \
+                 at the host",
+            ),
+            AdmitError::Busy { retry_after_s, .. } => Self::unavailable(
+                "compile-busy",
+                text,
+                "send it again after that",
+                retry_after_s,
             ),
             AdmitError::DiskFull => CommitError::DiskFull.into(),
             AdmitError::Stopping => CommitError::Closed.into(),

@@ -19,6 +19,7 @@ use tracing::Instrument;
 use super::App;
 use super::bounds::REQUEST_ID_CHARS_MAX;
 use super::error::ApiError;
+use super::record::Asked;
 use crate::config::Config;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,10 +27,13 @@ const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = app.request_id(request.headers());
+    let (asked, began) = (Asked::of(&request), app.clock.monotonic());
     let mut response = match app.callers.check(request.uri(), request.headers()) {
         Ok(()) => answer(request, next, &id).await,
         Err(refusal) => refusal.into_response(),
     };
+    let took = app.clock.monotonic().saturating_sub(began);
+    asked.answered(&response, &id, took);
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REQUEST_ID, id);

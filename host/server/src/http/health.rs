@@ -1,16 +1,19 @@
 //! Whether the host lives and takes work, and its metrics.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use millrace_broker::Broker;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::{ApiError, ErrorBody};
 use super::{App, Shared};
+use crate::registry::Registry;
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct Health {
@@ -52,8 +55,43 @@ pub(super) async fn metrics(State(app): Shared) -> Response {
 
 impl App {
     fn metrics_text(self: &Arc<Self>) -> String {
-        let metrics = self.metrics.as_ref();
+        let Some(metrics) = &self.metrics else {
+            return String::new();
+        };
         self.broker.measure_dead_letters();
-        metrics.map_or_else(String::new, |metrics| metrics.render())
+        self.forget_gone();
+        metrics.render() + &crate::process::metrics_text()
     }
+}
+
+/// What there are metrics about, as of the last look; and what was gone then.
+#[derive(Default)]
+pub(super) struct ToldOf {
+    there: Names,
+    gone: Names,
+}
+
+/// Labels and names.
+type Names = HashSet<(&'static str, String)>;
+
+impl ToldOf {
+    /// What went since the last look is forgotten now, and at the next look once more: something about it may have been under way.
+    pub(super) fn forget_gone(&mut self, broker: &Broker, metrics: &Registry) {
+        let there = names(broker);
+        let went: Names = self.there.difference(&there).cloned().collect();
+        for (label, name) in self.gone.difference(&there).chain(&went) {
+            metrics.forget(label, name);
+        }
+        (self.there, self.gone) = (there, went);
+    }
+}
+
+fn names(broker: &Broker) -> Names {
+    let topics = broker.topics().into_iter();
+    let topics = topics.map(|topic| ("topic", topic.spec.name.to_string()));
+    let processors = broker.processor_names().into_iter();
+    let processors = processors.map(|name| ("processor", name.to_string()));
+    let schedules = broker.schedules().into_iter();
+    let schedules = schedules.map(|one| ("schedule", one.schedule.name.to_string()));
+    topics.chain(processors).chain(schedules).collect()
 }

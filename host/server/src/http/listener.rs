@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -13,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::bounds::{HEAD_BYTES_MAX, HEAD_LINES_MAX, HEAD_MS_MAX, WRITE_SILENCE_MS_MAX};
+use super::modules::Peer;
 use super::stream::Impatient;
 use super::{App, router};
 
@@ -65,13 +69,19 @@ async fn converse(stream: TcpStream, router: Router, stopping: CancellationToken
     if stream.set_nodelay(true).is_err() {
         return;
     }
+    let peer = Peer(stream.peer_addr().ok().map(|address| address.ip()));
     let stream = Impatient::new(stream, Duration::from_millis(WRITE_SILENCE_MS_MAX));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(HEAD_MS_MAX))
         .max_headers(HEAD_LINES_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

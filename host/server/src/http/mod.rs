@@ -15,6 +15,7 @@ mod fetch;
 mod guard;
 mod health;
 mod history;
+mod host;
 mod idempotency;
 mod lifetime;
 mod listener;
@@ -26,6 +27,7 @@ mod parked;
 mod processors;
 mod produce;
 mod query;
+mod record;
 mod replays;
 mod schedules;
 mod states;
@@ -40,7 +42,6 @@ use std::sync::atomic::AtomicU64;
 use axum::Router;
 use axum::http::Method;
 use axum::routing::{self as on, MethodRouter};
-use metrics_exporter_prometheus::PrometheusHandle;
 use millrace_broker::Broker;
 use millrace_engine::CommitError;
 use millrace_model::Clock;
@@ -53,8 +54,12 @@ pub(crate) use states::check_entry;
 
 use crate::config::Config;
 use crate::memory::MemoryPlan;
+use crate::registry::Registry;
 use error::ApiError;
 use guard::Callers;
+use health::ToldOf;
+use host::About;
+use parking_lot::Mutex;
 
 /// Bounds of the front door, by name and unit. What happens at each is said beside it.
 pub(crate) mod bounds {
@@ -69,8 +74,9 @@ pub(crate) mod bounds {
     /// Bodies held in memory at once, all requests together, in KiB. Full means that senders wait, at most
     /// [`BODY_ROOM_WAIT_MS_MAX`], and then get 503.
     pub(crate) const BODIES_KIB_MAX: usize = 256 << 10;
-    /// Uploads that are checked and compiled, or wait for it, at once; a further one gets 503. Fewer than the module host lets wait.
-    pub(crate) const UPLOADS_MAX: usize = 32;
+    /// Uploads that are checked and compiled, or wait for it, at once; a further one gets 503. More than the module host lets wait: it
+    /// sends away whoever has most waiting.
+    pub(crate) const UPLOADS_MAX: usize = 128;
     /// How long a request waits for room for its body.
     pub(crate) const BODY_ROOM_WAIT_MS_MAX: u64 = 5_000;
     /// Silence within a body after which the sender gets 408.
@@ -118,7 +124,7 @@ pub(crate) mod bounds {
 pub(crate) struct App {
     pub(crate) broker: Broker,
     clock: Arc<dyn Clock>,
-    metrics: Option<PrometheusHandle>,
+    metrics: Option<Registry>,
     /// Cancelled when the host stops: whoever waits, answers.
     stopping: CancellationToken,
     callers: Callers,
@@ -126,6 +132,8 @@ pub(crate) struct App {
     answers_kib: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
     requests: AtomicU64,
+    told_of: Mutex<ToldOf>,
+    about: About,
     /// Makes request ids of different runs differ.
     run: u32,
 }
@@ -136,10 +144,12 @@ impl App {
         memory: &MemoryPlan,
         clock: Arc<dyn Clock>,
         broker: Broker,
-        metrics: Option<PrometheusHandle>,
+        metrics: Option<Registry>,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
+            told_of: Mutex::default(),
+            about: About::of(config, &clock),
             broker,
             clock,
             metrics,
@@ -165,10 +175,10 @@ impl App {
         }
     }
 
-    /// Histograms keep every sample until they are drained.
-    pub(crate) fn drain_metrics(&self) {
+    /// Forgets the metrics of what was deleted since the last time.
+    pub(crate) fn forget_gone(&self) {
         if let Some(metrics) = &self.metrics {
-            metrics.run_upkeep();
+            self.told_of.lock().forget_gone(&self.broker, metrics);
         }
     }
 }
@@ -219,6 +229,7 @@ fn routes() -> Vec<Route> {
         get("/health/ready", on::get(health::ready)),
         get("/metrics", on::get(health::metrics)),
         get("/openapi.json", on::get(openapi::document)),
+        get("/v1/host", on::get(host::show)),
         get("/v1/topics", on::get(topics::list)),
         post("/v1/topics", on::post(topics::create)),
         get(TOPIC, on::get(topics::show)),

@@ -1,19 +1,23 @@
 //! Modules over HTTP: upload, list, show, delete.
 
-use axum::Json;
+use std::net::IpAddr;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use millrace_broker::{Interface, Module, ModuleError};
-use millrace_model::bounds::MODULE_BYTES_MAX;
+use axum::{Extension, Json};
+use millrace_broker::{AdmitError, Interface, Module, ModuleError, Uploader};
 use millrace_model::{Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::body::Taken;
 use super::bounds::UPLOADS_MAX;
+use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
+use super::record::Subject;
 use super::{App, Shared, to_the_end};
 
 /// A module.
@@ -34,6 +38,8 @@ pub(super) struct ModuleBody {
     imports: Vec<String>,
     /// How long compiling took.
     compile_ms: u64,
+    /// How long its upload waited for its turn to be compiled, before that.
+    waited_ms: u64,
     #[schema(value_type = u64)]
     uploaded_at: Timestamp,
 }
@@ -61,12 +67,29 @@ impl From<Module> for ModuleBody {
             exports: module.facts.exports,
             imports: module.facts.imports,
             compile_ms: module.facts.compile_ms,
+            waited_ms: module.facts.waited_ms,
             uploaded_at: module.uploaded_at,
         }
     }
 }
 
+/// Where a request comes from.
+#[derive(Clone, Copy)]
+pub(super) struct Peer(pub(super) Option<IpAddr>);
+
 impl App {
+    /// Reads a module; the refusal of one that is too large names the setting.
+    async fn take_module(&self, headers: &HeaderMap, body: Body) -> Result<Taken, ApiError> {
+        let max = self.broker.guest_limits().module_bytes_max;
+        let taken = self
+            .take_body(headers, body, usize::try_from(max).unwrap_or(usize::MAX))
+            .await;
+        taken.map_err(|error| match error.is_too_large() {
+            true => AdmitError::TooLarge { bytes: None, max }.into(),
+            false => error,
+        })
+    }
+
     /// The module that a digest, a unique prefix of one, or a tag names.
     pub(super) fn module(&self, reference: &str) -> Result<Module, ApiError> {
         let found = self.broker.find_module(reference);
@@ -78,8 +101,9 @@ impl App {
     }
 }
 
-/// Uploads a component. It is checked, compiled in a child process and tried before it is kept.
-#[utoipa::path(post, path = "/v1/modules", tag = "modules", params(UploadQuery),
+/// Uploads a component. It is checked, compiled in a child process and tried before it is kept. Uploads are compiled by turns, an upload
+/// of each uploader, as far as the address and the header Millrace-By tell them apart; one that takes long makes way for the others.
+#[utoipa::path(post, path = "/v1/modules", tag = "modules", params(UploadQuery, ByHeader),
     request_body(content = Vec<u8>, content_type = "application/wasm", description = "The component's bytes"),
     responses(
         (status = 201, body = ModuleBody, description = "Admitted"),
@@ -88,16 +112,20 @@ impl App {
         (status = 409, body = ErrorBody, description = "The tag names another module"),
         (status = 413, body = ErrorBody),
         (status = 422, body = ErrorBody, description = "Refused; the error says why"),
-        (status = 503, body = ErrorBody, description = "Too many uploads at once; send it again"),
+        (status = 503, body = ErrorBody, description = "Others are compiled first; send it again after the time that Retry-After says"),
     )
 )]
 pub(super) async fn upload(
     State(app): Shared,
     InQuery(query): InQuery<UploadQuery>,
+    By(name): By,
+    peer: Option<Extension<Peer>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let taken = app.take_body(&headers, body, MODULE_BYTES_MAX).await?;
+    let taken = app.take_module(&headers, body).await?;
+    let address = peer.and_then(|Extension(Peer(address))| address);
+    let uploader = Uploader { address, name };
     let turn = app.uploads.clone().try_acquire_owned();
     let turn = turn.map_err(|_| too_many_uploads())?;
     to_the_end(async move {
@@ -105,13 +133,20 @@ pub(super) async fn upload(
         let known: Vec<Digest> = digests(&app.broker.modules());
         let module = app
             .broker
-            .upload_module(taken.bytes.clone(), query.tag)
+            .upload_module_of(taken.bytes.clone(), query.tag, uploader)
             .await?;
         let status = match known.contains(&module.facts.digest) {
             true => StatusCode::OK,
             false => StatusCode::CREATED,
         };
-        Ok((status, Json(ModuleBody::from(module))).into_response())
+        let digest = module.facts.digest.to_string();
+        let subject = Subject(
+            module
+                .tag
+                .clone()
+                .map_or(digest.clone(), |tag| format!("{tag} {digest}")),
+        );
+        Ok((status, Extension(subject), Json(ModuleBody::from(module))).into_response())
     })
     .await
 }

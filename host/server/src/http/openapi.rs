@@ -9,8 +9,8 @@ use utoipa::{OpenApi, ToSchema};
 
 use self::finish::Finish;
 use super::{
-    damage, dead_letters, delays, deploying, fetch, health, history, lifetime, lookups, modules,
-    parked, processors, produce, replays, schedules, states, topics, trials,
+    damage, dead_letters, delays, deploying, fetch, health, history, host, lifetime, lookups,
+    modules, parked, processors, produce, replays, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -25,6 +25,7 @@ use super::{
         health::ready,
         health::metrics,
         document,
+        host::show,
         topics::list,
         topics::create,
         topics::show,

@@ -332,6 +332,10 @@ pub(super) struct DeleteParams {
     #[serde(default)]
     #[param(default = false)]
     reset_state: bool,
+    /// The topics that it made for itself (dead letters, redrives, their audit) go with it, and what they hold.
+    #[serde(default)]
+    #[param(default = false)]
+    topics: bool,
 }
 
 /// Deletes a processor. Its dead letters stay as topics, and so do its progress and its state: made again under the same name it goes on.
@@ -351,6 +355,12 @@ pub(super) async fn remove(
             true => app.broker.delete_processor_and_state(&name).await?,
             false => app.broker.delete_processor(&name).await?,
         }
+        app.forget_metrics("processor", name.as_str());
+        if params.topics {
+            for topic in app.broker.delete_topics_of(&name).await? {
+                app.forget_metrics("topic", topic.as_str());
+            }
+        }
         Ok(StatusCode::NO_CONTENT)
     })
     .await
@@ -361,6 +371,9 @@ pub(super) struct LogsBody {
     /// Newest last.
     #[schema(value_type = Vec<GuestLineSchema>)]
     lines: Vec<GuestLine>,
+    /// Lines that were dropped since the host started, because there were more in a second than its limits allow; absent if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropped: Option<u64>,
 }
 
 /// What its components wrote lately.
@@ -374,5 +387,6 @@ pub(super) async fn logs(
 ) -> Result<Json<LogsBody>, ApiError> {
     app.status(&name).await?;
     let lines = app.broker.logs(&name);
-    Ok(Json(LogsBody { lines }))
+    let dropped = Some(app.broker.log_lines_dropped(&name)).filter(|dropped| *dropped > 0);
+    Ok(Json(LogsBody { lines, dropped }))
 }

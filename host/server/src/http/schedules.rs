@@ -200,7 +200,12 @@ pub(super) async fn remove(
     State(app): Shared,
     InPath(name): InPath<ScheduleName>,
 ) -> Result<StatusCode, ApiError> {
-    to_the_end(async move { Ok(app.broker.delete_schedule(&name).await?) }).await?;
+    to_the_end(async move {
+        app.broker.delete_schedule(&name).await?;
+        app.forget_metrics("schedule", name.as_str());
+        Ok(())
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -1,10 +1,10 @@
 //! Topics over HTTP.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use millrace_broker::{NewTopic, TopicCreateError};
 use millrace_engine::TopicError;
 use millrace_model::{
@@ -18,6 +18,7 @@ use super::damage::DamagedOffsets;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::TopicSettingsSchema;
 use super::query::InPath;
+use super::record::Subject;
 use super::{App, Shared, to_the_end};
 
 /// A topic, as asked for.
@@ -141,7 +142,8 @@ pub(super) async fn create(
             Ok(topic) => (StatusCode::CREATED, topic),
             Err(error) => (StatusCode::OK, app.identical(&new, error)?),
         };
-        Ok((status, Json(TopicBody::from(topic))).into_response())
+        let subject = Subject(topic.spec.name.to_string());
+        Ok((status, Extension(subject), Json(TopicBody::from(topic))).into_response())
     })
     .await
 }
@@ -211,6 +213,11 @@ pub(super) async fn remove(
     State(app): Shared,
     InPath(name): InPath<TopicName>,
 ) -> Result<StatusCode, ApiError> {
-    to_the_end(async move { Ok(app.broker.delete_topic(&name).await?) }).await?;
+    to_the_end(async move {
+        app.broker.delete_topic(&name).await?;
+        app.forget_metrics("topic", name.as_str());
+        Ok(())
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }

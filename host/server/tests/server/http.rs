@@ -341,7 +341,7 @@ fn bytes_that_are_no_component_are_refused() {
     upload(b"\0asm\x01\0\0\0").refused(422, "not-a-component");
     host.call("POST", "/v1/modules?tga=a@1", &[], "x")
         .refused(400, "malformed");
-    let many = upload(&vec![0; (16 << 20) + 1]);
+    let many = upload(&vec![0; (64 << 20) + 1]);
     many.refused(413, "too-large");
     assert_eq!(host.get("/v1/modules").json()["modules"], json!([]));
 }

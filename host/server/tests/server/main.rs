@@ -8,6 +8,7 @@ mod doctor;
 mod http;
 mod idempotency;
 mod lifetime;
+mod operating;
 mod parked;
 mod processing;
 mod slow_readers;

@@ -3,7 +3,7 @@
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, WasmStr};
 
-use crate::logs::{LINE_BYTES_MAX, clean};
+use crate::logs::Line;
 use crate::pool::GuestState;
 
 /// `log.level`.
@@ -43,10 +43,8 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
             let sink = store.data().log.clone();
             // The text is looked at only if the rate allows the line: a flood costs the host next to nothing.
             sink.write(level.as_str(), || {
-                message.to_str(&store).map_or_else(
-                    |_| "(a line that is not valid text)".to_owned(),
-                    |text| clean(&text, LINE_BYTES_MAX),
-                )
+                let text = message.to_str(&store);
+                Line::of(text.as_deref().unwrap_or("(a line that is not valid text)"))
             });
             Ok(())
         },

@@ -71,6 +71,10 @@ impl GuestCall for Process {
             .map(drop)
     }
 
+    fn batch(&self) -> Option<&Arc<ColumnBatch>> {
+        Some(&self.0)
+    }
+
     async fn make(self, guest: &mut Guest) -> wasmtime::Result<Returned<Self::Output>> {
         let function = guest.function.typed::<Params<'_>, Return>(&guest.store)?;
         let batch = (BatchColumns::of(&self.0),);

@@ -1,14 +1,16 @@
 //! What is refused, and what the refusal says.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guest_artifacts as guests;
 use millrace_broker::handler::{AdmitError, Interface, ModuleHost as _};
-use millrace_model::bounds::MODULE_BYTES_MAX;
+use millrace_model::GuestLimits;
+use millrace_model::processor::Limits;
 
 use crate::bytes::{
     compile_bomb_module, component, core_module, endless_start_module, exported_instance,
-    imported_instance, memory_module, running, section,
+    imported_instance, memory_module, running, section, table_module,
 };
 use crate::support::{TestHost, digest, one, request};
 
@@ -154,12 +156,15 @@ async fn imports_that_are_not_granted_are_listed() {
 
 #[tokio::test]
 async fn a_module_that_is_too_large_is_refused_before_it_is_looked_at() {
-    let host = TestHost::start();
-    let error = host
-        .admit(&vec![0; MODULE_BYTES_MAX + 1])
-        .await
-        .unwrap_err();
+    let host = TestHost::start_with(|options| options.limits.module_bytes_max = 1 << 20);
+    let error = host.admit(&vec![0; (1 << 20) + 1]).await.unwrap_err();
     assert!(matches!(error, AdmitError::TooLarge { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("setting module_bytes_max = 1048576"),
+        "{text}"
+    );
+    assert_eq!(GuestLimits::default().module_bytes_max, 64 << 20);
 }
 
 #[tokio::test]
@@ -176,8 +181,7 @@ async fn components_nested_without_end_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compile_bomb_is_stopped_and_costs_its_time_once() {
     let host = TestHost::start_with(|options| {
-        options.compile_limits.cpu_seconds_max = 1;
-        options.compile_limits.wall_time_max = Duration::from_secs(20);
+        options.limits.compile_cpu_seconds_max = 1;
     });
     let bomb = [
         running(&compile_bomb_module(600)),
@@ -189,7 +193,8 @@ async fn a_compile_bomb_is_stopped_and_costs_its_time_once() {
     for round in 0..2 {
         let start = Instant::now();
         let error = host.admit(&bomb).await.unwrap_err();
-        assert_eq!(error, AdmitError::CompileLimit("1 s of CPU time".into()));
+        let limit = "1 s of CPU time; setting compile_cpu_seconds_max = 1";
+        assert_eq!(error, AdmitError::CompileLimit(limit.into()));
         let bound = if round == 0 {
             Duration::from_secs(25)
         } else {
@@ -205,10 +210,15 @@ async fn a_compile_bomb_is_stopped_and_costs_its_time_once() {
 #[tokio::test]
 async fn a_compile_that_wants_too_much_memory_is_stopped() {
     let host = TestHost::start_with(|options| {
-        options.compile_limits.memory_bytes_max = 48 << 20;
+        options.limits.compile_memory_bytes_max = 48 << 20;
     });
     let error = host.admit(guests::QUAKE_CLASSIFIER).await.unwrap_err();
     assert!(matches!(error, AdmitError::CompileLimit(_)), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("compile_memory_bytes_max = 50331648"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -247,4 +257,113 @@ async fn memory_that_no_limit_allows_is_refused() {
     );
     let error = host.admit(&huge).await.unwrap_err();
     assert!(!matches!(error, AdmitError::Host(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_module_that_begins_with_more_than_the_default_is_admitted_and_its_specification_decides()
+{
+    let host = TestHost::start();
+    host.admit(guests::BEGINS_LARGE).await.unwrap();
+    let small = request("large", guests::BEGINS_LARGE);
+    let error = host.host.processor(small).await.err().unwrap();
+    let text = error.to_string();
+    assert!(
+        text.contains("(limits.memory_bytes_max = 67108864)"),
+        "{text}"
+    );
+    let limits = Limits {
+        memory_bytes_max: 256 << 20,
+        ..Limits::default()
+    };
+    let good = host.limited("large", guests::BEGINS_LARGE, limits).await;
+    assert_eq!(one(&good, "through").await.unwrap(), "through");
+}
+
+#[tokio::test]
+async fn what_begins_beyond_a_setting_is_refused_by_its_name_and_value_before_it_is_compiled() {
+    let host = TestHost::start_with(|options| {
+        options.limits.guest_memory_bytes_max = 64 << 20;
+        options.limits.guest_table_elements_max = 1_000;
+    });
+    let large = host.admit(guests::BEGINS_LARGE).await.unwrap_err();
+    let text = large.to_string();
+    assert!(
+        text.contains("setting guest_memory_bytes_max = 67108864"),
+        "{text}"
+    );
+    let tables = component(
+        &[
+            running(&table_module(1_001)),
+            exported_instance(PROCESSOR, 0),
+        ]
+        .concat(),
+    );
+    let text = host.admit(&tables).await.unwrap_err().to_string();
+    assert!(
+        text.contains("setting guest_table_elements_max = 1000"),
+        "{text}"
+    );
+    assert_eq!(host.host.compiles(), 0);
+}
+
+fn bomb(size: usize) -> Vec<u8> {
+    let bomb = [
+        running(&compile_bomb_module(size)),
+        exported_instance(PROCESSOR, 0),
+    ];
+    component(&bomb.concat())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_uploader_s_bombs_delay_an_honest_one_by_one_compile_at_the_most() {
+    let host = Arc::new(TestHost::start_with(|options| {
+        options.limits.compile_cpu_seconds_max = 6;
+    }));
+    let bombs: Vec<_> = (0..4)
+        .map(|n| {
+            let host = Arc::clone(&host);
+            tokio::spawn(async move { host.admit_of("mallory", &bomb(600 + n * 10)).await })
+        })
+        .collect();
+    // Both lanes are taken, and more wait.
+    while host.host.compiles() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let start = Instant::now();
+    let facts = host.admit_of("ada", guests::UPPERCASE).await.unwrap();
+    let took = start.elapsed().as_millis() as u64;
+    let ended = bombs.iter().filter(|bomb| bomb.is_finished()).count();
+    assert!(ended <= 1, "{ended} bombs were compiled before");
+    assert!(facts.compile_ms > 0, "{facts:?}");
+    assert!(
+        facts.waited_ms + facts.compile_ms <= took,
+        "{facts:?} of {took} ms"
+    );
+    for bomb in bombs {
+        let error = bomb.await.unwrap().unwrap_err();
+        let refused = matches!(error, AdmitError::CompileLimit(_) | AdmitError::Busy { .. });
+        assert!(refused, "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_sends_bombs_has_to_pause_with_slow_compiles_and_only_with_these() {
+    let host = TestHost::start_with(|options| options.limits.compile_cpu_seconds_max = 3);
+    for n in 0..2 {
+        let error = host.admit_of("mallory", &bomb(600 + n)).await.unwrap_err();
+        assert!(matches!(error, AdmitError::CompileLimit(_)), "{error}");
+    }
+    match host.admit_of("mallory", &bomb(650)).await {
+        Err(AdmitError::Busy {
+            reason,
+            retry_after_s,
+        }) => {
+            assert!(reason.contains("last 2 modules of mallory"), "{reason}");
+            assert!((1..=31).contains(&retry_after_s), "{retry_after_s}");
+        }
+        other => panic!("{other:?}"),
+    }
+    host.admit_of("mallory", guests::UPPERCASE).await.unwrap();
+    let error = host.admit_of("ada", &bomb(651)).await.unwrap_err();
+    assert!(matches!(error, AdmitError::CompileLimit(_)), "{error}");
 }

@@ -64,6 +64,12 @@ pub(crate) fn memory_module(pages: usize) -> Vec<u8> {
     core_module(&[section(5, &list(&[memory]))])
 }
 
+/// A core module with a table of so many elements.
+pub(crate) fn table_module(elements: usize) -> Vec<u8> {
+    let table = [vec![0x70, 0x00], number(elements)].concat();
+    core_module(&[section(4, &list(&[table]))])
+}
+
 /// A core module whose start function never ends.
 pub(crate) fn endless_start_module() -> Vec<u8> {
     let body = vec![0x00, 0x03, 0x40, 0x0c, 0x00, 0x0b, 0x0b];

@@ -9,3 +9,4 @@ mod diagnostics;
 mod hostile;
 mod state;
 mod support;
+mod words;

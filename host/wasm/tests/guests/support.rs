@@ -1,15 +1,14 @@
 //! A host in a temporary directory, and batches to call it with.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_broker::handler::{
-    AdmitError, BatchHandler, CallError, LoadRequest, ModuleFacts, ModuleHost as _,
+    AdmitError, BatchHandler, CallError, LoadRequest, ModuleFacts, ModuleHost as _, Uploader,
 };
 use millrace_model::processor::Limits;
 use millrace_model::{Answer, ColumnBatch, Digest, SystemClock};
-use millrace_wasm::{CompileChild, CompileLimits, WasmHost, WasmOptions};
+use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
@@ -34,11 +33,7 @@ impl TestHost {
         };
         let mut options = WasmOptions::new(directory.path().join("code"), child);
         options.instances_max = 64;
-        options.compile_limits = CompileLimits {
-            cpu_seconds_max: 20,
-            wall_time_max: Duration::from_secs(60),
-            ..CompileLimits::default()
-        };
+        options.limits.compile_cpu_seconds_max = 20;
         change(&mut options);
         let host = WasmHost::new(options, Arc::new(SystemClock::new())).unwrap();
         Self { host, directory }
@@ -52,7 +47,20 @@ impl TestHost {
     }
 
     pub(crate) async fn admit(&self, bytes: &[u8]) -> Result<ModuleFacts, AdmitError> {
-        self.host.admit(Bytes::copy_from_slice(bytes)).await
+        self.admit_of("", bytes).await
+    }
+
+    pub(crate) async fn admit_of(
+        &self,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<ModuleFacts, AdmitError> {
+        let uploader = Uploader {
+            name: name.to_owned(),
+            address: None,
+        };
+        let bytes = Bytes::copy_from_slice(bytes);
+        self.host.admit(bytes, uploader).await
     }
 
     pub(crate) async fn processor(&self, owner: &str, bytes: &[u8]) -> Arc<dyn BatchHandler> {

@@ -111,7 +111,7 @@ impl Care {
         let took = began_at.until(now).as_secs_f64();
         metrics::gauge!("millrace_scrub_round_seconds").set(took);
         metrics::counter!("millrace_scrub_rounds_total").increment(1);
-        tracing::info!(seconds = took, "everything that is kept was read through");
+        tracing::debug!(seconds = took, "everything that is kept was read through");
         let status = &mut self.scrub.lock().status;
         (status.round_began_at, status.round_done) = (None, 0.0);
         status.round_finished_at = Some(now);

@@ -1,8 +1,9 @@
 //! Dead letters as people read them.
 
+use millrace_model::plain::plain;
 use serde_json::Value;
 
-use super::super::table::{cell, facts, items, table, when};
+use super::super::table::{cell, facts, items, lines, table, when};
 
 /// The place of a letter.
 pub(super) fn place_of(letter: &Value) -> String {
@@ -160,7 +161,7 @@ pub(super) fn letter(letter: &Value) -> String {
     pairs.push(("first failed", when(&letter["first_failed_at"])));
     pairs.push(("died", when(&letter["died_at"])));
     pairs.push(("redriven before", cell(&letter["redrives"])));
-    pairs.extend(["redriven", "backtrace"].map(fact));
+    pairs.extend([fact("redriven"), ("backtrace", lines(&letter["backtrace"]))]);
     pairs.extend(call_facts(&letter["call"]));
     let message = &letter["message"];
     pairs.extend(
@@ -207,7 +208,7 @@ fn own_headers(message: &Value) -> String {
     let headers = message["headers"].as_object().into_iter().flatten();
     let own = headers.filter(|(name, _)| !name.starts_with("millrace-"));
     let lines: Vec<String> = own
-        .map(|(name, value)| format!("{name}: {}", cell(value)))
+        .map(|(name, value)| format!("{}: {}", plain(name), cell(value)))
         .collect();
     match lines.as_slice() {
         [] => "-".to_owned(),

@@ -1,0 +1,177 @@
+//! What runs here: version, since when, with which settings and limits, and how much there is of everything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use millrace_model::{Clock, Timestamp};
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{App, Shared};
+use crate::config::{Config, EngineKind};
+
+/// What is known of the host from its start on.
+pub(super) struct About {
+    started_at: Timestamp,
+    started: Duration,
+    engine: EngineKind,
+    encrypted: bool,
+    settings: BTreeMap<&'static str, Value>,
+}
+
+/// The host.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HostBody {
+    /// Of Millrace.
+    version: &'static str,
+    /// Its process at the operating system.
+    pid: u32,
+    #[schema(value_type = u64)]
+    started_at: Timestamp,
+    /// How long it has run.
+    uptime_ms: u64,
+    /// `local` or `memory`.
+    engine: &'static str,
+    /// Whether what is kept is encrypted.
+    encrypted: bool,
+    /// Whether the engine accepts commits.
+    ready: bool,
+    /// Why it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
+    /// How much there is of everything.
+    counts: CountsBody,
+    /// What modules may have, by the names of the settings.
+    limits: BTreeMap<&'static str, u64>,
+    /// The other settings in force, by name.
+    #[schema(value_type = BTreeMap<String, Object>)]
+    settings: BTreeMap<&'static str, Value>,
+}
+
+/// How many there are.
+#[derive(Serialize, ToSchema)]
+pub(super) struct CountsBody {
+    topics: usize,
+    partitions: u64,
+    processors: usize,
+    modules: usize,
+    schedules: usize,
+}
+
+impl About {
+    pub(super) fn of(config: &Config, clock: &Arc<dyn Clock>) -> Self {
+        Self {
+            started_at: clock.wall(),
+            started: clock.monotonic(),
+            engine: config.engine,
+            encrypted: config.encrypts(),
+            settings: settings(config),
+        }
+    }
+}
+
+/// The settings by their names in the configuration file. Keys of the encryption are no setting that is told.
+fn settings(config: &Config) -> BTreeMap<&'static str, Value> {
+    let ms = |time: Duration| json!(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let storage = config.storage.options();
+    BTreeMap::from([
+        ("listen", json!(config.listen)),
+        ("data_dir", json!(config.data_dir.display().to_string())),
+        ("insecure_no_auth", json!(config.insecure_no_auth)),
+        ("allowed_hosts", json!(config.allowed_hosts)),
+        ("connections_max", json!(config.connections_max)),
+        ("stop_deadline_ms", ms(config.stop_deadline)),
+        (
+            "scrub_bytes_per_second",
+            json!(config.scrub_bytes_per_second),
+        ),
+        ("scrub_interval_s", json!(config.scrub_interval.as_secs())),
+        ("cleaning_interval_ms", ms(config.cleaning_interval)),
+        (
+            "log_format",
+            json!(format!("{:?}", config.log_format).to_lowercase()),
+        ),
+        ("log_filter", json!(config.log_filter)),
+        (
+            "guest_log",
+            json!(format!("{:?}", config.guest_log).to_lowercase()),
+        ),
+        ("journal_file_bytes", json!(storage.journal_file_bytes)),
+        ("segment_bytes", json!(storage.segment_bytes)),
+        (
+            "checkpoint_journal_bytes",
+            json!(storage.checkpoint_journal_bytes),
+        ),
+    ])
+}
+
+/// The host: version, uptime, engine, counts, limits and settings in force.
+#[utoipa::path(get, path = "/v1/host", tag = "health", responses((status = 200, body = HostBody, description = "What runs here")))]
+pub(super) async fn show(State(app): Shared) -> Json<HostBody> {
+    let trouble = app.broker.ready().await.err();
+    let about = &app.about;
+    let uptime = app.clock.monotonic().saturating_sub(about.started);
+    Json(HostBody {
+        version: env!("CARGO_PKG_VERSION"),
+        pid: std::process::id(),
+        started_at: about.started_at,
+        uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+        engine: match about.engine {
+            EngineKind::Local => "local",
+            EngineKind::Memory => "memory",
+        },
+        encrypted: about.encrypted,
+        ready: trouble.is_none() && !app.stopping.is_cancelled(),
+        trouble: trouble.map(|error| error.to_string()),
+        counts: app.counts(),
+        limits: app.broker.guest_limits().named().into_iter().collect(),
+        settings: about.settings.clone(),
+    })
+}
+
+impl App {
+    fn counts(&self) -> CountsBody {
+        let topics = self.broker.topics();
+        CountsBody {
+            partitions: topics
+                .iter()
+                .map(|topic| u64::from(topic.spec.partitions))
+                .sum(),
+            topics: topics.len(),
+            processors: self.broker.processor_names().len(),
+            modules: self.broker.modules().len(),
+            schedules: self.broker.schedules().len(),
+        }
+    }
+
+    /// Says in the log what is there.
+    pub(crate) fn log_start(&self, address: std::net::SocketAddr, data_dir: &std::path::Path) {
+        let about = &self.about;
+        let counts = self.counts();
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            pid = std::process::id(),
+            %address,
+            engine = ?about.engine,
+            encrypted = about.encrypted,
+            data_dir = %data_dir.display(),
+            topics = counts.topics,
+            partitions = counts.partitions,
+            processors = counts.processors,
+            modules = counts.modules,
+            schedules = counts.schedules,
+            "host started"
+        );
+    }
+
+    /// Metrics of what was deleted.
+    pub(super) fn forget_metrics(&self, label: &str, name: &str) {
+        if let Some(metrics) = &self.metrics {
+            metrics.forget(label, name);
+        }
+    }
+}

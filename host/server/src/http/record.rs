@@ -1,0 +1,150 @@
+//! What was done to the host, by whom: a line in its log for every change, a count for every request.
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::response::Response;
+use metrics::{counter, histogram};
+use millrace_model::plain::plain;
+use std::time::Duration;
+
+use super::by::by_of;
+
+/// Bytes of a request's target that a line shows.
+const TARGET_BYTES_MAX: usize = 512;
+
+/// What an answer is about, where the request's path does not say so.
+#[derive(Clone)]
+pub(super) struct Subject(pub(super) String);
+
+/// What is noted of a request before it is answered.
+pub(super) struct Asked {
+    method: Method,
+    /// The route as it is documented; none, if there is no such.
+    route: Option<MatchedPath>,
+    target: String,
+    by: String,
+}
+
+impl Asked {
+    pub(super) fn of(request: &Request) -> Self {
+        let uri = request.uri();
+        let target = uri
+            .path_and_query()
+            .map_or_else(|| uri.path(), |both| both.as_str());
+        let cut = target.floor_char_boundary(TARGET_BYTES_MAX);
+        Self {
+            method: request.method().clone(),
+            route: request.extensions().get().cloned(),
+            target: plain(&target[..cut]).into_owned(),
+            by: by_of(request.headers()),
+        }
+    }
+
+    /// Counts the request, and writes down what it changed.
+    pub(super) fn answered(self, response: &Response, id: &HeaderValue, took: Duration) {
+        let status = response.status();
+        let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
+        let (method, route) = (method_of(&self.method), route.to_owned());
+        counter!(
+            "millrace_http_requests_total", "method" => method, "route" => route.clone(), "code" => status.as_u16().to_string()
+        )
+        .increment(1);
+        histogram!("millrace_http_request_seconds", "method" => method, "route" => route.clone())
+            .record(took.as_secs_f64());
+        let Some(what) = change(&self.method, &route) else {
+            return;
+        };
+        let (by, target) = (self.by, self.target);
+        let request = id.to_str().unwrap_or_default();
+        if !status.is_success() {
+            tracing::debug!(
+                by,
+                request,
+                target,
+                status = status.as_u16(),
+                "refused: {what}"
+            );
+            return;
+        }
+        // A topic that was there already is none that was made.
+        if route == "/v1/topics" && status != StatusCode::CREATED {
+            return;
+        }
+        let subject = response.extensions().get::<Subject>();
+        let subject = subject.map(|Subject(subject)| plain(subject).into_owned());
+        tracing::info!(by, request, target, subject, "{what}");
+    }
+}
+
+/// Methods are few; whatever else somebody sends is one more.
+fn method_of(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// What the request changes of the host, in words; `None` for what reads, and for messages, which are what the host is for.
+fn change(method: &Method, route: &str) -> Option<&'static str> {
+    if matches!(method.as_str(), "GET" | "HEAD" | "OPTIONS") {
+        return None;
+    }
+    Some(match (method.as_str(), route) {
+        ("POST", "/v1/topics/{topic}/messages") | (_, "none") => return None,
+        ("POST", path) if path.ends_with("/dry-run") => return None,
+        ("POST", "/v1/topics") => "topic created",
+        ("PATCH", "/v1/topics/{topic}") => "topic changed",
+        ("DELETE", "/v1/topics/{topic}") => "topic deleted",
+        ("POST", "/v1/topics/{topic}/trim") => "topic trimmed",
+        ("DELETE", "/v1/topics/{topic}/delayed/{id}") => "delayed message cancelled",
+        ("POST", "/v1/topics/{topic}/partitions/{partition}/damage/accept") => "damage accepted",
+        ("POST", "/v1/modules") => "module uploaded",
+        ("DELETE", "/v1/modules/{reference}") => "module deleted",
+        ("PUT", "/v1/processors/{name}") => "processor deployed",
+        ("DELETE", "/v1/processors/{name}") => "processor deleted",
+        ("POST", "/v1/processors/{name}/rollback") => "processor rolled back",
+        ("POST", "/v1/processors/{name}/pause") => "processor paused",
+        ("POST", "/v1/processors/{name}/resume") => "processor resumed",
+        ("POST", "/v1/processors/{name}/canary") => "canary changed",
+        ("POST", "/v1/processors/{name}/promote") => "revision promoted",
+        ("POST", "/v1/processors/{name}/replay") => "replay made",
+        ("DELETE", "/v1/processors/{name}/shadow") => "shadow ended",
+        ("POST", "/v1/processors/{name}/state") => "state written",
+        ("PUT", "/v1/schedules/{name}") => "schedule set",
+        ("DELETE", "/v1/schedules/{name}") => "schedule deleted",
+        ("POST", "/v1/schedules/{name}/pause") => "schedule paused",
+        ("POST", "/v1/schedules/{name}/resume") => "schedule resumed",
+        ("POST", "/v1/processors/{name}/dead-letters/redrive") => "dead letters sent again",
+        ("POST", path) if path.ends_with("/edit") => "dead letter sent again, mended",
+        _ => "changed",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::routes;
+    use super::*;
+
+    #[test]
+    fn every_route_that_changes_something_has_words_of_its_own() {
+        for route in routes() {
+            let what = change(&route.method, route.path);
+            assert_ne!(what, Some("changed"), "{} {}", route.method, route.path);
+            assert_eq!(
+                route.method == Method::GET,
+                what.is_none()
+                    && !route.path.ends_with("/messages")
+                    && !route.path.ends_with("/dry-run"),
+                "{} {}",
+                route.method,
+                route.path
+            );
+        }
+    }
+}
