@@ -5,6 +5,7 @@ mod breaker;
 mod command_line;
 mod delivery;
 mod demo;
+mod door;
 mod fairness;
 mod guests;
 mod hostile;

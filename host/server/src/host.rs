@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, EngineKind, encryption_keys};
+use crate::files;
 use crate::http::{self, App};
 use crate::telemetry;
 
@@ -77,8 +78,9 @@ impl Host {
     ///
     /// # Errors
     /// [`StartError`] says what stood in the way.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub async fn start(mut config: Config) -> Result<Self, StartError> {
         config.check()?;
+        bound_connections(&mut config);
         let listener = listen(&config).await?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let engine = open_engine(&config, &clock).await?;
@@ -108,7 +110,7 @@ impl Host {
         let stopping = CancellationToken::new();
         let poisoned = CancellationToken::new();
         let app = App::new(&config, clock, broker.clone(), metrics, stopping.clone());
-        let server = tokio::spawn(http::serve(listener, app.clone(), config.connections_max));
+        let server = tokio::spawn(http::serve(listener, app.clone()));
         let upkeep = tokio::spawn(upkeep(app, poisoned.clone()));
         tracing::info!(%address, engine = ?config.engine, data_dir = %config.data_dir.display(), "host started");
         Ok(Self {
@@ -159,6 +161,21 @@ impl Host {
         self.upkeep.abort();
         self.broker.stop().await;
         tracing::info!("host stopped");
+    }
+}
+
+/// Connections get no file that the engine needs.
+fn bound_connections(config: &mut Config) {
+    let files = files::raise_limit();
+    let wanted = config.connections_max;
+    config.connections_max = files::connections(wanted, files);
+    if config.connections_max < wanted {
+        tracing::warn!(
+            files,
+            wanted,
+            connections_max = config.connections_max,
+            "the limit of open files leaves fewer connections; raise it (`ulimit -n`, LimitNOFILE=) for more"
+        );
     }
 }
 

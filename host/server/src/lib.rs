@@ -7,8 +7,10 @@
 
 pub mod cli;
 pub mod config;
+mod files;
 mod host;
 mod http;
+mod log_lines;
 mod nearest;
 mod telemetry;
 mod units;

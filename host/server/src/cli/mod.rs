@@ -120,8 +120,10 @@ pub fn main() -> ExitCode {
     if let Command::CompileModule(args) = cli.command {
         return millrace_wasm::compile_child_main(&args.limits);
     }
+    let serves = matches!(cli.command, Command::Serve(_));
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if serves => serve::report(failure, json),
         Err(failure) => failure.report(json),
     }
 }

@@ -53,6 +53,7 @@ pub(super) async fn metrics(State(app): Shared) -> Response {
 impl App {
     fn metrics_text(self: &Arc<Self>) -> String {
         let metrics = self.metrics.as_ref();
+        self.measure_connections();
         self.broker.measure_dead_letters();
         metrics.map_or_else(String::new, |metrics| metrics.render())
     }

@@ -6,8 +6,8 @@ use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    damage, dead_letters, delays, fetch, health, history, lifetime, modules, processors, produce,
-    replays, schedules, states, topics, trials,
+    damage, dead_letters, delays, fetch, fetch_all, health, history, lifetime, modules, processors,
+    produce, replays, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -32,6 +32,7 @@ use super::{
         delays::cancel,
         fetch::fetch,
         fetch::value,
+        fetch_all::fetch_all,
         damage::list,
         damage::accept,
         modules::upload,
