@@ -270,7 +270,7 @@ def questions(client, doors, idle):
             ask(door, "taken", "200", "POST", "/v1/topics/t/messages", bytes=100_000, chunked=chunked)
         topic = "%s-%s" % (client.replace(".", "-"), door)
         page = "/v1/topics/%s/partitions/0/messages" % topic
-        ask(door, "cache", "404 false", "GET", page, find="x")
+        ask(door, "cache", "404 false", "GET", page, find='"offset":')
         commands.append({"create": topic})
         ask(door, "cache", "200 false", "GET", page, find='"offset":')
         ask(door, "cache", "200", "POST", "/v1/topics/%s/messages" % topic, bytes=3)

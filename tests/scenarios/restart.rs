@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use guest_artifacts as guests;
-use millrace_tests::{Client, wait_for};
+use millrace_tests::wait_for;
 use serde_json::{Value, json};
 
 use crate::{deploy_worker, host};

@@ -358,14 +358,14 @@ fn where_every_connection_is_at_work_administration_is_served_and_others_are_tol
         connections_max: 8,
         ..config()
     })
-    .with_topic("t", 1);
+    .with_topic("t", 1)
+    .with_topic("quiet", 1);
     let ask = |request: &str| {
         let mut stream = connect(&host);
         stream.write_all(request.as_bytes()).expect("sent");
         stream
     };
-    let wait =
-        "GET /v1/topics/t/partitions/0/messages?wait_ms=30000 HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let wait = "GET /v1/topics/quiet/partitions/0/messages?wait_ms=30000 HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let _waiting: Vec<TcpStream> = (0..6).map(|_| ask(wait)).collect();
     let end = Instant::now() + PATIENCE;
     loop {
