@@ -6,6 +6,7 @@ mod command_line;
 mod data_directory;
 mod delivery;
 mod demo;
+mod door;
 mod fairness;
 mod file_limits;
 mod guests;

@@ -17,8 +17,13 @@ use crate::nearest::hint_of;
 
 /// Where the host listens unless told otherwise.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
-/// Connections at once, at the most, unless told otherwise. Further ones wait in the kernel's queue.
+/// Connections at once, at the most, unless told otherwise. At the bound a silent one makes room; where none is, messages are refused (503),
+/// and administration has a few connections of its own.
 pub const CONNECTIONS_MAX_DEFAULT: usize = 1_024;
+/// How long a connection is kept between two requests unless told otherwise: longer than the pools of common clients and proxies.
+pub const IDLE_DEFAULT: Duration = Duration::from_secs(180);
+/// A day: whoever asks for more means something else.
+const IDLE_MS_MAX: u64 = 86_400_000;
 /// How often retention and compaction look for work unless told otherwise.
 pub const CLEANING_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
 /// A configuration file larger than this is none.
@@ -134,6 +139,8 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     /// Connections at once.
     pub connections_max: usize,
+    /// How long a connection is kept between two requests.
+    pub idle: Duration,
     /// How long a stop may take. Requests that are under way have all of it, calls of guests half.
     pub stop_deadline: Duration,
     /// Bytes that the background search for damage reads in a second, at the most; 0 is off.
@@ -169,6 +176,7 @@ impl Default for Config {
             insecure_no_auth: false,
             allowed_hosts: Vec::new(),
             connections_max: CONNECTIONS_MAX_DEFAULT,
+            idle: IDLE_DEFAULT,
             stop_deadline: Duration::from_secs(10),
             scrub_bytes_per_second: LocalOptions::default().scrub_bytes_per_second,
             scrub_interval: LocalOptions::default().scrub_interval,
@@ -209,9 +217,12 @@ pub struct Settings {
         env = "MILLRACE_ALLOWED_HOSTS"
     )]
     pub allowed_hosts: Option<Vec<String>>,
-    /// Connections at once [default: 1024]
+    /// Connections at once, as far as the limit of open files goes [default: 1024]
     #[arg(long, value_name = "COUNT", env = "MILLRACE_CONNECTIONS_MAX")]
     pub connections_max: Option<usize>,
+    /// How long a connection is kept between two requests; longer than the pools of clients and proxies keep it [default: 180000]
+    #[arg(long, value_name = "MS", env = "MILLRACE_IDLE_MS")]
+    pub idle_ms: Option<u64>,
     /// How long a stop may take: requests under way have all of it, guests' calls half [default: 10000]
     #[arg(long, value_name = "MS", env = "MILLRACE_STOP_DEADLINE_MS")]
     pub stop_deadline_ms: Option<u64>,
@@ -388,6 +399,7 @@ impl Config {
             insecure_no_auth: over.insecure_no_auth.unwrap_or(self.insecure_no_auth),
             allowed_hosts: over.allowed_hosts.unwrap_or(self.allowed_hosts),
             connections_max: over.connections_max.unwrap_or(self.connections_max),
+            idle: over.idle_ms.map_or(self.idle, Duration::from_millis),
             stop_deadline: over
                 .stop_deadline_ms
                 .map_or(self.stop_deadline, Duration::from_millis),
@@ -419,6 +431,11 @@ impl Config {
         }
         if self.connections_max == 0 {
             return Err(refused("connections_max", "0", "at least 1"));
+        }
+        let idle_ms = self.idle.as_millis();
+        if !(1_000..=u128::from(IDLE_MS_MAX)).contains(&idle_ms) {
+            let why = format!("between 1000 and {IDLE_MS_MAX}");
+            return Err(refused("idle_ms", idle_ms.to_string(), &why));
         }
         self.storage.check()?;
         check_memory(&self.memory)?;
@@ -624,6 +641,8 @@ mod tests {
             "data_dir = ''",
             "connections_max = 0",
             "connections_max = -1",
+            "idle_ms = 10",
+            "idle_ms = 100000000",
             "journal_file_bytes = 1000",
             "segment_bytes = 1000",
             "checkpoint_journal_bytes = 0",

@@ -82,8 +82,9 @@ impl Host {
     ///
     /// # Errors
     /// [`StartError`] says what stood in the way.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub async fn start(mut config: Config) -> Result<Self, StartError> {
         config.check()?;
+        bound_connections(&mut config);
         files::outlive_size_limits();
         if config.engine == EngineKind::Local {
             files::close_to_others(&config.data_dir);
@@ -131,7 +132,7 @@ impl Host {
             metrics,
             stopping.clone(),
         );
-        let server = tokio::spawn(http::serve(listener, app.clone(), config.connections_max));
+        let server = tokio::spawn(http::serve(listener, app.clone()));
         let upkeep = tokio::spawn(upkeep(app.clone(), poisoned.clone()));
         app.log_start(address, &config.data_dir);
         Ok(Self {
@@ -195,6 +196,21 @@ impl Host {
         self.upkeep.abort();
         self.broker.stop().await;
         tracing::info!("host stopped");
+    }
+}
+
+/// Connections get no file that the engine needs.
+fn bound_connections(config: &mut Config) {
+    let files = files::raise_limit();
+    let wanted = config.connections_max;
+    config.connections_max = files::connections(wanted, files);
+    if config.connections_max < wanted {
+        tracing::warn!(
+            files,
+            wanted,
+            connections_max = config.connections_max,
+            "the limit of open files leaves fewer connections; raise it (`ulimit -n`, LimitNOFILE=) for more"
+        );
     }
 }
 

@@ -10,6 +10,7 @@ pub mod config;
 mod files;
 mod host;
 mod http;
+mod log_lines;
 pub mod memory;
 mod nearest;
 mod process;

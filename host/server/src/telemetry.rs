@@ -1,4 +1,4 @@
-//! What the host says about itself: log lines to standard error, metrics for Prometheus.
+//! What the host says about itself: log lines to standard error ([`crate::log_lines`]), metrics for Prometheus.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -7,6 +7,7 @@ use metrics::{describe_counter, describe_gauge, describe_histogram};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError, LogFormat};
+use crate::log_lines::LogLines;
 use crate::registry::Registry;
 
 /// From a call into a warm instance to a disk that has to think.
@@ -18,28 +19,41 @@ const MESSAGES: &[f64] = &[
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0,
 ];
 
-/// Log lines go to standard error from here on: standard output belongs to what a command answers.
+/// Log lines go to standard error from here on: standard output belongs to what a command answers. So do panics, which the standard
+/// library would write itself, waiting for whoever reads.
 ///
 /// # Errors
 /// [`ConfigError::Value`] where the filter cannot be read.
-pub(crate) fn start_logging(config: &Config) -> Result<(), ConfigError> {
-    // Whoever wants to hear of statements of the checkpoint's database asks for them by name.
-    let filter = format!("sqlx=warn,{}", config.log_filter);
-    let filter = EnvFilter::try_new(filter).map_err(|error| ConfigError::Value {
+pub(crate) fn start_logging(config: &Config) -> Result<LogLines, ConfigError> {
+    let refused = |why: String| ConfigError::Value {
         key: "log_filter",
         value: config.log_filter.clone(),
-        why: format!("{error}; write a level such as info, or target=level pairs"),
+        why,
+    };
+    // Whoever wants to hear of statements of the checkpoint's database asks for them by name.
+    let filter = format!("sqlx=warn,{}", config.log_filter);
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        refused(format!(
+            "{error}; write a level such as info, or target=level pairs"
+        ))
     })?;
-    let lines = tracing_subscriber::fmt()
+    let lines = LogLines::to_standard_error()
+        .map_err(|error| refused(format!("the log cannot be written: {error}")))?;
+    let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(lines.clone());
     // A second start in one process (tests) keeps the first one's subscriber.
     let _ = match config.log_format {
-        LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().try_init(),
+        LogFormat::Text => subscriber.try_init(),
+        LogFormat::Json => subscriber.json().try_init(),
     };
-    Ok(())
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let message = panic.payload_as_str().unwrap_or("it said nothing");
+        tracing::error!(place, message, "a panic");
+    }));
+    Ok(lines)
 }
 
 /// The process's metrics. A process has one recorder, so all hosts started in it share it.
@@ -72,6 +86,19 @@ fn bounds(name: &str) -> &'static [f64] {
 }
 
 fn describe() {
+    describe_counter!(
+        "millrace_log_lines_lost_total",
+        "Log lines that were lost because nobody read them in time"
+    );
+    describe_counter!(
+        "millrace_accept_failures_total",
+        "Connections that could not be accepted, for want of files"
+    );
+    describe_gauge!(
+        "millrace_connections",
+        "Connections under way, by kind: regular, and those of the reserve for administration"
+    );
+    describe_gauge!("millrace_fetches_waiting", "Fetches that wait for messages");
     describe_counter!(
         "millrace_task_panics_total",
         "Times that a task of the host (delays, schedules) panicked and was started again"

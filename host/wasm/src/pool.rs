@@ -203,7 +203,10 @@ impl Pool {
         let slot = self.shared.slots.take(self.limits.memory_bytes_max).await?;
         let notes = Arc::<Notes>::default();
         let made = Arc::clone(self).instantiate(slot, Arc::clone(&notes));
-        self.run(made, self.start_time_max(), notes).await.0.flatten()
+        self.run(made, self.start_time_max(), notes)
+            .await
+            .0
+            .flatten()
     }
 
     /// A start holds up whoever deploys or stops the host, however long calls may take.

@@ -8,22 +8,24 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_model::plain::plain;
 use millrace_model::{Clock, SystemClock, TopicName};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::Client;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::items;
 use crate::units::{duration_ms, moment_ms};
 
 /// Messages of one request.
 const FETCH_MESSAGES_MAX: u64 = 1_000;
-/// Threads that follow; with more partitions than this, each follows several by turns.
-const FOLLOWERS_MAX: usize = 32;
-/// How long a follower of one partition lets the host wait.
+/// Partitions that are followed over one connection.
+const FETCH_PARTITIONS_MAX: usize = 1_000;
+/// How long a follower lets the host wait.
 const WAIT_MS_MAX: u64 = 20_000;
 /// How long a follower waits for a host that is not there, unless the user says.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(300);
+/// How long a follower stays away from a host that has no room for it just now.
+const COME_BACK_PAUSE: Duration = Duration::from_secs(1);
 /// Answers that wait to be printed; followers wait when there are more.
 const ANSWERS_WAITING_MAX: usize = 64;
 
@@ -131,10 +133,8 @@ fn wanted(args: &Args, topic: &Value) -> Result<BTreeMap<u64, Ends>, Failure> {
         ends.retain(|&number, _| number == u64::from(partition));
         if ends.is_empty() {
             let message = format!("topic {} has no partition {partition}", args.topic);
-            return Err(
-                Failure::new(super::failure::Exit::Unknown, "unknown-partition", message)
-                    .with_hint("`millrace topic show` lists its partitions"),
-            );
+            return Err(Failure::new(Exit::Unknown, "unknown-partition", message)
+                .with_hint("`millrace topic show` lists its partitions"));
         }
     }
     Ok(ends)
@@ -181,11 +181,14 @@ impl Ends {
 
 /// Says that messages are missing: whoever reads should know.
 fn jumped(partition: u64, from: u64, to: u64) {
+    note(&format!(
+        "note: partition {partition}: offsets {from} to {to} (exclusive) are no longer kept; reading on from {to}"
+    ));
+}
+
+fn note(text: &str) {
     // Standard error may be closed; what was asked for still comes.
-    let note = format_args!(
-        "note: partition {partition}: offsets {from} to {to} (exclusive) are no longer kept; reading on from {to}\n"
-    );
-    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), note);
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{text}\n"));
 }
 
 /// Where to go on if the failure says that what was asked for is no longer kept; says so.
@@ -254,7 +257,9 @@ fn after_damage(failure: Failure, partition: u64, from: u64) -> Result<u64, Fail
             ..
         } if next > from => {
             let message = plain(&message);
-            eprintln!("{partition}/{from}: {message}; going on from {next}");
+            note(&format!(
+                "{partition}/{from}: {message}; going on from {next}"
+            ));
             Ok(next)
         }
         failure => Err(failure),
@@ -278,7 +283,7 @@ fn path(topic: &TopicName, partition: u64, from: &str, left: u64, wait_ms: u64) 
     )
 }
 
-/// Reads on until interrupted, each partition as it comes.
+/// Reads on until interrupted, all partitions as their messages come.
 fn follow(
     args: &Args,
     client: &Client,
@@ -286,24 +291,21 @@ fn follow(
     printer: &mut Printer,
 ) -> Result<(), Failure> {
     let (sender, answers) = mpsc::sync_channel(ANSWERS_WAITING_MAX);
-    let follower = |(&partition, ends): (&u64, &Ends)| Follower {
-        partition,
-        next: ends.begin,
-    };
-    let followers: Vec<Follower> = ends.iter().map(follower).collect();
-    let share = followers.len().div_ceil(FOLLOWERS_MAX).max(1);
-    for followers in followers.chunks(share) {
-        let (topic, client) = (args.topic.clone(), client.clone());
-        let skip_damaged = args.skip_damaged;
-        let (mut followers, sender) = (followers.to_vec(), sender.clone());
+    let places: Vec<(u64, u64)> = ends.iter().map(|(&p, ends)| (p, ends.begin)).collect();
+    for places in places.chunks(FETCH_PARTITIONS_MAX) {
+        let follower = Follower {
+            topic: args.topic.clone(),
+            client: client.clone(),
+            skip_damaged: args.skip_damaged,
+            places: places.iter().copied().collect(),
+        };
+        let sender = sender.clone();
         // Not waited for: whoever waits at the host for a message would keep us from ending.
-        thread::spawn(move || {
-            keep_reading(&topic, &client, skip_damaged, &mut followers, &sender);
-        });
+        thread::spawn(move || follower.keep_reading(&sender));
     }
     drop(sender);
     for answer in answers {
-        printer.print(items(&answer?["messages"]).iter())?;
+        printer.print(answer?.iter())?;
         printer.output.flush()?;
         if printer.left == 0 {
             break;
@@ -312,44 +314,113 @@ fn follow(
     Ok(())
 }
 
-#[derive(Clone, Copy)]
+type Answers = mpsc::SyncSender<Result<Vec<Value>, Failure>>;
+
+/// Follows neighbouring partitions over one connection.
 struct Follower {
-    partition: u64,
-    next: u64,
+    topic: TopicName,
+    client: Client,
+    skip_damaged: bool,
+    /// Where it stands in each partition.
+    places: BTreeMap<u64, u64>,
 }
 
-type Answers = mpsc::SyncSender<Result<Value, Failure>>;
-
-fn keep_reading(
-    topic: &TopicName,
-    client: &Client,
-    skip_damaged: bool,
-    followers: &mut [Follower],
-    to: &Answers,
-) {
-    let wait_ms = WAIT_MS_MAX / followers.len() as u64;
-    loop {
-        for follower in &mut *followers {
-            let (partition, next) = (follower.partition, follower.next);
-            let from = next.to_string();
-            let answer = match client.get(&path(topic, partition, &from, u64::MAX, wait_ms)) {
-                Err(failure) => match start_after(&failure, topic, client, partition, next) {
-                    Some(start) => Ok(json!({"messages": [], "next": start})),
-                    None if skip_damaged => after_damage(failure, partition, next)
-                        .map(|next| json!({"messages": [], "next": next})),
-                    None => Err(failure),
-                },
-                answer => answer,
+impl Follower {
+    fn keep_reading(mut self, to: &Answers) {
+        let mut next = self.cursor();
+        loop {
+            let answer = match self.client.get(&self.path(&next)) {
+                Ok(answer) => self.took(&answer, &mut next),
+                Err(failure) if failure.asks_to_come_back() => {
+                    thread::sleep(COME_BACK_PAUSE);
+                    continue;
+                }
+                Err(failure) => self.went_past(failure, &mut next),
             };
-            if let Ok(answer) = &answer {
-                follower.next = answer["next"].as_u64().unwrap_or(follower.next);
-            }
             let stop = answer.is_err();
             if to.send(answer).is_err() || stop {
                 return;
             }
         }
     }
+
+    fn path(&self, from: &str) -> String {
+        let first = self.places.first_key_value().map_or(0, |(&p, _)| p);
+        let last = self.places.last_key_value().map_or(0, |(&p, _)| p);
+        format!(
+            "/v1/topics/{}/messages?partitions={first}-{last}&from={from}&max={FETCH_MESSAGES_MAX}&max_bytes=4194304&wait_ms={WAIT_MS_MAX}",
+            self.topic
+        )
+    }
+
+    fn cursor(&self) -> String {
+        let place = |(partition, offset): (&u64, &u64)| format!("{partition}:{offset}");
+        let places: Vec<String> = self.places.iter().map(place).collect();
+        places.join(",")
+    }
+
+    /// The messages of an answer; moves on past what could not be read beside them.
+    fn took(&mut self, answer: &Value, next: &mut String) -> Result<Vec<Value>, Failure> {
+        if let Some(further) = answer["next"].as_str() {
+            further.clone_into(next);
+        }
+        let problems = items(&answer["problems"]);
+        if !problems.is_empty() {
+            self.places = places(next);
+            for problem in problems {
+                let partition = problem["partition"].as_u64();
+                let code = problem["code"].as_str().unwrap_or_default();
+                let message = problem["message"].as_str().unwrap_or_default();
+                let failure = Failure::new(Exit::Failed, code, message)
+                    .with_next(problem["next"].as_u64(), partition);
+                self.go_past(failure)?;
+            }
+            *next = self.cursor();
+        }
+        Ok(items(&answer["messages"]).to_vec())
+    }
+
+    /// Where nothing could be read.
+    fn went_past(&mut self, failure: Failure, next: &mut String) -> Result<Vec<Value>, Failure> {
+        self.places = places(next);
+        self.go_past(failure)?;
+        *next = self.cursor();
+        Ok(Vec::new())
+    }
+
+    /// Moves on past messages that are gone, and past damaged ones if told to; any other failure stays one.
+    fn go_past(&mut self, failure: Failure) -> Result<(), Failure> {
+        let Failure::Told {
+            partition: Some(partition),
+            next,
+            code,
+            ..
+        } = &failure
+        else {
+            return Err(failure);
+        };
+        let partition = *partition;
+        let from = self.places.get(&partition).copied().unwrap_or(0);
+        let to = match (code.as_str(), *next) {
+            ("offset-not-kept", Some(start)) if start > from => {
+                jumped(partition, from, start);
+                start
+            }
+            _ if self.skip_damaged => after_damage(failure, partition, from)?,
+            _ => return Err(failure),
+        };
+        self.places.insert(partition, to);
+        Ok(())
+    }
+}
+
+/// Reads `PARTITION:OFFSET,…`.
+fn places(text: &str) -> BTreeMap<u64, u64> {
+    let place = |place: &str| {
+        let (partition, offset) = place.split_once(':')?;
+        Some((partition.parse().ok()?, offset.parse().ok()?))
+    };
+    text.split(',').filter_map(place).collect()
 }
 
 struct Printer {

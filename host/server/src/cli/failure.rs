@@ -37,6 +37,8 @@ pub(super) enum Failure {
         hint: Option<String>,
         /// Where to read on, after messages that cannot be read.
         next: Option<u64>,
+        /// Of which partition, where several were read.
+        partition: Option<u64>,
     },
 }
 
@@ -48,6 +50,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             next: None,
+            partition: None,
         }
     }
 
@@ -68,6 +71,23 @@ impl Failure {
             *hint = Some(text.into());
         }
         self
+    }
+
+    /// The same, saying where to read on.
+    pub(super) fn with_next(mut self, from: Option<u64>, of: Option<u64>) -> Self {
+        if let Self::Told {
+            next, partition, ..
+        } = &mut self
+        {
+            (*next, *partition) = (from, of);
+        }
+        self
+    }
+
+    /// Whether there was no room just now.
+    pub(super) fn asks_to_come_back(&self) -> bool {
+        let busy = ["too-many-waiting", "too-many-connections", "busy"];
+        matches!(self, Self::Told { code, .. } if busy.contains(&code.as_str()))
     }
 
     /// The same, saying what it was about.
@@ -108,6 +128,15 @@ impl Failure {
             message,
             hint: text("hint"),
             next: error["next"].as_u64(),
+            partition: error["partition"].as_u64(),
+        }
+    }
+
+    /// The code to exit with.
+    pub(super) fn exit(&self) -> ExitCode {
+        match self {
+            Self::ClosedPipe => ExitCode::SUCCESS,
+            Self::Told { exit, .. } => ExitCode::from(*exit as u8),
         }
     }
 

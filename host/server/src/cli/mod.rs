@@ -129,8 +129,10 @@ pub fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     let json = cli.json;
+    let serves = matches!(cli.command, Command::Serve(_));
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if serves => serve::report(failure, json),
         Err(failure) => failure.report(json),
     }
 }

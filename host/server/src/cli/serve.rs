@@ -2,9 +2,12 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::{Exit, Failure};
 use crate::config::{Config, Settings, unknown_variables};
@@ -20,7 +23,10 @@ Examples:
 
 The file has the same settings, with underscores: listen = \"127.0.0.1:7400\". Flags go before
 environment variables, these before the file, and that before the defaults.
-SIGTERM and ctrl-c stop gracefully; a second one stops at once.";
+SIGTERM, ctrl-c and SIGHUP stop gracefully; a second one stops at once. Under nohup SIGHUP does nothing.";
+
+/// What is left to say at the end is waited for so long: whoever reads may take nothing.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
 /// How long after its deadline a stop is cut short.
 const STOP_SLACK: Duration = Duration::from_millis(700);
@@ -38,12 +44,23 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let config = Config::load(args.settings, args.config.as_deref())?;
-    telemetry::start_logging(&config)?;
+    let log = telemetry::start_logging(&config)?;
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in unknown_variables(names) {
         tracing::warn!("environment variable {name} means nothing to this host");
     }
-    super::wait_for(serve(config))
+    let served = super::wait_for(serve(config));
+    log.flush(LAST_WORDS_MAX);
+    served
+}
+
+/// Says how it went, and ends even if nobody listens.
+pub(super) fn report(failure: Failure, as_json: bool) -> ExitCode {
+    let exit = failure.exit();
+    let (said, hears) = mpsc::channel();
+    // Left behind if standard error takes nothing.
+    thread::spawn(move || said.send(failure.report(as_json)));
+    hears.recv_timeout(LAST_WORDS_MAX).unwrap_or(exit)
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
@@ -73,29 +90,70 @@ async fn serve(config: Config) -> Result<(), Failure> {
 }
 
 fn announce(host: &Host) {
-    let mut out = std::io::stdout();
-    // Nobody may be reading; that is no reason not to serve.
-    let _ = writeln!(out, "millrace is ready at {}", host.url()).and_then(|()| out.flush());
+    let line = format!("millrace is ready at {}\n", host.url());
+    // Nobody may be reading, or takes nothing; that is no reason not to serve.
+    thread::spawn(move || {
+        let mut out = std::io::stdout();
+        let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+    });
 }
 
 struct Stop {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    /// None where it was ignored when the host was started (nohup): then it stays so.
+    hangup: Option<Signal>,
 }
 
 impl Stop {
     fn new() -> Result<Self, Failure> {
+        let hangup = match ignores_hangup() {
+            true => None,
+            false => Some(signal(SignalKind::hangup())?),
+        };
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup,
         })
     }
 
     async fn asked(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         let signal = tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = hangup => "SIGHUP",
         };
         tracing::info!(signal, "asked to stop");
+    }
+}
+
+/// Whether this process was started to outlive its terminal, as the system says it; where it does not, it was not.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored_of(&status) & 1 != 0
+}
+
+/// The signals that are ignored, a bit for each, from the first on.
+fn ignored_of(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_what_the_system_says() {
+        assert_eq!(ignored_of("Name:\tx\nSigIgn:\t0000000000001001\n"), 0x1001);
+        assert_eq!(ignored_of("nothing of the kind"), 0);
     }
 }

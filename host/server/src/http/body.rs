@@ -1,9 +1,10 @@
-//! Bodies: read within bounds of size, time and memory, and understood as JSON with an error that points at the place.
+//! Bodies: read within bounds of size, time and memory, and understood as JSON with an error that points at the place. What is left of one
+//! that is refused is [`super::rest`]'s.
 
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
-use axum::http::header::{CONTENT_LENGTH, EXPECT};
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -13,10 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::App;
-use super::bounds::{
-    BODY_MS_MAX, BODY_ROOM_WAIT_MS_MAX, BODY_SILENCE_MS_MAX, DISCARD_MS_MAX, DISCARDED_BYTES_MAX,
-    JSON_BODY_BYTES_MAX,
-};
+use super::bounds::{BODY_MS_MAX, BODY_ROOM_WAIT_MS_MAX, BODY_SILENCE_MS_MAX, JSON_BODY_BYTES_MAX};
 use super::error::ApiError;
 use crate::nearest::hint_of;
 
@@ -37,19 +35,14 @@ impl App {
         bytes_max: usize,
     ) -> Result<Taken, ApiError> {
         let mut chunks = body.into_data_stream();
-        let taken = if promised(headers) > Some(bytes_max as u64) {
-            Err(too_large(bytes_max))
-        } else {
-            let reading = self.read(&mut chunks, bytes_max);
-            let limit = Duration::from_millis(BODY_MS_MAX);
-            timeout(limit, reading)
-                .await
-                .unwrap_or_else(|_| Err(too_slow()))
-        };
-        if taken.is_err() {
-            discard(headers, chunks).await;
+        if promised(headers) > Some(bytes_max as u64) {
+            return Err(too_large(bytes_max));
         }
-        taken
+        let reading = self.read(&mut chunks, bytes_max);
+        let limit = Duration::from_millis(BODY_MS_MAX);
+        timeout(limit, reading)
+            .await
+            .unwrap_or_else(|_| Err(too_slow()))
     }
 
     async fn read(&self, chunks: &mut BodyDataStream, bytes_max: usize) -> Result<Taken, ApiError> {
@@ -115,33 +108,8 @@ impl App {
     }
 }
 
-/// Turns a request away without having asked for its body.
-pub(super) async fn turn_away(headers: &HeaderMap, body: Body) {
-    discard(headers, body.into_data_stream()).await;
-}
-
-/// Takes the rest of a body that is not wanted, within reason: many a client reads no answer before it has sent all, and
-/// would see a broken connection instead.
-async fn discard(headers: &HeaderMap, mut chunks: BodyDataStream) {
-    let asks_first = headers.contains_key(EXPECT);
-    if asks_first || promised(headers) > Some(DISCARDED_BYTES_MAX) {
-        return;
-    }
-    let rest = async {
-        let mut left = DISCARDED_BYTES_MAX;
-        while let Some(Ok(chunk)) = chunks.next().await {
-            left = left.saturating_sub(chunk.len() as u64);
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    // If it takes longer, the sender is cut off after all.
-    let _ = timeout(Duration::from_millis(DISCARD_MS_MAX), rest).await;
-}
-
 /// The length that the head promises.
-fn promised(headers: &HeaderMap) -> Option<u64> {
+pub(super) fn promised(headers: &HeaderMap) -> Option<u64> {
     let length = headers.get(CONTENT_LENGTH)?.to_str().ok()?;
     length.parse().ok()
 }

@@ -22,6 +22,7 @@ pub(crate) struct ApiError {
     hint: String,
     retry_after_s: Option<u32>,
     next: Option<u64>,
+    partition: Option<u32>,
 }
 
 /// The shape on the wire.
@@ -42,6 +43,9 @@ struct ErrorDetail {
     /// Where to read on, after messages that cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<u64>,
+    /// Of which partition, where several were read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<u32>,
 }
 
 impl ApiError {
@@ -58,12 +62,24 @@ impl ApiError {
             hint: hint.into(),
             retry_after_s: None,
             next: None,
+            partition: None,
         }
     }
 
     /// What happened and what to do, for whom it is no answer.
     pub(crate) fn into_parts(self) -> (String, String) {
         (self.message, self.hint)
+    }
+
+    /// Code, message and where to read on, for whom it is a part of an answer.
+    pub(crate) fn into_problem(self) -> (&'static str, String, Option<u64>) {
+        (self.code, self.message, self.next)
+    }
+
+    /// The same, saying of which partition.
+    pub(crate) fn of_partition(mut self, partition: u32) -> Self {
+        self.partition = Some(partition);
+        self.at(&format!("partition {partition}"))
     }
 
     /// What happened, for whom it is no answer.
@@ -134,6 +150,7 @@ impl IntoResponse for ApiError {
             message: self.message,
             hint: self.hint,
             next: self.next,
+            partition: self.partition,
         };
         let mut response = (self.status, Json(ErrorBody { error })).into_response();
         if let Some(seconds) = self.retry_after_s {
@@ -243,9 +260,10 @@ impl From<ReadError> for ApiError {
         let text = error.to_string();
         match error {
             ReadError::UnknownPartition(_) => Self::unknown("unknown-partition", text, LIST_TOPICS),
-            ReadError::BelowStart { .. } => {
-                Self::unknown("offset-not-kept", text, "read on from=earliest")
-            }
+            ReadError::BelowStart { start, .. } => Self {
+                next: Some(start.0),
+                ..Self::unknown("offset-not-kept", text, "read on from=earliest")
+            },
             ReadError::PastEnd { .. } => {
                 Self::unknown("offset-past-end", text, "read on from=latest, or wait")
             }

@@ -1,11 +1,15 @@
 //! Fetch over HTTP: messages of a partition from an offset on, waiting a while if there are none yet.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_DISPOSITION};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use millrace_broker::{FetchRequest, FetchResult};
 use millrace_engine::{Ends, ReadError};
 use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicName};
@@ -15,6 +19,7 @@ use utoipa::ToSchema;
 use super::answers::{Room, worst};
 use super::bounds::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, FETCH_WAIT_MS_MAX};
 use super::error::{ApiError, ErrorBody};
+use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
 use super::{App, Shared};
@@ -88,18 +93,21 @@ pub(super) async fn fetch(
     State(app): Shared,
     InPath((topic, partition)): InPath<(TopicName, u32)>,
     InQuery(query): InQuery<FetchQuery>,
+    Extension(line): Extension<Arc<Line>>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let partition = PartitionId(partition);
     let topic = app.known_topic(&topic)?;
-    let from = app.begin(&query, &topic, partition).await?;
+    let from = app.begin(query.begin()?, &topic, partition).await?;
+    let places = std::iter::once((partition, from));
+    app.awaited(&topic, places, query.wait(), &line).await?;
     let request = FetchRequest {
         topic: topic.spec.name,
         partition,
         from,
-        messages_max: query.max.clamp(1, FETCH_MESSAGES_MAX),
-        bytes_max: query.max_bytes.clamp(1, FETCH_BYTES_MAX),
-        wait: Duration::from_millis(query.wait_ms.min(FETCH_WAIT_MS_MAX)),
+        messages_max: query.messages_max(),
+        bytes_max: query.bytes_max(),
+        wait: Duration::ZERO,
     };
     let (result, room) = app.fetched(request).await?;
     let (content_type, written) = match wants_lines(&headers) {
@@ -112,7 +120,7 @@ pub(super) async fn fetch(
 
 /// What `from` and `from_time` say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Begin {
+pub(super) enum Begin {
     Earliest,
     Latest,
     At(Offset),
@@ -120,25 +128,43 @@ enum Begin {
 }
 
 impl FetchQuery {
+    fn messages_max(&self) -> usize {
+        self.max.clamp(1, FETCH_MESSAGES_MAX)
+    }
+
+    fn bytes_max(&self) -> usize {
+        self.max_bytes.clamp(1, FETCH_BYTES_MAX)
+    }
+
+    fn wait(&self) -> Duration {
+        Duration::from_millis(self.wait_ms.min(FETCH_WAIT_MS_MAX))
+    }
+
     fn begin(&self) -> Result<Begin, ApiError> {
-        let from = match (&self.from, &self.from_time) {
-            (None, None) => return Ok(Begin::Earliest),
+        Begin::of(self.from.as_deref(), self.from_time.as_deref())
+    }
+}
+
+impl Begin {
+    pub(super) fn of(from: Option<&str>, from_time: Option<&str>) -> Result<Self, ApiError> {
+        let from = match (from, from_time) {
+            (None, None) => return Ok(Self::Earliest),
             (Some(from), None) => from,
             (None, Some(time)) => {
                 let time = moment_ms(time).map_err(|wrong| no_offset(time, &wrong))?;
-                return Ok(Begin::Time(Timestamp(time)));
+                return Ok(Self::Time(Timestamp(time)));
             }
             (Some(_), Some(_)) => {
                 let message = "from and from_time both say where to begin";
                 return Err(ApiError::malformed(message, "give one of them"));
             }
         };
-        Ok(match from.as_str() {
-            "earliest" => Begin::Earliest,
-            "latest" => Begin::Latest,
+        Ok(match from {
+            "earliest" => Self::Earliest,
+            "latest" => Self::Latest,
             text => match text.strip_prefix("timestamp:") {
-                Some(ms) => Begin::Time(Timestamp(number(from, ms)?)),
-                None => Begin::At(Offset(number(from, text)?)),
+                Some(ms) => Self::Time(Timestamp(number(from, ms)?)),
+                None => Self::At(Offset(number(from, text)?)),
             },
         })
     }
@@ -179,13 +205,12 @@ impl App {
         })
     }
 
-    async fn begin(
+    pub(super) async fn begin(
         &self,
-        query: &FetchQuery,
+        begin: Begin,
         topic: &Topic,
         partition: PartitionId,
     ) -> Result<Offset, ApiError> {
-        let begin = query.begin()?;
         let ends = self.ends(topic, partition)?;
         match begin {
             Begin::Earliest => Ok(ends.start),
@@ -200,14 +225,9 @@ impl App {
 
     /// Fetches, and gives room for the answer with it.
     async fn fetched(&self, request: FetchRequest) -> Result<(FetchResult, Room), ApiError> {
-        self.awaited(&request).await?;
-        let at_once = FetchRequest {
-            wait: Duration::ZERO,
-            ..request
-        };
-        let mut room = self.answer_room(at_once.bytes_max).await?;
+        let mut room = self.answer_room(request.bytes_max).await?;
         loop {
-            let result = self.broker.fetch(at_once.clone()).await?;
+            let result = self.broker.fetch(request.clone()).await?;
             let needed = result.messages.iter().map(|f| worst(&f.message)).sum();
             if room.grow(needed) {
                 return Ok((result, room));
@@ -218,22 +238,52 @@ impl App {
         }
     }
 
-    /// Waits for messages without reading them, so that no room is held; a host that stops keeps nobody waiting.
-    async fn awaited(&self, request: &FetchRequest) -> Result<(), ApiError> {
-        if request.wait.is_zero() {
+    /// Waits for messages in any of these places without reading them, so that no room is held. A host that stops keeps nobody waiting,
+    /// and a caller who sends no more is not kept, either: most have gone.
+    pub(super) async fn awaited(
+        &self,
+        topic: &Topic,
+        places: impl Iterator<Item = (PartitionId, Offset)> + Clone,
+        wait: Duration,
+        line: &Line,
+    ) -> Result<(), ApiError> {
+        let nothing_yet = |(partition, from): (PartitionId, Offset)| {
+            self.broker
+                .ends(topic, partition)
+                .is_none_or(|ends| from >= ends.end)
+        };
+        if wait.is_zero() || !places.clone().all(nothing_yet) {
             return Ok(());
         }
-        let nothing = FetchRequest {
-            messages_max: 0,
-            ..request.clone()
+        let Ok(_turn) = self.waiting.try_acquire() else {
+            return Err(too_many_waiting());
         };
+        let mut waits: FuturesUnordered<_> = places
+            .map(|(partition, from)| {
+                self.broker.fetch(FetchRequest {
+                    topic: topic.spec.name.clone(),
+                    partition,
+                    from,
+                    messages_max: 0,
+                    bytes_max: 1,
+                    wait,
+                })
+            })
+            .collect();
         tokio::select! {
             biased;
-            waited = self.broker.fetch(nothing) => waited.map(drop)?,
+            waited = waits.next() => waited.transpose().map(drop)?,
             () = self.stopping.cancelled() => {}
+            () = line.gone().cancelled() => {}
         }
         Ok(())
     }
+}
+
+fn too_many_waiting() -> ApiError {
+    let message = "too many fetches wait for messages already";
+    let hint = "try again in a moment, or without wait_ms; GET /v1/topics/{topic}/messages waits for all partitions at once";
+    ApiError::unavailable("too-many-waiting", message, hint, 1)
 }
 
 fn wants_lines(headers: &HeaderMap) -> bool {

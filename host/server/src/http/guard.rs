@@ -1,5 +1,8 @@
 //! What stands before every route: no stranger's web page gets through, every answer has a request id, a panic becomes an answer.
 //!
+//! A request whose end is not certain (codings of its transfer that the host does not know, two Host lines, none) is refused before anything
+//! else. Whatever refuses a request, the rest of its body is taken ([`super::rest`]), and an answer that ends its connection says so.
+//!
 //! The host trusts whoever can connect, and a browser on this machine can. So a request that a page of another site sends
 //! (Origin, Sec-Fetch-Site) is refused, and so is one whose Host names somebody else: that is how DNS rebinding looks.
 
@@ -7,37 +10,125 @@ use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use axum::http::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, ORIGIN, TRANSFER_ENCODING,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tracing::Instrument;
 
 use super::App;
-use super::bounds::REQUEST_ID_CHARS_MAX;
+use super::bounds::{DISCARD_MS_MAX, REQUEST_ID_CHARS_MAX};
 use super::error::ApiError;
+use super::line::Line;
 use super::record::Asked;
+use super::rest;
 use crate::config::Config;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = app.request_id(request.headers());
     let (asked, began) = (Asked::of(&request), app.clock.monotonic());
-    let mut response = match app.callers.check(request.uri(), request.headers()) {
+    let line = request.extensions().get::<Arc<Line>>().cloned();
+    let reserved = line.as_ref().is_some_and(|line| line.is_reserved());
+    let asks_to_close = names(request.headers(), &CONNECTION).contains(&"close".to_owned());
+    let (request, rest) = rest::lend(request);
+    let framed = framing(request.version(), request.headers());
+    let mut ends = framed.is_err() || reserved || app.stopping.is_cancelled();
+    let admitted = framed
+        .and_then(|()| app.callers.check(request.uri(), request.headers()))
+        .and_then(|()| match reserved && is_traffic(&request) {
+            true => Err(super::listener::no_place()),
+            false => Ok(()),
+        });
+    let response = match admitted {
         Ok(()) => answer(request, next, &id).await,
-        Err(refusal) => refusal.into_response(),
+        Err(refusal) => {
+            drop(request);
+            refusal.into_response()
+        }
     };
     let took = app.clock.monotonic().saturating_sub(began);
     asked.answered(&response, &id, took);
+    // The reserve is for those who are served; whoever is not is told at once.
+    let patience = match reserved {
+        true => Duration::ZERO,
+        false => Duration::from_millis(DISCARD_MS_MAX),
+    };
+    if !rest.is_taken(patience).await {
+        ends = true;
+        if let Some(line) = &line {
+            line.leaves_unfinished();
+        }
+    }
+    let mut response = finished(response, id);
+    let headers = response.headers_mut();
+    if ends {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    } else if !asks_to_close {
+        headers.insert(KEEP_ALIVE, app.keep_alive.clone());
+    }
+    response
+}
+
+/// What every answer says, of a route or not.
+pub(super) fn finished(mut response: Response, id: HeaderValue) -> Response {
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(REQUEST_ID, id);
     response
+}
+
+/// Whether it is certain where the request ends, and who is asked.
+fn framing(version: Version, headers: &HeaderMap) -> Result<(), ApiError> {
+    let codings = names(headers, &TRANSFER_ENCODING);
+    if let Some(other) = codings.iter().find(|coding| *coding != "chunked") {
+        let message = format!("the transfer coding {other:?} is not known here");
+        let hint = "send the body as it is, with its length or in chunks";
+        let status = StatusCode::NOT_IMPLEMENTED;
+        return Err(ApiError::new(status, "unknown-coding", message, hint));
+    }
+    if codings.len() > 1 {
+        let hint = "say Transfer-Encoding: chunked once";
+        return Err(ApiError::malformed("the body is in chunks twice", hint));
+    }
+    let hint = "send one Host line that names this host";
+    match headers.get_all(HOST).iter().count() {
+        0 if version >= Version::HTTP_11 => {
+            Err(ApiError::malformed("the request has no Host line", hint))
+        }
+        0 | 1 => Ok(()),
+        _ => Err(ApiError::malformed(
+            "the request has several Host lines",
+            hint,
+        )),
+    }
+}
+
+/// The names that lines of a header list, in small letters.
+fn names(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
+    let lines = headers.get_all(name).iter();
+    let names = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
+    let names = names.map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase());
+    names.filter(|name| !name.is_empty()).collect()
+}
+
+/// Messages come and go in any number; what steers the host is rare, and there is room for it.
+fn is_traffic(request: &Request) -> bool {
+    let method = request.method();
+    let path = request.uri().path();
+    let messages = path.starts_with("/v1/topics/") && path.contains("/messages");
+    messages && (method == Method::POST || method == Method::GET || method == Method::HEAD)
 }
 
 async fn answer(request: Request, next: Next, id: &HeaderValue) -> Response {
@@ -78,6 +169,10 @@ impl App {
         if let Some(id) = headers.get(REQUEST_ID).filter(fits) {
             return id.clone();
         }
+        self.next_request_id()
+    }
+
+    pub(super) fn next_request_id(&self) -> HeaderValue {
         let number = self.requests.fetch_add(1, Relaxed);
         let id = format!("{:08x}-{number}", self.run);
         HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("none"))

@@ -58,6 +58,7 @@ impl App {
         let Some(metrics) = &self.metrics else {
             return String::new();
         };
+        self.measure_connections();
         self.broker.measure_dead_letters();
         self.forget_gone();
         metrics.render() + &crate::process::metrics_text()

@@ -1,6 +1,6 @@
 //! The front door for HTTP: routes, bounds, and the one shape of every answer that is not what was asked for.
 //!
-//! A request passes [`listener`] (connections, slow senders and slow readers), [`guard`] (who may call, request ids, panics) and arrives at the
+//! A request passes [`listener`] (connections, slow senders and slow readers), [`guard`] (who may call, what is left of bodies, request ids, panics) and arrives at the
 //! file of the noun that it is about. What comes out of the broker is turned into JSON here and nowhere else.
 
 mod answers;
@@ -12,23 +12,27 @@ mod delays;
 mod deploying;
 mod error;
 mod fetch;
+mod fetch_all;
 mod guard;
 mod health;
 mod history;
 mod host;
 mod idempotency;
 mod lifetime;
+mod line;
 mod listener;
 mod lookups;
 mod messages;
 mod modules;
 mod openapi;
 mod parked;
+mod places;
 mod processors;
 mod produce;
 mod query;
 mod record;
 mod replays;
+mod rest;
 mod schedules;
 mod states;
 mod stream;
@@ -38,9 +42,10 @@ mod trials;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use axum::Router;
-use axum::http::Method;
+use axum::http::{HeaderValue, Method};
 use axum::routing::{self as on, MethodRouter};
 use millrace_broker::Broker;
 use millrace_engine::CommitError;
@@ -60,6 +65,7 @@ use guard::Callers;
 use health::ToldOf;
 use host::About;
 use parking_lot::Mutex;
+use places::Places;
 
 /// Bounds of the front door, by name and unit. What happens at each is said beside it.
 pub(crate) mod bounds {
@@ -83,20 +89,45 @@ pub(crate) mod bounds {
     pub(crate) const BODY_SILENCE_MS_MAX: u64 = 15_000;
     /// A body takes no longer than this in all, or its sender gets 408.
     pub(crate) const BODY_MS_MAX: u64 = 300_000;
-    /// Bytes of an unwanted body that are still taken, so that its sender reads the answer; more cuts the connection.
+    /// Bytes of an unwanted body that are taken before its sender is answered; of more the connection ends with the answer.
     pub(crate) const DISCARDED_BYTES_MAX: u64 = 64 << 20;
     /// How long that may take.
     pub(crate) const DISCARD_MS_MAX: u64 = 5_000;
-    /// A request's head takes no longer than this, and a connection idles no longer; then it is closed.
+    /// How long what still comes is thrown away after an answer that ends its connection, so that its sender reads the answer; then the
+    /// connection is cut.
+    pub(crate) const LINGER_MS_MAX: u64 = 30_000;
+    /// Silence after which that ends.
+    pub(crate) const LINGER_SILENCE_MS_MAX: u64 = 3_000;
+    /// How long that takes at the most when the host stops.
+    pub(crate) const STOPPING_LINGER_MS_MAX: u64 = 500;
+    /// How long a request is worked on whose caller has closed its side of the connection; then it gets 408. Most such callers have gone
+    /// altogether. A fetch that waits is answered at once.
+    pub(crate) const HALF_CLOSED_MS_MAX: u64 = 10_000;
+    /// A request's head takes no longer than this, from its first byte on; then it gets 408.
     pub(crate) const HEAD_MS_MAX: u64 = 30_000;
+    /// A new connection that says nothing for so long is closed.
+    pub(crate) const FIRST_BYTE_MS_MAX: u64 = 15_000;
     /// A request's head; a larger one gets 431 and the connection is closed.
     pub(crate) const HEAD_BYTES_MAX: usize = 64 << 10;
+    /// Connections for administration beyond `connections_max`, so that a busy host can still be looked at and steered. Each takes one
+    /// request, and none that produces or fetches (503).
+    pub(crate) const RESERVED_CONNECTIONS_MAX: usize = 32;
+    /// Such a connection that says nothing for so long is closed.
+    pub(crate) const RESERVED_IDLE_MS_MAX: u64 = 2_000;
+    /// Connections beyond those that are told so (503) at once; further ones are closed without a word.
+    pub(crate) const REFUSED_CONNECTIONS_MAX: usize = 32;
+    /// Connections that are being closed to make room for new ones; further new ones are of the reserve.
+    pub(crate) const ENDING_CONNECTIONS_MAX: usize = 32;
+    /// Fetches that wait at once, as a share of `connections_max`, in percent; a further one that would wait gets 503.
+    pub(crate) const WAITING_PERCENT_MAX: usize = 75;
     /// Header lines of a request; more get 431.
     pub(crate) const HEAD_LINES_MAX: usize = 128;
     /// Messages of one fetch; asking for more gives this many.
     pub(crate) const FETCH_MESSAGES_MAX: usize = 10_000;
     /// Bytes of one fetch; asking for more gives this many (one larger message still comes).
     pub(crate) const FETCH_BYTES_MAX: usize = 16 << 20;
+    /// Partitions of one fetch over several; asking for more gets 413.
+    pub(crate) const FETCH_PARTITIONS_MAX: usize = 2_000;
     /// How long a fetch waits for messages; asking for longer waits this long.
     pub(crate) const FETCH_WAIT_MS_MAX: u64 = 30_000;
     /// Answers that carry messages, held in memory at once, all readers together, in KiB. Full means that a reader waits, at
@@ -131,6 +162,12 @@ pub(crate) struct App {
     bodies_kib: Arc<Semaphore>,
     answers_kib: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
+    /// Fetches that may wait for messages.
+    waiting: Arc<Semaphore>,
+    waiting_max: usize,
+    places: Arc<Places>,
+    /// How long a connection is kept, as answers say it.
+    keep_alive: HeaderValue,
     requests: AtomicU64,
     told_of: Mutex<ToldOf>,
     about: About,
@@ -147,6 +184,7 @@ impl App {
         metrics: Option<Registry>,
         stopping: CancellationToken,
     ) -> Arc<Self> {
+        let waiting_max = waiting_max(config.connections_max);
         Arc::new(Self {
             told_of: Mutex::default(),
             about: About::of(config, &clock),
@@ -158,6 +196,10 @@ impl App {
             bodies_kib: Arc::new(Semaphore::new(memory.bodies_bytes >> 10)),
             answers_kib: Arc::new(Semaphore::new(memory.answers_bytes >> 10)),
             uploads: Arc::new(Semaphore::new(bounds::UPLOADS_MAX)),
+            waiting: Arc::new(Semaphore::new(waiting_max)),
+            waiting_max,
+            places: Places::new(config.connections_max, config.idle),
+            keep_alive: keep_alive(config.idle),
             requests: AtomicU64::new(0),
             run: fastrand::u32(..),
         })
@@ -175,12 +217,32 @@ impl App {
         }
     }
 
+    fn measure_connections(&self) {
+        let (regular, reserved) = self.places.counts();
+        let waiting = self.waiting_max - self.waiting.available_permits();
+        metrics::gauge!("millrace_connections", "kind" => "regular").set(regular as f64);
+        metrics::gauge!("millrace_connections", "kind" => "reserved").set(reserved as f64);
+        metrics::gauge!("millrace_fetches_waiting").set(waiting as f64);
+    }
+
     /// Forgets the metrics of what was deleted since the last time.
     pub(crate) fn forget_gone(&self) {
         if let Some(metrics) = &self.metrics {
             self.told_of.lock().forget_gone(&self.broker, metrics);
         }
     }
+}
+
+/// A bound that leaves connections for those who do not wait.
+fn waiting_max(connections_max: usize) -> usize {
+    (connections_max.saturating_mul(bounds::WAITING_PERCENT_MAX) / 100).max(1)
+}
+
+/// What is said is a little less than what is kept: a request may be on its way.
+fn keep_alive(idle: Duration) -> HeaderValue {
+    let seconds = idle.as_secs().saturating_sub(1).max(1);
+    let said = HeaderValue::from_str(&format!("timeout={seconds}"));
+    said.unwrap_or_else(|_| HeaderValue::from_static("timeout=1"))
 }
 
 type Shared = axum::extract::State<Arc<App>>;
@@ -237,6 +299,7 @@ fn routes() -> Vec<Route> {
         patch(TOPIC, on::patch(lifetime::change)),
         post("/v1/topics/{topic}/trim", on::post(lifetime::trim)),
         post("/v1/topics/{topic}/messages", on::post(produce::produce)),
+        get("/v1/topics/{topic}/messages", on::get(fetch_all::fetch_all)),
         get("/v1/topics/{topic}/delayed", on::get(delays::list)),
         delete(
             "/v1/topics/{topic}/delayed/{id}",

@@ -9,8 +9,8 @@ use utoipa::{OpenApi, ToSchema};
 
 use self::finish::Finish;
 use super::{
-    damage, dead_letters, delays, deploying, fetch, health, history, host, lifetime, lookups,
-    modules, parked, processors, produce, replays, schedules, states, topics, trials,
+    damage, dead_letters, delays, deploying, fetch, fetch_all, health, history, host, lifetime,
+    lookups, modules, parked, processors, produce, replays, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -37,6 +37,7 @@ use super::{
         delays::cancel,
         fetch::fetch,
         fetch::value,
+        fetch_all::fetch_all,
         damage::list,
         damage::accept,
         modules::upload,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Shared;
-use super::body::{BYTE_ORDER_MARK, json, turn_away};
+use super::body::{BYTE_ORDER_MARK, json};
 use super::bounds::{PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX};
 use super::delays::{Moment, due};
 use super::error::{ApiError, ErrorBody};
@@ -105,16 +105,9 @@ pub(super) async fn produce(
 ) -> Result<Response, ApiError> {
     // Asked before the body is read: nobody should send megabytes to a misspelt topic.
     if app.broker.topic(&topic).is_none() {
-        turn_away(&headers, body).await;
         return Err(millrace_broker::ProduceError::UnknownTopic(topic).into());
     }
-    let key = match idempotency::key_of(&headers) {
-        Ok(key) => key,
-        Err(error) => {
-            turn_away(&headers, body).await;
-            return Err(error);
-        }
-    };
+    let key = idempotency::key_of(&headers)?;
     let taken = app
         .take_body(&headers, body, PRODUCE_BODY_BYTES_MAX)
         .await?;

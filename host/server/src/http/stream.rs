@@ -1,14 +1,22 @@
 //! A connection whose other side must take what it is sent: silence for too long ends it, and frees what waits for it.
+//!
+//! It tells its [`Line`] what comes and goes. An end of what the other side sends is kept from the HTTP library while a request is
+//! under way: a client may close its sending side and wait for the answer. What the library writes outside a request is a refusal
+//! without our shape; it is caught, and [`super::listener`] says it properly.
 
 use std::future::Future;
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use millrace_model::Clock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+
+use super::line::{Line, Phase};
 
 /// A stream that gives up writing after some time in which nothing was taken.
 pub(super) struct Impatient {
@@ -16,15 +24,29 @@ pub(super) struct Impatient {
     patience: Duration,
     /// Set while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
+    clock: Arc<dyn Clock>,
+    line: Arc<Line>,
 }
 
 impl Impatient {
-    pub(super) fn new(stream: TcpStream, patience: Duration) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        patience: Duration,
+        clock: Arc<dyn Clock>,
+        line: Arc<Line>,
+    ) -> Self {
         Self {
             stream,
             patience,
             waiting: None,
+            clock,
+            line,
         }
+    }
+
+    /// Whether what is written now belongs to no request.
+    fn is_unasked(&self) -> bool {
+        matches!(self.line.phase(), Phase::Waiting | Phase::Head)
     }
 
     /// Passes on what a write came to; one that waits too long has failed.
@@ -50,7 +72,18 @@ impl AsyncRead for Impatient {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let came = buffer.filled().len() > before;
+        match self.line.phase() {
+            Phase::Waiting if came => self.line.enter(Phase::Head, self.clock.monotonic()),
+            Phase::Busy | Phase::Answered if !came && buffer.remaining() > 0 => {
+                self.line.hears_no_more();
+                return Poll::Pending;
+            }
+            _ => {}
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -60,6 +93,10 @@ impl AsyncWrite for Impatient {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<Result<usize>> {
+        if self.is_unasked() {
+            self.line.catch(bytes);
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.timed(written, cx)
     }
@@ -69,6 +106,10 @@ impl AsyncWrite for Impatient {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
+        if self.is_unasked() {
+            slices.iter().for_each(|slice| self.line.catch(slice));
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.timed(written, cx)
     }
@@ -79,7 +120,11 @@ impl AsyncWrite for Impatient {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        if self.line.phase() == Phase::Answered {
+            self.line.enter(Phase::Waiting, self.clock.monotonic());
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
@@ -89,6 +134,7 @@ impl AsyncWrite for Impatient {
 
 #[cfg(test)]
 mod tests {
+    use millrace_model::SystemClock;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -102,7 +148,10 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let reader = TcpStream::connect(address).await.expect("a connection");
         let (stream, _) = listener.accept().await.expect("a connection");
-        (Impatient::new(stream, patience), reader)
+        let line = Arc::new(Line::new(false, Duration::ZERO));
+        line.enter(Phase::Busy, Duration::ZERO);
+        let clock = Arc::new(SystemClock::new());
+        (Impatient::new(stream, patience, clock, line), reader)
     }
 
     #[tokio::test]

@@ -409,22 +409,6 @@ fn health_metrics_and_openapi_are_there() {
 }
 
 #[test]
-fn more_connections_than_allowed_wait_for_their_turn() {
-    let host = TestHost::with(millrace::Config {
-        connections_max: 1,
-        ..config()
-    });
-    let idle = std::net::TcpStream::connect(host.address).expect("a connection");
-    std::thread::scope(|scope| {
-        let second = scope.spawn(|| host.get("/health/live").status);
-        std::thread::sleep(Duration::from_millis(200));
-        assert!(!second.is_finished());
-        drop(idle);
-        assert_eq!(second.join().expect("an answer"), 200);
-    });
-}
-
-#[test]
 fn a_timestamp_that_cannot_be_stored_is_refused_not_changed() {
     let host = TestHost::start().with_topic("orders", 1);
     let largest = host.post_json(MESSAGES, r#"{"timestamp":9223372036854775807}"#);
@@ -486,12 +470,18 @@ fn a_key_in_the_query_that_is_not_utf8_is_refused_not_changed() {
 #[test]
 fn a_second_host_or_origin_header_is_checked_as_well() {
     let host = TestHost::start();
-    for second in [
-        "Host: evil.example",
-        "Origin: http://localhost\r\nOrigin: http://evil.example",
+    for (second, status) in [
+        ("Host: evil.example", 400),
+        (
+            "Origin: http://localhost\r\nOrigin: http://evil.example",
+            403,
+        ),
     ] {
         let head = format!("GET /health/live HTTP/1.1\r\nHost: localhost\r\n{second}\r\n");
         let answer = host.raw(format!("{head}Connection: close\r\n\r\n").as_bytes());
-        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! The server from outside: over HTTP, and as the built binary. One test binary, because linking a host takes its time.
 
 mod cli;
+mod connections;
 mod damage;
 mod dead_letters;
 mod deploying;

@@ -1,0 +1,3 @@
+module millrace.test/client
+
+go 1.22
