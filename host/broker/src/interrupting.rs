@@ -9,12 +9,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::StateAttempt;
-use millrace_model::{Answer, ColumnBatch, Digest, ProcessorName};
+use millrace_model::{Answer, ColumnBatch, Digest, GuestLimits, ProcessorName};
 use tokio::sync::watch;
 
 use crate::handler::{
     AdmitError, BatchHandler, CallError, Called, Decision, Failure, FailureHandler, GuestLine,
-    LoadRequest, ModuleFacts, ModuleHost, PartitionHandler,
+    LoadRequest, ModuleFacts, ModuleHost, PartitionHandler, Uploader,
 };
 
 /// The word that ends all calls.
@@ -86,8 +86,13 @@ impl<T: ?Sized> Interruptible<T> {
 
 #[async_trait]
 impl ModuleHost for Interruptible<dyn ModuleHost> {
-    async fn admit(&self, bytes: Bytes) -> Result<ModuleFacts, AdmitError> {
-        self.interrupt.load(self.inner.admit(bytes)).await
+    async fn admit(&self, bytes: Bytes, uploader: Uploader) -> Result<ModuleFacts, AdmitError> {
+        let admitted = self.inner.admit(bytes, uploader);
+        self.interrupt.load(admitted).await
+    }
+
+    fn limits(&self) -> GuestLimits {
+        self.inner.limits()
     }
 
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
@@ -118,6 +123,14 @@ impl ModuleHost for Interruptible<dyn ModuleHost> {
 
     fn logs(&self, processor: &ProcessorName) -> Vec<GuestLine> {
         self.inner.logs(processor)
+    }
+
+    fn lines_dropped(&self, processor: &ProcessorName) -> u64 {
+        self.inner.lines_dropped(processor)
+    }
+
+    fn forget_logs(&self, processor: &ProcessorName) {
+        self.inner.forget_logs(processor);
     }
 }
 

@@ -478,7 +478,7 @@ impl Worker {
         let order = self.commands.borrow().live.spec.order;
         let room = self.room_for_new(order);
         if let Some(why) = self.remembered.why_none() {
-            self.show(State::Waiting(why));
+            self.show(State::Waiting(why, None));
         }
         let reads = room > 0 && !self.source.is_done();
         let exists = tokio::select! {

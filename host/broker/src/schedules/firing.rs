@@ -202,7 +202,7 @@ impl Broker {
             .entry(name.clone())
             .or_insert_with(|| Known::new(schedule.clone()));
         now_known.schedule = schedule;
-        Ok(now_known.status())
+        Ok(now_known.status(now))
     }
 
     /// Whether the engine goes on.
