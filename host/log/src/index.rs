@@ -213,9 +213,9 @@ impl Footer {
     /// And how many bytes it has.
     fn decode_with_length(bytes: &[u8], segment_bytes: u64) -> Option<(Self, usize)> {
         let (rest, _) = bytes.split_last_chunk::<4>()?;
-        let (length, tombstones) = match rest.last_chunk::<4>()? {
-            &MAGIC => (FOOTER_BYTES, true),
-            &MAGIC_BEFORE => (FOOTER_BYTES_BEFORE, false),
+        let (length, tombstones) = match *rest.last_chunk::<4>()? {
+            MAGIC => (FOOTER_BYTES, true),
+            MAGIC_BEFORE => (FOOTER_BYTES_BEFORE, false),
             _ => return None,
         };
         let footer = &bytes[bytes.len().checked_sub(length)?..];

@@ -368,8 +368,7 @@ impl Life {
         }
         for key in 0..KEYS {
             let of_key = |(_, written): &(usize, &Written)| written.key == key;
-            let Some((offset, latest)) = self.written.iter().enumerate().filter(of_key).last()
-            else {
+            let Some((offset, latest)) = self.written.iter().enumerate().rfind(of_key) else {
                 continue;
             };
             if (offset as u64) < self.start {

@@ -83,7 +83,11 @@ impl Leftovers {
 impl Segment {
     fn superseded(&mut self, offset: Offset) {
         self.count += 1;
-        let known = self.offsets.take().unwrap_or(offset..offset.next());
-        self.offsets = Some(known.start.min(offset)..known.end.max(offset.next()));
+        let next = offset.next();
+        let known = self.offsets.take().unwrap_or(Range {
+            start: offset,
+            end: next,
+        });
+        self.offsets = Some(known.start.min(offset)..known.end.max(next));
     }
 }
