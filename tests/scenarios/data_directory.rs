@@ -35,11 +35,25 @@ fn a_new_data_directory_is_its_owners_alone() -> Result<()> {
     let mut files = 0;
     while let Some(path) = left.pop() {
         if path.is_dir() {
-            ensure!(mode(&path)? == 0o700, "{}: {:o}", path.display(), mode(&path)?);
+            ensure!(
+                mode(&path)? == 0o700,
+                "{}: {:o}",
+                path.display(),
+                mode(&path)?
+            );
             let entries = fs::read_dir(&path)?;
-            left.extend(entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?);
+            left.extend(
+                entries
+                    .map(|entry| Ok(entry?.path()))
+                    .collect::<Result<Vec<_>>>()?,
+            );
         } else {
-            ensure!(mode(&path)? == 0o600, "{}: {:o}", path.display(), mode(&path)?);
+            ensure!(
+                mode(&path)? == 0o600,
+                "{}: {:o}",
+                path.display(),
+                mode(&path)?
+            );
             files += 1;
         }
     }
@@ -63,7 +77,10 @@ fn a_directory_that_is_open_to_others_is_left_as_it_is_and_that_is_said() -> Res
     // Closed by its owner it stays closed, and so are the files that come.
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
     used(&directory)?;
-    ensure!(mode(&directory.join("topics/1"))? == 0o700, "what came since");
+    ensure!(
+        mode(&directory.join("topics/1"))? == 0o700,
+        "what came since"
+    );
     Ok(())
 }
 
@@ -71,10 +88,19 @@ fn a_directory_that_is_open_to_others_is_left_as_it_is_and_that_is_said() -> Res
 fn a_name_that_is_not_utf_8_is_refused_in_clear_words_and_nothing_is_made() -> Result<()> {
     let place = tempfile::tempdir()?;
     let directory = place.path().join(OsStr::from_bytes(b"d\xff"));
-    let output = Host::in_directory(MILLRACE, &directory, &[]).serve_command().output()?;
+    let output = Host::in_directory(MILLRACE, &directory, &[])
+        .serve_command()
+        .output()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.code() == Some(2), "{:?}: {said}", output.status);
-    ensure!(said.contains("not UTF-8") && !said.contains("damage"), "{said}");
+    ensure!(
+        output.status.code() == Some(2),
+        "{:?}: {said}",
+        output.status
+    );
+    ensure!(
+        said.contains("not UTF-8") && !said.contains("damage"),
+        "{said}"
+    );
     ensure!(!directory.exists(), "nothing was made");
     // What it says will do.
     let link = place.path().join("link");

@@ -8,8 +8,7 @@ use metrics::{Counter, counter};
 use millrace_engine::{Append, CommitError, Receipt, RequestMark, Transaction};
 use millrace_model::bounds::{
     DELAY_MS_MAX, DELAYED_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
-    PRODUCE_CALL_BYTES_MAX, PRODUCE_CALL_MESSAGES_MAX,
-    REQUEST_NOTE_BYTES_MAX,
+    PRODUCE_CALL_BYTES_MAX, PRODUCE_CALL_MESSAGES_MAX, REQUEST_NOTE_BYTES_MAX,
 };
 use millrace_model::{
     BatchBuilder, ColumnBatch, Compression, Header, Message, Offset, PartitionId, ProcessorName,

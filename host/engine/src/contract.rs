@@ -24,8 +24,8 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
-use crate::room::RoomFull;
 use crate::damage::{DamageKind, DamageReport, DamagedRange};
+use crate::room::RoomFull;
 use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
 
 /// The only thing that an engine writes.
@@ -233,8 +233,10 @@ pub enum CommitError {
     #[error(transparent)]
     RoomFull(#[from] RoomFull),
     /// No room on the disk. Nothing was written; try again when there is space.
-    #[error("the disk is full, or the process may not write longer files or open more (`ulimit -f`, `ulimit -n`): free some space or shorten \
-         retention; reading still works")]
+    #[error(
+        "the disk is full, or the process may not write longer files or open more (`ulimit -f`, `ulimit -n`): free some space or shorten \
+         retention; reading still works"
+    )]
     DiskFull,
     /// The disk failed; nothing more is acknowledged until the host is started again.
     #[error(

@@ -14,8 +14,8 @@ use millrace_model::{Numbering, Offset, ProducerId, Timestamp, TopicId, TopicPar
 
 use self::producers::{ProducerState, Producers};
 use self::requests::{Request, Requests};
-use crate::room::HostBounds;
 use crate::contract::{Append, CommitError, Receipt, RequestMark};
+use crate::room::HostBounds;
 
 /// What is remembered of producers and requests.
 #[derive(Debug, Default)]

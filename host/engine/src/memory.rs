@@ -22,8 +22,8 @@ use crate::contract::{
     Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch,
 };
 use crate::idempotence::requests::Request;
-use crate::room::{Growth, HostBounds, Kept, Room};
 use crate::idempotence::{Idempotence, Judgement, Overlay};
+use crate::room::{Growth, HostBounds, Kept, Room};
 use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
 use crate::time::first_at;
 

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use millrace_engine::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
 use millrace_engine::{Engine, MemoryEngine, Transaction};
-use millrace_model::{
-    Durability, SystemClock, Timestamp, TopicName, TopicPartition, TopicSpec,
-};
+use millrace_model::{Durability, SystemClock, Timestamp, TopicName, TopicPartition, TopicSpec};
 
 /// What an allocator and a runtime take besides.
 const SLACK_BYTES: usize = 12 << 20;
 
 fn own_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("this is Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.expect("a line").trim().trim_end_matches(" kB").trim();
     kib.parse::<usize>().expect("a number") * 1024
 }
@@ -30,7 +30,11 @@ async fn filled(
         let change = |number: usize| StateChange {
             key: format!("key-{number:016}").as_bytes().into(),
             value: Some(StateValue::new(&vec![7; bytes])),
-            ends_at: if ends { Timestamp(u64::MAX - number as u64 - 1) } else { NEVER },
+            ends_at: if ends {
+                Timestamp(u64::MAX - number as u64 - 1)
+            } else {
+                NEVER
+            },
         };
         let changes = (first..entries.min(first + at_once)).map(change).collect();
         let write = StateWrite {
@@ -78,7 +82,13 @@ async fn a_table_takes_what_is_counted_for_it() {
         let took = own_bytes().saturating_sub(before);
         let table = engine.state(&group, partition).expect("there");
         let counted = table.size().cost();
-        println!("{case:?}: counted {counted}, took {took}: {} a key", took / case.0);
-        assert!(took <= counted + SLACK_BYTES, "{case:?}: {took} of {counted}");
+        println!(
+            "{case:?}: counted {counted}, took {took}: {} a key",
+            took / case.0
+        );
+        assert!(
+            took <= counted + SLACK_BYTES,
+            "{case:?}: {took} of {counted}"
+        );
     }
 }

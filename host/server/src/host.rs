@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, EngineKind, StorageSizes, encryption_keys};
-use crate::http::{self, App};
 use crate::files;
+use crate::http::{self, App};
 use crate::memory::MemoryPlan;
 use crate::telemetry;
 
@@ -117,13 +117,21 @@ impl Host {
         let limits = BrokerLimits {
             in_flight_bytes: memory.in_flight_bytes,
             remembered_bytes: memory.attempts_bytes,
+            state_attempts: memory.state_attempts,
         };
         let broker = Broker::start_within(clock.clone(), engine, modules, limits).await?;
         broker.ready().await.map_err(StartError::Poisoned)?;
 
         let stopping = CancellationToken::new();
         let poisoned = CancellationToken::new();
-        let app = App::new(&config, memory, clock, broker.clone(), metrics, stopping.clone());
+        let app = App::new(
+            &config,
+            memory,
+            clock,
+            broker.clone(),
+            metrics,
+            stopping.clone(),
+        );
         let server = tokio::spawn(http::serve(listener, app.clone(), config.connections_max));
         let upkeep = tokio::spawn(upkeep(app, poisoned.clone()));
         tracing::info!(%address, engine = ?config.engine, data_dir = %config.data_dir.display(), "host started");

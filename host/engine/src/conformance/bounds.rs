@@ -61,7 +61,11 @@ async fn set(
 }
 
 /// Sets keys in all partitions in turn until there is no room; how many, and what was said.
-async fn fill(engine: &dyn Engine, group: &str, partitions: &[TopicPartition]) -> (usize, RoomFull) {
+async fn fill(
+    engine: &dyn Engine,
+    group: &str,
+    partitions: &[TopicPartition],
+) -> (usize, RoomFull) {
     for key in 0.. {
         let partition = partitions[key % partitions.len()];
         let before = end(engine, partition);
@@ -94,10 +98,16 @@ pub async fn what_is_there_may_be_replaced_and_removed_at_the_bound(engine: Arc<
     let partitions: Vec<_> = topic.partitions().collect();
     let (count, full) = fill(&*engine, "group", &partitions).await;
     assert_eq!((full.kept, full.together), (Kept::State, false));
-    set(&*engine, "group", partitions[0], 0).await.expect("it takes the room that it has");
-    let removed = engine.commit(writing("group", partitions[0], change(0, None))).await;
+    set(&*engine, "group", partitions[0], 0)
+        .await
+        .expect("it takes the room that it has");
+    let removed = engine
+        .commit(writing("group", partitions[0], change(0, None)))
+        .await;
     removed.expect("what is removed needs no room");
-    set(&*engine, "group", partitions[1], count).await.expect("there is room");
+    set(&*engine, "group", partitions[1], count)
+        .await
+        .expect("there is room");
     let full = set(&*engine, "group", partitions[1], count + 2).await;
     assert!(full.is_err(), "and no more");
 }
@@ -109,7 +119,10 @@ pub async fn a_deleted_topic_gives_its_room_back(engine: Arc<dyn Engine>) {
         let partitions: Vec<_> = topic.partitions().collect();
         let (delayed, _) = fill(&*engine, DELAYS_GROUP, &partitions).await;
         let (state, _) = fill(&*engine, "group", &partitions).await;
-        assert!(delayed.min(state) >= 12, "{delayed} and {state} in round {round}");
+        assert!(
+            delayed.min(state) >= 12,
+            "{delayed} and {state} in round {round}"
+        );
         let deleted = engine.delete_topic(&topic.spec.name).await;
         deleted.expect("deleted");
     }
@@ -120,7 +133,14 @@ pub async fn partitions_beyond_the_hosts_bound_are_refused(engine: Arc<dyn Engin
     let first = make_topic(&*engine, "first", 5).await;
     let refused = engine.create_topic(spec("second", 4)).await;
     assert!(
-        matches!(refused, Err(TopicError::HostPartitions { have: 5, asked: 4, max: 8 })),
+        matches!(
+            refused,
+            Err(TopicError::HostPartitions {
+                have: 5,
+                asked: 4,
+                max: 8
+            })
+        ),
         "{refused:?}"
     );
     make_topic(&*engine, "second", 3).await;

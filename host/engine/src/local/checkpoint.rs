@@ -16,7 +16,8 @@ use bytes::Bytes;
 use millrace_log::{Cipher, Mark, disk};
 use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicId, TopicPartition};
 use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow,
+    SqliteSynchronous,
 };
 use sqlx::{Connection, Row};
 use tokio::runtime::Runtime;

@@ -8,8 +8,8 @@ use millrace_log::journal::JOURNAL_FILE_BYTES;
 use millrace_log::partition::SEGMENT_BYTES;
 use millrace_log::{Cipher, JournalError};
 
-use crate::room::HostBounds;
 use super::shared::JOURNAL_BYTES_FACTOR_MAX;
+use crate::room::HostBounds;
 
 /// The smallest journal file that is of use.
 const JOURNAL_FILE_BYTES_MIN: u64 = 16 << 10;

@@ -12,7 +12,9 @@ use millrace_model::bounds::{
 use millrace_model::columns::NONE;
 
 use super::table::{Entries, Entry, weight};
-use super::{ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue, StateWrites};
+use super::{
+    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue, StateWrites,
+};
 
 /// Why a call on state does nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

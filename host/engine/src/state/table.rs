@@ -9,8 +9,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
-    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery, StateValue,
-    StateWrites,
+    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery,
+    StateValue, StateWrites,
 };
 use crate::room::{Room, RoomFull, Share};
 

@@ -64,7 +64,9 @@ impl Worker {
                         return Ok(());
                     }
                     Err(error @ CommitError::DiskFull) => error.to_string(),
-                    Err(CommitError::RoomFull(full)) if full.kept == Kept::Delayed => full.to_string(),
+                    Err(CommitError::RoomFull(full)) if full.kept == Kept::Delayed => {
+                        full.to_string()
+                    }
                     Err(CommitError::RoomFull(full)) => {
                         // Others took the room meanwhile. The component is called again, and told so itself.
                         self.gate.give_back(granted);
@@ -82,8 +84,10 @@ impl Worker {
             };
             self.gate.give_back(granted);
             self.pause_turn();
+            // What it wrote to state is not held while it waits: it is called again.
+            let writes = self.attempt_room.take().is_some();
             self.back_off(reason).await;
-            if !self.resume_turn().await {
+            if writes || !self.resume_turn().await {
                 self.rewind();
                 return Ok(());
             }

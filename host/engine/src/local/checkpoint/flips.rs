@@ -4,10 +4,10 @@ use fastrand::Rng;
 use millrace_model::{Durability, ProducerId, TopicName, TopicSpec};
 
 use super::*;
-use crate::state::StateEntry;
 use crate::idempotence::producers::{Named, ProducerChanges, ProducerState, Sent};
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::local::state::Group;
+use crate::state::StateEntry;
 use crate::state::{StateValue, TableChanges};
 
 /// As many rows as fill some pages of each table, with a value that takes pages of its own.

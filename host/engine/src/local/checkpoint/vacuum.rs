@@ -101,7 +101,9 @@ mod tests {
         drop(store);
         let mut store = CheckpointStore::open(&path, None).expect("sound");
         let count = sqlx::query("SELECT COUNT(*) FROM more");
-        let count = store.runtime.block_on(count.fetch_one(&mut store.connection));
+        let count = store
+            .runtime
+            .block_on(count.fetch_one(&mut store.connection));
         assert_eq!(number(&count.expect("a count"), 0).expect("a number"), 20);
     }
 
