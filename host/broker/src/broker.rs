@@ -7,7 +7,8 @@ use std::time::Duration;
 use metrics::{Counter, Histogram, histogram};
 use millrace_engine::{CommitError, Engine, EntryKind, EntryWrite, Transaction};
 use millrace_model::bounds::{
-    DRY_RUNS_MAX, HOST_ATTEMPTS_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX, STOP_CALLS_MS_MAX,
+    DRY_RUNS_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_STATE_ATTEMPTS_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX,
+    STOP_CALLS_MS_MAX,
 };
 use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
 use parking_lot::{Mutex, RwLock};
@@ -35,6 +36,9 @@ pub struct BrokerLimits {
     pub in_flight_bytes: usize,
     /// Bytes of what is remembered of failed attempts.
     pub remembered_bytes: usize,
+    /// Calls that may write to state at once, each up to
+    /// [`STATE_ATTEMPT_BYTES_MAX`](millrace_model::bounds::STATE_ATTEMPT_BYTES_MAX). One more waits.
+    pub state_attempts: usize,
 }
 
 impl Default for BrokerLimits {
@@ -42,6 +46,7 @@ impl Default for BrokerLimits {
         Self {
             in_flight_bytes: PRODUCE_BYTES_IN_FLIGHT_MAX,
             remembered_bytes: HOST_ATTEMPTS_BYTES_MAX,
+            state_attempts: HOST_STATE_ATTEMPTS_MAX,
         }
     }
 }
@@ -128,6 +133,7 @@ impl Broker {
             delays: Arc::clone(&delays),
             alarms,
             remembered: Remembered::new(limits.remembered_bytes),
+            attempts: Arc::new(Semaphore::new(limits.state_attempts.max(1))),
         };
         let broker = Self {
             by: None,

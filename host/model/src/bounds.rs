@@ -284,6 +284,9 @@ pub const DELAYED_LISTED_MAX: usize = 1_000;
 /// Schedules of one host. One more is refused.
 pub const SCHEDULES_MAX: usize = 1_000;
 
+/// Calls of components that may write to state at once in a host, unless memory is scarce. One more waits.
+pub const HOST_STATE_ATTEMPTS_MAX: usize = 512;
+
 /// Bytes of all schedules' messages, ten for each header included. A schedule that would bring more is refused.
 pub const SCHEDULES_BYTES_MAX: usize = 16 << 20;
 

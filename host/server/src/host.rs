@@ -118,6 +118,7 @@ impl Host {
         let limits = BrokerLimits {
             in_flight_bytes: memory.in_flight_bytes,
             remembered_bytes: memory.attempts_bytes,
+            state_attempts: memory.state_attempts,
         };
         let broker = Broker::start_within(clock.clone(), engine, modules, limits).await?;
         broker.ready().await.map_err(StartError::Poisoned)?;

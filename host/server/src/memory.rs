@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use millrace_engine::HostBounds;
 use millrace_model::bounds::{
     HOST_ATTEMPTS_BYTES_MAX, HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX, HOST_PARTITIONS_MAX,
-    HOST_STATE_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX, REQUESTS_BYTES_MAX,
+    HOST_STATE_ATTEMPTS_MAX, HOST_STATE_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX, REQUESTS_BYTES_MAX,
+    STATE_ATTEMPT_BYTES_MAX,
 };
 
 use crate::http::bounds::{ANSWERS_KIB_MAX, BODIES_KIB_MAX, PRODUCE_BODY_BYTES_MAX};
@@ -60,6 +61,8 @@ pub struct MemoryPlan {
     pub in_flight_bytes: usize,
     /// Bytes of what is remembered of failed attempts.
     pub attempts_bytes: usize,
+    /// Calls that may write to state at once.
+    pub state_attempts: usize,
     /// Bytes of bodies that are being received.
     pub bodies_bytes: usize,
     /// Bytes of answers that are being sent.
@@ -115,6 +118,8 @@ impl MemorySettings {
             journal_bytes: share(16, TAIL_BYTES_LEAST, 128 << 20) as u64,
             in_flight_bytes: share(16, PRODUCE_BODY_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX),
             attempts_bytes: share(16, KEPT_BYTES_LEAST, HOST_ATTEMPTS_BYTES_MAX),
+            state_attempts: (memory / 8 / STATE_ATTEMPT_BYTES_MAX)
+                .clamp(2, HOST_STATE_ATTEMPTS_MAX),
             bodies_bytes: share(16, PRODUCE_BODY_BYTES_MAX, BODIES_KIB_MAX << 10),
             answers_bytes: share(8, ANSWERS_BYTES_LEAST, ANSWERS_KIB_MAX << 10),
             guest_bytes: share(4, GUEST_BYTES_LEAST, usize::MAX),

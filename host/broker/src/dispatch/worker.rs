@@ -11,7 +11,7 @@ use millrace_engine::state::Turn;
 use millrace_engine::{CommitError, Engine, Lease, ReadError};
 use millrace_model::processor::Order;
 use millrace_model::{Clock, Offset, Progress, SteadyClock, Timestamp, TopicName};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::batcher::{self, Batch};
 use super::gate::{Alarms, Entry, Gate, Probe};
@@ -55,6 +55,8 @@ pub(crate) struct Context {
     pub(crate) delays: Arc<Delays>,
     pub(crate) alarms: Alarms,
     pub(crate) remembered: Arc<Remembered>,
+    /// Calls that may write to state at once: what each writes is in memory until it is committed.
+    pub(crate) attempts: Arc<Semaphore>,
 }
 
 /// Why a worker cannot go on.
@@ -120,6 +122,8 @@ struct Worker {
     lease: Lease,
     source: Source,
     progress: Arc<Progress>,
+    /// Held while what a call writes to state is in memory.
+    attempt_room: Option<OwnedSemaphorePermit>,
     /// What of it is remembered, as the host's bound counts it.
     remembered: Part,
     /// The end of the partition when the last batch was cut: waiting goes on from here.
@@ -280,6 +284,7 @@ impl Worker {
             gate_changes: gate.changes(),
             lease,
             source,
+            attempt_room: None,
             remembered: Part::new(&context.remembered, &progress),
             progress: Arc::new(Progress {
                 first_call: None,
@@ -424,6 +429,7 @@ impl Worker {
         let processed = self.process(live, &batch, probe.as_mut()).await;
         self.window.lock().calling = None;
         self.turn = None;
+        self.attempt_room = None;
         self.unmark(&batch).await;
         processed.map(|()| Step::Done)
     }

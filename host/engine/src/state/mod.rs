@@ -63,7 +63,7 @@ pub const ENTRY_OVERHEAD_BYTES: usize = 64;
 
 /// Bytes that an entry costs in memory beside its key and value, about: its places in the table and in the order of keys, and what the
 /// allocator rounds up. The bounds of a host count with it, that of a partition with [`ENTRY_OVERHEAD_BYTES`].
-pub const ENTRY_COST_BYTES: usize = 256;
+pub const ENTRY_COST_BYTES: usize = 320;
 
 impl StateChange {
     /// Whether key and value are within their bounds.

@@ -30,6 +30,9 @@ impl Worker {
     ) -> Result<(), Trouble> {
         let home = self.home(live)?;
         if let Some(home) = &home {
+            // Before the turn: nobody who has a turn waits for another.
+            let attempts = Arc::clone(&self.context.attempts);
+            self.attempt_room = attempts.acquire_owned().await.ok();
             self.turn = Some(home.table.turn().await);
         }
         let before = self.context.clock.monotonic();

@@ -98,8 +98,10 @@ impl Worker {
             };
             self.gate.give_back(granted);
             self.pause_turn();
+            // What it wrote to state is not held while it waits: it is called again.
+            let writes = self.attempt_room.take().is_some();
             self.back_off(reason).await;
-            if !self.resume_turn().await {
+            if writes || !self.resume_turn().await {
                 self.rewind();
                 return Ok(());
             }
