@@ -78,7 +78,7 @@ pub(crate) mod bounds {
     /// A body takes no longer than this in all, or its sender gets 408.
     pub(crate) const BODY_MS_MAX: u64 = 300_000;
     /// Bytes of an unwanted body that are still taken, so that its sender reads the answer; more cuts the connection.
-    pub(crate) const DISCARDED_BYTES_MAX: u64 = 64 << 20;
+    pub(crate) const DISCARDED_BYTES_MAX: u64 = 256 << 20;
     /// How long that may take.
     pub(crate) const DISCARD_MS_MAX: u64 = 5_000;
     /// A request's head takes no longer than this, and a connection idles no longer; then it is closed.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use millrace_model::bounds::{FAILURE_CLASS_BYTES_MAX, MESSAGE_BYTES_MAX};
+use millrace_model::columns::Detail;
 use millrace_model::{Durability, Topic, TopicName, TopicSpec};
 use proptest::prelude::*;
 
