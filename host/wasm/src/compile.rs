@@ -19,7 +19,7 @@ use metrics::{counter, gauge, histogram};
 use millrace_broker::handler::AdmitError;
 use millrace_model::{Clock, GuestLimits};
 use parking_lot::Mutex;
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::process::{Resource, Rlimit, Signal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
@@ -27,8 +27,9 @@ use crate::engine;
 use crate::logs::{clean, without_places};
 use crate::turns::{Asker, Turn, Turns};
 
-/// CPU time that a compile may take in the quick lane; one that takes longer goes on in the slow lane, out of the way of others.
-const QUICK_CPU_MS_MAX: u64 = 2_000;
+/// CPU time that a compile may take in the quick lane, in milliseconds; one that takes longer goes on in the slow lane, out of the way of
+/// others.
+pub(crate) const QUICK_CPU_MS_MAX: u64 = 2_000;
 
 /// How long an upload waits for its turns, both lanes together; then it is told to come back.
 const WAIT_MS_MAX: u64 = 120_000;
@@ -40,7 +41,7 @@ const COME_BACK_S: u32 = 10;
 const WALL_PER_CPU_MAX: u32 = 20;
 
 /// Wall time that any compile has, in milliseconds.
-const WALL_MS_MIN: u64 = 120_000;
+const WALL_MS_MIN: u64 = 300_000;
 
 /// Compiles of an uploader in a row that may exceed their limit before its slow ones have to pause.
 const STRIKES_FREE: u32 = 2;
@@ -59,9 +60,6 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// In what Linux counts a process's CPU time for others to read, whatever its own clock does.
 const TICKS_PER_SECOND: u64 = 100;
-
-/// By how much a compile in the slow lane stands behind the host's threads.
-const SLOW_LANE_NICE: i32 = 12;
 
 /// Bytes of a child's complaint.
 const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
@@ -97,6 +95,7 @@ pub struct CompileChild {
 pub(crate) struct Compiler {
     child: CompileChild,
     limits: GuestLimits,
+    quick_cpu: Duration,
     clock: Arc<dyn Clock>,
     quick: Arc<Turns>,
     slow: Arc<Turns>,
@@ -138,10 +137,16 @@ impl Job {
 }
 
 impl Compiler {
-    pub(crate) fn new(child: CompileChild, limits: GuestLimits, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(
+        child: CompileChild,
+        limits: GuestLimits,
+        quick_cpu: Duration,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self {
             child,
             limits,
+            quick_cpu,
             clock,
             quick: Turns::new(),
             slow: Turns::new(),
@@ -254,9 +259,6 @@ impl Compiler {
             AdmitError::Host(format!("the compiler cannot be started: {text}"))
         })?;
         let pid = child.id();
-        if !is_quick {
-            stand_back(pid);
-        }
         let wall = (Duration::from_secs(cpu_seconds) * WALL_PER_CPU_MAX)
             .max(Duration::from_millis(WALL_MS_MIN));
         let conversation = self.converse(child, component.clone());
@@ -268,14 +270,13 @@ impl Compiler {
                 ended = conversation.as_mut() => break ended,
                 () = tokio::time::sleep(WATCH_INTERVAL), if is_quick => {}
             }
-            if cpu_time(pid) < Duration::from_millis(QUICK_CPU_MS_MAX) {
+            if cpu_time(pid) < self.quick_cpu {
                 continue;
             }
             self.check_pause(asker)?;
             if let Some(slow) = self.slow.try_take(asker) {
                 // The quick lane is free from here on.
                 turn = slow;
-                stand_back(pid);
                 is_quick = false;
             } else if self.quick.waiting() > 0 {
                 return Ok(Ran::TooSlow);
@@ -377,11 +378,11 @@ impl Compiler {
         let seconds = u32::try_from(left.as_secs())
             .unwrap_or(u32::MAX)
             .saturating_add(1);
-        let quick = QUICK_CPU_MS_MAX / 1_000;
+        let quick = self.quick_cpu.as_millis();
         Err(AdmitError::Busy {
             reason: format!(
                 "the last {in_a_row} modules of {uploader} exceeded the limit of a compile; for {seconds} s no compile of theirs may take \
-                 longer than {quick} s"
+                 longer than {quick} ms of CPU time"
             ),
             retry_after_s: seconds,
         })
@@ -468,14 +469,6 @@ fn cpu_time(pid: Option<u32>) -> Duration {
         .filter_map(|field| field.parse::<u64>().ok())
         .sum();
     Duration::from_millis(ticks.saturating_mul(1_000 / TICKS_PER_SECOND))
-}
-
-/// Puts a child behind everything else; where that is refused, it competes as before.
-fn stand_back(pid: Option<u32>) {
-    let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-    if let Some(pid) = pid {
-        let _ = rustix::process::setpriority_process(Some(pid), SLOW_LANE_NICE);
-    }
 }
 
 /// All that comes, and one byte beyond the bound if there is more.

@@ -20,7 +20,7 @@ use wasmtime::component::Linker;
 
 use crate::admission::{self, Outline};
 use crate::call::GuestCall;
-use crate::compile::{CompileChild, Compiler, Job};
+use crate::compile::{CompileChild, Compiler, Job, QUICK_CPU_MS_MAX};
 use crate::compiled::{CodeCache, TrustedCode};
 use crate::engine;
 use crate::epoch::Ticker;
@@ -49,6 +49,8 @@ pub struct WasmOptions {
     pub compile_child: CompileChild,
     /// What modules may have and their compiles may use.
     pub limits: GuestLimits,
+    /// CPU time after which a compile makes way for others.
+    pub quick_compile: Duration,
     /// Instances of all modules together. Each reserves about 8 GiB of addresses, and no memory until it is used.
     pub instances_max: u32,
     /// Memory of all instances together, each counted with what it may have at the most. One more instance waits until there is room.
@@ -68,6 +70,7 @@ impl WasmOptions {
             keeps_code: true,
             compile_child,
             limits: GuestLimits::default(),
+            quick_compile: Duration::from_millis(QUICK_CPU_MS_MAX),
             instances_max: 512,
             memory_bytes_max: 64 << 30,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
@@ -134,7 +137,12 @@ impl WasmHost {
         Ok(Arc::new(Self {
             shared: Arc::new(shared),
             linker: Arc::new(linker),
-            compiler: Compiler::new(options.compile_child, options.limits, clock),
+            compiler: Compiler::new(
+                options.compile_child,
+                options.limits,
+                options.quick_compile,
+                clock,
+            ),
             trials: Turns::new(),
             cache: Arc::new(cache),
             logs: GuestLogs::default(),

@@ -511,9 +511,9 @@ impl From<AdmitError> for ApiError {
                  at the host",
             ),
             AdmitError::Busy { retry_after_s, .. } => Self::unavailable(
-                "compile-busy",
+                "busy",
                 text,
-                "send it again after that",
+                "send it again after the time that Retry-After says",
                 retry_after_s,
             ),
             AdmitError::DiskFull => CommitError::DiskFull.into(),

@@ -317,12 +317,17 @@ fn bomb(size: usize) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_uploader_s_bombs_delay_an_honest_one_by_one_compile_at_the_most() {
     let host = Arc::new(TestHost::start_with(|options| {
-        options.limits.compile_cpu_seconds_max = 6;
+        options.limits.compile_cpu_seconds_max = 2;
+        options.quick_compile = Duration::from_millis(300);
     }));
+    let began = Instant::now();
     let bombs: Vec<_> = (0..4)
         .map(|n| {
             let host = Arc::clone(&host);
-            tokio::spawn(async move { host.admit_of("mallory", &bomb(600 + n * 10)).await })
+            tokio::spawn(async move {
+                let error = host.admit_of("mallory", &bomb(600 + n * 10)).await;
+                (error.unwrap_err(), began.elapsed())
+            })
         })
         .collect();
     // Both lanes are taken, and more wait.
@@ -332,23 +337,28 @@ async fn one_uploader_s_bombs_delay_an_honest_one_by_one_compile_at_the_most() {
     let start = Instant::now();
     let facts = host.admit_of("ada", guests::UPPERCASE).await.unwrap();
     let took = start.elapsed().as_millis() as u64;
-    let ended = bombs.iter().filter(|bomb| bomb.is_finished()).count();
-    assert!(ended <= 1, "{ended} bombs were compiled before");
     assert!(facts.compile_ms > 0, "{facts:?}");
     assert!(
         facts.waited_ms + facts.compile_ms <= took,
         "{facts:?} of {took} ms"
     );
+    let mut first = Duration::MAX;
     for bomb in bombs {
-        let error = bomb.await.unwrap().unwrap_err();
+        let (error, ended) = bomb.await.unwrap();
         let refused = matches!(error, AdmitError::CompileLimit(_) | AdmitError::Busy { .. });
         assert!(refused, "{error}");
+        first = first.min(ended);
     }
+    let (waited, one) = (facts.waited_ms, first.as_millis() as u64);
+    assert!(waited <= one, "{waited} ms, and one compile took {one} ms");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_sends_bombs_has_to_pause_with_slow_compiles_and_only_with_these() {
-    let host = TestHost::start_with(|options| options.limits.compile_cpu_seconds_max = 3);
+    let host = TestHost::start_with(|options| {
+        options.limits.compile_cpu_seconds_max = 1;
+        options.quick_compile = Duration::from_millis(300);
+    });
     for n in 0..2 {
         let error = host.admit_of("mallory", &bomb(600 + n)).await.unwrap_err();
         assert!(matches!(error, AdmitError::CompileLimit(_)), "{error}");
