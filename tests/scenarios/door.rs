@@ -129,17 +129,12 @@ fn works(host: &Started, requests: usize) -> Result<()> {
 
 #[test]
 fn a_log_whose_reader_takes_nothing_keeps_nobody_waiting() -> Result<()> {
-    /// Less than a pipe takes, and more than a start says.
-    const MUCH: u64 = 32 << 10;
-    let (reader, writer) = std::io::pipe()?;
+    /// What a pipe takes until somebody reads.
+    const PIPE_BYTES: usize = 64 << 10;
+    let (reader, mut writer) = std::io::pipe()?;
+    writer.write_all(&[b'x'; PIPE_BYTES])?;
     let mut host = logging_into(writer)?;
     host.client.topic("t", 1)?;
-    wait_for("the pipe to be full", || {
-        let before = rustix::io::ioctl_fionread(&reader)?;
-        works(&host, 20)?;
-        let full = before > MUCH && rustix::io::ioctl_fionread(&reader)? == before;
-        Ok(full.then_some(()))
-    })?;
     works(&host, 20)?;
     host.signal(Signal::TERM)?;
     assert_eq!(host.exit_code()?, Some(0));
