@@ -128,16 +128,14 @@ fn works(host: &Started, requests: usize) -> Result<()> {
 }
 
 #[test]
-fn a_log_whose_reader_takes_nothing_keeps_nobody_waiting_and_what_is_lost_is_counted() -> Result<()>
-{
-    let (reader, writer) = std::io::pipe()?;
+fn a_log_whose_reader_takes_nothing_keeps_nobody_waiting() -> Result<()> {
+    /// What a pipe takes until somebody reads.
+    const PIPE_BYTES: usize = 64 << 10;
+    let (reader, mut writer) = std::io::pipe()?;
+    writer.write_all(&[b'x'; PIPE_BYTES])?;
     let mut host = logging_into(writer)?;
     host.client.topic("t", 1)?;
-    wait_for("lines to be lost", || {
-        works(&host, 50)?;
-        let lost = host.client.metric("millrace_log_lines_lost_total");
-        Ok(lost.ok().filter(|&lost| lost > 0.0))
-    })?;
+    works(&host, 20)?;
     host.signal(Signal::TERM)?;
     assert_eq!(host.exit_code()?, Some(0));
     drop(reader);

@@ -64,7 +64,7 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
         true => Duration::ZERO,
         false => Duration::from_millis(DISCARD_MS_MAX),
     };
-    if !rest.is_taken(patience).await {
+    if !rest.take(patience).await {
         ends = true;
         if let Some(line) = &line {
             line.leaves_unfinished();

@@ -65,7 +65,7 @@ pub(super) fn lend(request: Request) -> (Request, Rest) {
 
 impl Rest {
     /// Takes what is left, within reason. False if the connection has to end, because some of it may still come.
-    pub(super) async fn is_taken(self, patience: Duration) -> bool {
+    pub(super) async fn take(self, patience: Duration) -> bool {
         let (ended, broken, asked_for) = {
             let kept = self.lent.kept();
             (kept.ended, kept.broken, kept.asked_for)
@@ -170,16 +170,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_not_read_is_taken() {
+    async fn what_was_not_read_take() {
         for body in [Body::empty(), Body::from(vec![1; 1 << 20])] {
             let (request, rest) = request(body);
             drop(request);
-            assert!(rest.is_taken(PATIENCE).await);
+            assert!(rest.take(PATIENCE).await);
         }
         let (request, rest) = request(Body::from("all of it"));
         let read = to_bytes(request.into_body(), 100).await.expect("a body");
         assert_eq!(read, "all of it");
-        assert!(rest.is_taken(PATIENCE).await);
+        assert!(rest.take(PATIENCE).await);
     }
 
     #[tokio::test]
@@ -189,7 +189,7 @@ mod tests {
             Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>()),
         ] {
             let (_, rest) = request(body);
-            assert!(!rest.is_taken(Duration::from_millis(50)).await);
+            assert!(!rest.take(Duration::from_millis(50)).await);
         }
     }
 
@@ -200,7 +200,7 @@ mod tests {
         asking.headers_mut().insert(EXPECT, expect);
         let (_, rest) = lend(asking);
         let kept = rest.lent.kept.clone();
-        assert!(!rest.is_taken(PATIENCE).await && !locked(&kept).asked_for);
+        assert!(!rest.take(PATIENCE).await && !locked(&kept).asked_for);
     }
 
     #[tokio::test]
@@ -211,6 +211,6 @@ mod tests {
         long.headers_mut().insert(CONTENT_LENGTH, length);
         let (_, rest) = lend(long);
         let kept = rest.lent.kept.clone();
-        assert!(!rest.is_taken(PATIENCE).await && !locked(&kept).asked_for);
+        assert!(!rest.take(PATIENCE).await && !locked(&kept).asked_for);
     }
 }
