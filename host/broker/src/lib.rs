@@ -16,6 +16,7 @@ mod dead_letters;
 mod delays;
 mod dispatch;
 mod fetch;
+mod gone;
 pub mod handler;
 mod history;
 mod lifetime;

@@ -240,6 +240,7 @@ impl Broker {
             origin: topic.spec.name.clone(),
             dead_letters: dead_letters.clone(),
             range: None,
+            times: None,
         };
         let inputs = [topic, &redrive].into_iter().flat_map(|read| {
             let partitions = read.partitions();
@@ -303,6 +304,7 @@ fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
     };
     for input in inputs.iter_mut() {
         input.range = range_of(input).map(|range| (range.first, range.end));
+        input.times = input.range.map(|_| replay.from..replay.until);
     }
     inputs.retain(|input| input.is_redriven() || input.range.is_some());
 }

@@ -11,6 +11,7 @@ mod host;
 mod http;
 mod nearest;
 mod telemetry;
+mod text;
 mod units;
 
 pub use config::Config;

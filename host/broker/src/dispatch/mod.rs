@@ -26,6 +26,7 @@ pub(crate) mod standing;
 pub(crate) mod supervisor;
 pub(crate) mod worker;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use millrace_model::columns::NONE;
@@ -142,6 +143,8 @@ pub(crate) struct Input {
     pub(crate) dead_letters: Topic,
     /// The messages to read, from the first one to before the end; `None`: all that come.
     pub(crate) range: Option<(Offset, Offset)>,
+    /// Of these, only those of these times; `None`: all.
+    pub(crate) times: Option<Range<Timestamp>>,
 }
 
 impl Input {

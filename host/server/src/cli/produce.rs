@@ -18,7 +18,8 @@ use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
 use super::table::{cell, items};
-use crate::units::{duration_ms, moment_ms};
+use crate::text;
+use crate::units::{duration_ms, time_ahead};
 
 /// Messages of one request; each request is one commit.
 const CHUNK_MESSAGES_MAX: usize = 5_000;
@@ -38,6 +39,9 @@ Examples:
   millrace produce events --file events.txt                  a message a line
   generate | millrace produce events --ndjson --file -       {\"key\":…,\"value\":…,\"headers\":{…}} a line
 
+A line ends with LF or CR LF, which are no part of the message; the last one needs no end. A blank line is a message with an
+empty value; with --ndjson it is none. Text is UTF-8, with or without a byte order mark; UTF-16 is refused.
+
 Long inputs go in chunks, each committed whole. A chunk that is not answered is sent again under its
 Idempotency-Key, so it takes effect once. If it fails for good, those before it are kept, and the error says
 where it begins. With --idempotency-key the same command may be run again: what is there is not added twice.";
@@ -56,8 +60,8 @@ pub(super) struct Args {
     /// The partition; the topic's partitioner chooses without
     #[arg(long, conflicts_with = "ndjson")]
     partition: Option<u32>,
-    /// Deliver every message then: 2026-11-21T10:00:00Z, or milliseconds since the Unix epoch
-    #[arg(long, value_name = "TIME", value_parser = moment, conflicts_with_all = ["ndjson", "delay"])]
+    /// Deliver every message then: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 15m (from now)
+    #[arg(long, value_name = "TIME", value_parser = time_ahead, allow_hyphen_values = true, conflicts_with_all = ["ndjson", "delay"])]
     deliver_at: Option<u64>,
     /// Deliver every message so long after its arrival: 30s, 10m, 1h
     #[arg(long, value_name = "TIME", value_parser = duration_ms, conflicts_with = "ndjson")]
@@ -82,10 +86,6 @@ pub(super) struct Args {
     /// Values, a message each
     #[arg(value_name = "VALUE")]
     values: Vec<String>,
-}
-
-fn moment(text: &str) -> Result<u64, String> {
-    text.parse().or_else(|_| moment_ms(text))
 }
 
 #[derive(Clone, Debug)]
@@ -161,6 +161,8 @@ fn lines(input: impl Read, bar: &ProgressBar, chunks: &mut Chunks<'_>) -> Result
     let mut input = BufReader::new(input);
     let mut line = Vec::new();
     let mut number = 0u64;
+    // Of a text without a mark, a short first line may tell nothing.
+    text::unmarked(input.fill_buf()?).map_err(another_encoding)?;
     loop {
         line.clear();
         let count = (&mut input)
@@ -171,18 +173,25 @@ fn lines(input: impl Read, bar: &ProgressBar, chunks: &mut Chunks<'_>) -> Result
         }
         number += 1;
         bar.inc(count as u64);
-        if line.last() == Some(&b'\n') {
-            line.pop();
-        } else if count as u64 == LINE_BYTES_MAX {
+        if line.last() != Some(&b'\n') && count as u64 == LINE_BYTES_MAX {
             return Err(Failure::refused(format!(
                 "line {number} is longer than any message may be"
             )));
         }
+        let said = match number {
+            1 => text::unmarked(&line).map_err(another_encoding)?,
+            _ => &line[..],
+        };
         chunks.line = number;
-        chunks.add(&line)?;
+        chunks.add(text::without_end(said))?;
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+fn another_encoding(name: &str) -> Failure {
+    let failure = Failure::usage(format!("the input is {name}, not UTF-8; nothing was sent"));
+    failure.with_hint(text::SEND_UTF8)
 }
 
 /// What waits to be sent, and what was.
@@ -202,6 +211,12 @@ struct Chunks<'a> {
     retry_for: Duration,
     sent: usize,
     requests: usize,
+    /// Whether the user named the input: only then may an earlier command have sent it.
+    is_named: bool,
+    /// Messages that an earlier command had added.
+    repeated: usize,
+    /// Of these, those that are no longer kept.
+    gone: usize,
     last_answer: Value,
 }
 
@@ -223,12 +238,15 @@ impl<'a> Chunks<'a> {
             retry_for: Duration::from_secs(args.retry_for),
             sent: 0,
             requests: 0,
+            is_named: args.idempotency_key.is_some(),
+            repeated: 0,
+            gone: 0,
             last_answer: Value::Null,
         }
     }
 
     fn add(&mut self, line: &[u8]) -> Result<(), Failure> {
-        if self.count == 0 {
+        if self.body.is_empty() {
             self.first_line = self.line;
         }
         match &self.common {
@@ -236,6 +254,10 @@ impl<'a> Chunks<'a> {
             Some(common) => write(&mut self.body, common, line)?,
         }
         self.body.push(b'\n');
+        if self.common.is_none() && line.trim_ascii().is_empty() {
+            // It is none, but the host counts lines as we do.
+            return Ok(());
+        }
         self.count += 1;
         if self.count == CHUNK_MESSAGES_MAX || self.body.len() >= CHUNK_BYTES_MAX {
             self.send()?;
@@ -257,7 +279,12 @@ impl<'a> Chunks<'a> {
             1 => failure,
             first => failure.about(&format!("in the chunk that begins at line {first}")),
         })?;
-        self.sent += items(&answer["placed"]).len();
+        let placed = items(&answer["placed"]);
+        self.sent += placed.len();
+        if self.is_named && answer["repeated"] == true {
+            self.repeated += placed.len();
+            self.gone += placed.iter().filter(|place| place["gone"] == true).count();
+        }
         self.requests += 1;
         self.count = 0;
         if self.output.is_json() {
@@ -270,6 +297,9 @@ impl<'a> Chunks<'a> {
     fn summary(&mut self) -> Result<(), Failure> {
         if !self.output.is_json() {
             let line = match (self.sent, items(&self.last_answer["placed"])) {
+                (sent, _) if self.repeated == sent && sent > 0 => {
+                    format!("repeated: nothing was added; {} there already", were(sent))
+                }
                 (1, [place]) if !place["delayed"].is_null() => {
                     format!("1 message, delayed, id {}", cell(&place["delayed"]))
                 }
@@ -282,13 +312,29 @@ impl<'a> Chunks<'a> {
                 (sent, _) if self.requests == 1 => format!("{sent} messages in 1 commit"),
                 (sent, _) => format!("{sent} messages in {} commits", self.requests),
             };
-            self.output.line(&line)?;
+            let line = match self.repeated {
+                0 => line,
+                some if some == self.sent => line,
+                some => format!("{line}; repeated: {} there already", were(some)),
+            };
+            let gone = match self.gone {
+                0 => String::new(),
+                gone => format!(", {gone} no longer kept: a new key would add them again"),
+            };
+            self.output.line(&format!("{line}{gone}"))?;
         } else if self.requests == 0 {
             // A program that reads JSON gets some, even if there was nothing to send.
             self.output
                 .line(&json!({"count": 0, "placed": []}).to_string())?;
         }
         self.output.flush()
+    }
+}
+
+fn were(messages: usize) -> String {
+    match messages {
+        1 => "1 message was".to_owned(),
+        more => format!("{more} messages were"),
     }
 }
 
@@ -306,17 +352,16 @@ fn common(args: &Args) -> Map<String, Value> {
     if let Some(delay_ms) = args.delay {
         message.insert("delay_ms".to_owned(), json!(delay_ms));
     }
-    let mut headers = Map::new();
-    for HeaderArg(name, value) in &args.headers {
-        let values = headers.entry(name).or_insert_with(|| json!([]));
-        if let Some(values) = values.as_array_mut() {
-            values.push(json!(value));
-        }
-    }
-    if !headers.is_empty() {
-        message.insert("headers".to_owned(), Value::Object(headers));
+    if !args.headers.is_empty() {
+        message.insert("header_list".to_owned(), header_list(&args.headers));
     }
     message
+}
+
+/// Headers as pairs, in the order given.
+pub(super) fn header_list(headers: &[HeaderArg]) -> Value {
+    let pair = |HeaderArg(name, value): &HeaderArg| json!([name, value]);
+    headers.iter().map(pair).collect()
 }
 
 fn write(body: &mut Vec<u8>, common: &Map<String, Value>, value: &[u8]) -> Result<(), Failure> {

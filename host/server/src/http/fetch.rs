@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::header::{ACCEPT, CONTENT_DISPOSITION};
+use axum::http::header::CONTENT_DISPOSITION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use millrace_broker::{FetchRequest, FetchResult};
 use millrace_engine::{Ends, ReadError};
+use millrace_model::unit::check_ms;
 use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -15,19 +16,21 @@ use utoipa::ToSchema;
 use super::answers::{Room, worst};
 use super::bounds::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, FETCH_WAIT_MS_MAX};
 use super::error::{ApiError, ErrorBody};
+use super::kinds::wants_lines;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
 use super::{App, Shared};
-use crate::units::moment_ms;
+use crate::units::time_ms;
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FetchQuery {
-    /// `earliest` (the default), `latest`, an offset, or `timestamp:MS`: the first message at that time (milliseconds since the
-    /// Unix epoch) or later, `latest` if there is none.
+    /// `earliest` (the default), `latest`, an offset, or `timestamp:MS`: the first message whose timestamp is that (milliseconds since
+    /// the Unix epoch) or later, `latest` if there is none. Timestamps need not ascend: none of that time or later stands before it, but
+    /// older ones may come after.
     from: Option<String>,
-    /// The same as `from=timestamp:…`, as a date and time: `2026-11-21T10:00:00Z`.
+    /// The same as `from=timestamp:…`, also as `2026-11-21T10:00:00Z`, `2026-11-21` or `-15m`.
     from_time: Option<String>,
     /// Messages at the most.
     #[param(default = 100)]
@@ -74,7 +77,7 @@ pub(super) struct FetchSchema {
     end: u64,
 }
 
-/// Reads messages; with `wait_ms`, waits for the next ones.
+/// Reads messages; with `wait_ms`, waits for the next ones. With `Accept: application/x-ndjson`, or another of its names, they come as lines.
 #[utoipa::path(get, path = "/v1/topics/{topic}/partitions/{partition}/messages", tag = "messages",
     params(("topic" = String, Path,), ("partition" = u32, Path,), FetchQuery),
     responses(
@@ -120,13 +123,14 @@ enum Begin {
 }
 
 impl FetchQuery {
-    fn begin(&self) -> Result<Begin, ApiError> {
+    fn begin(&self, now: Timestamp) -> Result<Begin, ApiError> {
         let from = match (&self.from, &self.from_time) {
             (None, None) => return Ok(Begin::Earliest),
             (Some(from), None) => from,
             (None, Some(time)) => {
-                let time = moment_ms(time).map_err(|wrong| no_offset(time, &wrong))?;
-                return Ok(Begin::Time(Timestamp(time)));
+                let at = time_ms(time, now);
+                let at = at.map_err(|why| no_offset(&format!("from_time={time:?}: {why}")))?;
+                return Ok(Begin::Time(Timestamp(at)));
             }
             (Some(_), Some(_)) => {
                 let message = "from and from_time both say where to begin";
@@ -137,7 +141,11 @@ impl FetchQuery {
             "earliest" => Begin::Earliest,
             "latest" => Begin::Latest,
             text => match text.strip_prefix("timestamp:") {
-                Some(ms) => Begin::Time(Timestamp(number(from, ms)?)),
+                Some(ms) => {
+                    let at = check_ms(number(from, ms)?, now);
+                    let at = at.map_err(|unit| no_offset(&format!("from={from:?}: {unit}")))?;
+                    Begin::Time(Timestamp(at))
+                }
                 None => Begin::At(Offset(number(from, text)?)),
             },
         })
@@ -145,7 +153,7 @@ impl FetchQuery {
 }
 
 fn number(from: &str, text: &str) -> Result<u64, ApiError> {
-    let wrong = |_| no_offset(from, "it is no offset");
+    let wrong = |_| no_offset(&format!("from={from:?}: it is no offset"));
     text.parse().map_err(wrong)
 }
 
@@ -161,8 +169,7 @@ fn kept(requested: Offset, ends: Ends) -> Result<Offset, ApiError> {
     Ok(requested)
 }
 
-fn no_offset(from: &str, wrong: &str) -> ApiError {
-    let message = format!("from={from:?}: {wrong}");
+fn no_offset(message: &str) -> ApiError {
     let hint = "use earliest, latest, an offset, timestamp:MS, or from_time=2026-11-21T10:00:00Z";
     ApiError::malformed(message, hint)
 }
@@ -185,7 +192,7 @@ impl App {
         topic: &Topic,
         partition: PartitionId,
     ) -> Result<Offset, ApiError> {
-        let begin = query.begin()?;
+        let begin = query.begin(self.clock.wall())?;
         let ends = self.ends(topic, partition)?;
         match begin {
             Begin::Earliest => Ok(ends.start),
@@ -234,11 +241,6 @@ impl App {
         }
         Ok(())
     }
-}
-
-fn wants_lines(headers: &HeaderMap) -> bool {
-    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
-    accept.is_some_and(|accept| accept.contains("application/x-ndjson"))
 }
 
 fn whole(partition: PartitionId, result: &FetchResult) -> serde_json::Result<Vec<u8>> {

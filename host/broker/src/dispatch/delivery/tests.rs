@@ -31,6 +31,7 @@ fn input() -> Input {
         origin: name("in"),
         dead_letters: topic(2, "in.p.dlq"),
         range: None,
+        times: None,
     }
 }
 
