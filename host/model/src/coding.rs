@@ -36,7 +36,7 @@ impl Coding {
         let is_gzip = name.eq_ignore_ascii_case("x-gzip");
         let mut all = Self::ALL.into_iter();
         all.find(|coding| name.eq_ignore_ascii_case(coding.name()))
-            .or(is_gzip.then_some(Self::Gzip))
+            .or_else(|| is_gzip.then_some(Self::Gzip))
     }
 
     /// Begins to inflate.
