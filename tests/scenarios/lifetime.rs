@@ -285,3 +285,44 @@ fn of_each_key_a_compacted_topic_keeps_the_latest_value_after_a_restart_too() ->
     }
     Ok(())
 }
+
+#[test]
+fn a_repeat_says_which_of_its_messages_compaction_removed() -> Result<()> {
+    let mut host = cleaned()?;
+    let create = [
+        "topic",
+        "create",
+        "prices",
+        "--compact",
+        "--segment-bytes",
+        "64KiB",
+    ];
+    run(&host, &create)?;
+    let path = "/v1/topics/prices/messages";
+    // The first of the two is superseded, nobody writes the other's key again.
+    let call = json!({"messages": [numbered(1), {"key": "stays", "value": "v"}]});
+    let send = |host: &Host| host.client().post_json_once(path, "call-1", &call)?.ok();
+    let first = send(&host)?;
+    ensure!(first["repeated"].is_null(), "{first}");
+    filled(&mut host, "prices", 1_000)?;
+    let gone = |host: &Host| -> Result<Vec<bool>> {
+        let again = send(host)?;
+        ensure!(again["repeated"] == true, "{again}");
+        let placed = again["placed"].as_array().context("places")?;
+        for (place, before) in placed
+            .iter()
+            .zip(first["placed"].as_array().context("places")?)
+        {
+            ensure!(place["offset"] == before["offset"], "{again}");
+        }
+        Ok(placed.iter().map(|place| place["gone"] == true).collect())
+    };
+    wait_for("compaction", || {
+        Ok((gone(&host)? == [true, false]).then_some(()))
+    })?;
+    restart(&mut host)?;
+    ensure!(gone(&host)? == [true, false], "as before");
+    run(&host, &["topic", "trim", "prices", "--before", "end"])?;
+    ensure!(gone(&host)? == [true, true], "a trim removed the rest");
+    Ok(())
+}

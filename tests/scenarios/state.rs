@@ -93,7 +93,7 @@ fn counts(client: &Client) -> Result<BTreeMap<String, i64>> {
         let shown = client.get(&path)?.ok()?;
         for entry in shown["entries"].as_array().context("no entries")? {
             let key = entry["key"].as_str().context("no key")?.to_owned();
-            let count = entry["number"].as_i64().context("no number")?;
+            let count = entry["number"].as_str().context("no number")?.parse()?;
             ensure!(counts.insert(key, count).is_none(), "a key in two places");
         }
     }

@@ -17,6 +17,7 @@ mod dead_letters;
 mod delays;
 mod dispatch;
 mod fetch;
+mod gone;
 pub mod handler;
 mod history;
 mod interrupting;

@@ -265,6 +265,7 @@ impl Broker {
             dead_letters: dead_letters.clone(),
             range: None,
             first: None,
+            times: None,
         };
         let inputs = [topic, &redrive].into_iter().flat_map(|read| {
             let partitions = read.partitions();
@@ -329,6 +330,7 @@ fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
     };
     for input in inputs.iter_mut() {
         input.range = range_of(input).map(|range| (range.first, range.end));
+        input.times = input.range.map(|_| replay.from..replay.until);
     }
     inputs.retain(|input| input.is_redriven() || input.range.is_some());
 }

@@ -1,7 +1,7 @@
 //! Produce: messages in, offsets out. One call is one commit: all of its messages are there, or none. A call with a key takes
 //! effect once, however often it is made.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use metrics::{Counter, counter};
@@ -9,7 +9,9 @@ use millrace_engine::{Append, CommitError, Receipt, RequestMark, Transaction};
 use millrace_model::bounds::{
     DELAY_MS_MAX, DELAYED_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
     PRODUCE_CALL_BYTES_MAX, PRODUCE_CALL_MESSAGES_MAX, REQUEST_NOTE_BYTES_MAX,
+    TIMESTAMP_AHEAD_MS_MAX,
 };
+use millrace_model::unit::{OtherUnit, check_ms};
 use millrace_model::{
     BatchBuilder, ColumnBatch, Compression, Header, Message, Offset, PartitionId, ProcessorName,
     Timestamp, Topic, TopicName,
@@ -86,6 +88,9 @@ pub struct Produced {
     pub placed: Vec<Placed>,
     /// Whether an earlier call with the same key did it, and this one did nothing.
     pub repeated: bool,
+    /// Of a repeat: which of the messages, by their index, can no longer be read where they were placed, because retention, compaction
+    /// or a trim removed them. The key outlives them, so they are not added again.
+    pub gone: BTreeSet<usize>,
 }
 
 /// Why nothing was produced. `index` counts the messages of the call from 0.
@@ -181,6 +186,28 @@ pub enum ProduceError {
         deliver_at: u64,
         /// The bound.
         max_ms: u64,
+    },
+    /// A timestamp beyond [`TIMESTAMP_AHEAD_MS_MAX`](millrace_model::bounds::TIMESTAMP_AHEAD_MS_MAX).
+    #[error(
+        "message {index} has the timestamp {timestamp}, more than {max_ms} ms ahead; give milliseconds since the Unix epoch, or leave it out"
+    )]
+    Ahead {
+        /// Which message.
+        index: usize,
+        /// What it says.
+        timestamp: u64,
+        /// The bound.
+        max_ms: u64,
+    },
+    /// A time in another unit than milliseconds.
+    #[error("message {index}: {field} {unit}")]
+    OtherUnit {
+        /// Which message.
+        index: usize,
+        /// Which of its times.
+        field: &'static str,
+        /// What it looks like.
+        unit: OtherUnit,
     },
     /// No room for more delayed messages.
     #[error(transparent)]
@@ -306,9 +333,10 @@ impl Broker {
             CommitError::RoomFull(full) => DelaysFull::Host(full).into(),
             error => ProduceError::Commit(error),
         });
-        let produced = produced(placement, &committed?)?;
-        if !produced.repeated {
-            self.received(&topic).increment(messages.len() as u64);
+        let mut produced = produced(placement, &committed?)?;
+        match produced.repeated {
+            false => self.received(&topic).increment(messages.len() as u64),
+            true => produced.gone = self.gone(&topic, &produced.placed).await,
         }
         let took = self.inner.clock.monotonic().saturating_sub(before);
         self.inner.publish_seconds.record(took.as_secs_f64());
@@ -437,6 +465,7 @@ fn check(topic: &Topic, messages: &[NewMessage], now: Timestamp) -> Result<usize
     let mut bytes = 0;
     for (index, new) in messages.iter().enumerate() {
         let message_bytes = check_message(topic, index, new)?;
+        check_times(index, new, now)?;
         check_delay(index, new, message_bytes, now)?;
         bytes += message_bytes;
     }
@@ -483,6 +512,27 @@ fn check_message(topic: &Topic, index: usize, new: &NewMessage) -> Result<usize,
             })
         }
         _ => Ok(bytes),
+    }
+}
+
+/// Whether its times are meant as they are given.
+fn check_times(index: usize, new: &NewMessage, now: Timestamp) -> Result<(), ProduceError> {
+    let in_ms = |field, at: Timestamp| {
+        let checked = check_ms(at.0, now);
+        checked.map_err(|unit| ProduceError::OtherUnit { index, field, unit })
+    };
+    let due = new.deliver_at.unwrap_or_default();
+    in_ms("deliver_at", due)?;
+    let timestamp = in_ms("timestamp", new.message.timestamp)?;
+    let max_ms = TIMESTAMP_AHEAD_MS_MAX;
+    // Its own, where it has one, may well be that of its delivery.
+    match timestamp <= now.max(due).0.saturating_add(max_ms) {
+        true => Ok(()),
+        false => Err(ProduceError::Ahead {
+            index,
+            timestamp,
+            max_ms,
+        }),
     }
 }
 
@@ -599,6 +649,7 @@ fn produced(placement: Placement, receipt: &Receipt) -> Result<Produced, Produce
     Ok(Produced {
         placed: placed.ok_or(ProduceError::PlacesLost)?,
         repeated: receipt.repeated,
+        gone: BTreeSet::new(),
     })
 }
 

@@ -1,25 +1,35 @@
 //! Replays: a range of time of a processor's input goes once more through one of its revisions, into another topic. A replay is a
 //! processor of its own, with progress, state, retries and dead letters of its own; what it reads is fixed when it is made, and its
-//! workers rest where that ends.
+//! workers rest where that ends. Timestamps are their producers' and need not ascend: so it reads from the first message of its time to
+//! the partition's end, and passes over messages of other times.
 
+use std::ops::Range;
+
+use millrace_model::batch::RecordView;
 use millrace_model::bounds::{REPLAY_NAMES_MAX, REPLAY_PARTITIONS_MAX};
 use millrace_model::{
     ChangeKind, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Replay, ReplayRange,
-    Timestamp, Topic, TopicName,
+    Timestamp, Topic, TopicName, TopicPartition,
 };
 
 use crate::broker::Broker;
 use crate::loading::kept;
+use crate::packing;
 use crate::processors::ProcessorError;
+
+/// Bytes that are read at the most to see whether there is anything to replay; beyond that the replay finds out.
+const LOOKED_AT_BYTES_MAX: usize = 64 << 20;
+/// Bytes of one such read.
+const LOOK_BYTES: usize = 1 << 20;
 
 /// What is to be replayed.
 #[derive(Clone, Debug)]
 pub struct ReplayRequest {
     /// Through which revision; `None`: the current one.
     pub revision: Option<u32>,
-    /// From the first message of this time or later,
+    /// Messages of this time or later,
     pub from: Timestamp,
-    /// up to, and without, the first message of this time or later.
+    /// and before this one.
     pub until: Timestamp,
     /// Where all outputs go, whatever topic they name.
     pub into: TopicName,
@@ -81,14 +91,15 @@ impl Broker {
             return refuse("its range of time ends before it begins".to_owned());
         }
         let mut ranges = Vec::new();
+        let mut bytes_left = LOOKED_AT_BYTES_MAX;
         for topic in topics {
             for place in topic.partitions() {
                 let engine = &self.inner.engine;
-                let ends = engine.ends(place)?;
+                // Asked first: what comes meanwhile is after it.
+                let end = engine.ends(place)?.end;
                 let first = engine.offset_at(place, request.from).await?;
-                let end = engine.offset_at(place, request.until).await?;
-                let (first, end) = (first.unwrap_or(ends.end), end.unwrap_or(ends.end));
-                if first < end {
+                let first = first.unwrap_or(end)..end;
+                if let Some(first) = self.first_in(place, first, request, &mut bytes_left).await {
                     ranges.push(range(&topic.spec.name, place.partition, first, end));
                 }
             }
@@ -100,6 +111,46 @@ impl Broker {
             )),
             _ => Ok(ranges),
         }
+    }
+
+    /// The first message of the time among these, or, where that takes too long or something cannot be read, one before it; `None` if
+    /// there is none.
+    async fn first_in(
+        &self,
+        place: TopicPartition,
+        among: Range<Offset>,
+        request: &ReplayRequest,
+        bytes_left: &mut usize,
+    ) -> Option<Offset> {
+        let times = request.from..request.until;
+        let mut next = among.start;
+        while next < among.end && *bytes_left > 0 {
+            let read = self.inner.engine.read(place, next, LOOK_BYTES).await;
+            let Some(batches) = read.ok().filter(|batches| !batches.is_empty()) else {
+                return Some(next);
+            };
+            for batch in batches {
+                next = next.max(batch.base_offset());
+                *bytes_left = bytes_left.saturating_sub(batch.byte_count());
+                let Ok(plain) = packing::readable(&batch).await else {
+                    return Some(next);
+                };
+                let Ok(records) = plain.records() else {
+                    return Some(next);
+                };
+                let mut views = records.map_while(Result::ok);
+                let is_of = |view: &RecordView| {
+                    among.contains(&view.offset) && times.contains(&view.timestamp)
+                };
+                if !batch.is_control()
+                    && let Some(found) = views.find(is_of)
+                {
+                    return Some(found.offset);
+                }
+                next = batch.end_offset();
+            }
+        }
+        (next < among.end).then_some(next)
     }
 
     /// The next free name of a replay of the processor.

@@ -278,6 +278,10 @@ pub const HOST_ATTEMPTS_BYTES_MAX: usize = 1 << 30;
 /// How far away a time of delivery may be: ten years. One beyond is refused; it is likely to be in another unit.
 pub const DELAY_MS_MAX: u64 = 3_653 * 24 * 60 * 60 * 1_000;
 
+/// How far ahead of the host's clock, or of its own time of delivery, a producer's timestamp may be: a day, which covers time zones.
+/// One beyond is refused: ranges by time would begin at it.
+pub const TIMESTAMP_AHEAD_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
 /// Delayed messages that one answer over HTTP shows. Ask for the next ones after the last.
 pub const DELAYED_LISTED_MAX: usize = 1_000;
 

@@ -20,7 +20,7 @@ const SNAPPY_RATIO_MAX: usize = 22;
 const ZSTD_LEVEL: i32 = 3;
 /// Window that a zstd frame may ask for, as a power of two: the most that any level of Kafka's clients writes (128 MiB of
 /// address space, of which no more is touched than is inflated).
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+pub(crate) const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// The first guess of how much compressed bytes grow.
 const GROWTH: usize = 4;
 

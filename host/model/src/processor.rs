@@ -304,9 +304,9 @@ pub struct Replay {
     pub of: ProcessorName,
     /// Through which of its revisions.
     pub revision: u32,
-    /// From the first message of this time or later,
+    /// Messages of this time or later,
     pub from: Timestamp,
-    /// up to, and without, the first message of this time or later.
+    /// and before this one.
     pub until: Timestamp,
     /// Where all outputs go, whatever topic they name.
     pub into: TopicName,

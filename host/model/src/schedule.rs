@@ -21,7 +21,7 @@ pub struct ScheduleSpec {
     /// The value of every message.
     #[serde(default)]
     pub value: Option<String>,
-    /// The headers of every message, names and values.
+    /// The headers of every message, names and values, in order; names may repeat.
     #[serde(default)]
     pub headers: Vec<(String, String)>,
     /// The partition; `None` leaves it to the topic's partitioner.

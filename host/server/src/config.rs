@@ -540,8 +540,10 @@ fn read_file(path: &Path) -> Result<Settings, ConfigError> {
         let why = std::io::Error::other(format!("{bytes} bytes, at most {FILE_BYTES_MAX}"));
         return Err(unreadable(why));
     }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    toml::from_str(&text).map_err(|error| not_understood(path, &text, &error))
+    let read = std::fs::read(path).map_err(unreadable)?;
+    let text = crate::text::whole(&read);
+    let text = text.map_err(|why| unreadable(std::io::Error::other(why)))?;
+    toml::from_str(text).map_err(|error| not_understood(path, text, &error))
 }
 
 fn not_understood(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {

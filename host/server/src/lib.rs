@@ -16,6 +16,7 @@ mod nearest;
 mod process;
 mod registry;
 mod telemetry;
+mod text;
 mod units;
 
 pub use config::Config;

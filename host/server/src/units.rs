@@ -1,6 +1,8 @@
 //! Durations, sizes and moments as people write them. What is printed here is read here.
 
 use millrace_model::calendar::days_since_1970;
+use millrace_model::unit::check_ms;
+use millrace_model::{Clock, SystemClock, Timestamp};
 
 /// Milliseconds of a unit of time.
 const DURATIONS: [(&str, u64); 5] = [
@@ -65,13 +67,54 @@ fn exact(number: u64, units: &[(&str, u64)]) -> String {
     format!("{}{unit}", number / scale)
 }
 
-/// Milliseconds since the Unix epoch of a date and time as RFC 3339 has it; fractions of milliseconds are cut.
-pub(crate) fn moment_ms(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is no date and time; write 2026-11-21T10:00:00Z");
-    moment(text).ok_or_else(wrong)
+/// How every command and every door writes a moment.
+pub(crate) const TIMES: &str = "2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, now, 15m or -15m (ago), +15m (from now)";
+
+/// Milliseconds since the Unix epoch of a moment in any of the ways that [`TIMES`] shows.
+pub(crate) fn time_ms(text: &str, now: Timestamp) -> Result<u64, String> {
+    let text = text.trim();
+    if text.len() == 4
+        && let Ok(1970..=2999) = text.parse::<u64>()
+    {
+        return Err(format!("{text} looks like a year; write {text}-01-01"));
+    }
+    if let Ok(ms) = text.parse::<u64>() {
+        return check_ms(ms, now).map_err(|unit| unit.to_string());
+    }
+    if text == "now" {
+        return Ok(now.0);
+    }
+    if let Some(ahead) = text.strip_prefix('+')
+        && let Ok(ms) = duration_ms(ahead)
+    {
+        return Ok(now.0.saturating_add(ms));
+    }
+    if let Ok(ms) = duration_ms(text.strip_prefix('-').unwrap_or(text)) {
+        return Ok(now.0.saturating_sub(ms));
+    }
+    moment(text).ok_or_else(|| format!("{text:?} is no time; write {TIMES}"))
 }
 
+/// As [`time_ms`], by this machine's clock: for the command line.
+pub(crate) fn time(text: &str) -> Result<u64, String> {
+    time_ms(text, SystemClock::new().wall())
+}
+
+/// As [`time`], of what is to come: a duration without a sign is from now.
+pub(crate) fn time_ahead(text: &str) -> Result<u64, String> {
+    match duration_ms(text) {
+        Ok(_) => time(&format!("+{text}")),
+        Err(_) => time(text),
+    }
+}
+
+/// A date and time as RFC 3339 has it, or a date alone, which is its midnight in UTC; fractions of milliseconds are cut.
 fn moment(text: &str) -> Option<u64> {
+    let midnight = || format!("{text}T00:00:00Z");
+    let text = &match text.len() {
+        10 => midnight(),
+        _ => text.to_owned(),
+    };
     let (date, time) = text.split_once(['T', 't', ' '])?;
     let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
     let zone_at = time.find(['Z', 'z', '+', '-'])?;
@@ -169,6 +212,42 @@ mod tests {
     }
 
     #[test]
+    fn a_time_is_read_in_every_form_and_in_no_other_unit() {
+        let now = Timestamp(1_795_255_200_000);
+        for (text, ms) in [
+            ("now", now.0),
+            ("15m", now.0 - 900_000),
+            ("-15m", now.0 - 900_000),
+            ("+1d", now.0 + 86_400_000),
+            ("-400000d", 0),
+            ("1795255200123", 1_795_255_200_123),
+            ("0", 0),
+            ("2026-11-21", 1_795_219_200_000),
+            ("2026-11-21T10:00:00Z", 1_795_255_200_000),
+            (" 2026-11-21 11:00:00+01:00", 1_795_255_200_000),
+        ] {
+            assert_eq!(time_ms(text, now), Ok(ms), "{text}");
+        }
+        for (text, told) in [
+            (
+                "1795255200",
+                "looks like seconds; times are milliseconds: write 1795255200000",
+            ),
+            ("1795255200000000", "microseconds"),
+            ("1795255200000000000", "nanoseconds"),
+            ("2026", "looks like a year; write 2026-01-01"),
+            ("-5", "write 2026-11-21"),
+            ("--15m", "is no time"),
+            ("15 minutes", "is no time"),
+            ("", "is no time"),
+        ] {
+            let error = time_ms(text, now).expect_err(text);
+            assert!(error.contains(told), "{error}");
+        }
+        assert!(time_ahead("1h") > time("+59m") && time_ahead("-1h") < time("now"));
+    }
+
+    #[test]
     fn moments_are_read_as_rfc_3339_has_them() {
         for (text, ms) in [
             ("1970-01-01T00:00:00Z", 0),
@@ -178,12 +257,12 @@ mod tests {
             ("2025-12-31T23:59:59.0019+00:00", 1_767_225_599_001),
             ("2026-01-01T01:59:59.5+02:00", 1_767_225_599_500),
         ] {
-            assert_eq!(moment_ms(text), Ok(ms), "{text}");
+            assert_eq!(moment(text), Some(ms), "{text}");
         }
         for wrong in [
             "",
             "yesterday",
-            "2026-11-21",
+            "2026-11-2x",
             "2026-11-21T10:00:00",
             "2026-02-29T00:00:00Z",
             "2026-13-01T00:00:00Z",
@@ -195,7 +274,7 @@ mod tests {
             "+026-11-21T10:00:00Z",
             "2026-11-21T10:00:00é",
         ] {
-            assert!(moment_ms(wrong).is_err(), "{wrong}");
+            assert_eq!(moment(wrong), None, "{wrong}");
         }
     }
 }

@@ -208,7 +208,7 @@ fn counts(client: &Client, partition: u32) -> Result<BTreeMap<String, i64>> {
     let entries = shown["entries"].as_array().context("no entries")?;
     let count = |entry: &Value| {
         let key = entry["key"].as_str()?.to_owned();
-        Some((key, entry["number"].as_i64()?))
+        Some((key, entry["number"].as_str()?.parse().ok()?))
     };
     let counts: Option<_> = entries.iter().map(count).collect();
     counts.with_context(|| format!("state that is no count: {shown}"))

@@ -266,7 +266,7 @@ impl Trial<'_> {
         let outputs_max = self.live.spec.limits.answer_outputs_max as usize;
         let verdict = Verdict::of(answer, batch, topics, outputs_max)?;
         let now = self.broker.inner.clock.wall();
-        verdict.outputs.check_delays(now)?;
+        verdict.outputs.check_times(batch, now)?;
         let moment = self.broker.inner.clock.monotonic();
         placing::place(&verdict.outputs, batch, topics, moment).await?;
         Ok(verdict)

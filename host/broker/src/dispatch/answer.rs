@@ -2,6 +2,7 @@
 
 use millrace_model::bounds::{BACKTRACE_BYTES_MAX, BATCH_MESSAGES_MAX, DELAY_MS_MAX};
 use millrace_model::columns::{NO_TIME, NONE};
+use millrace_model::unit::check_ms;
 use millrace_model::{Answer, Attempt, BatchBuilder, ColumnBatch, Timestamp};
 
 use millrace_engine::state::StateWrite;
@@ -320,8 +321,20 @@ impl Outputs {
         given.unwrap_or_else(|| Timestamp(batch.timestamps[self.source(output)]))
     }
 
-    /// Whether all times of delivery are near enough.
-    pub(crate) fn check_delays(&self, now: Timestamp) -> Result<(), CallError> {
+    /// Whether all times are in milliseconds, and those of delivery near enough. A timestamp that is its source's is the source's business.
+    pub(crate) fn check_times(&self, batch: &ColumnBatch, now: Timestamp) -> Result<(), CallError> {
+        for output in 0..self.answer.times.len() / 2 {
+            let own = |at: &Timestamp| at.0 != batch.timestamps[self.source(output)];
+            let times = [
+                ("timestamp", time(&self.answer, output, 0).filter(own)),
+                ("time of delivery", self.deliver_at(output)),
+            ];
+            for (what, at) in times {
+                if let Some(Err(unit)) = at.map(|at| check_ms(at.0, now)) {
+                    return bad(format!("the {what} of output {output}: {unit}"));
+                }
+            }
+        }
         let latest = Timestamp(now.0.saturating_add(DELAY_MS_MAX));
         let mut outputs = 0..self.answer.times.len() / 2;
         let far = |output: &usize| self.deliver_at(*output).is_some_and(|due| due > latest);

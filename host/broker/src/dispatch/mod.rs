@@ -28,6 +28,7 @@ pub(crate) mod standing;
 pub(crate) mod supervisor;
 pub(crate) mod worker;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,6 +150,8 @@ pub(crate) struct Input {
     pub(crate) range: Option<(Offset, Offset)>,
     /// The message to begin with, as long as nothing is committed; `None`: the oldest.
     pub(crate) first: Option<Offset>,
+    /// Of these, only those of these times; `None`: all.
+    pub(crate) times: Option<Range<Timestamp>>,
 }
 
 impl Input {

@@ -1,11 +1,12 @@
 //! Reads one input partition for its worker: new messages in order, many batches at a time, and parked ones by their offsets.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use millrace_engine::{Engine, ReadError, Watch};
 use millrace_model::batch::RecordView;
-use millrace_model::{BatchError, Offset, RecordBatch, TopicPartition};
+use millrace_model::{BatchError, Offset, RecordBatch, Timestamp, TopicPartition};
 
 /// Bytes asked for at once when parked messages are read: they lie apart, so little more than the batch itself is of use.
 const PARKED_READ_BYTES: usize = 16 << 10;
@@ -33,6 +34,8 @@ pub(crate) struct Source {
     lost: u64,
     /// Nothing from here on is given.
     limit: Offset,
+    /// Only messages of these times are given; `None`: all.
+    times: Option<Range<Timestamp>>,
 }
 
 /// A message where it lies.
@@ -60,7 +63,14 @@ impl Source {
             views: Vec::new(),
             at: 0,
             lost: 0,
+            times: None,
         }
+    }
+
+    /// Passes over messages of other times: timestamps need not ascend, so a range of offsets holds such as well.
+    pub(crate) fn only(mut self, times: Option<Range<Timestamp>>) -> Self {
+        self.times = times;
+        self
     }
 
     /// The committed end of the partition, or of what is to be read of it.
@@ -203,6 +213,9 @@ impl Source {
         {
             self.lost += (batch.message_count() - self.views.len()) as u64;
             tracing::error!(partition = %self.partition, at = %batch.base_offset(), %error, "a batch cannot be decoded; going on after it");
+        }
+        if let Some(times) = &self.times {
+            self.views.retain(|view| times.contains(&view.timestamp));
         }
         let position = self.position;
         self.at = self.views.partition_point(|view| view.offset < position);

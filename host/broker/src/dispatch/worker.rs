@@ -271,7 +271,8 @@ impl Worker {
         let suspects = Suspects::of(&progress);
         let watch = engine.watch(partition)?;
         let limit = input.range.map(|(_, end)| end);
-        let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit);
+        let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit)
+            .only(input.times.clone());
         let mut worker = Self {
             meters: Meters::new(processor.as_str(), input),
             context: context.clone(),

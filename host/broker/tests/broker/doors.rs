@@ -9,8 +9,8 @@ use millrace_broker::{
     TopicCreateError,
 };
 use millrace_engine::{Append, Transaction};
-use millrace_model::bounds::MESSAGE_BYTES_MAX;
-use millrace_model::{Durability, Header, Offset, PartitionId, Timestamp};
+use millrace_model::bounds::{MESSAGE_BYTES_MAX, TIMESTAMP_AHEAD_MS_MAX};
+use millrace_model::{Clock, Durability, Header, Offset, PartitionId, SystemClock, Timestamp};
 
 use crate::rig::{
     Export, Rig, Say, assign, message, per_message, processor, spec, text, topic, unreadable_after,
@@ -302,23 +302,42 @@ async fn modules_are_found_by_digest_prefix_and_tag_and_kept_while_in_use() {
 }
 
 #[tokio::test]
-async fn timestamps_that_a_record_cannot_carry_stay_at_the_last_one_it_can() {
+async fn timestamps_far_ahead_or_in_another_unit_are_refused_and_nothing_of_their_call_is_stored() {
     let rig = Rig::start(1).await;
-    let last = i64::MAX as u64;
     let stamped = |timestamp| {
         let mut new = message("k", "v");
         new.message.timestamp = Timestamp(timestamp);
         new
     };
-    let times = [last, last + 2, 5, u64::MAX];
-    let produced = rig
-        .broker
-        .produce(&topic("in"), times.map(stamped).to_vec())
-        .await;
-    assert_eq!(produced.unwrap().len(), 4);
-    let found = rig.messages("in").await;
-    let found: Vec<u64> = found.iter().map(|message| message.timestamp.0).collect();
-    assert_eq!(found, [last, last, 5, last]);
+    let now = SystemClock::new().wall().0;
+    let day = TIMESTAMP_AHEAD_MS_MAX;
+    let ahead = [
+        now + day + 60_000,
+        i64::MAX as u64,
+        i64::MAX as u64 + 2,
+        u64::MAX,
+    ];
+    for timestamp in ahead {
+        let call = [5, timestamp].map(stamped).to_vec();
+        let refused = rig.broker.produce(&topic("in"), call).await;
+        assert!(matches!(refused, Err(ProduceError::Ahead { index: 1, .. })));
+    }
+    for timestamp in [now / 1_000, now * 1_000, now * 1_000_000] {
+        let call = [5, timestamp].map(stamped).to_vec();
+        let refused = rig.broker.produce(&topic("in"), call).await;
+        let told = refused.unwrap_err().to_string();
+        assert!(
+            told.contains("timestamp") && told.contains("looks like"),
+            "{told}"
+        );
+    }
+    assert!(rig.messages("in").await.is_empty());
+    let taken = [0, 5, now - 365 * day, now + day - 60_000].map(stamped);
+    rig.broker
+        .produce(&topic("in"), taken.to_vec())
+        .await
+        .unwrap();
+    assert_eq!(rig.messages("in").await.len(), 4);
 }
 
 #[tokio::test]

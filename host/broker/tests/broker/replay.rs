@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_broker::{ProcessorError, ReplayRequest};
-use millrace_model::{Processor, ProcessorName, ProcessorSpec, Timestamp};
+use millrace_model::{Clock, Processor, ProcessorName, ProcessorSpec, SystemClock, Timestamp};
 
 use crate::revisions::marker;
 use crate::rig::{Rig, Say, message, per_message, processor, spec, text, topic};
@@ -255,4 +255,32 @@ async fn what_cannot_be_replayed_is_refused_with_its_reason() {
         let error = refused.unwrap_err().to_string();
         assert!(error.contains("replay"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_replay_takes_every_message_of_its_time_wherever_it_stands_and_no_other() {
+    let rig = Rig::start(1).await;
+    rig.topic("again", 1).await;
+    let module = rig.upload_handler("m", per_message(|_, _| Say::Pass)).await;
+    rig.deploy(spec(module)).await;
+    let ahead = SystemClock::new().wall().0 + 3_600_000;
+    let times = [ahead, 100, 199, 5, 200, 7, ahead, 150, 300, 120, 99];
+    for at in times {
+        produce(&rig, at..at + 1).await;
+    }
+    rig.settled().await;
+    let made = replay(&rig, request(100, 200, "again")).await;
+    done(&rig, &made.name).await;
+    assert_eq!(numbers(&rig.values("again").await), [100, 120, 150, 199]);
+
+    // Messages stand on both sides of it, and none in it.
+    let name = processor("p");
+    let nothing = rig.broker.replay(&name, request(201, 300, "again"));
+    let error = nothing.await.unwrap_err();
+    assert!(error.to_string().contains("no message"), "{error}");
+
+    let last = replay(&rig, request(99, 100, "again")).await;
+    done(&rig, &last.name).await;
+    let seen = numbers(&rig.values("again").await);
+    assert_eq!(seen, [99, 100, 120, 150, 199]);
 }

@@ -6,15 +6,15 @@ use std::thread;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use millrace_model::TopicName;
 use millrace_model::plain::plain;
-use millrace_model::{Clock, SystemClock, TopicName};
 use serde_json::Value;
 
 use super::client::Client;
 use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::items;
-use crate::units::{duration_ms, moment_ms};
+use crate::units::time;
 
 /// Messages of one request.
 const FETCH_MESSAGES_MAX: u64 = 1_000;
@@ -35,7 +35,7 @@ Examples:
   millrace consume alerts --follow               and what comes, until interrupted
   millrace consume alerts --from latest --follow
   millrace consume alerts --from 2026-11-21T10:00:00Z
-  millrace consume alerts --from -15m            the last quarter of an hour
+  millrace consume alerts --from -15m            from the first message of the last quarter of an hour on
   millrace consume alerts --partition 2 --from 1000 --max 10 --json
   millrace consume alerts --skip-damaged
 
@@ -51,7 +51,8 @@ pub(super) struct Args {
     /// Only this partition
     #[arg(long)]
     partition: Option<u32>,
-    /// Where to begin: earliest, latest, an offset, a date and time, or how long ago
+    /// Where to begin: earliest, latest, an offset, or the first message of a time or later: 2026-11-21T10:00:00Z, 2026-11-21,
+    /// timestamp:MILLISECONDS, or 15m or -15m (ago)
     #[arg(long, default_value = "earliest", value_parser = begin, allow_hyphen_values = true)]
     from: Begin,
     /// Wait for further messages, until interrupted
@@ -79,17 +80,15 @@ pub(super) fn begin(text: &str) -> Result<Begin, String> {
     if let Ok(offset) = text.parse() {
         return Ok(Begin::Offset(offset));
     }
-    match (text, text.strip_prefix('-')) {
-        ("earliest", _) => Ok(Begin::Earliest),
-        ("latest", _) => Ok(Begin::Latest),
-        (_, Some(ago)) => {
-            let now = SystemClock::new().wall();
-            Ok(Begin::Time(now.0.saturating_sub(duration_ms(ago)?)))
+    match text {
+        "earliest" => Ok(Begin::Earliest),
+        "latest" => Ok(Begin::Latest),
+        _ => {
+            let said = text.strip_prefix("timestamp:").unwrap_or(text);
+            let wrong =
+                |why| format!("{why}; or earliest, latest, an offset, timestamp:MILLISECONDS");
+            time(said).map(Begin::Time).map_err(wrong)
         }
-        _ => moment_ms(text).map(Begin::Time).map_err(|_| {
-            "say earliest, latest, an offset, 2026-11-21T10:00:00Z or how long ago, such as -15m"
-                .to_owned()
-        }),
     }
 }
 
@@ -100,6 +99,7 @@ pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
     };
     let topic = client.get(&format!("/v1/topics/{}", args.topic))?;
     let mut ends = wanted(&args, &topic)?;
+    check_offset(&args, &ends)?;
     for (&partition, ends) in &mut ends {
         ends.begin = ends.begin(&args, client, partition)?;
     }
@@ -112,6 +112,25 @@ pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
     } else {
         read(&args, client, &ends, &mut printer)
     }
+}
+
+/// An offset that no partition has come to is a mistake: nothing would be read, and it would look like an empty topic.
+fn check_offset(args: &Args, ends: &BTreeMap<u64, Ends>) -> Result<(), Failure> {
+    let Begin::Offset(offset) = args.from else {
+        return Ok(());
+    };
+    let furthest = ends.values().map(|ends| ends.end).max().unwrap_or(0);
+    if offset <= furthest {
+        return Ok(());
+    }
+    let message = format!(
+        "no partition of {} has come to offset {offset}: the longest ends at {furthest}",
+        args.topic
+    );
+    let failure = Failure::new(super::failure::Exit::Unknown, "offset-past-end", message);
+    Err(failure.with_hint(
+        "`millrace topic show` lists the ends; a time is written as 2026-11-21T10:00:00Z or timestamp:MILLISECONDS",
+    ))
 }
 
 /// The partitions to read, with their ends at this moment.
@@ -473,8 +492,16 @@ mod tests {
         assert_eq!(begin("17"), Ok(Begin::Offset(17)));
         let moment = begin("2026-11-21T10:00:00Z");
         assert_eq!(moment, Ok(Begin::Time(1_795_255_200_000)));
-        assert!(matches!(begin("-15m"), Ok(Begin::Time(_))));
-        for wrong in ["", "yesterday", "-5", "--15m"] {
+        for time in [
+            "-15m",
+            "15m",
+            "2026-11-21",
+            "timestamp:1795255200000",
+            "now",
+        ] {
+            assert!(matches!(begin(time), Ok(Begin::Time(_))), "{time}");
+        }
+        for wrong in ["", "yesterday", "-5", "--15m", "timestamp:1795255200"] {
             assert!(begin(wrong).is_err(), "{wrong}");
         }
     }

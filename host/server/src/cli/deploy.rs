@@ -238,14 +238,15 @@ fn read(file: &Path) -> Result<Map<String, Value>, Failure> {
     let wrong = |error: &dyn std::fmt::Display| {
         Failure::usage(format!("the spec file {}: {error}", file.display()))
     };
-    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    let bytes = std::fs::read(file).map_err(|error| wrong(&error))?;
+    let text = crate::text::whole(&bytes).map_err(|error| wrong(&error))?;
     if file
         .extension()
         .is_some_and(|extension| extension == "json")
     {
-        return serde_json::from_str(&text).map_err(|error| wrong(&error));
+        return serde_json::from_str(text).map_err(|error| wrong(&error));
     }
-    toml::from_str(&text).map_err(|error| wrong(&error))
+    toml::from_str(text).map_err(|error| wrong(&error))
 }
 
 /// Who takes the next batch, whether anybody does, and what is different about it.

@@ -19,7 +19,8 @@ use super::failure::{Exit, Failure};
 use super::feed::{Feed, Next};
 use super::output::Output;
 use super::table::{cell, items};
-use crate::units::{duration_ms, moment_ms};
+use crate::text;
+use crate::units::{duration_ms, time_ahead};
 
 /// Messages of one request; each request is one commit.
 const CHUNK_MESSAGES_MAX: usize = 5_000;
@@ -45,6 +46,9 @@ Examples:
   millrace produce events --file events.txt                  a message a line
   generate | millrace produce events --ndjson --file -       {\"key\":…,\"value\":…,\"headers\":{…}} a line
 
+A line ends with LF or CR LF, which are no part of the message; the last one needs no end. A blank line is a message with an
+empty value; with --ndjson it is none. Text is UTF-8, with or without a byte order mark; UTF-16 is refused.
+
 Long inputs go in chunks, each committed whole; what comes slowly goes at once, or within a second. A chunk that is not
 answered is sent again under its Idempotency-Key, so it takes effect once. If it fails for good, those before it are
 kept, and the error says where it begins. Interrupted, the command sends what it has read, or says what it has not sent.
@@ -66,8 +70,8 @@ pub(super) struct Args {
     /// The partition; the topic's partitioner chooses without
     #[arg(long, conflicts_with = "ndjson")]
     partition: Option<u32>,
-    /// Deliver every message then: 2026-11-21T10:00:00Z, or milliseconds since the Unix epoch
-    #[arg(long, value_name = "TIME", value_parser = moment, conflicts_with_all = ["ndjson", "delay"])]
+    /// Deliver every message then: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 15m (from now)
+    #[arg(long, value_name = "TIME", value_parser = time_ahead, allow_hyphen_values = true, conflicts_with_all = ["ndjson", "delay"])]
     deliver_at: Option<u64>,
     /// Deliver every message so long after its arrival: 30s, 10m, 1h
     #[arg(long, value_name = "TIME", value_parser = duration_ms, conflicts_with = "ndjson")]
@@ -89,10 +93,6 @@ pub(super) struct Args {
     /// Values, a message each
     #[arg(value_name = "VALUE")]
     values: Vec<String>,
-}
-
-fn moment(text: &str) -> Result<u64, String> {
-    text.parse().or_else(|_| moment_ms(text))
 }
 
 #[derive(Clone, Debug)]
@@ -171,9 +171,9 @@ fn lines(
     chunks: &mut Chunks<'_>,
 ) -> Result<(), Failure> {
     let mut feed = Feed::start(input, LINE_BYTES_MAX, &chunks.client.interrupt)?;
-    let mut number = 0u64;
+    let (mut number, mut head) = (0u64, Vec::new());
     loop {
-        let mut line = match feed.next(chunks.patience())? {
+        let line = match feed.next(chunks.patience())? {
             Next::Line(line) => line,
             Next::Idle => {
                 chunks.send()?;
@@ -188,18 +188,30 @@ fn lines(
         let count = line.len();
         number += 1;
         bar.inc(count as u64);
-        if line.last() == Some(&b'\n') {
-            line.pop();
-        } else if count as u64 == LINE_BYTES_MAX {
+        if line.last() != Some(&b'\n') && count as u64 == LINE_BYTES_MAX {
             return Err(Failure::refused(format!(
                 "line {number} is longer than any message may be"
             )));
         }
+        // Of a text without a mark, a short first line may tell nothing.
+        if head.len() < text::MARK_BYTES {
+            head.extend_from_slice(&line);
+            text::unmarked(&head).map_err(another_encoding)?;
+        }
+        let said = match number {
+            1 => text::unmarked(&line).map_err(another_encoding)?,
+            _ => &line[..],
+        };
         chunks.line = number;
-        chunks.add(&line)?;
+        chunks.add(text::without_end(said))?;
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+fn another_encoding(name: &str) -> Failure {
+    let failure = Failure::usage(format!("the input is {name}, not UTF-8; nothing was sent"));
+    failure.with_hint(text::SEND_UTF8)
 }
 
 /// What waits to be sent, and what was.
@@ -222,9 +234,13 @@ struct Chunks<'a> {
     /// When the chunk began.
     begun: Duration,
     sent: usize,
-    /// Of those, what an earlier call had sent already.
-    repeated: usize,
     requests: usize,
+    /// Whether the user named the input: only then may an earlier command have sent it.
+    is_named: bool,
+    /// Messages that an earlier command had added.
+    repeated: usize,
+    /// Of these, those that are no longer kept.
+    gone: usize,
     last_answer: Value,
 }
 
@@ -247,14 +263,16 @@ impl<'a> Chunks<'a> {
             clock: SystemClock::new(),
             begun: Duration::ZERO,
             sent: 0,
-            repeated: 0,
             requests: 0,
+            is_named: args.idempotency_key.is_some(),
+            repeated: 0,
+            gone: 0,
             last_answer: Value::Null,
         }
     }
 
     fn add(&mut self, line: &[u8]) -> Result<(), Failure> {
-        if self.count == 0 {
+        if self.body.is_empty() {
             self.first_line = self.line;
             self.begun = self.clock.monotonic();
         }
@@ -263,6 +281,10 @@ impl<'a> Chunks<'a> {
             Some(common) => write(&mut self.body, common, line)?,
         }
         self.body.push(b'\n');
+        if self.common.is_none() && line.trim_ascii().is_empty() {
+            // It is none, but the host counts lines as we do.
+            return Ok(());
+        }
         self.count += 1;
         let is_full = self.count == CHUNK_MESSAGES_MAX || self.body.len() >= CHUNK_BYTES_MAX;
         if is_full || !self.repeatable && self.waited() >= LINGER_MAX {
@@ -320,9 +342,12 @@ impl<'a> Chunks<'a> {
                 first => failure.about(&format!("in the chunk that begins at line {first}")),
             }
         })?;
-        let placed = items(&answer["placed"]).len();
-        self.sent += placed;
-        self.repeated += if replayed { placed } else { 0 };
+        let placed = items(&answer["placed"]);
+        self.sent += placed.len();
+        if self.is_named && replayed {
+            self.repeated += placed.len();
+            self.gone += placed.iter().filter(|place| place["gone"] == true).count();
+        }
         self.requests += 1;
         self.count = 0;
         if self.output.is_json() {
@@ -335,6 +360,9 @@ impl<'a> Chunks<'a> {
     fn summary(&mut self) -> Result<(), Failure> {
         if !self.output.is_json() {
             let line = match (self.sent, items(&self.last_answer["placed"])) {
+                (sent, _) if self.repeated == sent && sent > 0 => {
+                    format!("repeated: nothing was added; {} there already", were(sent))
+                }
                 (1, [place]) if !place["delayed"].is_null() => {
                     format!("1 message, delayed, id {}", cell(&place["delayed"]))
                 }
@@ -347,22 +375,28 @@ impl<'a> Chunks<'a> {
                 (sent, _) if self.requests == 1 => format!("{sent} messages in 1 commit"),
                 (sent, _) => format!("{sent} messages in {} commits", self.requests),
             };
-            self.output.line(&line)?;
+            let line = match self.repeated {
+                0 => line,
+                some if some == self.sent => line,
+                some => format!("{line}; repeated: {} there already", were(some)),
+            };
+            let gone = match self.gone {
+                0 => String::new(),
+                gone => format!(", {gone} no longer kept: a new key would add them again"),
+            };
+            self.output.line(&format!("{line}{gone}"))?;
         } else if self.requests == 0 {
             // A program that reads JSON gets some, even if there was nothing to send.
             self.output.json_line(&json!({"count": 0, "placed": []}))?;
         }
-        self.output.flush()?;
-        if self.repeated > 0 {
-            // Standard error may be closed; what was asked for is so all the same.
-            let note = format_args!(
-                "note: {} of these messages were there already, sent earlier under this key; they were not added again, {} were added\n",
-                self.repeated,
-                self.sent - self.repeated
-            );
-            let _ = io::Write::write_fmt(&mut io::stderr(), note);
-        }
-        Ok(())
+        self.output.flush()
+    }
+}
+
+fn were(messages: usize) -> String {
+    match messages {
+        1 => "1 message was".to_owned(),
+        more => format!("{more} messages were"),
     }
 }
 
@@ -380,17 +414,16 @@ fn common(args: &Args) -> Map<String, Value> {
     if let Some(delay_ms) = args.delay {
         message.insert("delay_ms".to_owned(), json!(delay_ms));
     }
-    let mut headers = Map::new();
-    for HeaderArg(name, value) in &args.headers {
-        let values = headers.entry(name).or_insert_with(|| json!([]));
-        if let Some(values) = values.as_array_mut() {
-            values.push(json!(value));
-        }
-    }
-    if !headers.is_empty() {
-        message.insert("headers".to_owned(), Value::Object(headers));
+    if !args.headers.is_empty() {
+        message.insert("header_list".to_owned(), header_list(&args.headers));
     }
     message
+}
+
+/// Headers as pairs, in the order given.
+pub(super) fn header_list(headers: &[HeaderArg]) -> Value {
+    let pair = |HeaderArg(name, value): &HeaderArg| json!([name, value]);
+    headers.iter().map(pair).collect()
 }
 
 fn write(body: &mut Vec<u8>, common: &Map<String, Value>, value: &[u8]) -> Result<(), Failure> {

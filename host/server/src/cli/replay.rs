@@ -11,18 +11,20 @@ use super::failure::Failure;
 use super::output::Output;
 use super::processor::path;
 use super::table::{cell, items, when};
-use crate::units::moment_ms;
+use crate::units::time;
 
 /// How often `--wait` looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 const HELP: &str = "\
 The replay is a processor of its own, with empty state, retries and dead letters of its own. All outputs go to --into, whatever topic
-they name. What it reads is fixed when it is made. When its partitions are done it may be deleted.
+they name. What it reads is fixed when it is made: every message whose timestamp lies in the range, wherever it stands, for timestamps
+are their producers' and need not ascend. When its partitions are done it may be deleted.
 
 Examples:
   millrace processor replay shout --from 2026-11-21T10:00:00Z --until 2026-11-21T11:00:00Z --into loud-again
-  millrace processor replay shout --revision 3 --from 2026-11-21T10:00:00Z --into loud-3 --as check-3 --wait
+  millrace processor replay shout --from -2h --until -1h --into loud-again
+  millrace processor replay shout --revision 3 --from 2026-11-21 --into loud-3 --as check-3 --wait
   millrace processor delete check-3 --reset-state";
 
 #[derive(clap::Args)]
@@ -33,11 +35,11 @@ pub(super) struct ReplayArgs {
     /// Through which revision; the current one without
     #[arg(long)]
     revision: Option<u32>,
-    /// From the first message of this date and time or later
-    #[arg(long, value_name = "TIME", value_parser = moment_ms)]
+    /// Messages of this time or later: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 15m or -15m (ago)
+    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     from: u64,
-    /// Up to, and without, the first message of this date and time or later; all that there is without
-    #[arg(long, value_name = "TIME", value_parser = moment_ms)]
+    /// Messages before this time, in the same words; all that there are without
+    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     until: Option<u64>,
     /// The topic that takes all outputs
     #[arg(long, value_name = "TOPIC")]
@@ -90,7 +92,7 @@ fn made(replay: &Value) -> String {
     };
     let offsets: u64 = ranges.map(length).sum();
     format!(
-        "processor {name} replays {offsets} offsets into {}; `millrace processor show {name}` says how far it is",
+        "processor {name} replays into {} what is of that time among {offsets} offsets; `millrace processor show {name}` says how far it is",
         cell(&replay["replay"]["into"])
     )
 }

@@ -1,12 +1,12 @@
 //! `schedule`: messages by the clock, made again and again.
 
 use millrace_model::{Cron, ScheduleName, TopicName};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::client::Client;
 use super::failure::Failure;
-use super::produce::HeaderArg;
+use super::produce::{HeaderArg, header_list};
 use super::table::{cell, facts, items, table, when};
 
 const CREATE_HELP: &str = "\
@@ -78,10 +78,8 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             headers,
             partition,
         } => {
-            let header = |HeaderArg(name, value)| (name, Value::String(value));
-            let headers: Map<String, Value> = headers.into_iter().map(header).collect();
             let body = json!({
-                "topic": topic, "cron": cron, "key": key, "value": value, "headers": headers, "partition": partition,
+                "topic": topic, "cron": cron, "key": key, "value": value, "header_list": header_list(&headers), "partition": partition,
             });
             out.answer(&client.send(Method::PUT, &path(&name), &body)?, show)
         }

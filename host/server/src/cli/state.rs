@@ -12,6 +12,7 @@ use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::{cell, facts, items, table, when};
 use crate::http::check_entry;
+use crate::text;
 
 /// Entries of one request.
 const ENTRIES_AT_ONCE: usize = 1_000;
@@ -215,9 +216,12 @@ fn entry(entry: &Value) -> Vec<String> {
         let given = names.into_iter().find(|name| !entry[*name].is_null());
         given.map_or_else(String::new, |name| cell(&entry[name]))
     };
-    let value = match &entry["number"] {
-        Value::Null => of(["value", "value_base64"]),
-        number => cell(number),
+    // Eight bytes are a number more often than not, unless they can be read.
+    let is_text = |text: &str| !text.chars().any(char::is_control);
+    let value = match (&entry["number"], entry["value"].as_str()) {
+        (Value::Null, _) => of(["value", "value_base64"]),
+        (_, Some(text)) if is_text(text) => text.to_owned(),
+        (number, _) => cell(number),
     };
     let ends = match &entry["ends_at"] {
         Value::Null => String::new(),
@@ -314,20 +318,30 @@ fn entries_of(input: impl BufRead) -> Result<Vec<String>, Failure> {
         Failure::usage(message)
             .with_hint("nothing was written; mend the line, or export again, and import all of it")
     };
-    let (mut lines, mut read, mut weight) = (Vec::new(), 0, 0);
-    for line in input.take(IMPORT_BYTES_MAX).lines() {
-        let line = line.map_err(|error| unwritten(format!("standard input: {error}")))?;
-        read += line.len() as u64 + 1;
-        let number = lines.len() + 1;
-        weight += check_entry(&line).map_err(|why| unwritten(format!("line {number}: {why}")))?;
-        lines.push(line);
-        if number > STATE_ENTRIES_MAX || weight > STATE_BYTES_MAX || read >= IMPORT_BYTES_MAX {
+    let (mut lines, mut read, mut weight, mut number) = (Vec::new(), 0, 0, 0);
+    let mut input = input.take(IMPORT_BYTES_MAX);
+    loop {
+        let mut line = Vec::new();
+        let unreadable = |error| unwritten(format!("standard input: {error}"));
+        let bytes = input.read_until(b'\n', &mut line).map_err(unreadable)?;
+        if bytes == 0 {
+            return Ok(lines);
+        }
+        read += bytes as u64;
+        number += 1;
+        let wrong = |why: String| unwritten(format!("line {number}: {why}"));
+        let line = text::whole(text::without_end(&line)).map_err(wrong)?;
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        weight += check_entry(line).map_err(wrong)?;
+        lines.push(line.to_owned());
+        if lines.len() > STATE_ENTRIES_MAX || weight > STATE_BYTES_MAX || read >= IMPORT_BYTES_MAX {
             return Err(unwritten(format!(
                 "line {number}: this is more than the state of a partition may hold, {STATE_ENTRIES_MAX} entries and {STATE_BYTES_MAX} bytes"
             )));
         }
     }
-    Ok(lines)
 }
 
 /// As many as one request takes; one at least, if there is any.

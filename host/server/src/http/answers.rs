@@ -9,7 +9,7 @@ use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use millrace_model::Message;
+use millrace_model::{Header, Message};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
@@ -21,13 +21,17 @@ use super::error::ApiError;
 pub(super) const BYTES_PER_BYTE: usize = 7;
 /// What a message takes beside its bytes: names of fields, numbers, brackets.
 const BYTES_PER_MESSAGE: usize = 256;
-/// What a header takes beside its bytes.
-const BYTES_PER_HEADER: usize = 24;
+/// What a header takes beside its bytes, in the object and in the list.
+const BYTES_PER_HEADER: usize = 80;
+/// What a byte of a header takes at the worst, once more in the list.
+const BYTES_PER_LISTED_BYTE: usize = 6;
 
 /// What a message and its JSON take at the worst.
 pub(super) fn worst(message: &Message) -> usize {
+    let length = |header: &Header| header.name.len() + header.value.as_ref().map_or(0, Bytes::len);
+    let listed: usize = message.headers.iter().map(length).sum();
     let beside = BYTES_PER_MESSAGE + BYTES_PER_HEADER * message.headers.len();
-    beside + BYTES_PER_BYTE * message.byte_count()
+    beside + BYTES_PER_BYTE * message.byte_count() + BYTES_PER_LISTED_BYTE * listed
 }
 
 /// An answer's share of the memory that answers may take.
@@ -104,7 +108,7 @@ impl AsRef<[u8]> for Kept {
 mod tests {
     use std::sync::Arc;
 
-    use millrace_model::{Header, Timestamp};
+    use millrace_model::Timestamp;
     use tokio::sync::Semaphore;
 
     use super::super::messages::MessageOut;
@@ -140,10 +144,13 @@ mod tests {
         };
         for bytes in [None, Some(Bytes::new()), Some(zeros), Some(not_text)] {
             let name = bytes.clone().unwrap_or_default();
+            let mut headers = vec![header(&name, &bytes); 100];
+            // Of two names, so that they are listed as well.
+            headers.push(header(&Bytes::from_static(b"a"), &bytes));
             let message = Message {
                 key: bytes.clone(),
                 value: bytes.clone(),
-                headers: vec![header(&name, &bytes); 100],
+                headers,
                 timestamp: Timestamp(u64::MAX),
             };
             let out = MessageOut {

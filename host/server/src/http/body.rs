@@ -15,19 +15,19 @@ use tokio::time::timeout;
 
 use super::App;
 use super::bounds::{BODY_MS_MAX, BODY_ROOM_WAIT_MS_MAX, BODY_SILENCE_MS_MAX, JSON_BODY_BYTES_MAX};
+use super::coding::coding_of;
 use super::error::ApiError;
 use crate::nearest::hint_of;
-
-pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+use crate::text::{SEND_UTF8, unmarked};
 
 /// A body, and its share of the memory that bodies may take; keep it as long as the bytes are used.
 pub(super) struct Taken {
     pub(super) bytes: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl App {
-    /// Reads a body of at most `bytes_max`.
+    /// Reads a body of at most `bytes_max`, also once it is inflated.
     pub(super) async fn take_body(
         &self,
         headers: &HeaderMap,
@@ -38,11 +38,27 @@ impl App {
         if promised(headers) > Some(bytes_max as u64) {
             return Err(too_large(bytes_max));
         }
-        let reading = self.read(&mut chunks, bytes_max);
+        let reading = self.read_plain(headers, &mut chunks, bytes_max);
         let limit = Duration::from_millis(BODY_MS_MAX);
         timeout(limit, reading)
             .await
             .unwrap_or_else(|_| Err(too_slow()))
+    }
+
+    /// Reads a body, and inflates it if it is compressed.
+    async fn read_plain(
+        &self,
+        headers: &HeaderMap,
+        chunks: &mut BodyDataStream,
+        bytes_max: usize,
+    ) -> Result<Taken, ApiError> {
+        let coding = coding_of(headers)?;
+        let mut taken = self.read(chunks, bytes_max).await?;
+        if let Some(coding) = coding {
+            let Taken { bytes, room } = &mut taken;
+            *bytes = self.inflated(coding, bytes, room, bytes_max).await?;
+        }
+        Ok(taken)
     }
 
     async fn read(&self, chunks: &mut BodyDataStream, bytes_max: usize) -> Result<Taken, ApiError> {
@@ -69,11 +85,11 @@ impl App {
             all.extend_from_slice(&chunk);
         }
         let bytes = if all.is_empty() { first } else { all.freeze() };
-        Ok(Taken { bytes, _room: room })
+        Ok(Taken { bytes, room })
     }
 
     /// Holds as much of the common room as `kib`; what is held already counts.
-    async fn make_room(
+    pub(super) async fn make_room(
         &self,
         room: &mut Option<OwnedSemaphorePermit>,
         kib: usize,
@@ -120,8 +136,7 @@ fn broken_off(error: axum::Error) -> ApiError {
 
 /// Understands JSON; the error says line, column and field.
 pub(super) fn json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiError> {
-    // Some editors begin a file with a byte order mark; it says nothing.
-    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    let bytes = unmarked(bytes).map_err(other_encoding)?;
     // Everything taken here is an object, and a list would be read as its fields in order.
     if let Some(kind) = no_object(bytes) {
         let message = format!("the JSON is not understood: it is {kind}, not an object");
@@ -140,6 +155,11 @@ pub(super) fn of_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<
         path if path == "." => not_understood("", error.inner()),
         path => not_understood(&format!("{path}: "), error.inner()),
     })
+}
+
+/// Text in another encoding than UTF-8.
+pub(super) fn other_encoding(name: &str) -> ApiError {
+    ApiError::malformed(format!("the text is {name}, not UTF-8"), SEND_UTF8)
 }
 
 fn no_object(bytes: &[u8]) -> Option<&'static str> {

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use millrace_broker::{DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery};
+use millrace_model::unit::check_ms;
 use millrace_model::{PartitionId, Timestamp, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,13 +14,16 @@ use super::error::{ApiError, ErrorBody};
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
 use super::{Shared, to_the_end};
-use crate::units::moment_ms;
+use crate::units::time_ms;
 
-/// A time of delivery, as people and programs write it.
-#[derive(Clone, Debug, Deserialize)]
+/// What to write where a time is not understood.
+pub(super) const TIME_HINT: &str = "write milliseconds since the Unix epoch, 2026-11-21T10:00:00Z, 2026-11-21, now, 15m (ago) or +15m (from now)";
+
+/// A time, as people and programs write it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(
     untagged,
-    expecting = "milliseconds since the Unix epoch, or a text such as 2026-11-21T10:00:00Z"
+    expecting = "milliseconds since the Unix epoch, or a text such as 2026-11-21T10:00:00Z or 15m"
 )]
 pub(super) enum Moment {
     Ms(u64),
@@ -27,12 +31,18 @@ pub(super) enum Moment {
 }
 
 impl Moment {
-    fn ms(&self) -> Result<u64, String> {
+    fn ms(&self, now: Timestamp) -> Result<u64, String> {
         match self {
-            Self::Ms(ms) => Ok(*ms),
-            // A query's numbers are text.
-            Self::Text(text) => text.parse().or_else(|_| moment_ms(text)),
+            Self::Ms(ms) => check_ms(*ms, now).map_err(|unit| unit.to_string()),
+            Self::Text(text) => time_ms(text, now),
         }
+    }
+
+    /// What a field means.
+    pub(super) fn understood(&self, field: &str, now: Timestamp) -> Result<Timestamp, ApiError> {
+        let ms = self.ms(now);
+        ms.map(Timestamp)
+            .map_err(|why| ApiError::malformed(format!("{field}: {why}"), TIME_HINT))
     }
 }
 
@@ -42,18 +52,13 @@ pub(super) fn due(
     delay_ms: Option<u64>,
     now: Timestamp,
 ) -> Result<Option<Timestamp>, ApiError> {
-    let hint = "give deliver_at as milliseconds since the Unix epoch or as 2026-11-21T10:00:00Z, or delay_ms";
     match (deliver_at, delay_ms) {
         (Some(_), Some(_)) => {
             let message = "deliver_at and delay_ms are both given";
             Err(ApiError::malformed(message, "give one of them"))
         }
         (None, delay_ms) => Ok(delay_ms.map(|ms| Timestamp(now.0.saturating_add(ms)))),
-        (Some(moment), None) => {
-            let ms = moment.ms();
-            let ms = ms.map_err(|why| ApiError::malformed(format!("deliver_at: {why}"), hint))?;
-            Ok(Some(Timestamp(ms)))
-        }
+        (Some(moment), None) => moment.understood("deliver_at", now).map(Some),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The one shape of everything that goes wrong: a code for programs, a message for people, and what to do now.
 
 use axum::Json;
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use millrace_broker::{
@@ -23,6 +23,8 @@ pub(crate) struct ApiError {
     retry_after_s: Option<u32>,
     next: Option<u64>,
     partition: Option<u32>,
+    /// The codings of bodies that are taken, where one was refused.
+    accepted_encodings: Option<&'static str>,
 }
 
 /// The shape on the wire.
@@ -63,6 +65,7 @@ impl ApiError {
             retry_after_s: None,
             next: None,
             partition: None,
+            accepted_encodings: None,
         }
     }
 
@@ -80,6 +83,12 @@ impl ApiError {
     pub(crate) fn of_partition(mut self, partition: u32) -> Self {
         self.partition = Some(partition);
         self.at(&format!("partition {partition}"))
+    }
+
+    /// The same, saying in which codings a body is taken.
+    pub(crate) fn accepting(mut self, encodings: &'static str) -> Self {
+        self.accepted_encodings = Some(encodings);
+        self
     }
 
     /// What happened, for whom it is no answer.
@@ -130,6 +139,12 @@ impl ApiError {
         self.status == StatusCode::PAYLOAD_TOO_LARGE
     }
 
+    /// The same, with other advice.
+    pub(crate) fn advising(mut self, hint: &str) -> Self {
+        hint.clone_into(&mut self.hint);
+        self
+    }
+
     /// The same, saying where in the request.
     pub(crate) fn at(mut self, place: &str) -> Self {
         self.message = format!("{place}: {}", self.message);
@@ -156,6 +171,10 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after_s {
             let headers = response.headers_mut();
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(encodings) = self.accepted_encodings {
+            let headers = response.headers_mut();
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(encodings));
         }
         response
     }
@@ -264,9 +283,11 @@ impl From<ReadError> for ApiError {
                 next: Some(start.0),
                 ..Self::unknown("offset-not-kept", text, "read on from=earliest")
             },
-            ReadError::PastEnd { .. } => {
-                Self::unknown("offset-past-end", text, "read on from=latest, or wait")
-            }
+            ReadError::PastEnd { .. } => Self::unknown(
+                "offset-past-end",
+                text,
+                "read on from=latest, or wait; a time is said as from_time=2026-11-21T10:00:00Z",
+            ),
             ReadError::Damaged { to, .. } => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
                 let hint = format!(
@@ -419,6 +440,14 @@ impl From<ProduceError> for ApiError {
                 text,
                 "choose an earlier time; a schedule says it again and again",
             ),
+            ProduceError::Ahead { .. } => Self::refused(
+                "timestamp-ahead",
+                text,
+                "leave the timestamp out, or keep times that are to come in a header",
+            ),
+            ProduceError::OtherUnit { .. } => {
+                Self::refused("other-unit", text, "give milliseconds since the Unix epoch")
+            }
             ProduceError::DelaysFull(_) => Self {
                 code: "delays-full",
                 ..busy(text)

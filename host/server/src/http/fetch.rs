@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::header::{ACCEPT, CONTENT_DISPOSITION};
+use axum::http::header::CONTENT_DISPOSITION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use millrace_broker::{FetchRequest, FetchResult};
 use millrace_engine::{Ends, ReadError};
+use millrace_model::unit::check_ms;
 use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -19,20 +20,22 @@ use utoipa::ToSchema;
 use super::answers::{Room, worst};
 use super::bounds::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, FETCH_WAIT_MS_MAX};
 use super::error::{ApiError, ErrorBody};
+use super::kinds::wants_lines;
 use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
 use super::{App, Shared};
-use crate::units::moment_ms;
+use crate::units::time_ms;
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FetchQuery {
-    /// `earliest` (the default), `latest`, an offset, or `timestamp:MS`: the first message at that time (milliseconds since the
-    /// Unix epoch) or later, `latest` if there is none.
+    /// `earliest` (the default), `latest`, an offset, or `timestamp:MS`: the first message whose timestamp is that (milliseconds since
+    /// the Unix epoch) or later, `latest` if there is none. Timestamps need not ascend: none of that time or later stands before it, but
+    /// older ones may come after.
     from: Option<String>,
-    /// The same as `from=timestamp:…`, as a date and time: `2026-11-21T10:00:00Z`.
+    /// The same as `from=timestamp:…`, also as `2026-11-21T10:00:00Z`, `2026-11-21` or `-15m`.
     from_time: Option<String>,
     /// Messages at the most.
     #[param(default = 100)]
@@ -79,7 +82,7 @@ pub(super) struct FetchSchema {
     end: u64,
 }
 
-/// Reads messages; with `wait_ms`, waits for the next ones.
+/// Reads messages; with `wait_ms`, waits for the next ones. With `Accept: application/x-ndjson`, or another of its names, they come as lines.
 #[utoipa::path(get, path = "/v1/topics/{topic}/partitions/{partition}/messages", tag = "messages",
     params(("topic" = String, Path,), ("partition" = u32, Path,), FetchQuery),
     responses(
@@ -140,19 +143,24 @@ impl FetchQuery {
         Duration::from_millis(self.wait_ms.min(FETCH_WAIT_MS_MAX))
     }
 
-    fn begin(&self) -> Result<Begin, ApiError> {
-        Begin::of(self.from.as_deref(), self.from_time.as_deref())
+    fn begin(&self, now: Timestamp) -> Result<Begin, ApiError> {
+        Begin::of(self.from.as_deref(), self.from_time.as_deref(), now)
     }
 }
 
 impl Begin {
-    pub(super) fn of(from: Option<&str>, from_time: Option<&str>) -> Result<Self, ApiError> {
+    pub(super) fn of(
+        from: Option<&str>,
+        from_time: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Self, ApiError> {
         let from = match (from, from_time) {
             (None, None) => return Ok(Self::Earliest),
             (Some(from), None) => from,
             (None, Some(time)) => {
-                let time = moment_ms(time).map_err(|wrong| no_offset(time, &wrong))?;
-                return Ok(Self::Time(Timestamp(time)));
+                let at = time_ms(time, now);
+                let at = at.map_err(|why| no_offset(&format!("from_time={time:?}: {why}")))?;
+                return Ok(Self::Time(Timestamp(at)));
             }
             (Some(_), Some(_)) => {
                 let message = "from and from_time both say where to begin";
@@ -163,7 +171,11 @@ impl Begin {
             "earliest" => Self::Earliest,
             "latest" => Self::Latest,
             text => match text.strip_prefix("timestamp:") {
-                Some(ms) => Self::Time(Timestamp(number(from, ms)?)),
+                Some(ms) => {
+                    let at = check_ms(number(from, ms)?, now);
+                    let at = at.map_err(|unit| no_offset(&format!("from={from:?}: {unit}")))?;
+                    Self::Time(Timestamp(at))
+                }
                 None => Self::At(Offset(number(from, text)?)),
             },
         })
@@ -171,7 +183,7 @@ impl Begin {
 }
 
 fn number(from: &str, text: &str) -> Result<u64, ApiError> {
-    let wrong = |_| no_offset(from, "it is no offset");
+    let wrong = |_| no_offset(&format!("from={from:?}: it is no offset"));
     text.parse().map_err(wrong)
 }
 
@@ -187,8 +199,7 @@ fn kept(requested: Offset, ends: Ends) -> Result<Offset, ApiError> {
     Ok(requested)
 }
 
-fn no_offset(from: &str, wrong: &str) -> ApiError {
-    let message = format!("from={from:?}: {wrong}");
+fn no_offset(message: &str) -> ApiError {
     let hint = "use earliest, latest, an offset, timestamp:MS, or from_time=2026-11-21T10:00:00Z";
     ApiError::malformed(message, hint)
 }
@@ -284,11 +295,6 @@ fn too_many_waiting() -> ApiError {
     let message = "too many fetches wait for messages already";
     let hint = "try again in a moment, or without wait_ms; GET /v1/topics/{topic}/messages waits for all partitions at once";
     ApiError::unavailable("too-many-waiting", message, hint, 1)
-}
-
-fn wants_lines(headers: &HeaderMap) -> bool {
-    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
-    accept.is_some_and(|accept| accept.contains("application/x-ndjson"))
 }
 
 fn whole(partition: PartitionId, result: &FetchResult) -> serde_json::Result<Vec<u8>> {

@@ -1,8 +1,11 @@
 //! Messages as JSON, in and out. Text where the bytes are UTF-8, base64 where they are not; a stored value is never parsed.
 //!
-//! A header name may repeat, as in Kafka: then its values stand in a list. A header name that is not UTF-8 is shown with
-//! replacement characters.
+//! Headers are an object of names and values, which is how people and programs ask for one. An object cannot say everything: most readers
+//! of JSON keep no order, a name may repeat (then its values stand in a list, wherever the others stood), and bytes that are no text
+//! stand apart, or under replacement characters. So wherever something could be lost, `header_list` says it exactly, in order.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use base64::Engine as _;
@@ -10,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use millrace_broker::{Fetched, NewMessage};
 use millrace_model::{Header, Message, PartitionId, Timestamp};
-use serde::de::{MapAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -26,18 +29,22 @@ pub(super) struct MessageIn<'a> {
     key: Option<String>,
     /// The key, for bytes that are not UTF-8.
     key_base64: Option<String>,
-    /// A string gives its UTF-8 bytes, other JSON its compact text, null or nothing a message without value.
-    #[serde(borrow)]
+    /// A string gives its UTF-8 bytes, other JSON its compact text, null a message without value; so does nothing, beside a key.
+    #[serde(borrow, default, deserialize_with = "said")]
     #[schema(value_type = Option<serde_json::Value>)]
     value: Option<&'a RawValue>,
     /// The value, for bytes that are not UTF-8.
     value_base64: Option<String>,
     /// Name to value, or to a list of values.
-    #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
+    #[schema(value_type = Option<std::collections::HashMap<String, HeaderValue>>)]
     headers: Option<Pairs>,
-    /// Name to base64 of the value.
-    #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
+    /// Name to base64 of the value, or to a list of such.
+    #[schema(value_type = Option<std::collections::HashMap<String, HeaderValue>>)]
     headers_base64: Option<Pairs>,
+    /// All headers exactly, in order: pairs of name and value, where bytes that are no text are `{"base64": "…"}`. Beside the fields
+    /// above it has to say the same as they do.
+    #[schema(value_type = Option<Vec<Vec<Option<HeaderPart>>>>)]
+    header_list: Option<Vec<ListedIn>>,
     /// Milliseconds since the Unix epoch; the time of arrival without.
     timestamp: Option<u64>,
     /// The topic's partitioner chooses without.
@@ -48,10 +55,62 @@ pub(super) struct MessageIn<'a> {
     deliver_at: Option<Moment>,
     /// Instead of `deliver_at`: so long after its arrival.
     delay_ms: Option<u64>,
+    /// Where it stood. Taken and not looked at, so that a message may be produced as it was shown.
+    #[serde(rename = "offset")]
+    #[schema(value_type = Option<u64>)]
+    _offset: Option<IgnoredAny>,
+}
+
+/// A header as a pair: its name and its value.
+pub(super) type ListedIn = (HeaderPart, Option<HeaderPart>);
+
+/// A header's name or value: a text, or bytes that are none.
+#[derive(Deserialize, Serialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "a pair of a name and a value, each a text or {\"base64\": \"…\"}"
+)]
+pub(super) enum HeaderPart {
+    Text(String),
+    Bytes { base64: String },
+}
+
+impl HeaderPart {
+    fn of(bytes: &Bytes) -> Self {
+        match str::from_utf8(bytes) {
+            Ok(text) => Self::Text(text.to_owned()),
+            Err(_) => Self::Bytes {
+                base64: STANDARD.encode(bytes),
+            },
+        }
+    }
+
+    fn bytes(self) -> Result<Bytes, ApiError> {
+        match self {
+            Self::Text(text) => Ok(text.into()),
+            Self::Bytes { base64 } => binary("header_list", &base64),
+        }
+    }
+}
+
+/// A header's values, for the OpenAPI document.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "describes what Grouped writes by hand")]
+pub(super) enum HeaderValue {
+    One(Option<String>),
+    Many(Vec<Option<String>>),
+}
+
+/// A field that is there, even if it is null.
+pub(super) fn said<'de: 'a, 'a, D: Deserializer<'de>>(
+    field: D,
+) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(field).map(Some)
 }
 
 /// A JSON object as pairs in the order written.
-struct Pairs(Vec<(String, HeaderIn)>);
+pub(super) struct Pairs(Vec<(String, HeaderIn)>);
 
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a string, null, or a list of these")]
@@ -87,10 +146,12 @@ impl<'de> Visitor<'de> for PairsVisitor {
 impl MessageIn<'_> {
     /// The message that it means.
     pub(super) fn understood(self, now: Timestamp) -> Result<NewMessage, ApiError> {
-        let mut headers = headers(self.headers, |text| Ok(text.into()))?;
-        headers.extend(self::headers(self.headers_base64, |text| {
-            binary("headers_base64", &text)
-        })?);
+        if self.is_empty() {
+            let message = "the message is empty: it has neither a value nor a key nor headers";
+            let hint = r#"give it a value; {"value": null} is a message without one"#;
+            return Err(ApiError::malformed(message, hint));
+        }
+        let headers = headers_of(self.headers, self.headers_base64, self.header_list)?;
         let deliver_at = due(self.deliver_at.as_ref(), self.delay_ms, now)?;
         // Without any the broker gives it that of its delivery.
         let without = if deliver_at.is_none() {
@@ -100,7 +161,7 @@ impl MessageIn<'_> {
         };
         let timestamp = self.timestamp.map_or(Ok(without), stored_timestamp)?;
         let key = self.key.map(Bytes::from);
-        let value = self.value.map(value_bytes).transpose()?;
+        let value = value_bytes(self.value)?;
         Ok(NewMessage {
             deliver_at,
             partition: self.partition.map(PartitionId),
@@ -114,6 +175,20 @@ impl MessageIn<'_> {
     }
 }
 
+impl MessageIn<'_> {
+    /// Whether nothing of a message is said.
+    fn is_empty(&self) -> bool {
+        let value = self.value.is_some() || self.value_base64.is_some();
+        let key = self.key.is_some() || self.key_base64.is_some();
+        let some = |pairs: &Option<Pairs>| pairs.as_ref().is_some_and(|pairs| !pairs.0.is_empty());
+        let listed = self
+            .header_list
+            .as_ref()
+            .is_some_and(|list| !list.is_empty());
+        !value && !key && !some(&self.headers) && !some(&self.headers_base64) && !listed
+    }
+}
+
 /// What is stored is signed, as in Kafka; a larger number would come back as another one.
 fn stored_timestamp(ms: u64) -> Result<Timestamp, ApiError> {
     if i64::try_from(ms).is_ok() {
@@ -122,6 +197,46 @@ fn stored_timestamp(ms: u64) -> Result<Timestamp, ApiError> {
     let message = format!("timestamp {ms} is more than {}", i64::MAX);
     let hint = "give milliseconds since the Unix epoch, or leave it out";
     Err(ApiError::malformed(message, hint))
+}
+
+/// The headers that are meant, of the ways to say them.
+pub(super) fn headers_of(
+    text: Option<Pairs>,
+    encoded: Option<Pairs>,
+    list: Option<Vec<ListedIn>>,
+) -> Result<Vec<Header>, ApiError> {
+    let is_said = text.is_some() || encoded.is_some();
+    let mut grouped = headers(text, |text| Ok(text.into()))?;
+    grouped.extend(headers(encoded, |text| binary("headers_base64", &text))?);
+    let Some(list) = list else {
+        return Ok(grouped);
+    };
+    let header = |(name, value): ListedIn| {
+        let value = value.map(HeaderPart::bytes).transpose()?;
+        let name = name.bytes()?;
+        Ok::<_, ApiError>(Header { name, value })
+    };
+    let list = list
+        .into_iter()
+        .map(header)
+        .collect::<Result<Vec<_>, _>>()?;
+    match is_said && by_name(&grouped) != by_name(&list) {
+        true => {
+            let message = "headers and header_list do not say the same";
+            Err(ApiError::malformed(message, "give one of them"))
+        }
+        false => Ok(list),
+    }
+}
+
+/// The values of each name, in order, as an object shows them.
+fn by_name(headers: &[Header]) -> BTreeMap<(bool, Cow<'_, str>), Vec<Option<&Bytes>>> {
+    let mut found = BTreeMap::<_, Vec<_>>::new();
+    for header in headers {
+        let name = (is_text(header), String::from_utf8_lossy(&header.name));
+        found.entry(name).or_default().push(header.value.as_ref());
+    }
+    found
 }
 
 fn headers(
@@ -168,12 +283,14 @@ fn binary(field: &str, encoded: &str) -> Result<Bytes, ApiError> {
     })
 }
 
-pub(super) fn value_bytes(raw: &RawValue) -> Result<Bytes, ApiError> {
-    let text = raw.get();
-    if !text.starts_with('"') {
-        return Ok(compact(text));
-    }
-    let string = serde_json::from_str::<String>(text).map(Bytes::from);
+/// The bytes that a value in JSON means; none where it is null.
+pub(super) fn value_bytes(raw: Option<&RawValue>) -> Result<Option<Bytes>, ApiError> {
+    let text = match raw.map(RawValue::get) {
+        None | Some("null") => return Ok(None),
+        Some(text) if text.starts_with('"') => text,
+        Some(text) => return Ok(Some(compact(text))),
+    };
+    let string = serde_json::from_str::<String>(text).map(|string| Some(string.into()));
     string.map_err(|error| ApiError::malformed(format!("value: {error}"), "mend the string"))
 }
 
@@ -223,15 +340,7 @@ impl Serialize for MessageOut<'_> {
             "value_base64",
             self.message.value.as_deref(),
         )?;
-        let (text, binary): (Vec<_>, Vec<_>) = self
-            .message
-            .headers
-            .iter()
-            .partition(|header| is_text(header));
-        map.serialize_entry("headers", &Headers { headers: text })?;
-        if !binary.is_empty() {
-            map.serialize_entry("headers_base64", &Headers { headers: binary })?;
-        }
+        show_headers(&mut map, &self.message.headers)?;
         map.end()
     }
 }
@@ -254,6 +363,39 @@ fn is_text(header: &Header) -> bool {
     value.is_none_or(|value| str::from_utf8(value).is_ok())
 }
 
+/// Headers as an object, and as a list where that says more.
+pub(super) fn show_headers<M: SerializeMap>(map: &mut M, all: &[Header]) -> Result<(), M::Error> {
+    let (text, binary): (Vec<_>, Vec<_>) = all.iter().partition(|header| is_text(header));
+    map.serialize_entry("headers", &Headers { headers: text })?;
+    if !binary.is_empty() {
+        map.serialize_entry("headers_base64", &Headers { headers: binary })?;
+    }
+    match is_all_said(all) {
+        true => Ok(()),
+        false => map.serialize_entry("header_list", &Listed(all)),
+    }
+}
+
+/// Whether an object says all of them to every reader: they have one name, and are of one kind.
+fn is_all_said(headers: &[Header]) -> bool {
+    let Some(first) = headers.first() else {
+        return true;
+    };
+    let same = |other: &Header| other.name == first.name && is_text(other) == is_text(first);
+    str::from_utf8(&first.name).is_ok() && headers.iter().all(same)
+}
+
+struct Listed<'a>(&'a [Header]);
+
+impl Serialize for Listed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|header| {
+            let value = header.value.as_ref().map(HeaderPart::of);
+            (HeaderPart::of(&header.name), value)
+        }))
+    }
+}
+
 struct Headers<'a> {
     headers: Vec<&'a Header>,
 }
@@ -262,14 +404,11 @@ impl Serialize for Headers<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for (at, header) in self.headers.iter().enumerate() {
-            let same = |other: &&&Header| other.name == header.name;
-            if self.headers[..at]
-                .iter()
-                .any(|other| other.name == header.name)
-            {
+            let name = String::from_utf8_lossy(&header.name);
+            let same = |other: &&&Header| String::from_utf8_lossy(&other.name) == name;
+            if self.headers[..at].iter().any(|other| same(&other)) {
                 continue;
             }
-            let name = String::from_utf8_lossy(&header.name);
             let values: Vec<_> = self.headers.iter().filter(same).map(|h| shown(h)).collect();
             match values.as_slice() {
                 [value] => map.serialize_entry(&name, value)?,
@@ -293,8 +432,9 @@ fn shown(header: &Header) -> Option<String> {
 #[schema(as = Message)]
 #[allow(dead_code, reason = "describes what MessageOut writes by hand")]
 pub(super) struct MessageSchema {
-    partition: u32,
-    offset: u64,
+    /// Not of a message that has no place: one that is delayed, or in a dead letter, which says it itself.
+    partition: Option<u32>,
+    offset: Option<u64>,
     /// Milliseconds since the Unix epoch.
     timestamp: u64,
     /// If it is UTF-8, or null if there is none.
@@ -303,13 +443,19 @@ pub(super) struct MessageSchema {
     /// If it is UTF-8 (never parsed as JSON), or null if there is none.
     value: Option<String>,
     value_base64: Option<String>,
-    headers: std::collections::HashMap<String, String>,
-    headers_base64: Option<std::collections::HashMap<String, String>>,
+    /// Name to value, or to a list of values where the name repeats.
+    headers: std::collections::HashMap<String, HeaderValue>,
+    /// As `headers`, of values that are not UTF-8.
+    headers_base64: Option<std::collections::HashMap<String, HeaderValue>>,
+    /// All headers exactly, in order, as pairs of name and value; bytes that are no text are `{"base64": "…"}`. It is there wherever
+    /// the fields above do not say all: with more than one name, or with a name that is not UTF-8.
+    header_list: Option<Vec<Vec<Option<HeaderPart>>>>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn understood(text: &str) -> Message {
@@ -335,7 +481,8 @@ mod tests {
         let compact = r#"{"b":[1.50e3,null],"a":" x \" y\\","c":12345678901234567890123}"#;
         assert_eq!(understood(text).value.as_deref(), Some(compact.as_bytes()));
         assert_eq!(understood(r#"{"value":null}"#).value, None);
-        assert_eq!(understood("{}").timestamp, Timestamp(7));
+        assert_eq!(understood(r#"{"value":null}"#).timestamp, Timestamp(7));
+        assert_eq!(understood(r#"{"key":"k"}"#).value, None);
     }
 
     #[test]
@@ -349,8 +496,112 @@ mod tests {
             json!({
                 "timestamp": 7, "key_base64": "/w==", "value_base64": "AP8=",
                 "headers": {"a": "1", "n": null}, "headers_base64": {"b": "/w=="},
+                "header_list": [["a", "1"], ["n", null], ["b", {"base64": "/w=="}]],
             })
         );
+    }
+
+    #[test]
+    fn headers_are_shown_in_their_order_and_exactly_where_an_object_cannot_say_all() {
+        let header = |name: &[u8], value: Option<&[u8]>| Header {
+            name: Bytes::copy_from_slice(name),
+            value: value.map(Bytes::copy_from_slice),
+        };
+        let list = |headers: Vec<Header>| {
+            let message = Message {
+                headers,
+                ..Message::default()
+            };
+            shown(&message)["header_list"].clone()
+        };
+        assert_eq!(list(vec![header(b"a", Some(b"1"))]), json!(null));
+        let twice = [Some(&b"1"[..]), None].map(|value| header(b"a", value));
+        assert_eq!(list(twice.to_vec()), json!(null));
+        let mixed = vec![
+            header(b"z", Some(b"1")),
+            header(b"a", Some(b"\xff")),
+            header(b"z", None),
+            header(b"\xfe", Some(b"2")),
+        ];
+        assert_eq!(
+            list(mixed),
+            json!([["z", "1"], ["a", {"base64": "/w=="}], ["z", null], [{"base64": "/g=="}, "2"]])
+        );
+        let order = Message {
+            headers: ["b", "c", "a"]
+                .map(|name| header(name.as_bytes(), None))
+                .to_vec(),
+            ..Message::default()
+        };
+        let out = MessageOut {
+            place: None,
+            message: &order,
+        };
+        let text = serde_json::to_string(&out).expect("JSON");
+        assert!(
+            text.contains(r#""headers":{"b":null,"c":null,"a":null}"#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn headers_that_are_said_in_two_ways_have_to_be_the_same() {
+        let read = |text: &str| {
+            let message = super::super::body::json::<MessageIn<'_>>(text.as_bytes());
+            message.and_then(|message| message.understood(Timestamp(7)))
+        };
+        let list = r#""header_list":[["b","1"],["a",{"base64":"/w=="}],["b",null]]"#;
+        let same = r#""headers":{"b":["1",null]},"headers_base64":{"a":"/w=="}"#;
+        for text in [format!("{{{list}}}"), format!("{{{same},{list}}}")] {
+            assert_eq!(read(&text).expect("a message").message.headers.len(), 3);
+        }
+        for other in [r#""headers":{}"#, r#""headers":{"b":"1"}"#] {
+            assert!(read(&format!("{{{other},{list}}}")).is_err(), "{other}");
+        }
+        for wrong in [
+            r#"[["a"]]"#,
+            r#"[["a","b","c"]]"#,
+            r#"[[1,"b"]]"#,
+            r#"[["a",{"base64":"%"}]]"#,
+        ] {
+            assert!(
+                read(&format!(r#"{{"header_list":{wrong}}}"#)).is_err(),
+                "{wrong}"
+            );
+        }
+    }
+
+    fn any_bytes() -> impl Strategy<Value = Bytes> {
+        prop_oneof![
+            "[a-c]{0,2}".prop_map(Bytes::from),
+            "\\PC{0,8}".prop_map(Bytes::from),
+            proptest::collection::vec(any::<u8>(), 0..8).prop_map(Bytes::from),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_that_is_shown_may_be_produced_and_is_the_same(
+            key in proptest::option::of(any_bytes()),
+            value in proptest::option::of(any_bytes()),
+            headers in proptest::collection::vec((any_bytes(), proptest::option::of(any_bytes())), 0..5),
+            timestamp in 0..i64::MAX as u64,
+        ) {
+            let header = |(name, value)| Header { name, value };
+            let message = Message {
+                key,
+                value,
+                headers: headers.into_iter().map(header).collect(),
+                timestamp: Timestamp(timestamp),
+            };
+            let fetched = Fetched { offset: millrace_model::Offset(7), message: message.clone() };
+            let text = serde_json::to_string(&MessageOut::of(PartitionId(3), &fetched)).expect("JSON");
+            prop_assert_eq!(&understood(&text), &message);
+            // Nor does a reader that sorts what an object says change it.
+            let sorted: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+            let sorted = serde_json::to_string(&sorted).expect("JSON");
+            prop_assert_eq!(&understood(&sorted), &message);
+        }
     }
 
     #[test]
@@ -362,6 +613,24 @@ mod tests {
             shown(&message)["headers"],
             json!({"z": "0", "a": ["1", "2"]})
         );
+    }
+
+    #[test]
+    fn an_object_that_says_nothing_of_a_message_is_none() {
+        for nothing in [
+            "{}",
+            r#"{"key":null}"#,
+            r#"{"partition":0,"timestamp":7,"headers":{}}"#,
+        ] {
+            let message: MessageIn<'_> =
+                super::super::body::json(nothing.as_bytes()).expect("JSON");
+            let error = message.understood(Timestamp(7)).expect_err(nothing);
+            assert!(error.into_message().contains("is empty"), "{nothing}");
+        }
+        for twice in [r#"{"value":1,"value":2}"#, r#"{"key":"a","key":"a"}"#] {
+            let message = super::super::body::json::<MessageIn<'_>>(twice.as_bytes());
+            assert!(message.is_err(), "which one would be a guess: {twice}");
+        }
     }
 
     #[test]

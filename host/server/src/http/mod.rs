@@ -6,6 +6,7 @@
 mod answers;
 mod body;
 mod by;
+mod coding;
 mod damage;
 mod dead_letters;
 mod delays;
@@ -18,6 +19,7 @@ mod health;
 mod history;
 mod host;
 mod idempotency;
+mod kinds;
 mod lifetime;
 mod line;
 mod listener;
@@ -131,7 +133,7 @@ pub(crate) mod bounds {
     /// How long a fetch waits for messages; asking for longer waits this long.
     pub(crate) const FETCH_WAIT_MS_MAX: u64 = 30_000;
     /// Answers that carry messages, held in memory at once, all readers together, in KiB. Full means that a reader waits, at
-    /// most [`ANSWER_ROOM_WAIT_MS_MAX`], and then gets 503. The worst single answer fits: 16 MiB, of which each byte takes seven.
+    /// most [`ANSWER_ROOM_WAIT_MS_MAX`], and then gets 503. The worst single answer fits: 16 MiB, of which each byte takes thirteen where all are headers.
     pub(crate) const ANSWERS_KIB_MAX: usize = 256 << 10;
     /// How long a request waits for room for its answer.
     pub(crate) const ANSWER_ROOM_WAIT_MS_MAX: u64 = 1_000;
@@ -140,7 +142,7 @@ pub(crate) mod bounds {
     /// What a list of dead letters may take, read and as JSON; it ends where the next one might not fit.
     pub(crate) const DEAD_LETTERS_ROOM_BYTES: usize = 128 << 20;
     /// What one dead letter may take, read and as JSON.
-    pub(crate) const DEAD_LETTER_ROOM_BYTES: usize = 64 << 20;
+    pub(crate) const DEAD_LETTER_ROOM_BYTES: usize = 112 << 20;
     /// What a list of delayed messages may take as JSON: 4 MiB of them at the worst, where all are headers.
     pub(crate) const DELAYED_ROOM_BYTES: usize = 72 << 20;
     /// Dead letters of one list; asking for more gives this many.

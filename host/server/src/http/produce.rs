@@ -7,22 +7,24 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use millrace_broker::{NewMessage, Placed};
 use millrace_model::{Header, Message, PartitionId, Timestamp, TopicName};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Shared;
-use super::body::{BYTE_ORDER_MARK, json};
+use super::body::{json, other_encoding};
 use super::bounds::{PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX};
 use super::delays::{Moment, due};
 use super::error::{ApiError, ErrorBody};
 use super::idempotency::{self, REPLAYED};
+use super::kinds::Kind;
 use super::messages::MessageIn;
 use super::query::{InPath, InQuery};
+use crate::text;
 
 const HEADER_PREFIX: &str = "millrace-header-";
 
@@ -35,7 +37,7 @@ pub(super) struct ProduceQuery {
     key: Option<String>,
     /// The partition of a raw body.
     partition: Option<u32>,
-    /// When a raw body is delivered: milliseconds since the Unix epoch, or as `2026-11-21T10:00:00Z`.
+    /// When a raw body is delivered: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z` or `+15m`.
     deliver_at: Option<String>,
     /// Instead of `deliver_at`: so long after its arrival.
     delay_ms: Option<u64>,
@@ -52,6 +54,10 @@ pub(super) struct Many<'a> {
 #[derive(Serialize, ToSchema)]
 pub(super) struct PlacedBody {
     count: usize,
+    /// Of a repeat: an earlier request with this key did it, and nothing was added now.
+    #[serde(skip_serializing_if = "is_false")]
+    #[schema(default = false)]
+    repeated: bool,
     /// Where each message went, in the order sent.
     placed: Vec<PlaceBody>,
 }
@@ -62,6 +68,10 @@ struct PlaceBody {
     /// Not of a delayed message: it has none yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<u64>,
+    /// Of a repeat: it can no longer be read there, for retention, compaction or a trim removed it.
+    #[serde(skip_serializing_if = "is_false")]
+    #[schema(default = false)]
+    gone: bool,
     /// Of a delayed message: to cancel it by.
     #[serde(skip_serializing_if = "Option::is_none")]
     delayed: Option<String>,
@@ -69,13 +79,16 @@ struct PlaceBody {
 
 /// Appends messages; all of them, or none.
 ///
-/// By content type: `application/json` is one message or `{"messages": […]}`; `application/x-ndjson` is a message a line; any other
-/// is one message whose value is the body, with `?key=`, `?partition=` and `millrace-header-<name>` headers.
+/// By content type: `application/json` is one message or `{"messages": […]}`; `application/x-ndjson`, under this and its other names such
+/// as `application/jsonl`, is a message a line; `application/octet-stream` and `text/plain` are one message whose value is the body, with
+/// `?key=`, `?partition=` and `millrace-header-<name>` headers. Any other type, or none, is refused. Text is UTF-8, with or without a
+/// byte order mark; lines end with LF or CR LF. A body may be compressed (`Content-Encoding`: gzip, deflate or zstd).
 ///
 /// A message with `deliver_at` or `delay_ms` is kept with the host until then, and answered with the id to cancel it by.
 ///
 /// With the header `Idempotency-Key` the request may be sent again until it is answered, and takes effect once: a repeat gets the
-/// first answer, marked `idempotent-replayed: true`. A topic remembers its last 100,000 keys, for at most 24 hours.
+/// first answer, marked `idempotent-replayed: true` and `"repeated": true`, with `"gone": true` at messages that were removed since. A topic
+/// remembers its last 100,000 keys, for at most 24 hours.
 #[utoipa::path(post, path = "/v1/topics/{topic}/messages", tag = "messages",
     params(
         ("topic" = String, Path,),
@@ -83,7 +96,7 @@ struct PlaceBody {
         ("idempotency-key" = Option<String>, Header,
             description = "1 to 255 visible ASCII characters, such as a UUID; a new one for each request"),
     ),
-    request_body(content((Many = "application/json"), (MessageIn = "application/x-ndjson"), (Vec<u8> = "application/octet-stream"))),
+    request_body(content((Many = "application/json"), (MessageIn = "application/x-ndjson"), (Vec<u8> = "application/octet-stream"), (String = "text/plain"))),
     responses(
         (status = 200, body = PlacedBody, description = "Committed", headers(
             ("idempotent-replayed" = Option<bool>, description = "The answer of an earlier request with this key; nothing was added now"),
@@ -91,6 +104,7 @@ struct PlaceBody {
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody, description = "`unsupported-type` or `unsupported-encoding`: the error says what is taken"),
         (status = 422, body = ErrorBody, description = "`idempotency-key-reused`: the key came with another request"),
         (status = 429, body = ErrorBody),
         (status = 503, body = ErrorBody),
@@ -107,18 +121,18 @@ pub(super) async fn produce(
     if app.broker.topic(&topic).is_none() {
         return Err(millrace_broker::ProduceError::UnknownTopic(topic).into());
     }
+    let kind = Kind::of(&headers)?;
     let key = idempotency::key_of(&headers)?;
     let taken = app
         .take_body(&headers, body, PRODUCE_BODY_BYTES_MAX)
         .await?;
-    let form = Form::of(&headers);
-    let key = key.map(|key| idempotency::call(key, &form.asked(&query, &headers, &taken.bytes)));
+    let key = key.map(|key| idempotency::call(key, &kind.asked(&query, &headers, &taken.bytes)));
     let now = app.clock.wall();
-    let messages = match form {
-        Form::Raw => vec![raw(query, &headers, taken.bytes.clone(), now)?],
-        form => {
+    let messages = match kind {
+        Kind::Raw => vec![raw(query, &headers, taken.bytes.clone(), now)?],
+        kind => {
             query.refuse_for_json()?;
-            form.messages(&taken.bytes, now)?
+            kind.messages(&taken.bytes, now)?
         }
     };
     let Some(key) = key else {
@@ -126,32 +140,21 @@ pub(super) async fn produce(
         return Ok(Json(PlacedBody::from(placed)).into_response());
     };
     let produced = app.broker.produce_once(&topic, messages, key).await?;
-    let body = Json(PlacedBody::from(produced.placed));
+    let repeated = produced.repeated;
+    let mut body = PlacedBody::from(produced.placed);
+    body.repeated = repeated;
+    for index in produced.gone {
+        body.placed[index].gone = true;
+    }
+    let body = Json(body);
     let replayed = [(REPLAYED, "true")];
-    Ok(match produced.repeated {
+    Ok(match repeated {
         true => (replayed, body).into_response(),
         false => body.into_response(),
     })
 }
 
-#[derive(Clone, Copy)]
-enum Form {
-    Json,
-    Lines,
-    Raw,
-}
-
-impl Form {
-    fn of(headers: &HeaderMap) -> Self {
-        let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        let essence = content_type.and_then(|text| text.split(';').next());
-        match essence.unwrap_or_default().trim() {
-            t if t.eq_ignore_ascii_case("application/json") => Self::Json,
-            t if t.eq_ignore_ascii_case("application/x-ndjson") => Self::Lines,
-            _ => Self::Raw,
-        }
-    }
-
+impl Kind {
     /// Everything that says what a request asks for.
     fn asked<'a>(
         self,
@@ -186,14 +189,33 @@ impl Form {
         match self {
             Self::Lines => lines(body, now),
             _ if is_many(body) => many(body, now),
-            _ => Ok(vec![json::<MessageIn<'_>>(body)?.understood(now)?]),
+            _ => match json::<MessageIn<'_>>(body) {
+                Ok(message) => Ok(vec![message.understood(now)?]),
+                Err(error) if is_lines(body) => Err(error.advising(MEANT_LINES)),
+                Err(error) => Err(error),
+            },
         }
     }
 }
 
+fn is_false(said: &bool) -> bool {
+    !said
+}
+
+const MEANT_LINES: &str = "this is more than one JSON object: send a message a line as application/x-ndjson, or all in {\"messages\": […]}";
+
+/// Whether a body that is not one message is several behind each other, or a list of them.
+fn is_lines(body: &[u8]) -> bool {
+    let body = text::unmarked(body).unwrap_or(body).trim_ascii_start();
+    let mut objects = serde_json::Deserializer::from_slice(body).into_iter::<IgnoredAny>();
+    let is_list = body.starts_with(b"[");
+    let mut is_object = || matches!(objects.next(), Some(Ok(_)));
+    is_list || (is_object() && is_object())
+}
+
 /// `{"messages": …}` has no other field, so its first one tells.
 fn is_many(body: &[u8]) -> bool {
-    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    let body = text::unmarked(body).unwrap_or(body);
     let rest = body.trim_ascii_start().strip_prefix(b"{");
     rest.is_some_and(|rest| rest.trim_ascii_start().starts_with(b"\"messages\""))
 }
@@ -211,8 +233,9 @@ fn many(body: &[u8], now: Timestamp) -> Result<Vec<NewMessage>, ApiError> {
 }
 
 fn lines(body: &[u8], now: Timestamp) -> Result<Vec<NewMessage>, ApiError> {
+    let body = text::unmarked(body).map_err(other_encoding)?;
     let mut messages = Vec::new();
-    for (index, line) in body.split(|&byte| byte == b'\n').enumerate() {
+    for (index, line) in text::lines(body).enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
         }
@@ -277,6 +300,7 @@ impl From<Vec<Placed>> for PlacedBody {
         let place = |placed: Placed| PlaceBody {
             partition: placed.partition().0,
             offset: placed.offset().map(|offset| offset.0),
+            gone: false,
             delayed: match placed {
                 Placed::At { .. } => None,
                 Placed::Delayed(id) => Some(id.to_string()),
@@ -284,6 +308,7 @@ impl From<Vec<Placed>> for PlacedBody {
         };
         Self {
             count: placed.len(),
+            repeated: false,
             placed: placed.into_iter().map(place).collect(),
         }
     }

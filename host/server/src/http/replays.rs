@@ -10,6 +10,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::by::{By, ByHeader};
+use super::delays::Moment;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::ProcessorSchema;
 use super::query::InPath;
@@ -48,10 +49,12 @@ struct ReplayRangeSchema {
 pub(super) struct ReplayBody {
     /// Through which revision; the current one without.
     revision: Option<u32>,
-    /// From the first message of this time or later, in milliseconds since the Unix epoch,
-    from: u64,
-    /// up to, and without, the first message of this time or later; all that there is without.
-    until: Option<u64>,
+    /// Messages of this time or later: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z`, `2026-11-21` or `-15m`,
+    #[schema(value_type = u64)]
+    from: Moment,
+    /// and before this one; all that there are without. Timestamps need not ascend: all messages of the range are replayed, and no others.
+    #[schema(value_type = Option<u64>)]
+    until: Option<Moment>,
     /// Where all outputs go, whatever topic they name. The processor must not read it.
     #[schema(value_type = String)]
     into: TopicName,
@@ -80,10 +83,14 @@ pub(super) async fn make(
     body: Body,
 ) -> Result<(StatusCode, Json<Processor>), ApiError> {
     let body: ReplayBody = app.take_json(&headers, body).await?;
+    let now = app.clock.wall();
     let request = ReplayRequest {
         revision: body.revision,
-        from: Timestamp(body.from),
-        until: Timestamp(body.until.unwrap_or(u64::MAX)),
+        from: body.from.understood("from", now)?,
+        until: match &body.until {
+            None => Timestamp(u64::MAX),
+            Some(until) => until.understood("until", now)?,
+        },
         into: body.into,
         name: body.name,
     };

@@ -5,8 +5,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use millrace_broker::{ScheduleError, ScheduleStatus};
-use millrace_model::{Cron, PartitionId, ScheduleName, ScheduleSpec, Timestamp, TopicName};
-use serde::{Deserialize, Serialize};
+use millrace_model::{Cron, Header, PartitionId, ScheduleName, ScheduleSpec, Timestamp, TopicName};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -14,7 +15,7 @@ use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
-use super::messages::value_bytes;
+use super::messages::{HeaderValue, ListedIn, Pairs, headers_of, show_headers, value_bytes};
 use super::query::InPath;
 use super::{Shared, to_the_end};
 
@@ -33,9 +34,12 @@ pub(super) struct ScheduleIn<'a> {
     #[serde(borrow)]
     #[schema(value_type = Option<serde_json::Value>)]
     value: Option<&'a RawValue>,
-    /// Names and values.
-    #[serde(default)]
-    headers: std::collections::BTreeMap<String, String>,
+    /// Name to value, or to a list of values; all of them text.
+    #[schema(value_type = Option<std::collections::HashMap<String, HeaderValue>>)]
+    headers: Option<Pairs>,
+    /// All headers in order, as pairs of name and value. Beside `headers` it has to say the same.
+    #[schema(value_type = Option<Vec<Vec<String>>>)]
+    header_list: Option<Vec<ListedIn>>,
     /// The topic's partitioner chooses without.
     partition: Option<u32>,
 }
@@ -45,16 +49,56 @@ impl ScheduleIn<'_> {
         let hint = "for example \"*/5 * * * *\": every five minutes";
         let cron = Cron::parse(&self.cron);
         let cron = cron.map_err(|error| ApiError::refused("bad-cron", error.to_string(), hint))?;
-        let value = self.value.map(value_bytes).transpose()?;
+        let value = value_bytes(self.value)?;
         let text = |bytes: bytes::Bytes| String::from_utf8_lossy(&bytes).into_owned();
+        let header = |header: Header| match (str::from_utf8(&header.name), header.value) {
+            (Ok(name), Some(value)) if str::from_utf8(&value).is_ok() => {
+                Ok((name.to_owned(), text(value)))
+            }
+            _ => {
+                let message = "the names and values of a schedule's headers are text";
+                Err(ApiError::malformed(message, "give UTF-8, and no null"))
+            }
+        };
+        let headers = headers_of(self.headers, None, self.header_list)?.into_iter();
         Ok(ScheduleSpec {
             topic: self.topic,
             cron,
             key: self.key,
             value: value.map(text),
-            headers: self.headers.into_iter().collect(),
+            headers: headers.map(header).collect::<Result<_, _>>()?,
             partition: self.partition.map(PartitionId),
         })
+    }
+}
+
+/// How a schedule's headers look, for the OpenAPI document.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "describes what Shown writes by hand")]
+struct ScheduleHeaders {
+    /// Name to value, or to a list of values where the name repeats.
+    headers: std::collections::HashMap<String, HeaderValue>,
+    /// All headers in order, as pairs of name and value, where there are several names.
+    header_list: Option<Vec<Vec<String>>>,
+}
+
+struct Shown(Vec<Header>);
+
+impl From<Vec<(String, String)>> for Shown {
+    fn from(headers: Vec<(String, String)>) -> Self {
+        let header = |(name, value): (String, String)| Header {
+            name: name.into(),
+            value: Some(value.into()),
+        };
+        Self(headers.into_iter().map(header).collect())
+    }
+}
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        show_headers(&mut map, &self.0)?;
+        map.end()
     }
 }
 
@@ -69,7 +113,9 @@ pub(super) struct ScheduleBody {
     cron: String,
     key: Option<String>,
     value: Option<String>,
-    headers: std::collections::BTreeMap<String, String>,
+    #[serde(flatten)]
+    #[schema(value_type = ScheduleHeaders)]
+    headers: Shown,
     #[schema(value_type = Option<u32>)]
     partition: Option<PartitionId>,
     paused: bool,
@@ -102,7 +148,7 @@ impl From<ScheduleStatus> for ScheduleBody {
             cron: spec.cron.into(),
             key: spec.key,
             value: spec.value,
-            headers: spec.headers.into_iter().collect(),
+            headers: Shown::from(spec.headers),
             partition: spec.partition,
             paused: schedule.paused,
             next: schedule.next,

@@ -1,5 +1,7 @@
 //! State of processors over HTTP: shown as of a committed offset, written, emptied. What is shown can be written back.
 
+use std::str::FromStr;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -25,6 +27,9 @@ use super::{Shared, to_the_end};
 
 /// What an answer takes at the worst, read and as JSON: an entry's share of the bound covers what stands beside its bytes.
 pub(super) const STATE_ROOM_BYTES: usize = BYTES_PER_BYTE * STATE_LISTED_BYTES_MAX;
+
+/// Whole numbers up to here are the same as doubles.
+const EXACT_MAX: u64 = (1 << 53) - 1;
 
 /// Which entries.
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -77,15 +82,16 @@ impl Serialize for Shown {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         entry(&mut map, "key", "key_base64", Some(&self.0.key))?;
-        match self.0.value.as_number() {
-            Some(number) => map.serialize_entry("number", &number)?,
-            None => {
-                let value = Some(self.0.value.as_bytes());
-                entry(&mut map, "value", "value_base64", value)?;
-            }
+        let value = Some(self.0.value.as_bytes());
+        entry(&mut map, "value", "value_base64", value)?;
+        // As a text: most readers of JSON take numbers for doubles, and would round it.
+        if let Some(number) = self.0.value.as_number() {
+            map.serialize_entry("number", &number.to_string())?;
         }
-        if self.0.ends_at != NEVER {
-            map.serialize_entry("ends_at", &self.0.ends_at)?;
+        match self.0.ends_at {
+            NEVER => {}
+            Timestamp(ms) if ms > EXACT_MAX => map.serialize_entry("ends_at", &ms.to_string())?,
+            at => map.serialize_entry("ends_at", &at)?,
         }
         map.end()
     }
@@ -104,18 +110,55 @@ impl From<StatePage> for StateBody {
     }
 }
 
-/// An entry. Its key is text or base64; so is its value, or a number where it has eight bytes. To remove a key, give no value.
+/// An entry. Its key is text or base64, and so is its value, exactly. To remove a key, give no value.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StateEntryBody {
     key: Option<String>,
     key_base64: Option<String>,
+    /// The value, if it is UTF-8.
     value: Option<String>,
+    /// The value, if it is not.
     value_base64: Option<String>,
-    /// Eight bytes, little-endian, signed.
-    number: Option<i64>,
-    /// Milliseconds since the Unix epoch.
-    ends_at: Option<u64>,
+    /// What a value of eight bytes is as a number (little-endian, signed), as a text such as `"-7"`, which no reader of JSON rounds. It may be
+    /// given in place of the value, also as a JSON number; beside a value it has to agree.
+    #[schema(value_type = Option<String>)]
+    number: Option<Whole<i64>>,
+    /// Milliseconds since the Unix epoch; a text where readers of JSON might round it.
+    #[schema(value_type = Option<WholeMs>)]
+    ends_at: Option<Whole<u64>>,
+}
+
+/// A whole number, or a text that is one.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a whole number that nothing has rounded, best as a text such as \"-7\""
+)]
+enum Whole<N> {
+    Number(N),
+    Text(String),
+}
+
+/// How [`Whole`] looks, for the OpenAPI document.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "describes what Shown writes by hand")]
+enum WholeMs {
+    Number(u64),
+    Text(String),
+}
+
+impl<N: FromStr> Whole<N> {
+    fn understood(self, field: &str) -> Result<N, ApiError> {
+        match self {
+            Self::Number(number) => Ok(number),
+            Self::Text(text) => text.parse().map_err(|_| {
+                let message = format!("{field}: {text:?} is no whole number of 64 bits");
+                ApiError::malformed(message, "write digits, such as \"-7\"")
+            }),
+        }
+    }
 }
 
 impl StateEntryBody {
@@ -123,18 +166,20 @@ impl StateEntryBody {
         let key = one_of("key", self.key.map(Into::into), self.key_base64)?;
         let missing = || ApiError::malformed("an entry has no key", "give key or key_base64");
         let value = one_of("value", self.value.map(Into::into), self.value_base64)?;
-        let value = match (value, self.number) {
-            (Some(_), Some(_)) => {
-                let hint = "give one of them";
-                return Err(ApiError::malformed("value and number are both given", hint));
+        let number = self.number.map(|number| number.understood("number"));
+        let number = number.transpose()?.map(StateValue::of_number);
+        let value = match (value.map(|value| StateValue::new(&value)), number) {
+            (Some(value), Some(number)) if value != number => {
+                let message = "value and number do not agree";
+                return Err(ApiError::malformed(message, "give one of them"));
             }
-            (Some(value), None) => Some(StateValue::new(&value)),
-            (None, number) => number.map(StateValue::of_number),
+            (value, number) => value.or(number),
         };
+        let ends_at = self.ends_at.map(|at| at.understood("ends_at"));
         Ok(StateChange {
             key: (&*key.ok_or_else(missing)?).into(),
             value,
-            ends_at: self.ends_at.map_or(NEVER, Timestamp),
+            ends_at: ends_at.transpose()?.map_or(NEVER, Timestamp),
         })
     }
 }
@@ -261,4 +306,94 @@ pub(super) async fn write(
     let written = writes.changes.len();
     to_the_end(async move { Ok(app.broker.write_state(&place, writes).await?) }).await?;
     Ok(Json(StateWrittenBody { written }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// What a reader makes of JSON that takes every number for a double.
+    fn rounded(value: Value) -> Value {
+        match value {
+            Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+                (Some(number), _) => Value::from(number as f64 as u64),
+                (_, Some(number)) => Value::from(number as f64 as i64),
+                _ => Value::Number(number),
+            },
+            Value::Array(items) => items.into_iter().map(rounded).collect(),
+            Value::Object(fields) => {
+                let fields = fields.into_iter();
+                let fields = fields.map(|(name, value)| (name, rounded(value)));
+                Value::Object(fields.collect())
+            }
+            other => other,
+        }
+    }
+
+    fn change(text: &str) -> Result<StateChange, ApiError> {
+        json::<StateEntryBody>(text.as_bytes()).and_then(StateEntryBody::change)
+    }
+
+    fn any_value() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            any::<i64>().prop_map(|number| number.to_le_bytes().to_vec()),
+            (-100..100i64).prop_map(|number| number.to_le_bytes().to_vec()),
+            "[ -~\\n\\t]{8}".prop_map(String::into_bytes),
+            "\\PC{0,12}".prop_map(String::into_bytes),
+            proptest::collection::vec(any::<u8>(), 0..20),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_entry_that_is_shown_comes_back_as_it_was_also_from_a_reader_of_doubles(
+            key in proptest::collection::vec(any::<u8>(), 1..12),
+            value in any_value(),
+            ends_at in prop_oneof![Just(NEVER.0), any::<u64>(), 0..4_000_000_000_000u64],
+        ) {
+            let value = StateValue::new(&value);
+            let shown = Shown(StateEntry {
+                key: key.clone().into(),
+                value: value.clone(),
+                ends_at: Timestamp(ends_at),
+            });
+            let text = serde_json::to_string(&shown).expect("JSON");
+            let read: Value = serde_json::from_str(&text).expect("JSON");
+            for text in [text, rounded(read).to_string()] {
+                let change = change(&text).expect("an entry");
+                prop_assert_eq!(&*change.key, &key[..]);
+                prop_assert_eq!(change.value.as_ref(), Some(&value));
+                prop_assert_eq!(change.ends_at, Timestamp(ends_at));
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_is_taken_as_it_was_exported_before_and_not_where_it_was_rounded() {
+        let number = |text: &str| {
+            let entry = format!(r#"{{"key":"k",{text}}}"#);
+            change(&entry).map(|change| change.value.and_then(|value| value.as_number()))
+        };
+        for (text, wanted) in [
+            (r#""number":9007199254740993"#, 9_007_199_254_740_993),
+            (r#""number":"-9223372036854775808""#, i64::MIN),
+            (r#""number":"7","value_base64":"BwAAAAAAAAA=""#, 7),
+            (r#""value":"customer""#, i64::from_le_bytes(*b"customer")),
+        ] {
+            assert_eq!(number(text).expect(text), Some(wanted));
+        }
+        for wrong in [
+            r#""number":9223372036854776000"#,
+            r#""number":-9.223372036854776e18"#,
+            r#""number":7.0"#,
+            r#""number":"seven""#,
+            r#""number":"8","value_base64":"BwAAAAAAAAA=""#,
+            r#""number":"7","value":"seven""#,
+        ] {
+            assert!(number(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -44,7 +44,8 @@ fn a_request_with_a_key_takes_effect_once_and_is_answered_the_same_again() {
         for _ in 0..5 {
             let again = send(&host, MESSAGES, content_type, &key, body);
             assert_eq!((again.status, is_replayed(&again)), (200, true));
-            assert_eq!(again.json(), first.json());
+            assert_eq!(again.json()["placed"], first.json()["placed"]);
+            assert_eq!(again.json()["repeated"], true);
         }
         assert_eq!(count(&host, "orders"), before + messages);
         // The key belongs to its topic.
@@ -63,7 +64,8 @@ fn a_request_with_a_key_takes_effect_once_and_is_answered_the_same_again() {
 fn a_key_that_comes_with_something_else_is_refused_and_nothing_is_added() {
     let host = TestHost::start().with_topic("orders", 1);
     let raw = |path: &str, name: &str, body: &str| {
-        let headers = [("idempotency-key", "k"), (name, "v")];
+        let raw = ("content-type", "text/plain");
+        let headers = [raw, ("idempotency-key", "k"), (name, "v")];
         host.call("POST", path, &headers, body)
     };
     let keyed = format!("{MESSAGES}?key=a");
@@ -113,7 +115,77 @@ fn requests_with_one_key_at_once_are_all_told_the_same() {
         let sent = sending.into_iter().map(|sending| sending.join());
         sent.map(|sent| sent.expect("an answer").json()).collect()
     });
-    assert!(answers.iter().all(|answer| *answer == answers[0]));
+    let told = |answer: &Value| (answer["count"].clone(), answer["placed"].clone());
+    assert!(
+        answers
+            .iter()
+            .all(|answer| told(answer) == told(&answers[0]))
+    );
+    let firsts = answers.iter().filter(|answer| answer["repeated"] != true);
+    assert_eq!(firsts.count(), 1, "the others say that they are repeats");
     assert_eq!(answers[0]["count"], json!(1));
     assert_eq!(count(&host, "orders"), 1);
+}
+
+#[test]
+fn a_repeat_says_that_it_is_one_and_what_is_no_longer_there() {
+    let host = TestHost::start().with_topic("orders", 1);
+    let body = r#"{"messages":[{"value":1},{"value":2},{"value":3}]}"#;
+    let again = || send(&host, MESSAGES, "application/json", "k", body).json();
+    assert_eq!(again()["repeated"], Value::Null);
+    let gone = |answer: &Value| {
+        let places = answer["placed"].as_array().expect("places").iter();
+        places
+            .map(|place| place["gone"] == true)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(gone(&again()), [false; 3]);
+    let trim = |before: &str| {
+        let body = format!("{{\"before\":{before}}}");
+        assert_eq!(host.post_json("/v1/topics/orders/trim", body).status, 200);
+    };
+    trim("2");
+    assert_eq!(gone(&again()), [true, true, false]);
+    trim("\"end\"");
+    assert_eq!(gone(&again()), [true; 3]);
+    assert_eq!(count(&host, "orders"), 3, "nothing was added");
+
+    // With the topic its keys go: what follows is no repeat.
+    assert_eq!(
+        host.call("DELETE", "/v1/topics/orders", &[], "").status,
+        204
+    );
+    let host = host.with_topic("orders", 1);
+    let anew = send(&host, MESSAGES, "application/json", "k", body).json();
+    assert_eq!(anew["repeated"], Value::Null);
+    assert_eq!(count(&host, "orders"), 3);
+}
+
+#[test]
+fn the_command_line_says_of_a_repeat_that_nothing_was_added() {
+    let host = TestHost::start().with_topic("orders", 1);
+    let produce = |key: &str, values: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_millrace"))
+            .args(["produce", "orders", "--idempotency-key", key])
+            .args(values)
+            .env("MILLRACE_HOST", host.url())
+            .output()
+            .expect("the binary runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(produce("a", &["1", "2"]), "2 messages in 1 commit\n");
+    let said = "repeated: nothing was added; 2 messages were there already";
+    assert_eq!(produce("a", &["1", "2"]), format!("{said}\n"));
+    assert_eq!(
+        host.post_json("/v1/topics/orders/trim", r#"{"before":1}"#)
+            .status,
+        200
+    );
+    let told = produce("a", &["1", "2"]);
+    assert!(
+        told.starts_with(said) && told.contains("1 no longer kept"),
+        "{told}"
+    );
+    assert!(!produce("b", &["1", "2"]).contains("repeated"));
 }

@@ -17,7 +17,8 @@ fn host() -> TestHost {
         .with_topic("orders", 1)
         .with_topic("small", 1);
     for _ in 0..2 {
-        let sent = host.call("POST", "/v1/topics/orders/messages", &[], vec![0; ZEROS]);
+        let raw = [("content-type", "application/octet-stream")];
+        let sent = host.call("POST", "/v1/topics/orders/messages", &raw, vec![0; ZEROS]);
         assert_eq!(sent.status, 200);
     }
     let sent = host.post_json("/v1/topics/small/messages", r#"{"value":"a"}"#);

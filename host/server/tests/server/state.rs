@@ -134,3 +134,78 @@ fn an_answer_is_bounded_in_bytes_however_many_entries_are_asked_for() {
     let exported = exported(&host);
     assert_eq!(exported.iter().filter(|&&byte| byte == b'\n').count(), 40);
 }
+
+/// What a common tool makes of JSON lines; nothing where the machine does not have it.
+fn through(tool: &[&str], lines: &[u8]) -> Option<Vec<u8>> {
+    let spawned = Command::new(tool[0])
+        .args(&tool[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = spawned else {
+        eprintln!("skipped: this machine has no {}", tool[0]);
+        return None;
+    };
+    let mut stdin = child.stdin.take().expect("a standard input");
+    let lines = lines.to_vec();
+    let writing = std::thread::spawn(move || stdin.write_all(&lines));
+    let output = child.wait_with_output().expect("it ends");
+    writing.join().expect("written").expect("taken");
+    assert!(output.status.success(), "{tool:?}: {output:?}");
+    Some(output.stdout)
+}
+
+#[test]
+fn no_value_changes_on_its_way_through_common_tools() {
+    let host = with_uppercase(TestHost::start());
+    let number = |key: &str, number: i64| json!({"key": key, "number": number.to_string()});
+    write(
+        &host,
+        &[
+            number("beyond", 9_007_199_254_740_993),
+            number("least", i64::MIN),
+            number("most", i64::MAX),
+            number("small", 5),
+            json!({"key": "letters", "value": "customer"}),
+            json!({"key": "lines", "value": "a\nb\tcd\r\n"}),
+            json!({"key": "é\u{1f600}", "value": "\u{0}\u{7f}\u{2028}\"\\"}),
+            json!({"key_base64": "/w==", "value_base64": "//79/Pv6+fg="}),
+            json!({"key": "ends", "value": "v", "ends_at": (u64::MAX - 1).to_string()}),
+        ],
+    );
+    let before = exported(&host);
+    let shown = String::from_utf8_lossy(&before).into_owned();
+    assert!(shown.contains(r#""value":"customer""#), "{shown}");
+    assert!(shown.contains(r#""number":"9007199254740993""#), "{shown}");
+    for tool in [
+        &["jq", "-c", "."][..],
+        &[
+            "python3",
+            "-c",
+            "import sys, json\nfor l in sys.stdin.buffer: print(json.dumps(json.loads(l)))",
+        ],
+        &[
+            "node",
+            "-e",
+            "require('fs').readFileSync(0, 'utf8').split('\\n').filter(Boolean).forEach(l => console.log(JSON.stringify(JSON.parse(l))))",
+        ],
+    ] {
+        let Some(read) = through(tool, &before) else {
+            continue;
+        };
+        let imported = run(&host, &["import", "--reset"], &read);
+        assert!(imported.status.success(), "{tool:?}: {imported:?}");
+        assert_eq!(String::from_utf8_lossy(&exported(&host)), shown, "{tool:?}");
+    }
+    // As earlier versions exported it.
+    let old = "{\"key\":\"beyond\",\"number\":9007199254740993}\n{\"key\":\"letters\",\"number\":8243108941040383331}\n";
+    let imported = run(&host, &["import"], old.as_bytes());
+    assert!(imported.status.success(), "{imported:?}");
+    let rounded = "{\"key\":\"most\",\"number\":9223372036854776000}\n";
+    assert_eq!(
+        run(&host, &["import"], rounded.as_bytes()).status.code(),
+        Some(2)
+    );
+    let after = exported(&host);
+    assert!(String::from_utf8_lossy(&after).contains(r#""number":"9007199254740993""#));
+}

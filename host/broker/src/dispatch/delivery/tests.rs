@@ -32,6 +32,7 @@ fn input() -> Input {
         dead_letters: topic(2, "in.p.dlq"),
         range: None,
         first: None,
+        times: None,
     }
 }
 

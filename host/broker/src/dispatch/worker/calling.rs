@@ -196,7 +196,7 @@ impl Worker {
     ) -> Result<Checked, CallError> {
         let outputs_max = live.spec.limits.answer_outputs_max as usize;
         let mut verdict = Verdict::of(answer, &batch.columns, &live.outputs, outputs_max)?;
-        verdict.outputs.check_delays(self.now())?;
+        verdict.outputs.check_times(&batch.columns, self.now())?;
         verdict
             .outputs
             .carry(Hops::of(&batch.columns, live.spec.hops_max.is_some()));

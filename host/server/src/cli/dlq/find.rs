@@ -1,11 +1,10 @@
 //! Which dead letters a command means.
 
 use millrace_broker::DeadLetterPlace;
-use millrace_model::{Clock, SystemClock};
 use serde_json::{Map, Value, json};
 
 use super::super::client::escaped;
-use crate::units::{duration_ms, moment_ms};
+use crate::units::time;
 
 /// The arguments that narrow which dead letters are meant, by their names.
 pub(super) const NARROWING: [&str; 10] = [
@@ -36,11 +35,11 @@ pub(in super::super) struct Find {
     /// Only those with this key
     #[arg(long)]
     key: Option<String>,
-    /// Only those given up since then: 2026-11-21T10:00:00Z, or how long ago, such as 2h
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// Only those given up since then: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 2h or -2h (ago)
+    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     since: Option<u64>,
     /// Only those given up before then, in the same words
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     until: Option<u64>,
     /// Only those with this header: NAME, or NAME=VALUE
     #[arg(long)]
@@ -57,14 +56,6 @@ pub(in super::super) struct Find {
     /// From here on: what an earlier answer said to go on with
     #[arg(long, value_name = "PLACE")]
     from: Option<DeadLetterPlace>,
-}
-
-/// Milliseconds since the Unix epoch of a moment, or of how long ago it was.
-fn moment(text: &str) -> Result<u64, String> {
-    if let Ok(ago_ms) = duration_ms(text) {
-        return Ok(SystemClock::new().wall().0.saturating_sub(ago_ms));
-    }
-    moment_ms(text).map_err(|_| "say 2026-11-21T10:00:00Z, or how long ago, such as 15m".to_owned())
 }
 
 impl Find {

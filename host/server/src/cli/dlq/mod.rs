@@ -304,15 +304,15 @@ fn edit(args: &EditArgs, client: &Client, out: &mut Output) -> Result<(), Failur
     if args.no_key || args.key.is_some() {
         body.insert("key".to_owned(), json!(args.key));
     }
-    let mut headers = Map::new();
+    let mut headers = Vec::new();
     for header in &args.headers {
         let Some((name, value)) = header.split_once('=') else {
             return Err(Failure::usage(format!("--header {header} has no value"))
                 .with_hint("write NAME=VALUE"));
         };
-        headers.insert(name.to_owned(), json!(value));
+        headers.push(json!([name, value]));
     }
-    body.insert("headers".to_owned(), Value::Object(headers));
+    body.insert("header_list".to_owned(), Value::Array(headers));
     body.insert("remove_headers".to_owned(), json!(args.remove_headers));
     let path = path(&args.processor, &format!("/{}/edit", args.dead_letter));
     let answer = client.send(Method::POST, &path, &Value::Object(body))?;

@@ -203,12 +203,34 @@ fn call_facts(call: &Value) -> Vec<(&'static str, String)> {
     vec![("its call took", used), ("it wrote", said)]
 }
 
-/// The message's own headers: what the host added is shown as evidence.
+/// The message's own headers, in order: what the host added is shown as evidence.
 fn own_headers(message: &Value) -> String {
-    let headers = message["headers"].as_object().into_iter().flatten();
-    let own = headers.filter(|(name, _)| !name.starts_with("millrace-"));
+    let part = |part: &Value| match &part["base64"] {
+        Value::String(encoded) => format!("base64:{encoded}"),
+        _ => cell(part),
+    };
+    let of_object = |field: &str, prefix: &str| {
+        let object = message[field].as_object().into_iter().flatten();
+        let line =
+            |(name, value): (&String, &Value)| (name.clone(), prefix.to_owned() + &cell(value));
+        object.map(line).collect::<Vec<_>>()
+    };
+    let all: Vec<(String, String)> = match &message["header_list"] {
+        Value::Array(list) => {
+            let list = list.iter();
+            list.map(|pair| (part(&pair[0]), part(&pair[1]))).collect()
+        }
+        _ => [
+            of_object("headers", ""),
+            of_object("headers_base64", "base64:"),
+        ]
+        .concat(),
+    };
+    let own = all
+        .iter()
+        .filter(|(name, _)| !name.starts_with("millrace-"));
     let lines: Vec<String> = own
-        .map(|(name, value)| format!("{}: {}", plain(name), cell(value)))
+        .map(|(name, value)| format!("{}: {value}", plain(name)))
         .collect();
     match lines.as_slice() {
         [] => "-".to_owned(),

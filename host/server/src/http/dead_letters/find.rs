@@ -6,6 +6,7 @@ use millrace_model::{PartitionId, Timestamp, TopicName};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
+use super::super::delays::Moment;
 use super::super::error::ApiError;
 use super::super::messages::one_of;
 
@@ -24,10 +25,14 @@ pub(in super::super) struct Find {
     key: Option<String>,
     /// As `key`, for a key that is not text.
     key_base64: Option<String>,
-    /// Only those given up at this time or later, in milliseconds since the Unix epoch.
-    since: Option<u64>,
-    /// Only those given up before this time, in milliseconds since the Unix epoch.
-    until: Option<u64>,
+    /// Only those given up at this time or later: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z` or `-15m`.
+    #[param(value_type = Option<u64>)]
+    #[schema(value_type = Option<u64>)]
+    since: Option<Moment>,
+    /// Only those given up before this time, in the same words.
+    #[param(value_type = Option<u64>)]
+    #[schema(value_type = Option<u64>)]
+    until: Option<Moment>,
     /// Only those with this header: `NAME`, or `NAME=VALUE`.
     header: Option<String>,
     /// Only those with this text in the value, the key or the reason.
@@ -84,8 +89,14 @@ impl Find {
     /// What it means: which letters, and from where on.
     pub(super) fn understood(
         self,
+        now: Timestamp,
     ) -> Result<(DeadLetterFilter, Option<DeadLetterPlace>), ApiError> {
         let said = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let time = |field, given: Option<Moment>| {
+            given
+                .map(|moment| moment.understood(field, now))
+                .transpose()
+        };
         let key = one_of("key", self.key.map(Bytes::from), self.key_base64)?;
         let cause = said(self.cause);
         if let Some(unknown) = cause.as_ref().filter(|c| !CAUSES.contains(&c.as_str())) {
@@ -98,8 +109,8 @@ impl Find {
             cause,
             revision: self.revision,
             key,
-            since: self.since.map(Timestamp),
-            until: self.until.map(Timestamp),
+            since: time("since", self.since)?,
+            until: time("until", self.until)?,
             header: said(self.header).map(|header| header_filter(&header)),
             text: said(self.text),
             origin_topic: self.origin_topic,
@@ -142,6 +153,7 @@ pub(super) fn which(
     all: bool,
     places: Option<Vec<DeadLetterPlaceBody>>,
     filter: Option<Find>,
+    now: Timestamp,
 ) -> Result<(RedriveWhich, Option<usize>), ApiError> {
     let place = |place: DeadLetterPlaceBody| DeadLetterPlace {
         topic: place.topic,
@@ -169,7 +181,7 @@ pub(super) fn which(
             "leave it out, or say 1 or more",
         ));
     }
-    let (filter, from) = find.understood()?;
+    let (filter, from) = find.understood(now)?;
     let filter = Box::new(filter);
     Ok((RedriveWhich::Matching { filter, from }, max))
 }

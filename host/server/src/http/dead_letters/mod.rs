@@ -57,7 +57,7 @@ pub(super) async fn list(
     InQuery(find): InQuery<Find>,
 ) -> Result<Response, ApiError> {
     let letters_max = find.max.unwrap_or(LISTED_DEFAULT);
-    let (filter, from) = find.understood()?;
+    let (filter, from) = find.understood(app.clock.wall())?;
     let query = DeadLetterQuery {
         filter,
         from,
@@ -121,7 +121,7 @@ pub(super) async fn groups(
     InQuery(find): InQuery<Find>,
 ) -> Result<Json<DeadLetterGroups>, ApiError> {
     let groups_max = find.max.unwrap_or(LISTED_DEFAULT);
-    let (filter, from) = find.understood()?;
+    let (filter, from) = find.understood(app.clock.wall())?;
     let groups = app
         .broker
         .dead_letter_groups(&name, &filter, from.as_ref(), groups_max.max(1));

@@ -1,6 +1,5 @@
 //! What is done with dead letters: sent again, changed, tried with a revision; and what was done with them before.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use axum::Json;
@@ -12,7 +11,7 @@ use millrace_broker::{
     AuditPage, DeadLetterPlace, DryRun, DryRunOutcome, DryRunOutput, DryRunRequest, LetterEdit,
     RedriveRequest, Redriven,
 };
-use millrace_model::{Header, Offset, PartitionId, ProcessorName, TopicName};
+use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
@@ -21,7 +20,7 @@ use super::super::body::json;
 use super::super::bounds::PRODUCE_BODY_BYTES_MAX;
 use super::super::by::{By, ByHeader};
 use super::super::error::{ApiError, ErrorBody};
-use super::super::messages::{entry, one_of};
+use super::super::messages::{HeaderPart, HeaderValue, ListedIn, Pairs, entry, headers_of, one_of};
 use super::super::openapi::{
     AuditPageSchema, DryRunOutcomeSchema, DryRunOutputSchema, RedrivenSchema,
 };
@@ -71,7 +70,7 @@ pub(in super::super) async fn redrive(
     body: Body,
 ) -> Result<Json<Redriven>, ApiError> {
     let body: RedriveBody = app.take_json(&headers, body).await?;
-    let (which, letters_max) = which(body.all, body.dead_letters, body.filter)?;
+    let (which, letters_max) = which(body.all, body.dead_letters, body.filter, app.clock.wall())?;
     let request = RedriveRequest {
         which,
         letters_max,
@@ -86,24 +85,31 @@ pub(in super::super) async fn redrive(
 
 /// What is to be different about a message; what is not named stays as it is.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-#[derive(Default)]
+#[serde(deny_unknown_fields)]
 pub(in super::super) struct EditBody {
     /// Another key; null takes it off.
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     key: Option<Option<String>>,
     /// As `key`, for bytes that are not text.
     key_base64: Option<String>,
     /// Another value; null takes it off.
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     value: Option<Option<String>>,
     /// As `value`, for bytes that are not text.
     value_base64: Option<String>,
-    /// Headers to set: each takes the place of those of its name.
-    headers: BTreeMap<String, String>,
+    /// Headers to set, name to value or to a list of values: they take the place of those of their name.
+    #[schema(value_type = Option<std::collections::HashMap<String, HeaderValue>>)]
+    headers: Option<Pairs>,
+    /// As `headers`, of values that are not text, in base64.
+    #[schema(value_type = Option<std::collections::HashMap<String, HeaderValue>>)]
+    headers_base64: Option<Pairs>,
+    /// Headers to set exactly, in order: pairs of name and value, where bytes that are no text are `{"base64": "…"}`.
+    #[schema(value_type = Option<Vec<Vec<Option<HeaderPart>>>>)]
+    header_list: Option<Vec<ListedIn>>,
     /// Names of headers to take off.
+    #[serde(default)]
     remove_headers: Vec<String>,
 }
 
@@ -122,15 +128,11 @@ impl EditBody {
                 one_of(name, text, encoded).map(|part| part.map(Some))
             }
         };
-        let header = |(name, value)| Header {
-            name: bytes(name),
-            value: Some(bytes(value)),
-        };
         Ok(LetterEdit {
             key: part("key", self.key, self.key_base64)?,
             value: part("value", self.value, self.value_base64)?,
             remove_headers: self.remove_headers.into_iter().map(bytes).collect(),
-            set_headers: self.headers.into_iter().map(header).collect(),
+            set_headers: headers_of(self.headers, self.headers_base64, self.header_list)?,
         })
     }
 }
@@ -257,7 +259,7 @@ pub(in super::super) async fn dry_run(
     body: Body,
 ) -> Result<Json<DryRunAnswer>, ApiError> {
     let body: DryRunBody = app.take_json(&headers, body).await?;
-    let (which, letters_max) = which(body.all, body.dead_letters, body.filter)?;
+    let (which, letters_max) = which(body.all, body.dead_letters, body.filter, app.clock.wall())?;
     let request = DryRunRequest {
         which,
         revision: body.revision,
