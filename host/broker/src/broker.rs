@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use metrics::{Counter, Histogram, histogram};
-use millrace_engine::{CommitError, Engine, EntryKind, EntryWrite, Transaction};
+use millrace_engine::{
+    BackupError, BackupRequest, BackupStream, CommitError, Engine, EntryKind, EntryWrite,
+    Transaction,
+};
 use millrace_model::bounds::{DRY_RUNS_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX};
 use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
 use parking_lot::{Mutex, RwLock};
@@ -136,6 +139,14 @@ impl Broker {
             ..Transaction::default()
         };
         self.inner.engine.commit(nothing).await.map(drop)
+    }
+
+    /// Copies everything as of one instant that comes after this call; all else goes on meanwhile.
+    ///
+    /// # Errors
+    /// [`BackupError`].
+    pub async fn backup(&self, request: BackupRequest) -> Result<BackupStream, BackupError> {
+        self.inner.engine.backup(request).await
     }
 
     /// Stops the workers at their next batch boundary, then closes the engine.

@@ -10,6 +10,7 @@ mod layout;
 mod lifetime;
 mod place;
 pub mod rebuild;
+pub mod stand;
 pub mod verify;
 
 use std::collections::HashMap;

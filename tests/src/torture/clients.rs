@@ -109,6 +109,14 @@ impl Shared {
         drop(target);
         thread::sleep(Duration::from_millis(2));
     }
+
+    /// As [`Shared::with_host`], for those who ask in their own way.
+    pub(super) fn with_address(&self, ask: impl FnOnce(&str)) {
+        let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(url) = &*target {
+            ask(url);
+        }
+    }
 }
 
 /// One client's connections, to the host at its present address.

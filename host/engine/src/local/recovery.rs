@@ -11,6 +11,7 @@ use std::sync::Arc;
 use millrace_log::partition::Listing;
 use millrace_log::{Disk, Journal, JournalScan, PartitionFiles, SealedCache, journal};
 
+use super::backup;
 use super::checkpoint::{Checkpoint, CheckpointStore};
 use super::codec;
 use super::evidence::{self, Evidence, EvidenceFile};
@@ -43,7 +44,12 @@ pub(super) fn recover(
     options: &LocalOptions,
     clock: Arc<dyn Clock>,
 ) -> Result<Recovered, OpenError> {
+    if backup::is_backup(&*disk, dir) {
+        let dir = dir.to_owned();
+        return Err(OpenError::Backup { dir });
+    }
     let lock = lock(dir)?;
+    backup::sweep(&*disk, dir);
     let failed = |error: KeepError| describe(dir, error);
     let failed_io = |error: std::io::Error| describe(dir, error.into());
     let journal_dir = dir.join("journal");

@@ -1,11 +1,12 @@
 //! Asks a host over HTTP, and says plainly when nobody is there.
 
+use std::io::Read;
 use std::time::Duration;
 
 use millrace_model::{Clock, SystemClock};
 use serde_json::Value;
-use ureq::http::{Method, Request};
-use ureq::{Agent, AsSendBody};
+use ureq::http::{Method, Request, Response};
+use ureq::{Agent, AsSendBody, Body};
 
 use super::failure::{Exit, Failure};
 use super::output::Output;
@@ -132,6 +133,17 @@ impl Client {
         }
     }
 
+    /// Sends JSON, and gives what comes back to be read as it comes, however much it is.
+    pub(super) fn stream(&self, path: &str, body: &Value) -> Result<impl Read, Failure> {
+        let headers = [("content-type", "application/json")];
+        let response = self.run(Method::POST, path, &headers, body.to_string())?;
+        let status = response.status().as_u16();
+        match status {
+            200..300 => Ok(response.into_body().into_reader()),
+            _ => Err(Failure::answered(status, &self.read(response)?.body)),
+        }
+    }
+
     fn call(
         &self,
         method: Method,
@@ -151,6 +163,16 @@ impl Client {
         headers: &[(&str, &str)],
         body: impl AsSendBody,
     ) -> Result<Reply, Failure> {
+        self.read(self.run(method, path, headers, body)?)
+    }
+
+    fn run(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl AsSendBody,
+    ) -> Result<Response<Body>, Failure> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base));
@@ -163,10 +185,11 @@ impl Client {
         let request = request.body(body).map_err(|error| {
             Failure::usage(format!("--host {} is not understood: {error}", self.base))
         })?;
-        let response = self
-            .agent
-            .run(request)
-            .map_err(|error| self.unreached(error))?;
+        let response = self.agent.run(request);
+        response.map_err(|error| self.unreached(error))
+    }
+
+    fn read(&self, response: Response<Body>) -> Result<Reply, Failure> {
         let status = response.status().as_u16();
         let retry_after = response.headers().get("retry-after");
         let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());

@@ -6,8 +6,8 @@ use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    damage, dead_letters, delays, fetch, health, history, lifetime, modules, processors, produce,
-    replays, schedules, states, topics, trials,
+    backup, damage, dead_letters, delays, fetch, health, history, lifetime, modules, processors,
+    produce, replays, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -34,6 +34,7 @@ use super::{
         fetch::value,
         damage::list,
         damage::accept,
+        backup::make,
         modules::upload,
         modules::list,
         modules::show,
