@@ -54,13 +54,13 @@ impl Keeper<'_> {
             if let Err(error) = self.take(number, &mut random) {
                 let text = format!("{error:#}");
                 eprintln!("torture: backup {number} could not be judged: {text}");
-                self.write(Copied::Unjudged);
+                self.write(Copied::Unjudged, text);
             }
         }
     }
 
-    fn write(&self, what: Copied) {
-        self.shared.history.write(Event::Backup { what });
+    fn write(&self, what: Copied, why: String) {
+        self.shared.history.write(Event::Backup { what, why });
     }
 
     fn unexpected(&self, what: String) {
@@ -98,10 +98,10 @@ impl Keeper<'_> {
             self.unexpected(format!("backup {number}: {says}"));
         }
         if !made.status.success() {
-            self.write(Copied::BrokenOff);
+            self.write(Copied::BrokenOff, says);
             return self.earlier_is_whole(&dir);
         }
-        self.write(Copied::Taken);
+        self.write(Copied::Taken, String::new());
         if self.may_damage {
             return Ok(());
         }
@@ -144,7 +144,7 @@ impl Keeper<'_> {
         }
         let _ = copy_all(&self.directory.join("code"), &data.join("code"));
         let verdict = self.live(&place, &data, lines)?;
-        self.write(Copied::Judged);
+        self.write(Copied::Judged, String::new());
         for finding in verdict.findings.iter().take(FINDINGS_MAX) {
             let (began, ended) = lines;
             self.unexpected(format!(

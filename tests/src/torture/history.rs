@@ -71,6 +71,9 @@ pub enum Event {
     Backup {
         /// What became of it.
         what: Copied,
+        /// Why it is not whole, or not judged.
+        #[serde(default)]
+        why: String,
     },
     /// The request was acknowledged; partition and offset of each message ([`DELAYED`] for one that comes later).
     Ok {

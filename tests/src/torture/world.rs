@@ -222,6 +222,10 @@ impl World {
         let mut done = 0;
         while done < plan.count {
             thread::sleep(Duration::from_millis(self.random.u64(20..350)));
+            // Others are hit.
+            if self.random.bool() {
+                self.shared.wait_for_copy();
+            }
             let Some(faults) = faults::inject(self, plan.fault)? else {
                 // It does not start; the history says so.
                 return Ok(());

@@ -16,6 +16,9 @@ use super::manifest::{BackupFile, Flaw, Manifest, ManifestError};
 use super::receiving::LOOKED_AT;
 use crate::local::examine::{ExamineError, Report, examine_with};
 
+/// What a data directory has and a backup has not.
+const BESIDE_A_BACKUP: [&str; 2] = ["lock", "journal"];
+
 /// What was found.
 #[derive(Debug)]
 pub struct Verified {
@@ -41,7 +44,7 @@ pub enum VerifyError {
     Examine(#[from] ExamineError),
 }
 
-/// Reads all of a backup in a directory. With the keys of an encrypted one its modules are looked into, too. `progress` is told of bytes
+/// Reads all of a backup in a directory. Blocks, and must not be called from within an async runtime. With the keys of an encrypted one its modules are looked into, too. `progress` is told of bytes
 /// that were read, and of how many there are.
 ///
 /// # Errors
@@ -76,9 +79,16 @@ pub fn verify(
     }
     let together = put_together(dir, &manifest)?;
     let halfway = read;
-    let report = examine_with(together.path(), cipher, &mut |reached| {
+    let mut report = examine_with(together.path(), cipher, &mut |reached| {
         progress(halfway + reached.bytes, total);
     })?;
+    report.dir = dir.to_owned();
+    // A backup has neither, and needs none.
+    report.findings.retain(|found| {
+        !BESIDE_A_BACKUP
+            .iter()
+            .any(|name| found.place == Path::new(name))
+    });
     Ok(Verified {
         manifest,
         flaws,

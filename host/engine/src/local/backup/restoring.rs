@@ -85,7 +85,7 @@ pub struct Restorer {
     _lock: DirLock,
 }
 
-/// Makes a data directory of the backup in a directory. `progress` is told of bytes that were read, and of how many there are.
+/// Makes a data directory of the backup in a directory. Blocks, and must not be called from within an async runtime. `progress` is told of bytes that were read, and of how many there are.
 ///
 /// # Errors
 /// [`RestoreError`].
@@ -190,7 +190,7 @@ impl Restorer {
         }
     }
 
-    /// Makes a data directory of what came.
+    /// Makes a data directory of what came. Blocks, and must not be called from within an async runtime.
     ///
     /// # Errors
     /// [`RestoreError`]; a host refuses to start on what is there.

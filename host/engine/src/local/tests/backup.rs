@@ -12,7 +12,7 @@ use super::*;
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::local::backup::{
     MANIFEST, Manifest, ManifestError, ReceiveError, Received, Receiver, RestoreError, Restored,
-    Restorer, restore, verify,
+    Restorer, Verified, restore, verify,
 };
 use crate::local::examine::Severity;
 use crate::{MemoryEngine, ProgressWrite, ReadError};
@@ -30,8 +30,21 @@ impl Place {
     }
 
     fn restored(&self, from: &str, to: &str) -> Restored {
-        restore(&self.at(from), &self.at(to), &mut |_, _| {}).expect("restored")
+        self.try_restore(from, to).expect("restored")
     }
+
+    fn try_restore(&self, from: &str, to: &str) -> Result<Restored, RestoreError> {
+        apart(|| restore(&self.at(from), &self.at(to), &mut |_, _| {}))
+    }
+
+    fn verified(&self, dir: &str) -> Verified {
+        apart(|| verify(&self.at(dir), None, &mut |_, _| {})).expect("verified")
+    }
+}
+
+/// What needs a runtime of its own does it outside of this one.
+fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
 }
 
 async fn drain(mut stream: BackupStream) -> Vec<u8> {
@@ -133,7 +146,7 @@ async fn a_copy_is_of_one_instant_after_it_was_asked_for_while_commits_go_on() {
     }
     stop.store(true, Ordering::Release);
     writing.await.unwrap();
-    let verified = verify(&place.at("backup"), None, &mut |_, _| {}).unwrap();
+    let verified = place.verified("backup");
     assert_eq!(verified.flaws, []);
     assert!(
         verified.report.worst() < Severity::Damage,
@@ -193,7 +206,7 @@ async fn what_is_deleted_or_trimmed_while_it_is_copied_is_in_the_copy() {
     .await;
     let mut restorer = Restorer::begin(&place.at("restored")).unwrap();
     restorer.take(&drain(stream).await).unwrap();
-    let restored = restorer.finish().unwrap();
+    let restored = apart(|| restorer.finish()).unwrap();
     assert_eq!(restored.flaws, []);
     let copy = open_real(&place.at("restored"), options).await.unwrap();
     for topic in [&kept, &gone] {
@@ -357,7 +370,7 @@ async fn an_archive_that_breaks_off_is_no_backup_and_what_was_there_stays() {
         let received = receiver.take(&changed).and_then(|()| receiver.finish());
         // Of padding, and of what a header says besides name and length, nothing depends.
         if let Ok(received) = received {
-            let verified = verify(&place.at("backup"), None, &mut |_, _| {}).unwrap();
+            let verified = place.verified("backup");
             assert_eq!(verified.flaws, [], "{:?}", received.copied);
         }
     }
@@ -418,7 +431,7 @@ async fn damage_is_copied_and_named_and_all_else_is_there() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[200] ^= 4;
     fs::write(&path, bytes).unwrap();
-    let verified = verify(&place.at("sound"), None, &mut |_, _| {}).unwrap();
+    let verified = place.verified("sound");
     assert_eq!(verified.flaws.len(), 1);
     assert_eq!(verified.flaws[0].path, file.path);
     assert_eq!(verified.report.worst(), Severity::Damage);
@@ -428,7 +441,7 @@ async fn damage_is_copied_and_named_and_all_else_is_there() {
     let path = |file: &&crate::local::backup::BackupFile| file.path == "checkpoint.sqlite";
     let file = sound.files.iter().find(path).unwrap();
     fs::remove_file(place.at("sound").join(&file.run).join(&file.path)).unwrap();
-    let refused = restore(&place.at("sound"), &place.at("none"), &mut |_, _| {});
+    let refused = place.try_restore("sound", "none");
     assert!(matches!(refused, Err(RestoreError::Checkpoint(_))));
     engine.close().await;
 }
@@ -537,7 +550,7 @@ async fn what_is_no_place_for_a_backup_is_refused_and_left_as_it_is() {
         let is_newer = matches!(refused, ReceiveError::Earlier(ManifestError::Newer { .. }));
         assert!(is_newer, "{refused}");
     }
-    let refused = restore(&place.at("backup"), &place.at("none"), &mut |_, _| {});
+    let refused = place.try_restore("backup", "none");
     assert!(matches!(refused, Err(RestoreError::Manifest(_))));
     assert!(!place.at("none").exists(), "nothing was begun");
     engine.shared.reserve.set_full(true);
