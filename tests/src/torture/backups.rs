@@ -261,7 +261,13 @@ fn copy_history(from: &Path, to: &History, began: u64, ended: u64) -> Result<()>
 }
 
 fn copy_all(from: &Path, to: &Path) -> Result<()> {
-    let copied = Command::new("cp").arg("-r").arg(from).arg(to).status()?;
+    let mut command = Command::new("cp");
+    let copied = command
+        .arg("-r")
+        .arg(from)
+        .arg(to)
+        .stderr(Stdio::null())
+        .status()?;
     ensure!(copied.success(), "cp: {copied}");
     Ok(())
 }
@@ -299,4 +305,67 @@ fn wait(mut child: Child) -> Result<Output> {
         thread::sleep(Duration::from_millis(5));
     }
     Ok(child.wait_with_output()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::history::{Ages, Rules, TopicRule};
+    use super::*;
+    use crate::torture::checker::Kind;
+
+    /// What is found of a copy that holds nothing, of which a message was sent in line 2 and acknowledged in line 3.
+    fn verdict(began: u64, ended: u64) -> Result<Verdict> {
+        let dir = tempfile::tempdir()?;
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let all = History::create(&from)?;
+        let topic = TopicRule {
+            name: "safe".to_owned(),
+            durable: true,
+            produced: true,
+            ages: Ages::Never,
+            delays: false,
+        };
+        all.write(Event::Rules(Rules {
+            seed: 1,
+            topics: vec![topic],
+            pipelines: Vec::new(),
+        }));
+        let (producer, first) = (0, 0);
+        all.write(Event::Invoke {
+            producer,
+            first,
+            count: 1,
+            topic: "safe".to_owned(),
+            once: false,
+        });
+        let placed = vec![(0, 0)];
+        all.write(Event::Ok {
+            producer,
+            first,
+            placed,
+        });
+        assert_eq!(all.lines(), 3);
+        all.flush()?;
+        let copy = History::create(&to)?;
+        copy_history(&from, &copy, began, ended)?;
+        copy.write(Event::Read {
+            topic: "safe".to_owned(),
+            partition: 0,
+            messages: Vec::new(),
+            last: true,
+        });
+        copy.flush()?;
+        checker::check_file(&to)
+    }
+
+    #[test]
+    fn what_was_acknowledged_before_a_backup_has_to_be_in_it_and_what_was_later_may_be()
+    -> Result<()> {
+        assert!(verdict(3, 3)?.has(Kind::Lost));
+        for (began, ended) in [(1, 1), (1, 2), (2, 2), (1, 3), (2, 3)] {
+            let verdict = verdict(began, ended)?;
+            assert!(verdict.is_clean(), "{:?}", verdict.findings);
+        }
+        Ok(())
+    }
 }

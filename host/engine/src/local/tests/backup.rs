@@ -156,20 +156,25 @@ async fn a_copy_is_of_one_instant_after_it_was_asked_for_while_commits_go_on() {
     engine.close().await;
 }
 
-/// More than what waits to be taken of an archive.
-const MORE_THAN_WAITS: usize = 6 << 20;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_deleted_or_trimmed_while_it_is_copied_is_in_the_copy() {
-    let place = Place::new();
-    let options = LocalOptions {
+/// Room for large values, of which few make much.
+fn large() -> LocalOptions {
+    LocalOptions {
         journal_file_bytes: 1 << 20,
         segment_bytes: 256 << 10,
         tail_bytes_max: 1 << 20,
         checkpoint_journal_bytes: 1 << 20,
         cleaning_interval: Duration::from_millis(5),
         ..small()
-    };
+    }
+}
+
+/// More than what waits to be taken of an archive.
+const MORE_THAN_WAITS: usize = 6 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_or_trimmed_while_it_is_copied_is_in_the_copy() {
+    let place = Place::new();
+    let options = large();
     let data = place.at("data");
     let engine = open_real(&data, options.clone()).await.unwrap();
     let (kept, gone) = (
@@ -449,9 +454,9 @@ async fn damage_is_copied_and_named_and_all_else_is_there() {
 #[tokio::test]
 async fn one_backup_at_a_time_and_one_that_nobody_takes_ends() {
     let place = Place::new();
-    let engine = open_real(&place.at("data"), small()).await.unwrap();
+    let engine = open_real(&place.at("data"), large()).await.unwrap();
     let topic = topic(&engine, "orders", Durability::Os).await;
-    let value = "w".repeat(3_000);
+    let value = "w".repeat(100_000);
     for _ in 0..MORE_THAN_WAITS / value.len() {
         produce(&engine, at(&topic, 0), &value).await.unwrap();
     }
