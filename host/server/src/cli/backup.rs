@@ -1,7 +1,6 @@
 //! `backup`: copies a running host to a directory or to standard output, and says what a copy is worth.
 
 use std::io::{IsTerminal, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -100,7 +99,6 @@ fn to_stdout(client: &Client) -> Result<(), Failure> {
 }
 
 fn to_directory(dir: &Path, full: bool, client: &Client) -> Result<(), Failure> {
-    make_private(dir)?;
     let mut receiver = Receiver::begin(dir, full).map_err(not_received)?;
     let request = receiver.request();
     let request = json!({"directory": request.directory, "known": request.known});
@@ -134,18 +132,6 @@ fn pass_on(
             }
         }
     }
-}
-
-/// What others must not read must not be read in its copy either.
-pub(super) fn make_private(dir: &Path) -> Result<(), Failure> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir);
-    made.map_err(|error| {
-        let message = format!("{} cannot be made: {error}", dir.display());
-        Failure::failed(message).with_hint("name a directory that this user may write to")
-    })
 }
 
 /// Something is damaged, and all else is done.

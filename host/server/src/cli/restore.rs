@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use millrace_engine::local::backup::{RestoreError, Restored, Restorer, restore};
 use serde_json::json;
 
-use super::backup::{bar, damaged, make_private, mebibytes, no_backup};
+use super::backup::{bar, damaged, mebibytes, no_backup};
 use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::when;
@@ -84,7 +84,6 @@ fn told(to: &Path, restored: &Restored) -> String {
 
 fn from_directory(from: &Path, to: &Path) -> Result<Restored, Failure> {
     let bar = bar("restoring {bar:32} {bytes}/{total_bytes} {eta}");
-    prepare(to)?;
     let restored = restore(from, to, &mut |read, total| {
         bar.set_length(total);
         bar.set_position(read);
@@ -99,7 +98,6 @@ fn from_stdin(to: &Path) -> Result<Restored, Failure> {
         let failure = Failure::usage("there is no archive on standard input");
         return Err(failure.with_hint("write `millrace restore - --data-dir NEW < host.tar`"));
     }
-    prepare(to)?;
     let mut restorer = Restorer::begin(to).map_err(not_restored)?;
     let bar = bar("restoring {bytes} {bytes_per_sec}");
     let mut buffer = vec![0; READ_BYTES];
@@ -113,14 +111,6 @@ fn from_stdin(to: &Path) -> Result<Restored, Failure> {
     }
     bar.finish_and_clear();
     restorer.finish().map_err(not_restored)
-}
-
-/// Makes the directory so that only its owner reads it; one that is there is left as it is.
-fn prepare(to: &Path) -> Result<(), Failure> {
-    match to.exists() {
-        true => Ok(()),
-        false => make_private(to),
-    }
 }
 
 fn not_restored(error: RestoreError) -> Failure {

@@ -15,6 +15,11 @@ mod restoring;
 mod sending;
 mod tar;
 
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use millrace_log::Disk;
+
 pub use self::checking::{Verified, VerifyError, verify};
 pub(super) use self::desk::{Desk, Errand};
 pub use self::manifest::{BackupFile, Flaw, MANIFEST, Manifest, ManifestError};
@@ -35,7 +40,14 @@ const PIECE_BYTES: usize = 256 << 10;
 /// Pieces that wait to be taken; at the bound the reading waits.
 const PIECES_WAITING_MAX: usize = 16;
 
+/// Makes a directory that only its owner reads: what is in it is what nobody else may read where it came from. One that is there stays as
+/// it is.
+fn make_private(dir: &Path) -> std::io::Result<()> {
+    let mut private = std::fs::DirBuilder::new();
+    private.recursive(true).mode(0o700).create(dir)
+}
+
 /// Whether a directory holds a backup, and so is no data directory.
-pub(super) fn is_backup(disk: &dyn millrace_log::Disk, dir: &std::path::Path) -> bool {
+pub(super) fn is_backup(disk: &dyn Disk, dir: &Path) -> bool {
     disk.open(&dir.join(MANIFEST)).is_ok()
 }

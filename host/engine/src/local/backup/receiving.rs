@@ -13,12 +13,12 @@ use millrace_log::{Disk, DiskFile, RealDisk};
 use millrace_model::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::CHECKPOINT;
 use super::manifest::{
     BackupFile, MANIFEST, MANIFEST_BYTES_MAX, Manifest, ManifestError, is_of_backup, run_name,
     run_number,
 };
 use super::tar::{Piece, Reader};
+use super::{CHECKPOINT, make_private};
 use crate::backup::BackupRequest;
 use crate::local::lock::{DirLock, lock_file};
 use crate::local::options::OpenError;
@@ -124,6 +124,7 @@ impl Receiver {
             Err(ManifestError::Damaged(_)) if anew => None,
             Err(error) => return Err(ReceiveError::Earlier(error)),
         };
+        make_private(dir).map_err(io)?;
         disk.create_dir_all(dir).map_err(io)?;
         let lock = lock_file(dir, LOCK).map_err(|error| match error {
             OpenError::InUse { dir } => ReceiveError::InUse { dir },

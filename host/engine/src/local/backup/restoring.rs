@@ -14,7 +14,7 @@ use millrace_log::{Disk, RealDisk};
 use super::manifest::{Flaw, Manifest, ManifestError};
 use super::receiving::{ReceiveError, Unpacking};
 use super::tar::{Piece, Reader};
-use super::{CHECKPOINT, PIECE_BYTES};
+use super::{CHECKPOINT, PIECE_BYTES, make_private};
 use crate::local::checkpoint::CheckpointStore;
 use crate::local::lock::{DirLock, lock};
 use crate::local::options::OpenError;
@@ -150,6 +150,7 @@ impl Restorer {
                 dir: dir.to_owned(),
             });
         }
+        make_private(dir).map_err(io)?;
         let lock = lock(dir).map_err(|error| match error {
             OpenError::InUse { dir } => RestoreError::InUse { dir },
             error => io(io::Error::other(error.to_string())),

@@ -1,6 +1,7 @@
 //! Backups of an engine at work: of one instant, whole or not there, and as good as the directory that they are of.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -130,6 +131,10 @@ async fn a_copy_is_of_one_instant_after_it_was_asked_for_while_commits_go_on() {
         assert_eq!(received.manifest.damage, []);
         let to = format!("restored-{round}");
         let restored = place.restored("backup", &to);
+        for dir in ["backup", &to] {
+            let mode = fs::metadata(place.at(dir)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{dir}");
+        }
         assert_eq!(restored.flaws, []);
         assert_eq!(restored.topics, [("orders".to_owned(), 3)]);
         let copy = open_real(&place.at(&to), small()).await.expect("it opens");
