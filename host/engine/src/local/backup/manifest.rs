@@ -214,11 +214,10 @@ pub(super) fn is_of_backup(path: &str) -> bool {
                 .all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
     };
     let parts: Vec<&str> = path.split('/').collect();
-    let of_place = match parts[..] {
-        [super::CHECKPOINT] => true,
-        ["modules", _] | ["topics", _, _] | ["topics", _, _, _] => true,
-        _ => false,
-    };
+    let of_place = matches!(
+        parts[..],
+        [super::CHECKPOINT] | ["modules", _] | ["topics", _, _] | ["topics", _, _, _]
+    );
     of_place && parts.iter().all(|part| plain(part))
 }
 
