@@ -44,12 +44,11 @@ pub(super) fn recover(
     options: &LocalOptions,
     clock: Arc<dyn Clock>,
 ) -> Result<Recovered, OpenError> {
-    if backup::is_backup(&*disk, dir) {
+    if backup::is_backup(dir) {
         let dir = dir.to_owned();
         return Err(OpenError::Backup { dir });
     }
     let lock = lock(dir)?;
-    backup::sweep(&*disk, dir);
     let failed = |error: KeepError| describe(dir, error);
     let failed_io = |error: std::io::Error| describe(dir, error.into());
     let journal_dir = dir.join("journal");
@@ -59,6 +58,7 @@ pub(super) fn recover(
         disk.create_dir_all(made).map_err(failed_io)?;
     }
     disk.sync_dir(dir).map_err(failed_io)?;
+    backup::sweep(&*disk, dir);
     let path = dir.join("checkpoint.sqlite");
     let holds_data = holds_data(&*disk, &journal_dir, &topics_dir).map_err(failed_io)?;
     if holds_data && !path.exists() {
