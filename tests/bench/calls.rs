@@ -8,7 +8,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use guest_artifacts as guests;
 use millrace_broker::ModuleHost;
-use millrace_broker::handler::{BatchHandler, LoadRequest};
+use millrace_broker::handler::{BatchHandler, LoadRequest, Uploader};
 use millrace_guest::{Batch, Columns, Message, Outcome, Outcomes};
 use millrace_model::ColumnBatch;
 use millrace_model::processor::Limits;
@@ -71,7 +71,7 @@ async fn load(
     component: &'static [u8],
 ) -> Result<Arc<dyn BatchHandler>> {
     let bytes = Bytes::from_static(component);
-    let digest = host.admit(bytes.clone()).await?.digest;
+    let digest = host.admit(bytes.clone(), Uploader::default()).await?.digest;
     let request = LoadRequest {
         digest,
         bytes,

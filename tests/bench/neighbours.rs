@@ -10,7 +10,7 @@ use bytes::Bytes;
 use guest_artifacts as guests;
 use millrace_broker::{Broker, FetchRequest, NewMessage};
 use millrace_engine::Engine;
-use millrace_model::{Durability, Message, Offset, PartitionId, Timestamp};
+use millrace_model::{Durability, Message, Offset, PartitionId, ProcessorSpec, Timestamp};
 use rustix::process::setpriority_process;
 use serde_json::json;
 
@@ -170,7 +170,7 @@ impl World {
             "breaker": {"enabled": false}, "order": "none", "batch": {"messages_max": 1},
             "retry": {"attempts_max": 1_000_000, "delay_first_ms": 0, "delay_max_ms": 0},
         });
-        let spec = serde_json::from_value(spec)?;
+        let spec: ProcessorSpec = serde_json::from_value(spec)?;
         self.broker.deploy(&name.parse()?, spec).await?;
         Ok(())
     }

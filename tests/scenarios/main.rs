@@ -1,6 +1,7 @@
 //! Scenarios: what is true of a whole host, asked of the real binary over HTTP and its command line.
 #![forbid(unsafe_code)]
 
+mod backups;
 mod breaker;
 mod command_line;
 mod data_directory;

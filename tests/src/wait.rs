@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// How long a condition may take before the test fails. Generous: the machines are small and shared.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Looks until `look` finds something; fails after [`PATIENCE`], saying what was awaited.

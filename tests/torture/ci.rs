@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use millrace_tests::torture::history::{Fault, Step, Trial};
+use millrace_tests::torture::history::{Copied, Fault, Step, Trial};
 use millrace_tests::torture::{Plan, run};
 
 /// The binary under test, built by the same cargo run.
@@ -58,6 +58,8 @@ fn through_kills_power_cuts_and_other_faults_nothing_acknowledged_is_lost_or_cha
         assert!(met > 0, "no fault {}", step.words());
     }
     let tally = &report.tally;
+    let judged = tally.copied(Copied::Judged);
+    assert!(judged > 10, "only {judged} backups were judged");
     assert!(tally.delayed > 0 && tally.ticks > 0);
     assert!(tally.trials.contains_key(&Trial::Begun));
 }

@@ -5,7 +5,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use metrics::{Counter, Histogram, histogram};
-use millrace_engine::{CommitError, Engine, EntryKind, EntryWrite, Transaction};
+use millrace_engine::{
+    BackupError, BackupRequest, BackupStream, CommitError, Engine, EntryKind, EntryWrite,
+    Transaction,
+};
 use millrace_model::bounds::{
     DRY_RUNS_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_STATE_ATTEMPTS_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX,
     STOP_CALLS_MS_MAX,
@@ -189,6 +192,14 @@ impl Broker {
             ..Transaction::default()
         };
         self.inner.engine.commit(nothing).await.map(drop)
+    }
+
+    /// Copies everything as of one instant that comes after this call; all else goes on meanwhile.
+    ///
+    /// # Errors
+    /// [`BackupError`].
+    pub async fn backup(&self, request: BackupRequest) -> Result<BackupStream, BackupError> {
+        self.inner.engine.backup(request).await
     }
 
     /// Stops the workers at their next batch boundary, then closes the engine. Calls of guests that do not end by themselves are

@@ -24,6 +24,7 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
+use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::damage::{DamageKind, DamageReport, DamagedRange};
 use crate::room::RoomFull;
 use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
@@ -526,6 +527,14 @@ pub trait Engine: Send + Sync + 'static {
         _to: Offset,
     ) -> Result<Vec<DamagedRange>, CommitError> {
         Ok(Vec::new())
+    }
+
+    /// Copies everything as of one instant that comes after this call; commits go on meanwhile.
+    ///
+    /// # Errors
+    /// [`BackupError::Unsupported`] of an engine that cannot.
+    async fn backup(&self, _request: BackupRequest) -> Result<BackupStream, BackupError> {
+        Err(BackupError::Unsupported)
     }
 
     /// Writes down what is only in memory and stops. Further commits fail with [`CommitError::Closed`].

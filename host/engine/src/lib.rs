@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backup;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod contract;
@@ -15,6 +16,7 @@ pub mod room;
 pub mod state;
 mod time;
 
+pub use backup::{BackupError, BackupRequest, BackupStream, KnownFile};
 pub use contract::{
     Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
     Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch,

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,13 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Gives a file another name, replacing what had it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name, under which it lasts as it is though the first one is removed or given to another file.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] or the system's own where files have one name only; if the name is taken.
+    fn link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Removes a file; fine if it does not exist.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory and all in it; fine if it does not exist.
@@ -87,6 +94,10 @@ pub trait DiskFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// How long the file is.
     fn length(&self) -> io::Result<u64>;
+    /// What stays the same as long as nobody writes to the file or puts another one in its place; `None` where nothing tells.
+    fn version(&self) -> Option<String> {
+        None
+    }
     /// The whole of a sealed file, mapped read-only. The caller promises that the file never changes again.
     fn map_sealed(&self) -> io::Result<Bytes>;
     /// Asks the system to keep these bytes in memory no longer, where nobody has them mapped or has yet to write them.
@@ -198,6 +209,10 @@ impl Disk for RealDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -342,6 +357,12 @@ impl DiskFile for RealFile {
 
     fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn version(&self) -> Option<String> {
+        let found = self.0.metadata().ok()?;
+        let (seconds, nanos) = (found.mtime(), found.mtime_nsec());
+        Some(format!("{}-{seconds}.{nanos:09}", found.ino()))
     }
 
     fn map_sealed(&self) -> io::Result<Bytes> {

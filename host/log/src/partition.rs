@@ -11,6 +11,7 @@ mod leftovers;
 mod lifetime;
 mod place;
 pub mod rebuild;
+pub mod stand;
 pub mod upkeep;
 pub mod verify;
 

@@ -224,6 +224,10 @@ fn describe() {
         "millrace_compactions_total",
         "Passes over a partition that left only the latest value of each key"
     );
+    describe_counter!(
+        "millrace_backups_total",
+        "Backups that were sent to their end"
+    );
     describe_gauge!("millrace_segments", "Segment files of all partitions");
     describe_gauge!(
         "millrace_stored_bytes",

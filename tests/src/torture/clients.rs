@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
@@ -23,6 +23,8 @@ use crate::{Client, Message, Reply};
 
 /// Shorter than the longest pause of a host that stands still: clients then see no answer, and what they asked may still be done.
 pub(super) const TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long a fault is put off for a backup.
+const COPY_PATIENCE: Duration = Duration::from_secs(30);
 /// Messages of one request, at most.
 const REQUEST_MESSAGES_MAX: u32 = 6;
 const PADDING_BYTES_MAX: usize = 400;
@@ -49,6 +51,8 @@ pub(super) struct Shared {
     target: RwLock<Option<String>>,
     producing: AtomicBool,
     reading: AtomicBool,
+    /// Whether a backup is being taken.
+    copying: AtomicBool,
 }
 
 /// What a producer sends again.
@@ -80,6 +84,7 @@ impl Shared {
             target: RwLock::new(None),
             producing: AtomicBool::new(true),
             reading: AtomicBool::new(true),
+            copying: AtomicBool::new(false),
         }
     }
 
@@ -111,6 +116,24 @@ impl Shared {
         }
         drop(target);
         thread::sleep(Duration::from_millis(2));
+    }
+
+    /// As [`Shared::with_host`], for the one who takes backups.
+    pub(super) fn with_address(&self, copy: impl FnOnce(&str)) {
+        let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(url) = &*target {
+            self.copying.store(true, Ordering::Release);
+            copy(url);
+            self.copying.store(false, Ordering::Release);
+        }
+    }
+
+    /// Lets a backup that is under way come to its end, in good time.
+    pub(super) fn wait_for_copy(&self) {
+        let began = Instant::now();
+        while self.copying.load(Ordering::Acquire) && began.elapsed() < COPY_PATIENCE {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

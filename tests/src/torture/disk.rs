@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fastrand::Rng;
@@ -17,8 +17,10 @@ use tempfile::TempDir;
 
 /// Enough for a world of small files.
 const IMAGE_BYTES: u64 = 192 << 20;
-/// Looks at a mount point that is still busy.
-const UNMOUNT_LOOKS_MAX: u32 = 100;
+/// How long a mount point, or the device under it, may be busy: a process that was killed is not gone altogether before it was given a
+/// core once more.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(120);
+const LOOK_DELAY: Duration = Duration::from_millis(20);
 /// Cuts when it is told so by a line.
 const CUT_BY_PYTHON: &str = "import fcntl, os, struct, sys
 file = os.open(sys.argv[1], os.O_RDONLY)
@@ -175,16 +177,41 @@ impl LoopDisk {
 
     fn unmount_last(&mut self) -> Result<()> {
         let path = self.mounted.pop().context("not mounted")?;
-        for _ in 0..UNMOUNT_LOOKS_MAX {
+        let began = Instant::now();
+        while began.elapsed() < UNMOUNT_PATIENCE {
             if tool("umount", &[text(&path)?]).is_ok() {
-                return Ok(());
+                return self.wait_for_device();
             }
-            // A process that was killed may not be gone altogether.
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(LOOK_DELAY);
         }
         tool("umount", &["-l", text(&path)?])?;
         bail!("{} stays busy", path.display())
     }
+}
+
+impl LoopDisk {
+    /// Waits until no device is on the image any more: it lasts longer than the mount where somebody else has it open, and two of them on
+    /// one image do not see each other's bytes.
+    fn wait_for_device(&self) -> Result<()> {
+        let image = self.image();
+        let began = Instant::now();
+        while image.exists() && began.elapsed() < UNMOUNT_PATIENCE {
+            let devices = Command::new("losetup").arg("-j").arg(&image).output();
+            // Where nobody can tell there is nothing to wait for.
+            if devices.is_ok_and(|devices| devices.stdout.is_empty()) || !knows_devices() {
+                return Ok(());
+            }
+            thread::sleep(LOOK_DELAY);
+        }
+        ensure!(!image.exists(), "the device of {} stays", image.display());
+        Ok(())
+    }
+}
+
+/// Whether the system tells of its devices.
+fn knows_devices() -> bool {
+    static KNOWS: OnceLock<bool> = OnceLock::new();
+    *KNOWS.get_or_init(|| tool("losetup", &["-a"]).is_ok())
 }
 
 impl Cutter {

@@ -20,7 +20,7 @@ use super::world::World;
 pub(super) use memory::Group;
 
 /// How long something may take that has to follow from a fault.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether this machine can inject it; if not, what is missing.
 pub(super) fn available(fault: Fault) -> Result<(), String> {

@@ -67,6 +67,14 @@ pub enum Event {
         /// What.
         what: Trial,
     },
+    /// A backup was taken while everything went on.
+    Backup {
+        /// What became of it.
+        what: Copied,
+        /// Why it is not whole, or not judged.
+        #[serde(default)]
+        why: String,
+    },
     /// The request was acknowledged; partition and offset of each message ([`DELAYED`] for one that comes later).
     Ok {
         /// Who.
@@ -247,6 +255,20 @@ pub enum Trial {
     Promoted,
     /// It is gone.
     Withdrawn,
+}
+
+/// What becomes of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Copied {
+    /// It is whole.
+    Taken,
+    /// The host was hit, or refused.
+    BrokenOff,
+    /// A host showed all that is in it, and it was judged.
+    Judged,
+    /// That could not be done, for reasons outside the host.
+    Unjudged,
 }
 
 /// What is promised of a topic.
@@ -432,7 +454,8 @@ pub struct Entry {
 /// Writes a history to a file; shared by all clients.
 pub struct History {
     began: Instant,
-    file: Mutex<BufWriter<File>>,
+    /// And how many lines are in it.
+    file: Mutex<(BufWriter<File>, u64)>,
 }
 
 impl History {
@@ -442,7 +465,7 @@ impl History {
         let file = file.with_context(|| format!("{} cannot be made", path.display()))?;
         Ok(Self {
             began: Instant::now(),
-            file: Mutex::new(BufWriter::new(file)),
+            file: Mutex::new((BufWriter::new(file), 0)),
         })
     }
 
@@ -451,17 +474,23 @@ impl History {
     /// # Panics
     /// If the history's own disk fails: without it nothing can be judged.
     pub fn write(&self, event: Event) {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let (file, lines) = &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner);
         // The time is taken under the lock: lines stand in its order.
         let at_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let line = serde_json::to_string(&Entry { at_ms, event });
         let line = line.expect("an event is JSON");
         writeln!(file, "{line}").expect("the history is written");
+        *lines += 1;
+    }
+
+    /// How many lines were written so far.
+    pub fn lines(&self) -> u64 {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
     /// Hands everything to the system.
     pub fn flush(&self) -> Result<()> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let (file, _) = &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.flush().context("the history is written")
     }
 }

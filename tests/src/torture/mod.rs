@@ -2,6 +2,8 @@
 //! judges by what was written down alone. `tests/torture` runs it against the real binary; `tests/tests/planted` shows that the
 //! checker finds what it is there to find.
 
+mod backups;
+mod calm;
 pub mod checker;
 mod clients;
 mod counting;

@@ -12,6 +12,8 @@ use guest_artifacts as guests;
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::backups::Keeper;
+use super::calm::Calm;
 use super::checker::{self, Verdict};
 use super::clients::{self, KEYS, Producer, REMOVES_EVERY, Shared};
 use super::counting;
@@ -28,8 +30,6 @@ const AGING_PARTITIONS: u32 = 2;
 const RETENTION_BYTES: u64 = 96 << 10;
 /// How long a message stays that removes its key.
 const TOMBSTONE_MS: u64 = 400;
-/// How long everything may take to get through once it is calm: the slowest retry, and room for a machine that others use, too.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 const SAFE: &str = "safe";
 pub(super) const QUICK: &str = "quick";
 const OUT: &str = "out";
@@ -82,6 +82,23 @@ fn partitions(topic: &str) -> u32 {
     }
 }
 
+/// What the system says of a disk that does not answer.
+const UNREADABLE: &str = "(os error 5)";
+/// How often such a disk is mounted before it is given up.
+const MOUNTS_MAX: u32 = 3;
+
+/// What keeps a world from its end and is not the host's.
+#[derive(Debug)]
+struct OfTheMachine(String);
+
+impl std::fmt::Display for OfTheMachine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for OfTheMachine {}
+
 /// What to do in a world.
 #[derive(Clone, Debug)]
 pub(super) struct WorldPlan {
@@ -104,6 +121,8 @@ pub(super) struct World {
     pub(super) seed: u64,
     /// The module of the processor that counts.
     pub(super) counter: String,
+    /// The host's options.
+    sizes: [String; 4],
     /// What the host was asked right before a fault.
     pub(super) asked: counting::Asked,
     places: Vec<(String, u32)>,
@@ -135,8 +154,8 @@ impl World {
             None => directory.path().join("data"),
         };
         let sizes = sizes(&mut random);
-        let sizes: Vec<&str> = sizes.iter().map(String::as_str).collect();
-        let mut host = Host::in_directory(&plan.binary, &data, &sizes);
+        let options: Vec<&str> = sizes.iter().map(String::as_str).collect();
+        let mut host = Host::in_directory(&plan.binary, &data, &options);
         host.log_to(&directory.path().join("host.log"));
         let history = History::create(&directory.path().join("history.jsonl"))?;
         let of_topic =
@@ -149,6 +168,7 @@ impl World {
             group: None,
             seed: plan.seed,
             counter: String::new(),
+            sizes,
             asked: counting::Asked::default(),
             places: TOPICS.into_iter().flat_map(of_topic).collect(),
             directory,
@@ -169,6 +189,17 @@ impl World {
         let shared = Arc::clone(&self.shared);
         let places = self.places.clone();
         let seed = self.random.u64(..);
+        let (sizes, directory) = (self.sizes.clone(), self.directory.path().to_owned());
+        let keeper = Keeper {
+            shared: &shared,
+            binary: &plan.binary,
+            sizes: &sizes,
+            directory: &directory,
+            code: self.host.directory().join("code"),
+            counter: &counter,
+            places: &places,
+            may_damage: plan.fault == Fault::Eio,
+        };
         thread::scope(|scope| {
             for producer in PRODUCERS {
                 let (shared, seed) = (&shared, seed ^ u64::from(producer.number));
@@ -177,6 +208,7 @@ impl World {
             scope.spawn(|| counting::disturb(&shared, &counter, seed.rotate_left(2)));
             scope.spawn(|| clients::trim(&shared, &trimmed, seed.rotate_left(1)));
             scope.spawn(|| clients::read(&shared, &places, &rules.pipelines, !seed));
+            scope.spawn(|| keeper.keep(seed.rotate_left(3)));
             let lived = self.suffer(plan);
             // Also after an error: the scope waits for its threads.
             shared.stop_producing();
@@ -192,6 +224,10 @@ impl World {
         let mut done = 0;
         while done < plan.count {
             thread::sleep(Duration::from_millis(self.random.u64(20..350)));
+            // Others are hit.
+            if self.random.bool() {
+                self.shared.wait_for_copy();
+            }
             let Some(faults) = faults::inject(self, plan.fault)? else {
                 // It does not start; the history says so.
                 return Ok(());
@@ -200,82 +236,19 @@ impl World {
         }
         self.shared.stop_producing();
         self.asked.wait();
-        self.drain()?;
-        self.shared.stop_reading();
-        drop(self.shared.shut());
-        let client = self.host.client();
-        for place in &self.places {
-            clients::read_last(&self.shared, &client, place)?;
-        }
-        times::read_ticks(&self.shared, &client, true)?;
-        counting::write_state(&self.shared, &client, true)?;
-        counting::write_standing(&self.shared, &client)?;
-        self.end()
-    }
-
-    /// Waits until the processors have nothing left, also of their dead letters that are sent again.
-    fn drain(&self) -> Result<()> {
         // Whoever is amid a request finishes it.
         *self.shared.shut() = Some(self.host.url().to_owned());
-        let (history, client) = (&self.shared.history, self.host.client());
-        history.write(Event::Calm);
-        let began = Instant::now();
-        let mut drained = self.gets_through(&client, began, &[WORKER, counting::PROCESSOR])?;
-        if drained {
-            if let Err(error) = counting::redrive_for_good(&client, &self.counter) {
-                let what = format!("no redrive when it is calm: {error:#}");
-                history.write(Event::Unexpected { what });
-            }
-            drained = self.gets_through(&client, began, &[counting::PROCESSOR])?
-                && self.waits_for_nothing(&client, began)?;
-        }
-        let after_ms = u64::try_from(began.elapsed().as_millis())?;
-        if drained {
-            history.write(Event::Drained { after_ms });
-        }
-        Ok(())
-    }
-
-    /// Whether these have nothing left in time.
-    fn gets_through(&self, client: &Client, began: Instant, processors: &[&str]) -> Result<bool> {
-        for processor in processors {
-            let path = format!("/v1/processors/{processor}");
-            if !self.comes_to_none(client, began, &path, |client| client.backlog(processor))? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Whether all delayed messages are delivered in time.
-    fn waits_for_nothing(&self, client: &Client, began: Instant) -> Result<bool> {
-        let path = format!("/v1/topics/{}/delayed?max=1", times::LATER);
-        self.comes_to_none(client, began, &path, times::waiting)
-    }
-
-    /// Whether there is none in time; if not, the history says what the host says of it.
-    fn comes_to_none(
-        &self,
-        client: &Client,
-        began: Instant,
-        path: &str,
-        count: impl Fn(&Client) -> Result<u64>,
-    ) -> Result<bool> {
-        loop {
-            let left = count(client);
-            if matches!(left, Ok(0)) {
-                return Ok(true);
-            }
-            if began.elapsed() > DRAIN_PATIENCE {
-                let after_ms = u64::try_from(began.elapsed().as_millis())?;
-                let status = client.get(path);
-                let status = status.map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
-                let why = format!("{path} not through after {after_ms} ms: {left:?}; {status:?}");
-                self.shared.history.write(Event::NotDrained { why });
-                return Ok(false);
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        let calm = Calm {
+            shared: &self.shared,
+            client: self.host.client(),
+            counter: &self.counter,
+            places: &self.places,
+        };
+        calm.drain()?;
+        self.shared.stop_reading();
+        drop(self.shared.shut());
+        calm.read_last()?;
+        self.end()
     }
 
     /// A stop in order, and a look at the files by the one whose job that is.
@@ -301,7 +274,10 @@ impl World {
         let shared = Arc::clone(&self.shared);
         let mut target = shared.shut();
         let began = Instant::now();
-        if let Err(error) = faults::start_again(self) {
+        if let Err(error) = self.start_again() {
+            if error.is::<OfTheMachine>() {
+                return Err(error);
+            }
             let log = std::fs::read_to_string(self.directory.path().join("host.log"));
             let log = log.unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(5).collect();
@@ -319,6 +295,33 @@ impl World {
         shared.history.write(Event::Started { after_ms });
         *target = Some(self.host.url().to_owned());
         Ok(true)
+    }
+
+    /// Starts again. A disk of the world's own that cannot be read at first, because the machine had not let go of it, is mounted anew; one
+    /// that cannot be read then either is no fault of the host's.
+    fn start_again(&mut self) -> Result<()> {
+        let mut mounts = 0;
+        loop {
+            let log = self.directory.path().join("host.log");
+            let before = std::fs::metadata(&log).map_or(0, |found| found.len());
+            let Err(error) = faults::start_again(self) else {
+                return Ok(());
+            };
+            let said = std::fs::read(&log).unwrap_or_default();
+            let said = said.get(usize::try_from(before)?..).unwrap_or_default();
+            let said = String::from_utf8_lossy(said);
+            let Some(disk) = self.disk.as_mut().filter(|_| said.contains(UNREADABLE)) else {
+                return Err(error);
+            };
+            // It may have ended by itself.
+            let _ = self.host.kill();
+            mounts += 1;
+            if mounts > MOUNTS_MAX {
+                let why = format!("the disk cannot be read: {said}");
+                return Err(OfTheMachine(why).into());
+            }
+            disk.restore()?;
+        }
     }
 
     /// Copies history, log and data to where they stay.

@@ -4,6 +4,7 @@
 mod encryption;
 mod growth;
 mod idempotence;
+mod renewal;
 mod rows;
 mod state;
 mod vacuum;
@@ -183,6 +184,11 @@ impl CheckpointStore {
         let (checkpoint, is_sealed) = loaded.map_err(|error| unusable(&self.path, &error))?;
         self.is_sealed = is_sealed;
         Ok(checkpoint)
+    }
+
+    /// The database's file. Between two steps nothing writes to it.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Bytes of what is in the database.

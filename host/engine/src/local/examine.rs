@@ -19,6 +19,7 @@ use millrace_log::Cipher;
 pub use self::report::{FINDINGS_MAX, Finding, Repair, Report, Severity};
 
 use self::catalogue::Catalogue;
+use super::backup;
 use super::checkpoint::{Checkpoint, CheckpointStore};
 use super::{OpenError, evidence, names, reserve};
 use millrace_log::inspect::ReadOnlyDisk;
@@ -28,7 +29,9 @@ const FREE_BYTES_MIN: u64 = 512 << 20;
 const CHECKPOINT: &str = "checkpoint.sqlite";
 const ROLLBACK: &str = "checkpoint.sqlite-journal";
 /// What may stand in a data directory; `code` is the cache of compiled modules, which the host can do without.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 14] = [
+    backup::STAGING,
+    backup::IDENTITY,
     "lock",
     "journal",
     "topics",

@@ -10,6 +10,7 @@ use std::time::Duration;
 use millrace_model::Offset;
 use parking_lot::{Condvar, Mutex};
 
+use super::backup::Errand;
 use super::keeper::{KeepError, Keeper};
 use super::pipeline::FLUSHER;
 use super::saver::{Flushed, Saver};
@@ -288,14 +289,17 @@ impl Flusher {
 
     /// Decides a checkpoint, and leaves it to a thread to make it durable.
     fn begin_checkpoint(&mut self) -> Result<(), KeepError> {
-        let mut snapshot = self.shared.reserve.spend(|| self.snapshot())?;
+        let order = self.shared.backups.take();
+        let of_all = order.is_some();
+        let mut snapshot = self.shared.reserve.spend(|| self.snapshot(of_all))?;
         self.made_at = self.shared.clock.monotonic();
         self.wanted = false;
         let is_same = snapshot.sequence == self.sequence && !self.marks_moved;
         // Entries of state may have ended since: what a checkpoint is not told of now, it is never told.
         // What is left of a deleted topic in the checkpoint goes now that its files are gone.
         let is_same = is_same && !matches!(&self.saving, Saving::No(saver) if saver.has_swept());
-        if is_same && self.unsaved.is_none() && snapshot.changes.tables.is_empty() {
+        let says_nothing = is_same && snapshot.changes.tables.is_empty();
+        if says_nothing && self.unsaved.is_none() && order.is_none() {
             return Ok(());
         }
         if let Some(mut earlier) = self.unsaved.take() {
@@ -318,11 +322,13 @@ impl Flusher {
         let Saving::No(saver) = std::mem::replace(&mut self.saving, Saving::Unknown) else {
             unreachable!("one checkpoint at a time");
         };
+        let all = std::mem::take(&mut snapshot.all);
+        let errand = order.map(|order| order.of(all));
         let partitions = self.keeper.changed();
         let flushed = self.keeper.take_flushed(&snapshot.changes);
         self.marks_moved = false;
         let shared = Arc::clone(&self.shared);
-        let save = move || save(&shared, saver, snapshot, flushed, partitions);
+        let save = move || save(&shared, saver, snapshot, flushed, partitions, errand);
         let thread = Builder::new().name("millrace-checkpoint".to_owned());
         let thread = thread
             .spawn(save)
@@ -354,7 +360,7 @@ impl Flusher {
     }
 
     /// Everything as of one moment between two groups; the journal goes on in a new file from there.
-    fn snapshot(&self) -> Result<Snapshot, KeepError> {
+    fn snapshot(&self, of_all: bool) -> Result<Snapshot, KeepError> {
         let mut journal = self.shared.journal.lock();
         if !self.shared.pipeline.line().is_empty() {
             // What it holds must be shown, or the files would end before it does.
@@ -367,11 +373,14 @@ impl Flusher {
         let mut state = self.shared.state.write();
         let unflushed = state.partitions.values().filter(|p| p.is_unflushed());
         let ends = unflushed.map(|p| (Arc::clone(p), p.end())).collect();
+        let all = state.partitions.values().filter(|_| of_all);
+        let all = all.cloned().collect();
         Ok(Snapshot {
             sequence,
             journal_file,
             journal_bytes,
             ends,
+            all,
             changes: {
                 if !self.shared.reserve.is_full() {
                     state.sweep(self.shared.clock.wall());
@@ -387,6 +396,8 @@ struct Snapshot {
     journal_file: u64,
     journal_bytes: u64,
     ends: Vec<(Arc<Partition>, Offset)>,
+    /// All partitions, for a backup.
+    all: Vec<Arc<Partition>>,
     changes: Changes,
 }
 
@@ -397,6 +408,7 @@ fn save(
     snapshot: Snapshot,
     flushed: Flushed,
     partitions: Vec<Arc<Partition>>,
+    errand: Option<Errand>,
 ) -> Saved {
     let _poison = PoisonOnPanic(shared);
     let Snapshot {
@@ -421,6 +433,9 @@ fn save(
         while !shared.orders.has_stop() && !shared.journal_is_long() && saver.give_back()? {}
         Ok(())
     });
+    if let Some(errand) = errand.filter(|_| made.is_ok()) {
+        saver.run(errand, sequence);
+    }
     // The flusher looks after what came of it.
     shared.orders.ask(|orders| orders.saved = true);
     Saved {

@@ -19,6 +19,11 @@ pub(super) struct DirLock(#[expect(dead_code, reason = "held, never read")] File
 
 /// Takes the directory, making it if it does not exist.
 pub(super) fn lock(dir: &Path) -> Result<DirLock, OpenError> {
+    lock_file(dir, "lock")
+}
+
+/// As [`lock`], by a file of that name.
+pub(super) fn lock_file(dir: &Path, name: &str) -> Result<DirLock, OpenError> {
     let failed = |error: io::Error| OpenError::Io {
         dir: dir.to_owned(),
         reason: error.to_string(),
@@ -28,7 +33,7 @@ pub(super) fn lock(dir: &Path) -> Result<DirLock, OpenError> {
         .create(true)
         .truncate(false)
         .write(true)
-        .open(dir.join("lock"))
+        .open(dir.join(name))
         .map_err(failed)?;
     for _ in 0..LOOKS_MAX {
         match file.try_lock() {

@@ -13,6 +13,7 @@
 //!
 //! Lock order: journal, then state, then the pipeline's line, then one partition.
 
+pub mod backup;
 mod care;
 mod checkpoint;
 mod cleaner;
@@ -60,6 +61,7 @@ pub use millrace_log::cipher::{Cipher, KeyError};
 pub use millrace_log::partition::encryption;
 pub use millrace_log::segment::examine as segment;
 
+use self::backup::Backups;
 use self::care::{Care, Keep};
 use self::cleaner::{Cleaner, Pause};
 use self::codec::{BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES};
@@ -72,6 +74,7 @@ use self::recovery::{Recovered, recover};
 use self::shared::Shared;
 use self::state::Submission;
 use self::tail::Partition;
+use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::contract::{
     Append, CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicChange,
     TopicError, Transaction, TrimError, Watch,
@@ -89,6 +92,7 @@ pub struct LocalEngine {
     shared: Arc<Shared>,
     modules: Arc<ModuleFiles>,
     care: Arc<Care>,
+    backups: Arc<Backups>,
     queue: Option<mpsc::Sender<Request>>,
     queue_room: Arc<Semaphore>,
     closing: AtomicBool,
@@ -181,6 +185,12 @@ impl LocalEngine {
         };
         let modules = Arc::new(modules);
         let queue_room = Arc::new(Semaphore::new(COMMIT_QUEUE_KIB_MAX as usize));
+        let backups = Backups::new(
+            Arc::clone(&shared),
+            Arc::clone(&disk),
+            dir.to_owned(),
+            Arc::clone(&modules),
+        );
         let care = Care::new(
             Arc::clone(&shared),
             disk,
@@ -206,6 +216,7 @@ impl LocalEngine {
             shared,
             modules,
             care,
+            backups,
             queue: Some(queue),
             queue_room,
             closing: AtomicBool::new(false),
@@ -534,8 +545,16 @@ impl Engine for LocalEngine {
         Ok(ranges)
     }
 
+    async fn backup(&self, request: BackupRequest) -> Result<BackupStream, BackupError> {
+        self.check_open()?;
+        self.backups.begin(request).await
+    }
+
     async fn close(&self) {
         self.closing.store(true, Ordering::Release);
+        // It asks the flusher and reads files, so it goes before them.
+        let backups = Arc::clone(&self.backups);
+        let _ = task::spawn_blocking(move || backups.end()).await;
         // It comes first: what it noted goes the way of every transaction.
         self.care.stop();
         let care_thread = self.care_thread.lock().take();
@@ -561,6 +580,7 @@ impl Drop for LocalEngine {
     /// Without [`Engine::close`]: as if the process ended, but the directory can be opened again.
     fn drop(&mut self) {
         self.queue = None;
+        self.backups.end();
         self.care.stop();
         if let Some(thread) = self.care_thread.lock().take() {
             let _ = thread.join();

@@ -2,7 +2,7 @@
 //! before an entry names them.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use millrace_log::disk::final_error;
 use millrace_log::pace::Pace;
 use millrace_log::{Disk, DiskFile};
 use millrace_model::Digest;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use sha2::{Digest as _, Sha256};
 
 pub(super) const SUFFIX: &str = ".wasm";
@@ -49,6 +49,8 @@ pub(super) struct ModuleFiles {
     cipher: Option<Arc<Cipher>>,
     /// One writer at a time.
     writing: Mutex<()>,
+    /// Nothing is removed while somebody reads here.
+    removing: RwLock<()>,
 }
 
 impl ModuleFiles {
@@ -70,6 +72,7 @@ impl ModuleFiles {
             dir,
             cipher,
             writing: Mutex::new(()),
+            removing: RwLock::new(()),
         };
         files.adopt_key()?;
         Ok(files)
@@ -126,7 +129,7 @@ impl ModuleFiles {
         self.disk.sync_dir(&self.dir).map_err(final_error)
     }
 
-    fn write(&self, path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let file = self.disk.create(path)?;
         file.write_all_at(bytes, 0)?;
         file.sync_data().map_err(final_error)
@@ -192,13 +195,46 @@ impl ModuleFiles {
 
     /// Forgets a module.
     pub(super) fn remove(&self, digest: Digest) -> io::Result<()> {
+        let _removing = self.removing.write();
         let _writing = self.writing.lock();
         self.disk.remove(&self.path(digest))?;
         self.disk.sync_dir(&self.dir).map_err(final_error)
     }
 
+    /// Keeps all that there are until it is dropped.
+    pub(super) fn hold(&self) -> HeldModules<'_> {
+        HeldModules {
+            files: self,
+            _held: self.removing.read(),
+        }
+    }
+
     fn path(&self, digest: Digest) -> PathBuf {
         self.dir.join(format!("{digest}{SUFFIX}"))
+    }
+}
+
+/// Modules of which none is removed meanwhile.
+pub(super) struct HeldModules<'a> {
+    files: &'a ModuleFiles,
+    _held: RwLockReadGuard<'a, ()>,
+}
+
+impl HeldModules<'_> {
+    /// Gives each file a second name in `dir`; its own as seen from the data directory, and that.
+    pub(super) fn let_stand(&self, dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+        let ModuleFiles {
+            disk, dir: own_dir, ..
+        } = self.files;
+        let mut standing = Vec::new();
+        for name in disk.list(own_dir)? {
+            if name.ends_with(SUFFIX) {
+                let second = dir.join(&name);
+                disk.link(&own_dir.join(&name), &second)?;
+                standing.push((format!("modules/{name}"), second));
+            }
+        }
+        Ok(standing)
     }
 }
 

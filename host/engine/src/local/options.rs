@@ -107,6 +107,15 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
+    /// It is not a data directory.
+    #[error(
+        "{} holds a backup, and a host would change it. Nothing was changed; `millrace restore` makes a data directory of it",
+        dir.display()
+    )]
+    Backup {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The journal is damaged or cannot be read.
     #[error(transparent)]
     Journal(Arc<JournalError>),

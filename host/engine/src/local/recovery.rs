@@ -11,6 +11,7 @@ use std::sync::Arc;
 use millrace_log::partition::Listing;
 use millrace_log::{Disk, Journal, JournalScan, PartitionFiles, SealedCache, journal};
 
+use super::backup;
 use super::checkpoint::{Checkpoint, CheckpointStore};
 use super::codec;
 use super::evidence::{self, Evidence, EvidenceFile};
@@ -48,6 +49,10 @@ pub(super) fn recover(
         let dir = dir.to_owned();
         return Err(OpenError::Name { dir });
     }
+    if backup::is_backup(dir) {
+        let dir = dir.to_owned();
+        return Err(OpenError::Backup { dir });
+    }
     let lock = lock(dir)?;
     let failed = |error: KeepError| describe(dir, error);
     let failed_io = |error: std::io::Error| describe(dir, error.into());
@@ -58,6 +63,7 @@ pub(super) fn recover(
         disk.create_dir_all(made).map_err(failed_io)?;
     }
     disk.sync_dir(dir).map_err(failed_io)?;
+    backup::sweep(&*disk, dir);
     let path = dir.join("checkpoint.sqlite");
     let holds_data = holds_data(&*disk, &journal_dir, &topics_dir).map_err(failed_io)?;
     if holds_data && !path.exists() {

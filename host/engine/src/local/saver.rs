@@ -9,6 +9,7 @@ use millrace_log::disk::{self, FileSystem};
 use millrace_log::partition::Unsynced;
 use millrace_model::{Topic, TopicId, TopicPartition};
 
+use super::backup::Errand;
 use super::checkpoint::{CheckpointStore, Step};
 use super::keeper::KeepError;
 use super::names::Names;
@@ -119,6 +120,11 @@ impl Saver {
             Err(error) if self.store.is_full(&error) => Ok(false),
             given => given.map_err(|error| KeepError::Failed(format!("the checkpoint: {error}"))),
         }
+    }
+
+    /// Does what is ordered of the checkpoint that was just made.
+    pub(super) fn run(&self, errand: Errand, sequence: u64) {
+        errand.run(self.store.path(), sequence);
     }
 
     fn sync(&self, unsynced: Vec<Unsynced>, lost_sight: bool) -> Result<(), KeepError> {

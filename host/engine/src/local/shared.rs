@@ -8,6 +8,7 @@ use millrace_log::Journal;
 use millrace_model::Clock;
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use super::backup::Desk;
 use super::evidence::{Evidence, EvidenceFile};
 use super::flusher::OrderBook;
 use super::options::LocalOptions;
@@ -46,6 +47,8 @@ pub(super) struct Shared {
     journal_bytes: AtomicU64,
     checkpointed_bytes: AtomicU64,
     pub(super) orders: OrderBook,
+    /// What the next checkpoint has to keep for a backup.
+    pub(super) backups: Desk,
     /// Partitions that were compacted since the last checkpoint.
     pub(super) compacted: Mutex<Vec<Arc<Partition>>>,
     pub(super) room: Mutex<()>,
@@ -77,6 +80,7 @@ impl Shared {
             journal_bytes: AtomicU64::new(0),
             checkpointed_bytes: AtomicU64::new(0),
             orders: OrderBook::default(),
+            backups: Desk::default(),
             compacted: Mutex::default(),
             room: Mutex::new(()),
             room_changed: Condvar::new(),

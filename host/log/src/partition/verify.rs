@@ -8,7 +8,7 @@ use std::sync::Arc;
 use millrace_model::{Offset, Stamp};
 
 use super::PartitionFiles;
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::pace::{Pace, PacedFile};
 use crate::segment::DamageKind;
 use crate::segment::examine::{Found, walk, whole};
@@ -21,8 +21,8 @@ pub struct KeptSegment {
     /// The offsets in it.
     pub offsets: Range<Offset>,
     /// Bytes of the active segment; of a sealed one, the whole file counts.
-    active_bytes: Option<u64>,
-    stamp: Option<Stamp>,
+    pub(super) active_bytes: Option<u64>,
+    pub(super) stamp: Option<Stamp>,
 }
 
 impl KeptSegment {
@@ -74,9 +74,8 @@ impl PartitionFiles {
 /// # Errors
 /// The disk's, or the pace's. A file that is not there is damage, not an error.
 pub fn verify(disk: &dyn Disk, segment: &KeptSegment, pace: &Pace) -> io::Result<Vec<Damage>> {
-    let Range { start, end } = segment.offsets;
     let Some(file) = open(disk, &segment.path)? else {
-        let (offsets, bytes) = (start..end, 0..0);
+        let (offsets, bytes) = (segment.offsets.clone(), 0..0);
         let kind = DamageKind::Changed;
         return Ok(vec![Damage {
             offsets,
@@ -84,14 +83,25 @@ pub fn verify(disk: &dyn Disk, segment: &KeptSegment, pace: &Pace) -> io::Result
             kind,
         }]);
     };
-    let length = file.length()?;
     let paced = Arc::new(PacedFile {
         file,
         pace: Arc::clone(pace),
     });
-    let bytes = segment.active_bytes.unwrap_or(length);
+    damage_in(paced, segment)
+}
+
+/// As [`verify`], through a file of somebody's own.
+///
+/// # Errors
+/// The file's.
+pub fn damage_in(file: Arc<dyn DiskFile>, segment: &KeptSegment) -> io::Result<Vec<Damage>> {
+    let bytes = match segment.active_bytes {
+        Some(bytes) => bytes,
+        None => file.length()?,
+    };
     let mut damaged: Vec<Damage> = Vec::new();
-    walk::<io::Error>(&whole(paced, segment.stamp, start..end, bytes), |found| {
+    let offsets = segment.offsets.clone();
+    walk::<io::Error>(&whole(file, segment.stamp, offsets, bytes), |found| {
         if let Found::Damage {
             bytes,
             offsets,
@@ -110,7 +120,7 @@ pub fn verify(disk: &dyn Disk, segment: &KeptSegment, pace: &Pace) -> io::Result
     Ok(damaged)
 }
 
-fn open(disk: &dyn Disk, path: &Path) -> io::Result<Option<Arc<dyn crate::DiskFile>>> {
+fn open(disk: &dyn Disk, path: &Path) -> io::Result<Option<Arc<dyn DiskFile>>> {
     match disk.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         file => file.map(Some),

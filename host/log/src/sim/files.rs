@@ -232,6 +232,17 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step(OperationKind::Link, to)?;
+        let world = &mut *self.world.lock();
+        let node = *world.image.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        if world.image.names.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        world.change_name(NameChange::Set(to.to_owned(), node));
+        Ok(())
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.step(OperationKind::Remove, path)?;
         let world = &mut *self.world.lock();

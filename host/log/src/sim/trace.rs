@@ -31,6 +31,7 @@ pub enum OperationKind {
     Map,
     /// Something beside this disk changes: [`crate::Disk::moment`].
     Moment,
+    Link,
 }
 
 impl OperationKind {
@@ -45,10 +46,10 @@ impl OperationKind {
 
     /// Whether a full disk may refuse it.
     pub(super) fn takes_room(self) -> bool {
-        use OperationKind::{Create, CreateDir, Preallocate, Rename, SetLength, Write};
+        use OperationKind::{Create, CreateDir, Link, Preallocate, Rename, SetLength, Write};
         matches!(
             self,
-            Create | CreateDir | Rename | Write | Preallocate | SetLength
+            Create | CreateDir | Link | Rename | Write | Preallocate | SetLength
         )
     }
 

@@ -1,14 +1,14 @@
 //! Asks a host over HTTP, and says plainly when nobody is there.
 
-use std::io;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_model::{Clock, SystemClock};
 use serde_json::Value;
-use ureq::http::{Method, Request};
-use ureq::{Agent, AsSendBody};
+use ureq::http::{Method, Request, Response};
+use ureq::{Agent, AsSendBody, Body};
 
 use super::failure::{Exit, Failure};
 use super::feed::Interrupt;
@@ -174,6 +174,22 @@ impl Client {
         self.retry_for.unwrap_or(self.patience)
     }
 
+    /// Sends JSON, and gives what comes back to be read as it comes, however much it is.
+    pub(super) fn stream(&self, path: &str, body: &Value) -> Result<impl Read, Failure> {
+        let headers = [("content-type", "application/json")];
+        let failed = |unreached: Unreached| unreached.failure;
+        let response = self.run(Method::POST, path, &headers, body.to_string());
+        let response = response.map_err(failed)?;
+        let status = response.status().as_u16();
+        match status {
+            200..300 => Ok(response.into_body().into_reader()),
+            _ => {
+                let reply = self.read(response).map_err(failed)?;
+                Err(Failure::answered(status, &reply.body))
+            }
+        }
+    }
+
     fn call(
         &self,
         again: Again,
@@ -247,6 +263,16 @@ impl Client {
         headers: &[(&str, &str)],
         body: impl AsSendBody,
     ) -> Result<Reply, Unreached> {
+        self.read(self.run(method, path, headers, body)?)
+    }
+
+    fn run(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl AsSendBody,
+    ) -> Result<Response<Body>, Unreached> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base));
@@ -260,8 +286,11 @@ impl Client {
             failure: Failure::usage(format!("--host {} is not understood: {error}", self.base)),
             may_have_come: false,
         })?;
-        let sent = self.agent.run(request);
-        let response = sent.map_err(|error| self.unreached(error))?;
+        let response = self.agent.run(request);
+        response.map_err(|error| self.unreached(error))
+    }
+
+    fn read(&self, response: Response<Body>) -> Result<Reply, Unreached> {
         let status = response.status().as_u16();
         let replayed = response.headers().contains_key("idempotent-replayed");
         let retry_after = response.headers().get("retry-after");

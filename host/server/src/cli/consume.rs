@@ -127,7 +127,7 @@ fn check_offset(args: &Args, ends: &BTreeMap<u64, Ends>) -> Result<(), Failure> 
         "no partition of {} has come to offset {offset}: the longest ends at {furthest}",
         args.topic
     );
-    let failure = Failure::new(super::failure::Exit::Unknown, "offset-past-end", message);
+    let failure = Failure::new(Exit::Unknown, "offset-past-end", message);
     Err(failure.with_hint(
         "`millrace topic show` lists the ends; a time is written as 2026-11-21T10:00:00Z or timestamp:MILLISECONDS",
     ))

@@ -159,14 +159,17 @@ fn damaged(report: &Report) -> Failure {
 }
 
 fn shown(report: &Report, planned: Option<&[Done]>) -> Value {
-    let findings: Vec<Value> = report.findings.iter().map(finding).collect();
     json!({
         "data_dir": report.dir.display().to_string(),
         "worst": report.worst().as_str(),
-        "findings": findings,
+        "findings": findings(report),
         "findings_dropped": report.findings_dropped,
         "repairs": planned.map(|planned| planned.iter().map(one_repair).collect::<Vec<_>>()),
     })
+}
+
+pub(super) fn findings(report: &Report) -> Vec<Value> {
+    report.findings.iter().map(finding).collect()
 }
 
 fn finding(finding: &Finding) -> Value {
@@ -188,7 +191,7 @@ fn known_end(range: &Range<Offset>) -> Option<Offset> {
     (range.end < Offset::MAX).then_some(range.end)
 }
 
-fn for_people(report: &Report, findings_only: bool) -> String {
+pub(super) fn for_people(report: &Report, findings_only: bool) -> String {
     let row = |finding: &Finding| {
         let what = match &finding.advice {
             Some(advice) => format!("{}\n→ {advice}", finding.meaning),

@@ -4,6 +4,7 @@
 //! quietly. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable, 6 data directory in
 //! use, 7 engine poisoned by a disk error, 130 interrupted before it was done.
 
+mod backup;
 mod bench;
 mod client;
 mod completions;
@@ -22,6 +23,7 @@ mod parked;
 mod processor;
 mod produce;
 mod replay;
+mod restore;
 mod schedule;
 mod segment;
 mod serve;
@@ -50,6 +52,7 @@ Examples:
   millrace produce orders --key 17 '{\"item\":\"mill\"}'
   millrace consume loud --follow
   millrace dlq list shout
+  millrace backup backups/host                     copy everything while the host goes on
   millrace doctor                                  is the data directory sound?
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable,
@@ -109,6 +112,10 @@ enum Command {
     Bench(bench::Args),
     /// Examine a data directory; repair it, if told to
     Doctor(doctor::Args),
+    /// Back up a running host, or look what a backup is worth
+    Backup(backup::Args),
+    /// Make a data directory of a backup
+    Restore(restore::Args),
     /// Look into a segment file; nothing is changed
     #[command(subcommand)]
     Segment(segment::Verb),
@@ -143,6 +150,8 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::run(args),
             Command::Doctor(args) => doctor::run(args, self.json),
+            Command::Backup(args) => backup::run(args, client),
+            Command::Restore(args) => restore::run(args, self.json),
             Command::Segment(verb) => segment::run(verb, self.json),
             Command::Completions(args) => completions::complete(&args, Self::command()),
             Command::Man(args) => completions::man(&args, Self::command()),

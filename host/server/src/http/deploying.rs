@@ -10,6 +10,7 @@ use millrace_broker::{BeginAt, Broker, NextSpec, merge};
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
 };
+use millrace_model::unit::check_ms;
 use millrace_model::{Digest, Offset, Processor, ProcessorName, Revision, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -26,7 +27,7 @@ use super::openapi::{
 use super::processors::{DeployParams, SpecBody};
 use super::query::{InPath, InQuery};
 use super::{App, Shared, to_the_end};
-use crate::units::moment_ms;
+use crate::units::time_ms;
 
 /// A processor, and what a deployment made different about it.
 #[derive(Serialize, ToSchema)]
@@ -94,7 +95,9 @@ pub(super) async fn amend(
     params.check()?;
     let broker = app.broker.on_behalf_of(&by);
     let changes = app.changes(app.take_json(&headers, body).await?)?;
-    to_the_end(deployed(broker, name, params, NextSpec::changes(changes))).await
+    let next = NextSpec::changes(changes);
+    let now = app.clock.wall();
+    to_the_end(deployed(broker, name, params, next, now)).await
 }
 
 /// Deploys as the parameters say.
@@ -103,14 +106,17 @@ pub(super) async fn deployed(
     name: ProcessorName,
     params: DeployParams,
     next: NextSpec,
+    now: Timestamp,
 ) -> Result<Response, ApiError> {
+    let from = params.from.as_deref();
+    let begin_at = from.map(|from| begin_at(from, now)).transpose()?;
     let before = broker.processor(&name).await.map(|status| status.processor);
     let status = match before {
         Some(_) => StatusCode::OK,
         None => StatusCode::CREATED,
     };
     let next = next.expecting(params.expected_revision);
-    let next = next.beginning_at(params.from.as_deref().map(begin_at).transpose()?);
+    let next = next.beginning_at(begin_at);
     let processor = match (params.canary, params.reset_state) {
         (Some(percent), _) => broker.deploy_canary(&name, next, percent).await?,
         _ if params.shadow => broker.deploy_shadow(&name, next).await?,
@@ -121,25 +127,29 @@ pub(super) async fn deployed(
     Ok((status, Json(answer)).into_response())
 }
 
-fn begin_at(text: &str) -> Result<BeginAt, ApiError> {
-    let time = |ms| BeginAt::Time(Timestamp(ms));
-    let found = match (text, text.strip_prefix("timestamp:")) {
-        ("earliest", _) => Some(BeginAt::Earliest),
-        ("latest", _) => Some(BeginAt::Latest),
-        (_, Some(ms)) => ms.parse().ok().map(time),
-        (text, None) => {
-            let offset = text
-                .parse()
-                .ok()
-                .map(|offset| BeginAt::Offset(Offset(offset)));
-            offset.or_else(|| moment_ms(text).ok().map(time))
-        }
-    };
-    found.ok_or_else(|| {
-        let message = format!("from={text:?} says not where to begin");
-        let hint = "use earliest, latest, an offset, timestamp:MS, or 2026-11-21T10:00:00Z";
+fn begin_at(text: &str, now: Timestamp) -> Result<BeginAt, ApiError> {
+    let wrong = |why: &str| {
+        let message = format!("from={text:?} does not say where to begin{why}");
+        let hint = "use earliest, latest, an offset, timestamp:MS, -15m, or 2026-11-21T10:00:00Z";
         ApiError::malformed(message, hint)
-    })
+    };
+    let time = |ms| BeginAt::Time(Timestamp(ms));
+    match (text, text.strip_prefix("timestamp:")) {
+        ("earliest", _) => Ok(BeginAt::Earliest),
+        ("latest", _) => Ok(BeginAt::Latest),
+        (_, Some(ms)) => {
+            let ms = ms.parse().map_err(|_| wrong(""))?;
+            let ms = check_ms(ms, now).map_err(|unit| wrong(&format!(": {unit}")))?;
+            Ok(time(ms))
+        }
+        (text, None) => match text.parse() {
+            Ok(offset) => Ok(BeginAt::Offset(Offset(offset))),
+            Err(_) => {
+                let ms = time_ms(text, now).map_err(|why| wrong(&format!(": {why}")))?;
+                Ok(time(ms))
+            }
+        },
+    }
 }
 
 impl DeployedBody {

@@ -101,7 +101,8 @@ pub(super) async fn fetch(
 ) -> Result<Response, ApiError> {
     let partition = PartitionId(partition);
     let topic = app.known_topic(&topic)?;
-    let from = app.begin(query.begin()?, &topic, partition).await?;
+    let begin = query.begin(app.clock.wall())?;
+    let from = app.begin(begin, &topic, partition).await?;
     let places = std::iter::once((partition, from));
     app.awaited(&topic, places, query.wait(), &line).await?;
     let request = FetchRequest {

@@ -178,7 +178,7 @@ impl App {
         };
         let begin = match (&known, query.from_time.as_deref()) {
             (Some(_), None) => Begin::Earliest,
-            (_, from_time) => Begin::of(from, from_time)?,
+            (_, from_time) => Begin::of(from, from_time, self.clock.wall())?,
         };
         if let Begin::At(_) = begin {
             let message = "a number alone is an offset of no partition";

@@ -4,6 +4,7 @@
 //! file of the noun that it is about. What comes out of the broker is turned into JSON here and nowhere else.
 
 mod answers;
+mod backup;
 mod body;
 mod by;
 mod coding;
@@ -77,6 +78,8 @@ pub(crate) mod bounds {
     pub(crate) const JSON_BODY_BYTES_MAX: usize = 1 << 20;
     /// Body of a request that writes state; a larger one gets 413. The worst single entry fits: a text of which each byte takes six.
     pub(crate) const STATE_BODY_BYTES_MAX: usize = 2 << 20;
+    /// Body of a request for a backup, which names what need not be sent; a larger one gets 413.
+    pub(crate) const BACKUP_BODY_BYTES_MAX: usize = 64 << 20;
     /// Messages of one produce request; more get 413.
     pub(crate) const PRODUCE_MESSAGES_MAX: usize = 100_000;
     /// Bodies held in memory at once, all requests together, in KiB. Full means that senders wait, at most
@@ -317,6 +320,7 @@ fn routes() -> Vec<Route> {
             "/v1/topics/{topic}/partitions/{partition}/damage/accept",
             on::post(damage::accept),
         ),
+        post("/v1/backup", on::post(backup::make)),
         post("/v1/modules", on::post(modules::upload)),
         get("/v1/modules", on::get(modules::list)),
         get("/v1/modules/{reference}", on::get(modules::show)),

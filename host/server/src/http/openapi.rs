@@ -9,8 +9,9 @@ use utoipa::{OpenApi, ToSchema};
 
 use self::finish::Finish;
 use super::{
-    damage, dead_letters, delays, deploying, fetch, fetch_all, health, history, host, lifetime,
-    lookups, modules, parked, processors, produce, replays, schedules, states, topics, trials,
+    backup, damage, dead_letters, delays, deploying, fetch, fetch_all, health, history, host,
+    lifetime, lookups, modules, parked, processors, produce, replays, schedules, states, topics,
+    trials,
 };
 
 #[derive(OpenApi)]
@@ -40,6 +41,7 @@ use super::{
         fetch_all::fetch_all,
         damage::list,
         damage::accept,
+        backup::make,
         modules::upload,
         modules::list,
         modules::show,

@@ -231,7 +231,8 @@ pub(super) async fn deploy(
     params.check()?;
     let broker = app.broker.on_behalf_of(&by);
     let spec = app.spec(app.take_json(&headers, body).await?)?;
-    to_the_end(deployed(broker, name, params, spec.into())).await
+    let now = app.clock.wall();
+    to_the_end(deployed(broker, name, params, spec.into(), now)).await
 }
 
 /// Which revision to go back to.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{TestHost, config};
+use crate::support::TestHost;
 use serde_json::json;
 
 const MESSAGES: &str = "/v1/topics/orders/messages";

@@ -199,6 +199,9 @@ impl Checker {
                 let met = self.verdict.tally.steps.entry((*step, *kind));
                 *met.or_default() += 1;
             }
+            Event::Backup { what, .. } => {
+                *self.verdict.tally.backups.entry(*what).or_default() += 1;
+            }
             Event::Trial { what } => *self.verdict.tally.trials.entry(*what).or_default() += 1,
             Event::Started { after_ms } => {
                 self.forgot = false;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::super::history::{Fault, Step, Trial};
+use super::super::history::{Copied, Fault, Step, Trial};
 
 /// Findings that are kept; further ones are only counted.
 const FINDINGS_MAX: usize = 100;
@@ -95,6 +95,8 @@ pub struct Tally {
     pub ticks_missed: u64,
     /// What became of revisions on trial.
     pub trials: BTreeMap<Trial, u64>,
+    /// What became of backups.
+    pub backups: BTreeMap<Copied, u64>,
     /// How long it took at most until everything was through.
     pub drained_ms_max: u64,
 }
@@ -160,6 +162,9 @@ impl Tally {
         for (what, count) in &other.trials {
             *self.trials.entry(*what).or_default() += count;
         }
+        for (what, count) in &other.backups {
+            *self.backups.entry(*what).or_default() += count;
+        }
         self.drained_ms_max = self.drained_ms_max.max(other.drained_ms_max);
     }
 
@@ -168,6 +173,12 @@ impl Tally {
     pub fn met(&self, step: Step) -> u64 {
         let here = self.steps.iter().filter(|((met, _), _)| *met == step);
         here.map(|(_, count)| count).sum()
+    }
+
+    /// How many backups became that.
+    #[must_use]
+    pub fn copied(&self, what: Copied) -> u64 {
+        self.backups.get(&what).copied().unwrap_or(0)
     }
 
     fn at_step(&self, step: Step) -> String {
@@ -262,6 +273,14 @@ impl fmt::Display for Tally {
             of(Trial::Shared),
             of(Trial::Promoted),
             of(Trial::Withdrawn)
+        )?;
+        writeln!(
+            f,
+            "  backups: {} taken, {} broken off; {} restored and judged, {} not for reasons outside the host",
+            self.copied(Copied::Taken),
+            self.copied(Copied::BrokenOff),
+            self.copied(Copied::Judged),
+            self.copied(Copied::Unjudged)
         )?;
         write!(
             f,

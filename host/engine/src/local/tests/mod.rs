@@ -1,5 +1,6 @@
 //! The local engine's own promises, beside those of the conformance suite.
 
+mod backup;
 mod care;
 mod compaction;
 mod conformance;
