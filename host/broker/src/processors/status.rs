@@ -1,0 +1,209 @@
+//! How processors do: what is deployed, and how each input partition stands.
+
+use millrace_model::{
+    Offset, PartitionId, Processor, ProcessorName, Progress, Timestamp, Topic, TopicName,
+    TopicPartition,
+};
+use serde::Serialize;
+
+use crate::broker::{Broker, Deployed};
+use crate::canary::CanaryStatus;
+use crate::dispatch::breaker::BreakerStatus;
+use crate::dispatch::standing::State;
+use crate::handler::GuestLine;
+
+/// A processor and how it does.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProcessorStatus {
+    /// What is deployed.
+    pub processor: Processor,
+    /// How each of its input partitions does.
+    pub partitions: Vec<PartitionStatus>,
+    /// How its breaker stands; `None` if it cannot be started.
+    pub breaker: Option<BreakerStatus>,
+    /// How its canary does; `None` if none runs.
+    pub canary: Option<CanaryStatus>,
+    /// Why the revision on trial does not run beside the current one; `None` if it does, or there is none.
+    pub trial_problem: Option<String>,
+}
+
+/// How a processor does in one partition.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartitionStatus {
+    /// The input topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The next offset to read.
+    pub next: Offset,
+    /// The offset that the next message will have.
+    pub end: Offset,
+    /// Messages not read yet.
+    pub lag: u64,
+    /// Messages that wait below `next`.
+    pub parked: usize,
+    /// The revision that processed the last batch; 0 before the first.
+    pub revision: u32,
+    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
+    pub state: String,
+    /// Where it is `waiting`, until when, as far as that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_until: Option<Timestamp>,
+    /// For how many milliseconds the call at hand is under way; absent between two of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calling_ms: Option<u64>,
+}
+
+impl Broker {
+    /// All processors, by name.
+    pub async fn processors(&self) -> Vec<ProcessorStatus> {
+        let deployed: Vec<Deployed> = self.inner.processors.read().values().cloned().collect();
+        let mut statuses = Vec::with_capacity(deployed.len());
+        for deployed in deployed {
+            statuses.push(self.status(deployed).await);
+        }
+        statuses
+    }
+
+    /// The names of all processors.
+    #[must_use]
+    pub fn processor_names(&self) -> Vec<ProcessorName> {
+        self.inner.processors.read().keys().cloned().collect()
+    }
+
+    /// One processor.
+    pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
+        let deployed = self.deployed(name)?;
+        Some(self.status(deployed).await)
+    }
+
+    /// Log lines of its guests, newest last, as far as they are kept.
+    #[must_use]
+    pub fn logs(&self, name: &ProcessorName) -> Vec<GuestLine> {
+        self.inner.modules.logs(name)
+    }
+
+    /// Lines of its guests that were dropped since the host started, because there were too many in a second.
+    #[must_use]
+    pub fn log_lines_dropped(&self, name: &ProcessorName) -> u64 {
+        self.inner.modules.lines_dropped(name)
+    }
+
+    async fn status(&self, deployed: Deployed) -> ProcessorStatus {
+        let name = &deployed.processor.name;
+        let partitions = match deployed.problem {
+            None => self.standings(name).await,
+            Some(problem) => self.stopped(&deployed.processor, &problem).await,
+        };
+        let gate = self.inner.supervisor.gate(name);
+        ProcessorStatus {
+            breaker: gate.map(|gate| gate.status()),
+            canary: self.canary_status(&deployed.processor),
+            trial_problem: deployed.trial_problem,
+            processor: deployed.processor,
+            partitions,
+        }
+    }
+
+    async fn standings(&self, name: &ProcessorName) -> Vec<PartitionStatus> {
+        let mut shown = Vec::new();
+        for (input, standing) in self.inner.supervisor.standings(name) {
+            let end = self.ends(&input.topic, input.partition);
+            let end = end.unwrap_or_default().end;
+            let end = input.range.map_or(end, |(_, range_end)| range_end.min(end));
+            // Redrives are our own business until there are some.
+            if input.is_redriven() && end == Offset::default() {
+                continue;
+            }
+            let state = standing.state.to_string();
+            let waiting_until = standing.state.until();
+            let monotonic = self.inner.clock.monotonic();
+            let calling = standing
+                .calling
+                .map(|since| monotonic.saturating_sub(since));
+            let Some(next) = standing.next else {
+                // A worker that has only just begun has come as far as the one before it.
+                if let Some(partition) = input.topic.partition(input.partition) {
+                    let reads = (input.range, input.first);
+                    let status = self.committed(name, &input.topic, partition, state, reads);
+                    shown.push(status.await);
+                }
+                continue;
+            };
+            shown.push(PartitionStatus {
+                topic: input.topic.spec.name.clone(),
+                partition: input.partition,
+                next,
+                end,
+                lag: end.0.saturating_sub(next.0),
+                parked: standing.parked,
+                revision: standing.revision,
+                state,
+                waiting_until,
+                calling_ms: calling.map(|time| time.as_millis() as u64),
+            });
+        }
+        shown
+    }
+
+    /// How a processor without workers stands, as far as it committed.
+    async fn stopped(&self, processor: &Processor, problem: &str) -> Vec<PartitionStatus> {
+        let topics = processor.current().map(|r| r.spec.topics.clone());
+        let state = State::Stopped(problem.to_owned()).to_string();
+        let mut partitions = Vec::new();
+        for topic in topics.iter().flatten().filter_map(|name| self.topic(name)) {
+            for partition in topic.partitions() {
+                let range = processor.replay.as_ref().map(|replay| {
+                    let place = (&topic.spec.name, partition.partition);
+                    replay
+                        .ranges
+                        .iter()
+                        .find(|r| (&r.topic, r.partition) == place)
+                });
+                let range = match range {
+                    None => None,
+                    Some(Some(range)) => Some((range.first, range.end)),
+                    Some(None) => continue,
+                };
+                let name = &processor.name;
+                let reads = (range, processor.start_in(topic.id, partition.partition));
+                let status = self.committed(name, &topic, partition, state.clone(), reads);
+                partitions.push(status.await);
+            }
+        }
+        partitions
+    }
+
+    /// What is committed of a processor in one partition, of which it reads this range, or all from an offset on.
+    async fn committed(
+        &self,
+        name: &ProcessorName,
+        topic: &Topic,
+        partition: TopicPartition,
+        state: String,
+        (range, first): (Option<(Offset, Offset)>, Option<Offset>),
+    ) -> PartitionStatus {
+        let engine = &self.inner.engine;
+        let mut ends = engine.ends(partition).unwrap_or_default();
+        if let Some((first, end)) = range {
+            (ends.start, ends.end) = (first, end.min(ends.end));
+        }
+        let progress = engine.progress(name.as_str(), partition).await;
+        let progress = progress.ok().flatten().unwrap_or_else(|| Progress {
+            next: first.map_or(ends.start, |first| first.max(ends.start)),
+            ..Progress::default()
+        });
+        PartitionStatus {
+            topic: topic.spec.name.clone(),
+            partition: partition.partition,
+            next: progress.next,
+            end: ends.end,
+            lag: ends.end.0.saturating_sub(progress.next.0),
+            parked: progress.parked.len(),
+            revision: progress.revision,
+            state,
+            waiting_until: None,
+            calling_ms: None,
+        }
+    }
+}
