@@ -9,7 +9,7 @@ use guest_artifacts as guests;
 use millrace_tests::{Client, Deploy, Host, wait_for};
 use serde_json::{Value, json};
 
-use crate::host;
+use crate::{host, user};
 
 fn deploy(client: &Client, component: &[u8]) -> Result<u64> {
     let module = client.push(component)?;
@@ -49,10 +49,10 @@ fn with_letters(count: u32) -> Result<(Host, Client)> {
     Ok((host, client))
 }
 
-/// What `millrace dlq … --json` answers, as `ada` asks it.
+/// What `millrace dlq … --json` answers, as its user gets it.
 fn dlq(host: &Host, arguments: &[&str]) -> Result<Value> {
     let mut command = host.command(&[&["dlq"], arguments, &["--json"]].concat());
-    let output = command.env("USER", "ada").output()?;
+    let output = command.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{arguments:?}: {said}");
     Ok(serde_json::from_slice(&output.stdout)?)
@@ -190,7 +190,8 @@ fn dead_letters_are_found_tried_mended_and_sent_again_and_the_trail_says_by_whom
         of.filter_map(|entry| entry["count"].as_u64()).sum()
     };
     assert_eq!((count("edit"), count("redrive")), (1, 39));
-    assert!(trail.iter().all(|entry| entry["by"] == "ada"), "{trail:?}");
+    let user = user()?;
+    assert!(trail.iter().all(|entry| entry["by"] == user), "{trail:?}");
     Ok(())
 }
 

@@ -213,7 +213,11 @@ fn the_command_line_produces_once_over_a_network_that_loses_answers() -> Result<
             "round {round}: {told} {}",
             String::from_utf8_lossy(&produced.stderr)
         );
-        assert_eq!(told, "40000 messages in 8 commits\n", "round {round}");
+        match round {
+            0 => assert_eq!(told, "40000 messages in 8 commits\n"),
+            // A chunk whose first answer was lost may have been new.
+            _ => ensure!(told.contains("repeated: "), "{told}"),
+        }
     }
     assert!(lossy.lost.load(Ordering::SeqCst) > 0, "no answer was lost");
     let found = places(&host.client().read("in")?);

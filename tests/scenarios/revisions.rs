@@ -8,7 +8,7 @@ use guest_artifacts as guests;
 use millrace_tests::{Client, Deploy, Host, wait_for};
 use serde_json::{Value, json};
 
-use crate::host;
+use crate::{host, user};
 
 const KEYS: u32 = 300;
 
@@ -51,7 +51,7 @@ fn revisions(client: &Client) -> Result<BTreeMap<String, Vec<String>>> {
 }
 
 fn run(host: &Host, arguments: &[&str]) -> Result<String> {
-    let output = host.command(arguments).env("USER", "ada").output()?;
+    let output = host.command(arguments).output()?;
     let noted = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{arguments:?}: {noted}");
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -121,14 +121,15 @@ fn a_canary_has_its_share_of_the_keys_until_it_is_promoted_and_history_says_who_
             )
         })
         .collect();
+    let user = user()?;
     assert_eq!(
         said,
-        [("deploy", "unknown"), ("canary", "ada"), ("promote", "ada")]
+        [("deploy", "unknown"), ("canary", &user), ("promote", &user)]
     );
     assert_eq!(history["revisions"][1]["differs"][0]["field"], "module");
     let shown = run(&host, &["processor", "history", "worker"])?;
     assert!(
-        shown.contains("promote") && shown.contains("ada"),
+        shown.contains("promote") && shown.contains(&user),
         "{shown}"
     );
     Ok(())
