@@ -95,7 +95,7 @@ pub(crate) mod bounds {
     /// A body takes no longer than this in all, or its sender gets 408.
     pub(crate) const BODY_MS_MAX: u64 = 300_000;
     /// Bytes of an unwanted body that are taken before its sender is answered; of more the connection ends with the answer.
-    pub(crate) const DISCARDED_BYTES_MAX: u64 = 256 << 20;
+    pub(crate) const DISCARDED_BYTES_MAX: u64 = 64 << 20;
     /// How long that may take.
     pub(crate) const DISCARD_MS_MAX: u64 = 5_000;
     /// How long what still comes is thrown away after an answer that ends its connection, so that its sender reads the answer; then the

@@ -14,6 +14,9 @@ const MESSAGES: &str = "/v1/topics/t/messages";
 const BODY_BYTES: usize = 12 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a raw body says of itself.
+const PLAIN: &str = "content-type: text/plain\r\n";
+
 fn host() -> TestHost {
     TestHost::start().with_topic("t", 1)
 }
@@ -120,7 +123,11 @@ fn every_refusal_is_read_by_a_client_that_sends_everything_first() {
             code(&body);
         }
     }
-    assert_eq!(host.call("POST", MESSAGES, &[], "x").status, 200);
+    assert_eq!(
+        host.call("POST", MESSAGES, &[("content-type", "text/plain")], "x")
+            .status,
+        200
+    );
 }
 
 #[test]
@@ -144,7 +151,7 @@ fn a_client_that_asks_first_is_refused_without_being_asked_for_its_body() {
     ] {
         let mut stream = connect(&host);
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\n{PLAIN}expect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).expect("sent");
         let (status, head, _) = answer(&mut stream);
@@ -158,7 +165,7 @@ fn who_was_told_to_go_on_and_is_refused_after_all_reads_that() {
     let host = host();
     let mut stream = connect(&host);
     let head = format!(
-        "POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+        "POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\n{PLAIN}expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).expect("sent");
     assert_eq!(answer(&mut stream).0, 100);
@@ -176,8 +183,9 @@ fn who_was_told_to_go_on_and_is_refused_after_all_reads_that() {
 fn a_client_that_closes_its_side_is_answered() {
     let host = host();
     let mut stream = connect(&host);
-    let head =
-        format!("POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n");
+    let head = format!(
+        "POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\n{PLAIN}content-length: 100000\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).expect("sent");
     stream.write_all(&[b'x'; 100_000]).expect("sent");
     stream.shutdown(Shutdown::Write).expect("closed");
@@ -197,8 +205,9 @@ fn a_client_that_closes_its_side_is_answered() {
 fn a_body_that_breaks_off_is_no_message() {
     let host = host();
     let mut stream = connect(&host);
-    let head =
-        format!("POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\nhalf");
+    let head = format!(
+        "POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\n{PLAIN}content-length: 1000\r\n\r\nhalf"
+    );
     stream.write_all(head.as_bytes()).expect("sent");
     stream.shutdown(Shutdown::Write).expect("closed");
     assert_eq!(answer(&mut stream).0, 400);
@@ -234,7 +243,7 @@ fn what_a_proxy_could_read_differently_is_refused() {
         ),
     ] {
         let mut stream = connect(&host);
-        let request = format!("POST {MESSAGES} HTTP/1.1\r\n{headers}\r\n0\r\n\r\n");
+        let request = format!("POST {MESSAGES} HTTP/1.1\r\n{PLAIN}{headers}\r\n0\r\n\r\n");
         stream.write_all(request.as_bytes()).expect("sent");
         let (status, head, body) = answer(&mut stream);
         assert_eq!(status, wanted, "{headers} {body}");
@@ -247,7 +256,7 @@ fn what_a_proxy_could_read_differently_is_refused() {
     assert_eq!(answer(&mut old).0, 200, "HTTP/1.0 needs no Host");
     let mut one = connect(&host);
     let request = format!(
-        "POST {MESSAGES} HTTP/1.1\r\n{local}transfer-encoding: Chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+        "POST {MESSAGES} HTTP/1.1\r\n{local}{PLAIN}transfer-encoding: Chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
     );
     one.write_all(request.as_bytes()).expect("sent");
     assert_eq!(answer(&mut one).0, 200);
@@ -346,7 +355,11 @@ fn a_silent_connection_makes_room_for_one_that_asks() {
         .collect();
     let end = Instant::now() + PATIENCE;
     // Whoever has begun is given a moment to go on.
-    while host.call("POST", MESSAGES, &[], "x").status != 200 {
+    while host
+        .call("POST", MESSAGES, &[("content-type", "text/plain")], "x")
+        .status
+        != 200
+    {
         assert!(Instant::now() < end, "no room is made");
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -379,12 +392,13 @@ fn where_every_connection_is_at_work_administration_is_served_and_others_are_tol
     assert_eq!((status, code(&body).as_str()), (503, "too-many-waiting"));
     assert!(head.contains("\r\nretry-after: 1\r\n"), "{head}");
 
-    let slow =
-        format!("POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nx");
+    let slow = format!(
+        "POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\n{PLAIN}content-length: 10\r\n\r\nx"
+    );
     let _slow: Vec<TcpStream> = (0..2).map(|_| ask(&slow)).collect();
     let (status, head, body) = loop {
         let mut produce = ask(&format!(
-            "POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx"
+            "POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\n{PLAIN}content-length: 1\r\n\r\nx"
         ));
         let answer = answer(&mut produce);
         if answer.0 != 200 {
