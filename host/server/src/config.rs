@@ -254,20 +254,20 @@ pub struct Settings {
     /// Bytes of a segment before the next one begins, 4 KiB to 1 GiB [default: 1073741824]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_SEGMENT_BYTES")]
     pub segment_bytes: Option<u64>,
-    /// Bytes of journal between two checkpoints, 64 KiB to 16 GiB; more makes recovery longer [default: a 16th of the memory, at most 128 MiB]
+    /// Bytes of journal between two checkpoints, 64 KiB to 16 GiB; more makes recovery longer [default: a 32nd of the memory, at most 128 MiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_CHECKPOINT_JOURNAL_BYTES")]
     pub checkpoint_journal_bytes: Option<u64>,
     /// Memory that the host may use: what it keeps in memory is bounded by shares of it [default: the machine's, or less where its
     /// control group allows less]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_MEMORY_BYTES")]
     pub memory_bytes: Option<u64>,
-    /// Bytes of all delayed messages [default: an eighth of the memory, at most 1 GiB]
+    /// Bytes of all delayed messages [default: a 16th of the memory, at most 1 GiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_DELAYED_BYTES_MAX")]
     pub delayed_bytes_max: Option<u64>,
-    /// Bytes of the state of all processors [default: three sixteenths of the memory, at most 3 GiB]
+    /// Bytes of the state of all processors [default: three 32nds of the memory, at most 3 GiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_STATE_BYTES_MAX")]
     pub state_bytes_max: Option<u64>,
-    /// Bytes of delayed messages and state together [default: a quarter of the memory, at most 4 GiB]
+    /// Bytes of delayed messages and state together [default: an eighth of the memory, at most 4 GiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_KEPT_BYTES_MAX")]
     pub kept_bytes_max: Option<u64>,
     /// Bytes of idempotency keys that are remembered; the oldest go [default: a 32nd of the memory, at most 256 MiB]

@@ -88,11 +88,11 @@ impl MemorySettings {
         let or = |set: Option<u64>, share: usize| {
             set.map_or(share, |set| usize::try_from(set).unwrap_or(usize::MAX))
         };
-        let delayed = share(8, KEPT_BYTES_LEAST, HOST_DELAYED_BYTES_MAX);
+        let delayed = share(16, KEPT_BYTES_LEAST, HOST_DELAYED_BYTES_MAX);
         let delayed = or(self.delayed_bytes_max, delayed);
-        let state = share(16, KEPT_BYTES_LEAST, HOST_STATE_BYTES_MAX / 3) * 3;
+        let state = share(32, KEPT_BYTES_LEAST, HOST_STATE_BYTES_MAX / 3) * 3;
         let state = or(self.state_bytes_max, state);
-        let together = share(4, 2 * KEPT_BYTES_LEAST, HOST_KEPT_BYTES_MAX);
+        let together = share(8, 2 * KEPT_BYTES_LEAST, HOST_KEPT_BYTES_MAX);
         // Whoever sets one of them means it.
         let together = match (self.delayed_bytes_max, self.state_bytes_max) {
             (None, None) => together,
@@ -114,11 +114,11 @@ impl MemorySettings {
                 requests_bytes: or(self.idempotency_bytes_max, requests),
                 partitions: or(self.partitions_max, partitions),
             },
-            tail_bytes: share(16, TAIL_BYTES_LEAST, 64 << 20),
-            journal_bytes: share(16, TAIL_BYTES_LEAST, 128 << 20) as u64,
+            tail_bytes: share(32, TAIL_BYTES_LEAST, 64 << 20),
+            journal_bytes: share(32, TAIL_BYTES_LEAST, 128 << 20) as u64,
             in_flight_bytes: share(16, PRODUCE_BODY_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX),
-            attempts_bytes: share(16, KEPT_BYTES_LEAST, HOST_ATTEMPTS_BYTES_MAX),
-            state_attempts: (memory / 8 / STATE_ATTEMPT_BYTES_MAX)
+            attempts_bytes: share(32, KEPT_BYTES_LEAST, HOST_ATTEMPTS_BYTES_MAX),
+            state_attempts: (memory / 16 / STATE_ATTEMPT_BYTES_MAX)
                 .clamp(2, HOST_STATE_ATTEMPTS_MAX),
             bodies_bytes: share(16, PRODUCE_BODY_BYTES_MAX, BODIES_KIB_MAX << 10),
             answers_bytes: share(8, ANSWERS_BYTES_LEAST, ANSWERS_KIB_MAX << 10),
@@ -231,9 +231,9 @@ mod tests {
     #[test]
     fn a_small_machine_keeps_less_and_what_is_set_is_kept() {
         let small = MemorySettings::default().plan_for(512 << 20, "test");
-        assert_eq!(small.bounds.delayed_bytes, 64 << 20);
-        assert_eq!(small.bounds.state_bytes, 96 << 20);
-        assert_eq!(small.bounds.kept_bytes, 128 << 20);
+        assert_eq!(small.bounds.delayed_bytes, 32 << 20);
+        assert_eq!(small.bounds.state_bytes, 48 << 20);
+        assert_eq!(small.bounds.kept_bytes, 64 << 20);
         let large = MemorySettings::default().plan_for(64 << 30, "test");
         assert_eq!(large.bounds.delayed_bytes, HOST_DELAYED_BYTES_MAX);
         assert_eq!(large.bounds.partitions, HOST_PARTITIONS_MAX);
