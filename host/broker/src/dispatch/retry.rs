@@ -134,9 +134,13 @@ mod tests {
 
     #[test]
     fn delays_spread_over_the_whole_range_and_the_range_doubles() {
-        let policy = RetryPolicy::default();
+        let policy = RetryPolicy {
+            delay_first_ms: 1_000,
+            delay_max_ms: 30_000,
+            ..RetryPolicy::default()
+        };
         let mut rng = fastrand::Rng::with_seed(7);
-        for (attempts, bound_ms) in [(1, 100), (2, 200), (3, 400), (20, 30_000)] {
+        for (attempts, bound_ms) in [(1, 1_000), (2, 2_000), (3, 4_000), (20, 30_000)] {
             let delays: Vec<u128> = (0..500)
                 .map(|_| message_delay(&policy, attempts, &mut rng).as_millis())
                 .collect();

@@ -6,6 +6,8 @@ use millrace_model::{
     Answer, ColumnBatch, Digest, PartitionId, ProcessorSpec, Topic, TopicId, TopicName, TopicSpec,
 };
 
+use millrace_model::processor::RetryPolicy;
+
 use super::*;
 use crate::columns::push;
 
@@ -179,7 +181,7 @@ fn the_last_attempt_ends_in_the_dead_letters_and_the_log_stays_short() {
     };
     progress.parked = vec![behind(Offset(10), None), behind(Offset(99), None)];
     let one = batch(&["a"], 1);
-    for attempt in 1..5 {
+    for attempt in 1..RetryPolicy::default().attempts_max {
         let effects = decide(&one, vec![failed(0, Cause::Retry, Some(0))], &[], &progress);
         assert_eq!(effects.progress.parked[0].attempts, attempt);
         assert_eq!(effects.progress.parked[1].offset, Offset(99), "others stay");
@@ -198,7 +200,8 @@ fn the_last_attempt_ends_in_the_dead_letters_and_the_log_stays_short() {
         );
         progress = effects.progress;
     }
-    assert_eq!(progress.parked[0].attempts, 24);
+    let before = RetryPolicy::default().attempts_max - 1;
+    assert_eq!(progress.parked[0].attempts, before + 20);
     assert_eq!(progress.parked[0].log.len(), ATTEMPT_LOG_MAX);
     assert!(Progress::decode(&progress.encode()).is_some());
 }
