@@ -6,7 +6,7 @@ use anyhow::Result;
 use guest_artifacts as guests;
 use serde_json::{Value, json};
 
-use crate::host;
+use crate::{deploy_worker, host};
 
 /// The smallest core module: magic and version.
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
@@ -191,5 +191,47 @@ fn a_revision_that_cannot_be_deployed_changes_nothing() -> Result<()> {
     assert_eq!(processor["current"], 1);
     client.produce("in", &[json!({"value": "still"})])?;
     assert_eq!(client.wait_for_messages("out", 1)?[0].text(), "STILL");
+    Ok(())
+}
+
+#[test]
+fn a_component_that_begins_large_is_admitted_and_its_specification_decides() -> Result<()> {
+    let host = host()?;
+    let client = host.client();
+    client.topic("in", 1)?;
+    client.topic("out", 1)?;
+    let refused = deploy_worker(&client, guests::BEGINS_LARGE, json!({}));
+    let refused = refused.expect_err("the default is less").to_string();
+    assert!(refused.contains("memory_bytes_max"), "{refused}");
+    let more = json!({"limits": {"memory_bytes_max": 128 << 20}});
+    deploy_worker(&client, guests::BEGINS_LARGE, more)?;
+    client.produce("in", &[json!({"value": "v"})])?;
+    client.wait_for_messages("out", 1)?;
+    Ok(())
+}
+
+#[test]
+fn what_a_component_writes_without_a_line_end_is_a_line_of_its_own_message() -> Result<()> {
+    let host = host()?;
+    let client = host.client();
+    client.topic("in", 1)?;
+    client.topic("out", 1)?;
+    deploy_worker(
+        &client,
+        guests::MUMBLE,
+        json!({"batch": {"messages_max": 1}}),
+    )?;
+    client.produce(
+        "in",
+        &[json!({"value": "err one"}), json!({"value": "out two"})],
+    )?;
+    client.wait_for_messages("out", 2)?;
+    let logs = client.get("/v1/processors/worker/logs")?.ok()?;
+    let lines = logs["lines"].as_array().cloned().unwrap_or_default();
+    let texts: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line["text"].as_str())
+        .collect();
+    assert_eq!(texts, ["one", "two"]);
     Ok(())
 }

@@ -83,7 +83,8 @@ impl From<SaidOfRetry> for RetryPolicy {
         let delay_first_ms = said.delay_first_ms;
         Self {
             attempts_max: said.attempts_max.unwrap_or(default.attempts_max),
-            delay_first_ms: delay_first_ms.unwrap_or(default.delay_first_ms.min(delay_max_ms)),
+            delay_first_ms: delay_first_ms
+                .unwrap_or_else(|| default.delay_first_ms.min(delay_max_ms)),
             delay_max_ms,
         }
     }

@@ -14,6 +14,11 @@ struct Measured {
     value: Option<f64>,
 }
 
+/// Which version runs, as a series that is always 1.
+pub(crate) fn measure_build() {
+    metrics::gauge!("millrace_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
 /// The process's own metrics, as text.
 pub(crate) fn metrics_text() -> String {
     let stat = Stat::read();

@@ -67,7 +67,7 @@ fn install() -> Option<Registry> {
     match metrics::set_global_recorder(registry.clone()) {
         Ok(()) => {
             describe();
-            metrics::gauge!("millrace_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            crate::process::measure_build();
             Some(registry)
         }
         Err(error) => {

@@ -123,9 +123,10 @@ impl Queue {
         if self.waiting.len() >= WAITING_MAX && !self.make_room(own) {
             return Err(busy(self.waiting.len(), "uploads wait already"));
         }
-        // A newcomer begins now: names that nobody has heard of are no way to the front.
-        let now = self.turns;
-        self.askers.entry(asker.clone()).or_insert(now);
+        // A newcomer goes before whoever has the turn at this moment, and behind all others: names that nobody has heard of are no
+        // way to the front.
+        let behind = self.turns.saturating_sub(1);
+        self.askers.entry(asker.clone()).or_insert(behind);
         let (wake, woken) = oneshot::channel();
         let asker = asker.clone();
         self.waiting.push(Waiting { asker, wake });
@@ -180,7 +181,8 @@ impl Queue {
 
     fn note(&mut self, asker: &Asker) {
         self.taken = true;
-        self.turns += 1;
+        // By twos: there is a place for newcomers between two turns.
+        self.turns += 2;
         self.addresses.insert(asker.address(), self.turns);
         self.askers.insert(asker.clone(), self.turns);
         if self.askers.len().max(self.addresses.len()) > REMEMBERED_MAX {

@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn the_user_is_the_one_that_the_system_knows_by_number() {
-        let users = "root:x:0:0:root:/root:/bin/bash\nada:x:1000:1000::/home/ada:/bin/sh\n";
+        let users = "root:x:0:0:root:/:/bin/bash\nada:x:1000:1000::/:/bin/sh\n";
         assert_eq!(name_of("1000", users).as_deref(), Some("ada"));
         assert_eq!(name_of("4711", users), None);
         assert!(user().is_some());

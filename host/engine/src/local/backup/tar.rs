@@ -184,7 +184,10 @@ mod tests {
         archive
     }
 
-    fn unpacked(archive: &[u8], step: usize) -> io::Result<(Vec<(String, Vec<u8>)>, bool)> {
+    /// Names and contents.
+    type Files = Vec<(String, Vec<u8>)>;
+
+    fn unpacked(archive: &[u8], step: usize) -> io::Result<(Files, bool)> {
         let mut files: Vec<(String, Vec<u8>)> = Vec::new();
         let mut reader = Reader::default();
         for bytes in archive.chunks(step) {
