@@ -169,7 +169,7 @@ impl DeployedBody {
 fn changed<'a>(before: &'a Processor, now: &'a Processor) -> Option<(&'a Revision, &'a Revision)> {
     let trial = |processor: &Processor| {
         let canary = processor.canary.as_ref().map(|canary| canary.revision);
-        canary.or(processor.shadow.as_ref().map(|shadow| shadow.revision))
+        canary.or_else(|| processor.shadow.as_ref().map(|shadow| shadow.revision))
     };
     if let Some(number) = trial(now).filter(|&number| trial(before) != Some(number)) {
         return Some((now.current()?, now.revision(number)?));
@@ -179,7 +179,7 @@ fn changed<'a>(before: &'a Processor, now: &'a Processor) -> Option<(&'a Revisio
     let is_new = before.revisions.iter().all(|r| r.number < current.number);
     let predecessor = current.predecessor.filter(|_| is_new);
     let predecessor = predecessor.and_then(|number| now.revision(number));
-    Some((predecessor.or(before.current())?, current))
+    Some((predecessor.or_else(|| before.current())?, current))
 }
 
 impl App {

@@ -144,7 +144,7 @@ pub(super) async fn upload(
             module
                 .tag
                 .clone()
-                .map_or(digest.clone(), |tag| format!("{tag} {digest}")),
+                .map_or_else(|| digest.clone(), |tag| format!("{tag} {digest}")),
         );
         Ok((status, Extension(subject), Json(ModuleBody::from(module))).into_response())
     })

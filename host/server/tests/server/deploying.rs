@@ -47,7 +47,7 @@ fn what_a_change_does_not_name_stays_and_the_answer_says_what_is_different() {
         (&answer["current"], &answer["differs"]),
         (&json!(3), &differs)
     );
-    let mut expected = before.clone();
+    let mut expected = before;
     expected["retry"]["attempts_max"] = json!(8);
     assert_eq!(spec(&host), expected);
 
