@@ -270,8 +270,9 @@ fn health_answers_at_once_while_every_connection_waits_or_sends() -> Result<()> 
         busy.push(stream);
     }
     wait_for("all connections to be at work", || {
-        let busy = host.client().metric("millrace_connections")?;
-        Ok((busy >= 400.0).then_some(()))
+        // While those beyond the bound are being told so, the reserve may be full for a moment.
+        let busy = host.client().metric("millrace_connections").ok();
+        Ok(busy.filter(|&busy| busy >= 400.0))
     })?;
     let (median, p99) = health(&host, 200)?;
     println!(
