@@ -48,7 +48,7 @@ pub(super) struct HostBody {
     /// What modules may have, by the names of the settings.
     limits: BTreeMap<&'static str, u64>,
     /// The other settings in force, by name.
-    #[schema(value_type = BTreeMap<String, Object>)]
+    #[schema(value_type = BTreeMap<String, serde_json::Value>)]
     settings: BTreeMap<&'static str, Value>,
 }
 
