@@ -70,6 +70,8 @@ struct World {
     bugs: Bugs,
     disk: SimDisk,
     dir: tempfile::TempDir,
+    /// How long the compacted topic keeps a message that removes its key.
+    tombstone_ms: u64,
     history: Mutex<Vec<Event>>,
     random: Mutex<Rng>,
 }
@@ -91,6 +93,9 @@ const AGING: usize = 4;
 const LATEST: usize = 5;
 /// Keys of the producer to the compacted topic.
 const KEYS: u64 = 5;
+/// By turns of the seeds. The short one has the engine compact all that stands there at once, so that nothing is left that could
+/// come back; with the long one, what a key's removal hides still stands beside it at the end.
+const TOMBSTONE_MS: [u64; 2] = [3, 60_000];
 /// Every so many messages of a key one removes it.
 const REMOVES_EVERY: u64 = 3;
 /// The header of a message without a value: what its value would be.
@@ -109,6 +114,7 @@ impl World {
             bugs,
             disk: SimDisk::default(),
             dir: tempfile::tempdir().expect("a directory"),
+            tombstone_ms: TOMBSTONE_MS[seed as usize % TOMBSTONE_MS.len()],
             history: Mutex::default(),
             random: Mutex::new(Rng::with_seed(seed)),
         };
@@ -131,7 +137,7 @@ impl World {
             let opened = self.open(cut).await;
             let life = match opened {
                 Ok(engine) => Life {
-                    topics: topics(&*engine).await,
+                    topics: topics(&*engine, self.tombstone_ms).await,
                     engine,
                     last: cut == CUTS,
                     producing: AtomicU32::new(producers.len() as u32),
@@ -550,7 +556,7 @@ async fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Arc<LocalEngine>, OpenE
 }
 
 /// Makes the topics, or finds them.
-async fn topics(engine: &dyn Engine) -> [Topic; TOPICS] {
+async fn topics(engine: &dyn Engine, tombstone_ms: u64) -> [Topic; TOPICS] {
     for name in NAMES {
         let durable = name != "quick";
         let spec = TopicSpec {
@@ -566,7 +572,7 @@ async fn topics(engine: &dyn Engine) -> [Topic; TOPICS] {
             created_at: Timestamp(1),
             settings: TopicSettings {
                 compact: name == NAMES[LATEST],
-                tombstone_ms: 3,
+                tombstone_ms,
                 ..TopicSettings::default()
             },
         };
