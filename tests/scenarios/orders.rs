@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use guest_artifacts as guests;
 use millrace_tests::{Client, Host, wait_for};
 use serde_json::{Value, json};
@@ -55,6 +55,9 @@ fn numbers(client: &Client, topic: &str) -> Result<BTreeMap<u32, Vec<u32>>> {
 }
 
 /// A host with the processor, the messages produced in pieces, and the host killed amid the retries of each.
+///
+/// It is killed only when the first call of each partition has come back: a message that is in flight at two ends of the host is
+/// rightly given up.
 fn killed_amid_retries(order: &str) -> Result<Host> {
     let mut host = host()?;
     let client = host.client();
@@ -64,9 +67,16 @@ fn killed_amid_retries(order: &str) -> Result<Host> {
     let messages: Vec<Value> = (0..MESSAGES).map(message).collect();
     for piece in messages.chunks(150) {
         let client = host.client();
+        let before = wait_for("every partition to be open", || {
+            let places = come_to(&client)?;
+            Ok((places.len() == PARTITIONS as usize).then_some(places))
+        })?;
         client.produce("in", piece)?;
-        wait_for("a message to wait for its retry", || {
-            Ok((parked(&client)? > 0).then_some(()))
+        wait_for("every partition to call, and a message to wait", || {
+            let now = come_to(&client)?;
+            let all_call = now.iter().all(|place| !before.contains(place));
+            let waits = now.iter().any(|place| place.parked > 0);
+            Ok((all_call && waits).then_some(()))
         })?;
         host.kill()?;
         host.start_again()?;
@@ -74,13 +84,31 @@ fn killed_amid_retries(order: &str) -> Result<Host> {
     Ok(host)
 }
 
-fn parked(client: &Client) -> Result<u64> {
+/// What the processor has come to in a partition.
+#[derive(PartialEq)]
+struct Place {
+    partition: u64,
+    next: u64,
+    parked: u64,
+    attempts: u64,
+}
+
+fn come_to(client: &Client) -> Result<Vec<Place>> {
     let status = client.get("/v1/processors/worker")?.ok()?;
-    let partitions = status["partitions"].as_array().cloned().unwrap_or_default();
-    Ok(partitions
-        .iter()
-        .filter_map(|at| at["parked"].as_u64())
-        .sum())
+    let waiting = client.get("/v1/processors/worker/parked?max=1000")?.ok()?;
+    let waiting = waiting["parked"].as_array().cloned().unwrap_or_default();
+    let place = |at: &Value| {
+        let partition = at["partition"].as_u64()?;
+        let here = waiting.iter().filter(|it| it["partition"] == partition);
+        Some(Place {
+            partition,
+            next: at["next"].as_u64()?,
+            parked: at["parked"].as_u64()?,
+            attempts: here.filter_map(|it| it["attempts"].as_u64()).sum(),
+        })
+    };
+    let partitions = status["partitions"].as_array().cloned();
+    Ok(partitions.iter().flatten().filter_map(place).collect())
 }
 
 /// Waits until exactly these are out; they stay all that is out over another `kill -9`, until the processor is mended. Gives all that
@@ -95,6 +123,8 @@ fn these_go_on(
         Ok(numbers(client, "out")?.into_values().flatten().collect())
     };
     wait_for("all that may go on", || {
+        let dead = client.dead_letters("worker")?;
+        ensure!(dead.is_empty(), "given up: {dead:?}");
         Ok((client.count("out")? >= these.len() as u64).then_some(()))
     })?;
     assert_eq!(out(&client)?, *these);
