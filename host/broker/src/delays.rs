@@ -7,6 +7,7 @@
 
 mod agenda;
 mod delivering;
+mod moving;
 mod stored;
 
 use std::collections::HashMap;
@@ -15,12 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Histogram, counter, gauge, histogram};
-use millrace_engine::state::{StateQuery, StateTable};
+use millrace_engine::state::{StateEntry, StateQuery, StateTable};
 use millrace_engine::{CommitError, Engine, ReadError, RoomFull, Transaction};
 use millrace_model::bounds::{
     DELAYED_BYTES_MAX, DELAYED_LISTED_MAX, DELAYED_MESSAGES_MAX, STATE_LISTED_BYTES_MAX,
 };
-use millrace_model::{Clock, Message, PartitionId, Timestamp, Topic, TopicName, TopicPartition};
+use millrace_model::{Clock, Message, PartitionId, Topic, TopicName, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -28,7 +29,7 @@ use crate::broker::Broker;
 use agenda::Agenda;
 pub(crate) use delivering::run;
 pub(crate) use stored::{Additions, alone};
-pub use stored::{DelayedId, NotADelayedId};
+pub use stored::{DelayedId, DueAt, NotADelayedId};
 use stored::{GROUP, read, removal};
 
 /// How long a cancellation waits for a delivery in the same partition.
@@ -133,6 +134,7 @@ pub(crate) struct Delays {
     /// Something is due before everything else.
     earlier: Notify,
     next_arrival: AtomicU64,
+    steps: moving::Steps,
     salt: u32,
     /// Each partition's share of its topic's gauge.
     shown: Mutex<HashMap<TopicPartition, (TopicName, usize)>>,
@@ -145,6 +147,7 @@ impl Delays {
         let by_clock = (clock.wall().0 << 20) & (u64::MAX >> 1);
         let first_arrival = by_clock.max(last_arrival(&*engine).saturating_add(1));
         Arc::new(Self {
+            steps: moving::Steps::begin(&*clock),
             clock,
             engine,
             agenda: Mutex::default(),
@@ -157,12 +160,13 @@ impl Delays {
     }
 
     /// A name for the next one.
-    pub(crate) fn next_id(&self, partition: PartitionId, due: Timestamp) -> DelayedId {
+    pub(crate) fn next_id(&self, partition: PartitionId, due: DueAt) -> DelayedId {
+        self.notice_steps();
         DelayedId {
             partition,
-            due,
+            due: due.time,
             arrival: self.next_arrival.fetch_add(1, Ordering::Relaxed),
-            salt: self.salt,
+            salt: self.salt & !1 | u32::from(due.is_span),
         }
     }
 
@@ -333,12 +337,7 @@ impl Broker {
         let wait = Duration::from_millis(CANCEL_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
         let _turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
-        let found = table.page(&StateQuery {
-            prefix: id.key().to_vec(),
-            entries_max: 1,
-            ..StateQuery::default()
-        });
-        let Some(entry) = found.entries.first() else {
+        let Some(entry) = kept(&table, id) else {
             let topic = topic.spec.name;
             return Err(DelayedError::Unknown { topic, id });
         };
@@ -356,6 +355,28 @@ impl Broker {
         let unknown = || DelayedError::UnknownTopic(name.clone());
         self.topic(name).ok_or_else(unknown)
     }
+}
+
+/// The entry of a delayed message, if it is still there: under another time than its id says, if that moved with the clock.
+fn kept(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
+    let exactly = |id: DelayedId| {
+        let query = StateQuery {
+            prefix: id.key().to_vec(),
+            entries_max: 1,
+            ..StateQuery::default()
+        };
+        table.page(&query).entries.into_iter().next()
+    };
+    let entry = exactly(id);
+    if entry.is_some() || !id.is_span() {
+        return entry;
+    }
+    let mut moved = None;
+    table.each_key(|key| {
+        let other = DelayedId::of_key(id.partition, key);
+        moved = moved.or(other.filter(|it| (it.arrival, it.salt) == (id.arrival, id.salt)));
+    });
+    exactly(moved?)
 }
 
 fn in_topic(topic: &Topic, partition: PartitionId) -> Result<TopicPartition, DelayedError> {

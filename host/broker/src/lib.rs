@@ -48,7 +48,8 @@ pub use dead_letters::{
     RedriveRequest, RedriveWhich, Redriven, Redrives,
 };
 pub use delays::{
-    DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery, DelaysFull, NotADelayedId,
+    DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery, DelaysFull, DueAt,
+    NotADelayedId,
 };
 pub use dispatch::breaker::BreakerStatus;
 pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};

@@ -20,7 +20,7 @@ use tokio::sync::SemaphorePermit;
 
 use crate::broker::Broker;
 use crate::columns;
-use crate::delays::{Additions, DelayedId, Delays, DelaysFull, alone};
+use crate::delays::{Additions, DelayedId, Delays, DelaysFull, DueAt, alone};
 use crate::dispatch::dead_letter;
 use crate::handler::{AdmitError, CallError};
 use crate::packing;
@@ -35,7 +35,7 @@ pub struct NewMessage {
     /// The message.
     pub message: Message,
     /// When it is delivered; `None`, or a time that has passed, is at once.
-    pub deliver_at: Option<Timestamp>,
+    pub deliver_at: Option<DueAt>,
 }
 
 /// Where a produced message went.
@@ -521,7 +521,7 @@ fn check_times(index: usize, new: &NewMessage, now: Timestamp) -> Result<(), Pro
         let checked = check_ms(at.0, now);
         checked.map_err(|unit| ProduceError::OtherUnit { index, field, unit })
     };
-    let due = new.deliver_at.unwrap_or_default();
+    let due = new.deliver_at.map_or(Timestamp::default(), |due| due.time);
     in_ms("deliver_at", due)?;
     let timestamp = in_ms("timestamp", new.message.timestamp)?;
     let max_ms = TIMESTAMP_AHEAD_MS_MAX;
@@ -542,7 +542,7 @@ fn check_delay(
     bytes: usize,
     now: Timestamp,
 ) -> Result<(), ProduceError> {
-    let Some(at) = new.deliver_at else {
+    let Some(DueAt { time: at, .. }) = new.deliver_at else {
         return Ok(());
     };
     if bytes > DELAYED_MESSAGE_BYTES_MAX {
@@ -562,9 +562,9 @@ fn check_delay(
 /// From here on, a message has a time of delivery only if that has not come yet.
 fn stamp(messages: &mut [NewMessage], now: Timestamp) {
     for new in messages {
-        new.deliver_at = new.deliver_at.filter(|due| *due > now);
+        new.deliver_at = new.deliver_at.filter(|due| due.time > now);
         if new.message.timestamp == Timestamp::default() {
-            new.message.timestamp = new.deliver_at.unwrap_or(now);
+            new.message.timestamp = new.deliver_at.map_or(now, |due| due.time);
         }
         // A record's field is signed: what goes beyond would be stored and never read again.
         new.message.timestamp = new.message.timestamp.min(Timestamp(i64::MAX as u64));

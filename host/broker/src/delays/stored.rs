@@ -26,8 +26,38 @@ pub struct DelayedId {
     pub(crate) due: Timestamp,
     /// In the order in which they came.
     pub(crate) arrival: u64,
-    /// Of the process that took it.
+    /// Of the process that took it; its last bit says whether the time was given as a span.
     pub(crate) salt: u32,
+}
+
+/// When a message is to be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DueAt {
+    /// By the clock as it is set now.
+    pub time: Timestamp,
+    /// Whether it was given as a span from now: then it moves with the clock if that is set, and it stays where it is if it was
+    /// given as a time.
+    pub is_span: bool,
+}
+
+impl DueAt {
+    /// So many milliseconds after `now`.
+    #[must_use]
+    pub fn after(now: Timestamp, delay_ms: u64) -> Self {
+        Self {
+            time: Timestamp(now.0.saturating_add(delay_ms)),
+            is_span: true,
+        }
+    }
+}
+
+impl From<Timestamp> for DueAt {
+    fn from(time: Timestamp) -> Self {
+        Self {
+            time,
+            is_span: false,
+        }
+    }
 }
 
 impl DelayedId {
@@ -41,6 +71,12 @@ impl DelayedId {
     #[must_use]
     pub fn due(&self) -> Timestamp {
         self.due
+    }
+
+    /// Whether the time of delivery was given as a span. Of messages that a host took before it noted that, some say so as well: they
+    /// move with the clock.
+    pub(super) fn is_span(&self) -> bool {
+        self.salt & 1 == 1
     }
 
     pub(super) fn key(&self) -> [u8; KEY_BYTES] {
@@ -189,7 +225,7 @@ pub(super) fn removal<'a>(
     write(partition, writes)
 }
 
-fn write(partition: TopicPartition, writes: StateWrites) -> StateWrite {
+pub(super) fn write(partition: TopicPartition, writes: StateWrites) -> StateWrite {
     StateWrite {
         group: GROUP.into(),
         partition,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use millrace_broker::NewMessage;
+use millrace_broker::{DelayedQuery, DueAt, NewMessage};
 use millrace_engine::MemoryEngine;
 use millrace_model::{Clock, ScheduleName, Timestamp};
 
@@ -92,7 +92,7 @@ async fn delayed_messages_of_one_time_come_in_the_order_in_which_they_were_taken
     clock.step(HOUR_MS);
     let due = clock.wall().after(Duration::from_secs(60));
     let at = |value: &str, due: Timestamp| NewMessage {
-        deliver_at: Some(due),
+        deliver_at: Some(due.into()),
         ..message("k", value)
     };
     let send = async |rig: &Rig, values: [&str; 2]| {
@@ -107,6 +107,52 @@ async fn delayed_messages_of_one_time_come_in_the_order_in_which_they_were_taken
     let rig = again(rig, &clock).await;
     rig.hold("in", &["1", "2", "3", "4"]).await;
     assert_eq!(rig.values("in").await, ["1", "2", "3", "4"]);
+}
+
+#[tokio::test]
+async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows() {
+    let (rig, clock) = rig().await;
+    let send = async |value: &str, due: DueAt| {
+        let message = NewMessage {
+            deliver_at: Some(due),
+            ..message("k", value)
+        };
+        let produced = rig.broker.produce(&topic("in"), vec![message]).await;
+        produced.unwrap();
+    };
+    let waiting = || {
+        let query = DelayedQuery {
+            max: 10,
+            ..DelayedQuery::default()
+        };
+        rig.broker.delayed(&topic("in"), &query).unwrap().messages
+    };
+    send("late", DueAt::after(clock.wall(), 60_000)).await;
+    let first_id = waiting()[0].id;
+    send("soon", DueAt::after(clock.wall(), 1_000)).await;
+    let half_an_hour = Duration::from_secs(1_800);
+    send("fixed", clock.wall().after(half_an_hour).into()).await;
+    clock.step(-HOUR_MS);
+    // Far less than the hour.
+    rig.hold("in", &["soon"]).await;
+    clock.step(2 * HOUR_MS);
+    // Another message makes the host look at the clock at once.
+    send("now", DueAt::after(clock.wall(), 1)).await;
+    rig.hold("in", &["soon", "fixed", "now"]).await;
+    let late = waiting().remove(0);
+    assert_eq!(text(late.message.value.as_deref()), "late");
+    let left = clock.wall().until(late.id.due());
+    assert!(
+        left <= Duration::from_secs(60) && left > Duration::from_secs(20),
+        "{left:?}"
+    );
+    // It is known by the name that it had at first, too.
+    assert_ne!(late.id, first_id);
+    rig.broker
+        .cancel_delayed(&topic("in"), first_id)
+        .await
+        .unwrap();
+    assert!(waiting().is_empty());
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ fn now() -> Timestamp {
 
 fn delayed(value: &str, by: Duration) -> NewMessage {
     NewMessage {
-        deliver_at: Some(now().after(by)),
+        deliver_at: Some(now().after(by).into()),
         ..message("k", value)
     }
 }
@@ -65,7 +65,7 @@ impl Rig {
 async fn a_delayed_message_is_there_at_its_time_and_not_before() {
     let rig = Rig::start(2).await;
     let (late, soon) = (delayed("late", LATER), delayed("soon", SOON));
-    let due = soon.deliver_at.unwrap();
+    let due = soon.deliver_at.unwrap().time;
     let unstamped = NewMessage {
         message: millrace_model::Message {
             timestamp: Timestamp(0),
@@ -74,7 +74,7 @@ async fn a_delayed_message_is_there_at_its_time_and_not_before() {
         ..soon
     };
     let passed = NewMessage {
-        deliver_at: Some(Timestamp(1)),
+        deliver_at: Some(Timestamp(1).into()),
         ..message("k", "passed")
     };
     let placed = rig.send(vec![late, unstamped, passed]).await;
@@ -100,7 +100,7 @@ async fn messages_due_in_any_order_are_delivered_in_the_order_of_their_times() {
     let rig = Rig::start(1).await;
     let base = now().after(SOON);
     let at = |ms: u64, value: &str| NewMessage {
-        deliver_at: Some(Timestamp(base.0 + ms)),
+        deliver_at: Some(Timestamp(base.0 + ms).into()),
         ..message("k", value)
     };
     rig.send(vec![at(2, "4"), at(0, "1"), at(1, "3"), at(0, "2")])
@@ -146,7 +146,7 @@ async fn a_cancelled_message_is_never_delivered_and_a_delivered_one_cannot_be_ca
 async fn of_delivery_and_cancellation_exactly_one_wins() {
     let rig = Rig::start(2).await;
     let messages = (0..400).map(|n| NewMessage {
-        deliver_at: Some(now().after(Duration::from_millis(30 + n / 4))),
+        deliver_at: Some(now().after(Duration::from_millis(30 + n / 4)).into()),
         partition: Some(PartitionId(n as u32 % 2)),
         ..message("k", &n.to_string())
     });

@@ -455,7 +455,7 @@ async fn a_delayed_message_waits_for_room_on_the_disk_and_is_delivered_once() {
     *engine.refusal.lock() = Some(CommitError::DiskFull);
     let soon = SystemClock::new().wall().after(Duration::from_millis(20));
     let late = millrace_broker::NewMessage {
-        deliver_at: Some(soon),
+        deliver_at: Some(soon.into()),
         ..message("k", "late")
     };
     rig.broker.produce(&topic("in"), vec![late]).await.unwrap();
@@ -479,7 +479,7 @@ async fn a_mistake_of_the_host_with_one_partition_s_delayed_messages_is_none_wit
     rig.topic("other", 1).await;
     let clock = SystemClock::new();
     let delayed = |value, delay| millrace_broker::NewMessage {
-        deliver_at: Some(clock.wall().after(Duration::from_millis(delay))),
+        deliver_at: Some(clock.wall().after(Duration::from_millis(delay)).into()),
         ..message("k", value)
     };
     let to = |name, messages| {

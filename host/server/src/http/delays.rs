@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use millrace_broker::{DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery};
+use millrace_broker::{DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery, DueAt};
 use millrace_model::unit::check_ms;
 use millrace_model::{PartitionId, Timestamp, TopicName};
 use serde::{Deserialize, Serialize};
@@ -51,14 +51,17 @@ pub(super) fn due(
     deliver_at: Option<&Moment>,
     delay_ms: Option<u64>,
     now: Timestamp,
-) -> Result<Option<Timestamp>, ApiError> {
+) -> Result<Option<DueAt>, ApiError> {
     match (deliver_at, delay_ms) {
         (Some(_), Some(_)) => {
             let message = "deliver_at and delay_ms are both given";
             Err(ApiError::malformed(message, "give one of them"))
         }
-        (None, delay_ms) => Ok(delay_ms.map(|ms| Timestamp(now.0.saturating_add(ms)))),
-        (Some(moment), None) => moment.understood("deliver_at", now).map(Some),
+        (None, delay_ms) => Ok(delay_ms.map(|ms| DueAt::after(now, ms))),
+        (Some(moment), None) => {
+            let time = moment.understood("deliver_at", now)?;
+            Ok(Some(time.into()))
+        }
     }
 }
 

@@ -18,7 +18,7 @@ impl Worker {
         for delayed in effects.delayed.drain(..) {
             let topic = &live.outputs.topics[delayed.topic as usize].topic;
             let delays = &self.context.delays;
-            let id = delays.next_id(PartitionId(delayed.partition), delayed.due);
+            let id = delays.next_id(PartitionId(delayed.partition), delayed.due.into());
             additions.add(topic, id, &delayed.message);
         }
         self.context.delays.check_room(&additions)?;
