@@ -360,6 +360,8 @@ impl Worker {
                 return Some(command);
             }
             self.show(State::Paused);
+            // What was read ahead may be trimmed or compacted meanwhile: it is read again.
+            self.rewind();
             self.commands.changed().await.ok()?;
             if !self.commands.borrow().paused {
                 self.show(State::Running);

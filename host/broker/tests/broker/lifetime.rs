@@ -1,5 +1,9 @@
 //! What processors do when messages are removed before they came to them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use millrace_broker::{Before, ProduceError, TopicChangeError, TopicPatch};
 use millrace_engine::TopicError;
 use millrace_model::{Offset, PartitionId, SettingsPatch};
@@ -32,6 +36,51 @@ async fn a_processor_whose_next_messages_were_removed_goes_on_at_the_start() {
     rig.settled().await;
     rig.produce(&[("a", "6")]).await;
     rig.hold("out", &["0", "1", "4", "6"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_paused_processor_had_read_ahead_and_was_removed_is_not_processed() {
+    let begun = Arc::new(AtomicBool::new(false));
+    let free = Arc::new(AtomicBool::new(false));
+    let (begins, waits) = (Arc::clone(&begun), Arc::clone(&free));
+    let rig = Rig::deployed(
+        1,
+        |spec| spec.batch.messages_max = 1,
+        move |_, _| {
+            begins.store(true, Ordering::SeqCst);
+            while !waits.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Say::Pass
+        },
+    )
+    .await;
+    // All of it is read at once, and called one by one.
+    rig.produce(&[("a", "0"), ("a", "1"), ("a", "2"), ("a", "3")])
+        .await;
+    while !begun.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let name = processor("p");
+    let pause = rig.broker.pause(&name);
+    let release = async {
+        tokio::task::yield_now().await;
+        free.store(true, Ordering::SeqCst);
+    };
+    let (paused, ()) = tokio::join!(pause, release);
+    paused.unwrap();
+    rig.until(|all| all[0].state == "paused").await;
+    trim(&rig, Before::End).await;
+    rig.broker.resume(&name, None).await.unwrap();
+    rig.produce(&[("a", "4")]).await;
+    rig.settled().await;
+    let processed = rig.values("out").await;
+    assert_eq!(processed.last().map(String::as_str), Some("4"));
+    // The pause may have come after one message more.
+    assert!(
+        processed.len() < 4 && !processed.contains(&"3".to_owned()),
+        "{processed:?}"
+    );
 }
 
 #[tokio::test]

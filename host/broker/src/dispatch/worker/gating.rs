@@ -23,6 +23,8 @@ const PROBE_SPREAD: Duration = Duration::from_millis(20);
 impl Worker {
     /// Waits while the breaker is open.
     pub(super) async fn hold(&mut self, wait: Duration, reason: String) {
+        // What was read ahead may be trimmed or compacted meanwhile: it is read again.
+        self.rewind();
         let until = self.now().after(wait);
         self.show(State::Waiting(reason, Some(until)));
         let spread = PROBE_SPREAD.min(wait).mul_f64(self.rng.f64());
