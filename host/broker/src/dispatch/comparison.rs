@@ -1,5 +1,6 @@
 //! What a shadow's answers are compared by, message by message: outcome, class, outputs. Counts everything, keeps a few samples.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -16,6 +17,8 @@ use crate::handler::CallError;
 
 /// Outputs that a sample shows.
 const SAMPLE_OUTPUTS_MAX: usize = 3;
+/// Headers that an output of a sample shows.
+const SAMPLE_HEADERS_MAX: usize = 4;
 /// Where kinds of difference beyond the bound are counted.
 const OTHER_KINDS: &str = "other";
 
@@ -55,6 +58,8 @@ pub struct ShadowSample {
     pub offset: Offset,
     /// Its key as text, cut.
     pub key: Option<String>,
+    /// Whether the key is not shown as it is: it is cut, or no UTF-8.
+    pub key_lossy: bool,
     /// The kind of difference: an entry of `outcomes`, or `outputs`.
     pub differs: String,
     /// What the current revision said.
@@ -89,8 +94,12 @@ pub struct SaidOutput {
     pub key: Option<String>,
     /// Its value.
     pub value: Option<String>,
-    /// Its headers, as `name: value`.
+    /// The first of its headers, as `name: value`.
     pub headers: Vec<String>,
+    /// How many headers it has.
+    pub header_count: usize,
+    /// Whether something of it is not shown as it is: what is long is cut, and bytes that are no UTF-8 are replaced.
+    pub lossy: bool,
 }
 
 /// A part of a batch with both answers.
@@ -176,11 +185,15 @@ impl ShadowReport {
             };
             let kind = self.count(kind);
             if self.has_room_for(&kind) {
+                let mut shown = Shown::default();
+                let key = settled.columns.key(message);
+                let key = key.map(|key| shown.text(key, 256));
                 self.samples.push(ShadowSample {
                     topic: settled.topic.clone(),
                     partition: settled.partition,
                     offset: settled.offsets[message],
-                    key: settled.columns.key(message).map(|key| text(key, 256)),
+                    key,
+                    key_lossy: shown.lossy,
                     differs: kind,
                     current: said(current, &ours),
                     shadow: said(shadow, &theirs),
@@ -323,31 +336,49 @@ fn said_output(side: Side<'_>, output: usize) -> SaidOutput {
     // Half of the bytes are the current revision's; a value may take half of its output's.
     let bytes_max = SHADOW_SAMPLE_BYTES_MAX / 2 / SAMPLE_OUTPUTS_MAX;
     let outputs = &side.verdict.outputs;
-    let header = |(name, value): (&[u8], Option<&[u8]>)| {
-        let value = value.map_or_else(String::new, |value| text(value, bytes_max / 32));
-        format!("{}: {value}", text(name, bytes_max / 32))
-    };
+    let mut shown = Shown::default();
+    let key = outputs.key(output, side.columns);
+    let key = key.map(|key| shown.text(key, bytes_max / 8));
+    let value = outputs.value(output, side.columns);
+    let value = value.map(|value| shown.text(value, bytes_max / 2));
+    let all = headers(outputs, output, side.columns);
+    let first = all.take(SAMPLE_HEADERS_MAX).map(|(name, value)| {
+        let value = value.map_or_else(String::new, |value| shown.text(value, bytes_max / 32));
+        format!("{}: {value}", shown.text(name, bytes_max / 32))
+    });
+    let first: Vec<String> = first.collect();
+    let header_count = headers(outputs, output, side.columns).count();
     SaidOutput {
         topic: topic_name(side, output).to_owned(),
         partition: outputs.partition(output),
-        key: outputs
-            .key(output, side.columns)
-            .map(|key| text(key, bytes_max / 8)),
-        value: outputs
-            .value(output, side.columns)
-            .map(|value| text(value, bytes_max / 2)),
-        headers: headers(outputs, output, side.columns)
-            .take(4)
-            .map(header)
-            .collect(),
+        key,
+        value,
+        lossy: shown.lossy || first.len() < header_count,
+        headers: first,
+        header_count,
     }
 }
 
-/// The bytes as text, cut.
-fn text(bytes: &[u8], bytes_max: usize) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(bytes_max)]).into_owned();
-    match bytes.len() > bytes_max {
-        true => text + "…",
-        false => text,
+/// Makes texts of bytes, and remembers whether one of them does not show all.
+#[derive(Default)]
+struct Shown {
+    lossy: bool,
+}
+
+impl Shown {
+    /// The bytes as text, cut after a whole character.
+    fn text(&mut self, bytes: &[u8], bytes_max: usize) -> String {
+        let kept = &bytes[..bytes.len().min(bytes_max)];
+        let is_cut = kept.len() < bytes.len();
+        let kept = match str::from_utf8(kept) {
+            Err(error) if is_cut && error.error_len().is_none() => &kept[..error.valid_up_to()],
+            _ => kept,
+        };
+        let text = String::from_utf8_lossy(kept);
+        self.lossy |= is_cut || matches!(text, Cow::Owned(_));
+        match is_cut {
+            true => text.into_owned() + "…",
+            false => text.into_owned(),
+        }
     }
 }

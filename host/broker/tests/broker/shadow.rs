@@ -123,6 +123,26 @@ async fn other_outputs_are_found_although_the_outcomes_are_the_same() {
 }
 
 #[tokio::test]
+async fn a_sample_says_when_it_does_not_show_all() {
+    let rig = Rig::start(1).await;
+    let (a, b) = (marker(&rig, "a").await, marker(&rig, "b").await);
+    rig.deploy(spec(a)).await;
+    shadow(&rig, spec(b)).await;
+    let (key, value) = ("é".repeat(200), "é".repeat(20_000));
+    rig.produce(&[("short", "1"), (&key, &value)]).await;
+    let report = report(&rig, |report| report.compared == 2).await;
+    let [whole, cut] = &report.samples[..] else {
+        panic!("{report:?}");
+    };
+    assert!(!whole.key_lossy && !whole.current.outputs[0].lossy);
+    assert!(cut.key_lossy && cut.current.outputs[0].lossy);
+    for text in [&cut.key, &cut.current.outputs[0].value] {
+        let text = text.as_deref().unwrap();
+        assert!(text.ends_with("é…"), "cut after a whole character: {text}");
+    }
+}
+
+#[tokio::test]
 async fn one_message_that_takes_the_shadow_down_hides_no_other() {
     let rig = Rig::start(1).await;
     let a = rig.upload_handler("a", per_message(|_, _| Say::Pass)).await;

@@ -87,6 +87,8 @@ struct ShadowSampleSchema {
     offset: u64,
     /// As text, cut.
     key: Option<String>,
+    /// Whether the key is not shown as it is: it is cut, or no UTF-8.
+    key_lossy: bool,
     /// An entry of `outcomes`, or `outputs`.
     differs: String,
     current: SaidSchema,
@@ -114,7 +116,11 @@ struct SaidOutputSchema {
     partition: Option<u32>,
     key: Option<String>,
     value: Option<String>,
+    /// The first few, as `name: value`.
     headers: Vec<String>,
+    header_count: usize,
+    /// Whether something of it is not shown as it is: what is long is cut, and bytes that are no UTF-8 are replaced.
+    lossy: bool,
 }
 
 /// What became of one side's messages.
