@@ -13,7 +13,7 @@ use millrace_model::GuestLimits;
 use serde::Deserialize;
 
 use crate::memory::MemorySettings;
-use crate::nearest::hint_of;
+use crate::nearest::{hint_of, in_plain_words};
 
 /// Where the host listens unless told otherwise.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
@@ -364,8 +364,8 @@ pub enum ConfigError {
     },
     /// Everybody could do everything.
     #[error(
-        "{listen} can be reached from other machines, and this host asks nobody who they are. Listen on 127.0.0.1, or, if whatever \
-         stands before it keeps strangers out, say so with --insecure-no-auth"
+        "{listen} can be reached from other machines, and this host has no authentication. Listen on 127.0.0.1, or, if a proxy or \
+         firewall before it keeps strangers out, say so with --insecure-no-auth"
     )]
     Exposed {
         /// The address.
@@ -559,7 +559,7 @@ fn not_understood(path: &Path, text: &str, error: &toml::de::Error) -> ConfigErr
     ConfigError::File {
         path: path.to_owned(),
         line: before.unwrap_or_default().matches('\n').count() + 1,
-        message: format!("{}{hint}", error.message()),
+        message: format!("{}{hint}", in_plain_words(error.message())),
     }
 }
 

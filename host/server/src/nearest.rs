@@ -30,9 +30,44 @@ pub(crate) fn hint_of(message: &str) -> Option<String> {
     (!known.is_empty()).then(|| format!("use one of {}", known.join(", ")))
 }
 
+/// serde's message with the numbers' types of Rust in words that everybody reads: `expected u32` says nothing to who writes TOML or JSON.
+pub(crate) fn in_plain_words(message: &str) -> String {
+    let plain = |word: &str| match word.trim_end_matches([',', ';', '.']) {
+        "u8" | "u16" | "u32" | "u64" | "usize" => Some("a whole number, not negative"),
+        "i8" | "i16" | "i32" | "i64" | "isize" => Some("a whole number"),
+        "f32" | "f64" => Some("a number"),
+        _ => None,
+    };
+    let Some((said, expected)) = message.split_once(", expected ") else {
+        return message.to_owned();
+    };
+    let word = expected.split(' ').next().unwrap_or_default();
+    let Some(words) = plain(word) else {
+        return message.to_owned();
+    };
+    let bare = word.trim_end_matches([',', ';', '.']);
+    let rest = expected.strip_prefix(bare).unwrap_or_default();
+    format!("{said}, expected {words}{rest}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_of_numbers_are_said_in_words() {
+        let said = in_plain_words("invalid type: string \"x\", expected u32 at line 1 column 9");
+        let plain =
+            "invalid type: string \"x\", expected a whole number, not negative at line 1 column 9";
+        assert_eq!(said, plain);
+        let said = in_plain_words("invalid value: integer `-1`, expected usize");
+        assert_eq!(
+            said,
+            "invalid value: integer `-1`, expected a whole number, not negative"
+        );
+        let other = "invalid type: integer `1`, expected a string";
+        assert_eq!(in_plain_words(other), other);
+    }
 
     #[test]
     fn a_slip_of_the_finger_is_answered_with_the_right_name() {

@@ -35,7 +35,7 @@ Examples:
   millrace consume alerts --follow               and what comes, until interrupted
   millrace consume alerts --from latest --follow
   millrace consume alerts --from 2026-11-21T10:00:00Z
-  millrace consume alerts --from -15m            from the first message of the last quarter of an hour on
+  millrace consume alerts --from -15m            those of the last quarter of an hour
   millrace consume alerts --partition 2 --from 1000 --max 10 --json
   millrace consume alerts --skip-damaged
 

@@ -21,10 +21,10 @@ use crate::units::{duration_ms, size_bytes};
 const HELP: &str = "\
 Examples:
   millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
-  millrace processor deploy shout --module uppercase@2.0.0                    the next revision; all else stays
-  millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud --from latest
+  millrace processor deploy shout --module uppercase@2.0.0     the next revision; all else stays
+  millrace processor deploy shout --module uppercase --topic orders --output loud --from latest
   millrace processor deploy shout --attempts-max 20 --retry-max 10m
-  millrace processor deploy shout --unset retry --unset output                as if they had never been said
+  millrace processor deploy shout --unset retry --unset output    as if they had never been said
   millrace processor deploy shout --set breaker.enabled=false
   millrace processor deploy shout --module uppercase@2.0.0 --canary 10
   millrace processor deploy shout --module uppercase@2.0.0 --shadow

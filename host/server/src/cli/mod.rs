@@ -7,6 +7,7 @@
 mod backup;
 mod bench;
 mod client;
+mod command;
 mod completions;
 mod consume;
 mod damage;
@@ -35,7 +36,7 @@ mod trials;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 
 use crate::config::LISTEN_DEFAULT;
 use crate::host::COMPILE_COMMAND;
@@ -134,8 +135,12 @@ pub fn main() -> ExitCode {
         let limits: Vec<String> = words.filter_map(|word| word.into_string().ok()).collect();
         return millrace_wasm::compile_child_main(&limits);
     }
-    let cli = Cli::parse();
+    let matches = command::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let json = cli.json;
+    if let Err(failure) = command::refuse_idle_flags(&matches) {
+        return failure.report(json);
+    }
     let serves = matches!(cli.command, Command::Serve(_));
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -153,8 +158,8 @@ impl Cli {
             Command::Backup(args) => backup::run(args, client),
             Command::Restore(args) => restore::run(args, self.json),
             Command::Segment(verb) => segment::run(verb, self.json),
-            Command::Completions(args) => completions::complete(&args, Self::command()),
-            Command::Man(args) => completions::man(&args, Self::command()),
+            Command::Completions(args) => completions::complete(&args, command::command()),
+            Command::Man(args) => completions::man(&args, command::command()),
             Command::Demo(args) => wait_for(demo::run(args)),
             Command::Status(args) => status::run(args, &client?),
             Command::Bench(args) => bench::run(args, &client?),
@@ -186,12 +191,12 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command::command().debug_assert();
     }
 
     #[test]
     fn every_command_has_examples_or_sub_commands() {
-        for command in Cli::command().get_subcommands() {
+        for command in command::command().get_subcommands() {
             let has = command.has_subcommands() || command.get_after_help().is_some();
             assert!(has && !command.is_hide_set(), "{}", command.get_name());
         }

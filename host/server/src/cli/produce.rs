@@ -44,7 +44,7 @@ Examples:
   millrace produce orders --key 17 --header source=shop '{\"item\":\"mill\"}'
   millrace produce reminders --delay 1h 'call back'          delivered in an hour
   millrace produce events --file events.txt                  a message a line
-  generate | millrace produce events --ndjson --file -       {\"key\":…,\"value\":…,\"headers\":{…}} a line
+  generate | millrace produce events --ndjson --file -       a line: {\"key\":…,\"value\":…}
 
 A line ends with LF or CR LF, which are no part of the message; the last one needs no end. A blank line is a message with an
 empty value; with --ndjson it is none. Text is UTF-8, with or without a byte order mark; UTF-16 is refused.

@@ -22,7 +22,7 @@ they name. What it reads is fixed when it is made: every message whose timestamp
 are their producers' and need not ascend. When its partitions are done it may be deleted.
 
 Examples:
-  millrace processor replay shout --from 2026-11-21T10:00:00Z --until 2026-11-21T11:00:00Z --into loud-again
+  millrace processor replay shout --from 2026-11-21 --until 2026-11-22 --into loud-again
   millrace processor replay shout --from -2h --until -1h --into loud-again
   millrace processor replay shout --revision 3 --from 2026-11-21 --into loud-3 --as check-3 --wait
   millrace processor delete check-3 --reset-state";

@@ -11,9 +11,9 @@ use super::table::{cell, facts, items, table, when};
 
 const CREATE_HELP: &str = "\
 Examples:
-  millrace schedule create tick --topic ticks --cron '*/5 * * * *' --value now       every five minutes
-  millrace schedule create report --topic jobs --cron '30 6 * * mon-fri' --key daily --value '{\"job\":\"report\"}'
-  millrace schedule create beat --topic beats --cron '*/10 * * * * *'                 every ten seconds
+  millrace schedule create tick --topic ticks --cron '*/5 * * * *' --value now    every five minutes
+  millrace schedule create report --topic jobs --cron '30 6 * * mon-fri' --key daily --value go
+  millrace schedule create beat --topic beats --cron '*/10 * * * * *'             every ten seconds
 
 The pattern is minute, hour, day, month and day of the week, in UTC, with seconds in front if there are six fields;
 or it is @hourly, @daily, @weekly, @monthly or @yearly. A range may go round: fri-sun, 22-2. Each time makes one message, over crashes as well;

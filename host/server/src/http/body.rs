@@ -17,7 +17,7 @@ use super::App;
 use super::bounds::{BODY_MS_MAX, BODY_ROOM_WAIT_MS_MAX, BODY_SILENCE_MS_MAX, JSON_BODY_BYTES_MAX};
 use super::coding::coding_of;
 use super::error::ApiError;
-use crate::nearest::hint_of;
+use crate::nearest::{hint_of, in_plain_words};
 use crate::text::{SEND_UTF8, unmarked};
 
 /// A body, and its share of the memory that bodies may take; keep it as long as the bytes are used.
@@ -189,6 +189,7 @@ fn not_understood(place: &str, error: &serde_json::Error) -> ApiError {
         };
         hint.to_owned()
     });
+    let text = in_plain_words(&text);
     ApiError::malformed(format!("the JSON is not understood: {place}{text}"), hint)
 }
 

@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
-use crate::nearest::hint_of;
+use crate::nearest::{hint_of, in_plain_words};
 
 /// The path's segments.
 pub(super) struct InPath<T>(pub(super) T);
@@ -40,7 +40,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for InQuery<T> {
             let text = rejection.body_text();
             let hint = hint_of(&text);
             let hint = hint.unwrap_or_else(|| "GET /openapi.json lists the parameters".to_owned());
-            ApiError::malformed(text, hint)
+            ApiError::malformed(in_plain_words(&text), hint)
         })
     }
 }

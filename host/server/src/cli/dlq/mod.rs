@@ -243,7 +243,7 @@ fn which(args: &RedriveArgs) -> Result<Map<String, Value>, Failure> {
     }
     if !args.find.is_said() && !args.all {
         return Err(
-            Failure::usage("it is not said which dead letters are meant").with_hint(
+            Failure::usage("the command does not say which dead letters it is about").with_hint(
                 "name some, say what they are like (such as --class timeout), or say --all",
             ),
         );

@@ -200,7 +200,7 @@ fn call_facts(call: &Value) -> Vec<(&'static str, String)> {
         [] => "-".to_owned(),
         lines => lines.join("\n"),
     };
-    vec![("its call took", used), ("it wrote", said)]
+    vec![("call", used), ("guest log", said)]
 }
 
 /// The message's own headers, in order: what the host added is shown as evidence.

@@ -1,0 +1,203 @@
+//! The command line as a whole: what holds for every command is said once, here.
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
+
+use super::Cli;
+use super::failure::Failure;
+
+/// Commands that ask no host, and what to say to who names one.
+const LOCAL: [(&str, &str); 7] = [
+    (
+        "serve",
+        "`--listen ADDRESS:PORT` says where the host listens",
+    ),
+    (
+        "demo",
+        "the demo starts a host of its own; leave the flag out",
+    ),
+    (
+        "doctor",
+        "doctor reads a data directory; `millrace status` asks a running host",
+    ),
+    (
+        "restore",
+        "restore writes a data directory; leave the flag out",
+    ),
+    ("segment", "segment reads a file; leave the flag out"),
+    ("completions", "leave the flag out"),
+    ("man", "leave the flag out"),
+];
+
+/// What the name is that commands of a group take.
+const WHAT_IS_NAMED: [(&str, &str); 7] = [
+    ("topic", "The topic"),
+    ("schedule", "The schedule"),
+    ("processor", "The processor"),
+    ("delayed", "The topic"),
+    ("consume", "The topic"),
+    ("damage", "The topic"),
+    ("segment", "The segment file"),
+];
+
+/// Flags of all commands that ask a host, by their names here and as they are written.
+const ASKING: [(&str, &str); 2] = [("host", "host"), ("retry_for", "retry-for")];
+
+/// The command line: help is wrapped by paragraphs, and who asks no host offers no flag that names one.
+pub(super) fn command() -> Command {
+    let local = LOCAL.iter().fold(Cli::command(), |whole, (name, _)| {
+        whole.mut_subcommand(name, |command| {
+            // An argument of the same name keeps the global one out.
+            command.args(
+                ASKING.map(|(id, long)| Arg::new(id).long(long).action(ArgAction::Set).hide(true)),
+            )
+        })
+    });
+    let described = WHAT_IS_NAMED.iter().fold(local, |whole, (group, what)| {
+        whole.mut_subcommand(group, |command| described(command, what))
+    });
+    wrapped(described)
+}
+
+/// Says of what stands in a command without a flag what it is, where that is the same for all commands of a group.
+fn described(command: Command, what: &'static str) -> Command {
+    let command = command.mut_args(|arg| {
+        let is_bare = arg.is_positional() && arg.get_help().is_none();
+        match arg.get_id().as_str() {
+            "name" if is_bare => arg.help(what),
+            "topic" if is_bare => arg.help("The topic"),
+            "partition" if is_bare => arg.help("The partition"),
+            "file" if is_bare => arg.help("The file"),
+            _ => arg,
+        }
+    });
+    command.mut_subcommands(|command| described(command, what))
+}
+
+/// Refuses a flag that names a host to a command that asks none: `serve --host 0.0.0.0` must not listen on this machine only and say nothing.
+pub(super) fn refuse_idle_flags(matches: &ArgMatches) -> Result<(), Failure> {
+    let Some((name, given)) = matches.subcommand() else {
+        return Ok(());
+    };
+    let Some((_, hint)) = LOCAL.iter().find(|(local, _)| *local == name) else {
+        return Ok(());
+    };
+    let said = |(id, _): &&(&str, &str)| {
+        let within = |matches: &ArgMatches| {
+            matches.try_contains_id(id).is_ok()
+                && matches.value_source(id) == Some(ValueSource::CommandLine)
+        };
+        within(matches) || within(given)
+    };
+    match ASKING.iter().find(said) {
+        None => Ok(()),
+        Some((_, flag)) => {
+            let message = format!("`millrace {name}` asks no host: --{flag} has no effect");
+            Err(Failure::usage(message).with_hint(*hint))
+        }
+    }
+}
+
+/// Has the terminal's width wrap what stands after the help of each command: lines of the source are not lines of the terminal.
+fn wrapped(command: Command) -> Command {
+    let after = command
+        .get_after_help()
+        .map(|text| paragraphs(&text.to_string()));
+    let command = match after {
+        Some(after) => command.after_help(after),
+        None => command,
+    };
+    command.mut_subcommands(wrapped)
+}
+
+/// Joins the lines of a paragraph. Lines that are set in, as those of examples, and headings above them stay as they are.
+fn paragraphs(text: &str) -> String {
+    let mut joined = String::with_capacity(text.len());
+    let mut before = "";
+    for line in text.lines() {
+        let goes_on = !before.is_empty()
+            && !before.starts_with(' ')
+            && !before.ends_with(':')
+            && !line.is_empty()
+            && !line.starts_with(' ');
+        if !joined.is_empty() {
+            joined.push(if goes_on { ' ' } else { '\n' });
+        }
+        joined.push_str(line);
+        before = line;
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Columns of a terminal that examples have to fit into.
+    const COLUMNS: usize = 100;
+
+    fn each(command: &Command, path: &str, look: &mut impl FnMut(&str, &Command)) {
+        look(path, command);
+        for sub in command.get_subcommands() {
+            each(sub, &format!("{path} {}", sub.get_name()), look);
+        }
+    }
+
+    #[test]
+    fn every_argument_of_every_command_has_a_description() {
+        let mut without = Vec::new();
+        each(&command(), "millrace", &mut |path, command| {
+            let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+            let bare = shown.filter(|arg| {
+                arg.get_help()
+                    .is_none_or(|help| help.to_string().is_empty())
+            });
+            without.extend(bare.map(|arg| format!("{path}: {}", arg.get_id())));
+        });
+        assert!(without.is_empty(), "{without:#?}");
+    }
+
+    #[test]
+    fn no_line_of_an_example_is_torn() {
+        let mut torn = Vec::new();
+        each(&command(), "millrace", &mut |path, command| {
+            let after = command.get_after_help().map(ToString::to_string);
+            let lines = after.iter().flat_map(|text| text.lines());
+            let long = lines.filter(|line| line.starts_with(' ') && line.chars().count() > COLUMNS);
+            torn.extend(long.map(|line| format!("{path}: {line}")));
+        });
+        assert!(torn.is_empty(), "{torn:#?}");
+    }
+
+    #[test]
+    fn a_paragraph_is_one_line_and_examples_stay_as_they_are() {
+        let text = "Examples:\n  millrace one\n  millrace two\n\nFirst half,\nsecond half.\n\nExit codes: 0 done,\n            1 failed";
+        let joined = "Examples:\n  millrace one\n  millrace two\n\nFirst half, second half.\n\nExit codes: 0 done,\n            1 failed";
+        assert_eq!(paragraphs(text), joined);
+    }
+
+    #[test]
+    fn who_asks_no_host_refuses_a_flag_that_names_one() {
+        let told = |words: &[&str]| {
+            let matches = command()
+                .try_get_matches_from(words)
+                .expect("it is understood");
+            refuse_idle_flags(&matches)
+                .err()
+                .map(|failure| format!("{failure:?}"))
+        };
+        for words in [
+            &["millrace", "serve", "--host", "0.0.0.0"][..],
+            &["millrace", "--host", "0.0.0.0", "serve"],
+            &["millrace", "doctor", "--retry-for", "3"],
+        ] {
+            let refusal = told(words).expect("it is refused");
+            assert!(refusal.contains("asks no host"), "{refusal}");
+        }
+        assert_eq!(told(&["millrace", "serve"]), None);
+        assert_eq!(
+            told(&["millrace", "topic", "list", "--host", "http://127.0.0.1:1"]),
+            None
+        );
+    }
+}
