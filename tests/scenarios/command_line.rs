@@ -8,7 +8,7 @@ use guest_artifacts as guests;
 use millrace_tests::Host;
 use serde_json::Value;
 
-use crate::{MILLRACE, host};
+use crate::{MILLRACE, deploy_worker, host};
 
 fn run(host: &Host, arguments: &[&str]) -> Result<Output> {
     Ok(host.command(arguments).output()?)
@@ -138,5 +138,29 @@ fn an_address_that_others_can_reach_is_refused_without_the_explicit_flag() -> Re
         .output()?;
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--insecure-no-auth"));
+    Ok(())
+}
+
+#[test]
+fn a_processor_is_deleted_with_the_topics_that_were_made_for_it_if_it_is_said() -> Result<()> {
+    let host = host()?;
+    let client = host.client();
+    client.topic("in", 1)?;
+    client.topic("out", 1)?;
+    let names = || -> Result<Vec<String>> {
+        let topics = client.get("/v1/topics")?.ok()?;
+        let names = topics["topics"].as_array().into_iter().flatten();
+        Ok(names.filter_map(|topic| Some(topic["name"].as_str()?.to_owned())).collect())
+    };
+    for (flags, left) in [(&["--with-topics"][..], 0), (&[][..], 1)] {
+        deploy_worker(&client, guests::PASSTHROUGH, Value::Null)?;
+        assert!(names()?.contains(&"in.worker.dlq".to_owned()), "{:?}", names()?);
+        let deleted = run(&host, &[&["processor", "delete", "worker"], flags].concat())?;
+        assert!(deleted.status.success(), "{deleted:?}");
+        let own: Vec<String> = names()?;
+        let dead = own.iter().filter(|name| name.ends_with(".dlq"));
+        assert_eq!(dead.count(), left, "{own:?}");
+        assert!(own.contains(&"in".to_owned()) && own.contains(&"out".to_owned()), "{own:?}");
+    }
     Ok(())
 }

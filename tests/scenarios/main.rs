@@ -24,6 +24,7 @@ mod small_machine;
 mod state;
 mod stopping;
 mod swap;
+mod telling;
 mod times;
 mod uploads;
 
