@@ -108,9 +108,9 @@ pub(super) struct BatchPolicySchema {
 #[derive(ToSchema)]
 #[schema(as = TopicSettings)]
 pub(super) struct TopicSettingsSchema {
-    /// Milliseconds after which a segment goes; kept for ever without.
+    /// Milliseconds after which a segment is removed; if absent, segments are kept.
     retention_ms: Option<u64>,
-    /// Bytes of a partition, over which its oldest segments go; no bound without.
+    /// Bytes of a partition above which its oldest segments are removed; if absent, there is no such bound.
     retention_bytes: Option<u64>,
     /// Whether only the latest value of each key is kept.
     compact: Option<bool>,

@@ -178,7 +178,7 @@ impl WhichBody {
             (None, Some(class), false) => Ok(WhichParked::Class(class)),
             (None, None, true) => Ok(WhichParked::All),
             _ => Err(ApiError::malformed(
-                "it is not said which parked messages are meant",
+                "the request does not say which parked messages it is about",
                 r#"send {"messages":[{"topic","partition","offset"}]}, {"class":"…"} or {"all":true}"#,
             )),
         }
@@ -218,7 +218,7 @@ impl From<ParkedDone> for ParkedDoneBody {
     request_body = WhichBody,
     responses(
         (status = 200, body = ParkedDoneBody, description = "What was done, and what was not"),
-        (status = 400, body = ErrorBody, description = "It is not said which ones"),
+        (status = 400, body = ErrorBody, description = "The request does not say which ones"),
         (status = 404, body = ErrorBody, description = "There is no such processor"),
         (status = 503, body = ErrorBody, description = "They cannot be read now"),
     )
@@ -239,7 +239,7 @@ pub(super) async fn try_now(
     request_body = WhichBody,
     responses(
         (status = 200, body = ParkedDoneBody, description = "What was done, and what was not"),
-        (status = 400, body = ErrorBody, description = "It is not said which ones"),
+        (status = 400, body = ErrorBody, description = "The request does not say which ones"),
         (status = 404, body = ErrorBody, description = "There is no such processor"),
         (status = 503, body = ErrorBody, description = "They cannot be read now"),
     )

@@ -239,7 +239,7 @@ pub(super) async fn deploy(
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RollbackBody {
-    /// The one before the current without.
+    /// The revision to go back to; if absent, the one before the current.
     revision: Option<u32>,
 }
 

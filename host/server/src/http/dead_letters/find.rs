@@ -168,7 +168,7 @@ pub(super) fn which(
         (true, None, None) => Find::default(),
         (false, None, Some(find)) => find,
         _ => {
-            let message = "it is not said which dead letters are meant";
+            let message = "the request does not say which dead letters it is about";
             let hint = r#"send {"all":true}, {"dead_letters":[{"topic","partition","offset"}]} or {"filter":{"class":"…"}}"#;
             return Err(ApiError::malformed(message, hint));
         }
