@@ -150,17 +150,26 @@ fn a_processor_is_deleted_with_the_topics_that_were_made_for_it_if_it_is_said() 
     let names = || -> Result<Vec<String>> {
         let topics = client.get("/v1/topics")?.ok()?;
         let names = topics["topics"].as_array().into_iter().flatten();
-        Ok(names.filter_map(|topic| Some(topic["name"].as_str()?.to_owned())).collect())
+        Ok(names
+            .filter_map(|topic| Some(topic["name"].as_str()?.to_owned()))
+            .collect())
     };
     for (flags, left) in [(&["--with-topics"][..], 0), (&[][..], 1)] {
         deploy_worker(&client, guests::PASSTHROUGH, Value::Null)?;
-        assert!(names()?.contains(&"in.worker.dlq".to_owned()), "{:?}", names()?);
+        assert!(
+            names()?.contains(&"in.worker.dlq".to_owned()),
+            "{:?}",
+            names()?
+        );
         let deleted = run(&host, &[&["processor", "delete", "worker"], flags].concat())?;
         assert!(deleted.status.success(), "{deleted:?}");
         let own: Vec<String> = names()?;
         let dead = own.iter().filter(|name| name.ends_with(".dlq"));
         assert_eq!(dead.count(), left, "{own:?}");
-        assert!(own.contains(&"in".to_owned()) && own.contains(&"out".to_owned()), "{own:?}");
+        assert!(
+            own.contains(&"in".to_owned()) && own.contains(&"out".to_owned()),
+            "{own:?}"
+        );
     }
     Ok(())
 }
