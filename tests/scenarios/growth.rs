@@ -112,7 +112,7 @@ fn grow(host: &Host, topic: &str, partitions: u32) -> Result<()> {
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(!output.status.success(), "it is asked for what it means");
         for expected in [
-            "keys-would-move",
+            "keys of topic in move",
             "Processor count has state",
             "--accept-moved-keys",
         ] {

@@ -50,7 +50,8 @@ pub enum TopicChangeError {
     },
     /// More partitions for a topic of which something depends on it where the messages of a key are.
     #[error(
-        "with {asked} partitions instead of {have}, keys of topic {topic} move: further messages of a key may go to another partition          than those that are there. {}", listed(.uses)
+        "with {asked} partitions instead of {have}, keys of topic {topic} move: further messages of a key may go to another partition \
+         than those that are there. {}", listed(.uses)
     )]
     KeysMove {
         /// Which topic.

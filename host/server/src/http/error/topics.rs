@@ -14,7 +14,7 @@ impl From<TopicError> for ApiError {
         let text = error.to_string();
         match error {
             TopicError::Exists(_) => {
-                let hint = "use it as it is, delete it first, or choose another name";
+                let hint = "use it as it is, change it (PATCH /v1/topics/{topic}, millrace topic set), delete it first, or choose another name";
                 Self::conflict("topic-exists", text, hint)
             }
             TopicError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
