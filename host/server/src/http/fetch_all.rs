@@ -146,6 +146,9 @@ pub(super) async fn fetch_all(
         let (partition, error) = reader.problems.swap_remove(0);
         return Err(error.of_partition(partition.0));
     }
+    // It may have been given more meanwhile.
+    let count = app.broker.topic(&topic.spec.name);
+    let count = count.map_or(0, |now| now.spec.partitions);
     let body = FetchAllBody {
         messages: found
             .messages
@@ -153,7 +156,7 @@ pub(super) async fn fetch_all(
             .map(|(partition, fetched)| MessageOut::of(*partition, fetched))
             .collect(),
         next: cursor(&reader.places),
-        partitions: app.known_topic(&topic.spec.name)?.spec.partitions,
+        partitions: count.max(topic.spec.partitions),
         problems: reader.problems.into_iter().map(problem).collect(),
     };
     let answer =
