@@ -10,6 +10,7 @@ mod demo;
 mod door;
 mod fairness;
 mod file_limits;
+mod growth;
 mod guests;
 mod hostile;
 mod kill;

@@ -24,3 +24,28 @@ fn process(batch: &Batch, outcomes: &mut Outcomes) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use millrace_guest::Sample;
+    use millrace_guest::testing::{Sent, Tester};
+
+    #[test]
+    fn each_message_is_answered_with_the_count_of_its_key() {
+        let mut tester = Tester::of_batches(super::process).with_number("b", 6);
+        let run = tester.run(
+            Sample::new("in")
+                .message("a", "x")
+                .message("b", "x")
+                .message("a", "x"),
+        );
+        let expected =
+            [("a", "1"), ("b", "7"), ("a", "2")].map(|(key, count)| Sent::new(key, count));
+        assert_eq!(run.outputs(), expected);
+        assert_eq!(run.changes(), [("a", 2), ("b", 7)]);
+
+        let again = tester.run(Sample::new("in").message("a", "x"));
+        assert_eq!(again.output().value(), Some("3"));
+        assert_eq!(tester.number("a"), Some(3));
+    }
+}

@@ -48,25 +48,33 @@ fn text<'a>(message: &'a Message, header: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use millrace_guest::{NO_TIME, Sample};
+    use millrace_guest::Sample;
+    use millrace_guest::testing::{Said, Sent, Tester};
 
     use super::*;
 
     #[test]
     fn outputs_are_what_the_headers_say() {
-        let batch = Sample::new("in")
-            .message("k", "v")
-            .message("k", "v")
-            .header("to", "a,b")
-            .header("to-partition", "3")
-            .header("set-timestamp", "7")
-            .header("deliver-after-ms", "1000")
-            .columns();
-        let then = batch.timestamps[1] + 1_000;
-        let answer = millrace_guest::process(batch, process).unwrap();
-        assert_eq!(answer.sources, [0, 1, 1]);
-        assert_eq!(answer.topic_names, ["a", "b"]);
-        assert_eq!(answer.partitions[1..], [3, 3]);
-        assert_eq!(answer.times, [NO_TIME, NO_TIME, 7, then, 7, then]);
+        let run = Tester::new(process).run(
+            Sample::new("in")
+                .message("k", "v")
+                .header("colour", "red")
+                .message("k", "v")
+                .timestamp(5_000)
+                .header("to", "a,b")
+                .header("to-partition", "3")
+                .header("set-key", "other")
+                .header("set-header", "colour=blue")
+                .header("set-timestamp", "7")
+                .header("deliver-after-ms", "1000"),
+        );
+        assert_eq!(run.said(0), &Said::Sent(vec![Sent::new("k", "v")]));
+        let expected = Sent::new("other", "v")
+            .in_partition(3)
+            .with_header("colour", "blue")
+            .with_timestamp(7)
+            .delivered_at(6_000);
+        assert_eq!(run.outputs_to("a"), [expected.clone().to("a")]);
+        assert_eq!(run.outputs_to("b"), [expected.to("b")]);
     }
 }

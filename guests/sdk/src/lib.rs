@@ -20,6 +20,8 @@
 //! The host hands messages over in batches, in columns (`wit/types.wit`); [`Batch`] and [`Outcomes`] are the only ones who
 //! see these. An output starts as its message and says only what differs: what it keeps is not copied.
 //!
+//! Tests of a handler need neither WASM nor a host: [`testing`] hands it messages and shows what it says of them.
+//!
 //! A panic is a trap: the host finds the message at fault and tries it again, then makes it a dead letter. So nothing here
 //! hides a mistake: what cannot be answered soundly panics with a line that says why.
 
@@ -36,6 +38,8 @@ mod scratch;
 
 pub mod log;
 pub mod state;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
 
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]

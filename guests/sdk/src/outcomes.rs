@@ -7,10 +7,10 @@ use crate::outcome::Outcome;
 use crate::output::Output;
 use crate::scratch::{Scratch, Span};
 
-const ACK: u8 = 0;
-const EMIT: u8 = 1;
-const RETRY: u8 = 2;
-const REJECT: u8 = 3;
+pub(crate) const ACK: u8 = 0;
+pub(crate) const EMIT: u8 = 1;
+pub(crate) const RETRY: u8 = 2;
+pub(crate) const REJECT: u8 = 3;
 
 /// The outcomes of a batch, one for each message, in order.
 #[derive(Debug)]

@@ -1,18 +1,20 @@
-//! Batches for tests: the columns that a host would hand over.
+//! Batches for tests: the columns that a host would hand over. [`testing`](crate::testing) is where most tests hand them to.
 
 use crate::columns::{Columns, NONE};
 
 /// Builds a batch, message by message; what is said of a message is said after adding it.
 ///
 /// ```
+/// use millrace_guest::testing::Tester;
 /// use millrace_guest::{Outcome, Sample};
 ///
-/// let columns = Sample::new("orders").message("o-1", "a book").header("from", "shop").attempt(2).columns();
-/// let answer = millrace_guest::process(columns, |message| {
-///     assert_eq!(message.header("from"), Some("shop".as_bytes()));
+/// let orders = Sample::new("orders").message("o-1", "a book").header("from", "shop").attempt(2);
+/// let run = Tester::new(|message| {
+///     assert_eq!(message.attempt(), 2);
 ///     Outcome::Emit(message.output())
-/// });
-/// assert_eq!(answer.unwrap().sources, [0]);
+/// })
+/// .run(orders);
+/// assert_eq!(run.output().header("from"), Some("shop"));
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
@@ -64,6 +66,24 @@ impl Sample {
             .header_ends
             .last_mut()
             .expect("a message has been added") += 1;
+        self
+    }
+
+    /// When the last message was made, in milliseconds since the Unix epoch; 1,700,000,000,000 without. Panics if there is none.
+    #[must_use]
+    pub fn timestamp(mut self, ms: u64) -> Self {
+        *self
+            .columns
+            .timestamps
+            .last_mut()
+            .expect("a message has been added") = ms;
+        self
+    }
+
+    /// The partition that the messages came in on; 0 without.
+    #[must_use]
+    pub fn partition(mut self, partition: u32) -> Self {
+        self.columns.partition = partition;
         self
     }
 

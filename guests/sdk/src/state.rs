@@ -2,13 +2,18 @@
 //! outcomes do, and only if the message that writes succeeds; give each write its message, or one failure repeats the whole batch.
 //!
 //! Calls of the host cost most, not keys: [`Sums`] adds for a whole batch at once. Off WASM the state is a map in the thread's
-//! memory, for tests.
+//! memory, for tests: see [`testing`](crate::testing), which gives a handler state of its own and tells what became of it.
+
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) mod memory;
 
 use std::fmt;
 
 use crate::batch::Batch;
 use crate::columns::{NONE, span};
 use crate::message::Message;
+#[cfg(not(target_arch = "wasm32"))]
+use memory as host;
 
 /// Keys that one call of the host takes.
 const CALL_KEYS_MAX: usize = 10_000;
@@ -225,98 +230,6 @@ mod host {
     ) -> (Vec<u8>, Vec<u32>, Vec<u32>) {
         let found = host::scan(prefix, after, max);
         (found.data, found.keys, found.values)
-    }
-}
-
-/// A map in the thread's memory: for tests of a handler. Nothing ends there, and nothing is taken back.
-#[cfg(not(target_arch = "wasm32"))]
-mod host {
-    use std::cell::RefCell;
-    use std::collections::BTreeMap;
-
-    use super::Full;
-    use crate::columns::{NONE, span};
-
-    thread_local! {
-        static STATE: RefCell<BTreeMap<Vec<u8>, Vec<u8>>> = RefCell::default();
-    }
-
-    fn key<'a>(data: &'a [u8], keys: &[u32], index: usize) -> &'a [u8] {
-        span(data, keys, index).expect("a key is some bytes")
-    }
-
-    pub(super) fn get(data: &[u8], keys: &[u32]) -> (Vec<u8>, Vec<u32>) {
-        let (mut found, mut spans) = (Vec::new(), Vec::new());
-        STATE.with_borrow(|state| {
-            for index in 0..keys.len() / 2 {
-                match state.get(key(data, keys, index)) {
-                    Some(value) => spans.extend(super::append(&mut found, value)),
-                    None => spans.extend([0, NONE]),
-                }
-            }
-        });
-        (found, spans)
-    }
-
-    pub(super) fn set(
-        data: &[u8],
-        keys: &[u32],
-        values: &[u32],
-        _ttl_ms: &[u64],
-        _messages: &[u32],
-    ) -> Result<(), Full> {
-        STATE.with_borrow_mut(|state| {
-            for index in 0..keys.len() / 2 {
-                let key = key(data, keys, index);
-                match span(data, values, index) {
-                    Some(value) => drop(state.insert(key.to_vec(), value.to_vec())),
-                    None => drop(state.remove(key)),
-                }
-            }
-        });
-        Ok(())
-    }
-
-    pub(super) fn add(
-        data: &[u8],
-        keys: &[u32],
-        deltas: &[i64],
-        _ttl_ms: &[u64],
-        _messages: &[u32],
-    ) -> Result<Vec<i64>, Full> {
-        let sum = |state: &mut BTreeMap<Vec<u8>, Vec<u8>>, index: usize| {
-            let value = state.entry(key(data, keys, index).to_vec()).or_default();
-            let before = match value.is_empty() {
-                true => 0,
-                false => {
-                    i64::from_le_bytes(value[..].try_into().expect("a number has eight bytes"))
-                }
-            };
-            let sum = before.saturating_add(deltas.get(index).copied().unwrap_or(1));
-            *value = sum.to_le_bytes().to_vec();
-            sum
-        };
-        let count = keys.len() / 2;
-        Ok(STATE.with_borrow_mut(|state| (0..count).map(|index| sum(state, index)).collect()))
-    }
-
-    pub(super) fn scan(
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        max: u32,
-    ) -> (Vec<u8>, Vec<u32>, Vec<u32>) {
-        let (mut data, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
-        STATE.with_borrow(|state| {
-            let after = |key: &&Vec<u8>| after.is_none_or(|after| key.as_slice() > after);
-            let listed = state
-                .iter()
-                .filter(|(key, _)| key.starts_with(prefix) && after(key));
-            for (key, value) in listed.take(max as usize) {
-                keys.extend(super::append(&mut data, key));
-                values.extend(super::append(&mut data, value));
-            }
-        });
-        (data, keys, values)
     }
 }
 

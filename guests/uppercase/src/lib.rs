@@ -18,6 +18,21 @@ pub fn handle(message: &Message) -> Outcome {
 #[cfg(test)]
 mod tests {
     use millrace_guest::Sample;
+    use millrace_guest::testing::{Sent, Tester};
+
+    #[test]
+    fn values_are_raised_and_all_else_stays() {
+        let words = Sample::new("in")
+            .message("key", "Zürich")
+            .header("from", "shop")
+            .nullable(Some(b"gone"), None);
+        let run = Tester::new(super::handle).run(words);
+        let expected = [
+            Sent::new("key", "ZüRICH").with_header("from", "shop"),
+            Sent::nullable(Some(b"gone"), None),
+        ];
+        assert_eq!(run.outputs(), expected);
+    }
 
     #[test]
     fn letters_are_raised_and_other_bytes_stay() {

@@ -16,7 +16,7 @@ use millrace_model::bounds::{
 use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::delays::{self, Delays};
 use crate::dispatch::remembered::Remembered;
@@ -89,6 +89,8 @@ pub(crate) struct Inner {
     pub(crate) publish_seconds: Histogram,
     /// Messages received, by topic.
     pub(crate) received: Mutex<HashMap<TopicId, Counter>>,
+    /// How often topics were given more partitions.
+    pub(crate) growths: watch::Sender<u64>,
 }
 
 /// A processor in the catalogue.
@@ -158,6 +160,7 @@ impl Broker {
                 delays,
                 publish_seconds: histogram!("millrace_publish_seconds"),
                 received: Mutex::default(),
+                growths: watch::Sender::new(0),
             }),
         };
         broker.read_schedules()?;

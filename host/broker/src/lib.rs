@@ -18,6 +18,7 @@ mod delays;
 mod dispatch;
 mod fetch;
 mod gone;
+mod growth;
 pub mod handler;
 mod history;
 mod interrupting;
@@ -55,6 +56,7 @@ pub use dispatch::breaker::BreakerStatus;
 pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};
 pub use dispatch::sides::SideStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
+pub use growth::{ChangedTopic, Growth, KeyedUse};
 pub use handler::{
     AdmitError, CallError, CallUse, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
 };

@@ -7,12 +7,17 @@ use millrace_model::{
 };
 
 use crate::broker::Broker;
+use crate::growth::{ChangedTopic, KeyedUse, listed};
 
 /// What is to be different about a topic.
 #[derive(Clone, Debug, Default)]
 pub struct TopicPatch {
     /// When its appends are acknowledged.
     pub durability: Option<Durability>,
+    /// How many partitions it has from now on: as many as before, or more.
+    pub partitions: Option<u32>,
+    /// Whether it may have more although something depends on a key's messages being in one partition ([`KeyedUse`](crate::KeyedUse)).
+    pub accept_moved_keys: bool,
     /// What else; only what is named changes.
     pub settings: SettingsPatch,
 }
@@ -32,6 +37,31 @@ pub enum TopicChangeError {
         topic: TopicName,
         /// Whose.
         owner: ProcessorName,
+    },
+    /// More partitions for a topic that follows another one in that.
+    #[error(
+        "topic {topic} was made for processor {owner} and has as many partitions as the topic that it reads"
+    )]
+    Follows {
+        /// Which topic.
+        topic: TopicName,
+        /// Whose.
+        owner: ProcessorName,
+    },
+    /// More partitions for a topic of which something depends on it where the messages of a key are.
+    #[error(
+        "with {asked} partitions instead of {have}, keys of topic {topic} move: further messages of a key may go to another partition \
+         than those that are there. {}", listed(.uses)
+    )]
+    KeysMove {
+        /// Which topic.
+        topic: TopicName,
+        /// How many it has.
+        have: u32,
+        /// What was asked for.
+        asked: u32,
+        /// What depends on it.
+        uses: Vec<KeyedUse>,
     },
     /// There is none, or it could not be made durable.
     #[error(transparent)]
@@ -85,21 +115,27 @@ impl Broker {
         &self,
         name: &TopicName,
         patch: TopicPatch,
-    ) -> Result<Topic, TopicChangeError> {
+    ) -> Result<ChangedTopic, TopicChangeError> {
         let _change = self.inner.changes.lock().await;
         let topic = self.topic(name);
         let topic = topic.ok_or_else(|| TopicError::Unknown(name.clone()))?;
         let settings = patch.settings.over(&topic.spec.settings);
         settings.check()?;
-        if let (true, Some(owner)) = (settings.compact, topic.spec.owner) {
-            let topic = name.clone();
+        if let (true, Some(owner)) = (settings.compact, &topic.spec.owner) {
+            let (topic, owner) = (name.clone(), owner.clone());
             return Err(TopicChangeError::Compacted { topic, owner });
         }
         let change = TopicChange {
+            partitions: patch.partitions,
             durability: patch.durability,
             settings: Some(settings),
         };
-        Ok(self.inner.engine.change_topic(name, change).await?)
+        let more = patch.partitions.filter(|&p| p > topic.spec.partitions);
+        if more.is_some() {
+            return self.grow(&topic, change, patch.accept_moved_keys).await;
+        }
+        let topic = self.inner.engine.change_topic(name, change).await?;
+        Ok(ChangedTopic { topic, grown: None })
     }
 
     /// Removes messages of one partition, or of all of them, one after the other; where each of them begins now. A partition that ends

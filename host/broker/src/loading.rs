@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use millrace_engine::TopicError;
+use millrace_engine::{TopicChange, TopicError};
 use millrace_model::bounds::{
     ANSWER_OUTPUT_BYTES_MAX, BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX,
     PROCESSOR_HOPS_MAX, PROCESSOR_TOPICS_MAX, RETRY_DELAY_MS_MAX,
@@ -64,13 +64,7 @@ impl Broker {
         };
         let mut inputs = Vec::new();
         for topic in &topics {
-            inputs.extend(self.inputs_of(name, topic).await?);
-        }
-        for input in inputs.iter_mut().filter(|input| !input.is_redriven()) {
-            input.first = processor.start_in(input.topic.id, input.partition);
-        }
-        if let Some(replay) = &processor.replay {
-            limit(&mut inputs, replay);
+            inputs.extend(self.reads_of(processor, topic).await?);
         }
         Ok(Prepared {
             live,
@@ -78,6 +72,22 @@ impl Broker {
             shadow,
             inputs,
         })
+    }
+
+    /// What the processor reads of an input topic, and where it begins in each partition.
+    pub(crate) async fn reads_of(
+        &self,
+        processor: &Processor,
+        topic: &Topic,
+    ) -> Result<Vec<Input>, ProcessorError> {
+        let mut inputs = self.inputs_of(&processor.name, topic).await?;
+        for input in inputs.iter_mut().filter(|input| !input.is_redriven()) {
+            input.first = processor.start_in(input.topic.id, input.partition);
+        }
+        if let Some(replay) = &processor.replay {
+            limit(&mut inputs, replay);
+        }
+        Ok(inputs)
     }
 
     async fn prepare_one(
@@ -293,11 +303,20 @@ impl Broker {
                 "topic {own} exists and is not this processor's; delete it or choose another processor name"
             ));
         }
-        if topic.spec.partitions != input.spec.partitions {
+        let (has, needs) = (topic.spec.partitions, input.spec.partitions);
+        if has > needs {
             return invalid(format!(
-                "topic {own} has {} partitions and {} has {}; delete the former first",
-                topic.spec.partitions, input.spec.name, input.spec.partitions
+                "topic {own} has {has} partitions and {} has {needs}; delete the former first",
+                input.spec.name
             ));
+        }
+        if has < needs {
+            // The input was deleted and made again with more.
+            let change = TopicChange {
+                partitions: Some(needs),
+                ..TopicChange::default()
+            };
+            return Ok(self.inner.engine.change_topic(&own, change).await?);
         }
         Ok(topic)
     }

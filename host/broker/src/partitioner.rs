@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use millrace_engine::{Engine, ReadError};
@@ -32,9 +33,9 @@ pub(crate) enum PartitionerError {
     Read(#[from] ReadError),
 }
 
-/// Chooses partitions of one topic.
+/// Chooses partitions of one topic. Everybody who writes to the topic shares it, so all learn at once that there are more of them.
 pub(crate) struct Partitioner {
-    partitions: u32,
+    partitions: AtomicU32,
     component: Option<Arc<dyn PartitionHandler>>,
     sticky: Mutex<Sticky>,
 }
@@ -67,7 +68,7 @@ impl Partitioner {
         component: Option<Arc<dyn PartitionHandler>>,
     ) -> Self {
         Self {
-            partitions,
+            partitions: AtomicU32::new(partitions),
             component,
             sticky: Mutex::new(Sticky {
                 partition,
@@ -77,33 +78,45 @@ impl Partitioner {
         }
     }
 
+    /// How many partitions there are now, at the least.
+    pub(crate) fn partitions(&self) -> u32 {
+        self.partitions.load(Ordering::Acquire)
+    }
+
+    /// The topic has so many partitions, durably; never fewer than before.
+    pub(crate) fn grow(&self, partitions: u32) {
+        self.partitions.fetch_max(partitions, Ordering::AcqRel);
+    }
+
     /// Whether a component chooses.
     pub(crate) fn is_component(&self) -> bool {
         self.component.is_some()
     }
 
-    /// The built-in choice at this moment of the monotonic clock, for messages that come together.
-    pub(crate) fn built_in(&self, now: Duration) -> BuiltIn<'_> {
+    /// The built-in choice among so many partitions, at this moment of the monotonic clock, for messages that come together. Whoever calls
+    /// says how many there are: who looked a moment ago may know of fewer, and must not be given one that it cannot find.
+    pub(crate) fn built_in(&self, partitions: u32, now: Duration) -> BuiltIn<'_> {
         BuiltIn {
-            partitions: self.partitions,
+            partitions: partitions.max(1),
             sticky: self.sticky.lock(),
             now,
             has_chosen: false,
         }
     }
 
-    /// The component's choice: one partition per message.
+    /// The component's choice among so many partitions: one per message.
     pub(crate) async fn by_component(
         &self,
+        partitions: u32,
         messages: &Arc<ColumnBatch>,
     ) -> Result<Vec<u32>, CallError> {
         let Some(component) = &self.component else {
-            let mut built_in = self.built_in(Duration::ZERO);
+            let mut built_in = self.built_in(partitions, Duration::ZERO);
             let choose = |message| built_in.choose(messages.key(message), 0);
             return Ok((0..messages.len()).map(choose).collect());
         };
-        let assigned = component.assign(self.partitions, messages).await?;
-        check_assigned(&assigned, messages.len(), self.partitions)?;
+        let assigned = component.assign(partitions, messages).await?;
+        check_assigned(&assigned, messages.len(), partitions)?;
         Ok(assigned)
     }
 }
@@ -151,7 +164,8 @@ impl BuiltIn<'_> {
                 sticky.since = Some(self.now);
             }
         }
-        let chosen = sticky.partition;
+        // Another one may have moved on to a partition that this caller does not know yet.
+        let chosen = sticky.partition % self.partitions;
         sticky.bytes += bytes.max(1);
         if sticky.bytes >= STICKY_BYTES {
             sticky.move_on(self.partitions);
@@ -194,7 +208,7 @@ pub(crate) struct Partitioners {
 }
 
 impl Partitioners {
-    /// The topic's partitioner.
+    /// The topic's partitioner, which knows of as many partitions as the topic has.
     pub(crate) async fn of(
         &self,
         topic: &Topic,
@@ -202,6 +216,7 @@ impl Partitioners {
         modules: &dyn ModuleHost,
     ) -> Result<Arc<Partitioner>, PartitionerError> {
         if let Some(partitioner) = self.loaded.lock().get(&topic.id) {
+            partitioner.grow(topic.spec.partitions);
             return Ok(Arc::clone(partitioner));
         }
         let component = match topic.spec.partitioner {
@@ -211,8 +226,23 @@ impl Partitioners {
             }
         };
         let partitioner = Arc::new(Partitioner::new(topic.spec.partitions, component));
-        let mut loaded = self.loaded.lock();
-        Ok(Arc::clone(loaded.entry(topic.id).or_insert(partitioner)))
+        let partitioner = {
+            let mut loaded = self.loaded.lock();
+            Arc::clone(loaded.entry(topic.id).or_insert(partitioner))
+        };
+        // Where the topic grew while the component was loaded, nobody found a partitioner to tell.
+        let now = engine.topic(&topic.spec.name);
+        if let Some(now) = now.filter(|now| now.id == topic.id) {
+            partitioner.grow(now.spec.partitions);
+        }
+        Ok(partitioner)
+    }
+
+    /// The topic has more partitions now.
+    pub(crate) fn grow(&self, topic: &Topic) {
+        if let Some(partitioner) = self.loaded.lock().get(&topic.id) {
+            partitioner.grow(topic.spec.partitions);
+        }
     }
 
     /// Forgets a deleted topic's.
@@ -278,7 +308,7 @@ mod tests {
         let partitioner = Partitioner::beginning_at(0, 3, None);
         let now = Duration::from_secs(7);
         let chosen: Vec<u32> = (0..10)
-            .map(|_| partitioner.built_in(now).choose(None, 8 << 10))
+            .map(|_| partitioner.built_in(3, now).choose(None, 8 << 10))
             .collect();
         assert_eq!(chosen, [0, 0, 1, 1, 2, 2, 0, 0, 1, 1]);
     }
@@ -286,7 +316,7 @@ mod tests {
     #[test]
     fn small_messages_without_a_key_move_on_with_time_and_a_call_stays_together() {
         let partitioner = Partitioner::beginning_at(2, 3, None);
-        let at = |ms| partitioner.built_in(Duration::from_millis(ms));
+        let at = |ms| partitioner.built_in(3, Duration::from_millis(ms));
         let mut chosen = Vec::new();
         for ms in [1_000, 1_009, 1_010, 1_019, 1_500, 60_000] {
             let mut call = at(ms);
@@ -298,10 +328,29 @@ mod tests {
     }
 
     #[test]
+    fn who_knows_of_fewer_partitions_is_given_one_of_those_and_all_are_used_by_others() {
+        let partitioner = Partitioner::beginning_at(2, 3, None);
+        partitioner.grow(6);
+        partitioner.grow(5);
+        assert_eq!(partitioner.partitions(), 6, "never fewer");
+        let now = Duration::from_secs(7);
+        let choose = |partitions| {
+            partitioner
+                .built_in(partitions, now)
+                .choose(None, STICKY_BYTES)
+        };
+        assert_eq!([(); 4].map(|()| choose(6)), [2, 3, 4, 5]);
+        partitioner.sticky.lock().partition = 5;
+        assert_eq!(choose(3), 2);
+        let keyed = |partitions| partitioner.built_in(partitions, now).choose(Some(b"k"), 1);
+        assert_eq!([keyed(3), keyed(6)], [by_key(b"k", 3), by_key(b"k", 6)]);
+    }
+
+    #[test]
     fn the_first_message_without_a_key_may_be_in_any_partition() {
         let first = |_| {
             Partitioner::new(8, None)
-                .built_in(Duration::ZERO)
+                .built_in(8, Duration::ZERO)
                 .choose(None, 1)
         };
         let mut begun: Vec<u32> = (0..200).map(first).collect();

@@ -412,7 +412,8 @@ impl Broker {
         if partitioner.is_component() {
             return by_component(&partitioner, topic, messages).await;
         }
-        let mut built_in = partitioner.built_in(self.inner.clock.monotonic());
+        let now = self.inner.clock.monotonic();
+        let mut built_in = partitioner.built_in(topic.spec.partitions, now);
         let choose = |new: &NewMessage| match new.partition {
             Some(partition) => partition.0,
             None => built_in.choose(new.message.key.as_deref(), new.message.byte_count()),
@@ -434,7 +435,10 @@ async fn by_component(
     unplaced.for_each(|new| columns::push_message(&mut columns, &new.message));
     let mut assigned = Vec::new();
     if !columns.is_empty() {
-        let answer = partitioner.by_component(&Arc::new(columns)).await;
+        let partitions = topic.spec.partitions;
+        let answer = partitioner
+            .by_component(partitions, &Arc::new(columns))
+            .await;
         assigned = answer.map_err(ProduceError::Partitioner)?;
     }
     let mut assigned = assigned.into_iter();

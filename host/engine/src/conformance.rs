@@ -16,10 +16,13 @@ use millrace_model::{
 };
 use tempfile::TempDir;
 
-use crate::contract::{Append, Engine, EntryKind, EntryWrite, ProgressWrite, Transaction};
+use crate::contract::{
+    Append, Engine, EntryKind, EntryWrite, ProgressWrite, TopicChange, Transaction,
+};
 
 pub mod bounds;
 pub mod catalogue;
+pub mod growth;
 pub mod lifetime;
 pub mod messages;
 pub mod once;
@@ -84,6 +87,11 @@ macro_rules! conformance_tests {
             catalogue::a_lease_does_not_outlive_its_topic,
             catalogue::modules_are_kept_once_and_forgotten,
             catalogue::a_closed_engine_refuses_every_change,
+            growth::a_topic_that_is_given_more_partitions_keeps_what_it_has,
+            growth::a_topic_never_has_fewer_partitions_and_the_same_count_changes_nothing,
+            growth::topics_grow_together_or_not_at_all,
+            growth::every_partition_that_a_topic_shows_is_there_while_it_grows,
+            growth::partitions_that_were_added_go_with_their_topic,
             lifetime::a_change_of_a_topic_shows_at_once_and_changes_nothing_else,
             lifetime::a_change_names_a_topic_that_exists,
             lifetime::what_is_before_a_trim_is_gone_and_all_after_stays,
@@ -112,6 +120,7 @@ macro_rules! bounds_tests {
             bounds::what_is_there_may_be_replaced_and_removed_at_the_bound,
             bounds::a_deleted_topic_gives_its_room_back,
             bounds::partitions_beyond_the_hosts_bound_are_refused,
+            bounds::a_topic_does_not_grow_beyond_the_hosts_bound,
         }
     };
 }
@@ -124,6 +133,7 @@ macro_rules! reopening_tests {
         $crate::conformance_tests! { @tests hold_across_reopening $open;
             reopening::all_is_as_before,
             reopening::changes_and_trims_stay,
+            reopening::partitions_that_were_added_stay,
             reopening::what_was_deleted_stays_deleted,
             reopening::offsets_go_on,
             reopening::leases_are_numbered_on,
@@ -213,6 +223,19 @@ async fn make_partition(engine: &dyn Engine, topic: &str) -> TopicPartition {
 fn at(topic: &Topic, partition: u32) -> TopicPartition {
     let partition = topic.partition(PartitionId(partition));
     partition.expect("the topic has it")
+}
+
+fn partitions(count: u32) -> TopicChange {
+    TopicChange {
+        partitions: Some(count),
+        ..TopicChange::default()
+    }
+}
+
+/// The topic has so many partitions from then on.
+async fn grow(engine: &dyn Engine, topic: &str, count: u32) -> Topic {
+    let grown = engine.change_topic(&name(topic), partitions(count)).await;
+    grown.expect("it grows")
 }
 
 fn message(value: &str) -> Message {
@@ -317,6 +340,7 @@ mod tests {
         for (part, source) in [
             ("bounds", include_str!("conformance/bounds.rs")),
             ("catalogue", include_str!("conformance/catalogue.rs")),
+            ("growth", include_str!("conformance/growth.rs")),
             ("lifetime", include_str!("conformance/lifetime.rs")),
             ("messages", include_str!("conformance/messages.rs")),
             ("once", include_str!("conformance/once.rs")),

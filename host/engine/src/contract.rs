@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
     Digest, Durability, Offset, PartitionId, ProducerId, Progress, RecordBatch, Timestamp, Topic,
     TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
@@ -320,6 +321,18 @@ pub enum TopicError {
         /// The bound.
         max: u32,
     },
+    /// Messages would have nowhere to be.
+    #[error(
+        "topic {topic} has {have} partitions, and stays at no fewer: {asked} cannot hold the messages, progress and state of all of them"
+    )]
+    FewerPartitions {
+        /// Which topic.
+        topic: TopicName,
+        /// How many it has.
+        have: u32,
+        /// What was asked for.
+        asked: u32,
+    },
     /// All topics together would have more than the host may.
     #[error(
         "the host has {have} partitions and would have {asked} more, at most {max} are kept (partitions_max): ask for fewer, or delete \
@@ -357,6 +370,8 @@ pub enum TrimError {
 /// What is to be different about a topic from now on; `None` leaves it as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicChange {
+    /// How many partitions it has: as many as before, or more. Those that are there stay as they are; new ones are empty.
+    pub partitions: Option<u32>,
     /// When its appends are acknowledged.
     pub durability: Option<Durability>,
     /// All that may be changed about it; replaces what there is.
@@ -368,12 +383,48 @@ impl TopicChange {
     #[must_use]
     pub fn of(self, topic: &Topic) -> Topic {
         let mut changed = topic.clone();
+        changed.spec.partitions = self.partitions.unwrap_or(topic.spec.partitions);
         changed.spec.durability = self.durability.unwrap_or(topic.spec.durability);
         if let Some(settings) = self.settings {
             changed.spec.settings = settings;
         }
         changed
     }
+
+    /// How many partitions more the topic has then.
+    fn more(&self, topic: &Topic) -> Result<u32, TopicError> {
+        let have = topic.spec.partitions;
+        let asked = self.partitions.unwrap_or(have);
+        if asked > TOPIC_PARTITIONS_MAX {
+            let max = TOPIC_PARTITIONS_MAX;
+            return Err(TopicError::Partitions { asked, max });
+        }
+        asked
+            .checked_sub(have)
+            .ok_or_else(|| TopicError::FewerPartitions {
+                topic: topic.spec.name.clone(),
+                have,
+                asked,
+            })
+    }
+}
+
+/// What topics are after changes that happen in one step, in the order given, and how many partitions more there are then; or why
+/// none of it happens.
+pub(crate) fn changed(
+    changes: Vec<(TopicName, TopicChange)>,
+    find: impl Fn(&TopicName) -> Option<Topic>,
+) -> Result<(Vec<Topic>, u32), TopicError> {
+    let mut topics: Vec<Topic> = Vec::with_capacity(changes.len());
+    let mut more = 0u32;
+    for (name, change) in changes {
+        let before = topics.iter().rfind(|topic| topic.spec.name == name);
+        let before = before.cloned().or_else(|| find(&name));
+        let before = before.ok_or(TopicError::Unknown(name))?;
+        more = more.saturating_add(change.more(&before)?);
+        topics.push(change.of(&before));
+    }
+    Ok((topics, more))
 }
 
 /// Where a partition begins and ends.
@@ -470,13 +521,24 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes a topic. Durable on return.
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError>;
 
-    /// Changes what may be changed about a topic, at once. Durable on return; what was committed before is then at least as durable
-    /// as the change.
+    /// Changes what may be changed about topics, at once: all of them or none, in one step, and the topics as they are then in the same
+    /// order. Durable on return; what was committed before is then at least as durable as the change. Further partitions of a topic are
+    /// there, and empty, when its new count is first seen.
+    async fn change_topics(
+        &self,
+        changes: Vec<(TopicName, TopicChange)>,
+    ) -> Result<Vec<Topic>, TopicError>;
+
+    /// As [`Engine::change_topics`], of one topic.
     async fn change_topic(
         &self,
         name: &TopicName,
         change: TopicChange,
-    ) -> Result<Topic, TopicError>;
+    ) -> Result<Topic, TopicError> {
+        let changed = self.change_topics(vec![(name.clone(), change)]).await?;
+        let changed = changed.into_iter().next();
+        changed.ok_or_else(|| TopicError::Unknown(name.clone()))
+    }
 
     /// Removes the messages before an offset: the partition begins there. Returns where it begins now, which is later than asked
     /// where it had begun later already. Durable on return; groups keep their progress, and read on from the start.

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::contract::{
     Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
-    Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch,
+    Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch, changed,
 };
 use crate::idempotence::requests::Request;
 use crate::idempotence::{Idempotence, Judgement, Overlay};
@@ -217,17 +217,24 @@ impl Engine for MemoryEngine {
         self.state.lock().create_topic(spec)
     }
 
-    async fn change_topic(
+    async fn change_topics(
         &self,
-        name: &TopicName,
-        change: TopicChange,
-    ) -> Result<Topic, TopicError> {
+        changes: Vec<(TopicName, TopicChange)>,
+    ) -> Result<Vec<Topic>, TopicError> {
         let mut state = self.state.lock();
         state.check_open()?;
-        let unknown = || TopicError::Unknown(name.clone());
-        let topic = state.topics.get_mut(name).ok_or_else(unknown)?;
-        *topic = change.of(topic);
-        Ok(topic.clone())
+        let (topics, more) = changed(changes, |name| state.topics.get(name).cloned())?;
+        if more > 0 {
+            let partitions = state.partitions.len();
+            state.room.check_partitions(partitions, more)?;
+        }
+        for topic in &topics {
+            for partition in topic.partitions() {
+                state.partitions.entry(partition).or_default();
+            }
+            state.topics.insert(topic.spec.name.clone(), topic.clone());
+        }
+        Ok(topics)
     }
 
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {

@@ -184,12 +184,11 @@ impl Engine for BentEngine {
         }
     }
 
-    async fn change_topic(
+    async fn change_topics(
         &self,
-        name: &TopicName,
-        change: TopicChange,
-    ) -> Result<Topic, TopicError> {
-        self.inner.change_topic(name, change).await
+        changes: Vec<(TopicName, TopicChange)>,
+    ) -> Result<Vec<Topic>, TopicError> {
+        self.inner.change_topics(changes).await
     }
 
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {

@@ -50,3 +50,37 @@ fn number(message: &Message, header: &str) -> Option<u64> {
         .parse()
         .ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use millrace_guest::Sample;
+    use millrace_guest::testing::{Said, Tester};
+
+    #[test]
+    fn only_messages_that_succeed_are_counted() {
+        let mut tester = Tester::of_batches(super::process);
+        let run = tester.run(
+            Sample::new("in")
+                .message("k", "x")
+                .message("k", "x")
+                .header("reject", "bad")
+                .message("k", "x")
+                .header("fail-times", "1")
+                .message("k", "x")
+                .header("ttl-ms", "500"),
+        );
+        assert_eq!(run.said(1), &Said::rejected("bad", "its header says so"));
+        assert_eq!(run.said(2), &Said::retried("flaky", "its header says so"));
+        let counts: Vec<_> = run.outputs().iter().map(|sent| sent.value()).collect();
+        assert_eq!(counts, [Some("1"), Some("2")]);
+        assert_eq!(tester.number("k"), Some(2));
+        assert_eq!(run.changes()[0].ttl_ms, Some(500));
+    }
+
+    #[test]
+    #[should_panic(expected = "poison")]
+    fn a_trap_is_a_panic() {
+        let trap = Sample::new("in").message("k", "x").header("trap", "poison");
+        let _ = Tester::of_batches(super::process).run(trap);
+    }
+}

@@ -70,6 +70,7 @@ pub(crate) struct OutputTopics {
 
 /// One topic that a processor may write to.
 pub(crate) struct OutputTopic {
+    /// As it was when the revision was loaded; how many partitions it has now, its partitioner knows.
     pub(crate) topic: Topic,
     pub(crate) partitioner: Arc<Partitioner>,
 }
@@ -87,12 +88,12 @@ impl OutputTopics {
         found.map(|index| index as u32)
     }
 
-    /// How many partitions a topic has.
+    /// How many partitions a topic has now: it may have been given more since the revision was loaded.
     pub(crate) fn partitions(&self, topic: u32) -> u32 {
         let topic = (topic != NONE).then(|| self.topics.get(topic as usize));
         topic
             .flatten()
-            .map_or(0, |output| output.topic.spec.partitions)
+            .map_or(0, |output| output.partitioner.partitions())
     }
 }
 

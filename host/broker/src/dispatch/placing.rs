@@ -40,7 +40,9 @@ pub(crate) async fn place(
                 index as u32,
                 outputs,
                 batch,
-                topic.partitioner.built_in(now),
+                topic
+                    .partitioner
+                    .built_in(topic.partitioner.partitions(), now),
                 &mut placed,
             );
         }
@@ -86,7 +88,10 @@ async fn ask(
     for &output in asked {
         outputs.show(output, batch, &mut columns);
     }
-    let answer = partitioner.by_component(&Arc::new(columns)).await;
+    let partitions = partitioner.partitions();
+    let answer = partitioner
+        .by_component(partitions, &Arc::new(columns))
+        .await;
     answer.map_err(|error| named(error, topic))
 }
 

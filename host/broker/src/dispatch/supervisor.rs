@@ -111,6 +111,21 @@ impl Supervisor {
         join_all(leaving).await;
     }
 
+    /// The processor reads these, too; whatever it reads already goes on as it is.
+    pub(crate) fn enlarge(&self, name: &ProcessorName, inputs: Vec<Input>) {
+        let mut teams = self.teams.lock();
+        if self.is_closed() {
+            return;
+        }
+        if let Some(team) = teams.get_mut(name) {
+            let is_new = |input: &Input| !team.posts.iter().any(|post| same(input, &post.input));
+            let new: Vec<Input> = inputs.into_iter().filter(is_new).collect();
+            new.into_iter()
+                .for_each(|input| team.post(&self.context, input, Window::default()));
+            team.in_order();
+        }
+    }
+
     /// The processor takes no further batches.
     pub(crate) fn pause(&self, name: &ProcessorName) {
         let teams = self.teams.lock();
@@ -363,24 +378,34 @@ impl Team {
             if !self.posts.iter().any(|post| same(&input, &post.input)) {
                 let before = lost.iter().find(|post| same(&input, &post.input));
                 let window = before.map(Post::handed_over).unwrap_or_default();
-                let orders = Orders::default();
-                let run = worker::run(
-                    context.clone(),
-                    input.clone(),
-                    self.commands.subscribe(),
-                    Arc::clone(&window),
-                    orders.clone(),
-                    Arc::clone(&self.gate),
-                );
-                let task = tokio::spawn(guard(run, Arc::clone(&window)));
-                self.posts.push(Post {
-                    input,
-                    window,
-                    orders,
-                    task,
-                });
+                self.post(context, input, window);
             }
         }
+        self.in_order();
+    }
+
+    /// One more worker.
+    fn post(&mut self, context: &Context, input: Input, window: Window) {
+        let orders = Orders::default();
+        let run = worker::run(
+            context.clone(),
+            input.clone(),
+            self.commands.subscribe(),
+            Arc::clone(&window),
+            orders.clone(),
+            Arc::clone(&self.gate),
+        );
+        let task = tokio::spawn(guard(run, Arc::clone(&window)));
+        self.posts.push(Post {
+            input,
+            window,
+            orders,
+            task,
+        });
+    }
+
+    /// By topic and partition, as they are listed.
+    fn in_order(&mut self) {
         let place = |post: &Post| (post.input.topic.spec.name.clone(), post.input.partition);
         self.posts.sort_by_cached_key(place);
     }

@@ -130,12 +130,11 @@ impl Engine for Moody {
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
         self.engine.create_topic(spec).await
     }
-    async fn change_topic(
+    async fn change_topics(
         &self,
-        name: &TopicName,
-        change: TopicChange,
-    ) -> Result<Topic, TopicError> {
-        self.engine.change_topic(name, change).await
+        changes: Vec<(TopicName, TopicChange)>,
+    ) -> Result<Vec<Topic>, TopicError> {
+        self.engine.change_topics(changes).await
     }
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
         self.engine.trim(partition, before).await

@@ -11,6 +11,7 @@ mod delays;
 mod doors;
 mod dry_runs;
 mod faults;
+mod growth;
 mod host_headers;
 mod lifetime;
 mod orders;

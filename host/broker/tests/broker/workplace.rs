@@ -449,7 +449,7 @@ async fn how_long_dead_letters_are_kept_can_be_changed() {
     for name in ["in.p.dlq", "in.p.redrive"] {
         let changed = rig.broker.change_topic(&topic(name), patch.clone()).await;
         assert_eq!(
-            changed.unwrap().spec.settings.retention_ms,
+            changed.unwrap().topic.spec.settings.retention_ms,
             Some(86_400_000)
         );
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millrace_model::TopicPartition;
 
-use super::{append, at, end, make_topic, spec};
+use super::{append, at, end, grow, make_topic, name, partitions, spec};
 use crate::contract::{CommitError, Engine, TopicError, Transaction};
 use crate::room::{DELAYS_GROUP, HostBounds, Kept, RoomFull};
 use crate::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
@@ -148,4 +148,35 @@ pub async fn partitions_beyond_the_hosts_bound_are_refused(engine: Arc<dyn Engin
     deleted.expect("deleted");
     let third = make_topic(&*engine, "third", 5).await;
     assert_eq!(end(&*engine, at(&third, 4)).0, 0);
+}
+
+/// Those that are added count like others, of all topics that grow in one step; whoever grows by none is not refused.
+pub async fn a_topic_does_not_grow_beyond_the_hosts_bound(engine: Arc<dyn Engine>) {
+    let first = make_topic(&*engine, "first", 3).await;
+    make_topic(&*engine, "second", 2).await;
+    let both = vec![
+        (name("first"), partitions(5)),
+        (name("second"), partitions(4)),
+    ];
+    let refused = engine.change_topics(both).await;
+    assert!(
+        matches!(
+            refused,
+            Err(TopicError::HostPartitions {
+                have: 5,
+                asked: 4,
+                max: 8
+            })
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(engine.topic(&name("first")), Some(first));
+    let grown = grow(&*engine, "first", 6).await;
+    assert_eq!(end(&*engine, at(&grown, 5)).0, 0);
+    grow(&*engine, "first", 6).await;
+    let refused = engine.change_topic(&name("second"), partitions(3)).await;
+    assert!(
+        matches!(refused, Err(TopicError::HostPartitions { have: 8, .. })),
+        "{refused:?}"
+    );
 }

@@ -42,6 +42,7 @@ pub async fn a_change_of_a_topic_shows_at_once_and_changes_nothing_else(engine: 
         let change = TopicChange {
             durability,
             settings,
+            ..TopicChange::default()
         };
         let changed = engine.change_topic(&name("orders"), change).await;
         assert_eq!(changed.expect("changed"), expected);

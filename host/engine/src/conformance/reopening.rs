@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, up_to, with_parked};
 use super::{
-    Place, append, at, end, entries, entry, make_partition, make_topic, name, produce, read_all,
-    values,
+    Place, append, at, end, entries, entry, grow, make_partition, make_topic, name, produce,
+    read_all, values,
 };
 use crate::contract::{
     CommitError, Ends, Engine, EntryKind, Lease, ProgressWrite, TopicChange, Transaction,
@@ -249,6 +249,7 @@ where
         let change = TopicChange {
             durability: Some(Durability::Os),
             settings: Some(settings),
+            ..TopicChange::default()
         };
         let changed = engine.change_topic(&name("orders"), change).await;
         let changed = changed.expect("changed");
@@ -264,5 +265,36 @@ where
         assert_eq!(untouched, Ends::default());
     }
     assert_eq!(produce(&*engine, at(&topic, 0), &["on"]).await, Offset(40));
+    engine.close().await;
+}
+
+/// And what was written to them, whether checkpoints were made in between or not; those that were there before are as they were.
+pub async fn partitions_that_were_added_stay<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let mut engine = place.open().await;
+    let topic = make_topic(&*engine, "orders", 1).await;
+    let mut expected: Vec<Vec<String>> = vec![Vec::new()];
+    let mut number = 0;
+    for round in 0..5 {
+        let grown = grow(&*engine, "orders", expected.len() as u32 + round).await;
+        assert_eq!(grown.id, topic.id);
+        expected.resize_with(grown.spec.partitions as usize, Vec::new);
+        for (partition, expected) in expected.iter_mut().enumerate() {
+            for _ in 0..8 {
+                let value = format!("{number} {}", "x".repeat(900));
+                produce(&*engine, at(&grown, partition as u32), &[&value]).await;
+                expected.push(value);
+                number += 1;
+            }
+        }
+        engine = place.reopen(engine).await;
+        assert_eq!(engine.topic(&name("orders")), Some(grown.clone()));
+        for (partition, expected) in expected.iter().enumerate() {
+            let found = values(&*engine, at(&grown, partition as u32)).await;
+            assert_eq!(found, *expected, "partition {partition} in round {round}");
+        }
+    }
     engine.close().await;
 }

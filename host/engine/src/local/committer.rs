@@ -19,8 +19,8 @@ use crate::state::StateWrite;
 
 /// Bytes of transactions that one group takes, unless a single one is larger.
 const GROUP_BYTES_MAX: usize = 4 << 20;
-/// What is alone in its group takes at most so many bytes of the journal.
-const ALONE_BYTES_MAX: usize = 4 << 10;
+/// What is alone in its group takes at most so many bytes of the journal; of topics that are changed together, each.
+pub(super) const ALONE_BYTES_MAX: usize = 4 << 10;
 /// Looks at the empty queue before the thread sleeps, about 20 µs: to be woken costs more than that.
 const IDLE_LOOKS_MAX: u32 = 400;
 
@@ -50,10 +50,9 @@ pub(super) enum Request {
         name: Option<Arc<str>>,
         answer: Answer<ProducerId, CommitError>,
     },
-    ChangeTopic {
-        name: TopicName,
-        change: TopicChange,
-        answer: Answer<Topic, TopicError>,
+    ChangeTopics {
+        changes: Vec<(TopicName, TopicChange)>,
+        answer: Answer<Vec<Topic>, TopicError>,
     },
     Trim {
         partition: TopicPartition,
@@ -72,7 +71,7 @@ impl Request {
             self,
             Self::CreateTopic { .. }
                 | Self::DeleteTopic { .. }
-                | Self::ChangeTopic { .. }
+                | Self::ChangeTopics { .. }
                 | Self::Trim { .. }
                 | Self::InitProducer { .. }
         )
@@ -89,7 +88,13 @@ impl Request {
 
     /// Whether the catalogue grows by it for good.
     fn brings_names(&self) -> bool {
-        matches!(self, Self::CreateTopic { .. } | Self::InitProducer { .. })
+        match self {
+            Self::CreateTopic { .. } | Self::InitProducer { .. } => true,
+            Self::ChangeTopics { changes, .. } => changes
+                .iter()
+                .any(|(_, change)| change.partitions.is_some()),
+            _ => false,
+        }
     }
 
     /// Whether it changes what is not shown by offsets: such a group is made durable before anything of it is applied.
@@ -99,7 +104,7 @@ impl Request {
             Self::Claim { .. } | Self::Stop => false,
             Self::CreateTopic { .. }
             | Self::DeleteTopic { .. }
-            | Self::ChangeTopic { .. }
+            | Self::ChangeTopics { .. }
             | Self::Trim { .. }
             | Self::InitProducer { .. } => true,
         }
@@ -110,10 +115,10 @@ impl Request {
             Self::Commit { bytes, .. } => *bytes,
             Self::Claim { group, .. } => group.len() + OPERATION_OVERHEAD_BYTES,
             // Names and settings, alone in their group.
-            Self::CreateTopic { .. }
-            | Self::DeleteTopic { .. }
-            | Self::ChangeTopic { .. }
-            | Self::InitProducer { .. } => ALONE_BYTES_MAX,
+            Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. } => {
+                ALONE_BYTES_MAX
+            }
+            Self::ChangeTopics { changes, .. } => changes.len() * ALONE_BYTES_MAX,
             Self::Stop => 0,
             Self::Trim { .. } => OPERATION_OVERHEAD_BYTES,
         }
@@ -127,7 +132,7 @@ impl Request {
             Self::CreateTopic { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::DeleteTopic { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::InitProducer { answer, .. } => drop(answer.send(Err(error))),
-            Self::ChangeTopic { answer, .. } => drop(answer.send(Err(error.into()))),
+            Self::ChangeTopics { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::Trim { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::Stop => {}
         }
@@ -151,8 +156,8 @@ pub(super) enum Decided {
         #[expect(dead_code, reason = "held until the answer is given")] OwnedSemaphorePermit,
     ),
     Claim(Answer<Lease, CommitError>, Lease),
-    /// Made, or changed.
     Created(Answer<Topic, TopicError>, Topic),
+    Changed(Answer<Vec<Topic>, TopicError>, Vec<Topic>),
     Deleted(Answer<TopicId, TopicError>, TopicId),
     Producer(Answer<ProducerId, CommitError>, ProducerId),
     Trimmed(Answer<Offset, TrimError>, Offset),
@@ -164,6 +169,7 @@ impl Decided {
             Self::Commit(answer, receipt, _) => drop(answer.send(Ok(receipt))),
             Self::Claim(answer, lease) => drop(answer.send(Ok(lease))),
             Self::Created(answer, topic) => drop(answer.send(Ok(topic))),
+            Self::Changed(answer, topics) => drop(answer.send(Ok(topics))),
             Self::Deleted(answer, id) => drop(answer.send(Ok(id))),
             Self::Producer(answer, id) => drop(answer.send(Ok(id))),
             Self::Trimmed(answer, start) => drop(answer.send(Ok(start))),
@@ -175,6 +181,7 @@ impl Decided {
             Self::Commit(answer, ..) => drop(answer.send(Err(error))),
             Self::Claim(answer, _) => drop(answer.send(Err(error))),
             Self::Created(answer, _) => drop(answer.send(Err(error.into()))),
+            Self::Changed(answer, _) => drop(answer.send(Err(error.into()))),
             Self::Deleted(answer, _) => drop(answer.send(Err(error.into()))),
             Self::Producer(answer, _) => drop(answer.send(Err(error))),
             Self::Trimmed(answer, _) => drop(answer.send(Err(error.into()))),
@@ -521,12 +528,8 @@ fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Deci
             Ok(id) => return Some(Decided::Producer(answer, id)),
             Err(error) => drop(answer.send(Err(error))),
         },
-        Request::ChangeTopic {
-            name,
-            change,
-            answer,
-        } => match state.decide_change(pending, &name, change) {
-            Ok(topic) => return Some(Decided::Created(answer, topic)),
+        Request::ChangeTopics { changes, answer } => match state.decide_change(pending, changes) {
+            Ok(topics) => return Some(Decided::Changed(answer, topics)),
             Err(error) => drop(answer.send(Err(error))),
         },
         Request::Trim {

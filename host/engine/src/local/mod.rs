@@ -65,7 +65,7 @@ use self::backup::Backups;
 use self::care::{Care, Keep};
 use self::cleaner::{Cleaner, Pause};
 use self::codec::{BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES};
-use self::committer::{Answer, Committer, Request};
+use self::committer::{ALONE_BYTES_MAX, Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
 use self::lock::DirLock;
 use self::modules::ModuleFiles;
@@ -442,18 +442,17 @@ impl Engine for LocalEngine {
             .await
     }
 
-    async fn change_topic(
+    async fn change_topics(
         &self,
-        name: &TopicName,
-        change: TopicChange,
-    ) -> Result<Topic, TopicError> {
-        let name = name.clone();
-        self.ask(|answer| Request::ChangeTopic {
-            name,
-            change,
-            answer,
-        })
-        .await
+        changes: Vec<(TopicName, TopicChange)>,
+    ) -> Result<Vec<Topic>, TopicError> {
+        let bytes = changes.len().saturating_mul(ALONE_BYTES_MAX);
+        if bytes > self.transaction_bytes_max {
+            let max = self.transaction_bytes_max;
+            return Err(CommitError::TooLarge { bytes, max }.into());
+        }
+        self.ask(|answer| Request::ChangeTopics { changes, answer })
+            .await
     }
 
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {

@@ -4,6 +4,7 @@
 //! it durable, and applies it. Recovery applies the same operations. A group that could not be written leaves no trace.
 
 mod tables;
+mod topics;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -14,7 +15,6 @@ use bytes::Bytes;
 use millrace_log::partition::Location;
 use millrace_log::partition::encryption::BatchCipher;
 use millrace_log::{Cipher, Disk, PartitionFiles, SealedCache};
-use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
     Durability, Offset, ProducerId, Stamp, Timestamp, Topic, TopicId, TopicName, TopicPartition,
     TopicSpec,
@@ -23,8 +23,7 @@ use millrace_model::{
 use super::codec::Operation;
 use super::tail::{Partition, weight};
 use crate::contract::{
-    Append, CommitError, Ends, EntryKind, EntryWrite, Lease, Receipt, RequestMark, TopicChange,
-    TopicError, TrimError,
+    Append, CommitError, Ends, EntryKind, EntryWrite, Lease, Receipt, RequestMark, TrimError,
 };
 use crate::idempotence::producers::ProducerChanges;
 use crate::idempotence::requests::{Request, WindowChange};
@@ -355,43 +354,6 @@ impl State {
         })
     }
 
-    /// Gives the topic an identity. Must be alone in its group, as a deletion must.
-    pub(super) fn decide_create(
-        &self,
-        pending: &mut Pending,
-        spec: TopicSpec,
-    ) -> Result<Topic, TopicError> {
-        if !(1..=TOPIC_PARTITIONS_MAX).contains(&spec.partitions) {
-            return Err(TopicError::Partitions {
-                asked: spec.partitions,
-                max: TOPIC_PARTITIONS_MAX,
-            });
-        }
-        if self.topics.contains_key(&spec.name) {
-            return Err(TopicError::Exists(spec.name));
-        }
-        let partitions = self.partitions.len();
-        self.room.check_partitions(partitions, spec.partitions)?;
-        let id = self.next_topic;
-        let topic = Topic { id, spec };
-        pending.durable = true;
-        let create = Operation::CreateTopic(topic.clone());
-        pending.operations.push(create);
-        Ok(topic)
-    }
-
-    pub(super) fn decide_delete(
-        &self,
-        pending: &mut Pending,
-        name: &TopicName,
-    ) -> Result<TopicId, TopicError> {
-        let topic = self.topics.get(name);
-        let id = topic.ok_or_else(|| TopicError::Unknown(name.clone()))?.id;
-        pending.durable = true;
-        pending.operations.push(Operation::DeleteTopic(id));
-        Ok(id)
-    }
-
     /// Gives a producer its identity. Must be alone in its group, as a topic that is made.
     pub(super) fn decide_producer(
         &self,
@@ -404,24 +366,6 @@ impl State {
         let give = Operation::Producer { producer, name };
         pending.operations.push(give);
         Ok(producer)
-    }
-
-    /// What the topic is from then on. Must be alone in its group.
-    pub(super) fn decide_change(
-        &self,
-        pending: &mut Pending,
-        name: &TopicName,
-        change: TopicChange,
-    ) -> Result<Topic, TopicError> {
-        let topic = self.topics.get(name);
-        let topic = topic.ok_or_else(|| TopicError::Unknown(name.clone()))?;
-        let changed = change.of(topic);
-        if changed != *topic {
-            pending.durable = true;
-            let change = Operation::ChangeTopic(changed.clone());
-            pending.operations.push(change);
-        }
-        Ok(changed)
     }
 
     /// Where the partition begins then.
@@ -522,29 +466,6 @@ impl State {
         };
     }
 
-    fn apply_create(&mut self, topic: Topic) {
-        self.changed.topics.push(topic.id);
-        for id in topic.partitions() {
-            let partition = self.store.fresh(id, &topic.spec);
-            self.insert_partition(partition);
-        }
-        self.insert_topic(topic);
-    }
-
-    fn apply_change(&mut self, topic: Topic) -> Result<(), Contradiction> {
-        let known = self.topics.get(&topic.spec.name);
-        if known.is_none_or(|known| known.id != topic.id) {
-            return Err("it changes an unknown topic");
-        }
-        self.changed.topics.push(topic.id);
-        for id in topic.partitions() {
-            let partition = self.partitions.get(&id);
-            partition.iter().for_each(|p| p.configure(&topic.spec));
-        }
-        self.insert_topic(topic);
-        Ok(())
-    }
-
     fn apply_trim(&mut self, id: TopicPartition, start: Offset) -> Result<(), Contradiction> {
         let partition = self.partitions.get(&id);
         let partition = partition.ok_or("it trims an unknown partition")?;
@@ -554,26 +475,6 @@ impl State {
         partition.advance_start(start);
         self.changed.trimmed.insert(id);
         Ok(())
-    }
-
-    fn apply_delete(&mut self, id: TopicId) {
-        let Some(topic) = self.topics.values().find(|topic| topic.id == id) else {
-            return;
-        };
-        let topic = topic.clone();
-        let mut partitions = Vec::new();
-        for partition in topic.partitions() {
-            self.groups.remove(&partition);
-            partitions.extend(self.partitions.remove(&partition));
-        }
-        partitions.iter().for_each(|p| p.end_watches());
-        self.topics.remove(&topic.spec.name);
-        self.idempotence.forget_topic(id, topic.partitions());
-        let removed = Removed {
-            topic: id,
-            partitions,
-        };
-        self.changed.removed.push(removed);
     }
 
     /// A topic of the checkpoint, or a new one; its partitions come on their own.

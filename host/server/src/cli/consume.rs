@@ -311,16 +311,18 @@ fn follow(
 ) -> Result<(), Failure> {
     let (sender, answers) = mpsc::sync_channel(ANSWERS_WAITING_MAX);
     let places: Vec<(u64, u64)> = ends.iter().map(|(&p, ends)| (p, ends.begin)).collect();
+    let follows_all = args.partition.is_none();
+    let count = places.len() as u64;
     for places in places.chunks(FETCH_PARTITIONS_MAX) {
+        let is_last = places.last().is_some_and(|(last, _)| *last + 1 == count);
         let follower = Follower {
             topic: args.topic.clone(),
             client: client.clone(),
             skip_damaged: args.skip_damaged,
             places: places.iter().copied().collect(),
+            takes_new: follows_all && is_last,
         };
-        let sender = sender.clone();
-        // Not waited for: whoever waits at the host for a message would keep us from ending.
-        thread::spawn(move || follower.keep_reading(&sender));
+        follower.begin(sender.clone());
     }
     drop(sender);
     for answer in answers {
@@ -336,20 +338,63 @@ fn follow(
 type Answers = mpsc::SyncSender<Result<Vec<Value>, Failure>>;
 
 /// Follows neighbouring partitions over one connection.
+#[derive(Clone)]
 struct Follower {
     topic: TopicName,
     client: Client,
     skip_damaged: bool,
     /// Where it stands in each partition.
     places: BTreeMap<u64, u64>,
+    /// Whether it sees to partitions that the topic is given meanwhile.
+    takes_new: bool,
 }
 
 impl Follower {
+    /// Not waited for: whoever waits at the host for a message would keep us from ending.
+    fn begin(self, to: Answers) {
+        thread::spawn(move || self.keep_reading(&to));
+    }
+
+    /// Partitions that are new are read from their start, by this one as far as it has room, by further ones beyond that.
+    fn take_new(&mut self, count: u64, to: &Answers, next: &mut String) {
+        let known = self
+            .places
+            .last_key_value()
+            .map_or(0, |(&last, _)| last + 1);
+        if !self.takes_new || count <= known {
+            return;
+        }
+        self.places = places(next);
+        let room = FETCH_PARTITIONS_MAX.saturating_sub(self.places.len()) as u64;
+        let own = count.min(known + room);
+        self.places.extend((known..own).map(|new| (new, 0)));
+        *next = self.cursor();
+        let mut begin = own;
+        while begin < count {
+            let end = count.min(begin + FETCH_PARTITIONS_MAX as u64);
+            self.takes_new = false;
+            let further = Self {
+                places: (begin..end).map(|new| (new, 0)).collect(),
+                takes_new: end == count,
+                ..self.clone()
+            };
+            further.begin(to.clone());
+            begin = end;
+        }
+    }
+
     fn keep_reading(mut self, to: &Answers) {
         let mut next = self.cursor();
         loop {
             let answer = match self.client.get(&self.path(&next)) {
-                Ok(answer) => self.took(&answer, &mut next),
+                Ok(answer) => {
+                    let took = self.took(&answer, &mut next);
+                    if took.is_ok() {
+                        let count = answer["partitions"].as_u64().unwrap_or(0);
+                        self.take_new(count, to, &mut next);
+                    }
+                    took
+                }
                 Err(failure) if failure.asks_to_come_back() => {
                     thread::sleep(COME_BACK_PAUSE);
                     continue;
@@ -484,6 +529,33 @@ fn part(message: &Value, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_follower_takes_new_partitions_on_and_reads_them_from_their_start() {
+        let client = Client::new("http://127.0.0.1:1", false, None).unwrap();
+        let (to, _answers) = mpsc::sync_channel(1);
+        let mut follower = Follower {
+            topic: TopicName::parse("orders").unwrap(),
+            client,
+            skip_damaged: false,
+            places: places("0:7,1:9"),
+            takes_new: true,
+        };
+        let mut next = "0:8,1:9".to_owned();
+        follower.take_new(2, &to, &mut next);
+        follower.take_new(0, &to, &mut next);
+        assert_eq!(next, "0:8,1:9", "an older host says nothing of them");
+        follower.take_new(4, &to, &mut next);
+        assert_eq!(next, "0:8,1:9,2:0,3:0");
+        assert!(
+            follower
+                .path(&next)
+                .contains("?partitions=0-3&from=0:8,1:9,2:0,3:0&")
+        );
+        follower.takes_new = false;
+        follower.take_new(9, &to, &mut next);
+        assert_eq!(next, "0:8,1:9,2:0,3:0");
+    }
 
     #[test]
     fn where_to_begin_is_understood_in_every_form() {

@@ -21,7 +21,7 @@ pub(super) enum Verb {
     )]
     Create {
         name: TopicName,
-        /// How many partitions; cannot be changed later
+        /// How many partitions; `topic set` gives it more later, never fewer
         #[arg(long, default_value_t = 1)]
         partitions: u32,
         /// When messages are acknowledged: after fdatasync, in the page cache, or in memory
@@ -41,13 +41,22 @@ pub(super) enum Verb {
     #[command(
         after_help = "Examples:\n  millrace topic set orders --retention 30d\n  \
         millrace topic set orders --retention none --retention-bytes 10GiB\n  \
-        millrace topic set prices --compact=false --durability os"
+        millrace topic set prices --compact=false --durability os\n  \
+        millrace topic set orders --partitions 8\n\n\
+        With more partitions, messages that are there stay where they are. Keys are spread over all partitions from then on, so a\n\
+        key's messages may be in two of them, in order within each only. State of processors does not move."
     )]
     Set {
         name: TopicName,
         /// When messages are acknowledged from now on
         #[arg(long, value_parser = ["durable", "os", "none"])]
         durability: Option<String>,
+        /// How many partitions it has from now on: as many as before, or more
+        #[arg(long, value_name = "COUNT")]
+        partitions: Option<u32>,
+        /// Give it more although it is compacted, or a processor reads it in order or has state in it
+        #[arg(long, requires = "partitions")]
+        accept_moved_keys: bool,
         #[command(flatten)]
         settings: SettingsArgs,
     },
@@ -167,17 +176,24 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         Verb::Set {
             name,
             durability,
+            partitions,
+            accept_moved_keys,
             settings,
         } => {
             let mut body = json!({"settings": settings.given()});
-            if let Some(durability) = durability {
-                body["durability"] = durability.into();
-            } else if body["settings"] == json!({}) {
+            if durability.is_none() && partitions.is_none() && body["settings"] == json!({}) {
                 let failure = Failure::usage("nothing to change was named");
                 return Err(failure.with_hint("name it, such as --retention 7d"));
             }
+            if let Some(durability) = durability {
+                body["durability"] = durability.into();
+            }
+            if let Some(partitions) = partitions {
+                body["partitions"] = partitions.into();
+                body["accept_moved_keys"] = accept_moved_keys.into();
+            }
             let topic = client.send(Method::PATCH, &path(&name), &body)?;
-            out.answer(&topic, |topic| format!("topic {name}: {}", kept(topic)))
+            out.answer(&topic, |topic| changed(&name, topic))
         }
         Verb::Trim {
             name,
@@ -201,6 +217,26 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             out.answer(&gone, |_| format!("topic {name} is deleted"))
         }
     }
+}
+
+/// The topic after a change, in few words; of more partitions, what it means.
+fn changed(name: &TopicName, topic: &Value) -> String {
+    let kept = kept(topic);
+    let Value::Object(grown) = &topic["grown"] else {
+        return format!("topic {name}: {kept}");
+    };
+    let along = items(&grown["along"]).iter().map(cell);
+    let along = along.collect::<Vec<_>>().join(", ");
+    let along = match along.is_empty() {
+        true => String::new(),
+        false => format!("so have {along}\n"),
+    };
+    format!(
+        "topic {name} has {} partitions now, not {}; kept: {kept}\n{along}{}",
+        topic["partitions"],
+        grown["before"],
+        cell(&grown["note"])
+    )
 }
 
 fn path(name: &TopicName) -> String {

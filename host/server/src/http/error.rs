@@ -1,15 +1,16 @@
 //! The one shape of everything that goes wrong: a code for programs, a message for people, and what to do now.
 
+mod topics;
+
 use axum::Json;
 use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use millrace_broker::{
     AdmitError, CallError, DeadLetterError, FetchError, ModuleError, ProcessorError, ProduceError,
-    TopicChangeError, TopicCreateError, TopicDeleteError, TopicTrimError,
 };
-use millrace_engine::{CommitError, Kept, ReadError, RoomFull, TopicError};
-use millrace_model::{NameError, SettingError};
+use millrace_engine::{CommitError, Kept, ReadError, RoomFull};
+use millrace_model::NameError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -308,98 +309,6 @@ impl From<ReadError> for ApiError {
                 )
             }
             ReadError::Io(_) => Self::internal(text),
-        }
-    }
-}
-
-impl From<TopicError> for ApiError {
-    fn from(error: TopicError) -> Self {
-        let text = error.to_string();
-        match error {
-            TopicError::Exists(_) => {
-                let hint = "use it as it is, delete it first, or choose another name";
-                Self::conflict("topic-exists", text, hint)
-            }
-            TopicError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
-            TopicError::Partitions { .. } => {
-                Self::refused("bad-partitions", text, "ask for a number within the bound")
-            }
-            TopicError::HostPartitions { .. } => Self::refused(
-                "partitions-full",
-                text,
-                "delete topics that nobody needs, or start the host with a larger --partitions-max",
-            ),
-            TopicError::Commit(error) => error.into(),
-        }
-    }
-}
-
-impl From<TopicCreateError> for ApiError {
-    fn from(error: TopicCreateError) -> Self {
-        let text = error.to_string();
-        match error {
-            TopicCreateError::Topic(error) => error.into(),
-            TopicCreateError::Reserved { .. } | TopicCreateError::LooksLikeFlag(_) => {
-                Self::refused("reserved-name", text, "choose another name")
-            }
-            TopicCreateError::Setting(error) => error.into(),
-            TopicCreateError::UnknownModule(_) => {
-                Self::unknown("unknown-module", text, LIST_MODULES)
-            }
-            TopicCreateError::WrongInterface { .. } => wrong_interface(text),
-            TopicCreateError::Partitioner(error) => error.into(),
-        }
-    }
-}
-
-impl From<SettingError> for ApiError {
-    fn from(error: SettingError) -> Self {
-        let hint = "choose a value within these bounds, or null for none";
-        Self::refused("bad-setting", error.to_string(), hint)
-    }
-}
-
-impl From<TopicChangeError> for ApiError {
-    fn from(error: TopicChangeError) -> Self {
-        let text = error.to_string();
-        match error {
-            TopicChangeError::Setting(error) => error.into(),
-            TopicChangeError::Compacted { .. } => Self::refused(
-                "owned-topic",
-                text,
-                "bound it with retention_ms or retention_bytes instead",
-            ),
-            TopicChangeError::Topic(error) => error.into(),
-        }
-    }
-}
-
-impl From<TopicTrimError> for ApiError {
-    fn from(error: TopicTrimError) -> Self {
-        let text = error.to_string();
-        match error {
-            TopicTrimError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
-            TopicTrimError::UnknownPartition { .. } => {
-                Self::unknown("unknown-partition", text, SEE_ENDS)
-            }
-            TopicTrimError::PastEnd { .. } => {
-                let hint = "say \"end\" to remove all that is there";
-                Self::refused("offset-past-end", text, hint)
-            }
-            TopicTrimError::Commit(error) => error.into(),
-        }
-    }
-}
-
-impl From<TopicDeleteError> for ApiError {
-    fn from(error: TopicDeleteError) -> Self {
-        let text = error.to_string();
-        match error {
-            TopicDeleteError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
-            TopicDeleteError::InUse { .. } => {
-                Self::conflict("in-use", text, "delete the processors first")
-            }
-            TopicDeleteError::Commit(error) => error.into(),
         }
     }
 }

@@ -15,6 +15,7 @@ use millrace_engine::{Ends, ReadError};
 use millrace_model::unit::check_ms;
 use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicName};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use utoipa::ToSchema;
 
 use super::answers::{Room, worst};
@@ -104,7 +105,9 @@ pub(super) async fn fetch(
     let begin = query.begin(app.clock.wall())?;
     let from = app.begin(begin, &topic, partition).await?;
     let places = std::iter::once((partition, from));
-    app.awaited(&topic, places, query.wait(), &line).await?;
+    let growths = app.broker.growths();
+    app.awaited(&topic, places, query.wait(), &line, growths)
+        .await?;
     let request = FetchRequest {
         topic: topic.spec.name,
         partition,
@@ -251,13 +254,15 @@ impl App {
     }
 
     /// Waits for messages in any of these places without reading them, so that no room is held. A host that stops keeps nobody waiting,
-    /// and a caller who sends no more is not kept, either: most have gone.
+    /// and a caller who sends no more is not kept, either: most have gone. Nor does anybody wait on while topics are given more partitions,
+    /// of which it does not know.
     pub(super) async fn awaited(
         &self,
         topic: &Topic,
         places: impl Iterator<Item = (PartitionId, Offset)> + Clone,
         wait: Duration,
         line: &Line,
+        mut growths: watch::Receiver<u64>,
     ) -> Result<(), ApiError> {
         let nothing_yet = |(partition, from): (PartitionId, Offset)| {
             self.broker
@@ -287,6 +292,7 @@ impl App {
             waited = waits.next() => waited.transpose().map(drop)?,
             () = self.stopping.cancelled() => {}
             () = line.gone().cancelled() => {}
+            _ = growths.changed() => {}
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ pub(super) struct FetchAllQuery {
     from: Option<String>,
     /// The same as `from=timestamp:…`, as a date and time: `2026-11-21T10:00:00Z`.
     from_time: Option<String>,
-    /// Only these partitions: `FIRST-LAST`, or one number. A topic of more than 2,000 is read in several requests.
+    /// Only these partitions: `FIRST-LAST`, or one number. Without it, partitions that the topic is given later are read, too. A topic of more than 2,000 is read in several requests.
     partitions: Option<String>,
     /// Messages at the most.
     #[param(default = 100)]
@@ -65,6 +65,7 @@ impl Default for FetchAllQuery {
 struct FetchAllBody<'a> {
     messages: Vec<MessageOut<'a>>,
     next: String,
+    partitions: u32,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     problems: Vec<Problem>,
 }
@@ -79,6 +80,8 @@ pub(super) struct FetchAllSchema {
     /// Where to read on: give it as `from`.
     #[schema(example = "0:17,1:5")]
     next: String,
+    /// How many partitions the topic has, whichever were asked for.
+    partitions: u32,
     /// Partitions that cannot be read where the reader stands. If nothing else can be read, the answer is the first of these errors.
     problems: Option<Vec<Problem>>,
 }
@@ -95,7 +98,8 @@ pub(super) struct Problem {
     next: Option<u64>,
 }
 
-/// Reads messages of all partitions; with `wait_ms`, waits for the next ones of any.
+/// Reads messages of all partitions; with `wait_ms`, waits for the next ones of any. If the topic is given more partitions meanwhile, the
+/// answer comes at once, so that the next request reads them, too.
 #[utoipa::path(get, path = "/v1/topics/{topic}/messages", tag = "messages",
     params(("topic" = String, Path,), FetchAllQuery),
     responses(
@@ -112,12 +116,14 @@ pub(super) async fn fetch_all(
     InQuery(query): InQuery<FetchAllQuery>,
     Extension(line): Extension<Arc<Line>>,
 ) -> Result<Response, ApiError> {
+    // First of all: partitions that are added after this wake whoever waits.
+    let growths = app.broker.growths();
     let topic = app.known_topic(&topic)?;
     let mut reader = app.reader(&query, &topic).await?;
     let wait = Duration::from_millis(query.wait_ms.min(FETCH_WAIT_MS_MAX));
     if reader.problems.is_empty() {
         let places = reader.places.iter().map(|(&p, &from)| (p, from));
-        app.awaited(&topic, places, wait, &line).await?;
+        app.awaited(&topic, places, wait, &line, growths).await?;
     }
     let bytes_max = query.max_bytes.clamp(1, FETCH_BYTES_MAX);
     let messages_max = query.max.clamp(1, FETCH_MESSAGES_MAX);
@@ -140,6 +146,9 @@ pub(super) async fn fetch_all(
         let (partition, error) = reader.problems.swap_remove(0);
         return Err(error.of_partition(partition.0));
     }
+    // It may have been given more meanwhile.
+    let count = app.broker.topic(&topic.spec.name);
+    let count = count.map_or(0, |now| now.spec.partitions);
     let body = FetchAllBody {
         messages: found
             .messages
@@ -147,6 +156,7 @@ pub(super) async fn fetch_all(
             .map(|(partition, fetched)| MessageOut::of(*partition, fetched))
             .collect(),
         next: cursor(&reader.places),
+        partitions: count.max(topic.spec.partitions),
         problems: reader.problems.into_iter().map(problem).collect(),
     };
     let answer =

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use millrace_broker::{Before, TopicPatch};
+use millrace_broker::{Before, ChangedTopic, Growth, TopicPatch};
 use millrace_model::{Durability, Offset, PartitionId, SettingsPatch, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -27,25 +27,81 @@ pub(super) struct TopicChangeBody {
     #[serde(default)]
     #[schema(value_type = Option<TopicSettingsSchema>)]
     settings: SettingsPatch,
+    /// How many partitions the topic has from now on: as many as before, or more, never fewer. Messages that are there stay where they
+    /// are; keys are spread over all partitions from now on, so that a key's messages may be in two of them.
+    #[serde(default)]
+    #[schema(example = 8)]
+    partitions: Option<u32>,
+    /// More partitions, although the topic is compacted, or a processor reads it in order or has state in it. Without this such a change
+    /// is refused, and the error says what depends on it.
+    #[serde(default)]
+    #[schema(default = false)]
+    accept_moved_keys: bool,
 }
 
-/// Changes what may be changed about a topic, at once, whoever uses it meanwhile.
+/// A topic as it is after a change.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChangedTopicBody {
+    #[serde(flatten)]
+    topic: TopicBody,
+    /// What came of more partitions; absent if there are as many as before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grown: Option<GrownBody>,
+}
+
+/// A topic has more partitions.
+#[derive(Serialize, ToSchema)]
+pub(super) struct GrownBody {
+    /// How many it had.
+    before: u32,
+    /// Topics that processors keep for themselves beside it, and that have as many now.
+    #[schema(value_type = Vec<String>)]
+    along: Vec<TopicName>,
+    /// What it means for messages and keys, and for whom.
+    note: String,
+}
+
+const MOVED_KEYS: &str = "Messages that are there stay where they are. Keys are spread over all partitions from now on, so a key's messages may be in \
+     two partitions, and are in order within each only.";
+
+impl From<ChangedTopic> for ChangedTopicBody {
+    fn from(changed: ChangedTopic) -> Self {
+        let note = |growth: &Growth| {
+            let uses = growth.uses.iter().map(|of| format!(" {of}."));
+            format!("{MOVED_KEYS}{}", uses.collect::<String>())
+        };
+        Self {
+            topic: changed.topic.into(),
+            grown: changed.grown.map(|growth| GrownBody {
+                note: note(&growth),
+                before: growth.before,
+                along: growth.along,
+            }),
+        }
+    }
+}
+
+/// Changes what may be changed about a topic, at once, whoever uses it meanwhile. More partitions are used by producers, processors and
+/// readers from then on, without a restart of any.
 #[utoipa::path(patch, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path,)),
     request_body = TopicChangeBody, responses(
-    (status = 200, body = TopicBody, description = "As it is now"),
+    (status = 200, body = ChangedTopicBody, description = "As it is now"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 422, body = ErrorBody, description = "A setting outside its bounds"),
+    (status = 409, body = ErrorBody, description = "More partitions, and something depends on it where the messages of a key are"),
+    (status = 422, body = ErrorBody, description = "A setting outside its bounds, fewer partitions, or more than there may be"),
 ))]
 pub(super) async fn change(
     State(app): Shared,
     InPath(name): InPath<TopicName>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<TopicBody>, ApiError> {
+) -> Result<Json<ChangedTopicBody>, ApiError> {
     let body: TopicChangeBody = app.take_json(&headers, body).await?;
     let patch = TopicPatch {
         durability: body.durability,
+        partitions: body.partitions,
+        accept_moved_keys: body.accept_moved_keys,
         settings: body.settings,
     };
     let change = async move { Ok(app.broker.change_topic(&name, patch).await?) };

@@ -28,7 +28,7 @@ pub(super) struct NewTopicBody {
     /// 1 to 249 letters, digits, '.', '_', '-'.
     #[schema(value_type = String)]
     name: TopicName,
-    /// At least one; cannot be changed later.
+    /// At least one. A topic can be given more later, never fewer.
     #[serde(default = "one")]
     #[schema(default = 1)]
     partitions: u32,

@@ -7,6 +7,7 @@ mod dead_letters;
 mod deploying;
 mod doctor;
 mod formats;
+mod growth;
 mod http;
 mod idempotency;
 mod lifetime;

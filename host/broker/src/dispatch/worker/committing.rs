@@ -1,6 +1,6 @@
 //! What of a decision goes into the transaction: outputs, packed as their topics want it, and dead letters.
 
-use millrace_engine::{Append, CommitError};
+use millrace_engine::Append;
 use millrace_model::{Compression, PartitionId, RecordBatch, Topic, TopicPartition};
 
 use super::Worker;
@@ -24,11 +24,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn appends(
-        &self,
-        live: &Live,
-        effects: &mut Effects,
-    ) -> Result<Vec<Append>, CommitError> {
+    pub(super) fn appends(&self, live: &Live, effects: &mut Effects) -> Vec<Append> {
         let topics = &live.outputs.topics;
         let outputs = effects.outputs.drain(..).map(|(topic, partition, batch)| {
             append(&topics[topic as usize].topic, PartitionId(partition), batch)
@@ -41,17 +37,12 @@ impl Worker {
     }
 }
 
-/// Never leaves a batch out: what has nowhere to go fails the commit.
-fn append(
-    topic: &Topic,
-    partition: PartitionId,
-    batch: RecordBatch,
-) -> Result<Append, CommitError> {
-    let place = TopicPartition {
+/// Whether the topic has the partition, the engine knows: it may have been given more since the revision was loaded. What has nowhere to
+/// go fails the commit.
+fn append(topic: &Topic, partition: PartitionId, batch: RecordBatch) -> Append {
+    let partition = TopicPartition {
         topic: topic.id,
         partition,
     };
-    let partition = topic.partition(partition);
-    let partition = partition.ok_or(CommitError::UnknownPartition(place))?;
-    Ok(Append { partition, batch })
+    Append { partition, batch }
 }

@@ -126,7 +126,7 @@ impl Worker {
         let mut state = delayed.take_writes();
         state.extend(effects.state.take());
         let transaction = Transaction {
-            appends: self.appends(live, effects)?,
+            appends: self.appends(live, effects),
             progress: Some(ProgressWrite {
                 lease: self.lease.clone(),
                 progress: effects.progress.clone(),

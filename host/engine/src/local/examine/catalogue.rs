@@ -111,11 +111,16 @@ impl Catalogue {
                     return Err(format!("it trims {name} beyond its end, to {start}"));
                 }
             }
-            Operation::ChangeTopic(topic) if !self.topics.contains_key(&topic.id) => {
-                return Err(format!("it changes topic {}, which is not known", topic.id));
+            Operation::ChangeTopic(topic) => {
+                let known = self.topics.get_mut(&topic.id);
+                let known = known
+                    .ok_or_else(|| format!("it changes topic {}, which is not known", topic.id))?;
+                if known.partitions > topic.spec.partitions {
+                    return Err(format!("it takes partitions from topic {}", topic.id));
+                }
+                *known = Known::of(topic);
             }
-            Operation::ChangeTopic(_)
-            | Operation::Entry { .. }
+            Operation::Entry { .. }
             | Operation::Progress { .. }
             | Operation::Claim { .. }
             | Operation::Moment(_)

@@ -161,6 +161,46 @@ async fn a_copy_is_of_one_instant_after_it_was_asked_for_while_commits_go_on() {
     engine.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_of_before_and_after_a_topic_grew_are_each_of_their_time() {
+    let place = Place::new();
+    let engine = open_real(&place.at("data"), small()).await.unwrap();
+    let topic = topic(&engine, "orders", Durability::Durable).await;
+    for partition in 0..3 {
+        produce(&engine, at(&topic, partition), "before")
+            .await
+            .unwrap();
+    }
+    back_up(&engine, &place.at("backup")).await;
+    place.restored("backup", "earlier");
+    let grown = grow(&engine, "orders", 6).await;
+    for partition in 0..6 {
+        let value = "x".repeat(3_000);
+        produce(&engine, at(&grown, partition), &value)
+            .await
+            .unwrap();
+    }
+    // Into the same directory: what is there already is not sent again.
+    back_up(&engine, &place.at("backup")).await;
+    assert_eq!(place.verified("backup").flaws, []);
+    let restored = place.restored("backup", "later");
+    assert_eq!(restored.topics, [("orders".to_owned(), 6)]);
+    engine.close().await;
+    for (dir, partitions, messages) in [("earlier", 3, [1, 1]), ("later", 6, [2, 1])] {
+        let copy = open_real(&place.at(dir), small()).await.expect("it opens");
+        let known = copy.topic(&grown.spec.name).unwrap();
+        assert_eq!(known.spec.partitions, partitions, "{dir}");
+        for id in known.partitions() {
+            let expected = messages[usize::from(id.partition.0 > 2)];
+            assert_eq!(values(&copy, id).await.len(), expected, "{dir}: {id}");
+        }
+        // And it can grow from there.
+        let more = grow(&copy, "orders", 7).await;
+        produce(&copy, at(&more, 6), "more").await.expect("taken");
+        copy.close().await;
+    }
+}
+
 /// Room for large values, of which few make much.
 fn large() -> LocalOptions {
     LocalOptions {

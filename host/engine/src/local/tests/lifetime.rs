@@ -27,8 +27,8 @@ async fn open_at(disk: &SimDisk, dir: &Path, clock: &Arc<ManualClock>) -> Arc<Lo
 pub(super) async fn set(engine: &LocalEngine, settings: TopicSettings) {
     let name = TopicName::parse("orders").unwrap();
     let change = TopicChange {
-        durability: None,
         settings: Some(settings),
+        ..TopicChange::default()
     };
     engine.change_topic(&name, change).await.expect("changed");
 }

@@ -262,6 +262,44 @@ async fn a_lost_checkpoint_is_said_to_be_lost_and_is_built_again_with_every_mess
     }
 }
 
+/// The growth stands in the journal, or in the copy of the names, or in both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_were_added_are_found_by_the_doctor_and_by_a_repair_without_the_checkpoint()
+{
+    for is_closed in [false, true] {
+        let (dir, orders) = killed().await;
+        let engine = open_real(dir.path(), noting()).await.unwrap();
+        let grown = grow(&engine, "orders", 5).await;
+        let added = at(&grown, 4);
+        for number in 0..4 {
+            let value = format!("{number} {}", "v".repeat(3_000));
+            produce(&engine, added, &value).await.unwrap();
+        }
+        if is_closed {
+            engine.close().await;
+        } else {
+            let durable = engine.shared.journal.lock().durable().0;
+            eventually(async || {
+                let known = evidence::read(&RealDisk, dir.path()).unwrap();
+                known.is_some_and(|known| known.durable == durable)
+            })
+            .await;
+        }
+        drop(engine);
+        let owned = dir.path().to_owned();
+        let examining = move || examine(&owned, &mut |_| {}).unwrap();
+        let report = tokio::task::spawn_blocking(examining).await.unwrap();
+        assert!(report.worst() < Severity::Damage, "{report:?}");
+        let said = format!("{report:?}");
+        assert!(said.contains("of 5 partitions"), "{said}");
+
+        fs::remove_file(dir.path().join("checkpoint.sqlite")).unwrap();
+        repaired(dir.path()).await;
+        assert_eq!(count(dir.path(), added).await, 4);
+        assert_eq!(count(dir.path(), orders).await, 10);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_that_are_not_the_hosts_are_moved_aside_and_a_running_host_is_not_repaired() {
     let (dir, orders) = killed().await;

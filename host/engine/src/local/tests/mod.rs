@@ -33,7 +33,7 @@ use millrace_model::{
 use sha2::{Digest as _, Sha256};
 
 use super::{LocalEngine, LocalOptions, OpenError};
-use crate::{Append, CommitError, Engine, Receipt, Transaction};
+use crate::{Append, CommitError, Engine, Receipt, TopicChange, Transaction};
 
 /// Everything small: files roll, memory fills, checkpoints are frequent.
 fn small() -> LocalOptions {
@@ -76,6 +76,17 @@ fn spec(name: &str, partitions: u32, durability: Durability) -> TopicSpec {
 async fn topic(engine: &LocalEngine, name: &str, durability: Durability) -> Topic {
     let made = engine.create_topic(spec(name, 3, durability)).await;
     made.expect("the topic is made")
+}
+
+/// The topic has so many partitions from then on.
+async fn grow(engine: &LocalEngine, name: &str, partitions: u32) -> Topic {
+    let change = TopicChange {
+        partitions: Some(partitions),
+        ..TopicChange::default()
+    };
+    let name = TopicName::parse(name).unwrap();
+    let grown = engine.change_topic(&name, change).await;
+    grown.expect("it grows")
 }
 
 fn at(topic: &Topic, partition: u32) -> TopicPartition {

@@ -30,6 +30,38 @@ async fn everything_acknowledged_is_there_after_the_process_ended_without_closin
     }
 }
 
+/// Files of new partitions that no checkpoint knows yet are written again from the journal, whatever a run before left of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_were_added_are_there_after_the_process_ended_without_closing() {
+    for durability in [Durability::None, Durability::Durable] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = open_real(dir.path(), small()).await.unwrap();
+        let mut grown = topic(&engine, "orders", durability).await;
+        let mut expected: Vec<Vec<String>> = vec![Vec::new(); 3];
+        for round in 0..6 {
+            grown = grow(&engine, "orders", grown.spec.partitions + round % 3).await;
+            expected.resize_with(grown.spec.partitions as usize, Vec::new);
+            // Segments roll, the journal's files as well, and some rounds end before a checkpoint.
+            for number in 0..20 + 40 * (round % 2) {
+                for (partition, expected) in expected.iter_mut().enumerate() {
+                    let value = format!("{round} {number} {}", "v".repeat(number as usize * 9));
+                    let at = at(&grown, partition as u32);
+                    produce(&engine, at, &value).await.unwrap();
+                    expected.push(value);
+                }
+            }
+            drop(engine);
+            engine = open_real(dir.path(), small()).await.unwrap();
+            let known = engine.topic(&grown.spec.name);
+            assert_eq!(known.as_ref(), Some(&grown), "round {round}");
+            for (partition, expected) in expected.iter().enumerate() {
+                let found = values(&engine, at(&grown, partition as u32)).await;
+                assert_eq!(found, *expected, "partition {partition}, round {round}");
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_after_a_restart_knows_of_what_was_replayed() {
     let dir = tempfile::tempdir().unwrap();

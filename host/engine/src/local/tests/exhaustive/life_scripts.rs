@@ -21,6 +21,7 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
         ("compaction of tombstones", tombstones()),
         ("deleted keys of a quiet topic", deleted_keys()),
         ("a topic deleted and made again", made_again()),
+        ("topics that are given more partitions", grown()),
     ]
 }
 
@@ -49,6 +50,7 @@ pub(super) fn random_change(random: &mut fastrand::Rng, topic: &'static str) -> 
         TopicChange {
             durability,
             settings: random.bool().then_some(settings),
+            partitions: None,
         },
     )
 }
@@ -57,12 +59,23 @@ fn set(topic: &'static str, change: impl FnOnce(&mut TopicSettings)) -> Step {
     let mut settings = TopicSettings::default();
     change(&mut settings);
     let settings = Some(settings);
-    let durability = None;
     Step::Change(
         topic,
         TopicChange {
-            durability,
             settings,
+            ..TopicChange::default()
+        },
+    )
+}
+
+/// The topic has so many partitions from then on.
+pub(super) fn grow(topic: &'static str, partitions: u32) -> Step {
+    let partitions = Some(partitions);
+    Step::Change(
+        topic,
+        TopicChange {
+            partitions,
+            ..TopicChange::default()
         },
     )
 }
@@ -345,7 +358,7 @@ fn made_again() -> Vec<Step> {
         script.push(Step::Trim(("t", 0), 1));
         let change = TopicChange {
             durability: Some(Os),
-            settings: None,
+            ..TopicChange::default()
         };
         script.push(Step::Change("t", change));
         script.push(to("t", 0, 100));
@@ -357,6 +370,48 @@ fn made_again() -> Vec<Step> {
     script.push(Step::Create("t", 1, Durable));
     script.push(Step::Send(first, ("t", 0), false));
     script.push(request("t", 1, 20));
+    script
+}
+
+/// New partitions are written, worked in and rolled at once, before and after checkpoints; those that were there go on where they were.
+fn grown() -> Vec<Step> {
+    let [first, _] = PRODUCERS;
+    let mut script = vec![
+        Step::Create("d", 1, Durable),
+        Step::Create("o", 2, Os),
+        Step::Producer(Some(first)),
+        to("d", 0, 300),
+        to("o", 1, 1_200),
+        Step::Send(first, ("d", 0), false),
+        request("d", 1, 300),
+    ];
+    for n in 0..4 {
+        script.push(grow("d", 2 + n));
+        script.push(grow("o", 3 + 2 * n));
+        script.push(Step::Append(
+            vec![("d", 1 + n), ("o", 1 + 2 * n), ("d", 0), ("o", 2 + 2 * n)],
+            1_300,
+        ));
+        if n % 2 == 0 {
+            script.push(Step::Flush);
+        }
+        script.push(to("o", 2 + 2 * n, 3_000));
+        script.push(Step::Claim(GROUPS[0], "d", 1 + n));
+        script.push(Step::Work(GROUPS[0], ("d", 1 + n), ("o", 0)));
+        script.push(Step::Send(first, ("d", 1 + n), false));
+        script.push(Step::Send(first, ("d", 1 + n), true));
+        script.push(request("d", 1, 300));
+        script.push(match n {
+            0 => Step::Restart,
+            1 => Step::Checkpoint,
+            2 => Step::Reopen,
+            _ => Step::Trim(("o", 2 + 2 * n), 1),
+        });
+    }
+    script.push(Step::Delete("o"));
+    script.push(Step::Create("o", 1, Durable));
+    script.push(grow("o", 3));
+    script.push(to("o", 2, 20));
     script
 }
 
@@ -382,6 +437,8 @@ pub(super) fn faulty() -> Vec<Step> {
         Step::Restart,
         request("d", 1, 30),
         Step::Send(first, ("d", 0), true),
+        grow("d", 2),
+        Step::Keyed(("d", 1), vec![(1, Some(900))]),
         set("d", |settings| settings.retention_bytes = Some(1)),
         to("d", 0, 3_900),
         Step::Checkpoint,

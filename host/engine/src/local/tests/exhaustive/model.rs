@@ -262,6 +262,9 @@ impl Dump {
             Step::Send(name, to, again) => after.send(number, name, *to, *again),
             Step::Change(name, change) => {
                 let changed = change.clone().of(self.topic(name));
+                for partition in changed.partitions() {
+                    after.logs.entry(partition).or_default();
+                }
                 after.topics.insert((*name).to_owned(), changed);
             }
             Step::Trim(place, count) => {

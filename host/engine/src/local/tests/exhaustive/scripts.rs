@@ -220,7 +220,7 @@ pub(super) fn random(seed: u64) -> Vec<Step> {
             let (name, partitions) = there[random.usize(..there.len())];
             (name, random.u32(..partitions))
         };
-        let choice = if there.is_empty() { 0 } else { random.u8(..36) };
+        let choice = if there.is_empty() { 0 } else { random.u8(..37) };
         script.push(match (choice, absent) {
             (0 | 1, Some(name)) => {
                 let partitions = random.u32(1..=3);
@@ -287,6 +287,12 @@ pub(super) fn random(seed: u64) -> Vec<Step> {
                 Step::Write(GROUPS[0], pick(&mut random, &there), writes)
             }
             (35, _) => Step::Renew(GROUPS[random.usize(..2)], pick(&mut random, &there).0),
+            (36, _) => {
+                let which = random.usize(..there.len());
+                let (name, partitions) = &mut there[which];
+                *partitions += random.u32(1..=2);
+                life_scripts::grow(name, *partitions)
+            }
             (24, _) => Step::Wait(random.u64(..30 * life_scripts::HOUR_MS)),
             _ => {
                 let to = (0..random.usize(1..4))

@@ -1,0 +1,326 @@
+//! What a handler said, as its author thinks of it: outcomes, outputs, changes of state. Made by a run, or written down in a test as
+//! what is expected.
+
+use std::time::Duration;
+
+use super::text::Text;
+
+/// What was said of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// Done, and nothing is sent on: the message is dropped.
+    Acked,
+    /// Done, and these are sent on.
+    Sent(Vec<Sent>),
+    /// Not now.
+    Retried {
+        /// Try again after so long; `None` leaves it to the processor's policy.
+        after: Option<Duration>,
+        /// The short word that failures are grouped by.
+        class: String,
+        /// The text for people.
+        reason: String,
+    },
+    /// Never: a dead letter.
+    Rejected {
+        /// The short word that failures are grouped by.
+        class: String,
+        /// The text for people.
+        reason: String,
+    },
+}
+
+impl Said {
+    /// Try again when the policy says.
+    #[must_use]
+    pub fn retried(class: &str, reason: &str) -> Self {
+        Self::Retried {
+            after: None,
+            class: class.to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// Try again after so long.
+    #[must_use]
+    pub fn retried_after(after: Duration, class: &str, reason: &str) -> Self {
+        Self::Retried {
+            after: Some(after),
+            class: class.to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// A dead letter.
+    #[must_use]
+    pub fn rejected(class: &str, reason: &str) -> Self {
+        Self::Rejected {
+            class: class.to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// What is sent on.
+    #[must_use]
+    pub fn outputs(&self) -> &[Sent] {
+        match self {
+            Self::Sent(outputs) => outputs,
+            _ => &[],
+        }
+    }
+
+    /// The short word of a failure; `None` if it is none.
+    #[must_use]
+    pub fn class(&self) -> Option<&str> {
+        match self {
+            Self::Retried { class, .. } | Self::Rejected { class, .. } => Some(class),
+            Self::Acked | Self::Sent(_) => None,
+        }
+    }
+
+    /// The text of a failure; `None` if it is none.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Retried { reason, .. } | Self::Rejected { reason, .. } => Some(reason),
+            Self::Acked | Self::Sent(_) => None,
+        }
+    }
+
+    /// Whether the message was retried or rejected.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Self::Retried { .. } | Self::Rejected { .. })
+    }
+}
+
+/// An output as a message: with all that it keeps of the message that it was made from.
+///
+/// ```
+/// use millrace_guest::testing::{Sent, Tester};
+/// use millrace_guest::{Outcome, Sample};
+///
+/// let mut tester = Tester::new(|message| {
+///     Outcome::Emit(message.output().topic("late").deliver_at(message.timestamp() + 1_000))
+/// });
+/// let run = tester.run(Sample::new("in").message("k", "v").header("from", "shop"));
+/// let sent = run.output();
+/// assert_eq!((sent.key(), sent.value()), (Some("k"), Some("v")));
+/// assert_eq!(sent.header("from"), Some("shop"));
+/// let expected = Sent::new("k", "v").with_header("from", "shop").to("late");
+/// assert_eq!(*sent, expected.delivered_at(1_700_000_001_000));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    pub(super) topic: Option<String>,
+    pub(super) partition: Option<u32>,
+    pub(super) key: Option<Text>,
+    pub(super) value: Option<Text>,
+    pub(super) headers: Vec<(Text, Option<Text>)>,
+    pub(super) timestamp: Option<u64>,
+    pub(super) deliver_at: Option<u64>,
+}
+
+impl Sent {
+    /// With key and value, to the processor's default output, and without headers.
+    #[must_use]
+    pub fn new(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
+        Self::nullable(Some(key.as_ref()), Some(value.as_ref()))
+    }
+
+    /// The same, which may lack a key or a value.
+    #[must_use]
+    pub fn nullable(key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
+        Self {
+            key: key.map(Text::from),
+            value: value.map(Text::from),
+            ..Self::default()
+        }
+    }
+
+    /// To this topic.
+    #[must_use]
+    pub fn to(mut self, topic: &str) -> Self {
+        self.topic = Some(topic.to_owned());
+        self
+    }
+
+    /// To this partition of it.
+    #[must_use]
+    pub fn in_partition(mut self, partition: u32) -> Self {
+        self.partition = Some(partition);
+        self
+    }
+
+    /// With one more header.
+    #[must_use]
+    pub fn with_header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        let value = Text::from(value.as_ref());
+        self.headers.push((name.as_bytes().into(), Some(value)));
+        self
+    }
+
+    /// With this timestamp, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn with_timestamp(mut self, ms: u64) -> Self {
+        self.timestamp = Some(ms);
+        self
+    }
+
+    /// Delivered at this time, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn delivered_at(mut self, ms: u64) -> Self {
+        self.deliver_at = Some(ms);
+        self
+    }
+
+    /// The topic that it names; `None` is the processor's default output.
+    #[must_use]
+    pub fn topic(&self) -> Option<&str> {
+        self.topic.as_deref()
+    }
+
+    /// The partition that it names; `None` leaves it to the topic's partitioner.
+    #[must_use]
+    pub fn partition(&self) -> Option<u32> {
+        self.partition
+    }
+
+    /// The key as text. Panics if it is none; see [`key_bytes`](Self::key_bytes).
+    #[must_use]
+    #[track_caller]
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_ref().map(Text::text)
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key_bytes(&self) -> Option<&[u8]> {
+        self.key.as_ref().map(Text::bytes)
+    }
+
+    /// The value as text. Panics if it is none; see [`value_bytes`](Self::value_bytes).
+    #[must_use]
+    #[track_caller]
+    pub fn value(&self) -> Option<&str> {
+        self.value.as_ref().map(Text::text)
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn value_bytes(&self) -> Option<&[u8]> {
+        self.value.as_ref().map(Text::bytes)
+    }
+
+    /// The value of the last header of that name, as text; `None` if there is none, or it is null.
+    #[must_use]
+    #[track_caller]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut named = self.headers.iter().rev();
+        let (_, value) = named.find(|(found, _)| found == name)?;
+        value.as_ref().map(Text::text)
+    }
+
+    /// Names and values of its headers, in order.
+    #[must_use]
+    pub fn headers(&self) -> &[(Text, Option<Text>)] {
+        &self.headers
+    }
+
+    /// The timestamp that it was given; `None` keeps the message's, or is the time of delivery.
+    #[must_use]
+    pub fn timestamp(&self) -> Option<u64> {
+        self.timestamp
+    }
+
+    /// When it is delivered, in milliseconds since the Unix epoch; `None` is at once.
+    #[must_use]
+    pub fn deliver_at(&self) -> Option<u64> {
+        self.deliver_at
+    }
+}
+
+impl PartialEq<Sent> for &Sent {
+    fn eq(&self, other: &Sent) -> bool {
+        **self == *other
+    }
+}
+
+/// A key of state that is other than before. It equals a pair of key and value, as text or number, if it was not said to end.
+///
+/// ```
+/// use millrace_guest::testing::{Change, Tester};
+/// use millrace_guest::{Outcome, Sample, state};
+///
+/// let mut tester = Tester::new(|message| {
+///     let _ = state::add(message, b"count", 2);
+///     let _ = state::set_for(message, b"seen", b"yes", 60_000);
+///     state::delete(message, b"old");
+///     Outcome::Ack
+/// })
+/// .with_state("old", "value");
+/// let run = tester.run(Sample::new("in").message("k", "v"));
+/// let expected = [
+///     Change::number("count", 2),
+///     Change::removed("old"),
+///     Change::set("seen", "yes").ending_after_ms(60_000),
+/// ];
+/// assert_eq!(run.changes(), expected);
+/// assert_eq!(run.changes()[0], ("count", 2));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Which key.
+    pub key: Text,
+    /// Its value now; `None` if it was removed.
+    pub value: Option<Text>,
+    /// After how many milliseconds it ends; `None` is never.
+    pub ttl_ms: Option<u64>,
+}
+
+impl Change {
+    /// A key that has this value now.
+    #[must_use]
+    pub fn set(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
+        Self {
+            key: key.as_ref().into(),
+            value: Some(value.as_ref().into()),
+            ttl_ms: None,
+        }
+    }
+
+    /// A key that has this number now.
+    #[must_use]
+    pub fn number(key: impl AsRef<[u8]>, number: i64) -> Self {
+        Self::set(key, number.to_le_bytes())
+    }
+
+    /// A key that is gone.
+    #[must_use]
+    pub fn removed(key: impl AsRef<[u8]>) -> Self {
+        Self {
+            key: key.as_ref().into(),
+            value: None,
+            ttl_ms: None,
+        }
+    }
+
+    /// The same, which ends by itself after so many milliseconds.
+    #[must_use]
+    pub fn ending_after_ms(mut self, ttl_ms: u64) -> Self {
+        self.ttl_ms = Some(ttl_ms);
+        self
+    }
+}
+
+impl PartialEq<(&str, &str)> for Change {
+    fn eq(&self, (key, value): &(&str, &str)) -> bool {
+        *self == Self::set(key, value)
+    }
+}
+
+impl PartialEq<(&str, i64)> for Change {
+    fn eq(&self, (key, number): &(&str, i64)) -> bool {
+        *self == Self::number(key, *number)
+    }
+}

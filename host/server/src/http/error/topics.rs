@@ -1,0 +1,112 @@
+//! What is said of topics that were not made, changed, trimmed or deleted.
+
+use millrace_broker::{TopicChangeError, TopicCreateError, TopicDeleteError, TopicTrimError};
+use millrace_engine::TopicError;
+use millrace_model::SettingError;
+
+use super::{ApiError, LIST_MODULES, LIST_TOPICS, SEE_ENDS, wrong_interface};
+
+const KEYS_MOVE: &str = "if that may be so, ask again with \"accept_moved_keys\": true (millrace topic set --accept-moved-keys), at best when the \
+     processors have read everything; or make another topic with as many partitions, and let a processor send the messages on to it";
+
+impl From<TopicError> for ApiError {
+    fn from(error: TopicError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicError::Exists(_) => {
+                let hint = "use it as it is, change it (PATCH /v1/topics/{topic}, millrace topic set), delete it first, or choose another name";
+                Self::conflict("topic-exists", text, hint)
+            }
+            TopicError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
+            TopicError::Partitions { .. } => {
+                Self::refused("bad-partitions", text, "ask for a number within the bound")
+            }
+            TopicError::FewerPartitions { .. } => {
+                let hint =
+                    "make another topic with fewer, and let a processor send the messages on to it";
+                Self::refused("fewer-partitions", text, hint)
+            }
+            TopicError::HostPartitions { .. } => Self::refused(
+                "partitions-full",
+                text,
+                "delete topics that nobody needs, or start the host with a larger --partitions-max",
+            ),
+            TopicError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<TopicCreateError> for ApiError {
+    fn from(error: TopicCreateError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicCreateError::Topic(error) => error.into(),
+            TopicCreateError::Reserved { .. } | TopicCreateError::LooksLikeFlag(_) => {
+                Self::refused("reserved-name", text, "choose another name")
+            }
+            TopicCreateError::Setting(error) => error.into(),
+            TopicCreateError::UnknownModule(_) => {
+                Self::unknown("unknown-module", text, LIST_MODULES)
+            }
+            TopicCreateError::WrongInterface { .. } => wrong_interface(text),
+            TopicCreateError::Partitioner(error) => error.into(),
+        }
+    }
+}
+
+impl From<SettingError> for ApiError {
+    fn from(error: SettingError) -> Self {
+        let hint = "choose a value within these bounds, or null for none";
+        Self::refused("bad-setting", error.to_string(), hint)
+    }
+}
+
+impl From<TopicChangeError> for ApiError {
+    fn from(error: TopicChangeError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicChangeError::Setting(error) => error.into(),
+            TopicChangeError::Compacted { .. } => Self::refused(
+                "owned-topic",
+                text,
+                "bound it with retention_ms or retention_bytes instead",
+            ),
+            TopicChangeError::Follows { .. } => {
+                let hint = "give more partitions to that topic; this one follows";
+                Self::refused("owned-topic", text, hint)
+            }
+            TopicChangeError::KeysMove { .. } => Self::conflict("keys-would-move", text, KEYS_MOVE),
+            TopicChangeError::Topic(error) => error.into(),
+        }
+    }
+}
+
+impl From<TopicTrimError> for ApiError {
+    fn from(error: TopicTrimError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicTrimError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
+            TopicTrimError::UnknownPartition { .. } => {
+                Self::unknown("unknown-partition", text, SEE_ENDS)
+            }
+            TopicTrimError::PastEnd { .. } => {
+                let hint = "say \"end\" to remove all that is there";
+                Self::refused("offset-past-end", text, hint)
+            }
+            TopicTrimError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<TopicDeleteError> for ApiError {
+    fn from(error: TopicDeleteError) -> Self {
+        let text = error.to_string();
+        match error {
+            TopicDeleteError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
+            TopicDeleteError::InUse { .. } => {
+                Self::conflict("in-use", text, "delete the processors first")
+            }
+            TopicDeleteError::Commit(error) => error.into(),
+        }
+    }
+}
