@@ -4,6 +4,7 @@
 mod backups;
 mod breaker;
 mod command_line;
+mod consumers;
 mod data_directory;
 mod delivery;
 mod demo;

@@ -1,6 +1,8 @@
 //! Where a new processor begins: by default at the oldest message, or where its first deployment says. That is looked up once, when the
-//! processor is made, and kept with it in the same commit; from its first commit in a partition on, progress counts.
+//! processor is made, and kept with it in the same commit; from its first commit in a partition on, progress counts. Consumers begin by the
+//! same words.
 
+use millrace_engine::ReadError;
 use millrace_model::{Offset, ProcessorName, ProcessorSpec, Timestamp, TopicPartition, TopicStart};
 
 use crate::broker::Broker;
@@ -57,11 +59,11 @@ impl Broker {
         }
     }
 
-    async fn first_of(
+    pub(crate) async fn first_of(
         &self,
         place: TopicPartition,
         begin_at: BeginAt,
-    ) -> Result<Offset, ProcessorError> {
+    ) -> Result<Offset, ReadError> {
         let engine = &self.inner.engine;
         let ends = engine.ends(place)?;
         Ok(match begin_at {

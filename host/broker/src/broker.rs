@@ -18,6 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::consumers::Consumers;
 use crate::delays::{self, Delays};
 use crate::dispatch::remembered::Remembered;
 use crate::dispatch::supervisor::Supervisor;
@@ -83,6 +84,7 @@ pub(crate) struct Inner {
     pub(crate) in_flight: Semaphore,
     /// How many those may be.
     pub(crate) in_flight_bytes: usize,
+    pub(crate) consumers: Consumers,
     pub(crate) delays: Arc<Delays>,
     pub(crate) schedules: Schedules,
     tasks: Tasks,
@@ -143,6 +145,7 @@ impl Broker {
         let broker = Self {
             by: None,
             inner: Arc::new(Inner {
+                consumers: Consumers::new(clock.monotonic()),
                 clock,
                 engine,
                 modules,

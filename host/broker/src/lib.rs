@@ -13,6 +13,7 @@ mod broker;
 mod canary;
 mod chains;
 mod columns;
+mod consumers;
 mod dead_letters;
 mod delays;
 mod dispatch;
@@ -42,6 +43,10 @@ mod topics;
 pub use beginning::BeginAt;
 pub use broker::{Broker, BrokerLimits};
 pub use canary::CanaryStatus;
+pub use consumers::{
+    ConsumerCommit, ConsumerError, ConsumerPlace, ConsumerStatus, HeldConsumer, HoldRequest,
+    ReaderStatus,
+};
 pub use dead_letters::{
     AuditAction, AuditEntry, AuditPage, DeadLetter, DeadLetterError, DeadLetterFilter,
     DeadLetterGroup, DeadLetterGroups, DeadLetterPage, DeadLetterPlace, DeadLetterQuery, Digests,

@@ -179,6 +179,7 @@ impl Broker {
             TopicError::Commit(error) => TopicDeleteError::Commit(error),
             _ => unknown(),
         })?;
+        self.inner.consumers.forget_topic(id);
         self.inner.partitioners.forget(id);
         self.inner.received.lock().remove(&id);
         Ok(())

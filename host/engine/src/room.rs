@@ -17,6 +17,9 @@ use crate::contract::TopicError;
 /// The group whose state delayed messages are; no processor's name.
 pub const DELAYS_GROUP: &str = "~delays";
 
+/// The group whose state consumers of topics are; no processor's name.
+pub const CONSUMERS_GROUP: &str = "~consumers";
+
 /// What is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {

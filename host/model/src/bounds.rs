@@ -288,6 +288,18 @@ pub const DELAYED_LISTED_MAX: usize = 1_000;
 /// Schedules of one host. One more is refused.
 pub const SCHEDULES_MAX: usize = 1_000;
 
+/// Consumers of one topic. One more is refused.
+pub const CONSUMERS_MAX: usize = 1_000;
+
+/// Characters of a consumer's name.
+pub const CONSUMER_NAME_CHARS_MAX: usize = 64;
+
+/// Bytes of who reads, commits or resets, as it is kept with a consumer; more are cut.
+pub const CONSUMER_BY_BYTES_MAX: usize = 64;
+
+/// How long a reader of a consumer may be silent before another one takes over; asking for longer gives this long.
+pub const CONSUMER_LEASE_MS_MAX: u32 = 60 * 60 * 1_000;
+
 /// Calls of components that may write to state at once in a host, unless memory is scarce. One more waits.
 pub const HOST_STATE_ATTEMPTS_MAX: usize = 512;
 

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod coding;
 pub mod columns;
 pub mod compression;
+pub mod consumer;
 pub mod cron;
 pub mod digest;
 pub mod guests;
@@ -34,11 +35,12 @@ pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use coding::Coding;
 pub use columns::{Answer, ColumnBatch};
 pub use compression::Compression;
+pub use consumer::{Consumer, LeaseId, NotALease, Noted, ReadLease};
 pub use cron::{Cron, CronError};
 pub use digest::Digest;
 pub use guests::GuestLimits;
 pub use message::{Header, Message};
-pub use name::{NameError, ProcessorName, ScheduleName, TopicName};
+pub use name::{ConsumerName, NameError, ProcessorName, ScheduleName, TopicName};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
     Canary, Change, ChangeKind, Processor, ProcessorSpec, Replay, ReplayRange, Revision, Shadow,

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX};
+use crate::bounds::{
+    CONSUMER_NAME_CHARS_MAX, PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX,
+    TOPIC_NAME_CHARS_MAX,
+};
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -138,6 +141,13 @@ name_type!(
     ScheduleName,
     "schedule",
     SCHEDULE_NAME_CHARS_MAX
+);
+
+name_type!(
+    /// The name of a consumer of a topic; another topic may have one of the same name.
+    ConsumerName,
+    "consumer",
+    CONSUMER_NAME_CHARS_MAX
 );
 
 #[cfg(test)]

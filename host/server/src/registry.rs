@@ -70,6 +70,13 @@ impl Registry {
         }
     }
 
+    /// Forgets every series of one metric, but not what it means.
+    pub(crate) fn forget_family(&self, name: &str) {
+        if let Some(family) = self.0.families.write().get_mut(name) {
+            family.series.clear();
+        }
+    }
+
     /// All series as text.
     pub(crate) fn render(&self) -> String {
         let mut text = String::new();

@@ -306,6 +306,10 @@ fn describe() {
         "Messages that a processor has still to read"
     );
     describe_gauge!(
+        "millrace_consumer_lag_messages",
+        "Messages that a consumer has still to read, all partitions of its topic together"
+    );
+    describe_gauge!(
         "millrace_parked_messages",
         "Messages that wait for a retry or their key"
     );

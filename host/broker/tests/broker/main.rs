@@ -6,6 +6,7 @@ mod canary;
 mod chains;
 mod clocks;
 mod compression;
+mod consumers;
 mod dead_letters;
 mod delays;
 mod doors;

@@ -140,6 +140,18 @@ impl Client {
         self.json_of(&asked?)
     }
 
+    /// As [`Client::send`], of what may be sent again: twice is once.
+    pub(super) fn send_again(
+        &self,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Result<Value, Failure> {
+        let (body, headers) = (body.to_string(), [("content-type", "application/json")]);
+        let asked = self.call(Again::Harmless, method, path, &headers, body.as_bytes());
+        self.json_of(&asked?)
+    }
+
     /// Sends bytes of a type, and gives the JSON that comes back. The bytes come once: what is asked again is only whether the host is there.
     pub(super) fn upload(
         &self,
@@ -170,7 +182,8 @@ impl Client {
         Ok((self.json_of(&reply.success()?)?, replayed))
     }
 
-    fn patience(&self) -> Duration {
+    /// How long to go on asking.
+    pub(super) fn patience(&self) -> Duration {
         self.retry_for.unwrap_or(self.patience)
     }
 
@@ -249,7 +262,8 @@ impl Client {
         }
     }
 
-    fn sleep(&self, delay: Duration) {
+    /// Sleeps, unless somebody wants to stop.
+    pub(super) fn sleep(&self, delay: Duration) {
         let clock = SystemClock::new();
         while clock.monotonic() < delay && !self.interrupt.is_wanted() {
             std::thread::sleep(delay.min(RETRY_DELAY_FIRST));

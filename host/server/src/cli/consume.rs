@@ -1,13 +1,16 @@
-//! `consume`: reads messages of a topic, of all partitions or one, and follows if asked.
+//! `consume`: reads messages of a topic, of all partitions or one, and follows if asked; with a name it goes on where it stopped.
+
+mod named;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use millrace_model::TopicName;
 use millrace_model::plain::plain;
+use millrace_model::{ConsumerName, TopicName};
 use serde_json::Value;
 
 use super::client::Client;
@@ -38,10 +41,16 @@ Examples:
   millrace consume alerts --from -15m            those of the last quarter of an hour
   millrace consume alerts --partition 2 --from 1000 --max 10 --json
   millrace consume alerts --skip-damaged
+  millrace consume alerts --as billing           go on where this consumer has come to
+  millrace consume alerts --as billing --follow
 
 A line is PARTITION/OFFSET, key, value; - stands where there is none. At a terminal whatever would steer
 it is written out (\\n, \\x1b, \\u{202e}); in a pipe key and value come as they are, with tabs between them.
-With --json a line is the message as the HTTP API gives it, exactly.";
+With --json a line is the message as the HTTP API gives it, exactly.
+
+With --as the host keeps how far the consumer has come: a message that was written to standard output is committed, also at an interrupt,
+and what was not committed comes again. One reads at a time. In a pipe, written is what the pipe has taken: say --max 5 rather than
+`| head -5`. `millrace consumer` lists, shows, resets and deletes consumers.";
 
 /// Read messages of a topic
 #[derive(clap::Args)]
@@ -51,10 +60,16 @@ pub(super) struct Args {
     /// Only this partition
     #[arg(long)]
     partition: Option<u32>,
+    /// Go on where the consumer of this name has come to, in all partitions, and commit what was written; it is made if it is not there
+    #[arg(long = "as", value_name = "NAME", conflicts_with = "partition")]
+    consumer: Option<ConsumerName>,
+    /// With --as: how long a reader that is gone keeps the next one waiting; a reader that ends in order keeps nobody [default: 30]
+    #[arg(long, value_name = "SECONDS", requires = "consumer", value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    lease: Option<u64>,
     /// Where to begin: earliest, latest, an offset, or the first message of a time or later: 2026-11-21T10:00:00Z, 2026-11-21,
-    /// timestamp:MILLISECONDS, or 15m or -15m (ago)
-    #[arg(long, default_value = "earliest", value_parser = begin, allow_hyphen_values = true)]
-    from: Begin,
+    /// timestamp:MILLISECONDS, or 15m or -15m (ago) [default: earliest]; with --as, where a new consumer does
+    #[arg(long, value_parser = begin, allow_hyphen_values = true)]
+    from: Option<Begin>,
     /// Wait for further messages, until interrupted
     #[arg(long)]
     follow: bool,
@@ -74,6 +89,18 @@ pub(super) enum Begin {
     Offset(u64),
     /// At the first message of this time, in milliseconds since the Unix epoch, or later.
     Time(u64),
+}
+
+impl fmt::Display for Begin {
+    /// As the host understands it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Earliest => f.write_str("earliest"),
+            Self::Latest => f.write_str("latest"),
+            Self::Offset(offset) => offset.fmt(f),
+            Self::Time(ms) => write!(f, "timestamp:{ms}"),
+        }
+    }
 }
 
 pub(super) fn begin(text: &str) -> Result<Begin, String> {
@@ -99,14 +126,17 @@ pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
     };
     let topic = client.get(&format!("/v1/topics/{}", args.topic))?;
     let mut ends = wanted(&args, &topic)?;
-    check_offset(&args, &ends)?;
-    for (&partition, ends) in &mut ends {
-        ends.begin = ends.begin(&args, client, partition)?;
-    }
     let mut printer = Printer {
         output: client.output(),
         left: args.max.unwrap_or(u64::MAX),
     };
+    if let Some(name) = &args.consumer {
+        return named::run(&args, name, client, &ends, &mut printer);
+    }
+    check_offset(&args, &ends)?;
+    for (&partition, ends) in &mut ends {
+        ends.begin = ends.begin(&args, client, partition)?;
+    }
     if args.follow {
         follow(&args, client, &ends, &mut printer)
     } else {
@@ -116,7 +146,7 @@ pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
 
 /// An offset that no partition has come to is a mistake: nothing would be read, and it would look like an empty topic.
 fn check_offset(args: &Args, ends: &BTreeMap<u64, Ends>) -> Result<(), Failure> {
-    let Begin::Offset(offset) = args.from else {
+    let Some(Begin::Offset(offset)) = args.from else {
         return Ok(());
     };
     let furthest = ends.values().map(|ends| ends.end).max().unwrap_or(0);
@@ -170,7 +200,7 @@ struct Ends {
 impl Ends {
     /// Where `--from` is, here. An offset outside what is kept is moved inside: partitions differ.
     fn begin(self, args: &Args, client: &Client, partition: u64) -> Result<u64, Failure> {
-        match args.from {
+        match args.from.unwrap_or(Begin::Earliest) {
             Begin::Earliest => Ok(self.start),
             Begin::Latest => Ok(self.end),
             Begin::Offset(offset) => {

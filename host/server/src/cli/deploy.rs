@@ -167,12 +167,8 @@ impl DeployArgs {
         query.extend(self.reset_state.then(|| "reset_state=true".to_owned()));
         let expected = self.expected_revision;
         query.extend(expected.map(|expected| format!("expected_revision={expected}")));
-        query.extend(self.from.map(|from| match from {
-            Begin::Earliest => "from=earliest".to_owned(),
-            Begin::Latest => "from=latest".to_owned(),
-            Begin::Offset(offset) => format!("from={offset}"),
-            Begin::Time(ms) => format!("from={}", escaped(&format!("timestamp:{ms}"))),
-        }));
+        let from = self.from.map(|from| escaped(&from.to_string()));
+        query.extend(from.map(|from| format!("from={from}")));
         match query.is_empty() {
             true => String::new(),
             false => format!("?{}", query.join("&")),

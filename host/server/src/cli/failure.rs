@@ -90,6 +90,11 @@ impl Failure {
         matches!(self, Self::Told { code, .. } if busy.contains(&code.as_str()))
     }
 
+    /// Whether it is what this code says.
+    pub(super) fn has_code(&self, wanted: &str) -> bool {
+        matches!(self, Self::Told { code, .. } if code == wanted)
+    }
+
     /// The same, saying what it was about.
     pub(super) fn about(mut self, what: &str) -> Self {
         if let Self::Told { message, .. } = &mut self {

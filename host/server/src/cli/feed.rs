@@ -15,6 +15,9 @@ const READ_BYTES: usize = 256 << 10;
 /// Blocks of lines that wait to be taken; the reader waits when there are more.
 const BLOCKS_WAITING_MAX: usize = 4;
 
+/// Said if the user does not wait for the end.
+const TWICE: &str = "interrupted twice; what was not acknowledged may not be there";
+
 /// What comes next.
 pub(super) enum Next {
     /// A line, with its end if it has one; cut where it is longer than any may be.
@@ -59,7 +62,10 @@ impl Feed {
         interrupt: &Interrupt,
     ) -> io::Result<Self> {
         let (sender, events) = mpsc::sync_channel(BLOCKS_WAITING_MAX);
-        heed(interrupt.clone(), sender.clone())?;
+        let to = sender.clone();
+        // Behind what was read already, which is still sent; the second signal must not wait for that.
+        let tell = move || drop(thread::spawn(move || to.send(Event::Interrupted)));
+        heed(interrupt.clone(), TWICE, tell)?;
         // Not waited for: it may wait for a line that never comes.
         thread::spawn(move || {
             read(
@@ -133,8 +139,12 @@ fn read(mut input: BufReader<impl Read>, line_bytes_max: u64, to: &SyncSender<Ev
     }
 }
 
-/// Tells of signals, from a thread of its own.
-fn heed(interrupt: Interrupt, to: SyncSender<Event>) -> io::Result<()> {
+/// Tells of the first SIGINT or SIGTERM, from a thread of its own. A second one ends the process at once, saying `twice`.
+pub(super) fn heed(
+    interrupt: Interrupt,
+    twice: &'static str,
+    first: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -145,6 +155,7 @@ fn heed(interrupt: Interrupt, to: SyncSender<Event>) -> io::Result<()> {
             signal(SignalKind::terminate())?,
         )
     };
+    let mut first = Some(first);
     thread::spawn(move || {
         loop {
             runtime.block_on(async {
@@ -154,12 +165,12 @@ fn heed(interrupt: Interrupt, to: SyncSender<Event>) -> io::Result<()> {
                 }
             });
             if interrupt.0.swap(true, Ordering::SeqCst) {
-                eprintln!("error: interrupted twice; what was not acknowledged may not be there");
+                eprintln!("error: {twice}");
                 std::process::exit(super::failure::Exit::Interrupted as i32);
             }
-            // Behind what was read already, which is still sent; the second signal must not wait for that.
-            let to = to.clone();
-            thread::spawn(move || to.send(Event::Interrupted));
+            if let Some(tell) = first.take() {
+                tell();
+            }
         }
     });
     Ok(())

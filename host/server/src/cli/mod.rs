@@ -10,6 +10,7 @@ mod client;
 mod command;
 mod completions;
 mod consume;
+mod consumer;
 mod damage;
 mod delayed;
 mod demo;
@@ -52,6 +53,7 @@ Examples:
   millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
   millrace produce orders --key 17 '{\"item\":\"mill\"}'
   millrace consume loud --follow
+  millrace consume loud --as billing               go on where this reader stopped
   millrace dlq list shout
   millrace backup backups/host                     copy everything while the host goes on
   millrace doctor                                  is the data directory sound?
@@ -92,6 +94,9 @@ enum Command {
     Delayed(delayed::Verb),
     /// Read messages of a topic
     Consume(consume::Args),
+    /// Look at and steer readers that go on where they stopped
+    #[command(subcommand)]
+    Consumer(consumer::Verb),
     /// Make messages again and again, by the clock
     #[command(subcommand)]
     Schedule(schedule::Verb),
@@ -169,6 +174,7 @@ impl Cli {
             Command::Delayed(verb) => delayed::run(verb, &client?),
             Command::Schedule(verb) => schedule::run(verb, &client?),
             Command::Consume(args) => consume::run(args, &client?),
+            Command::Consumer(verb) => consumer::run(verb, &client?),
             Command::Module(verb) => module::run(verb, &client?),
             Command::Processor(verb) => processor::run(verb, &client?),
             Command::Dlq(verb) => dlq::run(verb, &client?),

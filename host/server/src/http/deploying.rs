@@ -109,7 +109,7 @@ pub(super) async fn deployed(
     now: Timestamp,
 ) -> Result<Response, ApiError> {
     let from = params.from.as_deref();
-    let begin_at = from.map(|from| begin_at(from, now)).transpose()?;
+    let begin_at = from.map(|from| begin_at("from", from, now)).transpose()?;
     let before = broker.processor(&name).await.map(|status| status.processor);
     let status = match before {
         Some(_) => StatusCode::OK,
@@ -127,9 +127,10 @@ pub(super) async fn deployed(
     Ok((status, Json(answer)).into_response())
 }
 
-fn begin_at(text: &str, now: Timestamp) -> Result<BeginAt, ApiError> {
+/// What `from`, or another field of the same words, says.
+pub(super) fn begin_at(what: &str, text: &str, now: Timestamp) -> Result<BeginAt, ApiError> {
     let wrong = |why: &str| {
-        let message = format!("from={text:?} does not say where to begin{why}");
+        let message = format!("{what}={text:?} does not say where to begin{why}");
         let hint = "use earliest, latest, an offset, timestamp:MS, -15m, or 2026-11-21T10:00:00Z";
         ApiError::malformed(message, hint)
     };

@@ -298,7 +298,7 @@ impl App {
     }
 }
 
-fn too_many_waiting() -> ApiError {
+pub(super) fn too_many_waiting() -> ApiError {
     let message = "too many fetches wait for messages already";
     let hint = "try again in a moment, or without wait_ms; GET /v1/topics/{topic}/messages waits for all partitions at once";
     ApiError::unavailable("too-many-waiting", message, hint, 1)

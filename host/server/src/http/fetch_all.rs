@@ -171,10 +171,10 @@ struct Reader {
 }
 
 /// What one round over the partitions found.
-struct Found {
-    messages: Vec<(PartitionId, Fetched)>,
-    next: Vec<(PartitionId, Offset)>,
-    problems: Vec<(PartitionId, ApiError)>,
+pub(super) struct Found {
+    pub(super) messages: Vec<(PartitionId, Fetched)>,
+    pub(super) next: Vec<(PartitionId, Offset)>,
+    pub(super) problems: Vec<(PartitionId, ApiError)>,
 }
 
 impl App {
@@ -183,7 +183,7 @@ impl App {
         let from = query.from.as_deref();
         let known = match from.filter(|from| from.contains(':') && !from.starts_with("timestamp:"))
         {
-            Some(text) => Some(places(text, topic.spec.partitions)?),
+            Some(text) => Some(places("from", text, topic.spec.partitions)?),
             None => None,
         };
         let begin = match (&known, query.from_time.as_deref()) {
@@ -215,7 +215,7 @@ impl App {
     }
 
     /// Reads from each partition its share of what is left, beginning anywhere.
-    async fn read_all(
+    pub(super) async fn read_all(
         &self,
         topic: &Topic,
         places: &BTreeMap<PartitionId, Offset>,
@@ -268,7 +268,7 @@ impl App {
     }
 }
 
-fn problem((partition, error): (PartitionId, ApiError)) -> Problem {
+pub(super) fn problem((partition, error): (PartitionId, ApiError)) -> Problem {
     let (code, message, next) = error.into_problem();
     Problem {
         partition: partition.0,
@@ -311,35 +311,39 @@ fn wanted(text: Option<&str>, partitions: u32) -> Result<std::ops::Range<u32>, A
     Ok(wanted)
 }
 
-/// Reads what [`cursor`] wrote.
-fn places(text: &str, partitions: u32) -> Result<BTreeMap<PartitionId, Offset>, ApiError> {
+/// Reads what [`cursor`] wrote; `what` is the field that says it.
+pub(super) fn places(
+    what: &str,
+    text: &str,
+    partitions: u32,
+) -> Result<BTreeMap<PartitionId, Offset>, ApiError> {
     let mut places = BTreeMap::new();
     for place in text.split(',') {
         let parsed = place
             .split_once(':')
             .and_then(|(partition, offset)| Some((partition.parse().ok()?, offset.parse().ok()?)));
         let Some((partition, offset)) = parsed else {
-            let message = format!("from: {place:?} is no PARTITION:OFFSET");
-            let hint = "give the next of the last answer as it is";
+            let message = format!("{what}: {place:?} is no PARTITION:OFFSET");
+            let hint = "give what the last answer gave as it is";
             return Err(ApiError::malformed(message, hint));
         };
         if partition >= partitions {
-            let message = format!("from: the topic has partitions 0 to {}", partitions - 1);
-            let hint = "give the next of the last answer of the same topic";
+            let message = format!("{what}: the topic has partitions 0 to {}", partitions - 1);
+            let hint = "give what the last answer of the same topic gave";
             return Err(ApiError::unknown("unknown-partition", message, hint));
         }
         if places
             .insert(PartitionId(partition), Offset(offset))
             .is_some()
         {
-            let message = format!("from names partition {partition} twice");
+            let message = format!("{what} names partition {partition} twice");
             return Err(ApiError::malformed(message, "give each partition once"));
         }
     }
     Ok(places)
 }
 
-fn cursor(places: &BTreeMap<PartitionId, Offset>) -> String {
+pub(super) fn cursor(places: &BTreeMap<PartitionId, Offset>) -> String {
     let mut text = String::new();
     for (partition, offset) in places {
         let comma = if text.is_empty() { "" } else { "," };
@@ -356,10 +360,10 @@ mod tests {
     #[test]
     fn where_a_reader_stands_comes_back_as_it_was_given() {
         let text = "0:17,1:5,9:18446744073709551615";
-        let read = places(text, 10).expect("places");
+        let read = places("from", text, 10).expect("places");
         assert_eq!(cursor(&read), text);
         for wrong in ["0:", ":1", "0:1,", "1:1,1:2", "10:1", "0:-1", "0:1;1:2"] {
-            assert!(places(wrong, 10).is_err(), "{wrong}");
+            assert!(places("from", wrong, 10).is_err(), "{wrong}");
         }
     }
 

@@ -15,6 +15,9 @@ use super::error::{ApiError, ErrorBody};
 use super::{App, Shared};
 use crate::registry::Registry;
 
+/// How far each consumer is behind.
+const CONSUMER_LAG: &str = "millrace_consumer_lag_messages";
+
 #[derive(Serialize, ToSchema)]
 pub(super) struct Health {
     #[schema(example = "ready")]
@@ -45,7 +48,7 @@ pub(super) async fn ready(State(app): Shared) -> Result<Json<Health>, ApiError> 
     (status = 200, body = String, content_type = "text/plain"),
 ))]
 pub(super) async fn metrics(State(app): Shared) -> Response {
-    let text = app.metrics_text();
+    let text = app.metrics_text().await;
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         text,
@@ -54,13 +57,22 @@ pub(super) async fn metrics(State(app): Shared) -> Response {
 }
 
 impl App {
-    fn metrics_text(self: &Arc<Self>) -> String {
+    async fn metrics_text(self: &Arc<Self>) -> String {
         let Some(metrics) = &self.metrics else {
             return String::new();
         };
         self.measure_connections();
         self.broker.measure_dead_letters();
         self.forget_gone();
+        let consumers = self.broker.all_consumers().await;
+        let _measuring = self.measuring.lock();
+        // All anew: what was deleted leaves nothing.
+        metrics.forget_family(CONSUMER_LAG);
+        for consumer in consumers {
+            let (topic, name) = (consumer.topic.to_string(), consumer.name.to_string());
+            metrics::gauge!(CONSUMER_LAG, "topic" => topic, "consumer" => name)
+                .set(consumer.lag() as f64);
+        }
         metrics.render() + &crate::process::metrics_text()
     }
 }

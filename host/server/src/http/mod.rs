@@ -8,6 +8,8 @@ mod backup;
 mod body;
 mod by;
 mod coding;
+mod consumers;
+mod consuming;
 mod damage;
 mod dead_letters;
 mod delays;
@@ -175,6 +177,8 @@ pub(crate) struct App {
     keep_alive: HeaderValue,
     requests: AtomicU64,
     told_of: Mutex<ToldOf>,
+    /// Held while what is measured anew for each reader of metrics is written down.
+    measuring: Mutex<()>,
     about: About,
     /// Makes request ids of different runs differ.
     run: u32,
@@ -192,6 +196,7 @@ impl App {
         let waiting_max = waiting_max(config.connections_max);
         Arc::new(Self {
             told_of: Mutex::default(),
+            measuring: Mutex::default(),
             about: About::of(config, &clock),
             broker,
             clock,
@@ -281,6 +286,7 @@ fn router(app: Arc<App>) -> Router {
 fn routes() -> Vec<Route> {
     const TOPIC: &str = "/v1/topics/{topic}";
     const PARTITION: &str = "/v1/topics/{topic}/partitions/{partition}/messages";
+    const CONSUMER: &str = "/v1/topics/{topic}/consumers/{name}";
     const PROCESSOR: &str = "/v1/processors/{name}";
     const SCHEDULE: &str = "/v1/schedules/{name}";
     const STATE: &str = "/v1/processors/{name}/state";
@@ -314,6 +320,26 @@ fn routes() -> Vec<Route> {
         get(
             "/v1/topics/{topic}/partitions/{partition}/messages/{offset}/value",
             on::get(fetch::value),
+        ),
+        get("/v1/consumers", on::get(consumers::list_all)),
+        get(
+            "/v1/topics/{topic}/consumers",
+            on::get(consumers::list_of_topic),
+        ),
+        get(CONSUMER, on::get(consumers::show)),
+        put(CONSUMER, on::put(consumers::make)),
+        delete(CONSUMER, on::delete(consumers::remove)),
+        post(
+            "/v1/topics/{topic}/consumers/{name}/reset",
+            on::post(consumers::reset),
+        ),
+        get(
+            "/v1/topics/{topic}/consumers/{name}/messages",
+            on::get(consuming::messages),
+        ),
+        post(
+            "/v1/topics/{topic}/consumers/{name}/commit",
+            on::post(consuming::commit),
         ),
         get("/v1/damage", on::get(damage::list)),
         post(

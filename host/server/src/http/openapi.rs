@@ -9,9 +9,9 @@ use utoipa::{OpenApi, ToSchema};
 
 use self::finish::Finish;
 use super::{
-    backup, damage, dead_letters, delays, deploying, fetch, fetch_all, health, history, host,
-    lifetime, lookups, modules, parked, processors, produce, replays, schedules, states, topics,
-    trials,
+    backup, consumers, consuming, damage, dead_letters, delays, deploying, fetch, fetch_all,
+    health, history, host, lifetime, lookups, modules, parked, processors, produce, replays,
+    schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -39,6 +39,14 @@ use super::{
         fetch::fetch,
         fetch::value,
         fetch_all::fetch_all,
+        consumers::list_all,
+        consumers::list_of_topic,
+        consumers::show,
+        consumers::make,
+        consumers::remove,
+        consumers::reset,
+        consuming::messages,
+        consuming::commit,
         damage::list,
         damage::accept,
         backup::make,
@@ -602,7 +610,13 @@ mod tests {
             ];
             let own = own.iter().any(|part| name.contains(part));
             let of_processor = processor && (!own || name == "delete /v1/processors/{name}/shadow");
-            of_processor || ["post /v1/schedules/{name}/run", "post /v1/modules"].contains(&name)
+            let consumer = ["get ", "post "].into_iter().any(|method| {
+                let path = "/v1/topics/{topic}/consumers/{name}/";
+                name.starts_with(&format!("{method}{path}"))
+            });
+            of_processor
+                || consumer
+                || ["post /v1/schedules/{name}/run", "post /v1/modules"].contains(&name)
         };
         for (name, operation) in operations(&document) {
             let declared = operation["parameters"].to_string().contains("Millrace-By");

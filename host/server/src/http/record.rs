@@ -12,6 +12,9 @@ use super::by::by_of;
 /// Bytes of a request's target that a line shows.
 const TARGET_BYTES_MAX: usize = 512;
 
+const TOPIC_CREATED: &str = "topic created";
+const CONSUMER_MADE: &str = "consumer made";
+
 /// What an answer is about, where the request's path does not say so.
 #[derive(Clone)]
 pub(super) struct Subject(pub(super) String);
@@ -66,8 +69,9 @@ impl Asked {
             );
             return;
         }
-        // A topic that was there already is none that was made.
-        if route == "/v1/topics" && status != StatusCode::CREATED {
+        // What was there already was not made.
+        let makes = matches!(what, TOPIC_CREATED | CONSUMER_MADE);
+        if makes && status != StatusCode::CREATED {
             return;
         }
         let subject = response.extensions().get::<Subject>();
@@ -90,15 +94,20 @@ fn method_of(method: &Method) -> &'static str {
     }
 }
 
-/// What the request changes of the host, in words; `None` for what reads, and for messages, which are what the host is for.
+/// What the request changes of the host, in words; `None` for what reads, and for messages and how far they were read, which are what
+/// the host is for.
 fn change(method: &Method, route: &str) -> Option<&'static str> {
     if matches!(method.as_str(), "GET" | "HEAD" | "OPTIONS") {
         return None;
     }
     Some(match (method.as_str(), route) {
         ("POST", "/v1/topics/{topic}/messages") | (_, "none") => return None,
+        ("POST", "/v1/topics/{topic}/consumers/{name}/commit") => return None,
         ("POST", path) if path.ends_with("/dry-run") => return None,
-        ("POST", "/v1/topics") => "topic created",
+        ("POST", "/v1/topics") => TOPIC_CREATED,
+        ("PUT", "/v1/topics/{topic}/consumers/{name}") => CONSUMER_MADE,
+        ("DELETE", "/v1/topics/{topic}/consumers/{name}") => "consumer deleted",
+        ("POST", "/v1/topics/{topic}/consumers/{name}/reset") => "consumer reset",
         ("PATCH", "/v1/topics/{topic}") => "topic changed",
         ("DELETE", "/v1/topics/{topic}") => "topic deleted",
         ("POST", "/v1/topics/{topic}/trim") => "topic trimmed",
@@ -143,6 +152,7 @@ mod tests {
             // Messages are what the host is for, and a dry run changes nothing.
             let reads = route.method == Method::GET
                 || route.path.ends_with("/messages")
+                || route.path.ends_with("/commit")
                 || route.path.ends_with("/dry-run");
             assert_eq!(reads, what.is_none(), "{} {}", route.method, route.path);
         }

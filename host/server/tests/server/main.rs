@@ -2,6 +2,7 @@
 
 mod cli;
 mod connections;
+mod consumers;
 mod damage;
 mod dead_letters;
 mod deploying;

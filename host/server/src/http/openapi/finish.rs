@@ -7,7 +7,8 @@ use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, 
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 
 use millrace_model::bounds::{
-    PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX,
+    CONSUMER_NAME_CHARS_MAX, PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX,
+    TOPIC_NAME_CHARS_MAX,
 };
 
 /// Characters of names. That `.`, `..` and what begins with `__` are reserved, no client generator needs to know.
@@ -77,6 +78,7 @@ fn give_patterns(path: &str, operation: &mut Operation) {
         let chars_max = match parameter.name.as_str() {
             "topic" => TOPIC_NAME_CHARS_MAX,
             "name" if path.starts_with("/v1/schedules/") => SCHEDULE_NAME_CHARS_MAX,
+            "name" if path.contains("/consumers/") => CONSUMER_NAME_CHARS_MAX,
             "name" => PROCESSOR_NAME_CHARS_MAX,
             _ => continue,
         };

@@ -1,0 +1,609 @@
+//! Consumers: readers of a topic that have a name, and whose positions the host keeps (docs/consumers.md).
+//!
+//! What is kept of one is an entry of state of the host's own in the topic's first partition (docs/adr/0017): a commit of many
+//! partitions is one write, and a topic takes its consumers with it. `rules` says who may read and what a commit makes of the
+//! positions, `leases` knows until when a reader has its right, and here it is done.
+
+mod leases;
+mod rules;
+mod stored;
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::room::CONSUMERS_GROUP;
+use millrace_engine::{CommitError, Ends, ReadError};
+use millrace_model::bounds::{CONSUMER_LEASE_MS_MAX, CONSUMERS_MAX};
+use millrace_model::calendar::utc;
+use millrace_model::{
+    Consumer, ConsumerName, LeaseId, Noted, Offset, PartitionId, ReadLease, Timestamp, Topic,
+    TopicId, TopicName, TopicPartition,
+};
+
+use self::leases::Leases;
+use self::rules::{Hold, Taken};
+use crate::beginning::BeginAt;
+use crate::broker::{Broker, Inner};
+
+/// A shorter lease would end between a request and the next.
+const LEASE_MS_MIN: u32 = 100;
+/// Consumers share so many locks; two that share one wait for each other's commits.
+const LOCKS: usize = 64;
+/// What stands where nobody says who asks.
+const UNKNOWN: &str = "unknown";
+
+/// A consumer, by its topic.
+type Key = (TopicId, ConsumerName);
+
+/// What the broker knows of consumers beside what is stored.
+pub(crate) struct Consumers {
+    leases: Leases,
+    /// Held by whoever changes a consumer whose name falls to it, from before the first read until after the commit.
+    locks: Vec<tokio::sync::Mutex<()>>,
+    /// Held by whoever makes one, within a lock: there are no more than there may be.
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Consumers {
+    pub(crate) fn new(now: Duration) -> Self {
+        Self {
+            leases: Leases::new(now),
+            locks: (0..LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
+            making: tokio::sync::Mutex::default(),
+        }
+    }
+
+    async fn lock(&self, key: &Key) -> tokio::sync::MutexGuard<'_, ()> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
+        self.locks[hash as usize % LOCKS].lock().await
+    }
+
+    /// Its topic is gone.
+    pub(crate) fn forget_topic(&self, topic: TopicId) {
+        self.leases.forget_topic(topic);
+    }
+}
+
+/// Why a consumer was not made, read or moved.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumerError {
+    /// No such topic.
+    #[error("topic {0} does not exist")]
+    UnknownTopic(TopicName),
+    /// The topic has fewer partitions.
+    #[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
+    UnknownPartition {
+        /// Which topic.
+        topic: TopicName,
+        /// What was asked for.
+        partition: PartitionId,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// No such consumer.
+    #[error("topic {topic} has no consumer {name}")]
+    Unknown {
+        /// Of which topic.
+        topic: TopicName,
+        /// Which one.
+        name: ConsumerName,
+    },
+    /// As many as there may be.
+    #[error("topic {0} has {CONSUMERS_MAX} consumers already; delete one first")]
+    TooMany(TopicName),
+    /// Somebody else reads.
+    #[error(
+        "consumer {name} of topic {topic} is read by {by}, whose lease holds until {} and is renewed as long as that reader is there",
+        utc(*.until)
+    )]
+    Busy {
+        /// Of which topic.
+        topic: TopicName,
+        /// Which one.
+        name: ConsumerName,
+        /// Who reads, as far as they said.
+        by: String,
+        /// Until when nobody else may, unless the reader is heard of.
+        until: Timestamp,
+        /// How long that is, in milliseconds.
+        left_ms: u64,
+    },
+    /// The lease is not the newest, or was given back.
+    #[error("this lease of consumer {name} of topic {topic} counts no longer: {why}")]
+    Lost {
+        /// Of which topic.
+        topic: TopicName,
+        /// Which one.
+        name: ConsumerName,
+        /// What became of it.
+        why: String,
+    },
+    /// A commit goes forward.
+    #[error(
+        "partition {partition} is committed up to offset {committed}; a commit does not go back to {position}"
+    )]
+    Backwards {
+        /// Where.
+        partition: PartitionId,
+        /// What was to be committed.
+        position: Offset,
+        /// What is.
+        committed: Offset,
+    },
+    /// What is not there yet was not read.
+    #[error("partition {partition} ends at offset {end}; {position} cannot be committed")]
+    PastEnd {
+        /// Where.
+        partition: PartitionId,
+        /// What was to be committed.
+        position: Offset,
+        /// The end.
+        end: Offset,
+    },
+    /// What is stored is none of this version.
+    #[error(
+        "what is stored of consumer {name} of topic {topic} cannot be read; delete it and make it anew"
+    )]
+    Unreadable {
+        /// Of which topic.
+        topic: TopicName,
+        /// Which one.
+        name: ConsumerName,
+    },
+    /// Where it begins cannot be looked for.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// A consumer and how it does.
+#[derive(Clone, Debug)]
+pub struct ConsumerStatus {
+    /// Of which topic.
+    pub topic: TopicName,
+    /// Its name.
+    pub name: ConsumerName,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who reads as it now.
+    pub reader: Option<ReaderStatus>,
+    /// The last commit.
+    pub committed: Option<Noted>,
+    /// The last time that its positions were set by hand.
+    pub reset: Option<Noted>,
+    /// Each partition, in order.
+    pub partitions: Vec<ConsumerPlace>,
+}
+
+/// Who reads as a consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReaderStatus {
+    /// As far as they said.
+    pub by: String,
+    /// Until when nobody else may, unless the reader is heard of.
+    pub until: Timestamp,
+}
+
+/// Where a consumer stands in a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConsumerPlace {
+    /// Which one.
+    pub partition: PartitionId,
+    /// The next offset to read, as committed. Below `start`, messages were removed before it came to them.
+    pub position: Offset,
+    /// The first offset kept.
+    pub start: Offset,
+    /// The offset that the next message will have.
+    pub end: Offset,
+}
+
+impl ConsumerPlace {
+    /// Offsets that it has still to read.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        self.end.0.saturating_sub(self.position.max(self.start).0)
+    }
+}
+
+impl ConsumerStatus {
+    /// Offsets that it has still to read, of all partitions together.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        self.partitions.iter().map(ConsumerPlace::lag).sum()
+    }
+}
+
+/// Asks for the right to read as a consumer.
+#[derive(Clone, Copy, Debug)]
+pub struct HoldRequest {
+    /// The lease that the reader has; without, it takes a new one.
+    pub lease: Option<LeaseId>,
+    /// For how long a new lease holds after its reader was last heard of, at most [`CONSUMER_LEASE_MS_MAX`].
+    pub lease_ms: u64,
+    /// How much longer it holds this time: the reader is going to wait for messages.
+    pub wait: Duration,
+    /// Whether the consumer is made if there is none of its name. Never for one who has a lease: who reads already does not make anew
+    /// what somebody has deleted.
+    pub makes: bool,
+    /// Where it begins then; `None` is at the oldest message.
+    pub begin_at: Option<BeginAt>,
+}
+
+/// The right to read as a consumer. A new one ends when this is dropped before [`kept`](HeldConsumer::kept): its reader does not know of it.
+pub struct HeldConsumer {
+    inner: Arc<Inner>,
+    key: Key,
+    /// By what the right is known.
+    pub lease: LeaseId,
+    length: Duration,
+    /// Whether the consumer was made just now.
+    pub created: bool,
+    is_new: bool,
+    /// The committed position of each partition, in order; from an offset that is no longer kept it reads on from the first one that is.
+    pub positions: Vec<(PartitionId, Offset)>,
+}
+
+impl HeldConsumer {
+    /// The reader is told: the lease holds from now on. Until when; nothing, if somebody else has it by now, or a reset took it.
+    #[must_use]
+    pub fn kept(mut self) -> Option<Timestamp> {
+        self.is_new = false;
+        let clock = &self.inner.clock;
+        let until = clock.monotonic().saturating_add(self.length);
+        let leases = &self.inner.consumers.leases;
+        let is_newest = leases.renew(&self.key, self.lease, until);
+        is_newest.then(|| clock.wall().after(self.length))
+    }
+}
+
+impl Drop for HeldConsumer {
+    fn drop(&mut self) {
+        if self.is_new {
+            let leases = &self.inner.consumers.leases;
+            leases.end(&self.key, self.lease);
+        }
+    }
+}
+
+/// What a reader says to have done.
+#[derive(Clone, Debug)]
+pub struct ConsumerCommit {
+    /// Its right.
+    pub lease: LeaseId,
+    /// The next offset to read of partitions that it has read; none only renews the lease.
+    pub positions: BTreeMap<PartitionId, Offset>,
+    /// Whether it is done reading: the next reader need not wait.
+    pub release: bool,
+}
+
+impl Broker {
+    /// Makes a consumer, unless there is one of its name: that one stays as it is. Whether it was made.
+    ///
+    /// # Errors
+    /// [`ConsumerError`]; nothing was made.
+    pub async fn make_consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+        begin_at: Option<BeginAt>,
+    ) -> Result<(ConsumerStatus, bool), ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let key = (topic.id, name.clone());
+        let _lock = self.inner.consumers.lock(&key).await;
+        let known = self.stored_consumer(&topic, name).await?;
+        let made = known.is_none();
+        let consumer = match known {
+            Some(known) => known,
+            None => self.make_stored(&topic, name, begin_at, |_| {}).await?,
+        };
+        Ok((self.consumer_status(&topic, name, &consumer), made))
+    }
+
+    /// The consumers of a topic, by name.
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn consumers(&self, topic: &TopicName) -> Result<Vec<ConsumerStatus>, ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let stored = self.stored_consumers(&topic).await?.into_iter();
+        let status = stored.map(|(name, consumer)| self.consumer_status(&topic, &name, &consumer));
+        Ok(status.collect())
+    }
+
+    /// The consumers of all topics, by topic and name. A topic that goes meanwhile is left out.
+    pub async fn all_consumers(&self) -> Vec<ConsumerStatus> {
+        let with = self.inner.engine.state_partitions(CONSUMERS_GROUP);
+        let with: Vec<TopicId> = with.into_iter().map(|place| place.topic).collect();
+        let mut all = Vec::new();
+        let topics = self.topics().into_iter();
+        for topic in topics.filter(|topic| with.contains(&topic.id)) {
+            all.extend(self.consumers(&topic.spec.name).await.unwrap_or_default());
+        }
+        all
+    }
+
+    /// One consumer.
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+    ) -> Result<ConsumerStatus, ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let consumer = self.known_consumer(&topic, name).await?;
+        Ok(self.consumer_status(&topic, name, &consumer))
+    }
+
+    /// Takes or renews the right to read as a consumer. It may make the consumer.
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn hold_consumer(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        request: HoldRequest,
+    ) -> Result<HeldConsumer, ConsumerError> {
+        let key = (topic.id, name.clone());
+        let Inner {
+            clock, consumers, ..
+        } = &*self.inner;
+        let _lock = consumers.lock(&key).await;
+        let known = match request.makes && request.lease.is_none() {
+            true => self.stored_consumer(topic, name).await?,
+            false => Some(self.known_consumer(topic, name).await?),
+        };
+        let created = known.is_none();
+        let lease_ms = u32::try_from(request.lease_ms).unwrap_or(u32::MAX);
+        let new = ReadLease {
+            id: LeaseId(fastrand::u64(..)),
+            length_ms: lease_ms.clamp(LEASE_MS_MIN, CONSUMER_LEASE_MS_MAX),
+            by: self.asker().to_owned(),
+        };
+        let (consumer, lease) = match known {
+            None => {
+                let lease = new.clone();
+                let take = |consumer: &mut Consumer| consumer.lease = Some(new);
+                let made = self
+                    .make_stored(topic, name, request.begin_at, take)
+                    .await?;
+                tracing::info!(topic = %topic.spec.name, consumer = %name, by = lease.by, "a consumer was made by its first reader");
+                (made, lease)
+            }
+            Some(mut known) => {
+                let left = consumers
+                    .leases
+                    .left(&key, known.lease.as_ref(), clock.monotonic());
+                let was_cut =
+                    rules::stay_inside(&mut known, |partition| self.ends(topic, partition));
+                let lease = match rules::hold(&known, request.lease, left) {
+                    Hold::Renewed(lease) => lease,
+                    Hold::Free => {
+                        known.lease = Some(new.clone());
+                        new
+                    }
+                    Hold::Busy { by } => {
+                        return Err(ConsumerError::Busy {
+                            topic: topic.spec.name.clone(),
+                            name: name.clone(),
+                            by,
+                            until: clock.wall().after(left),
+                            left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+                        });
+                    }
+                    Hold::Lost { why } => return Err(lost(topic, name, why)),
+                };
+                for (partition, position, end) in &was_cut {
+                    tracing::warn!(topic = %topic.spec.name, consumer = %name, %partition, %position, %end, "the partition ends before the committed position; going on at its end");
+                }
+                if request.lease != Some(lease.id) || !was_cut.is_empty() {
+                    self.store_consumer(topic, name, Some(&mut known)).await?;
+                }
+                (known, lease)
+            }
+        };
+        let length = Duration::from_millis(u64::from(lease.length_ms));
+        let until = clock.monotonic() + length + request.wait;
+        consumers.leases.give(&key, lease.id, until);
+        let places = topic.partitions();
+        Ok(HeldConsumer {
+            inner: Arc::clone(&self.inner),
+            key,
+            lease: lease.id,
+            length,
+            created,
+            is_new: request.lease.is_none(),
+            positions: places
+                .map(|at| (at.partition, consumer.position(at.partition)))
+                .collect(),
+        })
+    }
+
+    /// Commits the positions of any number of partitions in one step, and renews the lease; until when, unless it was given back. The
+    /// same commit again changes nothing.
+    ///
+    /// # Errors
+    /// [`ConsumerError`]; nothing was committed.
+    pub async fn commit_consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+        commit: ConsumerCommit,
+    ) -> Result<Option<Timestamp>, ConsumerError> {
+        let topic = self.consumed(topic)?;
+        for &partition in commit.positions.keys() {
+            self.consumed_place(&topic, partition)?;
+        }
+        let key = (topic.id, name.clone());
+        let Inner {
+            clock, consumers, ..
+        } = &*self.inner;
+        let _lock = consumers.lock(&key).await;
+        let mut consumer = self.known_consumer(&topic, name).await?;
+        let ends = |partition| self.ends(&topic, partition);
+        let taken = rules::commit(&mut consumer, &commit, ends);
+        let Taken { moved, gave_back } = match taken {
+            Ok(taken) => taken,
+            Err(rules::Refused::Lost { why }) => return Err(lost(&topic, name, why)),
+            Err(rules::Refused::Position(error)) => return Err(error),
+        };
+        if moved {
+            consumer.committed = Some(self.note());
+        }
+        if moved || gave_back {
+            self.store_consumer(&topic, name, Some(&mut consumer))
+                .await?;
+        }
+        let held = consumer.lease.filter(|lease| lease.length_ms > 0);
+        let Some(lease) = held else {
+            consumers.leases.end(&key, commit.lease);
+            return Ok(None);
+        };
+        let length = Duration::from_millis(u64::from(lease.length_ms));
+        consumers
+            .leases
+            .give(&key, lease.id, clock.monotonic() + length);
+        Ok(Some(clock.wall().after(length)))
+    }
+
+    /// Sets the positions of all partitions, or of one. Whoever reads as the consumer loses the lease.
+    ///
+    /// # Errors
+    /// [`ConsumerError`]; nothing was changed.
+    pub async fn reset_consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+        partition: Option<PartitionId>,
+        begin_at: BeginAt,
+    ) -> Result<ConsumerStatus, ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let places = match partition {
+            None => topic.partitions().collect(),
+            Some(partition) => vec![self.consumed_place(&topic, partition)?],
+        };
+        let key = (topic.id, name.clone());
+        let _lock = self.inner.consumers.lock(&key).await;
+        let mut consumer = self.known_consumer(&topic, name).await?;
+        for place in places {
+            let offset = self.first_of(place, begin_at).await?;
+            consumer.move_to(place.partition, offset);
+        }
+        consumer.lease = None;
+        consumer.reset = Some(self.note());
+        self.store_consumer(&topic, name, Some(&mut consumer))
+            .await?;
+        self.inner.consumers.leases.forget(&key);
+        Ok(self.consumer_status(&topic, name, &consumer))
+    }
+
+    /// Forgets a consumer and its positions, whoever reads as it.
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn delete_consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+    ) -> Result<(), ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let key = (topic.id, name.clone());
+        let _lock = self.inner.consumers.lock(&key).await;
+        match self.stored_consumer(&topic, name).await {
+            // One that cannot be read can be deleted.
+            Ok(Some(_)) | Err(ConsumerError::Unreadable { .. }) => {}
+            Ok(None) => return Err(unknown(&topic, name)),
+            Err(error) => return Err(error),
+        }
+        self.store_consumer(&topic, name, None).await?;
+        self.inner.consumers.leases.forget(&key);
+        Ok(())
+    }
+
+    fn asker(&self) -> &str {
+        self.by.as_deref().unwrap_or(UNKNOWN)
+    }
+
+    fn note(&self) -> Noted {
+        Noted {
+            at: self.inner.clock.wall(),
+            by: self.asker().to_owned(),
+        }
+    }
+
+    fn consumed(&self, name: &TopicName) -> Result<Topic, ConsumerError> {
+        let topic = self.topic(name);
+        topic.ok_or_else(|| ConsumerError::UnknownTopic(name.clone()))
+    }
+
+    fn consumed_place(
+        &self,
+        topic: &Topic,
+        partition: PartitionId,
+    ) -> Result<TopicPartition, ConsumerError> {
+        let place = topic.partition(partition);
+        place.ok_or_else(|| ConsumerError::UnknownPartition {
+            topic: topic.spec.name.clone(),
+            partition,
+            partitions: topic.spec.partitions,
+        })
+    }
+
+    fn consumer_status(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        consumer: &Consumer,
+    ) -> ConsumerStatus {
+        let Inner {
+            clock, consumers, ..
+        } = &*self.inner;
+        let key = (topic.id, name.clone());
+        let left = consumers
+            .leases
+            .left(&key, consumer.lease.as_ref(), clock.monotonic());
+        let reader = consumer.lease.as_ref().filter(|_| !left.is_zero());
+        let place = |at: TopicPartition| {
+            let Ends { start, end } = self.ends(topic, at.partition).unwrap_or_default();
+            ConsumerPlace {
+                partition: at.partition,
+                position: consumer.position(at.partition),
+                start,
+                end,
+            }
+        };
+        ConsumerStatus {
+            topic: topic.spec.name.clone(),
+            name: name.clone(),
+            created_at: consumer.created_at,
+            reader: reader.map(|lease| ReaderStatus {
+                by: lease.by.clone(),
+                until: clock.wall().after(left),
+            }),
+            committed: consumer.committed.clone(),
+            reset: consumer.reset.clone(),
+            partitions: topic.partitions().map(place).collect(),
+        }
+    }
+}
+
+fn unknown(topic: &Topic, name: &ConsumerName) -> ConsumerError {
+    ConsumerError::Unknown {
+        topic: topic.spec.name.clone(),
+        name: name.clone(),
+    }
+}
+
+fn lost(topic: &Topic, name: &ConsumerName, why: String) -> ConsumerError {
+    ConsumerError::Lost {
+        topic: topic.spec.name.clone(),
+        name: name.clone(),
+        why,
+    }
+}

@@ -1,0 +1,337 @@
+//! `consume --as`: goes on where the consumer of that name has come to, in all partitions, and commits what was written to standard
+//! output.
+//!
+//! What was written and not committed comes again; what was committed was written. So a commit follows each flush, whatever ends the
+//! command: the last message, an interrupt, a reader of the output that went away, or a failure.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+use std::time::Duration;
+
+use millrace_model::{Clock, ConsumerName, SystemClock};
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use super::{
+    Args, COME_BACK_PAUSE, Ends, FETCH_MESSAGES_MAX, Printer, WAIT_MS_MAX, after_damage, jumped,
+    note, places,
+};
+use crate::cli::client::{Client, escaped};
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::feed::heed;
+use crate::cli::table::items;
+
+/// For how long nobody else reads after this reader was last heard of, unless the user says.
+const LEASE_SECONDS: u64 = 30;
+/// What was written is committed at least so often while a slow reader of the output takes it.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// Said if the user does not wait for the end.
+const TWICE: &str = "interrupted twice; what was printed last may come again";
+
+/// What the command waits for.
+enum Event {
+    Answer(Result<Value, Failure>),
+    Interrupted,
+}
+
+/// How far the messages of an answer were written.
+#[derive(PartialEq, Eq)]
+enum Wrote {
+    All,
+    /// Somebody wants to stop.
+    Interrupted,
+    /// The lease was lost meanwhile: the rest comes again.
+    Lost,
+}
+
+/// How reading came to its end.
+#[derive(PartialEq, Eq)]
+enum End {
+    /// All that was asked for is written.
+    Done,
+    /// Somebody wants to stop.
+    Interrupted,
+}
+
+pub(super) fn run(
+    args: &Args,
+    name: &ConsumerName,
+    client: &Client,
+    ends: &BTreeMap<u64, Ends>,
+    printer: &mut Printer,
+) -> Result<(), Failure> {
+    let (sender, events) = mpsc::sync_channel(1);
+    let interrupted = sender.clone();
+    // The channel may be full of an answer; the second signal must not wait for that.
+    let tell = move || drop(thread::spawn(move || interrupted.send(Event::Interrupted)));
+    heed(client.interrupt.clone(), TWICE, tell)?;
+    let mut reader = Reader {
+        args,
+        client,
+        path: format!("/v1/topics/{}/consumers/{name}", args.topic),
+        sender,
+        events,
+        clock: SystemClock::new(),
+        lease: None,
+        had_lease: false,
+        at: BTreeMap::new(),
+        written: BTreeMap::new(),
+        committed_at: Duration::ZERO,
+    };
+    let ended = reader.read(ends, printer);
+    let gave_back = reader.give_back();
+    match ended {
+        Ok(_) | Err(Failure::ClosedPipe) if gave_back.is_err() => gave_back,
+        Ok(End::Interrupted) if !args.follow => {
+            let message = "interrupted before all was read; what was printed is committed";
+            Err(Failure::new(Exit::Interrupted, "interrupted", message))
+        }
+        ended => ended.map(drop),
+    }
+}
+
+struct Reader<'a> {
+    args: &'a Args,
+    client: &'a Client,
+    /// The consumer's.
+    path: String,
+    sender: SyncSender<Event>,
+    events: Receiver<Event>,
+    clock: SystemClock,
+    /// The right to commit, once there is one.
+    lease: Option<String>,
+    /// Whether there was one before: then the consumer is not made anew if somebody has deleted it.
+    had_lease: bool,
+    /// Where the consumer stands, as far as it was told or committed.
+    at: BTreeMap<u64, u64>,
+    /// What is to be committed.
+    written: BTreeMap<u64, u64>,
+    committed_at: Duration,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, ends: &BTreeMap<u64, Ends>, printer: &mut Printer) -> Result<End, Failure> {
+        while printer.left > 0 {
+            let Some(answer) = self.next(printer.left)? else {
+                return Ok(End::Interrupted);
+            };
+            for passed in items(&answer["passed_over"]) {
+                let number = |field: &str| passed[field].as_u64().unwrap_or(0);
+                jumped(number("partition"), number("from"), number("to"));
+            }
+            let is_empty = ["messages", "passed_over", "problems"]
+                .iter()
+                .all(|field| items(&answer[*field]).is_empty());
+            let wrote = self.write(&answer, printer);
+            if matches!(wrote, Ok(Wrote::All)) {
+                let next = answer["commit"]["positions"].as_str();
+                self.written.extend(places(next.unwrap_or_default()));
+            }
+            self.commit()?;
+            if wrote? == Wrote::Interrupted {
+                return Ok(End::Interrupted);
+            }
+            if self.lease.is_none() {
+                continue;
+            }
+            self.go_past(items(&answer["problems"]))?;
+            let is_behind = |(partition, ends): (&u64, &Ends)| {
+                self.at.get(partition).is_none_or(|at| *at < ends.end)
+            };
+            if !self.args.follow && (is_empty || !ends.iter().any(is_behind)) {
+                break;
+            }
+        }
+        Ok(End::Done)
+    }
+
+    /// Writes the messages of an answer one by one, so that it is known of each.
+    fn write(&mut self, answer: &Value, printer: &mut Printer) -> Result<Wrote, Failure> {
+        for message in items(&answer["messages"]) {
+            if self.client.interrupt.is_wanted() {
+                return Ok(Wrote::Interrupted);
+            }
+            printer.print(std::iter::once(message))?;
+            printer.output.flush()?;
+            let number = |field: &str| message[field].as_u64().unwrap_or(0);
+            self.written
+                .insert(number("partition"), number("offset") + 1);
+            if self.clock.monotonic() > self.committed_at + COMMIT_INTERVAL {
+                self.commit()?;
+            }
+            if self.lease.is_none() {
+                return Ok(Wrote::Lost);
+            }
+        }
+        Ok(Wrote::All)
+    }
+
+    /// What comes next; nothing, if somebody wants to stop.
+    fn next(&mut self, left: u64) -> Result<Option<Value>, Failure> {
+        let began = self.clock.monotonic();
+        let mut said = false;
+        loop {
+            if self.client.interrupt.is_wanted() {
+                return Ok(None);
+            }
+            let (client, path, sender) = (
+                self.client.clone(),
+                self.messages_path(left),
+                self.sender.clone(),
+            );
+            // Not waited for after an interrupt: it may wait at the host.
+            thread::spawn(move || sender.send(Event::Answer(client.get(&path))));
+            let failure = match self.answer() {
+                None => return Ok(None),
+                Some(Ok(answer)) => {
+                    self.took(&answer)?;
+                    return Ok(Some(answer));
+                }
+                Some(Err(failure)) => failure,
+            };
+            if failure.has_code("lease-lost") && self.lease.is_some() {
+                self.lose(&failure);
+                continue;
+            }
+            let waited = self.clock.monotonic().saturating_sub(began);
+            let patience = self.client.patience();
+            let waits = failure.has_code("consumer-busy") && waited < patience;
+            let comes_back = self.args.follow && failure.asks_to_come_back();
+            if !waits && !comes_back {
+                return Err(match failure.has_code("consumer-busy") {
+                    true => failure.with_hint(
+                        "one reads at a time: stop the other reader, wait for the end of its lease with --retry-for SECONDS, or read \
+                         under another name",
+                    ),
+                    false => failure,
+                });
+            }
+            if waits && !said {
+                said = true;
+                let seconds = patience.as_secs();
+                note(&format!("note: {failure}; trying again for {seconds} s"));
+            }
+            self.client.sleep(COME_BACK_PAUSE);
+        }
+    }
+
+    /// What the host answers; nothing, if somebody wants to stop. But an answer that gives a lease is waited for, so that it can be given
+    /// back: such a request does not wait at the host.
+    fn answer(&self) -> Option<Result<Value, Failure>> {
+        loop {
+            match self.events.recv() {
+                Ok(Event::Answer(answer)) => return Some(answer),
+                Ok(Event::Interrupted) if self.lease.is_none() => {}
+                Ok(Event::Interrupted) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// A first answer gives the lease, and says where the consumer stands.
+    fn took(&mut self, answer: &Value) -> Result<(), Failure> {
+        if self.lease.is_some() {
+            return Ok(());
+        }
+        let lease = answer["commit"]["lease"].as_str();
+        self.lease = lease.map(str::to_owned);
+        let is_first = !std::mem::replace(&mut self.had_lease, true);
+        let consumer = self.client.get(&self.path)?;
+        let number = |place: &Value, field: &str| place[field].as_u64().unwrap_or(0);
+        let places = items(&consumer["partitions"]).iter();
+        self.at = places
+            .map(|place| (number(place, "partition"), number(place, "position")))
+            .collect();
+        if is_first && self.args.from.is_some() && answer["created"] == false {
+            note(
+                "note: the consumer was there before and goes on where it is; --from counts when one is made",
+            );
+        }
+        Ok(())
+    }
+
+    fn messages_path(&self, left: u64) -> String {
+        let max = left.clamp(1, FETCH_MESSAGES_MAX);
+        let wait_ms = match self.args.follow && self.lease.is_some() {
+            true => WAIT_MS_MAX,
+            false => 0,
+        };
+        let mut path = format!(
+            "{}/messages?max={max}&max_bytes=4194304&wait_ms={wait_ms}",
+            self.path
+        );
+        let lease_ms = self.args.lease.unwrap_or(LEASE_SECONDS) * 1_000;
+        // Writing to a text does not fail.
+        let _ = match (&self.lease, self.args.from) {
+            (Some(lease), _) => write!(path, "&lease={lease}"),
+            (None, _) if self.had_lease => write!(path, "&lease_ms={lease_ms}&create=false"),
+            (None, Some(from)) => write!(
+                path,
+                "&lease_ms={lease_ms}&from={}",
+                escaped(&from.to_string())
+            ),
+            (None, None) => write!(path, "&lease_ms={lease_ms}"),
+        };
+        path
+    }
+
+    /// Commits what was written since the last time, which also says that this reader is still there.
+    fn commit(&mut self) -> Result<(), Failure> {
+        match self.send(false) {
+            Err(failure) if failure.has_code("lease-lost") => {
+                self.lose(&failure);
+                Ok(())
+            }
+            sent => sent,
+        }
+    }
+
+    /// The same for the last time: the next reader need not wait.
+    fn give_back(&mut self) -> Result<(), Failure> {
+        self.send(true)
+    }
+
+    fn send(&mut self, release: bool) -> Result<(), Failure> {
+        let Some(lease) = &self.lease else {
+            return Ok(());
+        };
+        if self.written.is_empty() && !release {
+            return Ok(());
+        }
+        let place = |(partition, offset): (&u64, &u64)| format!("{partition}:{offset}");
+        let positions: Vec<String> = self.written.iter().map(place).collect();
+        let body = json!({"lease": lease, "positions": positions.join(","), "release": release});
+        let path = format!("{}/commit", self.path);
+        self.client.send_again(Method::POST, &path, &body)?;
+        self.at.append(&mut self.written);
+        self.committed_at = self.clock.monotonic();
+        Ok(())
+    }
+
+    /// Somebody else may read now, or somebody has set the positions: as after a start.
+    fn lose(&mut self, failure: &Failure) {
+        note(&format!(
+            "note: {failure}; what was printed and not committed comes again"
+        ));
+        self.lease = None;
+        self.written.clear();
+    }
+
+    /// Goes past what cannot be read if told to; otherwise it ends the command.
+    fn go_past(&mut self, problems: &[Value]) -> Result<(), Failure> {
+        for problem in problems {
+            let text = |field: &str| problem[field].as_str().unwrap_or_default();
+            let partition = problem["partition"].as_u64();
+            let failure = Failure::new(Exit::Failed, text("code"), text("message"));
+            let failure = failure.with_next(problem["next"].as_u64(), partition);
+            let (true, Some(partition)) = (self.args.skip_damaged, partition) else {
+                return Err(failure);
+            };
+            let from = self.at.get(&partition).copied().unwrap_or(0);
+            let to = after_damage(failure, partition, from)?;
+            self.written.insert(partition, to);
+        }
+        self.commit()
+    }
+}

@@ -1,0 +1,296 @@
+//! Consumers over HTTP: made, listed, shown, reset, deleted. What they read stands in [`super::consuming`].
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use millrace_broker::{ConsumerError, ConsumerPlace, ConsumerStatus, ReaderStatus};
+use millrace_engine::TopicError;
+use millrace_model::{ConsumerName, Noted, Offset, PartitionId, Timestamp, TopicName};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::by::{By, ByHeader};
+use super::deploying::begin_at;
+use super::error::{ApiError, ErrorBody};
+use super::query::{InPath, InQuery};
+use super::{Shared, to_the_end};
+
+/// A consumer and how it does.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Consumer)]
+pub(super) struct ConsumerBody {
+    #[schema(value_type = String)]
+    topic: TopicName,
+    #[schema(value_type = String)]
+    name: ConsumerName,
+    /// In milliseconds since the Unix epoch, as all times.
+    #[schema(value_type = u64)]
+    created_at: Timestamp,
+    /// Offsets that it has still to read, of all partitions together.
+    lag: u64,
+    /// Who reads as it now; null if nobody does.
+    reader: Option<ReaderBody>,
+    /// When it last committed.
+    #[schema(value_type = Option<u64>)]
+    committed_at: Option<Timestamp>,
+    /// Who did, as far as they said.
+    committed_by: Option<String>,
+    /// When its positions were last set by hand.
+    #[schema(value_type = Option<u64>)]
+    reset_at: Option<Timestamp>,
+    /// Who did, as far as they said.
+    reset_by: Option<String>,
+    /// Where it stands; left out of lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partitions: Option<Vec<PlaceBody>>,
+}
+
+/// Who reads as a consumer.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ConsumerReader)]
+struct ReaderBody {
+    /// As far as they said.
+    by: String,
+    /// Until when nobody else may, unless the reader is heard of.
+    #[schema(value_type = u64)]
+    until: Timestamp,
+}
+
+/// Where a consumer stands in a partition.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ConsumerPlace)]
+struct PlaceBody {
+    #[schema(value_type = u32)]
+    partition: PartitionId,
+    /// The next offset to read, as committed. Below `start`, messages were removed before it came to them.
+    #[schema(value_type = u64)]
+    position: Offset,
+    /// The first offset kept.
+    #[schema(value_type = u64)]
+    start: Offset,
+    /// The offset that the next message will have.
+    #[schema(value_type = u64)]
+    end: Offset,
+    /// Offsets that it has still to read.
+    lag: u64,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct ConsumersBody {
+    /// By topic and name; at most 1,000 of a topic.
+    consumers: Vec<ConsumerBody>,
+}
+
+impl From<ConsumerPlace> for PlaceBody {
+    fn from(place: ConsumerPlace) -> Self {
+        Self {
+            partition: place.partition,
+            position: place.position,
+            start: place.start,
+            end: place.end,
+            lag: place.lag(),
+        }
+    }
+}
+
+impl ConsumerBody {
+    fn short(status: ConsumerStatus) -> Self {
+        let lag = status.lag();
+        let noted = |noted: Option<Noted>| noted.map(|noted| (noted.at, noted.by)).unzip();
+        let (committed_at, committed_by) = noted(status.committed);
+        let (reset_at, reset_by) = noted(status.reset);
+        let reader = |ReaderStatus { by, until }| ReaderBody { by, until };
+        Self {
+            topic: status.topic,
+            name: status.name,
+            created_at: status.created_at,
+            lag,
+            reader: status.reader.map(reader),
+            committed_at,
+            committed_by,
+            reset_at,
+            reset_by,
+            partitions: None,
+        }
+    }
+
+    fn whole(mut status: ConsumerStatus) -> Self {
+        let lag = status.lag();
+        let places = std::mem::take(&mut status.partitions);
+        Self {
+            lag,
+            partitions: Some(places.into_iter().map(PlaceBody::from).collect()),
+            ..Self::short(status)
+        }
+    }
+}
+
+impl ConsumersBody {
+    fn of(consumers: Vec<ConsumerStatus>) -> Self {
+        let consumers = consumers.into_iter().map(ConsumerBody::short).collect();
+        Self { consumers }
+    }
+}
+
+impl From<ConsumerError> for ApiError {
+    fn from(error: ConsumerError) -> Self {
+        let text = error.to_string();
+        let see = "GET /v1/topics/{topic}/consumers/{name} or `millrace consumer show` shows where it stands";
+        match error {
+            ConsumerError::UnknownTopic(name) => TopicError::Unknown(name).into(),
+            ConsumerError::UnknownPartition { .. } => Self::unknown("unknown-partition", text, see),
+            ConsumerError::Unknown { .. } => Self::unknown(
+                "unknown-consumer",
+                text,
+                "GET /v1/consumers or `millrace consumer list` shows those that exist; reading without a lease makes one",
+            ),
+            ConsumerError::TooMany(_) => {
+                Self::conflict("too-many-consumers", text, "delete one that is not needed")
+            }
+            ConsumerError::Busy { .. } => Self::conflict(
+                "consumer-busy",
+                text,
+                "one reads at a time: stop the other reader, or try again when its lease has ended; take another name to read the topic for yourself",
+            ),
+            ConsumerError::Lost { .. } => Self::conflict(
+                "lease-lost",
+                text,
+                "nothing was committed; read again without a lease, from the committed positions on",
+            ),
+            ConsumerError::Backwards { .. } => Self::conflict(
+                "position-behind",
+                text,
+                "to read messages again, reset the consumer: POST …/reset or `millrace consumer reset`",
+            ),
+            ConsumerError::PastEnd { .. } => Self::refused("offset-past-end", text, see),
+            ConsumerError::Unreadable { .. } => Self::internal(text),
+            ConsumerError::Read(error) => error.into(),
+            ConsumerError::Commit(error) => error.into(),
+        }
+    }
+}
+
+/// All consumers of all topics.
+#[utoipa::path(get, path = "/v1/consumers", tag = "consumers", responses((status = 200, body = ConsumersBody)))]
+pub(super) async fn list_all(State(app): Shared) -> Json<ConsumersBody> {
+    Json(ConsumersBody::of(app.broker.all_consumers().await))
+}
+
+/// The consumers of a topic, by name.
+#[utoipa::path(get, path = "/v1/topics/{topic}/consumers", tag = "consumers", params(("topic" = String, Path,)), responses(
+    (status = 200, body = ConsumersBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn list_of_topic(
+    State(app): Shared,
+    InPath(topic): InPath<TopicName>,
+) -> Result<Json<ConsumersBody>, ApiError> {
+    let consumers = app.broker.consumers(&topic).await?;
+    Ok(Json(ConsumersBody::of(consumers)))
+}
+
+/// One consumer, and where it stands in each partition.
+#[utoipa::path(get, path = "/v1/topics/{topic}/consumers/{name}", tag = "consumers",
+    params(("topic" = String, Path,), ("name" = String, Path,)), responses(
+    (status = 200, body = ConsumerBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn show(
+    State(app): Shared,
+    InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
+) -> Result<Json<ConsumerBody>, ApiError> {
+    let status = app.broker.consumer(&topic, &name).await?;
+    Ok(Json(ConsumerBody::whole(status)))
+}
+
+#[derive(Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct MakeQuery {
+    /// Where it begins: `earliest` (the default), `latest`, an offset of each partition or the nearest that there is, or a time, as
+    /// `timestamp:MS`, `2026-11-21T10:00:00Z` or `-15m`.
+    from: Option<String>,
+}
+
+/// Makes a consumer. One that is there already stays as it is, wherever it stands.
+#[utoipa::path(put, path = "/v1/topics/{topic}/consumers/{name}", tag = "consumers",
+    params(("topic" = String, Path,), ("name" = String, Path,), MakeQuery), responses(
+    (status = 201, body = ConsumerBody, description = "Made"),
+    (status = 200, body = ConsumerBody, description = "It exists already"),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "The topic has as many as there may be"),
+    (status = 422, body = ErrorBody, description = "The host has no room for it"),
+))]
+pub(super) async fn make(
+    State(app): Shared,
+    InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
+    InQuery(query): InQuery<MakeQuery>,
+) -> Result<Response, ApiError> {
+    let now = app.clock.wall();
+    let from = query.from.as_deref();
+    let begin_at = from.map(|from| begin_at("from", from, now)).transpose()?;
+    to_the_end(async move {
+        let (status, made) = app.broker.make_consumer(&topic, &name, begin_at).await?;
+        let code = match made {
+            true => StatusCode::CREATED,
+            false => StatusCode::OK,
+        };
+        Ok((code, Json(ConsumerBody::whole(status))).into_response())
+    })
+    .await
+}
+
+/// Where to go on.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResetBody {
+    /// As `from` where a consumer is made.
+    #[schema(example = "earliest")]
+    to: String,
+    /// Only this partition; all of them without.
+    #[serde(default)]
+    partition: Option<u32>,
+}
+
+/// Sets the positions of a consumer by hand, forward or back. Whoever reads as it loses the lease, and commits nothing over them.
+#[utoipa::path(post, path = "/v1/topics/{topic}/consumers/{name}/reset", tag = "consumers",
+    params(("topic" = String, Path,), ("name" = String, Path,), ByHeader), request_body = ResetBody, responses(
+    (status = 200, body = ConsumerBody, description = "As it is now"),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn reset(
+    State(app): Shared,
+    InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
+    By(by): By,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ConsumerBody>, ApiError> {
+    let body: ResetBody = app.take_json(&headers, body).await?;
+    let to = begin_at("to", &body.to, app.clock.wall())?;
+    let partition = body.partition.map(PartitionId);
+    let broker = app.broker.on_behalf_of(&by);
+    to_the_end(async move {
+        let status = broker.reset_consumer(&topic, &name, partition, to).await?;
+        Ok(Json(ConsumerBody::whole(status)))
+    })
+    .await
+}
+
+/// Deletes a consumer and its positions. Whoever reads as it is told so with its next request.
+#[utoipa::path(delete, path = "/v1/topics/{topic}/consumers/{name}", tag = "consumers",
+    params(("topic" = String, Path,), ("name" = String, Path,)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn remove(
+    State(app): Shared,
+    InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
+) -> Result<StatusCode, ApiError> {
+    let removal = async move { Ok(app.broker.delete_consumer(&topic, &name).await?) };
+    to_the_end(removal).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
