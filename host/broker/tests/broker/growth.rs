@@ -216,7 +216,7 @@ async fn a_new_partition_takes_what_names_it_now_later_and_by_schedule() {
     grow(&rig, "in", 4).await;
     let due = Some(SystemClock::new().wall().after(Duration::from_millis(50)));
     let later = NewMessage {
-        deliver_at: due,
+        deliver_at: due.map(Into::into),
         ..into(2, "later")
     };
     let at = placed(&rig, vec![into(3, "now"), later]).await;
