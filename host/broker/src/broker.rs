@@ -10,8 +10,8 @@ use millrace_engine::{
     Transaction,
 };
 use millrace_model::bounds::{
-    DRY_RUNS_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_STATE_ATTEMPTS_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX,
-    STOP_CALLS_MS_MAX,
+    DRY_RUNS_MAX, HOST_AT_HAND_BYTES_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_STATE_ATTEMPTS_MAX,
+    PRODUCE_BYTES_IN_FLIGHT_MAX, STOP_CALLS_MS_MAX,
 };
 use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
 use parking_lot::{Mutex, RwLock};
@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::consumers::Consumers;
 use crate::delays::{self, Delays};
+use crate::dispatch::at_hand::AtHand;
 use crate::dispatch::remembered::Remembered;
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
@@ -43,6 +44,8 @@ pub struct BrokerLimits {
     /// Calls that may write to state at once, each up to
     /// [`STATE_ATTEMPT_BYTES_MAX`](millrace_model::bounds::STATE_ATTEMPT_BYTES_MAX). One more waits.
     pub state_attempts: usize,
+    /// Bytes of batches that processors have at hand, with what is answered. A batch for which there is no room waits.
+    pub at_hand_bytes: usize,
 }
 
 impl Default for BrokerLimits {
@@ -51,6 +54,7 @@ impl Default for BrokerLimits {
             in_flight_bytes: PRODUCE_BYTES_IN_FLIGHT_MAX,
             remembered_bytes: HOST_ATTEMPTS_BYTES_MAX,
             state_attempts: HOST_STATE_ATTEMPTS_MAX,
+            at_hand_bytes: HOST_AT_HAND_BYTES_MAX,
         }
     }
 }
@@ -141,6 +145,7 @@ impl Broker {
             alarms,
             remembered: Remembered::new(limits.remembered_bytes),
             attempts: Arc::new(Semaphore::new(limits.state_attempts.max(1))),
+            at_hand: AtHand::new(limits.at_hand_bytes),
         };
         let broker = Self {
             by: None,

@@ -75,8 +75,8 @@ pub struct Append {
 pub struct ProgressWrite {
     /// The right.
     pub lease: Lease,
-    /// The new progress; replaces the old one.
-    pub progress: Progress,
+    /// The new progress; replaces the old one. Shared, for it may be large.
+    pub progress: Arc<Progress>,
 }
 
 /// The right to commit progress for one group in one partition, until somebody claims it anew.

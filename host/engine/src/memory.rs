@@ -85,7 +85,7 @@ struct Partition {
 struct Group {
     /// The newest lease's.
     epoch: u64,
-    progress: Option<Progress>,
+    progress: Option<Arc<Progress>>,
     /// Made when it is first asked for or written.
     state: Option<Arc<StateTable>>,
 }
@@ -173,7 +173,8 @@ impl Engine for MemoryEngine {
     ) -> Result<Option<Progress>, ReadError> {
         let state = self.state.lock();
         let group = state.partition(partition)?.groups.get(group);
-        Ok(group.and_then(|group| group.progress.clone()))
+        let progress = group.and_then(|group| group.progress.as_deref());
+        Ok(progress.cloned())
     }
 
     fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {

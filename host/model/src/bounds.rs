@@ -53,6 +53,10 @@ pub const ATTEMPT_LOG_MAX: usize = 8;
 /// Bytes of a reason that an attempt remembers.
 pub const ATTEMPT_REASON_BYTES_MAX: usize = 512;
 
+/// Bytes of a reason that an attempt remembers once all partitions of a host remember as much as they may; of the attempts before it
+/// only their number is kept then.
+pub const ATTEMPT_SHORT_REASON_BYTES_MAX: usize = 64;
+
 /// Revisions that a processor keeps for rollback; the oldest go first.
 pub const REVISIONS_KEPT_MAX: usize = 20;
 
@@ -274,6 +278,10 @@ pub const HOST_PARTITIONS_MAX: usize = 200_000;
 /// Bytes of what all partitions of a host remember of failed attempts, unless memory is scarce. At the bound partitions with parked
 /// messages take no new ones, and others one at a time, until some are settled.
 pub const HOST_ATTEMPTS_BYTES_MAX: usize = 1 << 30;
+
+/// Bytes of batches that the processors of a host have at hand, with what is answered, unless memory is scarce. A batch for which there
+/// is no room waits unread.
+pub const HOST_AT_HAND_BYTES_MAX: usize = 8 << 30;
 
 /// How far away a time of delivery may be: ten years. One beyond is refused; it is likely to be in another unit.
 pub const DELAY_MS_MAX: u64 = 3_653 * 24 * 60 * 60 * 1_000;

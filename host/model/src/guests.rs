@@ -62,7 +62,7 @@ impl GuestLimits {
         ("guest_table_elements_max", 100, 1_000_000),
         ("guest_start_ms_max", 10, 600_000),
         ("compile_cpu_seconds_max", 1, 3_600),
-        ("compile_memory_bytes_max", 256 << 20, 64 << 30),
+        ("compile_memory_bytes_max", 32 << 20, 64 << 30),
     ];
 
     /// Names and values, in the order of [`GuestLimits::BOUNDS`].

@@ -60,7 +60,8 @@ impl Progress {
     /// As stored.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![self.first_call.map_or(VERSION, |_| VERSION_FIRST_CALL)];
+        let mut out = Vec::with_capacity(self.encoded_bytes());
+        out.push(self.first_call.map_or(VERSION, |_| VERSION_FIRST_CALL));
         out.extend(self.next.0.to_le_bytes());
         out.extend(self.revision.to_le_bytes());
         out.extend(self.first_call.iter().flat_map(|end| end.0.to_le_bytes()));
@@ -83,6 +84,14 @@ impl Progress {
             }
         }
         out
+    }
+
+    /// Bytes of it as stored: with thousands of parked messages too many to grow into.
+    fn encoded_bytes(&self) -> usize {
+        let attempt = |attempt: &Attempt| 16 + attempt.class.len() + attempt.reason.len();
+        let log = |parked: &Parked| parked.log.iter().map(attempt).sum::<usize>();
+        let parked = self.parked.iter().map(|parked| 38 + log(parked));
+        17 + self.first_call.map_or(0, |_| 8) + parked.sum::<usize>()
     }
 
     /// Reads what [`Progress::encode`] wrote; `None` for anything else.
@@ -210,6 +219,7 @@ mod tests {
         ) {
             let first_call = first_call.map(Offset);
             let progress = Progress { next: Offset(next), revision, parked, first_call };
+            prop_assert_eq!(progress.encode().len(), progress.encoded_bytes());
             prop_assert_eq!(Progress::decode(&progress.encode()), Some(progress));
         }
 

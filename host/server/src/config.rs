@@ -254,7 +254,7 @@ pub struct Settings {
     /// Bytes of a segment before the next one begins, 4 KiB to 1 GiB [default: 1073741824]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_SEGMENT_BYTES")]
     pub segment_bytes: Option<u64>,
-    /// Bytes of journal between two checkpoints, 64 KiB to 16 GiB; more makes recovery longer [default: a 32nd of the memory, at most 128 MiB]
+    /// Bytes of journal between two checkpoints, 64 KiB to 16 GiB; more makes recovery longer [default: a 64th of the memory, at most 128 MiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_CHECKPOINT_JOURNAL_BYTES")]
     pub checkpoint_journal_bytes: Option<u64>,
     /// Memory that the host may use: what it keeps in memory is bounded by shares of it [default: the machine's, or less where its
@@ -270,16 +270,16 @@ pub struct Settings {
     /// Bytes of delayed messages and state together [default: an eighth of the memory, at most 4 GiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_KEPT_BYTES_MAX")]
     pub kept_bytes_max: Option<u64>,
-    /// Bytes of idempotency keys that are remembered; the oldest go [default: a 32nd of the memory, at most 256 MiB]
+    /// Bytes of idempotency keys that are remembered; the oldest go [default: a 64th of the memory, at most 256 MiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_IDEMPOTENCY_BYTES_MAX")]
     pub idempotency_bytes_max: Option<u64>,
-    /// Partitions of all topics together, those of processors included [default: one for each 128 KiB of the memory, at most 200000]
+    /// Partitions of all topics together, those of processors included [default: one for each 256 KiB of the memory, for each 128 KiB from 4 GiB on, at most 200000]
     #[arg(long, value_name = "COUNT", env = "MILLRACE_PARTITIONS_MAX")]
     pub partitions_max: Option<u64>,
-    /// Bytes of an uploaded module, 64 KiB to 192 MiB [default: 67108864]
+    /// Bytes of an uploaded module, 64 KiB to 192 MiB [default: 64 MiB, a 16th of the memory if that is less]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_MODULE_BYTES_MAX")]
     pub module_bytes_max: Option<u64>,
-    /// Memory of one instance that a processor may ask for, 1 MiB to 4 GiB [default: 1073741824]
+    /// Memory of one instance that a processor may ask for, 1 MiB to 4 GiB [default: 1 GiB, all that guests may have together if that is less]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_GUEST_MEMORY_BYTES_MAX")]
     pub guest_memory_bytes_max: Option<u64>,
     /// Elements of one table of a component, 100 to 1000000 [default: 20000]
@@ -291,7 +291,7 @@ pub struct Settings {
     /// CPU time of a compile, 1 to 3600, and 5 more for each MiB of the component [default: 30]
     #[arg(long, value_name = "SECONDS", env = "MILLRACE_COMPILE_CPU_SECONDS_MAX")]
     pub compile_cpu_seconds_max: Option<u64>,
-    /// Memory of the process that compiles, 256 MiB to 64 GiB [default: 2147483648]
+    /// Memory of the process that compiles, 32 MiB to 64 GiB [default: 2 GiB, three 32nds of the memory if that is less]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_COMPILE_MEMORY_BYTES_MAX")]
     pub compile_memory_bytes_max: Option<u64>,
 }

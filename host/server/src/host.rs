@@ -119,6 +119,7 @@ impl Host {
             in_flight_bytes: memory.in_flight_bytes,
             remembered_bytes: memory.attempts_bytes,
             state_attempts: memory.state_attempts,
+            at_hand_bytes: memory.at_hand_bytes,
         };
         let broker = Broker::start_within(clock.clone(), engine, modules, limits).await?;
         broker.ready().await.map_err(StartError::Poisoned)?;
@@ -258,6 +259,7 @@ async fn open_engine(
                 encryption: encryption_keys(config.encryption_key_file.as_deref())?,
                 cleaning_interval: config.cleaning_interval,
                 tail_bytes_max: memory.tail_bytes,
+                queue_bytes_max: memory.queue_bytes,
                 bounds: memory.bounds,
                 ..sizes.options()
             };
@@ -310,7 +312,9 @@ fn open_modules(
     };
     let mut options = WasmOptions::new(cache_dir, compile_child);
     options.memory_bytes_max = memory.guest_bytes as u64;
-    options.limits = config.guests;
+    options.limits = memory.guests(config.guests);
+    options.one_compile = memory.compile_bytes < config.guests.compile_memory_bytes_max;
+    options.code_bytes_max = options.code_bytes_max.min(options.limits.module_bytes_max);
     options.ships_lines = config.guest_log == GuestLog::Host;
     // Compiled code holds what the component holds, and is not encrypted.
     options.keeps_code = encryption_keys(config.encryption_key_file.as_deref())?.is_none();

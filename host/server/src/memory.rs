@@ -1,19 +1,27 @@
 //! How much memory the host may use, and what that means for its bounds: each is a share of it, so that a host on a small machine refuses
-//! what it has no room for, and is not killed for it.
+//! what it has no room for, and is not killed for it. From 512 MiB on all of them together, with the program itself and a compiler beside
+//! it, are less than there is.
 
 use std::path::{Path, PathBuf};
 
 use millrace_engine::HostBounds;
+use millrace_model::GuestLimits;
 use millrace_model::bounds::{
-    HOST_ATTEMPTS_BYTES_MAX, HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX, HOST_PARTITIONS_MAX,
-    HOST_STATE_ATTEMPTS_MAX, HOST_STATE_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX, REQUESTS_BYTES_MAX,
+    HOST_AT_HAND_BYTES_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX,
+    HOST_PARTITIONS_MAX, HOST_STATE_ATTEMPTS_MAX, HOST_STATE_BYTES_MAX,
+    PRODUCE_BYTES_IN_FLIGHT_MAX, PRODUCE_CALL_BYTES_MAX, REQUESTS_BYTES_MAX,
     STATE_ATTEMPT_BYTES_MAX,
 };
+use millrace_model::guests::COMPILE_MEMORY_BYTES_DEFAULT;
 
 use crate::http::bounds::{ANSWERS_KIB_MAX, BODIES_KIB_MAX, PRODUCE_BODY_BYTES_MAX};
 
 /// Where no system says how much there is.
 const MEMORY_BYTES_ASSUMED: u64 = 2 << 30;
+/// Shares are counted in parts of the memory: so many are all of it.
+const PARTS: usize = 64;
+/// What no share is of: for what is counted only about.
+const MARGIN_PARTS: usize = 4;
 /// What a partition may cost, with a processor that reads it.
 const PARTITION_COST_BYTES: usize = 16 << 10;
 /// Partitions that every host may have.
@@ -22,10 +30,16 @@ const PARTITIONS_LEAST: usize = 1_000;
 const KEPT_BYTES_LEAST: usize = 8 << 20;
 /// Bytes of batches in memory, at least.
 const TAIL_BYTES_LEAST: usize = 16 << 20;
-/// The worst single answer must fit.
-const ANSWERS_BYTES_LEAST: usize = 128 << 20;
-/// Memory of guests together: of the default limit of one, at least two.
-const GUEST_BYTES_LEAST: usize = 128 << 20;
+/// Bytes of answers together, at least. One that may need more takes all of it, and is alone then.
+const ANSWERS_BYTES_LEAST: usize = 40 << 20;
+/// Memory of guests together: one of the default limit, at least, with what it takes beside that.
+const GUEST_BYTES_LEAST: usize = 72 << 20;
+/// Bytes of batches that processors have at hand, at least: the most that one may come to by default.
+const AT_HAND_BYTES_LEAST: usize = 48 << 20;
+/// What a compiler needs for the components of the usual toolchains, at least.
+const COMPILE_BYTES_LEAST: u64 = 48 << 20;
+/// What the program itself takes: code, threads, connections, the database's pages, and what the allocator keeps.
+const PROGRAM_BYTES: (usize, usize) = (48 << 20, 256 << 20);
 
 /// What is set; `None` leaves it to the memory that there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,18 +71,26 @@ pub struct MemoryPlan {
     pub tail_bytes: usize,
     /// Bytes of journal between two checkpoints, unless set: as much of what changed may be in memory twice while one is made.
     pub journal_bytes: u64,
+    /// Bytes of transactions that wait for their commit.
+    pub queue_bytes: usize,
     /// Bytes of produce calls on their way to the engine.
     pub in_flight_bytes: usize,
     /// Bytes of what is remembered of failed attempts.
     pub attempts_bytes: usize,
     /// Calls that may write to state at once.
     pub state_attempts: usize,
+    /// Bytes of batches that processors have at hand, with what is answered.
+    pub at_hand_bytes: usize,
     /// Bytes of bodies that are being received.
     pub bodies_bytes: usize,
     /// Bytes of answers that are being sent.
     pub answers_bytes: usize,
     /// Bytes of the memories of all guests.
     pub guest_bytes: usize,
+    /// Bytes of a compiler's process.
+    pub compile_bytes: u64,
+    /// What the program itself takes, about.
+    pub program_bytes: usize,
 }
 
 impl MemorySettings {
@@ -84,13 +106,15 @@ impl MemorySettings {
 
     fn plan_for(&self, memory_bytes: u64, source: &'static str) -> MemoryPlan {
         let memory = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
-        let share = |parts: usize, least: usize, most: usize| (memory / parts).clamp(least, most);
+        let share = |parts: usize, least: usize, most: usize| {
+            (memory / PARTS * parts).clamp(least, most.max(least))
+        };
         let or = |set: Option<u64>, share: usize| {
             set.map_or(share, |set| usize::try_from(set).unwrap_or(usize::MAX))
         };
-        let delayed = share(16, KEPT_BYTES_LEAST, HOST_DELAYED_BYTES_MAX);
+        let delayed = share(4, KEPT_BYTES_LEAST, HOST_DELAYED_BYTES_MAX);
         let delayed = or(self.delayed_bytes_max, delayed);
-        let state = share(32, KEPT_BYTES_LEAST, HOST_STATE_BYTES_MAX / 3) * 3;
+        let state = share(6, KEPT_BYTES_LEAST, HOST_STATE_BYTES_MAX);
         let state = or(self.state_bytes_max, state);
         let together = share(8, 2 * KEPT_BYTES_LEAST, HOST_KEPT_BYTES_MAX);
         // Whoever sets one of them means it.
@@ -98,13 +122,12 @@ impl MemorySettings {
             (None, None) => together,
             _ => together.max(delayed).max(state),
         };
-        let requests = share(32, KEPT_BYTES_LEAST, REQUESTS_BYTES_MAX);
-        let partitions = share(
-            8 * PARTITION_COST_BYTES,
-            PARTITIONS_LEAST,
-            HOST_PARTITIONS_MAX,
-        );
-        MemoryPlan {
+        let requests = share(1, KEPT_BYTES_LEAST, REQUESTS_BYTES_MAX);
+        let partitions = |parts: usize| {
+            let share = share(parts, 0, usize::MAX) / PARTITION_COST_BYTES;
+            share.clamp(PARTITIONS_LEAST, HOST_PARTITIONS_MAX)
+        };
+        let mut plan = MemoryPlan {
             memory_bytes,
             source,
             bounds: HostBounds {
@@ -112,22 +135,91 @@ impl MemorySettings {
                 state_bytes: state,
                 kept_bytes: or(self.kept_bytes_max, together),
                 requests_bytes: or(self.idempotency_bytes_max, requests),
-                partitions: or(self.partitions_max, partitions),
+                partitions: or(self.partitions_max, partitions(4)),
             },
-            tail_bytes: share(32, TAIL_BYTES_LEAST, 64 << 20),
-            journal_bytes: share(32, TAIL_BYTES_LEAST, 128 << 20) as u64,
-            in_flight_bytes: share(16, PRODUCE_BODY_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX),
-            attempts_bytes: share(32, KEPT_BYTES_LEAST, HOST_ATTEMPTS_BYTES_MAX),
-            state_attempts: (memory / 16 / STATE_ATTEMPT_BYTES_MAX)
-                .clamp(2, HOST_STATE_ATTEMPTS_MAX),
-            bodies_bytes: share(16, PRODUCE_BODY_BYTES_MAX, BODIES_KIB_MAX << 10),
-            answers_bytes: share(8, ANSWERS_BYTES_LEAST, ANSWERS_KIB_MAX << 10),
-            guest_bytes: share(4, GUEST_BYTES_LEAST, usize::MAX),
+            tail_bytes: share(2, TAIL_BYTES_LEAST, 64 << 20),
+            journal_bytes: share(1, KEPT_BYTES_LEAST, 128 << 20) as u64,
+            queue_bytes: share(2, TAIL_BYTES_LEAST, 64 << 20),
+            in_flight_bytes: share(3, PRODUCE_CALL_BYTES_MAX, PRODUCE_BYTES_IN_FLIGHT_MAX),
+            attempts_bytes: share(1, KEPT_BYTES_LEAST, HOST_ATTEMPTS_BYTES_MAX),
+            state_attempts: (share(2, 0, usize::MAX) / STATE_ATTEMPT_BYTES_MAX)
+                .clamp(1, HOST_STATE_ATTEMPTS_MAX),
+            at_hand_bytes: share(6, AT_HAND_BYTES_LEAST, HOST_AT_HAND_BYTES_MAX),
+            bodies_bytes: share(4, PRODUCE_BODY_BYTES_MAX, BODIES_KIB_MAX << 10),
+            answers_bytes: share(5, ANSWERS_BYTES_LEAST, ANSWERS_KIB_MAX << 10),
+            guest_bytes: share(9, GUEST_BYTES_LEAST, usize::MAX),
+            compile_bytes: (share(6, 0, usize::MAX) as u64)
+                .clamp(COMPILE_BYTES_LEAST, COMPILE_MEMORY_BYTES_DEFAULT),
+            program_bytes: share(6, PROGRAM_BYTES.0, PROGRAM_BYTES.1),
+        };
+        // Where some meet their bounds, others have more: partitions up to an eighth of all, guests up to a quarter.
+        if self.partitions_max.is_none() {
+            let more = partitions(8) - plan.bounds.partitions;
+            plan.bounds.partitions += more.min(plan.left() / PARTITION_COST_BYTES);
         }
+        let more = (memory / 4).saturating_sub(plan.guest_bytes);
+        plan.guest_bytes += more.min(plan.left());
+        plan
     }
 }
 
 impl MemoryPlan {
+    /// Bytes of all shares, if each is taken whole.
+    fn together(&self) -> usize {
+        let bounds = &self.bounds;
+        let in_parts = [
+            bounds.kept_bytes,
+            bounds.requests_bytes,
+            bounds.partitions.saturating_mul(PARTITION_COST_BYTES),
+            self.tail_bytes,
+            usize::try_from(self.journal_bytes).unwrap_or(usize::MAX),
+            self.queue_bytes,
+            self.in_flight_bytes,
+            self.attempts_bytes,
+            self.state_attempts.saturating_mul(STATE_ATTEMPT_BYTES_MAX),
+            self.at_hand_bytes,
+            self.bodies_bytes,
+            self.answers_bytes,
+            self.guest_bytes,
+            usize::try_from(self.compile_bytes).unwrap_or(usize::MAX),
+            self.program_bytes,
+        ];
+        in_parts.into_iter().fold(0, usize::saturating_add)
+    }
+
+    /// What is no share yet, but for the margin.
+    fn left(&self) -> usize {
+        let memory = usize::try_from(self.memory_bytes).unwrap_or(usize::MAX);
+        (memory / PARTS * (PARTS - MARGIN_PARTS)).saturating_sub(self.together())
+    }
+
+    /// What modules may have: as configured, but nothing by default that has no room here.
+    pub(crate) fn guests(&self, configured: GuestLimits) -> GuestLimits {
+        let usual = GuestLimits::default();
+        let within = |set: u64, usual: u64, room: u64| match set == usual {
+            true => set.min(room),
+            false => set,
+        };
+        GuestLimits {
+            module_bytes_max: within(
+                configured.module_bytes_max,
+                usual.module_bytes_max,
+                self.bodies_bytes as u64,
+            ),
+            guest_memory_bytes_max: within(
+                configured.guest_memory_bytes_max,
+                usual.guest_memory_bytes_max,
+                self.guest_bytes as u64,
+            ),
+            compile_memory_bytes_max: within(
+                configured.compile_memory_bytes_max,
+                usual.compile_memory_bytes_max,
+                self.compile_bytes,
+            ),
+            ..configured
+        }
+    }
+
     /// Says what was taken.
     pub(crate) fn say(&self) {
         let bounds = &self.bounds;
@@ -237,6 +329,24 @@ mod tests {
         let large = MemorySettings::default().plan_for(64 << 30, "test");
         assert_eq!(large.bounds.delayed_bytes, HOST_DELAYED_BYTES_MAX);
         assert_eq!(large.bounds.partitions, HOST_PARTITIONS_MAX);
+        for memory in [
+            512 << 20,
+            600 << 20,
+            1 << 30,
+            3 << 30,
+            24 << 30,
+            1 << 40_u64,
+        ] {
+            let plan = MemorySettings::default().plan_for(memory, "test");
+            let most = memory as usize / PARTS * (PARTS - MARGIN_PARTS);
+            assert!(
+                plan.together() <= most,
+                "{memory}: {} of {most}",
+                plan.together()
+            );
+        }
+        assert_eq!(large.guest_bytes, 16 << 30);
+        assert_eq!(small.bounds.partitions, 2_048);
         let set = MemorySettings {
             state_bytes_max: Some(1 << 30),
             ..MemorySettings::default()

@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use crate::engine;
+use crate::host::WasmOptions;
 use crate::logs::{clean, without_places};
 use crate::turns::{Asker, Turn, Turns};
 
@@ -73,6 +74,12 @@ pub(crate) const CODE_BYTES_MAX: u64 = 256 << 20;
 /// Stack of the thread that compiles.
 const STACK_BYTES: usize = 16 << 20;
 
+/// What a child takes from the system and hardly uses: stacks of its threads.
+const STACKS_BYTES: u64 = 48 << 20;
+
+/// Addresses that a child may have beside its memory: its program and what that maps.
+const ADDRESSES_BESIDE_BYTES: u64 = 512 << 20;
+
 /// Bytes that a child reads at the most; what is taken at the door is a setting.
 const MODULE_BYTES_TAKEN_MAX: u64 = GuestLimits::BOUNDS[0].2;
 
@@ -96,6 +103,8 @@ pub(crate) struct Compiler {
     child: CompileChild,
     limits: GuestLimits,
     quick_cpu: Duration,
+    one_at_a_time: bool,
+    code_bytes_max: u64,
     clock: Arc<dyn Clock>,
     quick: Arc<Turns>,
     slow: Arc<Turns>,
@@ -137,16 +146,13 @@ impl Job {
 }
 
 impl Compiler {
-    pub(crate) fn new(
-        child: CompileChild,
-        limits: GuestLimits,
-        quick_cpu: Duration,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
+    pub(crate) fn new(options: &WasmOptions, clock: Arc<dyn Clock>) -> Self {
         Self {
-            child,
-            limits,
-            quick_cpu,
+            child: options.compile_child.clone(),
+            limits: options.limits,
+            quick_cpu: options.quick_compile,
+            one_at_a_time: options.one_compile,
+            code_bytes_max: options.code_bytes_max.min(CODE_BYTES_MAX),
             clock,
             quick: Turns::new(),
             slow: Turns::new(),
@@ -274,7 +280,10 @@ impl Compiler {
                 continue;
             }
             self.check_pause(asker)?;
-            if let Some(slow) = self.slow.try_take(asker) {
+            if self.one_at_a_time {
+                // The quick lane is the only one.
+                is_quick = false;
+            } else if let Some(slow) = self.slow.try_take(asker) {
                 // The quick lane is free from here on.
                 turn = slow;
                 is_quick = false;
@@ -302,6 +311,8 @@ impl Compiler {
             .arg(self.limits.compile_memory_bytes_max.to_string())
             .arg(cpu_seconds.to_string())
             .env_clear()
+            // The allocator takes from the system what it needs, not pieces that are larger than all that the child may have.
+            .env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1")
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -323,14 +334,13 @@ impl Compiler {
         };
         let ((), code, complaint) = tokio::join!(
             feed,
-            read_bounded(stdout, CODE_BYTES_MAX),
+            read_bounded(stdout, self.code_bytes_max),
             read_bounded(stderr, COMPLAINT_BYTES_MAX),
         );
         let (code, complaint) = (code.map_err(host)?, complaint.map_err(host)?);
-        if code.len() as u64 > CODE_BYTES_MAX {
-            return Err(AdmitError::CompileLimit(format!(
-                "{CODE_BYTES_MAX} bytes of code"
-            )));
+        if code.len() as u64 > self.code_bytes_max {
+            let max = self.code_bytes_max;
+            return Err(AdmitError::CompileLimit(format!("{max} bytes of code")));
         }
         let status = child.wait().await.map_err(host)?;
         let complaint = without_places(&String::from_utf8_lossy(&complaint));
@@ -522,7 +532,7 @@ fn compile_child(args: &[String]) -> Result<(), Complaint> {
 }
 
 fn limit_this_process(args: &[String]) -> Result<(), Complaint> {
-    let number = |index: usize| args.get(index).and_then(|text| text.parse().ok());
+    let number = |index: usize| args.get(index).and_then(|text| text.parse::<u64>().ok());
     let (Some(memory_bytes), Some(cpu_seconds)) = (number(0), number(1)) else {
         return Err((
             EXIT_HOST,
@@ -530,7 +540,12 @@ fn limit_this_process(args: &[String]) -> Result<(), Complaint> {
         ));
     };
     for (resource, max) in [
-        (Resource::As, memory_bytes),
+        // What it may write to; files that it maps cost it none of that.
+        (Resource::Data, memory_bytes.saturating_add(STACKS_BYTES)),
+        (
+            Resource::As,
+            memory_bytes.saturating_add(ADDRESSES_BESIDE_BYTES),
+        ),
         (Resource::Cpu, cpu_seconds),
         (Resource::Core, 0),
     ] {

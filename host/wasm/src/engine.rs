@@ -28,15 +28,28 @@ pub(crate) const TABLES_PER_INSTANCE_MAX: u32 = 6;
 /// Memory of a returned slot that stays resident, so that the next instance of it starts without page faults.
 const WARM_SLOT_BYTES: usize = 256 << 10;
 
+/// Slots that stay so, of memories and likewise of tables; fewer where that would be more than a part of what guests may have.
+const WARM_SLOTS_MAX: u64 = 64;
+
+/// That part.
+const WARM_PART: u64 = 16;
+
 /// The engine of the compile child: makes code for [`runner`], and never runs any.
 pub(crate) fn compiler() -> wasmtime::Result<Engine> {
     Engine::new(&code_settings())
 }
 
 /// The engine of this process: runs up to `instances_max` component instances at once.
-pub(crate) fn runner(instances_max: u32, limits: &GuestLimits) -> wasmtime::Result<Engine> {
+/// Their memory together is `memory_bytes_max`.
+pub(crate) fn runner(
+    instances_max: u32,
+    memory_bytes_max: u64,
+    limits: &GuestLimits,
+) -> wasmtime::Result<Engine> {
     let mut config = code_settings();
-    config.allocation_strategy(slots(instances_max, limits));
+    let warm = memory_bytes_max / WARM_PART / (2 * WARM_SLOT_BYTES as u64);
+    let warm = warm.clamp(1, WARM_SLOTS_MAX) as u32;
+    config.allocation_strategy(slots(instances_max, warm, limits));
     Engine::new(&config)
 }
 
@@ -65,7 +78,7 @@ fn code_settings() -> Config {
 
 /// Every instance's memory, tables and stack come from slots reserved once: an instance costs microseconds, and the
 /// totals are bounded.
-fn slots(instances_max: u32, limits: &GuestLimits) -> PoolingAllocationConfig {
+fn slots(instances_max: u32, warm: u32, limits: &GuestLimits) -> PoolingAllocationConfig {
     let mut slots = PoolingAllocationConfig::new();
     slots
         .total_component_instances(instances_max)
@@ -78,7 +91,7 @@ fn slots(instances_max: u32, limits: &GuestLimits) -> PoolingAllocationConfig {
         .max_tables_per_component(TABLES_PER_INSTANCE_MAX)
         .max_memory_size(size(limits.guest_memory_bytes_max))
         .table_elements(size(limits.guest_table_elements_max))
-        .max_unused_warm_slots(64)
+        .max_unused_warm_slots(warm)
         .linear_memory_keep_resident(WARM_SLOT_BYTES)
         .table_keep_resident(WARM_SLOT_BYTES);
     slots

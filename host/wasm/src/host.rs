@@ -20,7 +20,7 @@ use wasmtime::component::Linker;
 
 use crate::admission::{self, Outline};
 use crate::call::GuestCall;
-use crate::compile::{CompileChild, Compiler, Job, QUICK_CPU_MS_MAX};
+use crate::compile::{CODE_BYTES_MAX, CompileChild, Compiler, Job, QUICK_CPU_MS_MAX};
 use crate::compiled::{CodeCache, TrustedCode};
 use crate::engine;
 use crate::epoch::Ticker;
@@ -51,6 +51,10 @@ pub struct WasmOptions {
     pub limits: GuestLimits,
     /// CPU time after which a compile makes way for others.
     pub quick_compile: Duration,
+    /// Whether a compile that takes longer is the only one meanwhile: memory is scarce, and others wait for it.
+    pub one_compile: bool,
+    /// Bytes of code that a compile may make; no more than 256 MiB.
+    pub code_bytes_max: u64,
     /// Instances of all modules together. Each reserves about 8 GiB of addresses, and no memory until it is used.
     pub instances_max: u32,
     /// Memory of all instances together, each counted with what it may have at the most. One more instance waits until there is room.
@@ -71,6 +75,8 @@ impl WasmOptions {
             compile_child,
             limits: GuestLimits::default(),
             quick_compile: Duration::from_millis(QUICK_CPU_MS_MAX),
+            one_compile: false,
+            code_bytes_max: CODE_BYTES_MAX,
             instances_max: 512,
             memory_bytes_max: 64 << 30,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
@@ -118,10 +124,15 @@ pub struct WasmHost {
 impl WasmHost {
     /// Sets everything up; nothing is loaded yet. `clock` must move by itself: time limits are measured with it.
     pub fn new(options: WasmOptions, clock: Arc<dyn Clock>) -> Result<Arc<Self>, StartError> {
-        let engine =
-            engine::runner(options.instances_max, &options.limits).map_err(engine_error)?;
+        let engine = engine::runner(
+            options.instances_max,
+            options.memory_bytes_max,
+            &options.limits,
+        );
+        let engine = engine.map_err(engine_error)?;
         let mut linker = Linker::new(&engine);
         interfaces::link(&mut linker).map_err(engine_error)?;
+        let compiler = Compiler::new(&options, Arc::clone(&clock));
         let directory = options.cache_dir.clone();
         let cache = CodeCache::open(options.cache_dir, options.keeps_code, &engine)
             .map_err(|error| StartError::Cache { directory, error })?;
@@ -132,17 +143,12 @@ impl WasmHost {
             instances_made: AtomicU64::new(0),
             engine,
             limits: options.limits,
-            clock: Arc::clone(&clock),
+            clock,
         };
         Ok(Arc::new(Self {
             shared: Arc::new(shared),
             linker: Arc::new(linker),
-            compiler: Compiler::new(
-                options.compile_child,
-                options.limits,
-                options.quick_compile,
-                clock,
-            ),
+            compiler,
             trials: Turns::new(),
             cache: Arc::new(cache),
             logs: GuestLogs::default(),

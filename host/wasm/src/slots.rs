@@ -12,6 +12,9 @@ use crate::pool::Pool;
 /// A MiB of memory is what permits of it are counted in.
 const MIB: u64 = 1 << 20;
 
+/// What an instance takes beside its linear memory, at the most about: tables, stack, what the host knows of it. In MiB.
+const BESIDE_MIB: u32 = 2;
+
 /// A place for one instance, and for its memory at the most.
 pub(crate) struct Slot {
     _place: OwnedSemaphorePermit,
@@ -53,7 +56,7 @@ impl Slots {
     pub(crate) async fn take(&self, memory_bytes_max: u64) -> Result<Slot, CallError> {
         // One that may have more than all together gets all of it, and is alone then.
         let mib = u32::try_from(memory_bytes_max.div_ceil(MIB)).unwrap_or(u32::MAX);
-        let mib = mib.clamp(1, self.memory_mib);
+        let mib = mib.saturating_add(BESIDE_MIB).clamp(1, self.memory_mib);
         if let Some(slot) = self.try_take(mib) {
             return Ok(slot);
         }

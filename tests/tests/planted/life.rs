@@ -392,7 +392,7 @@ impl World {
             state: count(&*life.engine, lease, taken),
             progress: Some(ProgressWrite {
                 lease: lease.clone(),
-                progress,
+                progress: progress.into(),
             }),
             ..Transaction::default()
         };

@@ -7,7 +7,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use millrace_engine::state::StateWrite;
-use millrace_model::bounds::{ATTEMPT_LOG_MAX, ATTEMPT_REASON_BYTES_MAX};
+use millrace_model::bounds::{
+    ATTEMPT_LOG_MAX, ATTEMPT_REASON_BYTES_MAX, ATTEMPT_SHORT_REASON_BYTES_MAX,
+};
 use millrace_model::columns::NONE;
 use millrace_model::{
     Attempt, BatchBuilder, Offset, Parked, ProcessorSpec, Progress, RecordBatch, Timestamp,
@@ -39,6 +41,8 @@ pub(crate) struct Settling<'a> {
     pub(crate) decisions: &'a [Decision],
     /// As it was before the batch.
     pub(crate) progress: &'a Progress,
+    /// Whether the host has no room to remember more than the last attempt of a message, in few words.
+    pub(crate) is_short: bool,
     pub(crate) now: Timestamp,
 }
 
@@ -404,7 +408,14 @@ impl<'a> Settler<'a> {
 /// The message's entry with this attempt in it.
 fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) -> Parked {
     let before = settling.parked(failed.message);
-    let mut log = before.map(|parked| parked.log.clone()).unwrap_or_default();
+    // Giving up is no attempt.
+    let attempts = before
+        .map_or(0, |parked| parked.attempts)
+        .saturating_add(u32::from(failed.cause != Cause::GivenUp));
+    let mut log = match before {
+        Some(before) if !settling.is_short => before.log.clone(),
+        _ => Vec::new(),
+    };
     if log.len() >= ATTEMPT_LOG_MAX {
         log.remove(0);
     }
@@ -412,19 +423,30 @@ fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) ->
         at: settling.now,
         revision: settling.revision,
         class: failed.class.clone(),
-        reason: cut(failed.reason.clone(), ATTEMPT_REASON_BYTES_MAX),
+        reason: match settling.is_short {
+            false => cut(failed.reason.clone(), ATTEMPT_REASON_BYTES_MAX),
+            true => shortened(&failed.reason, attempts.saturating_sub(1)),
+        },
     });
     Parked {
         offset: settling.batch.offsets[failed.message],
         ordering,
         due: None,
-        // Giving up is no attempt.
-        attempts: before
-            .map_or(0, |parked| parked.attempts)
-            .saturating_add(u32::from(failed.cause != Cause::GivenUp)),
+        attempts,
         first_failed_at: settling.first_failed_at(before),
         log,
     }
+}
+
+/// A reason that says what is missing: its end, and so many attempts before.
+fn shortened(reason: &str, before: u32) -> String {
+    let kept = &reason[..reason.floor_char_boundary(ATTEMPT_SHORT_REASON_BYTES_MAX)];
+    let end = if kept.len() < reason.len() { "…" } else { "" };
+    let left_out = match before {
+        0 => String::new(),
+        before => format!(" [{before} attempts before: not remembered, for want of room]"),
+    };
+    format!("{kept}{end}{left_out}")
 }
 
 /// One batch in the making per topic and partition.

@@ -5,9 +5,11 @@
 //! in one transaction. [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per processor: the
 //! [`breaker`] that pauses it when most messages fail alike, and the [`allowance`] of dead letters. [`sides`] shares messages out
 //! between the current revision and a canary; a [`shadow`] is shown what was settled, and its answers go to a [`comparison`].
+//! What all of them may have in memory is bounded: by [`at_hand`] for what is being processed, by [`remembered`] for what waits.
 
 pub(crate) mod allowance;
 pub(crate) mod answer;
+pub(crate) mod at_hand;
 pub(crate) mod batcher;
 pub(crate) mod breaker;
 pub(crate) mod classes;

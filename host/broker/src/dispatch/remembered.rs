@@ -2,18 +2,27 @@
 //! attempts are kept with their reasons.
 //!
 //! At the bound a partition that has parked messages takes no new ones before some are settled, and one that has none takes one at a
-//! time: retries go on everywhere, nobody is blocked by others for good, and nothing is dropped.
+//! time: retries go on everywhere, nobody is blocked by others for good, and no message is dropped. What an attempt adds to a message that
+//! is parked already is its last words, shortened, in the place of all before: each message counts with as much from the beginning.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millrace_model::Progress;
+use millrace_model::bounds::{ATTEMPT_SHORT_REASON_BYTES_MAX, FAILURE_CLASS_BYTES_MAX};
 use millrace_model::progress::Parked;
 
 /// What a parked message takes beside what is remembered of it, and likewise an attempt beside its words. Each is in memory twice, with
 /// the worker and with the engine.
 const ENTRY_BYTES: usize = 160;
 const TIMES_IN_MEMORY: usize = 2;
+/// Words that say how many attempts are left out.
+const LEFT_OUT_BYTES: usize = 72;
+/// What an attempt takes at the most whose words are shortened.
+const SHORT_BYTES: usize =
+    ENTRY_BYTES + FAILURE_CLASS_BYTES_MAX + ATTEMPT_SHORT_REASON_BYTES_MAX + LEFT_OUT_BYTES;
+/// What a parked message counts with at the least: it may come to this without being asked.
+const LEAST_BYTES: usize = TIMES_IN_MEMORY * (ENTRY_BYTES + SHORT_BYTES);
 
 /// Bytes that are remembered, and how many may be.
 #[derive(Debug)]
@@ -26,7 +35,10 @@ pub(crate) struct Remembered {
 #[derive(Debug)]
 pub(crate) struct Part {
     of: Arc<Remembered>,
+    /// What counts for it.
     bytes: usize,
+    /// What counts once nothing is under way.
+    settled: usize,
 }
 
 impl Remembered {
@@ -37,8 +49,9 @@ impl Remembered {
         })
     }
 
-    fn is_full(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) > self.bytes_max
+    fn left(&self) -> usize {
+        self.bytes_max
+            .saturating_sub(self.bytes.load(Ordering::Relaxed))
     }
 }
 
@@ -47,6 +60,7 @@ impl Part {
         let mut part = Self {
             of: Arc::clone(of),
             bytes: 0,
+            settled: 0,
         };
         part.set(progress);
         part
@@ -54,8 +68,33 @@ impl Part {
 
     /// The worker remembers this now.
     pub(crate) fn set(&mut self, progress: &Progress) {
-        let bytes = progress.parked.iter().map(cost).sum();
-        self.move_to(bytes);
+        self.propose(progress);
+        self.settled = self.bytes;
+    }
+
+    /// It is about to: whoever decides meanwhile has to know.
+    pub(crate) fn propose(&mut self, progress: &Progress) {
+        self.move_to(progress.parked.iter().map(cost).sum());
+    }
+
+    /// What was proposed is so.
+    pub(crate) fn settle(&mut self) {
+        self.settled = self.bytes;
+    }
+
+    /// So many new messages were read, and may all have to wait.
+    pub(crate) fn expect(&mut self, messages: usize) {
+        self.move_to(self.settled + messages * LEAST_BYTES);
+    }
+
+    /// Nothing is under way any more.
+    pub(crate) fn rest(&mut self) {
+        self.move_to(self.settled);
+    }
+
+    /// Whether there is no room for more than the last attempt of a message, in few words.
+    pub(crate) fn is_short(&self) -> bool {
+        self.of.left() == 0
     }
 
     fn move_to(&mut self, bytes: usize) {
@@ -66,17 +105,14 @@ impl Part {
 
     /// How many new messages may be read, of so many that the partition has room for.
     pub(crate) fn new_messages_max(&self, room: usize) -> usize {
-        match self.of.is_full() {
-            false => room,
-            true if self.bytes == 0 => room.min(1),
-            true => 0,
-        }
+        let least = usize::from(self.settled == 0);
+        room.min((self.of.left() / LEAST_BYTES).max(least))
     }
 
     /// Why there may be none, if that is so.
     pub(crate) fn why_none(&self) -> Option<String> {
-        let full = self.of.is_full() && self.bytes > 0;
-        full.then(|| {
+        let is_full = self.new_messages_max(1) == 0;
+        is_full.then(|| {
             format!(
                 "the host remembers {} bytes of failed attempts, at most {} are kept: new messages wait until parked ones are settled",
                 self.of.bytes.load(Ordering::Relaxed),
@@ -96,7 +132,8 @@ fn cost(parked: &Parked) -> usize {
     let words = |attempt: &millrace_model::progress::Attempt| {
         ENTRY_BYTES + attempt.class.len() + attempt.reason.len()
     };
-    TIMES_IN_MEMORY * (ENTRY_BYTES + parked.log.iter().map(words).sum::<usize>())
+    let log = parked.log.iter().map(words).sum::<usize>();
+    TIMES_IN_MEMORY * (ENTRY_BYTES + log.max(SHORT_BYTES))
 }
 
 #[cfg(test)]
@@ -120,19 +157,48 @@ mod tests {
 
     #[test]
     fn at_the_hosts_bound_retries_go_on_and_new_messages_wait() {
-        let host = Remembered::new(10 * TIMES_IN_MEMORY * ENTRY_BYTES);
+        let host = Remembered::new(10 * LEAST_BYTES);
         let mut some = Part::new(&host, &parked(4));
         let none = Part::new(&host, &parked(0));
-        let mut many = Part::new(&host, &parked(6));
-        assert_eq!([&some, &none, &many].map(|p| p.new_messages_max(9)), [9; 3]);
-        many.set(&parked(7));
+        let mut many = Part::new(&host, &parked(4));
+        assert_eq!([&some, &none, &many].map(|p| p.new_messages_max(9)), [2; 3]);
+        many.set(&parked(6));
         let rooms = [&some, &none, &many].map(|part| part.new_messages_max(9));
         assert_eq!(rooms, [0, 1, 0]);
         assert!(none.why_none().is_none() && some.why_none().is_some());
         some.set(&parked(1));
-        assert_eq!(some.new_messages_max(9), 9);
-        some.set(&parked(8));
+        assert_eq!(some.new_messages_max(9), 3);
         drop(many);
         assert_eq!(some.new_messages_max(9), 9);
+    }
+
+    #[test]
+    fn what_is_under_way_counts_until_it_is_over_or_so() {
+        let host = Remembered::new(10 * LEAST_BYTES);
+        let mut one = Part::new(&host, &parked(2));
+        let other = Part::new(&host, &parked(1));
+        one.expect(5);
+        assert_eq!(other.new_messages_max(9), 2);
+        one.propose(&parked(9));
+        assert!(other.is_short());
+        one.rest();
+        assert_eq!(other.new_messages_max(9), 7);
+        one.propose(&parked(9));
+        one.settle();
+        one.rest();
+        assert!(other.is_short());
+    }
+
+    #[test]
+    fn an_attempt_in_few_words_costs_no_more_than_a_message_counts_with() {
+        let mut progress = parked(1);
+        let before = cost(&progress.parked[0]);
+        progress.parked[0].log.push(millrace_model::Attempt {
+            at: Default::default(),
+            revision: 1,
+            class: "c".repeat(FAILURE_CLASS_BYTES_MAX),
+            reason: "r".repeat(ATTEMPT_SHORT_REASON_BYTES_MAX + LEFT_OUT_BYTES),
+        });
+        assert_eq!(cost(&progress.parked[0]), before);
     }
 }

@@ -240,6 +240,14 @@ impl Source {
         self.at = 0;
     }
 
+    /// Keeps nothing in memory while there is nothing to do.
+    pub(crate) fn rest(&mut self) {
+        if self.at_hand() == 0 {
+            self.close();
+            self.views = Vec::new();
+        }
+    }
+
     /// Passes the message that `peek` gave.
     pub(crate) fn advance(&mut self) {
         let Some(batch) = &self.open else { return };

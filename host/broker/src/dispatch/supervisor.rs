@@ -395,7 +395,8 @@ impl Team {
             orders.clone(),
             Arc::clone(&self.gate),
         );
-        let task = tokio::spawn(guard(run, Arc::clone(&window)));
+        // Boxed, or a copy of it would wait for an end that hardly any comes to.
+        let task = tokio::spawn(guard(Box::pin(run), Arc::clone(&window)));
         self.posts.push(Post {
             input,
             window,

@@ -13,6 +13,7 @@ use millrace_model::processor::Order;
 use millrace_model::{Clock, Offset, Progress, SteadyClock, Timestamp, TopicName};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::at_hand::{self, AtHand, InHand};
 use super::batcher::{self, Batch};
 use super::gate::{Alarms, Entry, Gate, Probe};
 use super::meters::Meters;
@@ -57,6 +58,8 @@ pub(crate) struct Context {
     pub(crate) remembered: Arc<Remembered>,
     /// Calls that may write to state at once: what each writes is in memory until it is committed.
     pub(crate) attempts: Arc<Semaphore>,
+    /// What batches take in memory while they are at hand.
+    pub(crate) at_hand: Arc<AtHand>,
 }
 
 /// Why a worker cannot go on.
@@ -101,6 +104,14 @@ impl From<CommitError> for Trouble {
     }
 }
 
+/// What a worker waits for with nothing in hand; what it had is called again.
+enum HeldUp {
+    /// There may be no more dead letters for so long.
+    Allowance(String, Duration),
+    /// Something stands in the way.
+    Trouble(String),
+}
+
 /// What a step did.
 enum Step {
     Done,
@@ -122,6 +133,10 @@ struct Worker {
     lease: Lease,
     source: Source,
     progress: Arc<Progress>,
+    /// Held while a batch is in memory.
+    in_hand: Option<InHand>,
+    /// Why the last batch was let go.
+    held_up: Option<HeldUp>,
     /// Held while what a call writes to state is in memory.
     attempt_room: Option<OwnedSemaphorePermit>,
     /// What of it is remembered, as the host's bound counts it.
@@ -174,8 +189,11 @@ pub(crate) async fn run(
         if !wants(&commands.borrow_and_update(), &input.origin) {
             break None;
         }
-        match Worker::open(&context, &input, &commands, &window, &orders, &gate).await {
-            Ok(worker) => break worker.work().await,
+        let opened = Box::pin(Worker::open(
+            &context, &input, &commands, &window, &orders, &gate,
+        ));
+        match opened.await {
+            Ok(worker) => break Box::pin(worker.work()).await,
             Err(Trouble::Stop(reason)) => break Some(reason),
             Err(Trouble::Wait(reason)) => window.lock().state = State::Waiting(reason, None),
         }
@@ -285,6 +303,8 @@ impl Worker {
             gate_changes: gate.changes(),
             lease,
             source,
+            in_hand: None,
+            held_up: None,
             attempt_room: None,
             remembered: Part::new(&context.remembered, &progress),
             progress: Arc::new(Progress {
@@ -321,8 +341,18 @@ impl Worker {
             // An engine in memory never waits, and a worker with plenty to do would keep its thread from everybody else.
             tokio::task::yield_now().await;
             let command = self.command().await?;
-            let trouble = match self.step(&command).await {
-                Ok(Step::Done) => continue,
+            let step = self.step(&command).await;
+            self.in_hand = None;
+            self.remembered.rest();
+            let trouble = match step {
+                Ok(Step::Done) => match self.held_up.take() {
+                    None => continue,
+                    Some(HeldUp::Trouble(reason)) => Trouble::Wait(reason),
+                    Some(HeldUp::Allowance(reason, wait)) => {
+                        self.wait_for_allowance(reason, wait).await;
+                        continue;
+                    }
+                },
                 Ok(Step::Idle) => match self.idle().await {
                     Ok(()) => continue,
                     Err(trouble) => trouble,
@@ -348,7 +378,10 @@ impl Worker {
                 // The next step meets the same, and says so.
                 tracing::debug!(why, "parked messages could not be let go");
             }
-            self.obey(&command.live).await;
+            if self.orders.wait() {
+                // Boxed, as all that is rare or goes with a batch: thousands of workers have nothing to do.
+                Box::pin(self.obey(&command.live)).await;
+            }
             if !command.paused {
                 if command.revisions() != self.revisions {
                     // Another revision may well manage what this one could not.
@@ -378,14 +411,16 @@ impl Worker {
         }
         if let Some(offset) = self.suspects.convicted() {
             self.side = Side::Current;
-            self.bury(&command.live, offset).await?;
+            Box::pin(self.bury(&command.live, offset)).await?;
             return Ok(Step::Done);
         }
         self.gate_changes.borrow_and_update();
         match self.gate.enter() {
-            Entry::Go => self.advance(command, None).await,
+            Entry::Go => Box::pin(self.advance(command, None)).await,
             // A probe is the current revision's, whatever its key.
-            Entry::Probe(probe) => self.advance(&command.without_canary(), Some(probe)).await,
+            Entry::Probe(probe) => {
+                Box::pin(self.advance(&command.without_canary(), Some(probe))).await
+            }
             Entry::Wait(wait, reason) => {
                 self.hold(wait, reason).await;
                 Ok(Step::Done)
@@ -404,7 +439,10 @@ impl Worker {
             Some(_) => Take::Probe,
             None => Take::Batch,
         };
-        let batch = self.next_batch(command, take).await?;
+        let Some(batch) = self.next_batch(command, take).await? else {
+            // Told something while it waited for room.
+            return Ok(Step::Done);
+        };
         self.meters.lost(self.source.take_lost());
         if batch.len() == 0 {
             return self.pass(command, batch, take, probe.is_some());
@@ -425,6 +463,9 @@ impl Worker {
             drop(probe);
             self.end_of_chain(live, &batch, &spent).await?;
             return Ok(Step::Done);
+        }
+        if let Some(in_hand) = &mut self.in_hand {
+            in_hand.keep(at_hand::called(&live.spec, &batch));
         }
         let batch = self.mark(live, batch).await?;
         self.interrupted = false;
@@ -451,11 +492,13 @@ impl Worker {
             let progress = Arc::make_mut(&mut self.progress);
             progress.next = next;
             progress.parked.extend(batch.skipped);
+            self.remembered.set(&self.progress);
         }
         if passes || take == Take::Suspect && self.suspects.end_at(next) {
             return Ok(Step::Done);
         }
         self.pieces.clear();
+        self.source.rest();
         if !is_probe {
             let state = self.resting(&command.live);
             self.show(state);

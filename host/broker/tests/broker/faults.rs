@@ -418,7 +418,10 @@ async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
         ..Progress::default()
     };
     let marked = Transaction {
-        progress: Some(ProgressWrite { lease, progress }),
+        progress: Some(ProgressWrite {
+            lease,
+            progress: progress.into(),
+        }),
         ..Transaction::default()
     };
     rig.engine.commit(marked).await.unwrap();

@@ -209,7 +209,7 @@ pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
         .commit(Transaction {
             progress: Some(ProgressWrite {
                 lease,
-                progress: up_to(1),
+                progress: up_to(1).into(),
             }),
             ..Transaction::produce(vec![append(output, &["late"])])
         })

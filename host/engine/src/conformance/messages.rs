@@ -37,7 +37,7 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
             ],
             progress: Some(ProgressWrite {
                 lease,
-                progress: progress.clone(),
+                progress: progress.clone().into(),
             }),
             entries: vec![entry(EntryKind::Processor, "copier", Some("of input"))],
             durability: None,
@@ -87,7 +87,7 @@ pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc
                 ],
                 progress: Some(ProgressWrite {
                     lease: lease.clone(),
-                    progress: Progress::default(),
+                    progress: Progress::default().into(),
                 }),
                 entries: vec![entry(EntryKind::Module, "key", Some("value"))],
                 durability: None,
@@ -124,7 +124,10 @@ pub async fn a_transaction_need_not_append(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "input").await;
     let lease = engine.claim("group", partition).await.expect("claimed");
     let progress = Progress::default();
-    let write = ProgressWrite { lease, progress };
+    let write = ProgressWrite {
+        lease,
+        progress: progress.into(),
+    };
     let alone = engine.commit(super::progress(write)).await;
     assert_eq!(alone.expect("committed"), Receipt::default());
     let stored = engine.progress("group", partition).await.unwrap();
@@ -232,7 +235,10 @@ pub async fn a_reader_sees_a_transaction_whole(engine: Arc<dyn Engine>) {
         let lease = lease.clone();
         let transaction = Transaction {
             appends: parts.map(|part| append(part, &text)).to_vec(),
-            progress: Some(ProgressWrite { lease, progress }),
+            progress: Some(ProgressWrite {
+                lease,
+                progress: progress.into(),
+            }),
             ..Transaction::default()
         };
         engine.commit(transaction).await.expect("committed");

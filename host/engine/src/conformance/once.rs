@@ -147,7 +147,7 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
     let whole = Transaction {
         progress: Some(ProgressWrite {
             lease: lease.clone(),
-            progress: up_to(1),
+            progress: up_to(1).into(),
         }),
         ..Transaction::produce(vec![batch(0, 0), batch(1, 0), batch(1, 2)])
     };
@@ -171,7 +171,7 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
         .commit(Transaction {
             progress: Some(ProgressWrite {
                 lease: lease.clone(),
-                progress: up_to(2),
+                progress: up_to(2).into(),
             }),
             ..Transaction::produce(vec![batch(0, 2)])
         })

@@ -45,7 +45,7 @@ pub(super) async fn commit_progress(
 ) -> Result<Receipt, CommitError> {
     let write = ProgressWrite {
         lease: lease.clone(),
-        progress: committed,
+        progress: committed.into(),
     };
     engine.commit(progress(write)).await
 }
@@ -77,7 +77,7 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
             appends: vec![append(output, &["by the old one"])],
             progress: Some(ProgressWrite {
                 lease: old.clone(),
-                progress: up_to(2),
+                progress: up_to(2).into(),
             }),
             entries: vec![entry(EntryKind::Redriven, "key", Some("by the old one"))],
             durability: None,

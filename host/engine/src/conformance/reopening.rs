@@ -77,7 +77,10 @@ async fn fill(engine: &dyn Engine) {
         first.expect("committed");
         let transaction = Transaction {
             appends: vec![append(at(&returns, 0), &[group])],
-            progress: Some(ProgressWrite { lease, progress }),
+            progress: Some(ProgressWrite {
+                lease,
+                progress: progress.into(),
+            }),
             entries: EntryKind::ALL
                 .map(|kind| entry(kind, group, Some("…")))
                 .to_vec(),

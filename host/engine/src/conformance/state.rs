@@ -91,7 +91,7 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
         appends: vec![append(output, &["a"])],
         progress: Some(ProgressWrite {
             lease: lease.clone(),
-            progress: up_to(7),
+            progress: up_to(7).into(),
         }),
         state: vec![under(&lease, set(&[("b", "2"), ("a", "1"), ("c", "3")]))],
         ..Transaction::default()

@@ -84,8 +84,6 @@ use crate::state::{StatePage, StateQuery, StateTable};
 
 /// Transactions that wait for the committer; further callers wait for their turn.
 const COMMIT_QUEUE_TRANSACTIONS_MAX: usize = 4096;
-/// KiB of transactions that wait for the committer or are with it; further callers wait for their turn.
-const COMMIT_QUEUE_KIB_MAX: u32 = 64 << 10;
 
 /// The engine in a data directory.
 pub struct LocalEngine {
@@ -95,6 +93,7 @@ pub struct LocalEngine {
     backups: Arc<Backups>,
     queue: Option<mpsc::Sender<Request>>,
     queue_room: Arc<Semaphore>,
+    queue_kib_max: u32,
     closing: AtomicBool,
     threads: Mutex<Option<Threads>>,
     care_thread: Mutex<Option<JoinHandle<()>>>,
@@ -171,6 +170,7 @@ impl LocalEngine {
             evidence,
             reserve,
         } = recovered;
+        let queue_kib_max = options.queue_kib_max();
         let shared = Shared::new(options, clock, journal, state, evidence, reserve);
         let shared = Arc::new(shared);
         shared.note_durable(false);
@@ -184,7 +184,7 @@ impl LocalEngine {
             })
         };
         let modules = Arc::new(modules);
-        let queue_room = Arc::new(Semaphore::new(COMMIT_QUEUE_KIB_MAX as usize));
+        let queue_room = Arc::new(Semaphore::new(queue_kib_max as usize));
         let backups = Backups::new(
             Arc::clone(&shared),
             Arc::clone(&disk),
@@ -219,6 +219,7 @@ impl LocalEngine {
             backups,
             queue: Some(queue),
             queue_room,
+            queue_kib_max,
             closing: AtomicBool::new(false),
             threads: Mutex::new(Some(threads)),
             care_thread: Mutex::new(Some(care_thread)),
@@ -294,7 +295,7 @@ impl Engine for LocalEngine {
             return Err(CommitError::TooLarge { bytes, max });
         }
         let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.queue_room).acquire_many_owned(kib.min(COMMIT_QUEUE_KIB_MAX));
+        let room = Arc::clone(&self.queue_room).acquire_many_owned(kib.min(self.queue_kib_max));
         let room = room.await.map_err(|_| CommitError::Closed)?;
         let asked = self.ask(|answer| Request::Commit {
             submission,

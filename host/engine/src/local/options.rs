@@ -23,6 +23,8 @@ pub struct LocalOptions {
     pub segment_bytes: u64,
     /// Bytes of batches kept in memory, of all partitions together. At the bound commits wait for the flusher.
     pub tail_bytes_max: usize,
+    /// Bytes of transactions that wait for the committer or are with it; further callers wait for their turn. No more than 64 MiB.
+    pub queue_bytes_max: usize,
     /// Bytes of journal after which a checkpoint is made, which bounds the time that recovery takes.
     pub checkpoint_journal_bytes: u64,
     /// The longest time between two checkpoints while there is something to keep.
@@ -43,6 +45,9 @@ pub struct LocalOptions {
     pub bounds: HostBounds,
 }
 
+/// KiB of transactions that wait for the committer or are with it, unless memory is scarce; further callers wait for their turn.
+const COMMIT_QUEUE_KIB_MAX: u32 = 64 << 10;
+
 /// What the background search reads in a second, unless configured.
 pub(super) const SCRUB_BYTES_PER_SECOND: u64 = 20_000_000;
 /// How long after a round of it the next one begins, unless configured.
@@ -54,6 +59,7 @@ impl Default for LocalOptions {
             journal_file_bytes: JOURNAL_FILE_BYTES,
             segment_bytes: SEGMENT_BYTES,
             tail_bytes_max: 64 << 20,
+            queue_bytes_max: (COMMIT_QUEUE_KIB_MAX as usize) << 10,
             checkpoint_journal_bytes: 2 * JOURNAL_FILE_BYTES,
             checkpoint_interval: Duration::from_secs(30),
             reserve_bytes: 16 << 20,
@@ -75,6 +81,12 @@ impl LocalOptions {
         let journal_bytes_max = journal_bytes_max.saturating_mul(JOURNAL_BYTES_FACTOR_MAX);
         let held = journal_bytes_max.min(self.tail_bytes_max as u64);
         [held + self.reserve_bytes / 2, self.reserve_bytes / 2]
+    }
+
+    /// The same in KiB.
+    pub(super) fn queue_kib_max(&self) -> u32 {
+        let kib = u32::try_from(self.queue_bytes_max >> 10).unwrap_or(u32::MAX);
+        kib.clamp(1, COMMIT_QUEUE_KIB_MAX)
     }
 
     pub(super) fn within_bounds(mut self) -> Self {

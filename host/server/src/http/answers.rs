@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::App;
-use super::bounds::{ANSWER_ROOM_WAIT_MS_MAX, ANSWERS_KIB_MAX};
+use super::bounds::{ANSWER_ROOM_WAIT_MS_MAX, FETCH_BYTES_MAX, FETCHES_LEAST};
 use super::error::ApiError;
 
 /// What a byte of a message takes at the worst: itself, and `\u0000` in JSON.
@@ -35,15 +35,26 @@ pub(super) fn worst(message: &Message) -> usize {
 }
 
 /// An answer's share of the memory that answers may take.
-pub(super) struct Room(OwnedSemaphorePermit);
+pub(super) struct Room {
+    permit: OwnedSemaphorePermit,
+    /// Of all answers together.
+    kib_max: usize,
+}
 
 impl App {
+    /// Bytes that one fetch may ask for.
+    pub(super) fn fetch_bytes_max(&self) -> usize {
+        FETCH_BYTES_MAX.min((self.answers_kib_max << 10) / FETCHES_LEAST)
+    }
+
     /// Waits a little for room for `bytes`, then says that the host is busy.
     pub(super) async fn answer_room(&self, bytes: usize) -> Result<Room, ApiError> {
         let wait = Duration::from_millis(ANSWER_ROOM_WAIT_MS_MAX);
-        let permits = self.answers_kib.clone().acquire_many_owned(kib(bytes));
+        let kib_max = self.answers_kib_max;
+        let permits = kib(bytes, kib_max);
+        let permits = self.answers_kib.clone().acquire_many_owned(permits);
         match timeout(wait, permits).await {
-            Ok(Ok(permit)) => Ok(Room(permit)),
+            Ok(Ok(permit)) => Ok(Room { permit, kib_max }),
             _ => Err(busy()),
         }
     }
@@ -56,25 +67,31 @@ fn busy() -> ApiError {
 }
 
 /// Nothing takes more than all there is.
-fn kib(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(1 << 10).min(ANSWERS_KIB_MAX)).unwrap_or(u32::MAX)
+fn kib(bytes: usize, kib_max: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 10).min(kib_max)).unwrap_or(u32::MAX)
 }
 
 impl Room {
     /// Holds room for `bytes` if that can be had at once. Whoever holds room does not wait for more: others might do the same.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
-        let missing = (kib(bytes) as usize).saturating_sub(self.0.num_permits());
+        let wanted = kib(bytes, self.kib_max) as usize;
+        let missing = wanted.saturating_sub(self.permit.num_permits());
         if missing == 0 {
             return true;
         }
-        let semaphore = self.0.semaphore().clone();
+        let semaphore = self.permit.semaphore().clone();
         match semaphore.try_acquire_many_owned(u32::try_from(missing).unwrap_or(u32::MAX)) {
             Ok(more) => {
-                self.0.merge(more);
+                self.permit.merge(more);
                 true
             }
             Err(_) => false,
         }
+    }
+
+    /// Bytes that it is for.
+    pub(super) fn byte_count(&self) -> usize {
+        self.permit.num_permits() << 10
     }
 
     /// The answer, which keeps the room that it needs as long as any of it is there.
@@ -84,11 +101,9 @@ impl Room {
     }
 
     fn keep(mut self, bytes: Vec<u8>) -> Bytes {
-        let spare = self
-            .0
-            .num_permits()
-            .saturating_sub(kib(bytes.len()) as usize);
-        drop(self.0.split(spare));
+        let needed = kib(bytes.len(), self.kib_max) as usize;
+        let spare = self.permit.num_permits().saturating_sub(needed);
+        drop(self.permit.split(spare));
         Bytes::from_owner(Kept { bytes, _room: self })
     }
 }
@@ -115,15 +130,22 @@ mod tests {
     use super::*;
 
     fn room(all: &Arc<Semaphore>, bytes: usize) -> Room {
-        let permit = all.clone().try_acquire_many_owned(kib(bytes));
-        Room(permit.expect("room"))
+        let kib_max = all.available_permits();
+        let permit = all.clone().try_acquire_many_owned(kib(bytes, kib_max));
+        Room {
+            permit: permit.expect("room"),
+            kib_max,
+        }
     }
 
     #[test]
     fn an_answer_keeps_what_it_needs_until_its_last_byte_is_gone() {
         let all = Arc::new(Semaphore::new(100));
         let mut held = room(&all, 10 << 10);
-        assert!(held.grow(90 << 10) && !held.grow(101 << 10));
+        assert!(held.grow(90 << 10));
+        let other = room(&all, 5 << 10);
+        assert!(!held.grow(96 << 10));
+        drop(other);
         assert_eq!(all.available_permits(), 10);
         let mut bytes = held.keep(vec![1; 3 << 10]);
         assert_eq!(all.available_permits(), 97);

@@ -88,6 +88,16 @@ impl App {
         Ok(Taken { bytes, room })
     }
 
+    /// Makes room for so much beside the body, for what it is read into.
+    pub(super) async fn make_room_beside(
+        &self,
+        taken: &mut Taken,
+        bytes: usize,
+    ) -> Result<(), ApiError> {
+        let kib = (taken.bytes.len() + bytes).div_ceil(1 << 10);
+        self.make_room(&mut taken.room, kib).await
+    }
+
     /// Holds as much of the common room as `kib`; what is held already counts.
     pub(super) async fn make_room(
         &self,
@@ -95,6 +105,8 @@ impl App {
         kib: usize,
     ) -> Result<(), ApiError> {
         let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        // Nothing takes more than all there is.
+        let kib = kib.min(self.bodies_kib_max);
         let missing = u32::try_from(kib.saturating_sub(held)).unwrap_or(u32::MAX);
         if missing == 0 {
             return Ok(());

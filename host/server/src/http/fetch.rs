@@ -113,7 +113,7 @@ pub(super) async fn fetch(
         partition,
         from,
         messages_max: query.messages_max(),
-        bytes_max: query.bytes_max(),
+        bytes_max: query.bytes_max().min(app.fetch_bytes_max()),
         wait: Duration::ZERO,
     };
     let (result, room) = app.fetched(request).await?;

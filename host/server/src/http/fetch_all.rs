@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::answers::worst;
-use super::bounds::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX};
+use super::bounds::{FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX};
 use super::error::{ApiError, ErrorBody};
 use super::fetch::Begin;
 use super::line::Line;
@@ -125,7 +125,7 @@ pub(super) async fn fetch_all(
         let places = reader.places.iter().map(|(&p, &from)| (p, from));
         app.awaited(&topic, places, wait, &line, growths).await?;
     }
-    let bytes_max = query.max_bytes.clamp(1, FETCH_BYTES_MAX);
+    let bytes_max = query.max_bytes.clamp(1, app.fetch_bytes_max());
     let messages_max = query.max.clamp(1, FETCH_MESSAGES_MAX);
     let mut room = app.answer_room(bytes_max).await?;
     let (found, room) = loop {

@@ -131,8 +131,10 @@ pub(crate) mod bounds {
     pub(crate) const HEAD_LINES_MAX: usize = 128;
     /// Messages of one fetch; asking for more gives this many.
     pub(crate) const FETCH_MESSAGES_MAX: usize = 10_000;
-    /// Bytes of one fetch; asking for more gives this many (one larger message still comes).
+    /// Bytes of one fetch; asking for more gives this many (one larger message still comes), or fewer where memory is scarce.
     pub(crate) const FETCH_BYTES_MAX: usize = 16 << 20;
+    /// So many fetches at least have room for their answers at once, as they are read.
+    pub(crate) const FETCHES_LEAST: usize = 8;
     /// Partitions of one fetch over several; asking for more gets 413.
     pub(crate) const FETCH_PARTITIONS_MAX: usize = 2_000;
     /// How long a fetch waits for messages; asking for longer waits this long.
@@ -167,7 +169,9 @@ pub(crate) struct App {
     stopping: CancellationToken,
     callers: Callers,
     bodies_kib: Arc<Semaphore>,
+    bodies_kib_max: usize,
     answers_kib: Arc<Semaphore>,
+    answers_kib_max: usize,
     uploads: Arc<Semaphore>,
     /// Fetches that may wait for messages.
     waiting: Arc<Semaphore>,
@@ -204,7 +208,9 @@ impl App {
             stopping,
             callers: Callers::new(config),
             bodies_kib: Arc::new(Semaphore::new(memory.bodies_bytes >> 10)),
+            bodies_kib_max: memory.bodies_bytes >> 10,
             answers_kib: Arc::new(Semaphore::new(memory.answers_bytes >> 10)),
+            answers_kib_max: memory.answers_bytes >> 10,
             uploads: Arc::new(Semaphore::new(bounds::UPLOADS_MAX)),
             waiting: Arc::new(Semaphore::new(waiting_max)),
             waiting_max,

@@ -123,9 +123,13 @@ pub(super) async fn produce(
     }
     let kind = Kind::of(&headers)?;
     let key = idempotency::key_of(&headers)?;
-    let taken = app
+    let mut taken = app
         .take_body(&headers, body, PRODUCE_BODY_BYTES_MAX)
         .await?;
+    if !matches!(kind, Kind::Raw) {
+        let beside = understood_bytes(&taken.bytes);
+        app.make_room_beside(&mut taken, beside).await?;
+    }
     let key = key.map(|key| idempotency::call(key, &kind.asked(&query, &headers, &taken.bytes)));
     let now = app.clock.wall();
     let messages = match kind {
@@ -196,6 +200,12 @@ impl Kind {
             },
         }
     }
+}
+
+/// What the messages of a body take beside their bytes once they are understood: of many small ones that is most of it.
+fn understood_bytes(body: &[u8]) -> usize {
+    let objects = body.iter().filter(|&&byte| byte == b'{').count();
+    objects.min(PRODUCE_MESSAGES_MAX) * (size_of::<MessageIn<'_>>() + size_of::<NewMessage>())
 }
 
 fn is_false(said: &bool) -> bool {

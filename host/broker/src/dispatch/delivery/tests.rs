@@ -92,6 +92,16 @@ fn decide(
     decisions: &[Decision],
     progress: &Progress,
 ) -> Effects {
+    decide_with(batch, failed, decisions, progress, false)
+}
+
+fn decide_with(
+    batch: &Batch,
+    failed: Vec<Failed>,
+    decisions: &[Decision],
+    progress: &Progress,
+    is_short: bool,
+) -> Effects {
     let verdict = Verdict {
         outputs: Outputs::default(),
         failed,
@@ -108,6 +118,7 @@ fn decide(
         places: &[],
         decisions,
         progress,
+        is_short,
         now: NOW,
     };
     settle(&settling, &mut fastrand::Rng::with_seed(1))
@@ -207,6 +218,37 @@ fn the_last_attempt_ends_in_the_dead_letters_and_the_log_stays_short() {
 }
 
 #[test]
+fn without_room_the_last_attempt_is_remembered_alone_and_says_what_is_left_out() {
+    let one = batch(&["a"], 1);
+    let retried = |progress: &Progress, is_short| {
+        let failure = Failed {
+            reason: "é".repeat(200),
+            ..failed(0, Cause::Retry, Some(0))
+        };
+        decide_with(&one, vec![failure], &[], progress, is_short).progress
+    };
+    let mut progress = Progress {
+        next: Offset(11),
+        ..Progress::default()
+    };
+    progress.parked = vec![behind(Offset(10), None)];
+    for _ in 0..3 {
+        progress = retried(&progress, false);
+    }
+    assert_eq!(progress.parked[0].log.len(), 3);
+    progress = retried(&progress, true);
+    let [parked] = &progress.parked[..] else {
+        panic!("{progress:?}");
+    };
+    assert_eq!((parked.attempts, parked.log.len()), (4, 1));
+    let reason = &parked.log[0].reason;
+    assert!(reason.contains("é… [3 attempts before"), "{reason}");
+    assert!(reason.len() < 140, "{reason}");
+    progress = retried(&progress, false);
+    assert_eq!(progress.parked[0].log.len(), 2, "there is room again");
+}
+
+#[test]
 fn a_dropped_message_is_told_and_gone() {
     let dropped = [Decision::Drop("noise".to_owned())];
     let failures = vec![failed(0, Cause::Retry, None)];
@@ -259,6 +301,7 @@ fn outputs_of_one_partition_stand_in_one_batch_in_order() {
         places: &[2, 0, 2],
         decisions: &[],
         progress: &Progress::default(),
+        is_short: false,
         now: NOW,
     };
     let effects = settle(&settling, &mut fastrand::Rng::with_seed(1));

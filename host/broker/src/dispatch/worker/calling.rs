@@ -11,6 +11,7 @@ use super::stateful::{self, Home};
 use super::{Trouble, Worker, pointless, wants};
 use crate::chains::Hops;
 use crate::dispatch::answer::Verdict;
+use crate::dispatch::at_hand;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::gate::Probe;
 use crate::dispatch::{Live, placing};
@@ -54,6 +55,7 @@ impl Worker {
                 return Ok(());
             }
             Ok((_, mut verdict, places)) => {
+                self.keep_in_hand(batch, &verdict);
                 if !verdict.failed.is_empty() {
                     verdict.used = used.clone();
                 }
@@ -76,6 +78,15 @@ impl Worker {
             canary.tally.call_failed(self.side);
         }
         self.failed(live, batch, error, used, probe, took).await
+    }
+
+    /// The answer is known: room for a larger one is not needed.
+    fn keep_in_hand(&mut self, batch: &Batch, verdict: &Verdict) {
+        let outputs = &verdict.outputs;
+        let bytes = at_hand::answered(batch, outputs.byte_count(), outputs.len());
+        if let Some(in_hand) = &mut self.in_hand {
+            in_hand.keep(bytes);
+        }
     }
 
     /// Ends when the call at hand is to be interrupted.
@@ -136,6 +147,7 @@ impl Worker {
             }
             _ => {
                 let verdict = Verdict::alone(&error, used);
+                self.keep_in_hand(batch, &verdict);
                 let concluded = self.conclude(live, batch, verdict, &[], probe, took);
                 Ok(concluded.await?)
             }

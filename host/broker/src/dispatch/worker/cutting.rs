@@ -7,6 +7,7 @@ use std::time::Duration;
 use millrace_model::Offset;
 
 use super::{Trouble, Worker};
+use crate::dispatch::at_hand;
 use crate::dispatch::batcher::{self, Batch, Cut, Due};
 use crate::dispatch::sides::{Canary, Side, Split};
 use crate::dispatch::{Command, Live};
@@ -24,14 +25,15 @@ pub(super) enum Take {
 }
 
 impl Worker {
-    /// The next batch, cut from what is due and what is new; empty if there is nothing to do.
+    /// The next batch, cut from what is due and what is new; empty if there is nothing to do, and none if there was something to be told
+    /// while it waited for room.
     ///
     /// A probe is one message: a new one and a parked one in turn, so that no message at the front is asked for ever.
     pub(super) async fn next_batch(
         &mut self,
         command: &Command,
         take: Take,
-    ) -> Result<Batch, Trouble> {
+    ) -> Result<Option<Batch>, Trouble> {
         let live = &command.live;
         let policy = &live.spec.batch;
         let piece = match take {
@@ -68,11 +70,15 @@ impl Worker {
             Take::Batch => batcher::due(parked, self.now(), due_max),
         };
         self.alone = due.alone;
+        let lingers = due.offsets.is_empty() && reads;
+        if lingers && take == Take::Batch {
+            self.linger(live, messages_max).await?;
+        }
+        if (lingers || !due.offsets.is_empty()) && !self.make_room(command).await {
+            return Ok(None);
+        }
         self.take_due(&due, &mut cut).await?;
         if reads && !due.alone && !cut.is_full() {
-            if take == Take::Batch {
-                self.linger(live, &cut, messages_max).await?;
-            }
             match self.source.fill(messages_max, bytes_max).await {
                 // Retries go on, whatever stands in the way of new messages.
                 Err(_) if !cut.is_empty() => {}
@@ -85,7 +91,30 @@ impl Worker {
             }
             cut.take_new(&mut self.source, live.spec.order, parked, room);
         }
-        Ok(cut.finish(self.source.position()))
+        let batch = cut.finish(self.source.position());
+        let new = batch.len() - batch.retried + batch.skipped.len();
+        self.remembered.expect(new);
+        Ok(Some(batch))
+    }
+
+    /// Takes room for the next batch; false if a command came first. Whoever has to wait has nothing in hand meanwhile.
+    async fn make_room(&mut self, command: &Command) -> bool {
+        let most = |live: &Live| at_hand::at_the_most(&live.spec);
+        let canary = command.canary().map_or(0, |canary| most(&canary.live));
+        let bytes = most(&command.live).max(canary);
+        let at_hand = Arc::clone(&self.context.at_hand);
+        self.in_hand = at_hand.try_take(bytes);
+        if self.in_hand.is_none() {
+            self.rewind();
+            self.in_hand = tokio::select! {
+                room = at_hand.take(bytes) => room,
+                _ = self.commands.changed() => {
+                    self.commands.mark_changed();
+                    None
+                }
+            };
+        }
+        self.in_hand.is_some()
     }
 
     /// What a call tells of the guest's speed.
@@ -184,9 +213,9 @@ impl Worker {
     }
 
     /// Waits for a fuller batch, if the policy says so and nothing is urgent.
-    async fn linger(&mut self, live: &Live, cut: &Cut, messages_max: usize) -> Result<(), Trouble> {
+    async fn linger(&mut self, live: &Live, messages_max: usize) -> Result<(), Trouble> {
         let policy = &live.spec.batch;
-        if policy.linger_ms == 0 || !self.pieces.is_empty() || !cut.is_empty() {
+        if policy.linger_ms == 0 || !self.pieces.is_empty() {
             return Ok(());
         }
         let over = tokio::time::sleep(Duration::from_millis(policy.linger_ms));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use millrace_engine::CommitError;
 use millrace_model::Offset;
 
-use super::{SLEEP_MAX, Worker, changed_within};
+use super::{HeldUp, SLEEP_MAX, Worker, changed_within};
 use crate::dispatch::Live;
 use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::{Failed, Verdict};
@@ -89,7 +89,7 @@ impl Worker {
 
     /// Takes the dead letters of a batch out of the processor's allowance. Where there are too many (`None`) the messages before
     /// the first one too many are next; where that is the first message of all, it waits.
-    pub(super) async fn take_dead_letters(
+    pub(super) fn take_dead_letters(
         &mut self,
         live: &Live,
         batch: &Batch,
@@ -109,9 +109,7 @@ impl Worker {
             self.pieces.extend([batch.len() - excess, excess]);
         } else {
             self.pieces.clear();
-            // It is rewound in any case.
-            self.pause_turn();
-            self.wait_for_allowance(live, granted.more_in).await;
+            self.held_up = Some(self.too_many_dead_letters(live, granted.more_in));
         }
         self.rewind();
         None
@@ -125,17 +123,21 @@ impl Worker {
         }
     }
 
-    async fn wait_for_allowance(&mut self, live: &Live, wait: Duration) {
+    fn too_many_dead_letters(&self, live: &Live, wait: Duration) -> HeldUp {
         let policy = &live.spec.dead_letters;
         tracing::warn!(processor = %live.processor, max = policy.max, per_ms = policy.per_ms, "a partition waits: there are as many dead letters as there may be");
         self.meters.dead_letters_held();
-        let until = self.now().after(wait);
         let reason = format!(
             "poison flood: {} dead letters in {} ms are as many as dead_letters allows; going on in {} s, or resume with --accept-dead-letters",
             policy.max,
             policy.per_ms,
             wait.as_secs_f64().ceil(),
         );
+        HeldUp::Allowance(reason, wait)
+    }
+
+    pub(super) async fn wait_for_allowance(&mut self, reason: String, wait: Duration) {
+        let until = self.now().after(wait);
         self.show(State::Waiting(reason, Some(until)));
         tokio::select! {
             _ = self.gate_changes.changed() => {}

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::{CommitError, Kept, ProgressWrite, Transaction};
+use millrace_model::Progress;
 
-use super::Worker;
+use super::{HeldUp, Worker};
 use crate::columns;
 use crate::delays::Additions;
 use crate::dispatch::Live;
@@ -39,6 +40,7 @@ impl Worker {
             places,
             decisions: &[],
             progress: &Arc::clone(&self.progress),
+            is_short: false,
             now: self.now(),
         };
         let before = self.context.clock.monotonic();
@@ -57,13 +59,17 @@ impl Worker {
         settling.decisions = &decisions;
         loop {
             settling.now = self.now();
+            settling.is_short = self.remembered.is_short();
             let mut effects = match judgement {
                 Judgement::Settle => delivery::settle(&settling, &mut self.rng),
                 _ => delivery::postpone(&settling),
             };
+            let progress = Arc::new(std::mem::take(&mut effects.progress));
+            // Before the commit: whoever decides meanwhile knows of it.
+            self.remembered.propose(&progress);
             let granted = match verdict.is_by_hand() {
                 true => Granted::default(),
-                false => match self.take_dead_letters(live, batch, &effects).await {
+                false => match self.take_dead_letters(live, batch, &effects) {
                     Some(granted) => granted,
                     None => return Ok(()),
                 },
@@ -71,10 +77,13 @@ impl Worker {
             self.pack(live, &mut effects).await;
             let reason = match self.delay(live, &mut effects) {
                 Err(full) => full.to_string(),
-                Ok(delayed) => match self.commit(live, &mut effects, delayed).await {
+                Ok(delayed) => match self
+                    .commit(live, &mut effects, Arc::clone(&progress), delayed)
+                    .await
+                {
                     Ok(took) => {
                         self.count_classes(verdict, &effects.given_up);
-                        self.committed(batch, effects, took);
+                        self.committed(batch, effects, progress, took);
                         return Ok(());
                     }
                     Err(error @ CommitError::DiskFull) => error.to_string(),
@@ -97,6 +106,12 @@ impl Worker {
                 },
             };
             self.gate.give_back(granted);
+            if self.context.at_hand.is_wanted() && !verdict.is_by_hand() {
+                // Others need the room that it has. It is called again.
+                self.held_up = Some(HeldUp::Trouble(reason));
+                self.rewind();
+                return Ok(());
+            }
             self.pause_turn();
             // What it wrote to state is not held while it waits: it is called again.
             let writes = self.attempt_room.take().is_some();
@@ -121,6 +136,7 @@ impl Worker {
         &mut self,
         live: &Live,
         effects: &mut Effects,
+        progress: Arc<Progress>,
         mut delayed: Additions,
     ) -> Result<Duration, CommitError> {
         let mut state = delayed.take_writes();
@@ -129,7 +145,7 @@ impl Worker {
             appends: self.appends(live, effects),
             progress: Some(ProgressWrite {
                 lease: self.lease.clone(),
-                progress: effects.progress.clone(),
+                progress,
             }),
             entries: Vec::new(),
             durability: Some(self.input.topic.spec.durability),
@@ -143,7 +159,13 @@ impl Worker {
         Ok(self.context.clock.monotonic().saturating_sub(before))
     }
 
-    fn committed(&mut self, batch: &Batch, effects: Effects, took: Duration) {
+    fn committed(
+        &mut self,
+        batch: &Batch,
+        effects: Effects,
+        progress: Arc<Progress>,
+        took: Duration,
+    ) {
         let dropped = effects.dropped.len() as u64;
         self.meters.committed(took, effects.counts, dropped);
         self.commits += 1;
@@ -154,8 +176,8 @@ impl Worker {
         for (offset, reason) in &effects.dropped {
             tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "a message was dropped");
         }
-        self.remembered.set(&effects.progress);
-        self.progress = Arc::new(effects.progress);
+        self.remembered.settle();
+        self.progress = progress;
         if let Some(piece) = self.pieces.pop()
             && piece > batch.len()
         {

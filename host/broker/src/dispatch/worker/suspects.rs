@@ -4,6 +4,8 @@
 //! flight at two ends of the host: it is not called again but given up. Once the first call has returned nothing is marked any
 //! more, so that all this costs one commit per start.
 
+use std::sync::Arc;
+
 use millrace_engine::{ProgressWrite, Transaction};
 use millrace_model::bounds::ATTEMPT_LOG_MAX;
 use millrace_model::{Attempt, Offset, Parked, Progress};
@@ -164,7 +166,7 @@ impl Worker {
         let transaction = Transaction {
             progress: Some(ProgressWrite {
                 lease: self.lease.clone(),
-                progress,
+                progress: Arc::new(progress),
             }),
             durability: Some(self.input.topic.spec.durability),
             ..Transaction::default()

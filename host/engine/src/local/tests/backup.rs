@@ -96,7 +96,8 @@ async fn step(engine: &LocalEngine, topic: &Topic, lease: &crate::Lease, number:
             progress: Progress {
                 next: Offset(number + 1),
                 ..Progress::default()
-            },
+            }
+            .into(),
         }),
         ..Transaction::default()
     };

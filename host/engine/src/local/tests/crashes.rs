@@ -46,7 +46,8 @@ async fn work(
                 progress: Progress {
                     next: Offset(number),
                     ..Progress::default()
-                },
+                }
+                .into(),
             }),
             entries: vec![EntryWrite {
                 kind: EntryKind::Redriven,

@@ -67,7 +67,7 @@ async fn fill(engine: &LocalEngine) -> Topic {
             }],
             progress: Some(ProgressWrite {
                 lease: lease.clone(),
-                progress: progress(number),
+                progress: progress(number).into(),
             }),
             entries: vec![EntryWrite {
                 kind: EntryKind::Processor,

@@ -128,7 +128,8 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
             progress: Progress {
                 next,
                 ..Progress::default()
-            },
+            }
+            .into(),
         }),
         ..Transaction::default()
     };

@@ -65,18 +65,19 @@ pub(super) async fn list(
     };
     let room = app.answer_room(DEAD_LETTERS_ROOM_BYTES).await?;
     let page = app.broker.dead_letters(&name, query).await?;
-    Ok(room.answer("application/json", written(page)?))
+    let written = written(page, room.byte_count())?;
+    Ok(room.answer("application/json", written))
 }
 
 /// As many as there is room for, and one at least; each goes from memory when it is written.
-fn written(page: DeadLetterPage) -> Result<Vec<u8>, ApiError> {
+fn written(page: DeadLetterPage, bytes_max: usize) -> Result<Vec<u8>, ApiError> {
     let DeadLetterPage { letters, mut next } = page;
     let size = |letter: &DeadLetter| letter.message.byte_count();
     let mut unwritten: usize = letters.iter().map(size).sum();
     let mut out = br#"{"dead_letters":["#.to_vec();
     for (at, letter) in letters.into_iter().enumerate() {
         if at > 0 {
-            if unwritten + out.len() + worst(&letter.message) > DEAD_LETTERS_ROOM_BYTES {
+            if unwritten + out.len() + worst(&letter.message) > bytes_max {
                 next = Some(letter.place());
                 break;
             }

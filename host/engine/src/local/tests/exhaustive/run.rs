@@ -660,7 +660,8 @@ fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
             progress: millrace_model::Progress {
                 next: Offset(number),
                 ..Default::default()
-            },
+            }
+            .into(),
         }),
         entries: vec![EntryWrite {
             kind: EntryKind::Redriven,

@@ -1,0 +1,151 @@
+//! What batches take in memory while workers have them in hand, all of a host together: as they were read, as a component sees them,
+//! what it answers, and what is committed of that.
+//!
+//! A worker takes room for the most that its next batch may come to before it reads, and gives back what it does not need as soon as
+//! that is known. Whoever finds no room waits with nothing in hand, in the order of asking, so nobody holds what another waits for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use millrace_model::ProcessorSpec;
+use millrace_model::bounds::MESSAGE_BYTES_MAX;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::batcher::Batch;
+
+/// How often the bytes of messages are in memory until the call: as they were read, and as the component sees them.
+const TIMES_READ: usize = 2;
+/// How often they are until the commit: once more in dead letters.
+const TIMES_CALLED: usize = 3;
+/// How often the bytes of an answer are: as it came, and as records.
+const TIMES_ANSWERED: usize = 2;
+/// What a message takes beside its bytes, in each of these forms together.
+const PER_MESSAGE_BYTES: usize = 256;
+
+/// The room of a host.
+#[derive(Debug)]
+pub(crate) struct AtHand {
+    kib: Arc<Semaphore>,
+    kib_max: u32,
+    waiting: AtomicUsize,
+}
+
+/// The part of one worker, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct InHand(OwnedSemaphorePermit);
+
+impl AtHand {
+    pub(crate) fn new(bytes_max: usize) -> Arc<Self> {
+        // No more than a semaphore counts.
+        let kib_max = (bytes_max >> 10).clamp(1, 1 << 28) as u32;
+        Arc::new(Self {
+            kib: Arc::new(Semaphore::new(kib_max as usize)),
+            kib_max,
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// Room for so much, if there is any at once and nobody waits for it.
+    pub(crate) fn try_take(&self, bytes: usize) -> Option<InHand> {
+        let permit = Arc::clone(&self.kib).try_acquire_many_owned(self.permits(bytes));
+        permit.ok().map(InHand)
+    }
+
+    /// Room for so much, when it is its turn; who asks for more than there is gets all of it.
+    pub(crate) async fn take(&self, bytes: usize) -> Option<InHand> {
+        let permit = Arc::clone(&self.kib).acquire_many_owned(self.permits(bytes));
+        let _waiting = Waiting::announce(&self.waiting);
+        // Never closed.
+        permit.await.ok().map(InHand)
+    }
+
+    /// Whether somebody waits: then nobody keeps in hand what only waits for something else.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    fn permits(&self, bytes: usize) -> u32 {
+        let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        kib.clamp(1, self.kib_max)
+    }
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn announce(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl InHand {
+    /// Gives back what is beyond so much.
+    pub(crate) fn keep(&mut self, bytes: usize) {
+        let kib = bytes.div_ceil(1 << 10).max(1);
+        drop(self.0.split(self.0.num_permits().saturating_sub(kib)));
+    }
+}
+
+/// What a batch of a processor may come to, before any of it was read.
+pub(crate) fn at_the_most(spec: &ProcessorSpec) -> usize {
+    let batch = &spec.batch;
+    // One larger message still makes a batch.
+    let read = (batch.bytes_max as usize).max(MESSAGE_BYTES_MAX);
+    let messages = batch.messages_max as usize;
+    TIMES_READ * read + PER_MESSAGE_BYTES * messages + answer_at_the_most(spec)
+}
+
+/// What it may come to once it is cut.
+pub(crate) fn called(spec: &ProcessorSpec, batch: &Batch) -> usize {
+    in_batch(batch) + answer_at_the_most(spec)
+}
+
+/// What it comes to once it is answered, with outputs of so many bytes.
+pub(crate) fn answered(batch: &Batch, output_bytes: usize, outputs: usize) -> usize {
+    in_batch(batch) + TIMES_ANSWERED * output_bytes + PER_MESSAGE_BYTES * outputs
+}
+
+fn in_batch(batch: &Batch) -> usize {
+    let messages = batch.len() + batch.skipped.len();
+    TIMES_CALLED * batch.columns.data.len() + PER_MESSAGE_BYTES * messages
+}
+
+fn answer_at_the_most(spec: &ProcessorSpec) -> usize {
+    let limits = &spec.limits;
+    let bytes = usize::try_from(limits.answer_bytes_max).unwrap_or(usize::MAX);
+    TIMES_ANSWERED.saturating_mul(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn room_comes_back_as_soon_as_it_is_not_needed_and_all_of_it_is_enough_for_anybody() {
+        let host = AtHand::new(64 << 10);
+        let mut first = host.try_take(48 << 10).expect("room");
+        assert!(host.try_take(17 << 10).is_none());
+        first.keep(40 << 10);
+        let second = host.try_take(24 << 10).expect("room");
+        first.keep(41 << 10);
+        assert!(host.try_take(1).is_none());
+        first.keep(1 << 10);
+        let asked = Arc::clone(&host);
+        let whole = tokio::spawn(async move { asked.take(usize::MAX).await });
+        while !host.is_wanted() {
+            tokio::task::yield_now().await;
+        }
+        assert!(host.try_take(1).is_none(), "who waits is next");
+        drop((first, second));
+        let whole = whole.await.unwrap().unwrap();
+        assert_eq!(whole.0.num_permits(), 64);
+        assert!(!host.is_wanted());
+    }
+}
