@@ -17,7 +17,7 @@ usage: peers --millrace FILE --modules DIRECTORY --home DIRECTORY [OPTIONS]
   --classes DIRECTORY     the compiled program for Kafka Streams
   --nats FILE             NATS' binary
   --redis FILE            Redis' binary
-  --build TEXT            how Millrace was built, for the report
+  --build TEXT            what Millrace it is, for the report
   --rounds COUNT          how often everything is measured; the first round does not count (default: 4)
   --seconds COUNT         how long a measurement takes (default: 3)
   --messages COUNT        messages through a function in one go, a multiple of 10,000 (default: 2000000)

@@ -32,7 +32,7 @@ impl fmt::Display for Report {
         let counted = rounds.saturating_sub(1).max(1);
         writeln!(
             f,
-            "{}, on {}; load average {} before. Millrace was built by {}.",
+            "{}, on {}; load average {} before. Millrace is {}.",
             self.versions.join(", "),
             machine::cores(),
             self.load_before,
@@ -40,7 +40,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "{rounds} rounds of {} s a measurement, medians of the last {counted}; messages of 100 bytes; in brackets, microseconds of the \
+            "{rounds} × {} s a measurement, medians of the last {counted}; messages of 100 bytes; in brackets, microseconds of the \
              server's processor time a message.",
             time.as_secs()
         )?;
@@ -112,19 +112,16 @@ impl Report {
         let cost = |row, column| self.direct.median(row, column)?.server_us();
         let say = |row| {
             let (ours, theirs) = (cost(row, 0)?, cost(row, kafka)?);
-            let times = match ours > theirs {
-                true => format!("{} times less", short(ours / theirs)),
-                false => format!("{} times more", short(theirs / ours)),
-            };
             Some(format!(
-                "{} µs a message beside {} µs of ours ({times})",
+                "{} µs of processor time a message, and ours {} µs, {} times as much",
                 short(theirs),
-                short(ours)
+                short(ours),
+                short(ours / theirs)
             ))
         };
         Some(format!(
-            "Kafka takes and gives record batches as they are; JSON lines over HTTP are decoded and encoded. Its server's processor time: \
-             {} for batches in, {} for reading.",
+            "Kafka takes and gives record batches as they are; Millrace decodes and encodes JSON lines over HTTP here. Batches in cost \
+             Kafka's server {}; reading costs Kafka's {}.",
             say(direct::BATCHES)?,
             say(direct::CONSUME)?
         ))
