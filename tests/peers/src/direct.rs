@@ -33,7 +33,10 @@ const BATCH: usize = 1_000;
 const CONNECTIONS: usize = 4;
 /// Producers, or messages, at once.
 const MANY: usize = 64;
+/// Messages from end to end.
 pub(crate) const PER_SECOND: u32 = 1_000;
+
+/// A broker with one of its settings, up and running.
 pub(crate) struct Contender {
     pub(crate) column: Column,
     pub(crate) door: Box<dyn Door>,

@@ -1,6 +1,7 @@
 //! NATS JetStream: a stream in files, published to with acknowledgements, read by a pull consumer that acknowledges nothing.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use memchr::memmem;
@@ -14,6 +15,8 @@ const LINE_END: &[u8] = b"\r\n";
 const ANY_INBOX: &str = "_INBOX.00000";
 /// After which a reader that pulls no more is gone.
 const INACTIVE_NS: u64 = 30_000_000_000;
+/// Readers so far, for their names: one that is there already would go on where it is.
+static READERS: AtomicU64 = AtomicU64::new(0);
 /// How an answer of JetStream's begins when it is a refusal.
 const REFUSED: &[u8] = b"{\"error\"";
 
@@ -125,7 +128,7 @@ impl Door for Nats {
 
     fn reader(&self, topic: &str, line: &mut Line) -> Result<Box<dyn Reader>> {
         // A reader of its own each time; those that nobody pulls from go by themselves.
-        let name = format!("reader-{}", line.port);
+        let name = format!("reader-{}", READERS.fetch_add(1, Ordering::Relaxed));
         let consumer = json!({ "stream_name": topic, "config": {
             "name": name, "deliver_policy": "all", "ack_policy": "none", "replay_policy": "instant",
             "inactive_threshold": INACTIVE_NS,
