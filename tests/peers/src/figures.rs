@@ -152,13 +152,14 @@ pub(crate) fn grouped(number: u64) -> String {
     groups.join(",")
 }
 
-/// Three digits, or as many as stand before the point.
+/// Two or three digits that say something, or as many as stand before the point.
 pub(crate) fn short(number: f64) -> String {
     let decimals = match number.abs() {
         number if number >= 100.0 => 0,
         number if number >= 10.0 => 1,
         number if number >= 0.095 => 2,
-        _ => 3,
+        number if number >= 0.0095 => 3,
+        _ => 4,
     };
     format!("{number:.decimals$}")
 }
