@@ -17,10 +17,11 @@ use axum::{Extension, Json};
 use millrace_broker::{ConsumerCommit, ConsumerError, HoldRequest};
 use millrace_model::{ConsumerName, LeaseId, Offset, PartitionId, Timestamp, Topic, TopicName};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use utoipa::ToSchema;
 
 use super::answers::{Room, worst};
-use super::bounds::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX};
+use super::bounds::{FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX};
 use super::by::{By, ByHeader};
 use super::deploying::begin_at;
 use super::error::{ApiError, ErrorBody};
@@ -144,6 +145,7 @@ pub(super) async fn messages(
     By(by): By,
     Extension(line): Extension<Arc<Line>>,
 ) -> Result<Response, ApiError> {
+    let growths = app.broker.growths();
     let topic = app.known_topic(&topic)?;
     let from = query.from.as_deref();
     let begin_at = from.map(|from| begin_at("from", from, app.clock.wall()));
@@ -170,10 +172,10 @@ pub(super) async fn messages(
         ends.is_some_and(|ends| from < ends.start)
     };
     if !stands.iter().any(is_behind) {
-        app.await_any(&topic, &stands, wait, &line).await?;
+        app.await_any(&topic, &stands, wait, &line, growths).await?;
     }
     let messages_max = query.max.clamp(1, FETCH_MESSAGES_MAX);
-    let bytes_max = query.max_bytes.clamp(1, FETCH_BYTES_MAX);
+    let bytes_max = query.max_bytes.clamp(1, app.fetch_bytes_max());
     let (found, room) = app.found(&topic, &stands, messages_max, bytes_max).await?;
     let passed_over = app.passed_over(&topic, &stands, &found);
     let mut next: BTreeMap<PartitionId, Offset> = found.next.iter().copied().collect();
@@ -247,10 +249,11 @@ impl App {
         stands: &BTreeMap<PartitionId, Offset>,
         wait: Duration,
         line: &Line,
+        mut growths: watch::Receiver<u64>,
     ) -> Result<(), ApiError> {
         let places = stands.iter().map(|(&partition, &from)| (partition, from));
         if stands.len() <= FETCH_PARTITIONS_MAX {
-            return self.awaited(topic, places, wait, line).await;
+            return self.awaited(topic, places, wait, line, growths).await;
         }
         // As many waits as there are partitions would be too many.
         let is_there = |(partition, from): (PartitionId, Offset)| {
@@ -271,6 +274,7 @@ impl App {
         tokio::select! {
             biased;
             _ = tokio::time::timeout(wait, look) => {}
+            _ = growths.changed() => {}
             () = self.stopping.cancelled() => {}
             () = line.gone().cancelled() => {}
         }
