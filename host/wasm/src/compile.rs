@@ -6,7 +6,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus, Stdio};
@@ -74,7 +74,7 @@ pub(crate) const CODE_BYTES_MAX: u64 = 256 << 20;
 /// Stack of the thread that compiles.
 const STACK_BYTES: usize = 16 << 20;
 
-/// What a child takes from the system and hardly uses: stacks of its threads.
+/// What a child takes from the system and hardly uses: stacks, and what its allocator keeps apart for each size.
 const STACKS_BYTES: u64 = 48 << 20;
 
 /// Addresses that a child may have beside its memory: its program and what that maps.
@@ -88,6 +88,9 @@ const EXIT_INVALID: u8 = 2;
 
 /// The child says with it that it could not do its work.
 const EXIT_HOST: u8 = 3;
+
+/// The child says with it that it may not have the memory to hold the component.
+const EXIT_MEMORY: u8 = 4;
 
 /// The program that compiles: the server's own binary and its hidden subcommand.
 #[derive(Clone, Debug)]
@@ -447,6 +450,7 @@ fn judge(status: ExitStatus, code: Vec<u8>, complaint: &str) -> Result<Vec<u8>, 
     match status.code().map(u8::try_from) {
         Some(Ok(0)) if !code.is_empty() => Ok(code),
         Some(Ok(EXIT_INVALID)) => Err(AdmitError::Invalid(complaint.to_owned())),
+        Some(Ok(EXIT_MEMORY)) => Err(AdmitError::CompileLimit(MEMORY.to_owned())),
         None => Err(AdmitError::CompileLimit(limit_behind(status))),
         _ => Err(AdmitError::Host(format!(
             "the compile child ended with {status}: {complaint}"
@@ -517,7 +521,10 @@ fn compile_child(args: &[String]) -> Result<(), Complaint> {
     std::io::stdin()
         .take(MODULE_BYTES_TAKEN_MAX)
         .read_to_end(&mut component)
-        .map_err(|error| (EXIT_HOST, error.to_string()))?;
+        .map_err(|error| match error.kind() {
+            ErrorKind::OutOfMemory => (EXIT_MEMORY, error.to_string()),
+            _ => (EXIT_HOST, error.to_string()),
+        })?;
     // What a panic prints names files of the machine that built this, and threads; what it says is told below.
     std::panic::set_hook(Box::new(|_| ()));
     let code = std::thread::Builder::new()
