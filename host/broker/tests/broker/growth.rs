@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use millrace_broker::{
-    Growth, KeyedUse, NewMessage, NewTopic, Placed, ProduceError, RedriveRequest, ReplayRequest,
-    TopicChangeError, TopicPatch,
+    BeginAt, Growth, KeyedUse, NewMessage, NewTopic, NextSpec, Placed, ProduceError,
+    RedriveRequest, ReplayRequest, TopicChangeError, TopicPatch,
 };
 use millrace_engine::{Engine, TopicChange, TopicError};
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
@@ -501,6 +501,23 @@ async fn a_replay_ends_with_what_was_there_when_it_was_made() {
         })
         .collect();
     assert_eq!((again.len(), numbers), (50, BTreeSet::from_iter(0..50)));
+}
+
+#[tokio::test]
+async fn a_processor_that_began_at_the_end_reads_new_partitions_from_their_oldest_message() {
+    let rig = Rig::start(1).await;
+    produce(&rig, 0..3).await;
+    let passes = rig.upload_handler("m", per_message(|_, _| Say::Pass)).await;
+    let next = NextSpec::from(spec(passes)).beginning_at(Some(BeginAt::Latest));
+    rig.broker.deploy(&processor("p"), next).await.unwrap();
+    rig.broker.pause(&processor("p")).await.unwrap();
+    grow(&rig, "in", 2).await;
+    placed(&rig, vec![into(1, "a"), into(1, "b")]).await;
+    // Also when the processor starts with what is there by then.
+    let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
+    let resumed = again.broker.resume(&processor("p"), None).await;
+    resumed.unwrap();
+    again.hold("out", &["a", "b"]).await;
 }
 
 #[tokio::test]
