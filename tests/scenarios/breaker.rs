@@ -288,7 +288,7 @@ fn a_message_with_which_the_host_ends_is_found_out_and_all_others_are_processed_
     let mut messages = numbered(COUNT, "v", &json!({}));
     messages[23]["value"] = json!("endless");
     client.produce("in", &messages)?;
-    for _ in 0..2 {
+    for _ in 0..3 {
         killed_in_flight(&mut host)?;
     }
     let client = host.client();

@@ -56,8 +56,8 @@ fn numbers(client: &Client, topic: &str) -> Result<BTreeMap<u32, Vec<u32>>> {
 
 /// A host with the processor, the messages produced in pieces, and the host killed amid the retries of each.
 ///
-/// It is killed only when the first call of each partition has come back: a message that is in flight at two ends of the host is
-/// rightly given up.
+/// It is killed only when the first call of each partition has come back: a message that is in flight at ends of the host again and
+/// again is rightly given up.
 fn killed_amid_retries(order: &str) -> Result<Host> {
     let mut host = host()?;
     let client = host.client();

@@ -295,7 +295,7 @@ async fn a_message_with_which_the_host_ends_again_and_again_is_given_up_and_all_
     let orders = [Order::Key, Order::Partition, Order::None];
     // With the first call since the start, or later: then nothing was marked at the first end.
     for (order, warm) in orders.into_iter().flat_map(|o| [(o, false), (o, true)]) {
-        let all_ends = if warm { 3 } else { 2 };
+        let all_ends = if warm { 4 } else { 3 };
         let calls = Arc::new(AtomicUsize::new(0));
         let rig = Rig::start(1).await;
         let killer = Export::Processor(Arc::new(Killer(Arc::clone(&calls))));

@@ -1,7 +1,7 @@
 //! Messages that may have ended the host. A trap is caught; what takes the process down is not, and would do so again at every
 //! start. So a worker that begins leaves a mark with progress before its first call. If the next one finds it, the host ended in
-//! that call: its messages are suspects, and each is called alone, under a mark of its own. A message found so marked was in
-//! flight at two ends of the host: it is not called again but given up. Once the first call has returned nothing is marked any
+//! that call: its messages are suspects, and each is called alone, under a mark of its own. A message found so marked twice was in
+//! flight at three ends of the host: it is not called again but given up. Once the first call has returned nothing is marked any
 //! more, so that all this costs one commit per start.
 
 use std::sync::Arc;
@@ -17,10 +17,11 @@ use crate::dispatch::batcher::{self, Batch};
 use crate::dispatch::breaker::Judgement;
 use crate::handler::Cause;
 
-/// At so many ends of the host a message may have been in flight alone. At the bound it is given up.
-const ENDS_ALONE_MAX: usize = 1;
+/// At so many ends of the host a message may have been in flight alone. At the bound it is given up. Not at
+/// the first: a host that is ended from outside, and once more while it starts, may well be in the call of a message that did nothing.
+const ENDS_ALONE_MAX: usize = 2;
 
-const REASON: &str = "the host ended while this message was processed, once in a batch and once alone; it is not called again";
+const REASON: &str = "the host ended while this message was processed, once in a batch and twice alone; it is not called again";
 
 /// What a worker knows of the host's last end.
 #[derive(Debug, Default)]
@@ -117,8 +118,13 @@ impl Worker {
             batch.retried = 1;
         }
         let mut marked = progress.clone();
+        // If the host ends now, this one and those behind it are suspects still.
+        marked.first_call = self.suspects.until;
         if let Some(parked) = marked.parked.iter_mut().find(|p| p.offset == offset) {
-            parked.log.truncate(ATTEMPT_LOG_MAX - 1);
+            // The oldest goes: the marks of the ends before this one are the newest.
+            if parked.log.len() >= ATTEMPT_LOG_MAX {
+                parked.log.remove(0);
+            }
             parked.log.push(Attempt {
                 at: self.now(),
                 revision: live.revision,
@@ -148,7 +154,7 @@ impl Worker {
     pub(super) async fn bury(&mut self, live: &Live, offset: Offset) -> Result<(), Trouble> {
         let batch = self.parked_alone(offset).await?;
         if batch.len() > 0 {
-            tracing::error!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, "the host ended twice with this message in flight; it becomes a dead letter");
+            tracing::error!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, "the host ended again and again with this message in flight; it becomes a dead letter");
             let verdict = Verdict::host_died(REASON.to_owned());
             self.settle(live, &batch, &verdict, &[], Judgement::Settle)
                 .await?;
