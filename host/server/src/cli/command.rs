@@ -30,12 +30,13 @@ const LOCAL: [(&str, &str); 7] = [
 ];
 
 /// What the name is that commands of a group take.
-const WHAT_IS_NAMED: [(&str, &str); 7] = [
+const WHAT_IS_NAMED: [(&str, &str); 8] = [
     ("topic", "The topic"),
     ("schedule", "The schedule"),
     ("processor", "The processor"),
     ("delayed", "The topic"),
     ("consume", "The topic"),
+    ("consumer", "The consumer"),
     ("damage", "The topic"),
     ("segment", "The segment file"),
 ];

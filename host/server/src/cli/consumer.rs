@@ -13,7 +13,7 @@ const RESET_HELP: &str = "\
 Examples:
   millrace consumer reset orders billing --to earliest               read everything once more
   millrace consumer reset orders billing --to latest                 leave out what is there now
-  millrace consumer reset orders billing --to 2026-11-21T10:00:00Z   from the first message of that time on
+  millrace consumer reset orders billing --to 2026-11-21   from the first message of that day on
   millrace consumer reset orders billing --to 1200 --partition 3
 
 Whoever reads as the consumer is told so: it commits nothing over the new positions.";
