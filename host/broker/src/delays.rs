@@ -373,8 +373,10 @@ fn kept(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
     }
     let mut moved = None;
     table.each_key(|key| {
-        let other = DelayedId::of_key(id.partition, key);
-        moved = moved.or(other.filter(|it| (it.arrival, it.salt) == (id.arrival, id.salt)));
+        let is_it = |other: &DelayedId| (other.arrival, other.salt) == (id.arrival, id.salt);
+        if let Some(other) = DelayedId::of_key(id.partition, key).filter(is_it) {
+            moved = Some(other);
+        }
     });
     exactly(moved?)
 }

@@ -525,7 +525,9 @@ fn check_times(index: usize, new: &NewMessage, now: Timestamp) -> Result<(), Pro
         let checked = check_ms(at.0, now);
         checked.map_err(|unit| ProduceError::OtherUnit { index, field, unit })
     };
-    let due = new.deliver_at.map_or(Timestamp::default(), |due| due.time);
+    let due = new
+        .deliver_at
+        .map_or_else(Timestamp::default, |due| due.time);
     in_ms("deliver_at", due)?;
     let timestamp = in_ms("timestamp", new.message.timestamp)?;
     let max_ms = TIMESTAMP_AHEAD_MS_MAX;
