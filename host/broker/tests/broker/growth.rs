@@ -16,6 +16,7 @@ use millrace_model::processor::Order;
 use millrace_model::{
     Clock, Durability, PartitionId, ScheduleName, ScheduleSpec, SystemClock, Timestamp,
 };
+use tokio::sync::watch;
 
 use crate::revisions::marker;
 use crate::rig::{Export, Rig, Say, assign, message, per_message, processor, spec, text, topic};
@@ -97,24 +98,32 @@ fn into(partition: u32, value: &str) -> NewMessage {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_load_and_a_processor_go_on_over_growth_and_each_message_is_done_once() {
-    const MESSAGES: u32 = 1_200;
+    // Before each growth, and after the last one.
+    const EACH: u32 = 300;
+    const LAST: u32 = 600;
+    const MESSAGES: u32 = 3 * EACH + LAST;
     let rig = Arc::new(Rig::deployed(2, |_| {}, |_, _| Say::Pass).await);
+    // Whoever produces would be done before the first growth.
+    let (allow, mut allowed) = watch::channel(EACH);
     let producing = tokio::spawn({
         let rig = Arc::clone(&rig);
         async move {
             for number in 0..MESSAGES {
+                allowed.wait_for(|allowed| number < *allowed).await.unwrap();
                 produce(&rig, number..number + 1).await;
             }
         }
     });
     for (round, partitions) in [3, 4, 7].into_iter().enumerate() {
-        while counts(&rig, "in").iter().sum::<u64>() < 200 * (round as u64 + 1) {
+        let before = u64::from(EACH) * round as u64 + 200;
+        while counts(&rig, "in").iter().sum::<u64>() < before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let grown = grow(&rig, "in", partitions).await;
         let along: Vec<&str> = grown.along.iter().map(|name| name.as_str()).collect();
         assert_eq!(along, ["in.p.dlq", "in.p.redrive"]);
         grow(&rig, "out", partitions + 1).await;
+        allow.send_modify(|allowed| *allowed += if partitions == 7 { LAST } else { EACH });
     }
     producing.await.unwrap();
     hold(&rig, "out", 0..MESSAGES).await;
