@@ -1,7 +1,7 @@
 //! The command line as a whole: what holds for every command is said once, here.
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::Cli;
 use super::failure::Failure;
@@ -75,8 +75,14 @@ fn described(command: Command, what: &'static str) -> Command {
     command.mut_subcommands(|command| described(command, what))
 }
 
+/// What was said. A flag that has no effect is refused before anything is read: its value is of no type yet.
+pub(super) fn understood(matches: &ArgMatches) -> Result<clap::error::Result<Cli>, Failure> {
+    refuse_idle_flags(matches)?;
+    Ok(Cli::from_arg_matches(matches))
+}
+
 /// Refuses a flag that names a host to a command that asks none: `serve --host 0.0.0.0` must not listen on this machine only and say nothing.
-pub(super) fn refuse_idle_flags(matches: &ArgMatches) -> Result<(), Failure> {
+fn refuse_idle_flags(matches: &ArgMatches) -> Result<(), Failure> {
     let Some((name, given)) = matches.subcommand() else {
         return Ok(());
     };
@@ -183,22 +189,32 @@ mod tests {
             let matches = command()
                 .try_get_matches_from(words)
                 .expect("it is understood");
-            refuse_idle_flags(&matches)
-                .err()
-                .map(|failure| format!("{failure:?}"))
+            match understood(&matches) {
+                Err(failure) => Some(format!("{failure:?}")),
+                Ok(cli) => {
+                    assert!(cli.is_ok(), "{words:?}: {:?}", cli.err());
+                    None
+                }
+            }
         };
         for words in [
             &["millrace", "serve", "--host", "0.0.0.0"][..],
             &["millrace", "--host", "0.0.0.0", "serve"],
             &["millrace", "doctor", "--retry-for", "3"],
+            &["millrace", "doctor", "--retry-for", "soon"],
+            &["millrace", "--retry-for", "3", "doctor"],
         ] {
             let refusal = told(words).expect("it is refused");
             assert!(refusal.contains("asks no host"), "{refusal}");
         }
-        assert_eq!(told(&["millrace", "serve"]), None);
-        assert_eq!(
-            told(&["millrace", "topic", "list", "--host", "http://127.0.0.1:1"]),
-            None
-        );
+        for words in [
+            &["millrace", "serve"][..],
+            &["millrace", "doctor", "--json"],
+            &["millrace", "man"],
+            &["millrace", "topic", "list", "--host", "http://127.0.0.1:1"],
+            &["millrace", "--retry-for", "3", "topic", "list"],
+        ] {
+            assert_eq!(told(words), None);
+        }
     }
 }

@@ -37,7 +37,7 @@ mod trials;
 
 use std::process::ExitCode;
 
-use clap::{FromArgMatches, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::config::LISTEN_DEFAULT;
 use crate::host::COMPILE_COMMAND;
@@ -141,11 +141,11 @@ pub fn main() -> ExitCode {
         return millrace_wasm::compile_child_main(&limits);
     }
     let matches = command::command().get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let json = cli.json;
-    if let Err(failure) = command::refuse_idle_flags(&matches) {
-        return failure.report(json);
-    }
+    let json = matches.get_flag("json");
+    let cli = match command::understood(&matches) {
+        Ok(cli) => cli.unwrap_or_else(|error| error.exit()),
+        Err(failure) => return failure.report(json),
+    };
     let serves = matches!(cli.command, Command::Serve(_));
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
