@@ -30,8 +30,34 @@ pub(crate) fn hint_of(message: &str) -> Option<String> {
     (!known.is_empty()).then(|| format!("use one of {}", known.join(", ")))
 }
 
-/// serde's message with the numbers' types of Rust in words that everybody reads: `expected u32` says nothing to who writes TOML or JSON.
+/// What libraries say, and what it means to who wrote the request.
+const MEANT: [(&str, &str); 4] = [
+    (
+        "Failed to deserialize query string",
+        "the query is not understood",
+    ),
+    (
+        "invalid digit found in string",
+        "a whole number is expected",
+    ),
+    (
+        "cannot parse integer from empty string",
+        "a whole number is expected, not nothing",
+    ),
+    (
+        "number too large to fit in target type",
+        "the number is too large",
+    ),
+];
+
+/// A library's message in words that everybody reads: `expected u32` says nothing to who writes TOML, JSON or a query.
 pub(crate) fn in_plain_words(message: &str) -> String {
+    let meant = |text: String, (said, meant): &(&str, &str)| text.replace(said, meant);
+    number_in_words(&MEANT.iter().fold(message.to_owned(), meant))
+}
+
+/// The message with a type of numbers that Rust has in words.
+fn number_in_words(message: &str) -> String {
     let plain = |word: &str| match word.trim_end_matches([',', ';', '.']) {
         "u8" | "u16" | "u32" | "u64" | "usize" => Some("a whole number, not negative"),
         "i8" | "i16" | "i32" | "i64" | "isize" => Some("a whole number"),
@@ -65,6 +91,11 @@ mod tests {
             said,
             "invalid value: integer `-1`, expected a whole number, not negative"
         );
+        let said = in_plain_words(
+            "Failed to deserialize query string: max: invalid digit found in string",
+        );
+        let plain = "the query is not understood: max: a whole number is expected";
+        assert_eq!(said, plain);
         let other = "invalid type: integer `1`, expected a string";
         assert_eq!(in_plain_words(other), other);
     }

@@ -81,7 +81,7 @@ pub(super) enum Verb {
 /// What may be changed later.
 #[derive(clap::Args)]
 pub(super) struct SettingsArgs {
-    /// How long messages are kept, such as 7d or 12h; `none` for ever
+    /// How long messages are kept, such as 7d or 12h; `none` keeps them forever
     #[arg(long, value_name = "DURATION", value_parser = duration_or_none)]
     retention: Option<Value>,
     /// Bytes that a partition keeps, such as 10GiB; `none` for no bound
@@ -168,7 +168,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             });
             let topic = client.send(Method::POST, "/v1/topics", &body)?;
             out.answer(&topic, |_| {
-                format!("topic {name} is there; partitions: {partitions}")
+                format!("topic {name} exists; partitions: {partitions}")
             })
         }
         Verb::List => out.answer(&client.get("/v1/topics")?, list),
@@ -223,7 +223,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
 fn changed(name: &TopicName, topic: &Value) -> String {
     let kept = kept(topic);
     let Value::Object(grown) = &topic["grown"] else {
-        return format!("topic {name}: {kept}");
+        return format!("topic {name}; kept: {kept}");
     };
     let along = items(&grown["along"]).iter().map(cell);
     let along = along.collect::<Vec<_>>().join(", ");
@@ -276,7 +276,7 @@ fn kept(topic: &Value) -> String {
     ];
     let bounds: Vec<String> = bounds.into_iter().flatten().collect();
     match bounds.is_empty() {
-        true => "for ever".to_owned(),
+        true => "forever".to_owned(),
         false => bounds.join(", "),
     }
 }
@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn how_long_messages_are_kept_is_said_in_few_words() {
         let topic = |settings: Value| json!({"settings": settings});
-        assert_eq!(kept(&topic(json!({}))), "for ever");
+        assert_eq!(kept(&topic(json!({}))), "forever");
         let bounded =
             json!({"retention_ms": 604_800_000, "retention_bytes": 1 << 30, "compact": true});
         assert_eq!(kept(&topic(bounded)), "7d, 1GiB, latest of each key");

@@ -188,7 +188,8 @@ fn field_of<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<String> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let error = serde_path_to_error::deserialize::<_, T>(&mut reader).err()?;
     let path = error.path().to_string();
-    (path != ".").then_some(path)
+    // The whole, or what broke off before any field.
+    (path != "." && path != "?").then_some(path)
 }
 
 fn not_understood(place: &str, error: &serde_json::Error) -> ApiError {
