@@ -172,6 +172,7 @@ impl Broker {
             }),
         };
         broker.read_schedules()?;
+        broker.recover_consumers().await;
         broker.start_processors().await?;
         broker.start_tasks();
         tokio::spawn(take_back(Arc::downgrade(&broker.inner), heard));

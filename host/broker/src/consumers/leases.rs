@@ -37,9 +37,12 @@ impl Leases {
         end.saturating_sub(now)
     }
 
-    /// It holds until then.
+    /// It holds until then, or as long as it was said to hold, if that is longer: its reader may do two things at once.
     pub(super) fn give(&self, key: &Key, lease: LeaseId, end: Duration) {
-        self.ends.lock().insert(key.clone(), (lease, end));
+        let mut ends = self.ends.lock();
+        let (id, until) = ends.entry(key.clone()).or_insert((lease, end));
+        *until = if *id == lease { end.max(*until) } else { end };
+        *id = lease;
     }
 
     /// It holds until then, if nothing became of it meanwhile; whether it does.

@@ -18,12 +18,13 @@ use millrace_engine::{CommitError, Ends, ReadError};
 use millrace_model::bounds::{CONSUMER_LEASE_MS_MAX, CONSUMERS_MAX};
 use millrace_model::calendar::utc;
 use millrace_model::{
-    Consumer, ConsumerName, LeaseId, Noted, Offset, PartitionId, ReadLease, Timestamp, Topic,
-    TopicId, TopicName, TopicPartition,
+    Consumer, ConsumerName, Durability, LeaseId, Noted, Offset, PartitionId, ReadLease, Timestamp,
+    Topic, TopicId, TopicName, TopicPartition,
 };
 
 use self::leases::Leases;
 use self::rules::{Hold, Taken};
+use self::stored::{decoded, home};
 use crate::beginning::BeginAt;
 use crate::broker::{Broker, Inner};
 
@@ -91,11 +92,12 @@ pub enum ConsumerError {
         name: ConsumerName,
     },
     /// As many as there may be.
-    #[error("topic {0} has {CONSUMERS_MAX} consumers already; delete one first")]
+    #[error("topic {0} has {CONSUMERS_MAX} consumers already")]
     TooMany(TopicName),
     /// Somebody else reads.
     #[error(
-        "consumer {name} of topic {topic} is read by {by}, whose lease holds until {} and is renewed as long as that reader is there",
+        "consumer {name} of topic {topic} is read by {}, whose lease holds until {} and is renewed as long as that reader is there",
+        somebody(.by),
         utc(*.until)
     )]
     Busy {
@@ -111,7 +113,7 @@ pub enum ConsumerError {
         left_ms: u64,
     },
     /// The lease is not the newest, or was given back.
-    #[error("this lease of consumer {name} of topic {topic} counts no longer: {why}")]
+    #[error("this lease of consumer {name} of topic {topic} is no longer valid: {why}")]
     Lost {
         /// Of which topic.
         topic: TopicName,
@@ -175,7 +177,9 @@ pub struct ConsumerStatus {
     pub committed: Option<Noted>,
     /// The last time that its positions were set by hand.
     pub reset: Option<Noted>,
-    /// Each partition, in order.
+    /// Offsets that it has still to read, of all partitions together.
+    pub lag: u64,
+    /// Each partition, in order; none where consumers are listed.
     pub partitions: Vec<ConsumerPlace>,
 }
 
@@ -206,14 +210,6 @@ impl ConsumerPlace {
     #[must_use]
     pub fn lag(&self) -> u64 {
         self.end.0.saturating_sub(self.position.max(self.start).0)
-    }
-}
-
-impl ConsumerStatus {
-    /// Offsets that it has still to read, of all partitions together.
-    #[must_use]
-    pub fn lag(&self) -> u64 {
-        self.partitions.iter().map(ConsumerPlace::lag).sum()
     }
 }
 
@@ -300,7 +296,36 @@ impl Broker {
             Some(known) => known,
             None => self.make_stored(&topic, name, begin_at, |_| {}).await?,
         };
-        Ok((self.consumer_status(&topic, name, &consumer), made))
+        let ends = self.all_ends(&topic);
+        Ok((self.consumer_status(&topic, name, &consumer, &ends), made))
+    }
+
+    /// Makes the consumers of all topics fit what recovery left of their messages. Before anybody appends: what comes has the offsets of
+    /// what was lost. A full disk keeps no host from starting.
+    pub(crate) async fn recover_consumers(&self) {
+        let with = self.inner.engine.state_partitions(CONSUMERS_GROUP);
+        let topics = self.topics().into_iter();
+        for topic in topics.filter(|topic| with.contains(&home(topic))) {
+            if let Err(error) = self.recover_consumers_of(&topic).await {
+                tracing::error!(topic = %topic.spec.name, %error, "what consumers have read of messages that are lost could not be taken back: they may miss new ones; start the host again when there is room");
+            }
+        }
+    }
+
+    async fn recover_consumers_of(&self, topic: &Topic) -> Result<(), ConsumerError> {
+        let keeps_all = topic.spec.durability == Durability::Durable;
+        for (name, value) in self.stored_consumers(topic).await? {
+            let before = decoded(&value);
+            let mut after = before.clone();
+            let ends = |partition| self.ends(topic, partition);
+            for (partition, position, end) in rules::after_recovery(&mut after, keeps_all, ends) {
+                tracing::warn!(topic = %topic.spec.name, consumer = %name, %partition, %position, %end, "the partition ends before the committed position; going on at its end");
+            }
+            if after != before {
+                self.store_consumer(topic, &name, Some(&mut after)).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The consumers of a topic, by name.
@@ -309,9 +334,18 @@ impl Broker {
     /// [`ConsumerError`].
     pub async fn consumers(&self, topic: &TopicName) -> Result<Vec<ConsumerStatus>, ConsumerError> {
         let topic = self.consumed(topic)?;
-        let stored = self.stored_consumers(&topic).await?.into_iter();
-        let status = stored.map(|(name, consumer)| self.consumer_status(&topic, &name, &consumer));
-        Ok(status.collect())
+        let ends = self.all_ends(&topic);
+        let mut listed = Vec::new();
+        // One after the other: the positions of all, decoded, are many times what is kept.
+        for (name, value) in self.stored_consumers(&topic).await? {
+            let status = self.consumer_status(&topic, &name, &decoded(&value), &ends);
+            listed.push(ConsumerStatus {
+                partitions: Vec::new(),
+                ..status
+            });
+            tokio::task::yield_now().await;
+        }
+        Ok(listed)
     }
 
     /// The consumers of all topics, by topic and name. A topic that goes meanwhile is left out.
@@ -337,7 +371,7 @@ impl Broker {
     ) -> Result<ConsumerStatus, ConsumerError> {
         let topic = self.consumed(topic)?;
         let consumer = self.known_consumer(&topic, name).await?;
-        Ok(self.consumer_status(&topic, name, &consumer))
+        Ok(self.consumer_status(&topic, name, &consumer, &self.all_ends(&topic)))
     }
 
     /// Takes or renews the right to read as a consumer. It may make the consumer.
@@ -380,8 +414,6 @@ impl Broker {
                 let left = consumers
                     .leases
                     .left(&key, known.lease.as_ref(), clock.monotonic());
-                let was_cut =
-                    rules::stay_inside(&mut known, |partition| self.ends(topic, partition));
                 let lease = match rules::hold(&known, request.lease, left) {
                     Hold::Renewed(lease) => lease,
                     Hold::Free => {
@@ -399,10 +431,7 @@ impl Broker {
                     }
                     Hold::Lost { why } => return Err(lost(topic, name, why)),
                 };
-                for (partition, position, end) in &was_cut {
-                    tracing::warn!(topic = %topic.spec.name, consumer = %name, %partition, %position, %end, "the partition ends before the committed position; going on at its end");
-                }
-                if request.lease != Some(lease.id) || !was_cut.is_empty() {
+                if request.lease != Some(lease.id) {
                     self.store_consumer(topic, name, Some(&mut known)).await?;
                 }
                 (known, lease)
@@ -500,7 +529,7 @@ impl Broker {
         self.store_consumer(&topic, name, Some(&mut consumer))
             .await?;
         self.inner.consumers.leases.forget(&key);
-        Ok(self.consumer_status(&topic, name, &consumer))
+        Ok(self.consumer_status(&topic, name, &consumer, &self.all_ends(&topic)))
     }
 
     /// Forgets a consumer and its positions, whoever reads as it.
@@ -555,11 +584,17 @@ impl Broker {
         })
     }
 
+    fn all_ends(&self, topic: &Topic) -> Vec<Ends> {
+        let ends = |at: TopicPartition| self.ends(topic, at.partition).unwrap_or_default();
+        topic.partitions().map(ends).collect()
+    }
+
     fn consumer_status(
         &self,
         topic: &Topic,
         name: &ConsumerName,
         consumer: &Consumer,
+        ends: &[Ends],
     ) -> ConsumerStatus {
         let Inner {
             clock, consumers, ..
@@ -569,15 +604,13 @@ impl Broker {
             .leases
             .left(&key, consumer.lease.as_ref(), clock.monotonic());
         let reader = consumer.lease.as_ref().filter(|_| !left.is_zero());
-        let place = |at: TopicPartition| {
-            let Ends { start, end } = self.ends(topic, at.partition).unwrap_or_default();
-            ConsumerPlace {
-                partition: at.partition,
-                position: consumer.position(at.partition),
-                start,
-                end,
-            }
+        let place = |(at, &Ends { start, end }): (TopicPartition, &Ends)| ConsumerPlace {
+            partition: at.partition,
+            position: consumer.position(at.partition),
+            start,
+            end,
         };
+        let partitions: Vec<ConsumerPlace> = topic.partitions().zip(ends).map(place).collect();
         ConsumerStatus {
             topic: topic.spec.name.clone(),
             name: name.clone(),
@@ -588,8 +621,17 @@ impl Broker {
             }),
             committed: consumer.committed.clone(),
             reset: consumer.reset.clone(),
-            partitions: topic.partitions().map(place).collect(),
+            lag: partitions.iter().map(ConsumerPlace::lag).sum(),
+            partitions,
         }
+    }
+}
+
+/// Who it is, in a sentence: not everybody says.
+fn somebody(by: &str) -> &str {
+    match by {
+        UNKNOWN => "somebody",
+        by => by,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use millrace_engine::Ends;
 use millrace_model::{Consumer, LeaseId, Offset, PartitionId, ReadLease};
 
-use super::{ConsumerCommit, ConsumerError};
+use super::{ConsumerCommit, ConsumerError, somebody};
 
 /// Whether somebody may read.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,10 +68,13 @@ pub(super) fn hold(consumer: &Consumer, given: Option<LeaseId>, left: Duration) 
 fn newest(consumer: &Consumer, given: LeaseId) -> Result<&ReadLease, String> {
     match &consumer.lease {
         Some(lease) if lease.id == given => Ok(lease),
-        Some(lease) => Err(format!("{} has taken over since", lease.by)),
+        Some(lease) => Err(format!("{} has taken over since", somebody(&lease.by))),
         None => Err(match &consumer.reset {
-            Some(reset) => format!("{} has set the positions since", reset.by),
-            None => "it was never given".to_owned(),
+            Some(reset) => format!(
+                "{} has set the positions since, or the host was started anew",
+                somebody(&reset.by)
+            ),
+            None => "the host was started anew since, or never gave it".to_owned(),
         }),
     }
 }
@@ -120,10 +123,12 @@ pub(super) fn commit(
     Ok(Taken { moved, gave_back })
 }
 
-/// Moves positions that lie past the end of their partitions to it: recovery may have cut what a reader had read, and what comes next
-/// has those offsets again. Each with the position that it was and the end.
-pub(super) fn stay_inside(
+/// What a start of the host makes of a consumer. Recovery may have cut what a reader had read, and what comes next has those offsets
+/// again: positions past the end are drawn to it, and whoever may hold an answer with messages that are gone loses the lease. Each
+/// position that was moved, and the end.
+pub(super) fn after_recovery(
     consumer: &mut Consumer,
+    keeps_all: bool,
     ends: impl Fn(PartitionId) -> Option<Ends>,
 ) -> Vec<(PartitionId, Offset, Offset)> {
     let mut moved = Vec::new();
@@ -135,6 +140,10 @@ pub(super) fn stay_inside(
             moved.push((partition, *position, end));
             *position = end;
         }
+    }
+    let is_held = |lease: &ReadLease| lease.length_ms > 0;
+    if !moved.is_empty() || !keeps_all && consumer.lease.as_ref().is_some_and(is_held) {
+        consumer.lease = None;
     }
     moved
 }
@@ -240,10 +249,26 @@ mod tests {
     }
 
     #[test]
-    fn a_position_past_the_end_is_drawn_to_it() {
-        let mut cut = consumer(None, &[99, 100, 101]);
-        let moved = stay_inside(&mut cut, ends);
+    fn after_a_start_a_position_past_the_end_is_drawn_to_it_and_its_reader_begins_anew() {
+        let mut cut = consumer(Some((7, 1_000)), &[99, 100, 101]);
+        let moved = after_recovery(&mut cut, true, ends);
         assert_eq!(moved, [(PartitionId(2), Offset(101), Offset(100))]);
         assert_eq!(cut.positions, [99, 100, 100].map(Offset));
+        assert_eq!(cut.lease, None);
+    }
+
+    #[test]
+    fn after_a_start_a_reader_goes_on_only_where_nothing_can_have_been_lost() {
+        let before = consumer(Some((7, 1_000)), &[10, 20]);
+        for (keeps_all, goes_on) in [(true, true), (false, false)] {
+            let mut after = before.clone();
+            assert_eq!(after_recovery(&mut after, keeps_all, ends), []);
+            assert_eq!(after.positions, before.positions);
+            assert_eq!(after.lease.is_some(), goes_on);
+        }
+        // What was given back is known to be: its last commit may be sent again.
+        let mut back = consumer(Some((7, 0)), &[10, 20]);
+        after_recovery(&mut back, false, ends);
+        assert!(back.lease.is_some());
     }
 }

@@ -81,7 +81,7 @@ impl Broker {
     pub(super) async fn stored_consumers(
         &self,
         topic: &Topic,
-    ) -> Result<Vec<(ConsumerName, Consumer)>, ConsumerError> {
+    ) -> Result<Vec<(ConsumerName, StateValue)>, ConsumerError> {
         let entries = self
             .consumer_entries(topic, &all_entries())
             .await?
@@ -89,9 +89,7 @@ impl Broker {
         let read = |(key, value): (Arc<[u8]>, StateValue)| {
             let name = str::from_utf8(&key).ok()?;
             let name = ConsumerName::parse(name).ok()?;
-            let consumer = Consumer::decode(value.as_bytes());
-            // Still one of those that count; what it says is not known.
-            Some((name, consumer.unwrap_or_default()))
+            Some((name, value))
         };
         Ok(entries.filter_map(read).collect())
     }
@@ -154,8 +152,13 @@ impl Broker {
     }
 }
 
+/// A consumer as it is kept. One that cannot be read is one all the same; what it says is not known.
+pub(super) fn decoded(value: &StateValue) -> Consumer {
+    Consumer::decode(value.as_bytes()).unwrap_or_default()
+}
+
 /// Where a topic's consumers are kept: in the partition that every topic has.
-fn home(topic: &Topic) -> TopicPartition {
+pub(super) fn home(topic: &Topic) -> TopicPartition {
     TopicPartition {
         topic: topic.id,
         partition: PartitionId(0),

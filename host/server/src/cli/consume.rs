@@ -130,10 +130,10 @@ pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
         output: client.output(),
         left: args.max.unwrap_or(u64::MAX),
     };
+    check_offset(&args, &ends)?;
     if let Some(name) = &args.consumer {
         return named::run(&args, name, client, &ends, &mut printer);
     }
-    check_offset(&args, &ends)?;
     for (&partition, ends) in &mut ends {
         ends.begin = ends.begin(&args, client, partition)?;
     }
@@ -295,6 +295,36 @@ fn read(
     }
     bar.finish_and_clear();
     printer.output.flush()
+}
+
+/// Where to go on in a partition where nothing could be read from `from` on: past messages that are gone, and past damaged ones if told
+/// to; any other failure stays one.
+fn past(failure: Failure, partition: u64, from: u64, skip_damaged: bool) -> Result<u64, Failure> {
+    let Failure::Told { next, code, .. } = &failure else {
+        return Err(failure);
+    };
+    match (code.as_str(), *next) {
+        ("offset-not-kept", Some(start)) if start > from => {
+            jumped(partition, from, start);
+            Ok(start)
+        }
+        (_, Some(_)) if skip_damaged => after_damage(failure, partition, from),
+        (_, Some(_)) => Err(failure.with_hint(
+            "--skip-damaged goes past it and says so; `millrace damage list` shows all damage",
+        )),
+        _ => Err(failure),
+    }
+}
+
+/// The failure that a problem of an answer is.
+fn problem(problem: &Value) -> (Option<u64>, Failure) {
+    let text = |field: &str| problem[field].as_str().unwrap_or_default();
+    let partition = problem["partition"].as_u64();
+    let failure = Failure::new(Exit::Failed, text("code"), text("message"));
+    (
+        partition,
+        failure.with_next(problem["next"].as_u64(), partition),
+    )
 }
 
 /// Where to go on after messages that cannot be read; any other failure stays one.
@@ -461,13 +491,8 @@ impl Follower {
         let problems = items(&answer["problems"]);
         if !problems.is_empty() {
             self.places = places(next);
-            for problem in problems {
-                let partition = problem["partition"].as_u64();
-                let code = problem["code"].as_str().unwrap_or_default();
-                let message = problem["message"].as_str().unwrap_or_default();
-                let failure = Failure::new(Exit::Failed, code, message)
-                    .with_next(problem["next"].as_u64(), partition);
-                self.go_past(failure)?;
+            for one in problems {
+                self.go_past(problem(one).1)?;
             }
             *next = self.cursor();
         }
@@ -482,27 +507,17 @@ impl Follower {
         Ok(Vec::new())
     }
 
-    /// Moves on past messages that are gone, and past damaged ones if told to; any other failure stays one.
+    /// Moves on past what cannot be read, if it may.
     fn go_past(&mut self, failure: Failure) -> Result<(), Failure> {
         let Failure::Told {
             partition: Some(partition),
-            next,
-            code,
             ..
-        } = &failure
+        } = failure
         else {
             return Err(failure);
         };
-        let partition = *partition;
         let from = self.places.get(&partition).copied().unwrap_or(0);
-        let to = match (code.as_str(), *next) {
-            ("offset-not-kept", Some(start)) if start > from => {
-                jumped(partition, from, start);
-                start
-            }
-            _ if self.skip_damaged => after_damage(failure, partition, from)?,
-            _ => return Err(failure),
-        };
+        let to = past(failure, partition, from, self.skip_damaged)?;
         self.places.insert(partition, to);
         Ok(())
     }

@@ -88,14 +88,16 @@ impl App {
         Ok(Taken { bytes, room })
     }
 
-    /// Makes room for so much beside the body, for what it is read into.
-    pub(super) async fn make_room_beside(
-        &self,
-        taken: &mut Taken,
-        bytes: usize,
-    ) -> Result<(), ApiError> {
-        let kib = (taken.bytes.len() + bytes).div_ceil(1 << 10);
-        self.make_room(&mut taken.room, kib).await
+    /// Makes room for so much beside the body, for what it is read into. It is there at once or not: two that hold their bodies and wait
+    /// for more would wait for each other.
+    pub(super) fn make_room_beside(&self, taken: &mut Taken, bytes: usize) -> Result<(), ApiError> {
+        let missing = self.missing(&taken.room, (taken.bytes.len() + bytes).div_ceil(1 << 10));
+        if missing == 0 {
+            return Ok(());
+        }
+        let more = self.bodies_kib.clone().try_acquire_many_owned(missing);
+        hold(&mut taken.room, more.map_err(|_| too_much_received())?);
+        Ok(())
     }
 
     /// Holds as much of the common room as `kib`; what is held already counts.
@@ -104,25 +106,24 @@ impl App {
         room: &mut Option<OwnedSemaphorePermit>,
         kib: usize,
     ) -> Result<(), ApiError> {
-        let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        // Nothing takes more than all there is.
-        let kib = kib.min(self.bodies_kib_max);
-        let missing = u32::try_from(kib.saturating_sub(held)).unwrap_or(u32::MAX);
+        let missing = self.missing(room, kib);
         if missing == 0 {
             return Ok(());
         }
         let wait = Duration::from_millis(BODY_ROOM_WAIT_MS_MAX);
         let permits = self.bodies_kib.clone().acquire_many_owned(missing);
         let Ok(Ok(more)) = timeout(wait, permits).await else {
-            let message = "too many bytes are being received already";
-            let hint = "send slower; nothing of this was kept";
-            return Err(ApiError::unavailable("busy", message, hint, 1));
+            return Err(too_much_received());
         };
-        match room {
-            Some(room) => room.merge(more),
-            None => *room = Some(more),
-        }
+        hold(room, more);
         Ok(())
+    }
+
+    /// What is missing to hold `kib`. Nothing takes more than all there is.
+    fn missing(&self, room: &Option<OwnedSemaphorePermit>, kib: usize) -> u32 {
+        let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let kib = kib.min(self.bodies_kib_max);
+        u32::try_from(kib.saturating_sub(held)).unwrap_or(u32::MAX)
     }
 
     /// Reads a body as JSON.
@@ -134,6 +135,19 @@ impl App {
         let taken = self.take_body(headers, body, JSON_BODY_BYTES_MAX).await?;
         json(&taken.bytes)
     }
+}
+
+fn hold(room: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
+    match room {
+        Some(room) => room.merge(more),
+        None => *room = Some(more),
+    }
+}
+
+fn too_much_received() -> ApiError {
+    let message = "too many bytes are being received already";
+    let hint = "send slower, or again in a moment; nothing of this was kept";
+    ApiError::unavailable("busy", message, hint, 1)
 }
 
 /// The length that the head promises.

@@ -97,7 +97,6 @@ impl From<ConsumerPlace> for PlaceBody {
 
 impl ConsumerBody {
     fn short(status: ConsumerStatus) -> Self {
-        let lag = status.lag();
         let noted = |noted: Option<Noted>| noted.map(|noted| (noted.at, noted.by)).unzip();
         let (committed_at, committed_by) = noted(status.committed);
         let (reset_at, reset_by) = noted(status.reset);
@@ -106,7 +105,7 @@ impl ConsumerBody {
             topic: status.topic,
             name: status.name,
             created_at: status.created_at,
-            lag,
+            lag: status.lag,
             reader: status.reader.map(reader),
             committed_at,
             committed_by,
@@ -117,10 +116,8 @@ impl ConsumerBody {
     }
 
     fn whole(mut status: ConsumerStatus) -> Self {
-        let lag = status.lag();
         let places = std::mem::take(&mut status.partitions);
         Self {
-            lag,
             partitions: Some(places.into_iter().map(PlaceBody::from).collect()),
             ..Self::short(status)
         }
@@ -149,15 +146,16 @@ impl From<ConsumerError> for ApiError {
             ConsumerError::TooMany(_) => {
                 Self::conflict("too-many-consumers", text, "delete one that is not needed")
             }
-            ConsumerError::Busy { .. } => Self::conflict(
+            ConsumerError::Busy { left_ms, .. } => Self::conflict(
                 "consumer-busy",
                 text,
                 "one reads at a time: stop the other reader, or try again when its lease has ended; take another name to read the topic for yourself",
-            ),
+            )
+            .retrying_after(left_ms.div_ceil(1_000)),
             ConsumerError::Lost { .. } => Self::conflict(
                 "lease-lost",
                 text,
-                "nothing was committed; read again without a lease, from the committed positions on",
+                "this request committed nothing; read again without a lease: it goes on at the committed positions",
             ),
             ConsumerError::Backwards { .. } => Self::conflict(
                 "position-behind",

@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::RETRY_AFTER;
-use axum::http::{HeaderMap, HeaderValue};
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use axum::{Extension, Json};
-use millrace_broker::{ConsumerCommit, ConsumerError, HoldRequest};
+use millrace_broker::{ConsumerCommit, HoldRequest};
 use millrace_model::{ConsumerName, LeaseId, Offset, PartitionId, Timestamp, Topic, TopicName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -134,7 +133,7 @@ struct PassedOver {
     (status = 200, body = ReadSchema, description = "Messages, and what to commit when they are done"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody, description = "There is no such topic; or the consumer of this lease was deleted"),
-    (status = 409, body = ErrorBody, description = "Somebody else reads as the consumer (`consumer-busy`, with Retry-After); the lease counts no longer (`lease-lost`); or the topic has as many as there may be"),
+    (status = 409, body = ErrorBody, description = "Somebody else reads as the consumer (`consumer-busy`, with Retry-After); the lease is no longer valid (`lease-lost`); or the topic has as many as there may be"),
     (status = 422, body = ErrorBody, description = "The host has no room for a new consumer"),
     (status = 503, body = ErrorBody, description = "Too many fetches wait, or too much is being sent"),
 ))]
@@ -159,13 +158,9 @@ pub(super) async fn messages(
     };
     let hold = |request: HoldRequest| {
         let (broker, topic, name) = (app.broker.on_behalf_of(&by), topic.clone(), name.clone());
-        to_the_end(async move { Ok(broker.hold_consumer(&topic, &name, request).await) })
+        to_the_end(async move { Ok(broker.hold_consumer(&topic, &name, request).await?) })
     };
     let held = hold(request).await?;
-    let held = match held {
-        Ok(held) => held,
-        Err(error) => return Ok(refusal(error)),
-    };
     let stands: BTreeMap<PartitionId, Offset> = held.positions.iter().copied().collect();
     let is_behind = |(&partition, &from): (&PartitionId, &Offset)| {
         let ends = app.broker.ends(&topic, partition);
@@ -191,15 +186,9 @@ pub(super) async fn messages(
             lease: Some(lease),
             ..request
         };
-        return match hold(lost).await? {
-            Ok(_) => Err(ApiError::unavailable(
-                "busy",
-                "the lease changed hands meanwhile",
-                "ask again",
-                1,
-            )),
-            Err(error) => Ok(refusal(error)),
-        };
+        hold(lost).await?;
+        let message = "the lease changed hands meanwhile";
+        return Err(ApiError::unavailable("busy", message, "ask again", 1));
     };
     let body = ReadBody {
         messages: found
@@ -219,20 +208,6 @@ pub(super) async fn messages(
     let answer = serde_json::to_vec(&body);
     let answer = answer.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(room.answer("application/json", answer))
-}
-
-/// A reader that is to come back is told when.
-fn refusal(error: ConsumerError) -> Response {
-    let left_ms = match &error {
-        ConsumerError::Busy { left_ms, .. } => Some(*left_ms),
-        _ => None,
-    };
-    let mut response = ApiError::from(error).into_response();
-    if let Some(left_ms) = left_ms {
-        let seconds = HeaderValue::from(left_ms.div_ceil(1_000));
-        response.headers_mut().insert(RETRY_AFTER, seconds);
-    }
-    response
 }
 
 fn lease_of(text: &str) -> Result<LeaseId, ApiError> {
@@ -357,7 +332,7 @@ pub(super) struct CommittedBody {
     (status = 200, body = CommittedBody, description = "It is committed, durably"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "The lease counts no longer (`lease-lost`), or more is committed already (`position-behind`)"),
+    (status = 409, body = ErrorBody, description = "The lease is no longer valid (`lease-lost`), or more is committed already (`position-behind`)"),
     (status = 422, body = ErrorBody, description = "A position past the end of its partition"),
     (status = 503, body = ErrorBody, description = "Nothing was committed; try again"),
 ))]

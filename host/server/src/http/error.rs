@@ -109,6 +109,12 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, code, message, hint)
     }
 
+    /// The same, saying after how many seconds to try again.
+    pub(crate) fn retrying_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
+        self
+    }
+
     pub(crate) fn too_large(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message, hint)
     }

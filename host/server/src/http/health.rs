@@ -71,7 +71,7 @@ impl App {
         for consumer in consumers {
             let (topic, name) = (consumer.topic.to_string(), consumer.name.to_string());
             metrics::gauge!(CONSUMER_LAG, "topic" => topic, "consumer" => name)
-                .set(consumer.lag() as f64);
+                .set(consumer.lag as f64);
         }
         metrics.render() + &crate::process::metrics_text()
     }

@@ -128,7 +128,7 @@ pub(super) async fn produce(
         .await?;
     if !matches!(kind, Kind::Raw) {
         let beside = understood_bytes(&taken.bytes);
-        app.make_room_beside(&mut taken, beside).await?;
+        app.make_room_beside(&mut taken, beside)?;
     }
     let key = key.map(|key| idempotency::call(key, &kind.asked(&query, &headers, &taken.bytes)));
     let now = app.clock.wall();

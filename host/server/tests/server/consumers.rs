@@ -117,7 +117,7 @@ fn a_second_reader_is_told_until_when_and_takes_over_then() {
     let busy = read(&host, "");
     let told = busy.refused(409, "consumer-busy");
     assert!(
-        told.contains("is read by unknown") && told.contains("until 20"),
+        told.contains("is read by somebody") && told.contains("until 20"),
         "{told}"
     );
     let retry_after = busy.headers["retry-after"].to_str().expect("text");

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::{
-    Args, COME_BACK_PAUSE, Ends, FETCH_MESSAGES_MAX, Printer, WAIT_MS_MAX, after_damage, jumped,
-    note, places,
+    Args, COME_BACK_PAUSE, Ends, FETCH_MESSAGES_MAX, Printer, WAIT_MS_MAX, jumped, note, past,
+    places, problem,
 };
 use crate::cli::client::{Client, escaped};
 use crate::cli::failure::{Exit, Failure};
@@ -318,18 +318,15 @@ impl Reader<'_> {
         self.written.clear();
     }
 
-    /// Goes past what cannot be read if told to; otherwise it ends the command.
+    /// Goes past what cannot be read, if it may; otherwise it ends the command.
     fn go_past(&mut self, problems: &[Value]) -> Result<(), Failure> {
-        for problem in problems {
-            let text = |field: &str| problem[field].as_str().unwrap_or_default();
-            let partition = problem["partition"].as_u64();
-            let failure = Failure::new(Exit::Failed, text("code"), text("message"));
-            let failure = failure.with_next(problem["next"].as_u64(), partition);
-            let (true, Some(partition)) = (self.args.skip_damaged, partition) else {
+        for one in problems {
+            let (partition, failure) = problem(one);
+            let Some(partition) = partition else {
                 return Err(failure);
             };
             let from = self.at.get(&partition).copied().unwrap_or(0);
-            let to = after_damage(failure, partition, from)?;
+            let to = past(failure, partition, from, self.args.skip_damaged)?;
             self.written.insert(partition, to);
         }
         self.commit()
