@@ -89,17 +89,23 @@ impl Broker {
             return Err(TopicChangeError::Follows { topic, owner });
         }
         let asked = change.partitions.unwrap_or(before);
-        let own = self.own_topics_beside(name);
-        let is_compacted = change.settings.as_ref().is_some_and(|s| s.compact);
-        let mut uses = self.keyed_uses(topic, &own);
-        if is_compacted || topic.spec.settings.compact {
-            uses.insert(0, KeyedUse::Compaction);
+        let growing = self.growing(topic, asked);
+        let becomes_compacted = change.settings.as_ref().is_some_and(|s| s.compact);
+        let mut uses = Vec::new();
+        if becomes_compacted || growing.iter().any(|topic| topic.spec.settings.compact) {
+            uses.push(KeyedUse::Compaction);
+        }
+        for topic in &growing {
+            let own = self.own_topics_beside(&topic.spec.name);
+            let further = self.keyed_uses(topic, &own).into_iter();
+            let further: Vec<KeyedUse> = further.filter(|one| !uses.contains(one)).collect();
+            uses.extend(further);
         }
         let more = TopicChange {
             partitions: Some(asked),
             ..TopicChange::default()
         };
-        let follow = own.into_iter().filter(|own| own.spec.partitions < asked);
+        let follow = growing.into_iter().skip(1);
         let along: Vec<TopicName> = follow.map(|own| own.spec.name).collect();
         let mut changes = vec![(name.clone(), change)];
         changes.extend(along.iter().map(|own| (own.clone(), more.clone())));
@@ -112,9 +118,12 @@ impl Broker {
             });
         }
         let grown = self.inner.engine.change_topics(changes).await?;
-        let topic = grown.into_iter().next().unwrap_or_else(|| topic.clone());
         tracing::info!(topic = %name, before, now = asked, ?along, "a topic was given more partitions");
-        self.tell(&topic).await;
+        for topic in &grown {
+            self.tell(topic).await;
+        }
+        self.inner.growths.send_modify(|count| *count += 1);
+        let topic = grown.into_iter().next().unwrap_or_else(|| topic.clone());
         let grown = Some(Growth {
             before,
             along,
@@ -138,7 +147,22 @@ impl Broker {
                 }
             }
         }
-        self.inner.growths.send_modify(|count| *count += 1);
+    }
+
+    /// The topic, and those that grow with it: what processors keep for themselves beside it, and beside that, where others read it.
+    fn growing(&self, topic: &Topic, asked: u32) -> Vec<Topic> {
+        let mut growing = vec![topic.clone()];
+        let mut looked_at = 0;
+        while let Some(next) = growing.get(looked_at) {
+            let own = self.own_topics_beside(&next.spec.name).into_iter();
+            let is_more = |own: &Topic| {
+                own.spec.partitions < asked && growing.iter().all(|known| known.id != own.id)
+            };
+            let more: Vec<Topic> = own.filter(is_more).collect();
+            growing.extend(more);
+            looked_at += 1;
+        }
+        growing
     }
 
     /// Processors of which a revision that runs reads the topic.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millrace_model::ProcessorSpec;
 use millrace_model::bounds::MESSAGE_BYTES_MAX;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::batcher::Batch;
 
@@ -28,6 +28,8 @@ pub(crate) struct AtHand {
     kib: Arc<Semaphore>,
     kib_max: u32,
     waiting: AtomicUsize,
+    /// Somebody began to wait.
+    wanted: Notify,
 }
 
 /// The part of one worker, given back when it is dropped.
@@ -42,6 +44,7 @@ impl AtHand {
             kib: Arc::new(Semaphore::new(kib_max as usize)),
             kib_max,
             waiting: AtomicUsize::new(0),
+            wanted: Notify::new(),
         })
     }
 
@@ -55,6 +58,7 @@ impl AtHand {
     pub(crate) async fn take(&self, bytes: usize) -> Option<InHand> {
         let permit = Arc::clone(&self.kib).acquire_many_owned(self.permits(bytes));
         let _waiting = Waiting::announce(&self.waiting);
+        self.wanted.notify_waiters();
         // Never closed.
         permit.await.ok().map(InHand)
     }
@@ -62,6 +66,19 @@ impl AtHand {
     /// Whether somebody waits: then nobody keeps in hand what only waits for something else.
     pub(crate) fn is_wanted(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Ends when somebody waits.
+    pub(crate) async fn wanted(&self) {
+        loop {
+            let mut begins = std::pin::pin!(self.wanted.notified());
+            // From here on none is missed.
+            begins.as_mut().enable();
+            if self.is_wanted() {
+                return;
+            }
+            begins.await;
+        }
     }
 
     fn permits(&self, bytes: usize) -> u32 {
@@ -139,9 +156,7 @@ mod tests {
         first.keep(1 << 10);
         let asked = Arc::clone(&host);
         let whole = tokio::spawn(async move { asked.take(usize::MAX).await });
-        while !host.is_wanted() {
-            tokio::task::yield_now().await;
-        }
+        host.wanted().await;
         assert!(host.try_take(1).is_none(), "who waits is next");
         drop((first, second));
         let whole = whole.await.unwrap().unwrap();

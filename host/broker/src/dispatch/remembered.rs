@@ -28,6 +28,8 @@ const LEAST_BYTES: usize = TIMES_IN_MEMORY * (ENTRY_BYTES + SHORT_BYTES);
 #[derive(Debug)]
 pub(crate) struct Remembered {
     bytes: AtomicUsize,
+    /// What may be added by messages that are under way.
+    expected: AtomicUsize,
     bytes_max: usize,
 }
 
@@ -37,6 +39,8 @@ pub(crate) struct Part {
     of: Arc<Remembered>,
     /// What counts for it.
     bytes: usize,
+    /// What its messages under way may add.
+    expected: usize,
     /// What counts once nothing is under way.
     settled: usize,
 }
@@ -45,13 +49,21 @@ impl Remembered {
     pub(crate) fn new(bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             bytes: AtomicUsize::new(0),
+            expected: AtomicUsize::new(0),
             bytes_max,
         })
     }
 
+    fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= self.bytes_max
+    }
+
+    /// What is left if all that is under way has to wait.
     fn left(&self) -> usize {
+        let expected = self.expected.load(Ordering::Relaxed);
+        let bytes = self.bytes.load(Ordering::Relaxed);
         self.bytes_max
-            .saturating_sub(self.bytes.load(Ordering::Relaxed))
+            .saturating_sub(bytes.saturating_add(expected))
     }
 }
 
@@ -60,6 +72,7 @@ impl Part {
         let mut part = Self {
             of: Arc::clone(of),
             bytes: 0,
+            expected: 0,
             settled: 0,
         };
         part.set(progress);
@@ -74,7 +87,7 @@ impl Part {
 
     /// It is about to: whoever decides meanwhile has to know.
     pub(crate) fn propose(&mut self, progress: &Progress) {
-        self.move_to(progress.parked.iter().map(cost).sum());
+        self.move_to(progress.parked.iter().map(cost).sum(), 0);
     }
 
     /// What was proposed is so.
@@ -84,28 +97,33 @@ impl Part {
 
     /// So many new messages were read, and may all have to wait.
     pub(crate) fn expect(&mut self, messages: usize) {
-        self.move_to(self.settled + messages * LEAST_BYTES);
+        self.move_to(self.settled, messages * LEAST_BYTES);
     }
 
     /// Nothing is under way any more.
     pub(crate) fn rest(&mut self) {
-        self.move_to(self.settled);
+        self.move_to(self.settled, 0);
     }
 
     /// Whether there is no room for more than the last attempt of a message, in few words.
     pub(crate) fn is_short(&self) -> bool {
-        self.of.left() == 0
+        self.of.is_full()
     }
 
-    fn move_to(&mut self, bytes: usize) {
-        self.of.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.bytes = bytes;
+    fn move_to(&mut self, bytes: usize, expected: usize) {
+        let replace = |all: &AtomicUsize, before: usize, now: usize| {
+            all.fetch_add(now, Ordering::Relaxed);
+            all.fetch_sub(before, Ordering::Relaxed);
+        };
+        replace(&self.of.bytes, self.bytes, bytes);
+        replace(&self.of.expected, self.expected, expected);
+        (self.bytes, self.expected) = (bytes, expected);
     }
 
-    /// How many new messages may be read, of so many that the partition has room for.
+    /// How many new messages may be read, of so many that the partition has room for. What is only under way with others keeps nobody
+    /// from one message.
     pub(crate) fn new_messages_max(&self, room: usize) -> usize {
-        let least = usize::from(self.settled == 0);
+        let least = usize::from(self.settled == 0 || !self.of.is_full());
         room.min((self.of.left() / LEAST_BYTES).max(least))
     }
 
@@ -124,7 +142,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.move_to(0);
+        self.move_to(0, 0);
     }
 }
 
@@ -179,6 +197,10 @@ mod tests {
         let other = Part::new(&host, &parked(1));
         one.expect(5);
         assert_eq!(other.new_messages_max(9), 2);
+        // It may come to nothing: nobody is kept waiting for it, and nothing is shortened.
+        one.expect(500);
+        assert_eq!(other.new_messages_max(9), 1);
+        assert!(!other.is_short() && other.why_none().is_none());
         one.propose(&parked(9));
         assert!(other.is_short());
         one.rest();

@@ -98,11 +98,6 @@ impl Source {
         self.waiting.0 + self.views.len() - self.at
     }
 
-    /// Bytes that wait to be decoded.
-    pub(crate) fn bytes_at_hand(&self) -> usize {
-        self.waiting.1
-    }
-
     /// Messages that could not be read and were passed over, since this was asked last.
     pub(crate) fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)

@@ -48,6 +48,9 @@ use suspects::Suspects;
 /// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// How often a worker looks whether there is room again for what is remembered.
+const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What every worker works with.
 #[derive(Clone)]
 pub(crate) struct Context {
@@ -361,7 +364,11 @@ impl Worker {
             };
             match trouble {
                 Trouble::Stop(reason) => return Some(reason),
-                Trouble::Wait(reason) => self.back_off(reason).await,
+                Trouble::Wait(reason) => {
+                    // What was read ahead may be trimmed or compacted meanwhile: it is read again.
+                    self.rewind();
+                    self.back_off(reason).await;
+                }
             }
         }
     }
@@ -529,10 +536,17 @@ impl Worker {
         };
         let order = self.commands.borrow().live.spec.order;
         let room = self.room_for_new(order);
+        let mut sleep = sleep;
         if let Some(why) = self.remembered.why_none() {
             self.show(State::Waiting(why, None));
+            // Nobody says when others have settled some.
+            sleep = sleep.min(FULL_LOOK_INTERVAL);
         }
         let reads = room > 0 && !self.source.is_done();
+        if !reads {
+            // As after a pause; and it may wait for hours.
+            self.rewind();
+        }
         let exists = tokio::select! {
             _ = self.commands.changed() => {
                 self.commands.mark_changed();

@@ -68,6 +68,16 @@ fn counts(rig: &Rig, name: &str) -> Vec<u64> {
     ends.map(|ends| ends.end.0).collect()
 }
 
+async fn until_counts(rig: &Rig, name: &str, wanted: &[u64]) {
+    for _ in 0..5_000 {
+        if rig.broker.topic(&topic(name)).is_some() && counts(rig, name) == wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("{name} holds {:?}, not {wanted:?}", counts(rig, name));
+}
+
 async fn produce(rig: &Rig, numbers: std::ops::Range<u32>) {
     let values: Vec<String> = numbers.map(|n| n.to_string()).collect();
     let messages: Vec<(&str, &str)> = values.iter().map(|v| (&v[..], &v[..])).collect();
@@ -254,12 +264,7 @@ async fn dead_letters_of_a_new_partition_are_kept_and_sent_again_there() {
     let along: Vec<&str> = grown.along.iter().map(|name| name.as_str()).collect();
     assert_eq!(along, ["in.p.audit", "in.p.dlq", "in.p.redrive"]);
     placed(&rig, vec![into(2, "odd 7")]).await;
-    for _ in 0..5_000 {
-        if counts(&rig, "in.p.dlq") == [2, 0, 1] {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    until_counts(&rig, "in.p.dlq", &[2, 0, 1]).await;
     let letters = rig.letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
     open.store(true, Ordering::SeqCst);
@@ -268,6 +273,28 @@ async fn dead_letters_of_a_new_partition_are_kept_and_sent_again_there() {
     rig.hold("out", &["even 0", "odd 1", "odd 7"]).await;
     assert_eq!(counts(&rig, "in.p.redrive"), [2, 0, 1]);
     assert_eq!(counts(&rig, "in.p.audit")[2], 1);
+}
+
+#[tokio::test]
+async fn a_processor_that_reads_what_grows_along_reads_the_new_partitions_and_its_own_topics_grow()
+{
+    let (rig, _) = by_first_word(1).await;
+    dead(&rig, 1).await;
+    // It reads the dead letters of `p`, and has dead letters of its own.
+    let reads = per_message(|_, _| Say::Reject("again"));
+    let mut second = spec(rig.upload_handler("second", reads).await);
+    second.topics = vec![topic("in.p.dlq")];
+    rig.broker.deploy(&processor("q"), second).await.unwrap();
+    until_counts(&rig, "in.p.dlq.q.dlq", &[1]).await;
+    let grown = grow(&rig, "in", 3).await;
+    let along: Vec<&str> = grown.along.iter().map(|name| name.as_str()).collect();
+    assert!(
+        along.contains(&"in.p.dlq") && along.contains(&"in.p.dlq.q.dlq"),
+        "{along:?}"
+    );
+    placed(&rig, vec![into(2, "odd 7")]).await;
+    until_counts(&rig, "in.p.dlq", &[1, 0, 1]).await;
+    until_counts(&rig, "in.p.dlq.q.dlq", &[1, 0, 1]).await;
 }
 
 #[tokio::test]

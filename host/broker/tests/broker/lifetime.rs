@@ -4,16 +4,46 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use millrace_broker::{Before, ProduceError, TopicChangeError, TopicPatch};
-use millrace_engine::TopicError;
-use millrace_model::{Offset, PartitionId, SettingsPatch};
+use millrace_broker::{Before, BrokerLimits, ProduceError, TopicChangeError, TopicPatch};
+use millrace_engine::{MemoryEngine, TopicError};
+use millrace_model::{Offset, PartitionId, SettingsPatch, SystemClock};
 
-use crate::rig::{Rig, Say, message, processor, text, topic};
+use crate::rig::{Modules, Rig, Say, message, per_message, processor, spec, text, topic};
 
 async fn trim(rig: &Rig, before: Before) -> Offset {
     let partition = Some(PartitionId(0));
     let trimmed = rig.broker.trim(&topic("in"), partition, before).await;
     trimmed.unwrap()[0].1
+}
+
+#[tokio::test]
+async fn what_is_remembered_of_parked_messages_that_were_removed_makes_room_for_new_ones() {
+    let limits = BrokerLimits {
+        remembered_bytes: 20_000,
+        ..BrokerLimits::default()
+    };
+    let clock = Arc::new(SystemClock::new());
+    let engine = MemoryEngine::new(clock.clone());
+    let rig = Rig::within(clock, engine, Arc::new(Modules::default()), limits).await;
+    rig.topic("in", 1).await;
+    rig.topic("out", 1).await;
+    let waits = per_message(|batch, message| match text(batch.value(message)).as_str() {
+        "wait" => Say::Retry(Some(100)),
+        _ => Say::Pass,
+    });
+    let mut patient = spec(rig.upload_handler("m", waits).await);
+    patient.retry.attempts_max = 100_000;
+    patient.breaker.enabled = false;
+    rig.deploy(patient).await;
+    let keys: Vec<String> = (0..200).map(|n| n.to_string()).collect();
+    let messages: Vec<(&str, &str)> = keys.iter().map(|key| (&key[..], "wait")).collect();
+    rig.produce(&messages).await;
+    rig.until(|all| all[0].state.contains("the host remembers"))
+        .await;
+    trim(&rig, Before::End).await;
+    rig.produce(&[("a", "new")]).await;
+    rig.hold("out", &["new"]).await;
+    rig.settled().await;
 }
 
 #[tokio::test]

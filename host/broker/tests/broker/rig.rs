@@ -11,8 +11,8 @@ use millrace_broker::handler::{
     BatchHandler, Decision, Failure, FailureHandler, LoadRequest, ModuleHost, PartitionHandler,
 };
 use millrace_broker::{
-    AdmitError, Broker, CallError, DeadLetter, DeadLetterQuery, FetchRequest, GuestLine, Interface,
-    ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed, Uploader,
+    AdmitError, Broker, BrokerLimits, CallError, DeadLetter, DeadLetterQuery, FetchRequest,
+    GuestLine, Interface, ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed, Uploader,
 };
 use millrace_engine::{Engine, MemoryEngine};
 use millrace_model::bounds::MESSAGE_HEADERS_MAX;
@@ -334,9 +334,18 @@ impl Rig {
         engine: Arc<MemoryEngine>,
         modules: Arc<Modules>,
     ) -> Self {
+        Self::within(clock, engine, modules, BrokerLimits::default()).await
+    }
+
+    pub(crate) async fn within(
+        clock: Arc<dyn Clock>,
+        engine: Arc<MemoryEngine>,
+        modules: Arc<Modules>,
+        limits: BrokerLimits,
+    ) -> Self {
         let (e, m) = (Arc::clone(&engine), Arc::clone(&modules));
         Self {
-            broker: Broker::start(clock, e, m).await.unwrap(),
+            broker: Broker::start_within(clock, e, m, limits).await.unwrap(),
             engine,
             modules,
         }

@@ -72,13 +72,15 @@ impl Worker {
         self.alone = due.alone;
         let lingers = due.offsets.is_empty() && reads;
         if lingers && take == Take::Batch {
-            self.linger(live, messages_max).await?;
+            self.linger(live, messages_max).await;
         }
         if (lingers || !due.offsets.is_empty()) && !self.make_room(command).await {
             return Ok(None);
         }
         self.take_due(&due, &mut cut).await?;
-        if reads && !due.alone && !cut.is_full() {
+        // Others may have taken of what is remembered meanwhile.
+        let room = self.room_for_new(live.spec.order).min(room);
+        if reads && room > 0 && !due.alone && !cut.is_full() {
             match self.source.fill(messages_max, bytes_max).await {
                 // Retries go on, whatever stands in the way of new messages.
                 Err(_) if !cut.is_empty() => {}
@@ -202,6 +204,7 @@ impl Worker {
                 None => {
                     // There is nothing left to try again or to show: what is known of it goes to the log.
                     let gone = Arc::make_mut(&mut self.progress).parked.remove(index);
+                    self.remembered.set(&self.progress);
                     self.meters.lost(1);
                     let last = gone.log.last();
                     let reason = last.map_or("it waited behind another", |last| &last.reason);
@@ -212,27 +215,27 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits for a fuller batch, if the policy says so and nothing is urgent.
-    async fn linger(&mut self, live: &Live, messages_max: usize) -> Result<(), Trouble> {
+    /// Waits for a fuller batch, if the policy says so and nothing is urgent. It goes by offsets and reads nothing: whoever lingers has
+    /// nothing in hand.
+    async fn linger(&mut self, live: &Live, messages_max: usize) {
         let policy = &live.spec.batch;
         if policy.linger_ms == 0 || !self.pieces.is_empty() {
-            return Ok(());
+            return;
         }
         let over = tokio::time::sleep(Duration::from_millis(policy.linger_ms));
         let mut over = std::pin::pin!(over);
         loop {
             self.seen = self.source.end();
-            let (messages, bytes) = (messages_max, policy.bytes_max as usize);
-            self.source.fill(messages, bytes).await?;
-            if self.source.at_hand() >= messages || self.source.bytes_at_hand() >= bytes {
-                return Ok(());
+            let waiting = self.seen.0.saturating_sub(self.source.position().0);
+            if waiting >= messages_max as u64 {
+                return;
             }
             tokio::select! {
-                () = &mut over => return Ok(()),
+                () = &mut over => return,
                 _ = self.commands.changed() => {
                     // Seen, but not yet obeyed: the batch at hand still goes by the old command, the next one by the new.
                     self.commands.mark_changed();
-                    return Ok(());
+                    return;
                 }
                 _ = self.source.wait(self.seen) => {}
             }

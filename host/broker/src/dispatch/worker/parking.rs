@@ -181,6 +181,7 @@ impl Worker {
         self.meters.lost(gone as u64);
         self.keep(progress.clone()).await?;
         self.progress = progress.into();
+        self.remembered.set(&self.progress);
         self.show_parked();
         Ok(())
     }

@@ -93,8 +93,7 @@ impl Worker {
                     Err(CommitError::RoomFull(full)) => {
                         // Others took the room meanwhile. The component is called again, and told so itself.
                         self.gate.give_back(granted);
-                        self.pause_turn();
-                        self.back_off(full.to_string()).await;
+                        self.held_up = Some(HeldUp::Trouble(full.to_string()));
                         self.rewind();
                         return Ok(());
                     }
@@ -106,16 +105,21 @@ impl Worker {
                 },
             };
             self.gate.give_back(granted);
-            if self.context.at_hand.is_wanted() && !verdict.is_by_hand() {
+            self.pause_turn();
+            // What it wrote to state is not held while it waits: it is called again.
+            let writes = self.attempt_room.take().is_some();
+            let at_hand = Arc::clone(&self.context.at_hand);
+            let is_wanted = tokio::select! {
+                biased;
+                () = at_hand.wanted(), if !verdict.is_by_hand() => true,
+                () = self.back_off(reason.clone()) => false,
+            };
+            if is_wanted {
                 // Others need the room that it has. It is called again.
                 self.held_up = Some(HeldUp::Trouble(reason));
                 self.rewind();
                 return Ok(());
             }
-            self.pause_turn();
-            // What it wrote to state is not held while it waits: it is called again.
-            let writes = self.attempt_room.take().is_some();
-            self.back_off(reason).await;
             if writes || !self.resume_turn().await {
                 self.rewind();
                 return Ok(());
