@@ -10,7 +10,7 @@ mod delivering;
 mod moving;
 mod stored;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,7 +30,7 @@ use agenda::Agenda;
 pub(crate) use delivering::run;
 pub(crate) use stored::{Additions, alone};
 pub use stored::{DelayedId, DueAt, NotADelayedId};
-use stored::{GROUP, read, removal};
+use stored::{GROUP, exactly, read, removal};
 
 /// How long a cancellation waits for a delivery in the same partition.
 const CANCEL_WAIT_MS_MAX: u64 = 10_000;
@@ -135,6 +135,8 @@ pub(crate) struct Delays {
     earlier: Notify,
     next_arrival: AtomicU64,
     steps: moving::Steps,
+    /// Partitions in which messages have moved with the clock: some may be known by another id.
+    moved_in: Mutex<HashSet<TopicPartition>>,
     salt: u32,
     /// Each partition's share of its topic's gauge.
     shown: Mutex<HashMap<TopicPartition, (TopicName, usize)>>,
@@ -145,9 +147,11 @@ impl Delays {
     pub(crate) fn new(clock: Arc<dyn Clock>, engine: Arc<dyn Engine>) -> Arc<Self> {
         // Above those of any earlier process: of those that still wait it is known, whatever became of the clock since.
         let by_clock = (clock.wall().0 << 20) & (u64::MAX >> 1);
-        let first_arrival = by_clock.max(last_arrival(&*engine).saturating_add(1));
+        let (last_arrival, moved_in) = found(&*engine);
+        let first_arrival = by_clock.max(last_arrival.saturating_add(1));
         Arc::new(Self {
             steps: moving::Steps::begin(&*clock),
+            moved_in: Mutex::new(moved_in),
             clock,
             engine,
             agenda: Mutex::default(),
@@ -166,7 +170,7 @@ impl Delays {
             partition,
             due: due.time,
             arrival: self.next_arrival.fetch_add(1, Ordering::Relaxed),
-            salt: self.salt & !1 | u32::from(due.is_span),
+            salt: DelayedId::salt(self.salt, due.is_span),
         }
     }
 
@@ -220,6 +224,7 @@ impl Delays {
 
     /// The partition is gone.
     fn forget(&self, partition: TopicPartition) {
+        self.moved_in.lock().remove(&partition);
         if let Some((topic, messages)) = self.shown.lock().remove(&partition) {
             move_gauge(&topic, messages, 0);
         }
@@ -246,18 +251,24 @@ impl Delays {
     }
 }
 
-/// The arrival of the latest of all messages that wait.
-fn last_arrival(engine: &dyn Engine) -> u64 {
-    let mut last = 0;
+/// The arrival of the latest of all messages that wait, and where some have moved with the clock.
+fn found(engine: &dyn Engine) -> (u64, HashSet<TopicPartition>) {
+    let (mut last, mut moved_in) = (0, HashSet::new());
     for partition in engine.state_partitions(GROUP) {
         if let Ok(table) = engine.state(GROUP, partition) {
+            let mut has_moved = false;
             table.each_key(|key| {
-                let id = DelayedId::of_key(partition.partition, key);
-                last = id.map_or(last, |id| last.max(id.arrival));
+                if let Some(id) = DelayedId::of_key(partition.partition, key) {
+                    last = last.max(id.arrival);
+                    has_moved |= id.is_moved();
+                }
             });
+            if has_moved {
+                moved_in.insert(partition);
+            }
         }
     }
-    last
+    (last, moved_in)
 }
 
 fn move_gauge(topic: &TopicName, before: usize, messages: usize) {
@@ -337,7 +348,8 @@ impl Broker {
         let wait = Duration::from_millis(CANCEL_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
         let _turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
-        let Some(entry) = kept(&table, id) else {
+        let may_be_moved = self.inner.delays.moved_in.lock().contains(&partition);
+        let Some(entry) = kept(&table, id, may_be_moved) else {
             let topic = topic.spec.name;
             return Err(DelayedError::Unknown { topic, id });
         };
@@ -358,27 +370,17 @@ impl Broker {
 }
 
 /// The entry of a delayed message, if it is still there: under another time than its id says, if that moved with the clock.
-fn kept(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
-    let exactly = |id: DelayedId| {
-        let query = StateQuery {
-            prefix: id.key().to_vec(),
-            entries_max: 1,
-            ..StateQuery::default()
-        };
-        table.page(&query).entries.into_iter().next()
-    };
-    let entry = exactly(id);
-    if entry.is_some() || !id.is_span() {
+fn kept(table: &StateTable, id: DelayedId, may_be_moved: bool) -> Option<StateEntry> {
+    let entry = exactly(table, id);
+    if entry.is_some() || !id.is_span() || !may_be_moved {
         return entry;
     }
     let mut moved = None;
     table.each_key(|key| {
-        let is_it = |other: &DelayedId| (other.arrival, other.salt) == (id.arrival, id.salt);
-        if let Some(other) = DelayedId::of_key(id.partition, key).filter(is_it) {
-            moved = Some(other);
-        }
+        let other = DelayedId::of_key(id.partition, key);
+        moved = moved.or_else(|| other.filter(|other| other.is_same(&id)));
     });
-    exactly(moved?)
+    exactly(table, moved?)
 }
 
 fn in_topic(topic: &Topic, partition: PartitionId) -> Result<TopicPartition, DelayedError> {

@@ -68,7 +68,10 @@ pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
     let mut looked_at = None;
     loop {
-        delays.follow_steps().await;
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = delays.follow_steps() => {}
+        }
         let monotonic = delays.clock.monotonic();
         if looked_at.is_none_or(|before| monotonic.saturating_sub(before) >= LOOK_EVERY) {
             delays.look();

@@ -4,17 +4,20 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use millrace_engine::state::{NEVER, StateChange, StateQuery, StateTable, StateWrites};
+use millrace_engine::state::{NEVER, StateChange, StateTable, StateWrites};
 use millrace_engine::{CommitError, Transaction};
 use millrace_model::{Clock, SteadyClock, Step, TopicPartition};
 use parking_lot::Mutex;
 
-use super::stored::{GROUP, write};
+use super::stored::{GROUP, exactly, write};
 use super::{DelayedId, Delays};
+use crate::dispatch::retry::Backoff;
 
 /// Messages that one transaction moves.
 const MOVED_AT_ONCE_MAX: usize = 500;
-/// Steps that wait to be followed; further ones are taken together with the last.
+/// Bytes of them, but for one larger message.
+const MOVED_BYTES_AT_ONCE_MAX: usize = 1 << 20;
+/// Steps that wait to be followed. While there are so many, the clock is not looked at: the next look takes all since in one.
 const STEPS_WAITING_MAX: usize = 16;
 
 /// The steps of the clock that are not followed yet.
@@ -43,8 +46,8 @@ impl Delays {
     /// Looks at the clock before a message arrives: those that came before a step are moved, those that come after it are not.
     pub(super) fn notice_steps(&self) {
         let mut known = self.steps.0.lock();
-        if let Some(step) = known.time.follow(&*self.clock)
-            && known.waiting.len() < STEPS_WAITING_MAX
+        if known.waiting.len() < STEPS_WAITING_MAX
+            && let Some(step) = known.time.follow(&*self.clock)
         {
             let arrival = self.next_arrival.load(Ordering::Relaxed);
             known.waiting.push((arrival, step));
@@ -86,21 +89,22 @@ impl Delays {
             // Gone with its topic.
             return Ok(0);
         };
-        let mut moved = 0;
-        let mut keys = Vec::new();
+        let mut ids = Vec::new();
         table.each_key(|key| {
             let id = DelayedId::of_key(partition.partition, key);
-            keys.extend(id.filter(|id| id.is_span() && id.arrival < before));
+            ids.extend(id.filter(|id| id.is_span() && id.arrival < before));
         });
-        for ids in keys.chunks(MOVED_AT_ONCE_MAX) {
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        self.moved_in.lock().insert(partition);
+        let (mut rest, mut moved) = (&ids[..], 0);
+        let mut backoff = Backoff::default();
+        while !rest.is_empty() {
             // Nobody delivers or cancels them meanwhile.
-            let _turn = table.turn().await;
-            let changes: Vec<_> = ids
-                .iter()
-                .flat_map(|id| moves(&table, *id, step))
-                .flatten()
-                .collect();
-            moved += changes.len() / 2;
+            let turn = table.turn().await;
+            let (changes, looked_at) = moves(&table, rest, step);
+            let count = changes.len() / 2;
             let writes = StateWrites {
                 resets: false,
                 changes,
@@ -109,31 +113,47 @@ impl Delays {
                 state: vec![write(partition, writes)],
                 ..Transaction::default()
             };
-            self.engine.commit(transaction).await?;
+            match self.engine.commit(transaction).await {
+                Ok(_) => {
+                    moved += count;
+                    rest = &rest[looked_at..];
+                }
+                // There is room again some time.
+                Err(CommitError::DiskFull | CommitError::RoomFull(_)) => {
+                    drop(turn);
+                    tokio::time::sleep(backoff.next(&mut fastrand::Rng::new())).await;
+                }
+                Err(CommitError::UnknownPartition(_)) => break,
+                Err(error) => return Err(error),
+            }
         }
         Ok(moved)
     }
 }
 
-/// The entry under its new key in the place of the one under its old one; `None` if it is gone.
-fn moves(table: &StateTable, id: DelayedId, step: Step) -> Option<[StateChange; 2]> {
-    let found = table.page(&StateQuery {
-        prefix: id.key().to_vec(),
-        entries_max: 1,
-        ..StateQuery::default()
-    });
-    let entry = found.entries.into_iter().next()?;
-    let there = DelayedId {
-        due: step.moved(id.due),
-        ..id
-    };
-    let change = |key: Arc<[u8]>, value| StateChange {
-        key,
-        value,
-        ends_at: NEVER,
-    };
-    Some([
-        change(Arc::clone(&entry.key), None),
-        change(there.key().as_slice().into(), Some(entry.value)),
-    ])
+/// The entries under their new keys in the place of those under their old ones, and how many ids were looked at: some are gone, and what
+/// is too much for one transaction is left.
+fn moves(table: &StateTable, ids: &[DelayedId], step: Step) -> (Vec<StateChange>, usize) {
+    let mut changes = Vec::new();
+    let (mut looked_at, mut bytes) = (0, 0);
+    for id in ids.iter().take(MOVED_AT_ONCE_MAX) {
+        let Some(entry) = exactly(table, *id) else {
+            looked_at += 1;
+            continue;
+        };
+        bytes += entry.value.as_bytes().len();
+        if bytes > MOVED_BYTES_AT_ONCE_MAX && !changes.is_empty() {
+            break;
+        }
+        let there = id.moved_by(step);
+        let change = |key: Arc<[u8]>, value| StateChange {
+            key,
+            value,
+            ends_at: NEVER,
+        };
+        changes.push(change(Arc::clone(&entry.key), None));
+        changes.push(change(there.key().as_slice().into(), Some(entry.value)));
+        looked_at += 1;
+    }
+    (changes, looked_at)
 }

@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_engine::room::DELAYS_GROUP;
-use millrace_engine::state::{NEVER, StateChange, StateEntry, StateValue, StateWrite, StateWrites};
+use millrace_engine::state::{
+    NEVER, StateChange, StateEntry, StateQuery, StateTable, StateValue, StateWrite, StateWrites,
+};
 use millrace_model::{
-    BatchBuilder, Message, PartitionId, RecordBatch, Timestamp, Topic, TopicName, TopicPartition,
+    BatchBuilder, Message, PartitionId, RecordBatch, Step, Timestamp, Topic, TopicName,
+    TopicPartition,
 };
 use serde::{Serialize, Serializer};
 
@@ -18,6 +21,9 @@ use serde::{Serialize, Serializer};
 pub(crate) const GROUP: &str = DELAYS_GROUP;
 
 const KEY_BYTES: usize = 20;
+/// Bits of a salt.
+const SPAN: u32 = 1;
+const MOVED: u32 = 2;
 
 /// By what a delayed message is known until it is delivered: where, when, and which of those due then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,7 +32,7 @@ pub struct DelayedId {
     pub(crate) due: Timestamp,
     /// In the order in which they came.
     pub(crate) arrival: u64,
-    /// Of the process that took it; its last bit says whether the time was given as a span.
+    /// Of the process that took it; the last bit says whether the time was given as a span, the one before whether it was moved since.
     pub(crate) salt: u32,
 }
 
@@ -73,10 +79,34 @@ impl DelayedId {
         self.due
     }
 
+    /// For a message whose time was given as a span, or as a time.
+    pub(super) fn salt(of_process: u32, is_span: bool) -> u32 {
+        of_process & !(SPAN | MOVED) | if is_span { SPAN } else { 0 }
+    }
+
     /// Whether the time of delivery was given as a span. Of messages that a host took before it noted that, some say so as well: they
     /// move with the clock.
     pub(super) fn is_span(&self) -> bool {
-        self.salt & 1 == 1
+        self.salt & SPAN != 0
+    }
+
+    /// Whether it may have another time than the id says that its sender was told.
+    pub(super) fn is_moved(&self) -> bool {
+        self.salt & MOVED != 0
+    }
+
+    /// Its name after a step of the clock.
+    pub(super) fn moved_by(self, step: Step) -> Self {
+        Self {
+            due: step.moved(self.due),
+            salt: self.salt | MOVED,
+            ..self
+        }
+    }
+
+    /// Whether both are names of one message, before and after its time moved.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.arrival, self.salt | MOVED) == (other.arrival, other.salt | MOVED)
     }
 
     pub(super) fn key(&self) -> [u8; KEY_BYTES] {
@@ -151,6 +181,16 @@ pub(super) fn read(entry: &StateEntry, partition: PartitionId) -> Option<(Delaye
     let batch = RecordBatch::decode(&Bytes::copy_from_slice(entry.value.as_bytes())).ok()?;
     let view = batch.records().ok()?.next()?.ok()?;
     Some((id, view.to_message(batch.bytes()).ok()?))
+}
+
+/// The entry of this very id, if there is one.
+pub(super) fn exactly(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
+    let query = StateQuery {
+        prefix: id.key().to_vec(),
+        entries_max: 1,
+        ..StateQuery::default()
+    };
+    table.page(&query).entries.into_iter().next()
 }
 
 /// Delayed messages on their way into a transaction.

@@ -156,6 +156,28 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
 }
 
 #[tokio::test]
+async fn more_delayed_messages_than_one_transaction_moves_all_move_with_the_clock() {
+    const MESSAGES: usize = 24;
+    let (rig, clock) = rig().await;
+    let large = "x".repeat(200 << 10);
+    let values: Vec<String> = (0..MESSAGES).map(|n| format!("{n} {large}")).collect();
+    let due = DueAt::after(clock.wall(), 2_000);
+    for value in &values {
+        let message = NewMessage {
+            deliver_at: Some(due),
+            ..message("k", value)
+        };
+        let produced = rig.broker.produce(&topic("in"), vec![message]).await;
+        produced.unwrap();
+    }
+    clock.step(-HOUR_MS);
+    // Far less than the hour, and in the order in which they came.
+    let expected: Vec<&str> = values.iter().map(String::as_str).collect();
+    rig.hold("in", &expected).await;
+    assert_eq!(rig.values("in").await, expected);
+}
+
+#[tokio::test]
 async fn a_schedule_says_that_it_waits_for_the_clock_and_until_when() {
     let (rig, clock) = rig().await;
     let name = ScheduleName::parse("s").unwrap();
