@@ -231,7 +231,7 @@ fn a_batch_that_cannot_be_processed_now_is_given_back_and_changes_nothing() {
 #[test]
 fn an_answer_that_a_host_would_refuse_fails_the_test() {
     type Process = fn(millrace_guest::Columns) -> Result<Answer, Unavailable>;
-    let cases: [(&str, Process); 4] = [
+    let cases: [(&str, Process); 6] = [
         ("0 outcomes for 1 messages", |_| Ok(Answer::default())),
         ("there is none of this number", |_| {
             Ok(Answer {
@@ -243,6 +243,19 @@ fn an_answer_that_a_host_would_refuse_fails_the_test() {
             Ok(Answer {
                 outcomes: vec![0],
                 sources: vec![0],
+                ..Answer::default()
+            })
+        }),
+        ("is sent on without an output", |_| {
+            Ok(Answer {
+                outcomes: vec![1],
+                ..Answer::default()
+            })
+        }),
+        ("comes from message 7 of 1", |_| {
+            Ok(Answer {
+                outcomes: vec![1],
+                sources: vec![0, 7],
                 ..Answer::default()
             })
         }),

@@ -38,11 +38,37 @@ pub(super) fn said(columns: &Columns, answer: &Answer) -> Vec<Said> {
         given == wanted,
         "{given} outcomes for {wanted} messages: each message has one"
     );
+    check_sources(answer, wanted);
     let reader = Reader { columns, answer };
     let outcomes = answer.outcomes.iter().enumerate();
     outcomes
         .map(|(message, &outcome)| reader.said_of(message, outcome))
         .collect()
+}
+
+/// Outputs are of messages that are sent on, in their order, and each of those has one at the least; details ascend.
+fn check_sources(answer: &Answer, messages: usize) {
+    let sources = &answer.sources;
+    assert!(sources.is_sorted(), "sources go back: {sources:?}");
+    if let Some(beyond) = sources.iter().find(|source| **source as usize >= messages) {
+        panic!("an output comes from message {beyond} of {messages}: they are counted from 0");
+    }
+    for (message, _) in answer
+        .outcomes
+        .iter()
+        .enumerate()
+        .filter(|(_, o)| **o == EMIT)
+    {
+        assert!(
+            sources.binary_search(&(message as u32)).is_ok(),
+            "message {message} is sent on without an output; one that is only done is acknowledged"
+        );
+    }
+    let details: Vec<u32> = answer.details.iter().map(|detail| detail.message).collect();
+    assert!(
+        details.is_sorted_by(|before, after| before < after),
+        "details are of ascending messages, at most one of each: {details:?}"
+    );
 }
 
 struct Reader<'a> {
