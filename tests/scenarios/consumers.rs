@@ -150,7 +150,9 @@ fn killed_readers_and_hosts_skip_nothing_and_keep_the_order_of_partitions() -> R
 #[test]
 fn a_reader_goes_on_over_a_restart_of_the_host_under_its_lease() -> Result<()> {
     let mut host = host()?;
-    host.client().topic("orders", PARTITIONS)?;
+    // Where a crash may lose messages, readers begin anew.
+    let durable = json!({"name": "orders", "partitions": PARTITIONS, "durability": "durable"});
+    host.client().post_json("/v1/topics", &durable)?.ok()?;
     let answer = host
         .client()
         .get(&format!("{CONSUMER}/messages?lease_ms=60000"))?;
