@@ -483,11 +483,13 @@ impl World {
                 let mut found = Vec::new();
                 let mut from = life.engine.ends(place).unwrap_or_default().start;
                 loop {
-                    match read_from(&*life.engine, place, from, usize::MAX).await {
-                        Ok(more) if more.is_empty() => break,
-                        Ok(more) => {
-                            from = more.last().map_or(from, |(offset, _)| offset.next());
-                            found.extend(more);
+                    match life.engine.read(place, from, READ_BYTES).await {
+                        Ok(batches) if batches.is_empty() => break,
+                        Ok(batches) => {
+                            // Of what compaction left nothing may be a message; there may be more after it.
+                            let more = batches.iter().flat_map(values);
+                            found.extend(more.filter(|(offset, _)| *offset >= from));
+                            from = batches.last().map_or(from, RecordBatch::end_offset);
                         }
                         Err(ReadError::Damaged { to, .. }) => from = to,
                         Err(_) => break,
