@@ -5,10 +5,8 @@ use millrace_model::{Canary, ChangeKind, Processor, ProcessorName, ProcessorSpec
 use serde::Serialize;
 
 use crate::broker::Broker;
-use crate::dispatch::breaker::Reason;
-use crate::dispatch::gate::Alarm;
 use crate::dispatch::sides::{Side, SideStatus};
-use crate::history::end_trials;
+use crate::history::{end_trials, unproven_since};
 use crate::loading::{check_patience, invalid, kept};
 use crate::next_spec::NextSpec;
 use crate::processors::ProcessorError;
@@ -106,13 +104,18 @@ impl Broker {
         revision: u32,
     ) -> Result<(), ProcessorError> {
         kept(processor, revision)?;
+        self.leave(processor);
         let before = processor.current;
+        let unproven_since = unproven_since(processor, revision);
         for promoted in processor.revisions.iter_mut() {
             if promoted.number == revision {
                 promoted.trial = false;
                 // From now on it is judged as a new one is.
                 promoted.deployed_at = self.inner.clock.wall();
                 promoted.predecessor = Some(before);
+                promoted.record.worked_at = None;
+                promoted.record.proven = false;
+                promoted.unproven_since = unproven_since;
             }
         }
         end_trials(processor);
@@ -123,7 +126,7 @@ impl Broker {
     }
 
     fn begin_canary(&self, processor: &mut Processor, revision: u32, percent: u32) {
-        end_trials(processor);
+        self.end_other_trial(processor, revision);
         processor.canary = Some(Canary {
             revision,
             percent,
@@ -145,6 +148,14 @@ impl Broker {
         number
     }
 
+    /// Another revision than the one on trial is tried from now on, or the same in another way.
+    pub(crate) fn end_other_trial(&self, processor: &mut Processor, revision: u32) {
+        match on_trial(processor) == Some(revision) {
+            true => end_trials(processor),
+            false => self.end_trial(processor, &format!("in favour of revision {revision}")),
+        }
+    }
+
     /// Ends the trial; the current revision takes all messages again.
     pub(crate) fn withdraw(&self, processor: &mut Processor, why: Option<String>) {
         if let Some(revision) = on_trial(processor) {
@@ -154,24 +165,27 @@ impl Broker {
     }
 
     /// Withdraws a canary whose breaker has opened, if it is still the one.
-    pub(crate) async fn withdraw_by_itself(&self, alarm: &Alarm) -> Result<(), ProcessorError> {
+    pub(crate) async fn withdraw_by_itself(
+        &self,
+        name: &ProcessorName,
+        revision: u32,
+        why: String,
+    ) -> Result<(), ProcessorError> {
         let _change = self.inner.changes.lock().await;
-        let mut processor = self.known(&alarm.processor)?.processor;
-        if on_trial(&processor) != Some(alarm.revision) {
+        let mut processor = self.known(name)?.processor;
+        if on_trial(&processor) != Some(revision) {
             return Ok(());
         }
-        let why = Reason::without_advice(&alarm.text).to_owned();
         let note = format!("withdrawn by the host: {why}");
         for bad in processor.revisions.iter_mut() {
-            if bad.number == alarm.revision {
+            if bad.number == revision {
                 bad.note = Some(note.clone());
             }
         }
-        self.by_itself().withdraw(&mut processor, Some(why));
+        self.by_itself().withdraw(&mut processor, Some(why.clone()));
         self.change(processor).await?;
-        counter!("millrace_canaries_withdrawn_total", "processor" => alarm.processor.to_string())
-            .increment(1);
-        tracing::error!(processor = %alarm.processor, revision = alarm.revision, why = alarm.text, "a canary was withdrawn; its messages go to the current revision");
+        counter!("millrace_canaries_withdrawn_total", "processor" => name.to_string()).increment(1);
+        tracing::error!(processor = %name, revision, why, "a canary was withdrawn; its messages go to the current revision");
         Ok(())
     }
 

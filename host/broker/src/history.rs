@@ -1,13 +1,19 @@
 //! A processor's history: its revisions, and what was done with it, by whom and when. Written with what it tells of, in one commit.
 
+use std::sync::Arc;
+
 use millrace_model::bounds::{CHANGE_TEXT_BYTES_MAX, CHANGES_KEPT_MAX, REVISIONS_KEPT_MAX};
-use millrace_model::{Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Revision};
+use millrace_model::{
+    Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Record, Revision,
+};
 
 use crate::broker::Broker;
+use crate::canary::on_trial;
 use crate::dispatch::answer::cut;
+use crate::processors::ProcessorError;
 
 /// As whom the host signs what it does by itself.
-const HOST: &str = "host";
+pub(crate) const HOST: &str = "host";
 
 impl Broker {
     /// The same broker, whose changes of processors are made in this name. A claim that is written down, not a proof.
@@ -43,8 +49,9 @@ impl Broker {
 
     /// The processor with its next revision, current.
     pub(crate) fn next_revision(&self, mut processor: Processor, spec: ProcessorSpec) -> Processor {
+        self.leave(&mut processor);
         let number = self.add_revision(&mut processor, spec);
-        end_trials(&mut processor);
+        self.end_trial(&mut processor, &format!("in favour of revision {number}"));
         processor.current = number;
         self.record(&mut processor, ChangeKind::Deploy, number, None);
         processor
@@ -54,16 +61,91 @@ impl Broker {
     pub(crate) fn add_revision(&self, processor: &mut Processor, spec: ProcessorSpec) -> u32 {
         let newest = processor.revisions.iter().map(|r| r.number).max();
         let number = newest.unwrap_or(0).max(processor.current) + 1;
-        let revision = self.revision(number, spec, Some(processor.current));
+        let mut revision = self.revision(number, spec, Some(processor.current));
+        revision.unproven_since = unproven_since(processor, number);
         processor.revisions.push(revision);
-        while processor.revisions.len() > REVISIONS_KEPT_MAX {
-            let goes = |r: &Revision| r.number != number && !processor.runs(r.number);
-            let Some(oldest) = processor.revisions.iter().position(goes) else {
-                break;
-            };
-            processor.revisions.remove(oldest);
-        }
+        forget_oldest(processor, number);
         number
+    }
+
+    /// Another revision takes over from the current one: how that one did is written down.
+    pub(crate) fn leave(&self, processor: &mut Processor) {
+        let number = processor.current;
+        let left = processor.revisions.iter().map(|r| r.record.left_as).max();
+        for revision in processor.revisions.iter_mut().filter(|r| r.number == number) {
+            revision.record.left_as = left.unwrap_or(0).saturating_add(1);
+        }
+        let gate = self.inner.supervisor.gate(&processor.name);
+        if let Some(noted) = gate.and_then(|gate| gate.record(number)) {
+            let stopped = noted.0.stopped.clone();
+            self.take_down(processor, number, noted);
+            if let Some(left) = processor.revisions.iter_mut().find(|r| r.number == number) {
+                left.record.stopped = stopped;
+            }
+        }
+    }
+
+    /// Writes down how a revision does; whether that is anything new. That it stood still is only said of one that was left.
+    fn take_down(
+        &self,
+        processor: &mut Processor,
+        number: u32,
+        (noted, has_worked): (Record, bool),
+    ) -> bool {
+        let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) else {
+            return false;
+        };
+        let before = revision.record.clone();
+        let record = &mut revision.record;
+        record.proven |= noted.proven;
+        if has_worked && record.worked_at.is_none() {
+            record.worked_at = Some(self.inner.clock.wall());
+        }
+        if !noted.rejections.is_empty() {
+            record.rejections = noted.rejections;
+        }
+        *record != before
+    }
+
+    /// Writes down how a revision does that runs.
+    pub(crate) async fn note_record(
+        &self,
+        name: &ProcessorName,
+        revision: u32,
+    ) -> Result<(), ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let supervisor = &self.inner.supervisor;
+        let canary = supervisor
+            .canary(name)
+            .map(|canary| Arc::clone(&canary.gate));
+        let gates = supervisor.gate(name).into_iter().chain(canary);
+        for gate in gates {
+            let (Some(noted), Ok(known)) = (gate.record(revision), self.known(name)) else {
+                continue;
+            };
+            let mut processor = known.processor;
+            if self.take_down(&mut processor, revision, noted) {
+                if let Err(error) = self.keep(&processor).await {
+                    gate.not_written();
+                    return Err(error.into());
+                }
+                self.know_with(processor, known.problem, known.trial_problem);
+            }
+        }
+        Ok(())
+    }
+
+    /// The trial ends, if there is one; why stands in the history.
+    pub(crate) fn end_trial(&self, processor: &mut Processor, why: &str) {
+        if let Some(revision) = on_trial(processor) {
+            end_trials(processor);
+            self.record(
+                processor,
+                ChangeKind::Withdraw,
+                revision,
+                Some(why.to_owned()),
+            );
+        }
     }
 
     fn revision(&self, number: u32, spec: ProcessorSpec, predecessor: Option<u32>) -> Revision {
@@ -75,6 +157,8 @@ impl Broker {
             predecessor,
             trial: false,
             note: None,
+            unproven_since: number,
+            record: Record::default(),
         }
     }
 
@@ -95,6 +179,55 @@ impl Broker {
             revision,
             text: text.map(|text| cut(text, CHANGE_TEXT_BYTES_MAX)),
         });
+    }
+}
+
+/// The first of the revisions up to this one of which none is proven, if it takes over from the current one.
+pub(crate) fn unproven_since(processor: &Processor, number: u32) -> u32 {
+    let current = processor.current().filter(|current| !current.record.proven);
+    let since = current.map_or(number, |current| current.unproven_since);
+    if since == 0 { number } else { since }
+}
+
+/// Keeps as many revisions as are kept of those that worked. Those that never did go first, and push nobody out.
+fn forget_oldest(processor: &mut Processor, newest: u32) {
+    let back = [
+        processor.way_back_from(newest).map(|r| r.number),
+        processor.way_back().map(|r| r.number),
+    ];
+    while processor.revisions.len() > REVISIONS_KEPT_MAX {
+        let stays = |r: &Revision| {
+            r.number == newest || processor.runs(r.number) || back.contains(&Some(r.number))
+        };
+        let has_worked = |r: &Revision| r.record.worked_at.is_some();
+        let revisions = &processor.revisions;
+        let worked = revisions.iter().filter(|r| has_worked(r)).count();
+        let oldest = revisions.iter().position(|r| !has_worked(r) && !stays(r));
+        let oldest = oldest.or_else(|| {
+            let too_many = worked > REVISIONS_KEPT_MAX;
+            let oldest = || revisions.iter().position(|r| !stays(r));
+            too_many.then(oldest).flatten()
+        });
+        match oldest {
+            Some(oldest) => processor.revisions.remove(oldest),
+            None => break,
+        };
+    }
+}
+
+/// What an earlier version wrote says nothing of how revisions did: each that was current once and was not taken back has worked, as far as
+/// anybody knows.
+pub(crate) fn told_of_records(processor: &mut Processor) {
+    for revision in processor
+        .revisions
+        .iter_mut()
+        .filter(|r| r.unproven_since == 0)
+    {
+        revision.unproven_since = revision.number;
+        if !revision.trial && revision.note.is_none() {
+            revision.record.worked_at = Some(revision.deployed_at);
+            revision.record.proven = true;
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use millrace_model::{
 
 use crate::broker::Broker;
 use crate::chains::endless_cycle;
+use crate::dispatch::breaker::Back;
 use crate::dispatch::{Input, Live, OutputTopic, OutputTopics};
 use crate::handler::{Interface, LoadRequest};
 use crate::partitioner::PartitionerError;
@@ -50,7 +51,7 @@ impl Broker {
             None => None,
             Some(canary) => {
                 let (_, live) = self.prepare_one(processor, canary.revision, owner).await?;
-                Some((beginning(live, canary.since), canary.percent))
+                Some((live, canary.percent))
             }
         };
         let shadow = match &processor.shadow {
@@ -101,11 +102,7 @@ impl Broker {
         let topics = self.check_topics(&processor.name, &revision.spec)?;
         let mut live = self.load(&processor.name, revision, owner).await?;
         live.outputs.takes_all = processor.replay.is_some();
-        let was_current = processor.revisions.iter().filter(|r| !r.trial);
-        let newest = was_current.map(|r| r.number).max();
-        live.predecessor = revision
-            .predecessor
-            .filter(|_| revision.trial || newest == Some(number));
+        live.back = back_from(processor, number);
         Ok((topics, Arc::new(live)))
     }
 
@@ -202,8 +199,9 @@ impl Broker {
         Ok(Live {
             processor: name.clone(),
             revision: revision.number,
-            deployed_at: revision.deployed_at,
-            predecessor: None,
+            back: None,
+            record: revision.record.clone(),
+            unproven_since: revision.unproven_since,
             spec: spec.clone(),
             module: spec.module.to_string(),
             handler,
@@ -375,15 +373,17 @@ fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, Proces
     revisions.map(|revision| (processor.name.clone(), revision.spec.clone()))
 }
 
-/// The revision, as new as its trial: it may have been a shadow for long.
-fn beginning(live: Arc<Live>, since: Timestamp) -> Arc<Live> {
-    match Arc::try_unwrap(live) {
-        Ok(live) => Arc::new(Live {
-            deployed_at: since,
-            ..live
-        }),
-        Err(shared) => shared,
-    }
+/// The revision to go back to from this one. Beside a canary the current one is.
+fn back_from(processor: &Processor, number: u32) -> Option<Back> {
+    let canary = processor.canary.as_ref();
+    let back = match canary.is_some_and(|canary| canary.revision == number) {
+        true => processor.current(),
+        false => processor.way_back_from(number),
+    };
+    back.map(|back| Back {
+        revision: back.number,
+        record: back.record.clone(),
+    })
 }
 
 pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, ReadError, TopicError};
 use millrace_model::{
-    ChangeKind, Digest, Processor, ProcessorName, ProcessorSpec, Revision, TopicName,
+    Change, ChangeKind, Digest, Processor, ProcessorName, ProcessorSpec, Revision, TopicName,
 };
 use tokio::sync::mpsc;
 
@@ -18,11 +18,10 @@ use crate::broker::{Broker, Deployed, Inner};
 use crate::canary::{check_no_replay, on_trial, tried_already};
 use crate::dead_letters::none_waiting;
 use crate::dispatch::Input;
-use crate::dispatch::breaker::Reason;
-use crate::dispatch::gate::Alarm;
+use crate::dispatch::gate::{Alarm, Wanted};
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, Interface};
-use crate::history::end_trials;
+use crate::history::{HOST, end_trials, told_of_records};
 use crate::loading::{Prepared, check_patience, invalid, kept};
 use crate::next_spec::NextSpec;
 
@@ -70,6 +69,21 @@ pub enum ProcessorError {
     /// There is no revision before the current one.
     #[error("processor {0} has no revision before its current one")]
     NothingToRollBack(ProcessorName),
+    /// The host has just gone back by itself.
+    #[error(
+        "the host itself has taken processor {name} back to revision {current} already{}: nothing was changed",
+        from_which(.from)
+    )]
+    RolledBackAlready {
+        /// Whose.
+        name: ProcessorName,
+        /// The revision that is current.
+        current: u32,
+        /// The one that was taken back.
+        from: Option<u32>,
+        /// Where a further step would lead.
+        further: Option<u32>,
+    },
     /// The revision on trial does not run.
     #[error("revision {revision} of processor {name} is on trial and cannot be loaded: {why}")]
     TrialNotLoaded {
@@ -123,12 +137,16 @@ pub(crate) async fn take_back(broker: Weak<Inner>, mut alarms: mpsc::Receiver<Al
             return;
         };
         let broker = Broker { inner, by: None }.by_itself();
-        let done = match alarm.predecessor {
-            Some(predecessor) => broker.roll_back_by_itself(&alarm, predecessor).await,
-            None => broker.withdraw_by_itself(&alarm).await,
+        let (name, revision) = (&alarm.processor, alarm.revision);
+        let done = match alarm.wanted {
+            Wanted::TakeBack { to, why } => {
+                broker.roll_back_by_itself(name, revision, to, why).await
+            }
+            Wanted::Withdraw { why } => broker.withdraw_by_itself(name, revision, why).await,
+            Wanted::Note => broker.note_record(name, revision).await,
         };
         if let Err(error) = done {
-            tracing::error!(processor = %alarm.processor, revision = alarm.revision, %error, "a bad deploy could not be taken back; it is tried again");
+            tracing::error!(processor = %name, revision, %error, "what the host found of a revision could not be acted upon; it is tried again");
         }
     }
 }
@@ -139,7 +157,10 @@ impl Broker {
         let _change = self.inner.changes.lock().await;
         for (key, value) in self.inner.engine.entries(EntryKind::Processor) {
             match serde_json::from_slice::<Processor>(&value) {
-                Ok(processor) => self.start_processor(processor).await,
+                Ok(mut processor) => {
+                    told_of_records(&mut processor);
+                    self.start_processor(processor).await;
+                }
                 Err(error) => {
                     let what = format!("the catalogue's entry of processor {key}: {error}");
                     return Err(ProcessorError::Catalogue(what));
@@ -315,6 +336,14 @@ impl Broker {
         let target = match revision {
             Some(revision) => kept(&processor, revision)?.number,
             None => {
+                if let Some(from) = taken_back_by_host(&processor) {
+                    return Err(ProcessorError::RolledBackAlready {
+                        name: name.clone(),
+                        current: processor.current,
+                        from,
+                        further: revision_before(&processor),
+                    });
+                }
                 let before = revision_before(&processor);
                 before.ok_or_else(|| ProcessorError::NothingToRollBack(name.clone()))?
             }
@@ -325,12 +354,24 @@ impl Broker {
     }
 
     fn go_back(&self, processor: &mut Processor, target: u32, why: Option<String>) {
-        end_trials(processor);
-        let from = std::mem::replace(&mut processor.current, target);
-        for revision in processor.revisions.iter_mut() {
-            revision.trial &= revision.number != target;
+        self.leave(processor);
+        let trial_ends = format!("revision {} was taken back", processor.current);
+        match on_trial(processor) == Some(target) {
+            true => end_trials(processor),
+            false => self.end_trial(processor, &trial_ends),
         }
-        let from = format!("from revision {from}");
+        let from = std::mem::replace(&mut processor.current, target);
+        let passed_over = passed_over(processor, from, target);
+        for revision in processor
+            .revisions
+            .iter_mut()
+            .filter(|r| r.number == target)
+        {
+            revision.trial = false;
+            // Another time: it is judged anew.
+            revision.record.stopped = None;
+        }
+        let from = format!("from revision {from}{passed_over}");
         let text = why.map_or_else(|| from.clone(), |why| format!("{from}: {why}"));
         self.record(processor, ChangeKind::Rollback, target, Some(text));
     }
@@ -397,29 +438,27 @@ impl Broker {
     /// Takes a bad deploy back, once: not a revision that is no longer current, nor one that somebody made current again.
     async fn roll_back_by_itself(
         &self,
-        alarm: &Alarm,
-        predecessor: u32,
+        name: &ProcessorName,
+        number: u32,
+        back_to: u32,
+        why: String,
     ) -> Result<(), ProcessorError> {
         let _change = self.inner.changes.lock().await;
-        let mut processor = self.known(&alarm.processor)?.processor;
-        let known = processor.revision(predecessor).is_some();
-        let number = processor.current;
+        let mut processor = self.known(name)?.processor;
+        let known = processor.revision(back_to).is_some();
+        let is_current = processor.current == number;
         let bad = processor.revisions.iter_mut().find(|r| r.number == number);
-        let Some(bad) = bad.filter(|r| known && r.number == alarm.revision && r.note.is_none())
-        else {
+        let Some(bad) = bad.filter(|r| known && is_current && r.note.is_none()) else {
             return Ok(());
         };
         bad.note = Some(format!(
-            "rolled back to revision {predecessor} by the host: {}",
-            alarm.text
+            "rolled back to revision {back_to} by the host: {why}"
         ));
-        let why = Reason::without_advice(&alarm.text).to_owned();
-        self.go_back(&mut processor, predecessor, Some(why));
+        self.go_back(&mut processor, back_to, Some(why.clone()));
         self.check_chains(&processor)?;
         self.change(processor).await?;
-        counter!("millrace_auto_rollbacks_total", "processor" => alarm.processor.to_string())
-            .increment(1);
-        tracing::error!(processor = %alarm.processor, revision = alarm.revision, back_to = predecessor, why = alarm.text, "a bad deploy was rolled back");
+        counter!("millrace_auto_rollbacks_total", "processor" => name.to_string()).increment(1);
+        tracing::error!(processor = %name, revision = number, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --revision {number}` sends what it gave up again");
         Ok(())
     }
 
@@ -478,7 +517,7 @@ impl Broker {
         self.know_with(processor, problem, None);
     }
 
-    fn know_with(
+    pub(crate) fn know_with(
         &self,
         processor: Processor,
         problem: Option<String>,
@@ -493,7 +532,7 @@ impl Broker {
         self.inner.processors.write().insert(name, deployed);
     }
 
-    async fn keep(&self, processor: &Processor) -> Result<(), CommitError> {
+    pub(crate) async fn keep(&self, processor: &Processor) -> Result<(), CommitError> {
         let key = processor.name.to_string();
         self.write_entry(EntryKind::Processor, key, Some(processor))
             .await
@@ -514,11 +553,51 @@ impl Broker {
     }
 }
 
-/// The revision that the current one took over from; else the one before it that was current once.
+/// The last revision before the current one that worked; where none did, the one that it took over from, or else the last that was current.
 fn revision_before(processor: &Processor) -> Option<u32> {
+    let back = processor.way_back().map(|back| back.number);
     let predecessor = processor.current().and_then(|r| r.predecessor);
     let predecessor = predecessor.filter(|&number| processor.revision(number).is_some());
     let earlier = |r: &&Revision| r.number < processor.current && !r.trial;
     let earlier = processor.revisions.iter().filter(earlier).map(|r| r.number);
-    predecessor.or_else(|| earlier.max())
+    back.or(predecessor).or_else(|| earlier.max())
+}
+
+/// Whether the last thing that was done was that the host went back by itself; and from which revision, if that is still known.
+fn taken_back_by_host(processor: &Processor) -> Option<Option<u32>> {
+    let passing = |change: &&Change| {
+        !matches!(
+            change.what,
+            ChangeKind::Pause | ChangeKind::Resume | ChangeKind::Withdraw
+        )
+    };
+    let last = processor.changes.iter().rfind(passing)?;
+    let by_host = last.what == ChangeKind::Rollback && last.by.as_deref() == Some(HOST);
+    let later = processor.revisions.iter().rev();
+    let mut taken_back = later.filter(|r| r.number > processor.current && r.note.is_some());
+    by_host.then(|| taken_back.next().map(|r| r.number))
+}
+
+/// Revisions between the two that a rollback passes over, and why.
+fn passed_over(processor: &Processor, from: u32, target: u32) -> String {
+    let between = |r: &&Revision| r.number > target && r.number < from && !r.trial;
+    let why = |r: &Revision| match (&r.record.stopped, r.record.worked_at) {
+        (_, None) => "never processed a message",
+        (Some(_), _) => "stood still when it was left",
+        _ => "was current",
+    };
+    let passed: Vec<String> = processor
+        .revisions
+        .iter()
+        .filter(between)
+        .map(|r| format!("revision {}, which {}", r.number, why(r)))
+        .collect();
+    match passed.is_empty() {
+        true => String::new(),
+        false => format!(", passing over {}", passed.join(" and ")),
+    }
+}
+
+fn from_which(from: &Option<u32>) -> String {
+    from.map_or(String::new(), |from| format!(" from revision {from}"))
 }

@@ -6,7 +6,6 @@ use millrace_model::{ChangeKind, Processor, ProcessorName, Shadow};
 use crate::broker::Broker;
 use crate::canary::check_beside;
 use crate::dispatch::comparison::ShadowReport;
-use crate::history::end_trials;
 use crate::loading::check_patience;
 use crate::next_spec::NextSpec;
 use crate::processors::ProcessorError;
@@ -35,7 +34,7 @@ impl Broker {
         if same == Some(revision) && known.trial_problem.is_none() {
             return Ok(processor);
         }
-        end_trials(&mut processor);
+        self.end_other_trial(&mut processor, revision);
         processor.shadow = Some(Shadow {
             revision,
             since: self.inner.clock.wall(),

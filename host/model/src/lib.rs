@@ -43,11 +43,11 @@ pub use message::{Header, Message};
 pub use name::{ConsumerName, NameError, ProcessorName, ScheduleName, TopicName};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
-    Canary, Change, ChangeKind, Processor, ProcessorSpec, Replay, ReplayRange, Revision, Shadow,
-    TopicStart,
+    Canary, Change, ChangeKind, Processor, ProcessorSpec, Record, Rejections, Replay, ReplayRange,
+    Revision, Shadow, Stopped, TopicStart,
 };
 pub use producer::{Numbering, ProducerId};
-pub use progress::{Attempt, Parked, Progress};
+pub use progress::{Attempt, GivenUp, Parked, Progress};
 pub use schedule::{Schedule, ScheduleRun, ScheduleSpec};
 pub use settings::{SettingError, SettingsPatch, TopicSettings};
 pub use steady::{SteadyClock, Step};

@@ -132,6 +132,9 @@ pub struct DeadLetterPolicy {
     pub max: u32,
     /// in so long a time.
     pub per_ms: u64,
+    /// Dead letters that revisions make in all before one of them is proven, where there is an earlier one to go back to. What would
+    /// be more waits until the revision is proven, or is taken back.
+    pub unproven_max: u32,
 }
 
 impl Default for DeadLetterPolicy {
@@ -139,6 +142,7 @@ impl Default for DeadLetterPolicy {
         Self {
             max: 100,
             per_ms: 60_000,
+            unproven_max: 4,
         }
     }
 }
@@ -205,9 +209,12 @@ pub struct ProcessorSpec {
     /// How many dead letters it may make.
     #[serde(default)]
     pub dead_letters: DeadLetterPolicy,
-    /// Whether a bad deploy takes itself back to the revision before it.
+    /// Whether a bad deploy takes itself back to the last revision that worked.
     #[serde(default)]
     pub auto_rollback: bool,
+    /// Whether what a revision gave up is sent again by itself once the host has taken that revision back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_redrive: bool,
     /// Counts in a header by how many processors that count a message came, this one included, and gives up what came by so many
     /// before. At least one processor of a cycle has it; `None` counts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -235,6 +242,57 @@ pub struct Revision {
     /// What the host did with it by itself, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// The first of the revisions that came one after the other without one of them being proven, up to this one. 0 if a host made it
+    /// that did not count so.
+    #[serde(default)]
+    pub unproven_since: u32,
+    /// How it did.
+    #[serde(default)]
+    pub record: Record,
+}
+
+/// How a revision did, as far as it matters for those after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// When it processed its first message; `None` if it never did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worked_at: Option<Timestamp>,
+    /// Whether it has processed enough for its failures to be the messages'.
+    pub proven: bool,
+    /// Why it stood still when another revision took over; `None` if it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stopped>,
+    /// As the how-manyeth of them it was left, when that came about last; 0 if it never was.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub left_as: u32,
+    /// What it rejected as a matter of course.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rejections: Vec<Rejections>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Why a processor stood still.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// What its failures were like: `trap`, `timeout`, … or the class that the component gave; `None` where it said that something outside is down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// For people.
+    pub text: String,
+}
+
+/// How much a revision rejected of a class.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejections {
+    /// The class.
+    pub class: String,
+    /// Of a million messages so many.
+    pub per_million: u32,
 }
 
 /// A revision that takes a share of the messages while another one is current.
@@ -389,6 +447,24 @@ impl Processor {
     pub fn start_in(&self, topic: TopicId, partition: PartitionId) -> Option<Offset> {
         let start = self.start.iter().find(|start| start.id == topic)?;
         start.offsets.get(partition.0 as usize).copied()
+    }
+
+    /// Where a rollback from this revision leads: of those before it to the one that worked last and did not stand still when it was left;
+    /// else to the last that was proven.
+    #[must_use]
+    pub fn way_back_from(&self, number: u32) -> Option<&Revision> {
+        let was_current = |r: &&Revision| r.number < number && !r.trial;
+        let before = || self.revisions.iter().filter(was_current);
+        let last = |r: &&Revision| (r.record.left_as, r.number);
+        let worked = |r: &&Revision| r.record.worked_at.is_some() && r.record.stopped.is_none();
+        let proven = || before().filter(|r| r.record.proven).max_by_key(last);
+        before().filter(worked).max_by_key(last).or_else(proven)
+    }
+
+    /// Where a rollback from the current revision leads.
+    #[must_use]
+    pub fn way_back(&self) -> Option<&Revision> {
+        self.way_back_from(self.current)
     }
 
     /// One of its revisions, if it is still kept.

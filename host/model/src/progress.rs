@@ -20,10 +20,21 @@ pub struct Progress {
     /// A worker that has just begun was calling its first batch, which ends here. Found when a worker begins, it says that the
     /// host ended in that call, and that one of these messages may be why.
     pub first_call: Option<Offset>,
+    /// What revisions that were not proven have given up here, one after the other; `None` if nothing.
+    pub given_up: Option<GivenUp>,
+}
+
+/// Messages that were given up by revisions of which none is proven yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// The first of these revisions.
+    pub since: u32,
+    /// How many messages.
+    pub messages: u32,
 }
 
 /// A message that waits: for its retry, or behind one of its key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parked {
     /// Which message.
     pub offset: Offset,
@@ -31,8 +42,14 @@ pub struct Parked {
     pub ordering: Option<u64>,
     /// When it is due; `None` while it has not been tried and waits behind an earlier one.
     pub due: Option<Timestamp>,
-    /// Attempts made so far.
+    /// Attempts made so far, by whatever revision.
     pub attempts: u32,
+    /// The revision that made the last ones; 0 if nobody made any.
+    pub revision: u32,
+    /// How many of the last attempts that one made: only they count against `retry.attempts_max`.
+    pub own_attempts: u32,
+    /// A canary has failed at it: whatever its share, the current revision is asked.
+    pub current_only: bool,
     /// When the first attempt failed.
     pub first_failed_at: Timestamp,
     /// The latest attempts, oldest first; at most [`ATTEMPT_LOG_MAX`].
@@ -52,26 +69,51 @@ pub struct Attempt {
     pub reason: String,
 }
 
-const VERSION: u8 = 1;
-/// Version 1, and before the parked messages the offset of [`Progress::first_call`]. Written only where there is one.
+/// After the version: `next`, `revision`, flags, what the flags say is there, the parked messages.
+const VERSION: u8 = 3;
+/// Before that: no flags and nothing that they stand for, and of a parked message neither its revision nor that one's attempts.
+const VERSION_PLAIN: u8 = 1;
+/// As [`VERSION_PLAIN`], and before the parked messages the offset of [`Progress::first_call`].
 const VERSION_FIRST_CALL: u8 = 2;
+
+const HAS_FIRST_CALL: u8 = 1;
+const HAS_GIVEN_UP: u8 = 2;
+
+const HAS_ORDERING: u8 = 1;
+const HAS_DUE: u8 = 2;
+const CURRENT_ONLY: u8 = 4;
 
 impl Progress {
     /// As stored.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.encoded_bytes());
-        out.push(self.first_call.map_or(VERSION, |_| VERSION_FIRST_CALL));
+        out.push(VERSION);
         out.extend(self.next.0.to_le_bytes());
         out.extend(self.revision.to_le_bytes());
+        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+        out.push(
+            flag(self.first_call.is_some(), HAS_FIRST_CALL)
+                | flag(self.given_up.is_some(), HAS_GIVEN_UP),
+        );
         out.extend(self.first_call.iter().flat_map(|end| end.0.to_le_bytes()));
+        if let Some(given_up) = self.given_up {
+            out.extend(given_up.since.to_le_bytes());
+            out.extend(given_up.messages.to_le_bytes());
+        }
         out.extend((self.parked.len() as u32).to_le_bytes());
         for parked in &self.parked {
             out.extend(parked.offset.0.to_le_bytes());
-            out.push(u8::from(parked.ordering.is_some()) | u8::from(parked.due.is_some()) << 1);
+            out.push(
+                flag(parked.ordering.is_some(), HAS_ORDERING)
+                    | flag(parked.due.is_some(), HAS_DUE)
+                    | flag(parked.current_only, CURRENT_ONLY),
+            );
             out.extend(parked.ordering.unwrap_or(0).to_le_bytes());
             out.extend(parked.due.unwrap_or_default().0.to_le_bytes());
             out.extend(parked.attempts.to_le_bytes());
+            out.extend(parked.revision.to_le_bytes());
+            out.extend(parked.own_attempts.to_le_bytes());
             out.extend(parked.first_failed_at.0.to_le_bytes());
             out.push(parked.log.len() as u8);
             for attempt in &parked.log {
@@ -90,8 +132,9 @@ impl Progress {
     fn encoded_bytes(&self) -> usize {
         let attempt = |attempt: &Attempt| 16 + attempt.class.len() + attempt.reason.len();
         let log = |parked: &Parked| parked.log.iter().map(attempt).sum::<usize>();
-        let parked = self.parked.iter().map(|parked| 38 + log(parked));
-        17 + self.first_call.map_or(0, |_| 8) + parked.sum::<usize>()
+        let parked = self.parked.iter().map(|parked| 46 + log(parked));
+        let optional = self.first_call.map_or(0, |_| 8) + self.given_up.map_or(0, |_| 8);
+        18 + optional + parked.sum::<usize>()
     }
 
     /// Reads what [`Progress::encode`] wrote; `None` for anything else.
@@ -101,21 +144,38 @@ impl Progress {
         let [version] = rest.take()?;
         let next = Offset(rest.u64()?);
         let revision = rest.u32()?;
-        let first_call = match version {
-            VERSION => None,
-            VERSION_FIRST_CALL => Some(Offset(rest.u64()?)),
+        let flags = match version {
+            VERSION => {
+                let [flags] = rest.take()?;
+                flags
+            }
+            VERSION_PLAIN => 0,
+            VERSION_FIRST_CALL => HAS_FIRST_CALL,
             _ => return None,
+        };
+        let first_call = match flags & HAS_FIRST_CALL {
+            0 => None,
+            _ => Some(Offset(rest.u64()?)),
+        };
+        let given_up = match flags & HAS_GIVEN_UP {
+            0 => None,
+            _ => Some(GivenUp {
+                since: rest.u32()?,
+                messages: rest.u32()?,
+            }),
         };
         let count = rest.u32()? as usize;
         if count > PARKED_MESSAGES_MAX {
             return None;
         }
-        let parked = (0..count).map(|_| rest.parked()).collect::<Option<_>>()?;
+        let parked = (0..count).map(|_| rest.parked(version));
+        let parked = parked.collect::<Option<_>>()?;
         rest.0.is_empty().then_some(Self {
             next,
             revision,
             parked,
             first_call,
+            given_up,
         })
     }
 }
@@ -144,23 +204,34 @@ impl Reader<'_> {
         String::from_utf8(taken.to_vec()).ok()
     }
 
-    fn parked(&mut self) -> Option<Parked> {
+    fn parked(&mut self, version: u8) -> Option<Parked> {
         let offset = Offset(self.u64()?);
         let [flags] = self.take()?;
         let ordering = self.u64()?;
         let due = Timestamp(self.u64()?);
         let attempts = self.u32()?;
+        let own = match version {
+            VERSION => Some((self.u32()?, self.u32()?)),
+            _ => None,
+        };
         let first_failed_at = Timestamp(self.u64()?);
         let [count] = self.take()?;
         if count as usize > ATTEMPT_LOG_MAX {
             return None;
         }
-        let log = (0..count).map(|_| self.attempt()).collect::<Option<_>>()?;
+        let log = (0..count).map(|_| self.attempt());
+        let log = log.collect::<Option<Vec<Attempt>>>()?;
+        // Whoever made the last one then had made them all, as far as anybody counted.
+        let (revision, own_attempts) =
+            own.unwrap_or_else(|| (log.last().map_or(0, |last| last.revision), attempts));
         Some(Parked {
             offset,
-            ordering: (flags & 1 != 0).then_some(ordering),
-            due: (flags & 2 != 0).then_some(due),
+            ordering: (flags & HAS_ORDERING != 0).then_some(ordering),
+            due: (flags & HAS_DUE != 0).then_some(due),
             attempts,
+            revision,
+            own_attempts,
+            current_only: flags & CURRENT_ONLY != 0,
             first_failed_at,
             log,
         })
@@ -197,13 +268,17 @@ mod tests {
             any::<Option<u64>>(),
             any::<Option<u64>>(),
             any::<u32>(),
+            any::<(u32, u32, bool)>(),
             proptest::collection::vec(attempt, 0..ATTEMPT_LOG_MAX),
         )
-            .prop_map(|(offset, ordering, due, attempts, log)| Parked {
+            .prop_map(|(offset, ordering, due, attempts, own, log)| Parked {
                 offset: Offset(offset),
                 ordering,
                 due: due.map(Timestamp),
                 attempts,
+                revision: own.0,
+                own_attempts: own.1,
+                current_only: own.2,
                 first_failed_at: Timestamp(offset / 2),
                 log,
             })
@@ -216,11 +291,42 @@ mod tests {
             revision: u32,
             parked in proptest::collection::vec(any_parked(), 0..5),
             first_call: Option<u64>,
+            given_up: Option<(u32, u32)>,
         ) {
             let first_call = first_call.map(Offset);
-            let progress = Progress { next: Offset(next), revision, parked, first_call };
+            let given_up = given_up.map(|(since, messages)| GivenUp { since, messages });
+            let progress = Progress { next: Offset(next), revision, parked, first_call, given_up };
             prop_assert_eq!(progress.encode().len(), progress.encoded_bytes());
             prop_assert_eq!(Progress::decode(&progress.encode()), Some(progress));
+        }
+
+        #[test]
+        fn what_was_written_before_revisions_had_attempts_of_their_own_is_read(
+            next: u64, revision: u32, first_call: Option<u64>, attempts: u32,
+        ) {
+            let mut old = vec![first_call.map_or(VERSION_PLAIN, |_| VERSION_FIRST_CALL)];
+            old.extend(next.to_le_bytes());
+            old.extend(revision.to_le_bytes());
+            old.extend(first_call.iter().flat_map(|end| end.to_le_bytes()));
+            old.extend(1_u32.to_le_bytes());
+            old.extend(5_u64.to_le_bytes());
+            old.push(HAS_DUE);
+            old.extend([0; 8]);
+            old.extend(9_u64.to_le_bytes());
+            old.extend(attempts.to_le_bytes());
+            old.extend(8_u64.to_le_bytes());
+            old.push(1);
+            old.extend(8_u64.to_le_bytes());
+            old.extend(revision.to_le_bytes());
+            for text in ["trap", "why"] {
+                old.extend((text.len() as u16).to_le_bytes());
+                old.extend(text.as_bytes());
+            }
+            let read = Progress::decode(&old).expect("it is read");
+            let parked = &read.parked[0];
+            prop_assert_eq!((parked.revision, parked.own_attempts, parked.current_only), (revision, attempts, false));
+            prop_assert_eq!((parked.due, parked.attempts), (Some(Timestamp(9)), attempts));
+            prop_assert_eq!((read.next.0, read.first_call.map(|end| end.0)), (next, first_call));
         }
 
         #[test]

@@ -127,6 +127,7 @@ mod tests {
         Allowance::new(DeadLetterPolicy {
             max,
             per_ms: 60_000,
+            ..DeadLetterPolicy::default()
         })
     }
 

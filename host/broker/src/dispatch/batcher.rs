@@ -64,10 +64,7 @@ pub(crate) fn behind(offset: Offset, ordering: Option<u64>) -> Parked {
     Parked {
         offset,
         ordering,
-        due: None,
-        attempts: 0,
-        first_failed_at: Timestamp::default(),
-        log: Vec::new(),
+        ..Parked::default()
     }
 }
 
@@ -250,12 +247,18 @@ impl Cut {
     }
 
     /// Takes a parked message for its next attempt, or passes it over if it is of the other side; false if it no longer fits.
-    pub(crate) fn take_retried(&mut self, bytes: &Bytes, view: &RecordView, attempts: u32) -> bool {
+    pub(crate) fn take_retried(
+        &mut self,
+        bytes: &Bytes,
+        view: &RecordView,
+        attempts: u32,
+        current_only: bool,
+    ) -> bool {
         if self.shared && self.bytes >= self.bytes_max / 2 && !self.is_empty() {
             return false;
         }
         if let Some(split) = &mut self.split {
-            match split.sort_parked(key_of(bytes, view), view.offset) {
+            match split.sort_parked(key_of(bytes, view), view.offset, current_only) {
                 Sorted::Take => {}
                 Sorted::Aside => return true,
                 Sorted::End => return false,

@@ -6,31 +6,35 @@
 //! at a time: the probe. The first probe that succeeds closes it. What failed in the batch that opened it, and what fails as a
 //! probe, spends no attempt and is never a dead letter.
 //!
-//! Evidence is the first attempt of a message only, so that one that keeps failing counts once.
+//! Every failed attempt is evidence about the revision that made it, but for what repeats what is known and what the error handler has
+//! settled: one message that keeps failing counts once. What a revision rejects as a matter of course is judged by its share
+//! ([`usual`]).
 
 use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
 use millrace_model::processor::BreakerPolicy;
-use millrace_model::{Offset, Timestamp, TopicPartition};
+use millrace_model::{Offset, Record, Rejections, Stopped, Timestamp, TopicPartition};
 use serde::Serialize;
 
 use super::answer::Failed;
 use crate::handler::Cause;
 
+mod usual;
 mod window;
 
+use usual::Usual;
 use window::Window;
 
-/// A revision that has processed so many messages is no longer new: what fails then is not its deployment.
-const TRIAL_MESSAGES: u64 = 1_000;
-/// A revision is no longer new after this time.
-const TRIAL: Duration = Duration::from_secs(60 * 60);
+/// A revision that has processed so many messages is proven: what fails then is not its deployment.
+pub(crate) const PROVEN_MESSAGES: u64 = 1_000;
+/// A revision is proven so long after the first message that it processed.
+pub(crate) const PROVEN_AFTER: Duration = Duration::from_secs(60 * 60);
+/// So many calls of a canary in a row may not end in time, or it is out: each of them keeps the current revision waiting.
+pub(crate) const CANARY_TIMEOUTS_MAX: u32 = 2;
 /// Opening again so soon after closing goes on with the longer waits of the time before.
 const HEALTHY: Duration = Duration::from_secs(10);
-/// Classes of rejections that are known from revisions before. A class beyond them counts as new.
-const KNOWN_REJECTIONS_MAX: usize = 64;
 /// How long a worker waits for another one's probe before it looks again.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
@@ -46,8 +50,8 @@ pub(crate) struct Now {
 pub(crate) enum Reason {
     /// Something that the messages need is down.
     Outage,
-    /// A new revision fails where the one before did not.
-    BadDeploy { revision: u32, predecessor: u32 },
+    /// A revision that is not proven fails where the one to go back to did not.
+    BadDeploy { revision: u32, back: u32 },
     /// Most messages are such that nobody can process them.
     PoisonFlood,
 }
@@ -97,8 +101,19 @@ pub(crate) struct Report<'a> {
     pub(crate) partition: TopicPartition,
     pub(crate) offsets: &'a [Offset],
     pub(crate) failed: &'a [Failed],
-    /// For each failure, whether it was the message's first attempt.
-    pub(crate) first: &'a [bool],
+    /// What each failure says; as many as `failed`.
+    pub(crate) says: &'a [Says],
+}
+
+/// What a failure says of the revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Says {
+    /// Something that was not known.
+    News,
+    /// What was known: the message failed so before, under this revision or the one to go back to.
+    Nothing,
+    /// That all is well: the error handler has settled it.
+    Settled,
 }
 
 /// What is to be done with a batch that was reported.
@@ -178,10 +193,28 @@ pub struct BreakerStatus {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trial {
     pub(crate) revision: u32,
-    /// The revision that it took over from, if it is the newest one.
-    pub(crate) predecessor: Option<u32>,
-    /// How long ago it was deployed.
-    pub(crate) age: Duration,
+    /// The one to go back to.
+    pub(crate) back: Option<Back>,
+    /// What is written down of how it did.
+    pub(crate) record: Record,
+    /// How long ago it processed its first message, if it did.
+    pub(crate) worked: Option<Duration>,
+}
+
+/// The revision to go back to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Back {
+    pub(crate) revision: u32,
+    /// How it did.
+    pub(crate) record: Record,
+}
+
+impl Back {
+    /// Whether it stood still for the same.
+    fn failed_so(&self, kind: &Kind) -> bool {
+        let stopped = self.record.stopped.as_ref();
+        stopped.is_some_and(|stopped| stopped.class.as_ref() == Some(&kind.class))
+    }
 }
 
 /// One processor's breaker.
@@ -191,19 +224,22 @@ pub(crate) struct Breaker {
     /// Whether an operator wants failures dealt with one by one for now.
     accepting: bool,
     revision: u32,
-    predecessor: Option<u32>,
-    /// Until when the revision is new.
-    trial_ends: Duration,
-    /// Messages that it processed.
+    back: Option<Back>,
+    proven: bool,
+    /// When it is proven, if it has processed a message.
+    proven_at: Option<Duration>,
+    /// Messages that it processed in this process.
     good: u64,
+    /// Calls in a row that did not end in time.
+    timeouts: u32,
+    /// What is written down of it: whether it worked, whether it is proven, and of how many classes it is known that it rejects them.
+    written: (bool, bool, usize),
     open: Option<Open>,
     /// Different messages that failed alike, since the last success.
     run: HashSet<(TopicPartition, Offset)>,
     run_kind: Option<Kind>,
     window: Window,
-    /// Classes under which earlier revisions rejected, and this one.
-    rejections_before: Vec<String>,
-    rejections: Vec<String>,
+    usual: Usual,
     /// When it closed last, and how long its waits were then.
     closed: Option<(Duration, u32)>,
     trips: u64,
@@ -216,15 +252,17 @@ impl Breaker {
             policy,
             accepting: false,
             revision: trial.revision,
-            predecessor: None,
-            trial_ends: Duration::ZERO,
+            back: None,
+            proven: false,
+            proven_at: None,
             good: 0,
+            timeouts: 0,
+            written: Default::default(),
             open: None,
             run: HashSet::new(),
             run_kind: None,
             window: Window::default(),
-            rejections_before: Vec::new(),
-            rejections: Vec::new(),
+            usual: Usual::default(),
             closed: None,
             trips: 0,
         };
@@ -236,14 +274,13 @@ impl Breaker {
     pub(crate) fn install(&mut self, policy: BreakerPolicy, trial: &Trial, now: Now) {
         self.policy = policy;
         if trial.revision == self.revision {
+            // The one to go back to may be another by now.
+            self.back.clone_from(&trial.back);
             return;
         }
         self.open = None;
         self.closed = None;
         self.forget();
-        for class in std::mem::take(&mut self.rejections) {
-            remember(&mut self.rejections_before, &class);
-        }
         self.try_out(trial, now);
     }
 
@@ -252,24 +289,78 @@ impl Breaker {
         self.revision = 0;
     }
 
-    /// Classes under which messages are rejected, and that are nothing new.
-    pub(crate) fn known_rejections(&self) -> Vec<String> {
-        let known = self.rejections_before.iter().chain(&self.rejections);
-        known.cloned().collect()
+    /// What the revision rejects as a matter of course, as far as it was seen.
+    pub(crate) fn rejections(&self) -> Vec<Rejections> {
+        self.usual.own()
     }
 
-    /// These are nothing new.
-    pub(crate) fn learn(&mut self, rejections: &[String]) {
-        for class in rejections {
-            remember(&mut self.rejections_before, class);
-        }
+    /// Whether rejections of this class are nothing new.
+    pub(crate) fn is_usual(&self, class: &str) -> bool {
+        self.usual.knows(class)
+    }
+
+    /// So much of these is usual.
+    pub(crate) fn learn(&mut self, rejections: &[Rejections]) {
+        self.usual.learn(rejections);
     }
 
     fn try_out(&mut self, trial: &Trial, now: Now) {
         self.revision = trial.revision;
-        self.predecessor = trial.predecessor;
-        self.trial_ends = now.monotonic + TRIAL.saturating_sub(trial.age);
+        self.back.clone_from(&trial.back);
+        self.proven = trial.record.proven;
+        let left = |worked: Duration| PROVEN_AFTER.saturating_sub(worked);
+        self.proven_at = trial.worked.map(|worked| now.monotonic + left(worked));
         self.good = 0;
+        self.timeouts = 0;
+        self.usual = Usual::of(&trial.record.rejections);
+        if let Some(back) = &trial.back {
+            self.usual.learn(&back.record.rejections);
+        }
+        self.written = (
+            trial.record.worked_at.is_some(),
+            trial.record.proven,
+            trial.record.rejections.len(),
+        );
+    }
+
+    /// How the revision does, as it is to be written down; when it worked and was left is for whoever does.
+    pub(crate) fn record(&self, now: Now) -> Record {
+        let stopped = self.trip().map(|trip| Stopped {
+            class: trip.kind.as_ref().map(|kind| kind.class.clone()),
+            text: Reason::without_advice(&trip.text).to_owned(),
+        });
+        Record {
+            proven: self.is_proven(now),
+            stopped,
+            rejections: self.rejections(),
+            ..Record::default()
+        }
+    }
+
+    /// Whether it has processed anything in this process or before.
+    pub(crate) fn has_worked(&self) -> bool {
+        self.good > 0 || self.written.0
+    }
+
+    /// Whether something is to be written down of the revision. Says so once.
+    pub(crate) fn take_news(&mut self, now: Now) -> bool {
+        let proven = self.is_proven(now);
+        let known = if proven {
+            self.usual.own_count()
+        } else {
+            self.written.2
+        };
+        let is = (self.has_worked(), proven, known.max(self.written.2));
+        let news = self.revision > 0 && is != self.written;
+        if news {
+            self.written = is;
+        }
+        news
+    }
+
+    /// What was to be written down was not.
+    pub(crate) fn not_written(&mut self) {
+        self.written = Default::default();
     }
 
     /// Whether failures of messages are to be dealt with one by one, however many there are.
@@ -312,8 +403,10 @@ impl Breaker {
         now: Now,
         rng: &mut fastrand::Rng,
     ) -> Judgement {
-        let counts = |failed: &&Failed| self.counts(failed, now);
-        let bad = report.failed.iter().find(counts);
+        let said = report.failed.iter().zip(report.says);
+        let mut bad =
+            said.filter(|(failed, says)| **says != Says::Settled && self.counts(failed, now));
+        let bad = bad.next().map(|(failed, _)| failed);
         if report.revision != self.revision {
             // Decided by a revision that no longer runs: the one that does may do better.
             let stays = bad.is_none() || !self.policy.enabled;
@@ -337,18 +430,20 @@ impl Breaker {
             Some(_) => Judgement::Settle,
             None => {
                 self.note(report, now);
-                let Some(failed) = bad.filter(|_| self.policy.enabled && !self.accepting) else {
+                if report.failed.is_empty() || !self.policy.enabled || self.accepting {
+                    return Judgement::Settle;
+                }
+                let Some((kind, what)) = self.judge(now) else {
                     return Judgement::Settle;
                 };
-                match self.judge() {
-                    Some((kind, what)) => {
-                        let example = report.failed.iter().find(|f| kind.is(f)).unwrap_or(failed);
-                        let text = explain(&kind, &what, &example.reason);
-                        self.trip_for(Some(kind), text, now, rng);
-                        Judgement::Discard
-                    }
-                    None => Judgement::Settle,
-                }
+                // Enough may have been there before; but nobody stops at what is no failure.
+                let example = report.failed.iter().find(|failed| kind.is(failed)).or(bad);
+                let Some(example) = example else {
+                    return Judgement::Settle;
+                };
+                let text = explain(&kind, &what, &example.reason);
+                self.trip_for(Some(kind), text, now, rng);
+                Judgement::Discard
             }
         }
     }
@@ -375,6 +470,36 @@ impl Breaker {
                 }
             }
             None => self.trip_for(None, why.to_owned(), now, rng),
+        }
+    }
+
+    /// A call of a canary did not end in time.
+    pub(crate) fn timed_out(&mut self, revision: u32, now: Now, rng: &mut fastrand::Rng) {
+        if revision != self.revision || self.open.is_some() || !self.policy.enabled {
+            return;
+        }
+        self.timeouts += 1;
+        if self.timeouts >= CANARY_TIMEOUTS_MAX {
+            let kind = Kind {
+                cause: Cause::Timeout,
+                class: Cause::Timeout.as_str().to_owned(),
+            };
+            let text = format!("{} calls in a row did not end in time", self.timeouts);
+            self.trip_for(Some(kind), text, now, rng);
+        }
+    }
+
+    /// A canary was wrong about so many messages: the current revision has processed them.
+    pub(crate) fn contradicted(&mut self, messages: u32, now: Now, rng: &mut fastrand::Rng) {
+        if self.open.is_none() && self.revision > 0 {
+            let text = format!(
+                "{messages} messages that it would have given up were processed by the current revision"
+            );
+            let kind = Kind {
+                cause: Cause::Reject,
+                class: String::new(),
+            };
+            self.trip_for(Some(kind), text, now, rng);
         }
     }
 
@@ -417,17 +542,28 @@ impl Breaker {
         self.run.clear();
         self.run_kind = None;
         self.window = Window::default();
+        self.usual.forget();
     }
 
-    fn is_new(&self, now: Now) -> bool {
-        self.predecessor.is_some() && self.good < TRIAL_MESSAGES && now.monotonic < self.trial_ends
+    /// Whether it has processed enough for its failures to be the messages'. Time in which it processed nothing is no proof.
+    fn is_proven(&self, now: Now) -> bool {
+        self.proven
+            || self.good >= PROVEN_MESSAGES
+            || self.proven_at.is_some_and(|at| now.monotonic >= at)
+    }
+
+    /// Whether it is not proven, and there is one to go back to.
+    pub(crate) fn is_new(&self, now: Now) -> bool {
+        self.back.is_some() && !self.is_proven(now)
     }
 
     /// Whether the failure says something of more than its message. A rejection is the component's decision, unless it is new
     /// with a new revision.
     fn counts(&self, failed: &Failed, now: Now) -> bool {
+        let is_why = |open: &Open| open.trip.kind.as_ref().is_some_and(|kind| kind.is(failed));
         match failed.cause {
-            Cause::Reject => self.is_new(now) && !self.rejections_before.contains(&failed.class),
+            Cause::Reject if self.open.as_ref().is_some_and(is_why) => true,
+            Cause::Reject => self.is_new(now) && !self.usual.knows(&failed.class),
             Cause::HostDied | Cause::GivenUp => false,
             _ => true,
         }
@@ -435,45 +571,58 @@ impl Breaker {
 
     /// Takes the batch into account.
     fn note(&mut self, report: &Report<'_>, now: Now) {
-        let good = (report.offsets.len() - report.failed.len()) as u64;
-        self.good = self.good.saturating_add(good);
+        let settled = report.says.iter().filter(|says| **says == Says::Settled);
+        let good = (report.offsets.len() - report.failed.len() + settled.count()) as u64;
+        if good > 0 {
+            self.good = self.good.saturating_add(good);
+            self.timeouts = 0;
+            self.proven_at.get_or_insert(now.monotonic + PROVEN_AFTER);
+        }
+        let span = match self.is_new(now) {
+            // Slow traffic is no excuse.
+            true => Duration::MAX,
+            false => Duration::from_millis(self.policy.window_ms),
+        };
+        self.usual.note(
+            report.offsets.len(),
+            report.failed,
+            self.policy.failed_percent,
+        );
         if report.failed.is_empty() {
             if !self.run.is_empty() {
                 self.run.clear();
             }
-            self.window.good(good, now.monotonic, &self.policy);
+            self.window.good(good, now.monotonic, span, &self.policy);
             return;
         }
-        let evidence: Vec<&Failed> = report
-            .failed
-            .iter()
-            .zip(report.first)
-            .filter(|(failed, first)| {
+        let said = report.failed.iter().zip(report.says);
+        let evidence: Vec<&Failed> = said
+            .filter(|(failed, says)| {
                 let place = (report.partition, report.offsets[failed.message]);
-                **first && self.counts(failed, now) && !self.run.contains(&place)
+                **says == Says::News && self.counts(failed, now) && !self.run.contains(&place)
             })
             .map(|(failed, _)| failed)
             .collect();
         self.window
-            .mixed(good, &evidence, now.monotonic, &self.policy);
+            .mixed(good, &evidence, now.monotonic, span, &self.policy);
         self.follow_run(report, now);
-        for failed in report.failed {
-            if failed.cause == Cause::Reject && !self.counts(failed, now) {
-                remember(&mut self.rejections, &failed.class);
-            }
-        }
     }
 
     /// The failures at the end of the batch go on with the run; a success before them has ended the one before.
     fn follow_run(&mut self, report: &Report<'_>, now: Now) {
         let mut end = report.offsets.len();
         let mut tail = Vec::new();
-        for (failed, &first) in report.failed.iter().zip(report.first).rev() {
-            if failed.message + 1 != end || (first && !self.counts(failed, now)) {
+        for (failed, says) in report.failed.iter().zip(report.says).rev() {
+            let ends = match says {
+                Says::Settled => true,
+                Says::Nothing => false,
+                Says::News => !self.counts(failed, now),
+            };
+            if failed.message + 1 != end || ends {
                 break;
             }
             end = failed.message;
-            if first {
+            if *says == Says::News {
                 tail.push(failed);
             }
         }
@@ -493,7 +642,12 @@ impl Breaker {
     }
 
     /// Whether what was noted is enough, and of which kind it is.
-    fn judge(&self) -> Option<(Kind, String)> {
+    fn judge(&self, now: Now) -> Option<(Kind, String)> {
+        let too_many = self.usual.too_many(self.policy.failures_min);
+        if let Some((class, what)) = too_many.filter(|_| self.is_new(now)) {
+            let cause = Cause::Reject;
+            return Some((Kind { cause, class }, what));
+        }
         let run = self.run.len() as u32;
         if run >= self.policy.failures_min {
             let kind = self.run_kind.clone()?;
@@ -514,11 +668,8 @@ impl Breaker {
         let text = match reason {
             Reason::Outage => format!("outage: {text}"),
             Reason::PoisonFlood => format!("poison flood: {text}"),
-            Reason::BadDeploy {
-                revision,
-                predecessor,
-            } => format!(
-                "bad deploy: revision {revision} fails where revision {predecessor} did not: {text}{ADVICE}"
+            Reason::BadDeploy { revision, back } => format!(
+                "bad deploy: revision {revision} fails where revision {back} did not: {text}{ADVICE}"
             ),
         };
         let relapse = self
@@ -544,12 +695,14 @@ impl Breaker {
     }
 
     fn reason(&self, kind: Option<&Kind>, now: Now) -> Reason {
-        match (kind, self.predecessor) {
+        match (kind, &self.back) {
             (None, _) => Reason::Outage,
-            (Some(_), Some(predecessor)) if self.is_new(now) => Reason::BadDeploy {
-                revision: self.revision,
-                predecessor,
-            },
+            (Some(kind), Some(back)) if self.is_new(now) && !back.failed_so(kind) => {
+                Reason::BadDeploy {
+                    revision: self.revision,
+                    back: back.revision,
+                }
+            }
             (Some(kind), _) => match kind.cause {
                 Cause::Retry | Cause::Timeout => Reason::Outage,
                 _ => Reason::PoisonFlood,
@@ -593,12 +746,6 @@ fn explain(kind: &Kind, what: &str, example: &str) -> String {
             "{what} alike ({class}: {})",
             super::answer::cut(example.to_owned(), 200)
         ),
-    }
-}
-
-fn remember(classes: &mut Vec<String>, class: &str) {
-    if classes.len() < KNOWN_REJECTIONS_MAX && !classes.iter().any(|known| known == class) {
-        classes.push(class.to_owned());
     }
 }
 

@@ -12,7 +12,7 @@ use millrace_model::bounds::{
 };
 use millrace_model::columns::NONE;
 use millrace_model::{
-    Attempt, BatchBuilder, Offset, Parked, ProcessorSpec, Progress, RecordBatch, Timestamp,
+    Attempt, BatchBuilder, GivenUp, Offset, Parked, ProcessorSpec, Progress, RecordBatch, Timestamp,
 };
 
 use super::Input;
@@ -39,11 +39,26 @@ pub(crate) struct Settling<'a> {
     pub(crate) places: &'a [u32],
     /// What the error handler says of each failure; empty where there is none.
     pub(crate) decisions: &'a [Decision],
+    /// What the revision's word is worth.
+    pub(crate) word: Word,
+    /// Whether the rejections of a class are nothing new.
+    pub(crate) is_usual: &'a (dyn Fn(&str) -> bool + Sync),
     /// As it was before the batch.
     pub(crate) progress: &'a Progress,
     /// Whether the host has no room to remember more than the last attempt of a message, in few words.
     pub(crate) is_short: bool,
     pub(crate) now: Timestamp,
+}
+
+/// What it is worth if a revision gives messages up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// They are given up.
+    Counts,
+    /// So many are given up. The others are tried again: the revision is not proven.
+    CountsFor(u32),
+    /// None is: it is a canary's, and the current revision is asked.
+    IsAskedAgain,
 }
 
 /// What one commit makes true.
@@ -59,6 +74,8 @@ pub(crate) struct Effects {
     pub(crate) counts: Counts,
     /// The places in the batch of the messages that are given up, ascending.
     pub(crate) given_up: Vec<usize>,
+    /// How many of them count against what a revision may give up that is not proven.
+    pub(crate) given_up_unproven: u32,
     /// Offsets and reasons of messages that the error handler dropped.
     pub(crate) dropped: Vec<(Offset, String)>,
 }
@@ -82,6 +99,8 @@ pub(crate) struct Counts {
     pub(crate) failed: u64,
     pub(crate) retries: u64,
     pub(crate) dead_letters: u64,
+    /// Messages that a canary failed at, and that the current revision is asked about.
+    pub(crate) asked_again: u64,
 }
 
 /// What becomes of one failed message.
@@ -89,6 +108,8 @@ enum Fate {
     Retry(Duration),
     DeadLetter,
     Drop(String),
+    /// The current revision answers.
+    AskAgain,
 }
 
 /// Decides about a whole batch.
@@ -111,45 +132,63 @@ pub(crate) fn postpone(settling: &Settling<'_>) -> Effects {
     settler.finish()
 }
 
-/// The failures of a batch as an error handler is told of them, and the messages meant.
-pub(crate) fn failures(settling: &Settling<'_>) -> Vec<Failure> {
+/// The failures of a batch as an error handler is told of them.
+pub(crate) fn failures(
+    batch: &Batch,
+    verdict: &Verdict,
+    progress: &Progress,
+    revision: u32,
+    now: Timestamp,
+) -> Vec<Failure> {
     let failure = |(place, failed): (usize, &Failed)| {
-        let before = settling.parked(failed.message);
+        let before = parked_before(batch, progress, failed.message);
         Failure {
             message: place as u32,
-            revision: settling.revision,
-            attempt: before.map_or(0, |parked| parked.attempts) + 1,
-            first_failed_at: settling.first_failed_at(before),
+            revision,
+            attempt: before.map_or(0, |parked| parked.attempts).saturating_add(1),
+            first_failed_at: first_failed_at(before, now),
             cause: failed.cause,
             class: failed.class.clone(),
             reason: failed.reason.clone(),
         }
     };
-    settling
-        .verdict
-        .failed
-        .iter()
-        .enumerate()
-        .map(failure)
-        .collect()
+    verdict.failed.iter().enumerate().map(failure).collect()
+}
+
+/// The message's entry in progress, if it is retried.
+fn parked_before<'a>(batch: &Batch, progress: &'a Progress, message: usize) -> Option<&'a Parked> {
+    if message >= batch.retried {
+        return None;
+    }
+    let offset = batch.offsets[message];
+    let parked = &progress.parked;
+    let found = parked.binary_search_by_key(&offset, |parked| parked.offset);
+    found.ok().map(|index| &parked[index])
+}
+
+fn first_failed_at(before: Option<&Parked>, now: Timestamp) -> Timestamp {
+    before
+        .filter(|parked| parked.attempts > 0)
+        .map_or(now, |parked| parked.first_failed_at)
+}
+
+impl Effects {
+    /// What was given up counts, from one revision to the next, until one is proven. Whatever was counted since another one is over.
+    pub(crate) fn count_unproven(&mut self, since: u32) {
+        if self.given_up_unproven > 0 {
+            let known = self.progress.given_up.filter(|known| known.since == since);
+            let before = known.map_or(0, |known| known.messages);
+            self.progress.given_up = Some(GivenUp {
+                since,
+                messages: before.saturating_add(self.given_up_unproven),
+            });
+        }
+    }
 }
 
 impl Settling<'_> {
-    /// The message's entry in progress, if it is retried.
     fn parked(&self, message: usize) -> Option<&Parked> {
-        if message >= self.batch.retried {
-            return None;
-        }
-        let offset = self.batch.offsets[message];
-        let parked = &self.progress.parked;
-        let found = parked.binary_search_by_key(&offset, |parked| parked.offset);
-        found.ok().map(|index| &parked[index])
-    }
-
-    fn first_failed_at(&self, before: Option<&Parked>) -> Timestamp {
-        before
-            .filter(|parked| parked.attempts > 0)
-            .map_or(self.now, |parked| parked.first_failed_at)
+        parked_before(self.batch, self.progress, message)
     }
 
     fn ordering(&self, message: usize) -> Option<u64> {
@@ -201,6 +240,40 @@ impl Settling<'_> {
         let before = trail_of(&self.batch.columns, failed.message);
         let trail = after(before, self.spec.hops_max.is_some());
         trail.map(|trail| (trail, came.hops))
+    }
+
+    /// What the revision's word makes of a fate.
+    fn by_word(
+        &self,
+        fate: Fate,
+        failed: &Failed,
+        parked: &Parked,
+        given_up: u32,
+        rng: &mut fastrand::Rng,
+    ) -> Fate {
+        let is_the_hosts =
+            self.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
+        if is_the_hosts {
+            return fate;
+        }
+        let took_the_call_down = !matches!(failed.cause, Cause::Retry | Cause::Reject);
+        match (self.word, &fate) {
+            (Word::IsAskedAgain, Fate::Retry(_)) if !took_the_call_down => fate,
+            (Word::IsAskedAgain, _) => Fate::AskAgain,
+            (Word::CountsFor(may), Fate::DeadLetter) => {
+                if failed.cause == Cause::Reject && (self.is_usual)(&failed.class) {
+                    return fate;
+                }
+                let is_its_first = parked.own_attempts <= 1 && parked.attempts > 1;
+                match given_up < may {
+                    true if !is_its_first => fate,
+                    true => Fate::Retry(retry::message_delay(&self.spec.retry, 1, rng)),
+                    // It waits until the revision is proven, or another one takes over.
+                    false => Fate::Retry(Duration::from_millis(self.spec.retry.delay_max_ms)),
+                }
+            }
+            _ => fate,
+        }
     }
 
     fn by_policy(&self, failed: &Failed, attempts: u32, rng: &mut fastrand::Rng) -> Fate {
@@ -283,7 +356,18 @@ impl<'a> Settler<'a> {
         let parked = attempted(settling, failed, ordering);
         self.effects.counts.failed += 1;
         self.discarded[failed.message] = true;
-        match settling.fate(failure, failed, parked.attempts, rng) {
+        let fate = settling.fate(failure, failed, parked.own_attempts, rng);
+        let given_up = self.effects.given_up_unproven;
+        match settling.by_word(fate, failed, &parked, given_up, rng) {
+            Fate::AskAgain => {
+                self.effects.counts.asked_again += 1;
+                self.blocked.extend(ordering);
+                self.parked.push(Parked {
+                    due: Some(settling.now),
+                    current_only: true,
+                    ..parked
+                });
+            }
             Fate::Retry(delay) => {
                 let delay = retry::bounded(delay);
                 self.effects.counts.retries += 1;
@@ -322,6 +406,12 @@ impl<'a> Settler<'a> {
         dead_letter::write(columns, failed.message, &death, &mut self.dead);
         self.effects.counts.dead_letters += 1;
         self.effects.given_up.push(failed.message);
+        let is_usual = || failed.cause == Cause::Reject && (settling.is_usual)(&failed.class);
+        let is_the_hosts =
+            settling.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
+        if matches!(settling.word, Word::CountsFor(_)) && !is_the_hosts && !is_usual() {
+            self.effects.given_up_unproven += 1;
+        }
         if self.dead.byte_count() >= DEAD_LETTER_BATCH_BYTES {
             self.close_dead_letters();
         }
@@ -386,6 +476,7 @@ impl<'a> Settler<'a> {
             revision: self.settling.revision,
             parked: self.parked,
             first_call: None,
+            given_up: progress.given_up,
         };
         self.effects
     }
@@ -412,6 +503,9 @@ fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) ->
     let attempts = before
         .map_or(0, |parked| parked.attempts)
         .saturating_add(u32::from(failed.cause != Cause::GivenUp));
+    let own_before = before
+        .filter(|parked| parked.revision == settling.revision)
+        .map_or(0, |parked| parked.own_attempts);
     let mut log = match before {
         Some(before) if !settling.is_short => before.log.clone(),
         _ => Vec::new(),
@@ -433,7 +527,10 @@ fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) ->
         ordering,
         due: None,
         attempts,
-        first_failed_at: settling.first_failed_at(before),
+        revision: settling.revision,
+        own_attempts: own_before.saturating_add(u32::from(failed.cause != Cause::GivenUp)),
+        current_only: before.is_some_and(|parked| parked.current_only),
+        first_failed_at: first_failed_at(before, settling.now),
         log,
     }
 }

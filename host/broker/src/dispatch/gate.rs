@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, counter, gauge};
-use millrace_model::{Clock, ProcessorName};
+use millrace_model::{Clock, GivenUp, ProcessorName, Record, Rejections, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -14,19 +14,29 @@ use super::Live;
 use super::allowance::{Allowance, Granted};
 use super::breaker::{Admission, Breaker, BreakerStatus, Judgement, Now, Reason, Report, Trial};
 use super::classes::Classes;
+use super::delivery::Word;
 use crate::handler::Cause;
 
-/// Told of a bad deploy whose specification asks to be taken back.
+/// Told of what is to be done with a revision.
 pub(crate) type Alarms = mpsc::Sender<Alarm>;
 
-/// A revision that is to be taken back.
+/// What is to be done with a revision.
 #[derive(Clone, Debug)]
 pub(crate) struct Alarm {
     pub(crate) processor: ProcessorName,
     pub(crate) revision: u32,
-    /// To which one; `None` for a canary, which is only withdrawn.
-    pub(crate) predecessor: Option<u32>,
-    pub(crate) text: String,
+    pub(crate) wanted: Wanted,
+}
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+pub(crate) enum Wanted {
+    /// It is a bad deploy, for this reason, and goes back to that one.
+    TakeBack { to: u32, why: String },
+    /// It is a canary that is withdrawn, for this reason.
+    Withdraw { why: String },
+    /// How it does is written down.
+    Note,
 }
 
 /// After so long a canary that should be withdrawn and still is there is reported again.
@@ -55,6 +65,12 @@ struct State {
     rng: fastrand::Rng,
     /// When it was last said that this canary is to be withdrawn.
     reported: Option<Duration>,
+    /// Messages that this canary failed at and the current revision processed.
+    contradicted: u32,
+    /// What revisions that are not proven have given up, and since which one; `None` if that was not looked up.
+    given_up: Option<GivenUp>,
+    /// What the processor reads.
+    inputs: Arc<[TopicPartition]>,
 }
 
 struct Meters {
@@ -124,6 +140,9 @@ impl Gate {
                 allowance,
                 rng: fastrand::Rng::new(),
                 reported: None,
+                contradicted: 0,
+                given_up: None,
+                inputs: Arc::default(),
             }),
             changes: watch::Sender::new(0),
             meters,
@@ -156,15 +175,29 @@ impl Gate {
         let _ = self.alarms.try_send(Alarm {
             processor: state.live.processor.clone(),
             revision: state.live.revision,
-            predecessor: None,
-            text: trip.text.clone(),
+            wanted: Wanted::Withdraw {
+                why: Reason::without_advice(&trip.text).to_owned(),
+            },
         });
         state.reported = Some(now);
     }
 
-    /// Classes under which messages are rejected as a matter of course.
-    fn known_rejections(&self) -> Vec<String> {
-        self.state.lock().breaker.known_rejections()
+    /// What the revision rejects as a matter of course.
+    fn rejections(&self) -> Vec<Rejections> {
+        self.state.lock().breaker.rejections()
+    }
+
+    /// How the revision does, as it is to be written down; and whether it has worked. `None` if another one runs.
+    pub(crate) fn record(&self, revision: u32) -> Option<(Record, bool)> {
+        let now = self.now();
+        let state = self.state.lock();
+        let is_it = state.live.revision == revision;
+        is_it.then(|| (state.breaker.record(now), state.breaker.has_worked()))
+    }
+
+    /// What was to be written down of the revision was not: it is said again.
+    pub(crate) fn not_written(&self) {
+        self.state.lock().breaker.not_written();
     }
 
     /// This revision takes the next batch.
@@ -229,7 +262,7 @@ impl Gate {
         let is_probe = use_up(probe);
         let rejects = report.failed.iter().any(|f| f.cause == Cause::Reject);
         let known = self.elder.as_ref().filter(|_| rejects);
-        let known = known.map(|elder| elder.known_rejections());
+        let known = known.map(|elder| elder.rejections());
         let mut state = self.state.lock();
         let State {
             breaker,
@@ -243,8 +276,117 @@ impl Gate {
         let was_open = breaker.trip().is_some();
         breaker.accept(allowance.accepted() > 0);
         let judgement = breaker.report(report, is_probe, now, rng);
+        if breaker.take_news(now) {
+            self.tell(&mut state);
+        }
         self.changed(was_open, is_probe, &mut state);
         judgement
+    }
+
+    /// Has it written down how the revision does.
+    fn tell(&self, state: &mut State) {
+        let told = self.alarms.try_send(Alarm {
+            processor: state.live.processor.clone(),
+            revision: state.live.revision,
+            wanted: Wanted::Note,
+        });
+        if told.is_err() {
+            // With the next batch, then.
+            state.breaker.not_written();
+        }
+    }
+
+    /// A call of this canary did not end in time.
+    pub(crate) fn timed_out(&self, revision: u32) {
+        let now = self.now();
+        let mut state = self.state.lock();
+        let State { breaker, rng, .. } = &mut *state;
+        let was_open = breaker.trip().is_some();
+        breaker.timed_out(revision, now, rng);
+        self.changed(was_open, false, &mut state);
+    }
+
+    /// The current revision has processed so many messages that this canary would have given up.
+    pub(crate) fn contradicted(&self, messages: u32) {
+        let now = self.now();
+        let mut state = self.state.lock();
+        let State {
+            breaker,
+            rng,
+            live,
+            contradicted,
+            ..
+        } = &mut *state;
+        *contradicted = contradicted.saturating_add(messages);
+        let policy = &live.spec.dead_letters;
+        if *contradicted < policy.unproven_max.min(policy.max).max(1) {
+            return;
+        }
+        let was_open = breaker.trip().is_some();
+        breaker.contradicted(*contradicted, now, rng);
+        self.changed(was_open, false, &mut state);
+    }
+
+    /// What the word of the current revision is worth. `Err` if it was not looked up yet what was given up before.
+    pub(crate) fn word(&self) -> Result<Word, NotLookedUp> {
+        let now = self.now();
+        let state = self.state.lock();
+        if !state.breaker.is_new(now) || state.allowance.accepted() > 0 {
+            return Ok(Word::Counts);
+        }
+        let since = state.live.unproven_since;
+        let known = state.given_up.filter(|known| known.since == since);
+        let not_looked_up = || NotLookedUp {
+            since,
+            inputs: Arc::clone(&state.inputs),
+        };
+        let given_up = known.ok_or_else(not_looked_up)?.messages;
+        let left = state.live.spec.dead_letters.unproven_max;
+        Ok(Word::CountsFor(left.saturating_sub(given_up)))
+    }
+
+    /// The processor reads these.
+    pub(crate) fn reads(&self, inputs: Arc<[TopicPartition]>) {
+        self.state.lock().inputs = inputs;
+    }
+
+    /// So much was given up, all partitions together, as far as it is committed. What was taken meanwhile counts already.
+    pub(crate) fn looked_up(&self, given_up: GivenUp) {
+        let mut state = self.state.lock();
+        let since = given_up.since;
+        if state.given_up.is_none_or(|known| known.since != since) {
+            state.given_up = Some(given_up);
+        }
+    }
+
+    /// Takes so many messages to give up, if there may be as many.
+    pub(crate) fn take_unproven(&self, since: u32, messages: u32) -> bool {
+        let mut state = self.state.lock();
+        let unproven_max = state.live.spec.dead_letters.unproven_max;
+        match &mut state.given_up {
+            Some(known) if known.since == since => {
+                let then = known.messages.saturating_add(messages);
+                let may = then <= unproven_max;
+                if may {
+                    known.messages = then;
+                }
+                may
+            }
+            _ => false,
+        }
+    }
+
+    /// They were not given up after all.
+    pub(crate) fn give_back_unproven(&self, since: u32, messages: u32) {
+        let mut state = self.state.lock();
+        if let Some(known) = state.given_up.as_mut().filter(|known| known.since == since) {
+            known.messages = known.messages.saturating_sub(messages);
+        }
+    }
+
+    /// Whether rejections of this class are nothing new.
+    pub(crate) fn is_usual(&self, class: &str) -> bool {
+        self.state.lock().breaker.is_usual(class)
     }
 
     /// The component said that a batch cannot be processed for a reason outside of it.
@@ -318,18 +460,17 @@ impl Gate {
             _ => {}
         }
         if let Some(trip) = trip.filter(|_| !was_open || is_probe)
-            && let Reason::BadDeploy {
-                revision,
-                predecessor,
-            } = trip.reason
+            && let Reason::BadDeploy { revision, back } = trip.reason
             && state.live.spec.auto_rollback
         {
             // If nobody takes it, the next probe that fails tells again.
             let _ = self.alarms.try_send(Alarm {
                 processor: state.live.processor.clone(),
                 revision,
-                predecessor: Some(predecessor),
-                text: trip.text.clone(),
+                wanted: Wanted::TakeBack {
+                    to: back,
+                    why: Reason::without_advice(&trip.text).to_owned(),
+                },
             });
         }
         if was_open != trip.is_some() || is_probe {
@@ -361,12 +502,20 @@ fn now(clock: &dyn Clock) -> Now {
     }
 }
 
-/// The revision as the breaker sees it: one that an older one came back for is not new.
+/// What was given up before is to be looked up: since that revision, in these partitions.
+#[derive(Clone, Debug)]
+pub(crate) struct NotLookedUp {
+    pub(crate) since: u32,
+    pub(crate) inputs: Arc<[TopicPartition]>,
+}
+
+/// The revision as the breaker sees it.
 fn trial(live: &Live, now: Now) -> Trial {
     Trial {
         revision: live.revision,
-        predecessor: live.predecessor,
-        age: live.deployed_at.until(now.wall),
+        back: live.back.clone(),
+        record: live.record.clone(),
+        worked: live.record.worked_at.map(|at| at.until(now.wall)),
     }
 }
 

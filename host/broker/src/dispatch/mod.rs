@@ -36,12 +36,13 @@ use std::time::Duration;
 
 use millrace_model::columns::NONE;
 use millrace_model::{
-    Offset, PartitionId, ProcessorName, ProcessorSpec, Timestamp, Topic, TopicName,
+    Offset, PartitionId, ProcessorName, ProcessorSpec, Record, Timestamp, Topic, TopicName,
 };
 
 use crate::handler::{BatchHandler, FailureHandler};
 use crate::partitioner::Partitioner;
 
+use breaker::Back;
 use shadow::Shadow;
 use sides::Canary;
 
@@ -49,9 +50,12 @@ use sides::Canary;
 pub(crate) struct Live {
     pub(crate) processor: ProcessorName,
     pub(crate) revision: u32,
-    pub(crate) deployed_at: Timestamp,
-    /// The revision that it took over from, if it is the newest one.
-    pub(crate) predecessor: Option<u32>,
+    /// The one to go back to from it.
+    pub(crate) back: Option<Back>,
+    /// How it did, as far as it is written down.
+    pub(crate) record: Record,
+    /// The first of the revisions up to it of which none was proven.
+    pub(crate) unproven_since: u32,
     pub(crate) spec: ProcessorSpec,
     /// The module's digest, for the evidence.
     pub(crate) module: String,

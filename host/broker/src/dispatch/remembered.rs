@@ -160,12 +160,8 @@ mod tests {
 
     fn parked(count: usize) -> Progress {
         let parked = Parked {
-            offset: Default::default(),
-            ordering: None,
-            due: None,
             attempts: 1,
-            first_failed_at: Default::default(),
-            log: Vec::new(),
+            ..Parked::default()
         };
         Progress {
             parked: vec![parked; count],

@@ -115,6 +115,7 @@ mod tests {
                 })
                 .into_iter()
                 .collect(),
+            ..Parked::default()
         };
         let near = |parked: Parked, now| {
             let mut one = [parked];

@@ -54,7 +54,7 @@ pub struct SideStatus {
     pub failed: u64,
     /// Calls that failed as a whole.
     pub failed_calls: u64,
-    /// Messages that it gave up.
+    /// Messages that it gave up. A canary gives up none: so many it would have given up, and the current revision was asked.
     pub dead_letters: u64,
 }
 
@@ -88,7 +88,10 @@ impl Tally {
         let add = |to: &AtomicU64, number| to.fetch_add(number, Ordering::Relaxed);
         add(&count.messages, counts.ok + counts.failed);
         add(&count.failed, counts.failed);
-        add(&count.dead_letters, counts.dead_letters);
+        add(
+            &count.dead_letters,
+            counts.dead_letters + counts.asked_again,
+        );
         count.ok_total.increment(counts.ok);
         count.failed_total.increment(counts.failed);
     }
@@ -215,13 +218,15 @@ impl Split {
     /// Parked messages with these keys and offsets are about to be taken: settles for which side.
     pub(crate) fn choose<'a>(
         &mut self,
-        mut messages: impl Iterator<Item = (Option<&'a [u8]>, Offset)>,
+        mut messages: impl Iterator<Item = (Option<&'a [u8]>, Offset, bool)>,
     ) {
-        let Some((key, offset)) = messages.next() else {
+        let Some((key, offset, current_only)) = messages.next() else {
             return;
         };
-        let first = side_of(self.percent, key, offset);
-        let is_preferred = |(key, offset)| side_of(self.percent, key, offset) == self.prefers;
+        let first = self.side_of_parked(key, offset, current_only);
+        let is_preferred = |(key, offset, current_only)| {
+            self.side_of_parked(key, offset, current_only) == self.prefers
+        };
         let other = !self.in_line && first != self.prefers && messages.any(is_preferred);
         self.side = Some(if other { self.prefers } else { first });
     }
@@ -242,9 +247,22 @@ impl Split {
         self.aside_max = CANARY_ASIDE_MESSAGES_MAX.saturating_sub(waiting);
     }
 
+    /// Whose a parked message is: the current revision's if a canary failed at it, whatever its key.
+    fn side_of_parked(&self, key: Option<&[u8]>, offset: Offset, current_only: bool) -> Side {
+        match current_only {
+            true => Side::Current,
+            false => side_of(self.percent, key, offset),
+        }
+    }
+
     /// What is to be done with a parked message.
-    pub(crate) fn sort_parked(&mut self, key: Option<&[u8]>, offset: Offset) -> Sorted {
-        let side = side_of(self.percent, key, offset);
+    pub(crate) fn sort_parked(
+        &mut self,
+        key: Option<&[u8]>,
+        offset: Offset,
+        current_only: bool,
+    ) -> Sorted {
+        let side = self.side_of_parked(key, offset, current_only);
         match *self.side.get_or_insert(side) == side {
             true => Sorted::Take,
             false if self.in_line => Sorted::End,

@@ -405,10 +405,13 @@ impl Team {
         });
     }
 
-    /// By topic and partition, as they are listed.
+    /// By topic and partition, as they are listed; and the gate learns of all.
     fn in_order(&mut self) {
         let place = |post: &Post| (post.input.topic.spec.name.clone(), post.input.partition);
         self.posts.sort_by_cached_key(place);
+        let read = |post: &Post| post.input.topic.partition(post.input.partition);
+        self.gate
+            .reads(self.posts.iter().filter_map(read).collect());
     }
 
     /// Tells all of them to stop; `patience` is until when a call may go on.

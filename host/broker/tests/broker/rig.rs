@@ -503,6 +503,7 @@ pub(crate) fn spec(module: Digest) -> ProcessorSpec {
         breaker: Default::default(),
         dead_letters: Default::default(),
         auto_rollback: false,
+        auto_redrive: false,
         hops_max: None,
     }
 }

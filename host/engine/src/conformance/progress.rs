@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use millrace_model::{Attempt, Offset, Parked, Progress, Timestamp};
+use millrace_model::{Attempt, GivenUp, Offset, Parked, Progress, Timestamp};
 
 use super::{append, at, end, entry, make_partition, make_topic, progress, values};
 use crate::contract::{CommitError, Engine, EntryKind, Lease, ProgressWrite, Receipt, Transaction};
@@ -22,6 +22,9 @@ pub(super) fn with_parked(next: u64, parked: usize) -> Progress {
         ordering: (offset % 2 == 0).then_some(u64::MAX - offset),
         due: (offset % 3 == 0).then_some(Timestamp(offset)),
         attempts: 3,
+        revision: 2,
+        own_attempts: 1,
+        current_only: offset % 2 == 1,
         first_failed_at: Timestamp(7),
         log: vec![Attempt {
             at: Timestamp(9),
@@ -35,6 +38,10 @@ pub(super) fn with_parked(next: u64, parked: usize) -> Progress {
         revision: 4,
         parked: parked.collect(),
         first_call: Some(Offset(next + 1)),
+        given_up: Some(GivenUp {
+            since: 2,
+            messages: 3,
+        }),
     }
 }
 

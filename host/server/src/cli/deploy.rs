@@ -34,7 +34,7 @@ Examples:
 What no flag names stays as the current revision has it; the answer says what has changed.
 A spec file (TOML or JSON) is all that the revision is made of: what it leaves out has its default. It has the fields of
 PUT /v1/processors/{name}: topics, module, output, grants, order, batch, retry, error_handler, limits, breaker,
-dead_letters, auto_rollback, hops_max. Flags go before the file.";
+dead_letters, auto_rollback, auto_redrive, hops_max. Flags go before the file.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
@@ -92,9 +92,12 @@ pub(super) struct DeployArgs {
     /// Log lines a second at the most
     #[arg(long, value_name = "COUNT")]
     log_lines: Option<u32>,
-    /// Take a bad deploy back to the revision before it
+    /// Take a bad deploy back to the last revision that worked
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     auto_rollback: Option<bool>,
+    /// Send again what a revision gave up, once the host has taken it back
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    auto_redrive: Option<bool>,
     /// Count hops, and give up messages that have so many; a cycle of processors needs one that does
     #[arg(long, value_name = "COUNT")]
     hops_max: Option<u32>,
@@ -187,6 +190,7 @@ impl DeployArgs {
             ("error_handler", json!(self.error_handler)),
             ("hops_max", json!(self.hops_max)),
             ("auto_rollback", json!(self.auto_rollback)),
+            ("auto_redrive", json!(self.auto_redrive)),
             ("retry.attempts_max", json!(self.attempts_max)),
             ("retry.delay_first_ms", json!(self.retry_first)),
             ("retry.delay_max_ms", json!(self.retry_max)),

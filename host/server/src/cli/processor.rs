@@ -82,12 +82,12 @@ pub(super) enum Verb {
     History { name: ProcessorName },
     /// Make an earlier revision the current one; without a number, withdraw the revision on trial if there is one
     #[command(
-        after_help = "Examples:\n  millrace processor rollback shout\n  millrace processor rollback shout --revision 3"
+        after_help = "Examples:\n  millrace processor rollback shout\n  millrace processor rollback shout --to 3"
     )]
     Rollback {
         name: ProcessorName,
-        /// The revision to go back to; without, the one before the current
-        #[arg(long)]
+        /// The revision to go back to; without, the last one that worked
+        #[arg(long = "to", alias = "revision", value_name = "REVISION")]
         revision: Option<u32>,
     },
     /// Delete a processor; its dead letters stay as topics, its progress and state for one of the same name
@@ -275,11 +275,18 @@ fn show(processor: &Value) -> String {
             "limits",
             "dead_letters",
             "auto_rollback",
+            "auto_redrive",
             "hops_max",
         ]
         .map(|field| (field, cell(&spec[field]))),
     );
     pairs.push(("breaker", breaker(&processor["breaker"])));
+    if let Some(revision) = processor["way_back"].as_u64() {
+        pairs.push((
+            "way back",
+            format!("revision {revision}, the last that worked"),
+        ));
+    }
     pairs.extend(trials::canary_facts(&processor["canary_status"]));
     if let Some(revision) = processor["shadow"]["revision"].as_u64() {
         pairs.push(("shadow", format!("revision {revision}")));

@@ -11,7 +11,7 @@ use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
 };
 use millrace_model::unit::check_ms;
-use millrace_model::{Digest, Offset, Processor, ProcessorName, Revision, Timestamp};
+use millrace_model::{ChangeKind, Digest, Offset, Processor, ProcessorName, Revision, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -40,6 +40,12 @@ pub(super) struct DeployedBody {
     differs: Vec<Difference>,
     /// Whether the processor was not there before.
     created: bool,
+    /// The revision that a rollback leads to: the last one that worked. Absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    way_back: Option<u32>,
+    /// What was done, where that is more than what was asked for: from where a rollback went, and what it passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 /// What to change; the rest stays as it is. Null is the default, and the fields of a group are changed one by one.
@@ -64,8 +70,10 @@ pub(super) struct SpecChangesSchema {
     limits: Option<LimitsSchema>,
     breaker: Option<BreakerPolicySchema>,
     dead_letters: Option<DeadLetterPolicySchema>,
-    /// Whether a bad deploy takes itself back to the revision that it took over from.
+    /// Whether a bad deploy takes itself back to the last revision that worked.
     auto_rollback: Option<bool>,
+    /// Whether what a revision gave up is sent again by itself once the host has taken that revision back.
+    auto_redrive: Option<bool>,
     /// Counts hops in the header `millrace-hops`, and gives up messages that have so many; a cycle of processors needs one such.
     hops_max: Option<u32>,
 }
@@ -158,9 +166,14 @@ impl DeployedBody {
     pub(super) fn after(before: Option<&Processor>, processor: Processor) -> Self {
         let differs = before.and_then(|before| changed(before, &processor));
         let differs = differs.map(|(old, new)| differences(&old.spec, &new.spec));
+        let last = processor.changes.last();
+        let is_new = before.is_some_and(|before| before.changes.last() != last);
+        let rollback = last.filter(|last| is_new && last.what == ChangeKind::Rollback);
         Self {
             differs: differs.unwrap_or_default(),
             created: before.is_none(),
+            way_back: processor.way_back().map(|back| back.number),
+            note: rollback.and_then(|rollback| rollback.text.clone()),
             processor,
         }
     }
@@ -234,6 +247,7 @@ fn any_spec() -> Map<String, Value> {
         "breaker": BreakerPolicy::default(),
         "dead_letters": DeadLetterPolicy::default(),
         "auto_rollback": false,
+        "auto_redrive": false,
         "hops_max": 1,
     });
     match spec {

@@ -507,6 +507,15 @@ impl From<ProcessorError> for ApiError {
                 text,
                 "look at what is current now (GET /v1/processors/{name}/history), and deploy with its number as expected_revision",
             ),
+            ProcessorError::RolledBackAlready { further, .. } => {
+                let further = match further {
+                    Some(further) => format!(
+                        "to go further back, say where to: `millrace processor rollback NAME --to {further}`; over HTTP {{\"revision\": {further}}}"
+                    ),
+                    None => "there is no earlier revision to go back to".to_owned(),
+                };
+                Self::conflict("rolled-back-already", text, &further)
+            }
             ProcessorError::NothingToRollBack(_) => {
                 Self::conflict("nothing-to-roll-back", text, "deploy a revision instead")
             }

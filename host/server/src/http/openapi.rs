@@ -188,6 +188,8 @@ pub(super) struct DeadLetterPolicySchema {
     max: Option<u32>,
     /// In so long a time.
     per_ms: Option<u64>,
+    /// Dead letters that revisions make in all before one of them is proven, where there is an earlier one to go back to.
+    unproven_max: Option<u32>,
 }
 
 /// How a processor's breaker stands.
@@ -229,6 +231,8 @@ struct ProcessorSpecSchema {
     breaker: BreakerPolicySchema,
     dead_letters: DeadLetterPolicySchema,
     auto_rollback: bool,
+    /// Absent if not.
+    auto_redrive: Option<bool>,
     /// Hops that a message may have; absent if none are counted.
     hops_max: Option<u32>,
 }
@@ -248,6 +252,41 @@ struct RevisionSchema {
     trial: Option<bool>,
     /// What the host did with it by itself, and why.
     note: Option<String>,
+    /// The first of the revisions that came one after the other without one of them being proven, up to this one.
+    unproven_since: u32,
+    record: RecordSchema,
+}
+
+/// How a revision did.
+#[derive(ToSchema)]
+#[schema(as = RevisionRecord)]
+struct RecordSchema {
+    /// When it processed its first message; absent if it never did.
+    worked_at: Option<u64>,
+    /// Whether it has processed enough for its failures to be the messages'.
+    proven: bool,
+    /// Why it stood still when another revision took over; absent if it did not.
+    stopped: Option<StoppedSchema>,
+    /// As the how-manyeth of them it was left, when that came about last; absent if it never was.
+    left_as: Option<u32>,
+    /// What it rejected as a matter of course; absent if nothing.
+    rejections: Option<Vec<RejectionsSchema>>,
+}
+
+#[derive(ToSchema)]
+#[schema(as = Stopped)]
+struct StoppedSchema {
+    /// What its failures were like; absent where the component said that something outside is down.
+    class: Option<String>,
+    text: String,
+}
+
+#[derive(ToSchema)]
+#[schema(as = Rejections)]
+struct RejectionsSchema {
+    class: String,
+    /// Of a million messages so many.
+    per_million: u32,
 }
 
 /// A processor and its revisions.

@@ -65,9 +65,12 @@ pub(super) struct SpecBody {
     #[serde(default)]
     #[schema(value_type = DeadLetterPolicySchema)]
     dead_letters: DeadLetterPolicy,
-    /// Whether a bad deploy takes itself back to the revision that it took over from.
+    /// Whether a bad deploy takes itself back to the last revision that worked.
     #[serde(default)]
     auto_rollback: bool,
+    /// Whether what a revision gave up is sent again by itself once the host has taken that revision back.
+    #[serde(default)]
+    auto_redrive: bool,
     /// Counts hops in the header `millrace-hops`, and gives up messages that have so many; a cycle of processors needs one such.
     hops_max: Option<u32>,
 }
@@ -89,6 +92,7 @@ impl App {
             breaker: body.breaker,
             dead_letters: body.dead_letters,
             auto_rollback: body.auto_rollback,
+            auto_redrive: body.auto_redrive,
             hops_max: body.hops_max,
         })
     }
@@ -119,6 +123,9 @@ pub(super) struct StatusBody {
     /// to try again, or end it.
     #[serde(skip_serializing_if = "Option::is_none")]
     trial_problem: Option<String>,
+    /// The revision that a rollback leads to: the last one that worked. Absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    way_back: Option<u32>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -130,6 +137,7 @@ impl From<ProcessorStatus> for StatusBody {
     /// Without its changes: the history shows them. Nor with where it began: its partitions say where it is.
     fn from(status: ProcessorStatus) -> Self {
         Self {
+            way_back: status.processor.way_back().map(|back| back.number),
             processor: Processor {
                 changes: Vec::new(),
                 start: Vec::new(),
@@ -239,18 +247,19 @@ pub(super) async fn deploy(
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RollbackBody {
-    /// The revision to go back to; if absent, the one before the current.
+    /// The revision to go back to; if absent, the last one that worked.
     revision: Option<u32>,
 }
 
-/// Makes an earlier revision the current one. Without a number, a revision on trial is withdrawn first, and the current one stays.
+/// Makes an earlier revision the current one. Without a number that is the last one that worked; a revision on trial is withdrawn first, and
+/// the current one stays.
 #[utoipa::path(post, path = "/v1/processors/{name}/rollback", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = Option<RollbackBody>,
     responses(
         (status = 200, body = DeployedBody),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
-        (status = 409, body = ErrorBody, description = "There is no earlier one"),
+        (status = 409, body = ErrorBody, description = "There is no earlier one, or the host has just gone back by itself"),
     )
 )]
 pub(super) async fn rollback(

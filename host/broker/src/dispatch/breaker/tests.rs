@@ -56,10 +56,20 @@ impl Bench {
     }
 
     fn swap(&mut self, revision: u32) {
+        self.swap_from(revision, |_| {});
+    }
+
+    /// Another revision takes over; what is written down of the one before may be changed.
+    fn swap_from(&mut self, revision: u32, change: impl FnOnce(&mut Record)) {
+        let mut record = self.breaker.record(at(self.now_ms));
+        change(&mut record);
         let trial = Trial {
             revision,
-            predecessor: Some(self.revision),
-            age: Duration::ZERO,
+            back: Some(Back {
+                revision: self.revision,
+                record,
+            }),
+            ..Trial::default()
         };
         self.revision = revision;
         self.breaker
@@ -70,14 +80,15 @@ impl Bench {
     fn batch(&mut self, count: usize, failed: &[Failed], probe: bool) -> Judgement {
         let offsets: Vec<Offset> = (self.next..self.next + count as u64).map(Offset).collect();
         self.next += count as u64;
-        self.again(&offsets, failed, true, probe)
+        let says = vec![Says::News; failed.len()];
+        self.again(&offsets, failed, &says, probe)
     }
 
     fn again(
         &mut self,
         offsets: &[Offset],
         failed: &[Failed],
-        first: bool,
+        says: &[Says],
         probe: bool,
     ) -> Judgement {
         let report = Report {
@@ -85,7 +96,7 @@ impl Bench {
             partition: partition(0),
             offsets,
             failed,
-            first: &vec![first; failed.len()],
+            says,
         };
         self.breaker
             .report(&report, probe, at(self.now_ms), &mut self.rng)
@@ -146,14 +157,19 @@ fn the_same_message_again_and_again_never_opens_it() {
     let mut bench = Bench::new();
     for attempt in 0..1_000 {
         let poison = failed(0, Cause::Trap, "trap");
-        let judgement = bench.again(&[Offset(7)], &[poison], attempt == 0, false);
+        let says = if attempt == 0 {
+            Says::News
+        } else {
+            Says::Nothing
+        };
+        let judgement = bench.again(&[Offset(7)], &[poison], &[says], false);
         assert_eq!(judgement, Judgement::Settle);
     }
     // Nor where its attempt is the first one for ever, because what was decided could not be committed.
     for _ in 0..1_000 {
         let poison = failed(0, Cause::Trap, "trap");
         assert_eq!(
-            bench.again(&[Offset(7)], &[poison], true, false),
+            bench.again(&[Offset(7)], &[poison], &[Says::News], false),
             Judgement::Settle
         );
     }
@@ -298,7 +314,7 @@ fn a_new_revision_that_fails_is_a_bad_deploy_and_one_that_proved_itself_is_not()
     bench.part(9, 0..9, Cause::Trap);
     let bad = Reason::BadDeploy {
         revision: 2,
-        predecessor: 1,
+        back: 1,
     };
     assert_eq!(bench.reason(), Some(bad));
     bench.swap(3);
@@ -330,6 +346,147 @@ fn rejections_are_decisions_unless_they_are_new_with_a_new_revision() {
         Judgement::Discard
     );
     assert_eq!(bench.reason().map(Reason::as_str), Some("bad-deploy"));
+}
+
+#[test]
+fn what_messages_failed_at_before_is_no_news_and_what_parked_ones_fail_at_anew_is() {
+    let mut bench = Bench::new();
+    bench.good(2_000);
+    bench.swap(2);
+    let offsets: Vec<Offset> = (0..9).map(Offset).collect();
+    let failures: Vec<Failed> = (0..9).map(|m| failed(m, Cause::Retry, "busy")).collect();
+    // As under the revision before: whatever is wrong, the deployment is not why.
+    let known = bench.again(&offsets, &failures, &[Says::Nothing; 9], false);
+    assert_eq!((known, bench.reason()), (Judgement::Settle, None));
+    let traps: Vec<Failed> = (0..9).map(|m| failed(m, Cause::Trap, "trap")).collect();
+    let news = bench.again(&offsets, &traps, &[Says::News; 9], false);
+    assert_eq!(news, Judgement::Discard);
+    assert_eq!(bench.reason().map(Reason::as_str), Some("bad-deploy"));
+}
+
+#[test]
+fn what_the_error_handler_settles_is_a_success_of_a_probe_too() {
+    let mut bench = Bench::new();
+    let all: Vec<Failed> = (0..9).map(|m| failed(m, Cause::Trap, "trap")).collect();
+    let offsets: Vec<Offset> = (0..9).map(Offset).collect();
+    for _ in 0..100 {
+        let judgement = bench.again(&offsets, &all, &[Says::Settled; 9], false);
+        assert_eq!(judgement, Judgement::Settle);
+    }
+    bench.part(9, 0..9, Cause::Trap);
+    assert!(bench.reason().is_some());
+    bench.probe();
+    let judgement = bench.again(&[Offset(70)], &all[..1], &[Says::Settled], true);
+    assert_eq!((judgement, bench.reason()), (Judgement::Settle, None));
+}
+
+#[test]
+fn a_class_that_was_usual_is_known_at_about_its_usual_share() {
+    let mut bench = Bench::new();
+    let rejects = |count: usize| {
+        (0..count)
+            .map(|m| failed(m, Cause::Reject, "bad-route"))
+            .collect::<Vec<_>>()
+    };
+    for _ in 0..50 {
+        bench.batch(25, &rejects(1), false);
+    }
+    bench.swap(2);
+    for _ in 0..30 {
+        assert_eq!(bench.batch(25, &rejects(1), false), Judgement::Settle);
+    }
+    assert_eq!(bench.batch(25, &rejects(25), false), Judgement::Discard);
+    assert_eq!(bench.reason().map(Reason::as_str), Some("bad-deploy"));
+    // And it stays so until one is not rejected.
+    bench.probe();
+    assert_eq!(bench.batch(1, &rejects(1), true), Judgement::Postpone);
+    bench.probe();
+    assert_eq!(bench.batch(1, &[], true), Judgement::Settle);
+}
+
+#[test]
+fn a_revision_that_fails_as_the_one_before_did_when_it_was_left_is_no_bad_deploy() {
+    for (class, reason) in [
+        ("busy", Reason::Outage),
+        (
+            "trap",
+            Reason::BadDeploy {
+                revision: 2,
+                back: 1,
+            },
+        ),
+    ] {
+        let mut bench = Bench::new();
+        bench.good(2_000);
+        let stopped = Some(Stopped {
+            class: Some(class.to_owned()),
+            text: String::new(),
+        });
+        bench.swap_from(2, |record| record.stopped = stopped);
+        bench.part(9, 0..9, Cause::Retry);
+        assert_eq!(bench.reason(), Some(reason));
+    }
+}
+
+#[test]
+fn slow_traffic_and_idle_hours_prove_nothing_and_an_hour_of_work_does() {
+    let mut bench = Bench::new();
+    bench.good(2_000);
+    bench.swap(2);
+    bench.now_ms += 5 * 3_600_000;
+    // Every other message fails, one a minute.
+    let mut messages = 0;
+    while bench.reason().is_none() {
+        bench.now_ms += 60_000;
+        bench.good(1);
+        bench.now_ms += 60_000;
+        bench.bad(Cause::Trap);
+        messages += 2;
+        assert!(messages < 60, "it is seen within an hour");
+    }
+    assert_eq!(bench.reason().map(Reason::as_str), Some("bad-deploy"));
+    bench.swap(3);
+    bench.good(1);
+    bench.now_ms += 3_600_000;
+    bench.part(9, 0..9, Cause::Trap);
+    assert_eq!(bench.reason(), Some(Reason::PoisonFlood));
+}
+
+#[test]
+fn a_canary_that_hangs_or_is_wrong_is_out() {
+    let mut bench = Bench::new();
+    bench.swap(2);
+    let now = at(0);
+    bench.breaker.timed_out(2, now, &mut bench.rng);
+    bench.good(1);
+    bench.breaker.timed_out(2, now, &mut bench.rng);
+    assert_eq!(bench.reason(), None, "not in a row");
+    bench.breaker.timed_out(2, now, &mut bench.rng);
+    assert!(bench.reason().is_some());
+    bench.swap(3);
+    bench.breaker.contradicted(4, now, &mut bench.rng);
+    let text = bench.breaker.trip().map(ToString::to_string);
+    assert!(
+        text.unwrap_or_default()
+            .contains("4 messages that it would have given up")
+    );
+}
+
+#[test]
+fn what_is_to_be_written_down_is_said_once() {
+    let mut bench = Bench::new();
+    assert!(!bench.breaker.take_news(at(0)));
+    bench.good(1);
+    assert!(bench.breaker.take_news(at(0)) && !bench.breaker.take_news(at(0)));
+    bench.good(998);
+    assert!(!bench.breaker.take_news(at(0)));
+    bench.good(1);
+    assert!(bench.breaker.take_news(at(0)) && !bench.breaker.take_news(at(0)));
+    assert!(bench.breaker.record(at(0)).proven);
+    bench.batch(1, &[failed(0, Cause::Reject, "odd")], false);
+    assert!(bench.breaker.take_news(at(0)), "a class that it rejects");
+    bench.breaker.not_written();
+    assert!(bench.breaker.take_news(at(0)) && !bench.breaker.take_news(at(0)));
 }
 
 #[test]

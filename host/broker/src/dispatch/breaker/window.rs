@@ -32,7 +32,13 @@ pub(super) struct Window {
 
 impl Window {
     /// So many messages succeeded, and none failed.
-    pub(super) fn good(&mut self, count: u64, at: Duration, policy: &BreakerPolicy) {
+    pub(super) fn good(
+        &mut self,
+        count: u64,
+        at: Duration,
+        span: Duration,
+        policy: &BreakerPolicy,
+    ) {
         if self.failing == 0 && self.samples.len() == 1 {
             // The usual case: one sample stands for all that went well.
             let sample = &mut self.samples[0];
@@ -53,6 +59,7 @@ impl Window {
                 failed: 0,
                 kind: None,
             },
+            span,
             policy,
         );
     }
@@ -63,6 +70,7 @@ impl Window {
         good: u64,
         failed: &[&Failed],
         at: Duration,
+        span: Duration,
         policy: &BreakerPolicy,
     ) {
         let mut kinds: Vec<(Kind, u32)> = Vec::new();
@@ -83,6 +91,7 @@ impl Window {
                 failed: count,
                 kind,
             },
+            span,
             policy,
         );
     }
@@ -101,13 +110,12 @@ impl Window {
         Some((kind, alike.map(|sample| sample.failed).sum(), self.all))
     }
 
-    fn push(&mut self, sample: Sample, policy: &BreakerPolicy) {
+    /// What is older than `span` is no longer of the latest.
+    fn push(&mut self, sample: Sample, span: Duration, policy: &BreakerPolicy) {
         if sample.all == 0 {
             return;
         }
-        let oldest = sample
-            .at
-            .saturating_sub(Duration::from_millis(policy.window_ms));
+        let oldest = sample.at.saturating_sub(span);
         self.all += sample.all;
         self.failing += usize::from(sample.failed > 0);
         self.samples.push_back(sample);

@@ -52,6 +52,7 @@ fn spec() -> ProcessorSpec {
         breaker: Default::default(),
         dead_letters: Default::default(),
         auto_rollback: false,
+        auto_redrive: false,
         hops_max: None,
     }
 }
@@ -119,6 +120,8 @@ fn decide_with(
         decisions,
         progress,
         is_short,
+        word: Word::Counts,
+        is_usual: &|_| false,
         now: NOW,
     };
     settle(&settling, &mut fastrand::Rng::with_seed(1))
@@ -268,7 +271,7 @@ fn skipped_messages_are_parked_in_their_place() {
         next: Offset(10),
         revision: 1,
         parked: vec![behind(Offset(3), Some(1))],
-        first_call: None,
+        ..Progress::default()
     };
     let effects = decide(&cut, vec![failed(1, Cause::Retry, None)], &[], &before);
     let offsets: Vec<u64> = effects.progress.parked.iter().map(|p| p.offset.0).collect();
@@ -302,6 +305,8 @@ fn outputs_of_one_partition_stand_in_one_batch_in_order() {
         decisions: &[],
         progress: &Progress::default(),
         is_short: false,
+        word: Word::Counts,
+        is_usual: &|_| false,
         now: NOW,
     };
     let effects = settle(&settling, &mut fastrand::Rng::with_seed(1));
@@ -311,4 +316,151 @@ fn outputs_of_one_partition_stand_in_one_batch_in_order() {
         .map(|(topic, partition, batch)| (*topic, *partition, batch.message_count()))
         .collect();
     assert_eq!(found, [(0, 2, 2), (0, 0, 1)]);
+}
+
+fn by_word(
+    word: Word,
+    failed: Vec<Failed>,
+    decisions: &[Decision],
+    progress: &Progress,
+    retried: usize,
+) -> Effects {
+    let batch = batch(&["a", "b", "c", "d", "e", "f"], retried);
+    let verdict = Verdict {
+        outputs: Outputs::default(),
+        failed,
+        ..Verdict::default()
+    };
+    let settling = Settling {
+        processor: "p",
+        revision: 4,
+        module: "digest",
+        spec: &spec(),
+        input: &input(),
+        batch: &batch,
+        verdict: &verdict,
+        places: &[],
+        decisions,
+        progress,
+        is_short: false,
+        word,
+        is_usual: &|class| class == "usual",
+        now: NOW,
+    };
+    settle(&settling, &mut fastrand::Rng::with_seed(1))
+}
+
+fn of_class(message: usize, class: &str) -> Failed {
+    Failed {
+        class: class.to_owned(),
+        ..failed(message, Cause::Reject, None)
+    }
+}
+
+#[test]
+fn a_canary_gives_up_nothing_and_what_only_asks_for_a_retry_stays_its_own() {
+    let failures = vec![
+        failed(0, Cause::Reject, None),
+        failed(1, Cause::Trap, None),
+        failed(2, Cause::Retry, None),
+        failed(3, Cause::Retry, None),
+        of_class(4, "usual"),
+    ];
+    let decisions = [
+        Decision::Policy,
+        Decision::RetryAfter(Duration::from_secs(9)),
+        Decision::Policy,
+        Decision::Drop("noise".to_owned()),
+        Decision::DeadLetter,
+    ];
+    let effects = by_word(
+        Word::IsAskedAgain,
+        failures,
+        &decisions,
+        &Progress::default(),
+        0,
+    );
+    assert!(effects.given_up.is_empty() && effects.dropped.is_empty());
+    let asked = effects.progress.parked.iter().map(|p| p.current_only);
+    assert_eq!(asked.collect::<Vec<_>>(), [true, true, false, true, true]);
+    let at_once = |parked: &Parked| parked.due == Some(NOW);
+    assert!(
+        effects
+            .progress
+            .parked
+            .iter()
+            .filter(|p| p.current_only)
+            .all(at_once)
+    );
+    assert_eq!((effects.counts.asked_again, effects.counts.retries), (4, 1));
+}
+
+#[test]
+fn a_revision_that_is_not_proven_gives_up_so_many_and_the_others_wait() {
+    let failures: Vec<Failed> = (0..5).map(|m| of_class(m, "new")).collect();
+    let effects = by_word(Word::CountsFor(2), failures, &[], &Progress::default(), 0);
+    assert_eq!(
+        (effects.given_up.clone(), effects.given_up_unproven),
+        (vec![0, 1], 2)
+    );
+    let longest = NOW.after(Duration::from_millis(spec().retry.delay_max_ms));
+    let due: Vec<_> = effects.progress.parked.iter().map(|p| p.due).collect();
+    assert_eq!(due, [Some(longest); 3]);
+    let mut effects = effects;
+    effects.count_unproven(4);
+    effects.count_unproven(4);
+    let counted = effects.progress.given_up.map(|g| (g.since, g.messages));
+    assert_eq!(counted, Some((4, 4)));
+    effects.count_unproven(9);
+    let counted = effects.progress.given_up.map(|g| (g.since, g.messages));
+    assert_eq!(counted, Some((9, 2)), "another count began");
+}
+
+#[test]
+fn what_is_usual_and_what_the_host_ends_counts_against_nobody() {
+    let failures = vec![of_class(0, "usual"), failed(1, Cause::GivenUp, None)];
+    let effects = by_word(Word::CountsFor(0), failures, &[], &Progress::default(), 0);
+    assert_eq!(
+        (effects.given_up, effects.given_up_unproven),
+        (vec![0, 1], 0)
+    );
+}
+
+#[test]
+fn attempts_of_other_revisions_count_for_nothing_and_a_first_failure_is_never_the_last() {
+    let tried = |revision: u32, own_attempts: u32| Parked {
+        due: Some(NOW),
+        attempts: 50,
+        revision,
+        own_attempts,
+        ..behind(Offset(10), Some(1))
+    };
+    let after = |parked: Parked, word: Word| {
+        let before = Progress {
+            next: Offset(11),
+            parked: vec![parked],
+            ..Progress::default()
+        };
+        by_word(word, vec![failed(0, Cause::Trap, None)], &[], &before, 1)
+    };
+    let other = after(tried(3, 50), Word::Counts);
+    let parked = &other.progress.parked[0];
+    assert_eq!(
+        (parked.attempts, parked.revision, parked.own_attempts),
+        (51, 4, 1)
+    );
+    assert!(after(tried(4, 8), Word::Counts).given_up.is_empty());
+    assert_eq!(after(tried(4, 9), Word::Counts).given_up, [0]);
+    // The handler would give it up, after so many attempts.
+    let before = Progress {
+        next: Offset(11),
+        parked: vec![tried(3, 50)],
+        ..Progress::default()
+    };
+    let failures = || vec![failed(0, Cause::Trap, None)];
+    let decisions = [Decision::DeadLetter];
+    let effects = by_word(Word::CountsFor(4), failures(), &decisions, &before, 1);
+    assert!(effects.given_up.is_empty());
+    let effects = by_word(Word::Counts, failures(), &decisions, &before, 1);
+    assert_eq!(effects.given_up, [0], "a proven one's word counts");
 }

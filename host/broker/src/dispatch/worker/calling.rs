@@ -14,6 +14,7 @@ use crate::dispatch::answer::Verdict;
 use crate::dispatch::at_hand;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::gate::Probe;
+use crate::dispatch::sides::Side;
 use crate::dispatch::{Live, placing};
 use crate::handler::{CallError, CallUse, Called};
 
@@ -76,6 +77,9 @@ impl Worker {
         self.meters.call_failed(&error);
         if let Some(canary) = &self.canary {
             canary.tally.call_failed(self.side);
+            if self.side == Side::Canary && matches!(error, CallError::Timeout(_)) {
+                canary.gate.timed_out(live.revision);
+            }
         }
         self.failed(live, batch, error, used, probe, took).await
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_model::Offset;
+use millrace_model::{Offset, Parked};
 
 use super::{Trouble, Worker};
 use crate::dispatch::at_hand;
@@ -185,9 +185,12 @@ impl Worker {
         let located = self.source.load(&due.offsets).await?;
         if let Some(split) = cut.split_mut() {
             let found = located.iter().flatten();
+            let parked = &self.progress.parked;
             split.choose(found.map(|(batch, view)| {
                 let key = view.key.clone().map(|key| &batch.bytes()[key]);
-                (key, view.offset)
+                let found = parked.binary_search_by_key(&view.offset, |parked| parked.offset);
+                let current_only = found.is_ok_and(|index| parked[index].current_only);
+                (key, view.offset, current_only)
             }));
         }
         for (&offset, located) in due.offsets.iter().zip(located) {
@@ -197,7 +200,12 @@ impl Worker {
             };
             match located {
                 Some((batch, view)) => {
-                    if !cut.take_retried(batch.bytes(), &view, parked[index].attempts) {
+                    let Parked {
+                        attempts,
+                        current_only,
+                        ..
+                    } = parked[index];
+                    if !cut.take_retried(batch.bytes(), &view, attempts, current_only) {
                         break;
                     }
                 }

@@ -4,18 +4,19 @@
 use std::time::Duration;
 
 use millrace_engine::CommitError;
-use millrace_model::Offset;
+use millrace_model::{GivenUp, Offset, Parked};
 
 use super::{HeldUp, SLEEP_MAX, Worker, changed_within};
 use crate::dispatch::Live;
 use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::{Failed, Verdict};
 use crate::dispatch::batcher::Batch;
-use crate::dispatch::breaker::{Judgement, Report};
-use crate::dispatch::delivery::Effects;
-use crate::dispatch::gate::{Gate, Probe};
+use crate::dispatch::breaker::{Judgement, Report, Says};
+use crate::dispatch::delivery::{Effects, Word};
+use crate::dispatch::gate::{Gate, NotLookedUp, Probe};
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
+use crate::handler::Decision;
 
 /// Workers that wait for the same probe wake at most so far apart, each time in another order.
 const PROBE_SPREAD: Duration = Duration::from_millis(20);
@@ -43,24 +44,33 @@ impl Worker {
         places: &[u32],
         probe: Option<&mut Probe>,
     ) -> Result<(), CommitError> {
-        let first: Vec<bool> = verdict
-            .failed
-            .iter()
-            .map(|f| self.is_first(batch, f))
+        // First of all: what it settles is no failure.
+        let Some(decisions) = self.decide(live, batch, verdict).await else {
+            return Ok(());
+        };
+        let failed = verdict.failed.iter().enumerate();
+        let says: Vec<Says> = failed
+            .map(|(index, failed)| match decisions.get(index) {
+                Some(Decision::Drop(_)) => Says::Settled,
+                _ => self.says(live, batch, failed),
+            })
             .collect();
         let report = Report {
             revision: live.revision,
             partition: self.lease.partition,
             offsets: &batch.offsets,
             failed: &verdict.failed,
-            first: &first,
+            says: &says,
         };
         match self.breaker().report(&report, probe) {
             Judgement::Discard => {
                 self.discard();
                 Ok(())
             }
-            judgement => self.settle(live, batch, verdict, places, judgement).await,
+            judgement => {
+                self.settle(live, batch, verdict, places, &decisions, judgement)
+                    .await
+            }
         }
     }
 
@@ -72,13 +82,74 @@ impl Worker {
         }
     }
 
-    fn is_first(&self, batch: &Batch, failed: &Failed) -> bool {
-        let attempts = |offset: Offset| {
-            let parked = &self.progress.parked;
-            let found = parked.binary_search_by_key(&offset, |parked| parked.offset);
-            found.map_or(0, |index| parked[index].attempts)
+    /// What a failure says of the revision. That a message fails as it did is known: under the same revision, or the one to go back to.
+    fn says(&self, live: &Live, batch: &Batch, failed: &Failed) -> Says {
+        let before = match failed.message < batch.retried {
+            true => self.parked_at(batch.offsets[failed.message]),
+            false => None,
         };
-        failed.message >= batch.retried || attempts(batch.offsets[failed.message]) == 0
+        let back = live.back.as_ref().map(|back| back.revision);
+        let is_known = before
+            .and_then(|before| before.log.last())
+            .filter(|last| last.revision == live.revision || Some(last.revision) == back)
+            .is_some_and(|last| last.class == failed.class);
+        match is_known {
+            true => Says::Nothing,
+            false => Says::News,
+        }
+    }
+
+    fn parked_at(&self, offset: Offset) -> Option<&Parked> {
+        let parked = &self.progress.parked;
+        let found = parked.binary_search_by_key(&offset, |parked| parked.offset);
+        found.ok().map(|index| &parked[index])
+    }
+
+    /// What the word of the revision is worth that was called. What others gave up before is read where that is not known yet.
+    pub(super) async fn word(&self, live: &Live) -> Word {
+        if self.side == Side::Canary {
+            return Word::IsAskedAgain;
+        }
+        loop {
+            let NotLookedUp { since, inputs } = match self.gate.word() {
+                Ok(word) => return word,
+                Err(missing) => missing,
+            };
+            let mut messages = 0_u32;
+            for partition in inputs.iter() {
+                let engine = &self.context.engine;
+                match engine.progress(live.processor.as_str(), *partition).await {
+                    Ok(progress) => {
+                        let given_up = progress.and_then(|progress| progress.given_up);
+                        let given_up = given_up.filter(|given_up| given_up.since == since);
+                        messages += given_up.map_or(0, |given_up| given_up.messages);
+                    }
+                    // It is asked again with the next batch; until then nothing is given up.
+                    Err(_) => return Word::CountsFor(0),
+                }
+            }
+            self.gate.looked_up(GivenUp { since, messages });
+        }
+    }
+
+    /// How many messages of the batch the canary had failed at, and that the current revision has processed.
+    pub(super) fn contradictions(&self, batch: &Batch, verdict: &Verdict) -> u32 {
+        let Some(canary) = self.canary.as_ref().filter(|_| self.side == Side::Current) else {
+            return 0;
+        };
+        let retried = batch.offsets[..batch.retried].iter().enumerate();
+        let contradicts = |(message, offset): &(usize, &Offset)| {
+            let last = self
+                .parked_at(**offset)
+                .filter(|parked| parked.current_only);
+            let by_it = last.is_some_and(|parked| parked.revision == canary.live.revision);
+            by_it
+                && verdict
+                    .failed
+                    .iter()
+                    .all(|failed| failed.message != *message)
+        };
+        retried.filter(contradicts).count() as u32
     }
 
     /// Nothing of the batch happened, and whatever comes next begins afresh.

@@ -21,7 +21,7 @@ impl Worker {
         if spent.len() == batch.len() {
             let verdict = Verdict::spent(batch.len(), live.spec.hops_max.unwrap_or_default());
             return self
-                .settle(live, batch, &verdict, &[], Judgement::Settle)
+                .settle(live, batch, &verdict, &[], &[], Judgement::Settle)
                 .await;
         }
         self.pieces.pop();

@@ -128,7 +128,7 @@ impl Worker {
                 let verdict = self.given_up(&batch, by);
                 self.side = Side::Current;
                 let before = self.commits;
-                self.settle(live, &batch, &verdict, &[], Judgement::Settle)
+                self.settle(live, &batch, &verdict, &[], &[], Judgement::Settle)
                     .await?;
                 if self.commits == before {
                     return Err(Trouble::Wait(

@@ -15,11 +15,51 @@ use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
-use crate::dispatch::delivery::{self, Effects, Settling};
+use crate::dispatch::delivery::{self, Effects, Settling, Word};
 use crate::dispatch::standing::State;
 use crate::handler::{CallError, Cause, Decision};
 
 impl Worker {
+    /// What the error handler says of the failures. `None` if the call was interrupted: nothing of the batch happened.
+    pub(super) async fn decide(
+        &mut self,
+        live: &Live,
+        batch: &Batch,
+        verdict: &Verdict,
+    ) -> Option<Vec<Decision>> {
+        let failed = &verdict.failed;
+        let asks = !failed.is_empty()
+            && !verdict.is_final
+            && failed.iter().all(|f| f.cause != Cause::HostDied);
+        let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
+            return Some(Vec::new());
+        };
+        let failures =
+            delivery::failures(batch, verdict, &self.progress, live.revision, self.now());
+        let messages = failed.iter().map(|failed| failed.message);
+        let columns = Arc::new(columns::select(&batch.columns, messages));
+        let before = self.context.clock.monotonic();
+        let end = self.end_of_call(live);
+        let decided = tokio::select! {
+            biased;
+            decided = handler.handle(&failures, &columns) => decided,
+            () = end => Err(CallError::Interrupted),
+        };
+        let problem = match decided {
+            Ok(decisions) if decisions.len() == failures.len() => return Some(decisions),
+            Ok(given) => format!("{} decisions for {} failures", given.len(), failures.len()),
+            Err(CallError::Interrupted) => {
+                let took = self.context.clock.monotonic().saturating_sub(before);
+                // If the host goes on with this revision the next round does not come at once.
+                let _ = self.interrupt(live, batch, took);
+                return None;
+            }
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(processor = %live.processor, revision = live.revision, problem, "the error handler failed; the retry policy decides");
+        Some(Vec::new())
+    }
+
     /// Decides about the batch and commits the decision; waits as long as the disk is full, or there is no room to delay outputs.
     pub(super) async fn settle(
         &mut self,
@@ -27,8 +67,11 @@ impl Worker {
         batch: &Batch,
         verdict: &Verdict,
         places: &[u32],
+        decisions: &[Decision],
         judgement: Judgement,
     ) -> Result<(), CommitError> {
+        let (gate, since) = (Arc::clone(&self.gate), live.unproven_since);
+        let contradictions = self.contradictions(batch, verdict);
         let mut settling = Settling {
             processor: live.processor.as_str(),
             revision: live.revision,
@@ -38,32 +81,29 @@ impl Worker {
             batch,
             verdict,
             places,
-            decisions: &[],
+            decisions,
+            word: Word::Counts,
+            is_usual: &|class| gate.is_usual(class),
             progress: &Arc::clone(&self.progress),
             is_short: false,
             now: self.now(),
         };
-        let before = self.context.clock.monotonic();
-        let end = self.end_of_call(live);
-        let decided = tokio::select! {
-            biased;
-            decided = decide(live, &settling, judgement) => decided,
-            () = end => None,
-        };
-        let Some(decisions) = decided else {
-            let took = self.context.clock.monotonic().saturating_sub(before);
-            // If the host goes on with this revision the next round does not come at once.
-            let _ = self.interrupt(live, batch, took);
-            return Ok(());
-        };
-        settling.decisions = &decisions;
         loop {
             settling.now = self.now();
             settling.is_short = self.remembered.is_short();
+            if !verdict.failed.is_empty() {
+                settling.word = self.word(live).await;
+            }
             let mut effects = match judgement {
                 Judgement::Settle => delivery::settle(&settling, &mut self.rng),
                 _ => delivery::postpone(&settling),
             };
+            let unproven = effects.given_up_unproven;
+            if unproven > 0 && !self.gate.take_unproven(since, unproven) {
+                // Another partition was faster.
+                continue;
+            }
+            effects.count_unproven(since);
             let progress = Arc::new(std::mem::take(&mut effects.progress));
             // Before the commit: whoever decides meanwhile knows of it.
             self.remembered.propose(&progress);
@@ -71,8 +111,15 @@ impl Worker {
                 true => Granted::default(),
                 false => match self.take_dead_letters(live, batch, &effects) {
                     Some(granted) => granted,
-                    None => return Ok(()),
+                    None => {
+                        self.gate.give_back_unproven(since, unproven);
+                        return Ok(());
+                    }
                 },
+            };
+            let give_back = |granted: Granted| {
+                gate.give_back(granted);
+                gate.give_back_unproven(since, unproven);
             };
             self.pack(live, &mut effects).await;
             let reason = match self.delay(live, &mut effects) {
@@ -83,6 +130,9 @@ impl Worker {
                 {
                     Ok(took) => {
                         self.count_classes(verdict, &effects.given_up);
+                        if let Some(canary) = self.canary.as_ref().filter(|_| contradictions > 0) {
+                            canary.gate.contradicted(contradictions);
+                        }
                         self.committed(batch, effects, progress, took);
                         return Ok(());
                     }
@@ -92,19 +142,19 @@ impl Worker {
                     }
                     Err(CommitError::RoomFull(full)) => {
                         // Others took the room meanwhile. The component is called again, and told so itself.
-                        self.gate.give_back(granted);
+                        give_back(granted);
                         self.held_up = Some(HeldUp::Trouble(full.to_string()));
                         self.rewind();
                         return Ok(());
                     }
                     Err(error) => {
-                        self.gate.give_back(granted);
+                        give_back(granted);
                         self.rewind();
                         return Err(error);
                     }
                 },
             };
-            self.gate.give_back(granted);
+            give_back(granted);
             self.pause_turn();
             // What it wrote to state is not held while it waits: it is called again.
             let writes = self.attempt_room.take().is_some();
@@ -194,32 +244,4 @@ impl Worker {
         self.backoff.reset();
         self.show(State::Running);
     }
-}
-
-/// What the error handler says of the failures; nothing if there is none or it fails itself: then the policy decides. `None` if the
-/// call was interrupted: nothing is decided.
-async fn decide(
-    live: &Live,
-    settling: &Settling<'_>,
-    judgement: Judgement,
-) -> Option<Vec<Decision>> {
-    let failed = &settling.verdict.failed;
-    let asks = judgement == Judgement::Settle
-        && !failed.is_empty()
-        && !settling.verdict.is_final
-        && failed.iter().all(|f| f.cause != Cause::HostDied);
-    let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
-        return Some(Vec::new());
-    };
-    let failures = delivery::failures(settling);
-    let messages = failed.iter().map(|failed| failed.message);
-    let columns = Arc::new(columns::select(&settling.batch.columns, messages));
-    let problem = match handler.handle(&failures, &columns).await {
-        Ok(decisions) if decisions.len() == failures.len() => return Some(decisions),
-        Ok(given) => format!("{} decisions for {} failures", given.len(), failures.len()),
-        Err(CallError::Interrupted) => return None,
-        Err(error) => error.to_string(),
-    };
-    tracing::warn!(processor = %live.processor, revision = live.revision, problem, "the error handler failed; the retry policy decides");
-    Some(Vec::new())
 }

@@ -156,7 +156,7 @@ impl Worker {
         if batch.len() > 0 {
             tracing::error!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, "the host ended again and again with this message in flight; it becomes a dead letter");
             let verdict = Verdict::host_died(REASON.to_owned());
-            self.settle(live, &batch, &verdict, &[], Judgement::Settle)
+            self.settle(live, &batch, &verdict, &[], &[], Judgement::Settle)
                 .await?;
         }
         let parked = &self.progress.parked;

@@ -89,7 +89,6 @@ fn progress(next: u64) -> Progress {
     Progress {
         next: Offset(next),
         revision: 1,
-        first_call: None,
         parked: vec![Parked {
             offset: Offset(0),
             ordering: None,
@@ -102,7 +101,9 @@ fn progress(next: u64) -> Progress {
                 class: "class".into(),
                 reason: format!("{CANARY} reason"),
             }],
+            ..Parked::default()
         }],
+        ..Progress::default()
     }
 }
 

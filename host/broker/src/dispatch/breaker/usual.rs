@@ -1,0 +1,241 @@
+//! What a revision rejects as a matter of course, and whether another one rejects clearly more. Each class is judged by itself: a
+//! cumulative sum of log-likelihood ratios between its usual share and one halfway to all (E. S. Page, "Continuous inspection
+//! schemes", Biometrika 41, 1954). It goes by messages, so that slow and fast traffic are judged alike.
+
+use millrace_model::Rejections;
+
+use super::super::answer::Failed;
+use crate::handler::Cause;
+
+/// Classes of rejections that are known. A class beyond them is not usual.
+const KNOWN_REJECTIONS_MAX: usize = 64;
+/// At this sum a revision rejects more than is usual. By chance that comes about once in e^14 (1.2 million) messages at the most.
+const LIMIT: f64 = 14.0;
+/// Shares are those of about so many latest messages.
+const MEASURED_MESSAGES: u64 = 100_000;
+/// What is written down stands for so many messages.
+const WRITTEN_MESSAGES: u64 = 1_000;
+const MILLION: f64 = 1_000_000.0;
+/// A usual share is taken to be within these: nothing is certain.
+const SHARE_MIN: f64 = 0.001;
+const SHARE_MAX: f64 = 0.98;
+
+/// Shares of rejections: usual ones, and those of the revision that runs.
+#[derive(Debug, Default)]
+pub(super) struct Usual {
+    usual: Vec<Class>,
+    own: Vec<(String, u64)>,
+    /// Messages of which `own` are some.
+    all: u64,
+}
+
+/// A class that is usual.
+#[derive(Debug)]
+struct Class {
+    class: String,
+    share: f64,
+    sum: f64,
+    /// Rejections since the sum was zero.
+    seen: u32,
+}
+
+impl Usual {
+    /// Of a revision that was written down to reject so much itself.
+    pub(super) fn of(own: &[Rejections]) -> Self {
+        let count =
+            |one: &Rejections| u64::from(one.per_million) * WRITTEN_MESSAGES / MILLION as u64;
+        Self {
+            usual: Vec::new(),
+            own: own
+                .iter()
+                .take(KNOWN_REJECTIONS_MAX)
+                .map(|one| (one.class.clone(), count(one)))
+                .collect(),
+            all: if own.is_empty() { 0 } else { WRITTEN_MESSAGES },
+        }
+    }
+
+    /// So much is usual.
+    pub(super) fn learn(&mut self, rejections: &[Rejections]) {
+        let mut room = KNOWN_REJECTIONS_MAX.saturating_sub(self.usual.len());
+        for one in rejections {
+            let share = (f64::from(one.per_million) / MILLION).clamp(SHARE_MIN, SHARE_MAX);
+            match self.usual.iter_mut().find(|known| known.class == one.class) {
+                Some(known) => known.share = share,
+                None if room > 0 => {
+                    room -= 1;
+                    self.usual.push(Class {
+                        class: one.class.clone(),
+                        share,
+                        sum: 0.0,
+                        seen: 0,
+                    });
+                }
+                None => {}
+            }
+        }
+    }
+
+    pub(super) fn knows(&self, class: &str) -> bool {
+        self.usual.iter().any(|known| known.class == class)
+    }
+
+    /// What the revision that runs rejects itself.
+    pub(super) fn own(&self) -> Vec<Rejections> {
+        // One more than was seen, of two more: a few messages say little.
+        let share = |count: u64| (count + 1) as f64 / (self.all + 2) as f64;
+        let own = self.own.iter().map(|(class, count)| Rejections {
+            class: class.clone(),
+            per_million: (share(*count) * MILLION) as u32,
+        });
+        own.collect()
+    }
+
+    /// Of how many classes it is known.
+    pub(super) fn own_count(&self) -> usize {
+        self.own.len()
+    }
+
+    /// So many messages were decided, and these failed.
+    pub(super) fn note(&mut self, messages: usize, failed: &[Failed], failed_percent: u32) {
+        self.all += messages as u64;
+        let rejected = || failed.iter().filter(|f| f.cause == Cause::Reject);
+        let mut room = KNOWN_REJECTIONS_MAX.saturating_sub(self.own.len());
+        for one in rejected() {
+            match self.own.iter_mut().find(|(class, _)| *class == one.class) {
+                Some((_, count)) => *count += 1,
+                None if room > 0 => {
+                    room -= 1;
+                    self.own.push((one.class.clone(), 1));
+                }
+                None => {}
+            }
+        }
+        if self.all > MEASURED_MESSAGES {
+            self.all /= 2;
+            self.own.iter_mut().for_each(|(_, count)| *count /= 2);
+        }
+        for class in &mut self.usual {
+            let count = rejected().filter(|f| f.class == class.class).count();
+            class.note(messages - count, count, failed_percent);
+        }
+    }
+
+    /// The class of which there is clearly more than usual, and what is to be said of it.
+    pub(super) fn too_many(&self, failures_min: u32) -> Option<(String, String)> {
+        let is = |class: &&Class| class.sum >= LIMIT && class.seen >= failures_min;
+        self.usual.iter().find(is).map(|class| {
+            let usual = class.share * 100.0;
+            let text = format!(
+                "{} messages, where {usual:.1} in a hundred are usual,",
+                class.seen
+            );
+            (class.class.clone(), text)
+        })
+    }
+
+    /// Judges anew.
+    pub(super) fn forget(&mut self) {
+        for class in &mut self.usual {
+            (class.sum, class.seen) = (0.0, 0);
+        }
+    }
+}
+
+impl Class {
+    fn note(&mut self, others: usize, rejected: usize, failed_percent: u32) {
+        if rejected == 0 && self.sum <= 0.0 {
+            return;
+        }
+        let usual = self.share;
+        let more = usual + (1.0 - usual) * (f64::from(failed_percent) / 100.0).min(0.99);
+        self.sum += others as f64 * ((1.0 - more) / (1.0 - usual)).ln();
+        if self.sum <= 0.0 {
+            (self.sum, self.seen) = (0.0, 0);
+        }
+        self.sum += rejected as f64 * (more / usual).ln();
+        self.seen = self.seen.saturating_add(rejected as u32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usual(per_hundred: u32) -> Usual {
+        let mut usual = Usual::default();
+        usual.learn(&[Rejections {
+            class: "bad".to_owned(),
+            per_million: per_hundred * 10_000,
+        }]);
+        usual
+    }
+
+    fn rejected(message: usize) -> Failed {
+        Failed {
+            message,
+            cause: Cause::Reject,
+            class: "bad".to_owned(),
+            reason: String::new(),
+            after_ms: None,
+            backtrace: None,
+        }
+    }
+
+    fn in_a_row(per_hundred: u32) -> u32 {
+        let mut usual = usual(per_hundred);
+        (1..1_000)
+            .find(|_| {
+                usual.note(1, &[rejected(0)], 50);
+                usual.too_many(5).is_some()
+            })
+            .expect("it is seen")
+    }
+
+    #[test]
+    fn the_more_was_usual_the_more_in_a_row_it_takes() {
+        assert_eq!([4, 30, 50, 80].map(in_a_row), [6, 19, 35, 119]);
+    }
+
+    #[test]
+    fn a_batch_that_is_rejected_as_a_whole_is_seen_at_once() {
+        let mut usual = usual(4);
+        let failed: Vec<Failed> = (0..25).map(rejected).collect();
+        usual.note(25, &failed, 50);
+        assert_eq!(usual.too_many(5).expect("too many").0, "bad");
+        usual.forget();
+        assert_eq!(usual.too_many(5), None);
+    }
+
+    #[test]
+    fn what_was_measured_is_what_is_usual_for_the_next() {
+        let mut first = Usual::default();
+        for _ in 0..50 {
+            first.note(25, &[rejected(3)], 50);
+        }
+        let own = first.own();
+        assert_eq!(
+            (own[0].class.as_str(), own[0].per_million / 1_000),
+            ("bad", 40)
+        );
+        let again = Usual::of(&own).own();
+        assert!(again[0].per_million.abs_diff(own[0].per_million) < 2_000);
+    }
+
+    #[test]
+    fn about_the_usual_share_is_no_reason_and_all_is_one() {
+        for per_hundred in 1..80 {
+            let mut usual = usual(per_hundred);
+            let mut rng = fastrand::Rng::with_seed(u64::from(per_hundred));
+            for _ in 0..1_000 {
+                let is = rng.u32(..100) < per_hundred;
+                usual.note(1, &[rejected(0)][..usize::from(is)], 50);
+                assert_eq!(usual.too_many(5), None, "{per_hundred}");
+            }
+            for _ in 0..150 {
+                usual.note(1, &[rejected(0)], 50);
+            }
+            assert!(usual.too_many(5).is_some(), "{per_hundred}");
+        }
+    }
+}
