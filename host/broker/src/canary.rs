@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::broker::Broker;
 use crate::dispatch::sides::{Side, SideStatus};
-use crate::history::{end_trials, unproven_since};
+use crate::history::{end_trials, unproven_run};
 use crate::loading::{check_patience, invalid, kept};
 use crate::next_spec::NextSpec;
 use crate::processors::ProcessorError;
@@ -106,7 +106,7 @@ impl Broker {
         kept(processor, revision)?;
         self.leave(processor);
         let before = processor.current;
-        let unproven_since = unproven_since(processor, revision);
+        let unproven_run = unproven_run(processor);
         for promoted in processor.revisions.iter_mut() {
             if promoted.number == revision {
                 promoted.trial = false;
@@ -115,7 +115,7 @@ impl Broker {
                 promoted.predecessor = Some(before);
                 promoted.record.worked_at = None;
                 promoted.record.proven = false;
-                promoted.unproven_since = unproven_since;
+                promoted.unproven_run = unproven_run;
             }
         }
         end_trials(processor);

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use millrace_model::bounds::{CHANGE_TEXT_BYTES_MAX, CHANGES_KEPT_MAX, REVISIONS_KEPT_MAX};
 use millrace_model::{
-    Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Record, Revision,
+    Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Record, Revision, Timestamp,
 };
 
 use crate::broker::Broker;
 use crate::canary::on_trial;
 use crate::dispatch::answer::cut;
+use crate::dispatch::planted::planted;
 use crate::processors::ProcessorError;
 
 /// As whom the host signs what it does by itself.
@@ -62,7 +63,7 @@ impl Broker {
         let newest = processor.revisions.iter().map(|r| r.number).max();
         let number = newest.unwrap_or(0).max(processor.current) + 1;
         let mut revision = self.revision(number, spec, Some(processor.current));
-        revision.unproven_since = unproven_since(processor, number);
+        revision.unproven_run = unproven_run(processor);
         processor.revisions.push(revision);
         forget_oldest(processor, number);
         number
@@ -70,41 +71,9 @@ impl Broker {
 
     /// Another revision takes over from the current one: how that one did is written down.
     pub(crate) fn leave(&self, processor: &mut Processor) {
-        let number = processor.current;
-        let left = processor.revisions.iter().map(|r| r.record.left_as).max();
-        for revision in processor.revisions.iter_mut().filter(|r| r.number == number) {
-            revision.record.left_as = left.unwrap_or(0).saturating_add(1);
-        }
         let gate = self.inner.supervisor.gate(&processor.name);
-        if let Some(noted) = gate.and_then(|gate| gate.record(number)) {
-            let stopped = noted.0.stopped.clone();
-            self.take_down(processor, number, noted);
-            if let Some(left) = processor.revisions.iter_mut().find(|r| r.number == number) {
-                left.record.stopped = stopped;
-            }
-        }
-    }
-
-    /// Writes down how a revision does; whether that is anything new. That it stood still is only said of one that was left.
-    fn take_down(
-        &self,
-        processor: &mut Processor,
-        number: u32,
-        (noted, has_worked): (Record, bool),
-    ) -> bool {
-        let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) else {
-            return false;
-        };
-        let before = revision.record.clone();
-        let record = &mut revision.record;
-        record.proven |= noted.proven;
-        if has_worked && record.worked_at.is_none() {
-            record.worked_at = Some(self.inner.clock.wall());
-        }
-        if !noted.rejections.is_empty() {
-            record.rejections = noted.rejections;
-        }
-        *record != before
+        let noted = gate.and_then(|gate| gate.record(processor.current));
+        leave(processor, noted, self.inner.clock.wall());
     }
 
     /// Writes down how a revision does that runs.
@@ -124,7 +93,7 @@ impl Broker {
                 continue;
             };
             let mut processor = known.processor;
-            if self.take_down(&mut processor, revision, noted) {
+            if take_down(&mut processor, revision, noted, self.inner.clock.wall()) {
                 if let Err(error) = self.keep(&processor).await {
                     gate.not_written();
                     return Err(error.into());
@@ -157,7 +126,7 @@ impl Broker {
             predecessor,
             trial: false,
             note: None,
-            unproven_since: number,
+            unproven_run: 1,
             record: Record::default(),
         }
     }
@@ -182,15 +151,56 @@ impl Broker {
     }
 }
 
-/// The first of the revisions up to this one of which none is proven, if it takes over from the current one.
-pub(crate) fn unproven_since(processor: &Processor, number: u32) -> u32 {
-    let current = processor.current().filter(|current| !current.record.proven);
-    let since = current.map_or(number, |current| current.unproven_since);
-    if since == 0 { number } else { since }
+/// Another revision takes over from the current one, which did so.
+pub(crate) fn leave(processor: &mut Processor, noted: Option<(Record, bool)>, now: Timestamp) {
+    let number = processor.current;
+    let stopped = noted.as_ref().map(|(record, _)| record.stopped.clone());
+    if let Some(noted) = noted {
+        take_down(processor, number, noted, now);
+    }
+    let left = processor.revisions.iter().map(|r| r.record.left_as).max();
+    if let Some(current) = processor.revisions.iter_mut().find(|r| r.number == number) {
+        current.record.left_as = left.unwrap_or(0).saturating_add(1);
+        current.record.stopped = stopped.unwrap_or_default();
+    }
+}
+
+/// Writes down how a revision does; whether that is anything new. That it stood still is only said of one that was left.
+pub(crate) fn take_down(
+    processor: &mut Processor,
+    number: u32,
+    (noted, has_worked): (Record, bool),
+    now: Timestamp,
+) -> bool {
+    let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) else {
+        return false;
+    };
+    let before = revision.record.clone();
+    let record = &mut revision.record;
+    record.proven |= noted.proven;
+    if has_worked && record.worked_at.is_none() {
+        record.worked_at = Some(now);
+    }
+    if !noted.rejections.is_empty() {
+        record.rejections = noted.rejections;
+    }
+    *record != before
+}
+
+/// The run of a revision that takes over from the current one: that one's, or a new one if that one is proven.
+pub(crate) fn unproven_run(processor: &Processor) -> u32 {
+    let goes_on = |current: &&Revision| {
+        !current.record.proven && current.unproven_run > 0 && !planted!(BoundPerRevision)
+    };
+    let last = processor.revisions.iter().map(|r| r.unproven_run).max();
+    match processor.current().filter(goes_on) {
+        Some(current) => current.unproven_run,
+        None => last.unwrap_or(0) + 1,
+    }
 }
 
 /// Keeps as many revisions as are kept of those that worked. Those that never did go first, and push nobody out.
-fn forget_oldest(processor: &mut Processor, newest: u32) {
+pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
     let back = [
         processor.way_back_from(newest).map(|r| r.number),
         processor.way_back().map(|r| r.number),
@@ -221,9 +231,9 @@ pub(crate) fn told_of_records(processor: &mut Processor) {
     for revision in processor
         .revisions
         .iter_mut()
-        .filter(|r| r.unproven_since == 0)
+        .filter(|r| r.unproven_run == 0)
     {
-        revision.unproven_since = revision.number;
+        revision.unproven_run = revision.number;
         if !revision.trial && revision.note.is_none() {
             revision.record.worked_at = Some(revision.deployed_at);
             revision.record.proven = true;

@@ -16,6 +16,7 @@ use millrace_model::{
 use crate::broker::Broker;
 use crate::chains::endless_cycle;
 use crate::dispatch::breaker::Back;
+use crate::dispatch::planted::planted;
 use crate::dispatch::{Input, Live, OutputTopic, OutputTopics};
 use crate::handler::{Interface, LoadRequest};
 use crate::partitioner::PartitionerError;
@@ -201,7 +202,7 @@ impl Broker {
             revision: revision.number,
             back: None,
             record: revision.record.clone(),
-            unproven_since: revision.unproven_since,
+            unproven_run: revision.unproven_run,
             spec: spec.clone(),
             module: spec.module.to_string(),
             handler,
@@ -374,15 +375,20 @@ fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, Proces
 }
 
 /// The revision to go back to from this one. Beside a canary the current one is.
-fn back_from(processor: &Processor, number: u32) -> Option<Back> {
+pub(crate) fn back_from(processor: &Processor, number: u32) -> Option<Back> {
     let canary = processor.canary.as_ref();
     let back = match canary.is_some_and(|canary| canary.revision == number) {
         true => processor.current(),
+        false if planted!(BackToTheOneBefore) => processor.revision(number - 1),
         false => processor.way_back_from(number),
     };
+    let proven = processor.revisions.iter();
+    let proven = proven.filter(|r| r.number != number && r.record.proven && !r.trial);
+    let proven = proven.max_by_key(|r| (r.number == processor.current, r.record.left_as, r.number));
     back.map(|back| Back {
         revision: back.number,
         record: back.record.clone(),
+        usual: proven.map_or_else(Vec::new, |proven| proven.record.rejections.clone()),
     })
 }
 

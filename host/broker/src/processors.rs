@@ -21,7 +21,7 @@ use crate::dispatch::Input;
 use crate::dispatch::gate::{Alarm, Wanted};
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, Interface};
-use crate::history::{HOST, end_trials, told_of_records};
+use crate::history::{HOST, end_trials, told_of_records, unproven_run};
 use crate::loading::{Prepared, check_patience, invalid, kept};
 use crate::next_spec::NextSpec;
 
@@ -360,6 +360,7 @@ impl Broker {
             true => end_trials(processor),
             false => self.end_trial(processor, &trial_ends),
         }
+        let run = unproven_run(processor);
         let from = std::mem::replace(&mut processor.current, target);
         let passed_over = passed_over(processor, from, target);
         for revision in processor
@@ -368,6 +369,7 @@ impl Broker {
             .filter(|r| r.number == target)
         {
             revision.trial = false;
+            revision.unproven_run = run;
             // Another time: it is judged anew.
             revision.record.stopped = None;
         }

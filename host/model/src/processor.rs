@@ -242,10 +242,10 @@ pub struct Revision {
     /// What the host did with it by itself, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// The first of the revisions that came one after the other without one of them being proven, up to this one. 0 if a host made it
-    /// that did not count so.
+    /// The number of the run that it belongs to: of revisions that came one after the other without one of them being proven. 0 if a host
+    /// made it that did not count so.
     #[serde(default)]
-    pub unproven_since: u32,
+    pub unproven_run: u32,
     /// How it did.
     #[serde(default)]
     pub record: Record,

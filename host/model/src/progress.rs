@@ -27,8 +27,8 @@ pub struct Progress {
 /// Messages that were given up by revisions of which none is proven yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GivenUp {
-    /// The first of these revisions.
-    pub since: u32,
+    /// Which run of such revisions.
+    pub run: u32,
     /// How many messages.
     pub messages: u32,
 }
@@ -98,7 +98,7 @@ impl Progress {
         );
         out.extend(self.first_call.iter().flat_map(|end| end.0.to_le_bytes()));
         if let Some(given_up) = self.given_up {
-            out.extend(given_up.since.to_le_bytes());
+            out.extend(given_up.run.to_le_bytes());
             out.extend(given_up.messages.to_le_bytes());
         }
         out.extend((self.parked.len() as u32).to_le_bytes());
@@ -160,7 +160,7 @@ impl Progress {
         let given_up = match flags & HAS_GIVEN_UP {
             0 => None,
             _ => Some(GivenUp {
-                since: rest.u32()?,
+                run: rest.u32()?,
                 messages: rest.u32()?,
             }),
         };
@@ -294,7 +294,7 @@ mod tests {
             given_up: Option<(u32, u32)>,
         ) {
             let first_call = first_call.map(Offset);
-            let given_up = given_up.map(|(since, messages)| GivenUp { since, messages });
+            let given_up = given_up.map(|(run, messages)| GivenUp { run, messages });
             let progress = Progress { next: Offset(next), revision, parked, first_call, given_up };
             prop_assert_eq!(progress.encode().len(), progress.encoded_bytes());
             prop_assert_eq!(Progress::decode(&progress.encode()), Some(progress));

@@ -12,6 +12,7 @@ use millrace_model::processor::Order;
 use millrace_model::{ColumnBatch, Offset, Parked, Timestamp};
 
 use super::dead_letter;
+use super::planted::planted;
 use super::sides::{Side, Sorted, Split};
 use super::source::Source;
 use crate::columns::put;
@@ -117,6 +118,16 @@ pub(crate) fn oldest_due(parked: &[Parked], now: Timestamp, but_not: &HashSet<Of
         offsets: oldest.map(|message| message.offset).into_iter().collect(),
         alone: oldest.is_some(),
     }
+}
+
+/// Parked messages that only the current revision takes: those that a canary failed at, and what waits behind them, or it would be overtaken.
+pub(crate) fn current_only(parked: &[Parked]) -> impl Fn(&Parked) -> bool + use<> {
+    let asked_again = parked.iter().filter(|parked| parked.current_only);
+    let orders: HashSet<u64> = match planted!(OthersOvertake) {
+        true => HashSet::new(),
+        false => asked_again.filter_map(|parked| parked.ordering).collect(),
+    };
+    move |parked| parked.current_only || parked.ordering.is_some_and(|o| orders.contains(&o))
 }
 
 /// When the next parked message is due; `None` if nothing is parked.

@@ -15,10 +15,11 @@ use std::fmt;
 use std::time::Duration;
 
 use millrace_model::processor::BreakerPolicy;
-use millrace_model::{Offset, Record, Rejections, Stopped, Timestamp, TopicPartition};
+use millrace_model::{Offset, Parked, Record, Rejections, Stopped, Timestamp, TopicPartition};
 use serde::Serialize;
 
 use super::answer::Failed;
+use super::planted::planted;
 use crate::handler::Cause;
 
 mod usual;
@@ -29,7 +30,7 @@ use window::Window;
 
 /// A revision that has processed so many messages is proven: what fails then is not its deployment.
 pub(crate) const PROVEN_MESSAGES: u64 = 1_000;
-/// A revision is proven so long after the first message that it processed.
+/// A revision is proven so long after the first message that it processed, if it did not stand still meanwhile.
 pub(crate) const PROVEN_AFTER: Duration = Duration::from_secs(60 * 60);
 /// So many calls of a canary in a row may not end in time, or it is out: each of them keeps the current revision waiting.
 pub(crate) const CANARY_TIMEOUTS_MAX: u32 = 2;
@@ -105,6 +106,19 @@ pub(crate) struct Report<'a> {
     pub(crate) says: &'a [Says],
 }
 
+impl Report<'_> {
+    /// How many messages succeeded.
+    fn processed(&self) -> u64 {
+        (self.offsets.len() - self.failed.len()) as u64
+    }
+
+    /// How many did not fail: those that the error handler has settled, too.
+    fn good(&self) -> u64 {
+        let settled = self.says.iter().filter(|says| **says == Says::Settled);
+        self.processed() + settled.count() as u64
+    }
+}
+
 /// What a failure says of the revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Says {
@@ -166,6 +180,27 @@ struct Open {
     probing: bool,
 }
 
+/// What a failure says of a revision: nothing, if the message failed so before, under the same revision or the one to go back to.
+pub(crate) fn says(
+    before: Option<&Parked>,
+    failed: &Failed,
+    revision: u32,
+    back: Option<&Back>,
+) -> Says {
+    if planted!(FirstAttemptsOnly) && before.is_some_and(|parked| parked.attempts > 0) {
+        return Says::Nothing;
+    }
+    let back = back.map(|back| back.revision);
+    let log = before.map_or(&[][..], |parked| &parked.log);
+    let last = log
+        .iter()
+        .rfind(|attempt| attempt.revision == revision || Some(attempt.revision) == back);
+    match last.is_some_and(|last| last.class == failed.class) {
+        true => Says::Nothing,
+        false => Says::News,
+    }
+}
+
 /// How a processor's breaker stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BreakerStatus {
@@ -197,8 +232,6 @@ pub(crate) struct Trial {
     pub(crate) back: Option<Back>,
     /// What is written down of how it did.
     pub(crate) record: Record,
-    /// How long ago it processed its first message, if it did.
-    pub(crate) worked: Option<Duration>,
 }
 
 /// The revision to go back to.
@@ -207,6 +240,8 @@ pub(crate) struct Back {
     pub(crate) revision: u32,
     /// How it did.
     pub(crate) record: Record,
+    /// What is usually rejected: by the last revision that was proven. What one rejects that is not proven is usual for nobody.
+    pub(crate) usual: Vec<Rejections>,
 }
 
 impl Back {
@@ -226,7 +261,7 @@ pub(crate) struct Breaker {
     revision: u32,
     back: Option<Back>,
     proven: bool,
-    /// When it is proven, if it has processed a message.
+    /// When it is proven if nothing happens: an hour after the first message that it processed since it began here, or stood still.
     proven_at: Option<Duration>,
     /// Messages that it processed in this process.
     good: u64,
@@ -308,13 +343,12 @@ impl Breaker {
         self.revision = trial.revision;
         self.back.clone_from(&trial.back);
         self.proven = trial.record.proven;
-        let left = |worked: Duration| PROVEN_AFTER.saturating_sub(worked);
-        self.proven_at = trial.worked.map(|worked| now.monotonic + left(worked));
+        self.proven_at = planted!(IdleIsProof).then_some(now.monotonic + PROVEN_AFTER);
         self.good = 0;
         self.timeouts = 0;
         self.usual = Usual::of(&trial.record.rejections);
         if let Some(back) = &trial.back {
-            self.usual.learn(&back.record.rejections);
+            self.usual.learn(&back.usual);
         }
         self.written = (
             trial.record.worked_at.is_some(),
@@ -404,8 +438,8 @@ impl Breaker {
         rng: &mut fastrand::Rng,
     ) -> Judgement {
         let said = report.failed.iter().zip(report.says);
-        let mut bad =
-            said.filter(|(failed, says)| **says != Says::Settled && self.counts(failed, now));
+        let settled = |says: Says| says == Says::Settled && !planted!(DropsAreFailures);
+        let mut bad = said.filter(|(failed, says)| !settled(**says) && self.counts(failed, now));
         let bad = bad.next().map(|(failed, _)| failed);
         if report.revision != self.revision {
             // Decided by a revision that no longer runs: the one that does may do better.
@@ -424,26 +458,34 @@ impl Breaker {
                 }
                 self.close(now);
                 self.note(report, now);
+                self.has_processed(report, now);
                 Judgement::Settle
             }
             Some(_) if bad.is_some() => Judgement::Discard,
             Some(_) => Judgement::Settle,
             None => {
                 self.note(report, now);
-                if report.failed.is_empty() || !self.policy.enabled || self.accepting {
-                    return Judgement::Settle;
-                }
-                let Some((kind, what)) = self.judge(now) else {
-                    return Judgement::Settle;
-                };
+                let judged =
+                    match report.failed.is_empty() || !self.policy.enabled || self.accepting {
+                        true => None,
+                        false => self.judge(now),
+                    };
                 // Enough may have been there before; but nobody stops at what is no failure.
-                let example = report.failed.iter().find(|failed| kind.is(failed)).or(bad);
-                let Some(example) = example else {
-                    return Judgement::Settle;
-                };
-                let text = explain(&kind, &what, &example.reason);
-                self.trip_for(Some(kind), text, now, rng);
-                Judgement::Discard
+                let alike = |kind: &Kind| report.failed.iter().find(|failed| kind.is(failed));
+                let judged = judged.and_then(|(kind, what)| {
+                    let example = alike(&kind).or(bad)?;
+                    Some((explain(&kind, &what, &example.reason), kind))
+                });
+                match judged {
+                    Some((text, kind)) => {
+                        self.trip_for(Some(kind), text, now, rng);
+                        Judgement::Discard
+                    }
+                    None => {
+                        self.has_processed(report, now);
+                        Judgement::Settle
+                    }
+                }
             }
         }
     }
@@ -569,15 +611,19 @@ impl Breaker {
         }
     }
 
-    /// Takes the batch into account.
-    fn note(&mut self, report: &Report<'_>, now: Now) {
-        let settled = report.says.iter().filter(|says| **says == Says::Settled);
-        let good = (report.offsets.len() - report.failed.len() + settled.count()) as u64;
+    /// What of the batch succeeded counts: it is not discarded.
+    fn has_processed(&mut self, report: &Report<'_>, now: Now) {
+        let good = report.processed();
         if good > 0 {
             self.good = self.good.saturating_add(good);
             self.timeouts = 0;
             self.proven_at.get_or_insert(now.monotonic + PROVEN_AFTER);
         }
+    }
+
+    /// Takes the batch into account.
+    fn note(&mut self, report: &Report<'_>, now: Now) {
+        let good = report.good();
         let span = match self.is_new(now) {
             // Slow traffic is no excuse.
             true => Duration::MAX,
@@ -599,7 +645,9 @@ impl Breaker {
         let evidence: Vec<&Failed> = said
             .filter(|(failed, says)| {
                 let place = (report.partition, report.offsets[failed.message]);
-                **says == Says::News && self.counts(failed, now) && !self.run.contains(&place)
+                let is_news =
+                    **says == Says::News || **says == Says::Settled && planted!(DropsAreFailures);
+                is_news && self.counts(failed, now) && !self.run.contains(&place)
             })
             .map(|(failed, _)| failed)
             .collect();
@@ -644,6 +692,7 @@ impl Breaker {
     /// Whether what was noted is enough, and of which kind it is.
     fn judge(&self, now: Now) -> Option<(Kind, String)> {
         let too_many = self.usual.too_many(self.policy.failures_min);
+        let too_many = too_many.filter(|_| !planted!(KnownClassExcuses));
         if let Some((class, what)) = too_many.filter(|_| self.is_new(now)) {
             let cause = Cause::Reject;
             return Some((Kind { cause, class }, what));
@@ -689,6 +738,10 @@ impl Breaker {
             probing: false,
         };
         open.wait(&self.policy, now, rng);
+        if !self.is_proven(now) && !planted!(IdleIsProof) {
+            // An hour of failures is no proof.
+            self.proven_at = None;
+        }
         self.open = Some(open);
         self.trips += 1;
         self.forget();

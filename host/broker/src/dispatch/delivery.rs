@@ -19,6 +19,7 @@ use super::Input;
 use super::answer::{Failed, Outputs, Verdict, cut};
 use super::batcher::{Batch, behind, ordering};
 use super::dead_letter::{self, Death};
+use super::planted::planted;
 use super::retry;
 use crate::chains::{HOPS_CLASS, Trail, after, trail_of};
 use crate::handler::{Cause, Decision, Failure};
@@ -155,8 +156,30 @@ pub(crate) fn failures(
     verdict.failed.iter().enumerate().map(failure).collect()
 }
 
+/// How many messages of a batch the canary had failed at, and the current revision has processed.
+pub(crate) fn contradictions(
+    canary: u32,
+    batch: &Batch,
+    verdict: &Verdict,
+    progress: &Progress,
+) -> u32 {
+    let contradicts = |message: &usize| {
+        let before = parked_before(batch, progress, *message);
+        before.is_some_and(|parked| parked.current_only && parked.revision == canary)
+            && verdict
+                .failed
+                .iter()
+                .all(|failed| failed.message != *message)
+    };
+    (0..batch.retried).filter(contradicts).count() as u32
+}
+
 /// The message's entry in progress, if it is retried.
-fn parked_before<'a>(batch: &Batch, progress: &'a Progress, message: usize) -> Option<&'a Parked> {
+pub(crate) fn parked_before<'a>(
+    batch: &Batch,
+    progress: &'a Progress,
+    message: usize,
+) -> Option<&'a Parked> {
     if message >= batch.retried {
         return None;
     }
@@ -173,13 +196,13 @@ fn first_failed_at(before: Option<&Parked>, now: Timestamp) -> Timestamp {
 }
 
 impl Effects {
-    /// What was given up counts, from one revision to the next, until one is proven. Whatever was counted since another one is over.
-    pub(crate) fn count_unproven(&mut self, since: u32) {
-        if self.given_up_unproven > 0 {
-            let known = self.progress.given_up.filter(|known| known.since == since);
+    /// What was given up counts, from one revision to the next, until one is proven. Whatever was counted in another run is over.
+    pub(crate) fn count_unproven(&mut self, run: u32) {
+        if self.given_up_unproven > 0 && !planted!(BoundPerStart) {
+            let known = self.progress.given_up.filter(|known| known.run == run);
             let before = known.map_or(0, |known| known.messages);
             self.progress.given_up = Some(GivenUp {
-                since,
+                run,
                 messages: before.saturating_add(self.given_up_unproven),
             });
         }
@@ -253,7 +276,9 @@ impl Settling<'_> {
     ) -> Fate {
         let is_the_hosts =
             self.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
-        if is_the_hosts {
+        let is_free = planted!(NoBound) && matches!(self.word, Word::CountsFor(_))
+            || planted!(CanaryGivesUp) && self.word == Word::IsAskedAgain;
+        if is_the_hosts || is_free {
             return fate;
         }
         let took_the_call_down = !matches!(failed.cause, Cause::Retry | Cause::Reject);
@@ -265,6 +290,7 @@ impl Settling<'_> {
                     return fate;
                 }
                 let is_its_first = parked.own_attempts <= 1 && parked.attempts > 1;
+                let is_its_first = is_its_first && !planted!(FirstIsLast);
                 match given_up < may {
                     true if !is_its_first => fate,
                     true => Fate::Retry(retry::message_delay(&self.spec.retry, 1, rng)),
@@ -356,7 +382,11 @@ impl<'a> Settler<'a> {
         let parked = attempted(settling, failed, ordering);
         self.effects.counts.failed += 1;
         self.discarded[failed.message] = true;
-        let fate = settling.fate(failure, failed, parked.own_attempts, rng);
+        let attempts = match planted!(AttemptsAddUp) {
+            true => parked.attempts,
+            false => parked.own_attempts,
+        };
+        let fate = settling.fate(failure, failed, attempts, rng);
         let given_up = self.effects.given_up_unproven;
         match settling.by_word(fate, failed, &parked, given_up, rng) {
             Fate::AskAgain => {

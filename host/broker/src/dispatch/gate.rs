@@ -67,7 +67,7 @@ struct State {
     reported: Option<Duration>,
     /// Messages that this canary failed at and the current revision processed.
     contradicted: u32,
-    /// What revisions that are not proven have given up, and since which one; `None` if that was not looked up.
+    /// What revisions that are not proven have given up, in which run of them; `None` if that was not looked up.
     given_up: Option<GivenUp>,
     /// What the processor reads.
     inputs: Arc<[TopicPartition]>,
@@ -118,7 +118,7 @@ impl Gate {
     /// The gate of a processor that begins with this revision.
     pub(crate) fn new(clock: Arc<dyn Clock>, alarms: Alarms, live: Arc<Live>) -> Self {
         let now = now(&*clock);
-        let breaker = Breaker::new(live.spec.breaker.clone(), &trial(&live, now), now);
+        let breaker = Breaker::new(live.spec.breaker.clone(), &trial(&live), now);
         let own = || live.processor.to_string();
         let probes = |outcome: &'static str| counter!("millrace_probes_total", "processor" => own(), "outcome" => outcome);
         let meters = Meters {
@@ -182,9 +182,14 @@ impl Gate {
         state.reported = Some(now);
     }
 
-    /// What the revision rejects as a matter of course.
+    /// What the revision rejects as a matter of course; nothing as long as it is not known whether it is a good one.
     fn rejections(&self) -> Vec<Rejections> {
-        self.state.lock().breaker.rejections()
+        let now = self.now();
+        let state = self.state.lock();
+        match state.breaker.is_new(now) {
+            true => Vec::new(),
+            false => state.breaker.rejections(),
+        }
     }
 
     /// How the revision does, as it is to be written down; and whether it has worked. `None` if another one runs.
@@ -210,7 +215,7 @@ impl Gate {
         state.live = Arc::clone(live);
         state.allowance.set(live.spec.dead_letters.clone());
         let policy = live.spec.breaker.clone();
-        state.breaker.install(policy, &trial(live, now), now);
+        state.breaker.install(policy, &trial(live), now);
         self.show(&state);
         drop(state);
         self.notify();
@@ -334,10 +339,10 @@ impl Gate {
         if !state.breaker.is_new(now) || state.allowance.accepted() > 0 {
             return Ok(Word::Counts);
         }
-        let since = state.live.unproven_since;
-        let known = state.given_up.filter(|known| known.since == since);
+        let run = state.live.unproven_run;
+        let known = state.given_up.filter(|known| known.run == run);
         let not_looked_up = || NotLookedUp {
-            since,
+            run,
             inputs: Arc::clone(&state.inputs),
         };
         let given_up = known.ok_or_else(not_looked_up)?.messages;
@@ -353,18 +358,18 @@ impl Gate {
     /// So much was given up, all partitions together, as far as it is committed. What was taken meanwhile counts already.
     pub(crate) fn looked_up(&self, given_up: GivenUp) {
         let mut state = self.state.lock();
-        let since = given_up.since;
-        if state.given_up.is_none_or(|known| known.since != since) {
+        let run = given_up.run;
+        if state.given_up.is_none_or(|known| known.run != run) {
             state.given_up = Some(given_up);
         }
     }
 
     /// Takes so many messages to give up, if there may be as many.
-    pub(crate) fn take_unproven(&self, since: u32, messages: u32) -> bool {
+    pub(crate) fn take_unproven(&self, run: u32, messages: u32) -> bool {
         let mut state = self.state.lock();
         let unproven_max = state.live.spec.dead_letters.unproven_max;
         match &mut state.given_up {
-            Some(known) if known.since == since => {
+            Some(known) if known.run == run => {
                 let then = known.messages.saturating_add(messages);
                 let may = then <= unproven_max;
                 if may {
@@ -377,9 +382,9 @@ impl Gate {
     }
 
     /// They were not given up after all.
-    pub(crate) fn give_back_unproven(&self, since: u32, messages: u32) {
+    pub(crate) fn give_back_unproven(&self, run: u32, messages: u32) {
         let mut state = self.state.lock();
-        if let Some(known) = state.given_up.as_mut().filter(|known| known.since == since) {
+        if let Some(known) = state.given_up.as_mut().filter(|known| known.run == run) {
             known.messages = known.messages.saturating_sub(messages);
         }
     }
@@ -502,20 +507,19 @@ fn now(clock: &dyn Clock) -> Now {
     }
 }
 
-/// What was given up before is to be looked up: since that revision, in these partitions.
+/// What was given up before is to be looked up: in that run of revisions, in these partitions.
 #[derive(Clone, Debug)]
 pub(crate) struct NotLookedUp {
-    pub(crate) since: u32,
+    pub(crate) run: u32,
     pub(crate) inputs: Arc<[TopicPartition]>,
 }
 
 /// The revision as the breaker sees it.
-fn trial(live: &Live, now: Now) -> Trial {
+fn trial(live: &Live) -> Trial {
     Trial {
         revision: live.revision,
         back: live.back.clone(),
         record: live.record.clone(),
-        worked: live.record.worked_at.map(|at| at.until(now.wall)),
     }
 }
 

@@ -10,6 +10,8 @@
 pub(crate) mod allowance;
 pub(crate) mod answer;
 pub(crate) mod at_hand;
+#[cfg(test)]
+mod bad_deploys;
 pub(crate) mod batcher;
 pub(crate) mod breaker;
 pub(crate) mod classes;
@@ -21,6 +23,7 @@ pub(crate) mod meters;
 pub(crate) mod orders;
 pub(crate) mod pace;
 pub(crate) mod placing;
+pub(crate) mod planted;
 pub(crate) mod remembered;
 pub(crate) mod retry;
 pub(crate) mod shadow;
@@ -54,8 +57,8 @@ pub(crate) struct Live {
     pub(crate) back: Option<Back>,
     /// How it did, as far as it is written down.
     pub(crate) record: Record,
-    /// The first of the revisions up to it of which none was proven.
-    pub(crate) unproven_since: u32,
+    /// Which run of revisions it belongs to that came one after the other without one of them being proven.
+    pub(crate) unproven_run: u32,
     pub(crate) spec: ProcessorSpec,
     /// The module's digest, for the evidence.
     pub(crate) module: String,

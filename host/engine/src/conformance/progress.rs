@@ -39,7 +39,7 @@ pub(super) fn with_parked(next: u64, parked: usize) -> Progress {
         parked: parked.collect(),
         first_call: Some(Offset(next + 1)),
         given_up: Some(GivenUp {
-            since: 2,
+            run: 2,
             messages: 3,
         }),
     }

@@ -252,8 +252,8 @@ struct RevisionSchema {
     trial: Option<bool>,
     /// What the host did with it by itself, and why.
     note: Option<String>,
-    /// The first of the revisions that came one after the other without one of them being proven, up to this one.
-    unproven_since: u32,
+    /// The number of the run that it belongs to: of revisions that came one after the other without one of them being proven.
+    unproven_run: u32,
     record: RecordSchema,
 }
 

@@ -67,6 +67,7 @@ impl Bench {
             revision,
             back: Some(Back {
                 revision: self.revision,
+                usual: record.rejections.clone(),
                 record,
             }),
             ..Trial::default()

@@ -409,10 +409,10 @@ fn a_revision_that_is_not_proven_gives_up_so_many_and_the_others_wait() {
     let mut effects = effects;
     effects.count_unproven(4);
     effects.count_unproven(4);
-    let counted = effects.progress.given_up.map(|g| (g.since, g.messages));
+    let counted = effects.progress.given_up.map(|g| (g.run, g.messages));
     assert_eq!(counted, Some((4, 4)));
     effects.count_unproven(9);
-    let counted = effects.progress.given_up.map(|g| (g.since, g.messages));
+    let counted = effects.progress.given_up.map(|g| (g.run, g.messages));
     assert_eq!(counted, Some((9, 2)), "another count began");
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_model::{Offset, Parked};
+use millrace_model::Offset;
 
 use super::{Trouble, Worker};
 use crate::dispatch::at_hand;
@@ -183,13 +183,14 @@ impl Worker {
             return Ok(());
         }
         let located = self.source.load(&due.offsets).await?;
+        let current_only = batcher::current_only(&self.progress.parked);
         if let Some(split) = cut.split_mut() {
             let found = located.iter().flatten();
             let parked = &self.progress.parked;
             split.choose(found.map(|(batch, view)| {
                 let key = view.key.clone().map(|key| &batch.bytes()[key]);
                 let found = parked.binary_search_by_key(&view.offset, |parked| parked.offset);
-                let current_only = found.is_ok_and(|index| parked[index].current_only);
+                let current_only = found.is_ok_and(|index| current_only(&parked[index]));
                 (key, view.offset, current_only)
             }));
         }
@@ -200,11 +201,8 @@ impl Worker {
             };
             match located {
                 Some((batch, view)) => {
-                    let Parked {
-                        attempts,
-                        current_only,
-                        ..
-                    } = parked[index];
+                    let current_only = current_only(&parked[index]);
+                    let attempts = parked[index].attempts;
                     if !cut.take_retried(batch.bytes(), &view, attempts, current_only) {
                         break;
                     }

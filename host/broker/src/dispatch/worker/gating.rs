@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use millrace_engine::CommitError;
-use millrace_model::{GivenUp, Offset, Parked};
+use millrace_model::GivenUp;
 
 use super::{HeldUp, SLEEP_MAX, Worker, changed_within};
 use crate::dispatch::Live;
 use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::{Failed, Verdict};
 use crate::dispatch::batcher::Batch;
-use crate::dispatch::breaker::{Judgement, Report, Says};
-use crate::dispatch::delivery::{Effects, Word};
+use crate::dispatch::breaker::{Judgement, Report, Says, says};
+use crate::dispatch::delivery::{Effects, Word, contradictions, parked_before};
 use crate::dispatch::gate::{Gate, NotLookedUp, Probe};
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
@@ -52,7 +52,10 @@ impl Worker {
         let says: Vec<Says> = failed
             .map(|(index, failed)| match decisions.get(index) {
                 Some(Decision::Drop(_)) => Says::Settled,
-                _ => self.says(live, batch, failed),
+                _ => {
+                    let before = parked_before(batch, &self.progress, failed.message);
+                    says(before, failed, live.revision, live.back.as_ref())
+                }
             })
             .collect();
         let report = Report {
@@ -82,36 +85,13 @@ impl Worker {
         }
     }
 
-    /// What a failure says of the revision. That a message fails as it did is known: under the same revision, or the one to go back to.
-    fn says(&self, live: &Live, batch: &Batch, failed: &Failed) -> Says {
-        let before = match failed.message < batch.retried {
-            true => self.parked_at(batch.offsets[failed.message]),
-            false => None,
-        };
-        let back = live.back.as_ref().map(|back| back.revision);
-        let is_known = before
-            .and_then(|before| before.log.last())
-            .filter(|last| last.revision == live.revision || Some(last.revision) == back)
-            .is_some_and(|last| last.class == failed.class);
-        match is_known {
-            true => Says::Nothing,
-            false => Says::News,
-        }
-    }
-
-    fn parked_at(&self, offset: Offset) -> Option<&Parked> {
-        let parked = &self.progress.parked;
-        let found = parked.binary_search_by_key(&offset, |parked| parked.offset);
-        found.ok().map(|index| &parked[index])
-    }
-
     /// What the word of the revision is worth that was called. What others gave up before is read where that is not known yet.
     pub(super) async fn word(&self, live: &Live) -> Word {
         if self.side == Side::Canary {
             return Word::IsAskedAgain;
         }
         loop {
-            let NotLookedUp { since, inputs } = match self.gate.word() {
+            let NotLookedUp { run, inputs } = match self.gate.word() {
                 Ok(word) => return word,
                 Err(missing) => missing,
             };
@@ -121,14 +101,14 @@ impl Worker {
                 match engine.progress(live.processor.as_str(), *partition).await {
                     Ok(progress) => {
                         let given_up = progress.and_then(|progress| progress.given_up);
-                        let given_up = given_up.filter(|given_up| given_up.since == since);
+                        let given_up = given_up.filter(|given_up| given_up.run == run);
                         messages += given_up.map_or(0, |given_up| given_up.messages);
                     }
                     // It is asked again with the next batch; until then nothing is given up.
                     Err(_) => return Word::CountsFor(0),
                 }
             }
-            self.gate.looked_up(GivenUp { since, messages });
+            self.gate.looked_up(GivenUp { run, messages });
         }
     }
 
@@ -137,19 +117,7 @@ impl Worker {
         let Some(canary) = self.canary.as_ref().filter(|_| self.side == Side::Current) else {
             return 0;
         };
-        let retried = batch.offsets[..batch.retried].iter().enumerate();
-        let contradicts = |(message, offset): &(usize, &Offset)| {
-            let last = self
-                .parked_at(**offset)
-                .filter(|parked| parked.current_only);
-            let by_it = last.is_some_and(|parked| parked.revision == canary.live.revision);
-            by_it
-                && verdict
-                    .failed
-                    .iter()
-                    .all(|failed| failed.message != *message)
-        };
-        retried.filter(contradicts).count() as u32
+        contradictions(canary.live.revision, batch, verdict, &self.progress)
     }
 
     /// Nothing of the batch happened, and whatever comes next begins afresh.

@@ -70,7 +70,7 @@ impl Worker {
         decisions: &[Decision],
         judgement: Judgement,
     ) -> Result<(), CommitError> {
-        let (gate, since) = (Arc::clone(&self.gate), live.unproven_since);
+        let (gate, run) = (Arc::clone(&self.gate), live.unproven_run);
         let contradictions = self.contradictions(batch, verdict);
         let mut settling = Settling {
             processor: live.processor.as_str(),
@@ -99,11 +99,11 @@ impl Worker {
                 _ => delivery::postpone(&settling),
             };
             let unproven = effects.given_up_unproven;
-            if unproven > 0 && !self.gate.take_unproven(since, unproven) {
+            if unproven > 0 && !self.gate.take_unproven(run, unproven) {
                 // Another partition was faster.
                 continue;
             }
-            effects.count_unproven(since);
+            effects.count_unproven(run);
             let progress = Arc::new(std::mem::take(&mut effects.progress));
             // Before the commit: whoever decides meanwhile knows of it.
             self.remembered.propose(&progress);
@@ -112,14 +112,14 @@ impl Worker {
                 false => match self.take_dead_letters(live, batch, &effects) {
                     Some(granted) => granted,
                     None => {
-                        self.gate.give_back_unproven(since, unproven);
+                        self.gate.give_back_unproven(run, unproven);
                         return Ok(());
                     }
                 },
             };
             let give_back = |granted: Granted| {
                 gate.give_back(granted);
-                gate.give_back_unproven(since, unproven);
+                gate.give_back_unproven(run, unproven);
             };
             self.pack(live, &mut effects).await;
             let reason = match self.delay(live, &mut effects) {

@@ -1,0 +1,1126 @@
+//! A model of deployments that go wrong: random revisions, failures of every kind, canaries, error handlers, outages, several
+//! partitions, slow and fast traffic, starts of the host. The rules are the host's own (breaker, gate, delivery, batcher, history);
+//! only reading and waiting are left out. What `docs/bad-deploys.md` promises is checked after each step, with its numbers; and each
+//! rule that is broken on purpose is found out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use millrace_model::{
+    Answer, Clock, ColumnBatch, Digest, GivenUp, ManualClock, Offset, Parked, PartitionId,
+    Processor, ProcessorName, ProcessorSpec, Progress, Record, Rejections, Revision, Timestamp,
+    Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+};
+use tokio::sync::mpsc;
+
+use super::answer::{Failed, Outputs, Verdict};
+use super::batcher::{self, Batch, behind, ordering};
+use super::breaker::{
+    CANARY_TIMEOUTS_MAX, Judgement, PROVEN_AFTER, PROVEN_MESSAGES, Report, Says, says,
+};
+use super::delivery::{self, Effects, Settling, Word, contradictions, parked_before};
+use super::gate::{Alarm, Entry, Gate, NotLookedUp, Wanted};
+use super::planted::{Planted, plant};
+use super::sides::{Side, side_of};
+use super::{Input, Live, OutputTopics};
+use crate::columns::push;
+use crate::handler::{BatchHandler, CallError, Cause, Decision};
+use crate::history::{forget_oldest, leave, take_down, unproven_run};
+use crate::loading::back_from;
+
+const PAGE: &str = include_str!("../../../../docs/bad-deploys.md");
+/// Another number of sequences may be given in `MILLRACE_SEQUENCES`.
+const SEQUENCES: u64 = 100_000;
+const BATCH_MESSAGES: usize = 8;
+const KEYS: u64 = 5;
+
+/// The number of a row of the page's table.
+fn number(what: &str) -> u64 {
+    let row = PAGE
+        .lines()
+        .find(|line| line.contains(what) && line.starts_with('|'));
+    let cell = row.and_then(|row| row.split('|').nth(2));
+    cell.and_then(|cell| cell.trim().parse().ok())
+        .unwrap_or_else(|| panic!("no number for {what:?}"))
+}
+
+/// A message as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Good,
+    /// Takes every revision down.
+    Poison,
+    /// Every revision rejects it.
+    Unwanted,
+    /// Asks for so many retries, whoever is called.
+    Busy(u32),
+    /// Asks for a retry for ever, and the error handlers drop it.
+    Ignored,
+}
+
+/// A revision as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nature {
+    Well,
+    /// Of the good messages it fails so at so many in a hundred.
+    Fails(Cause, u64),
+    /// It rejects them, in the class that is usual.
+    Strict,
+}
+
+struct Nobody;
+
+#[async_trait]
+impl BatchHandler for Nobody {
+    async fn process(&self, _: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        Ok(Answer::default())
+    }
+}
+
+#[derive(Default)]
+struct Part {
+    messages: Vec<Kind>,
+    progress: Progress,
+    /// Messages of a batch that failed as a whole, to be called alone.
+    alone: usize,
+    /// The last message that was settled, by key.
+    settled: HashMap<u64, u64>,
+    ended: HashSet<u64>,
+}
+
+struct Canary {
+    gate: Arc<Gate>,
+    live: Arc<Live>,
+    percent: u32,
+}
+
+struct World {
+    rng: fastrand::Rng,
+    clock: Arc<ManualClock>,
+    alarms: mpsc::Receiver<Alarm>,
+    sender: mpsc::Sender<Alarm>,
+    processor: Processor,
+    gate: Arc<Gate>,
+    live: Arc<Live>,
+    canary: Option<Canary>,
+    natures: BTreeMap<u32, Nature>,
+    parts: Vec<Part>,
+    outage: bool,
+    handler: bool,
+    auto_rollback: bool,
+    /// What was given up by revisions since the last that was proven.
+    given_up: u64,
+    /// When each revision processed a message first as the current one, and how many it did.
+    processed: BTreeMap<u32, (Option<Timestamp>, u64)>,
+    /// Good messages that were rejected as usual since the breaker closed.
+    excused: u64,
+    /// Classes under which revisions rejected.
+    rejected: BTreeMap<u32, BTreeSet<String>>,
+    /// Failed attempts that counted, by partition, message and revision.
+    attempts: HashMap<(usize, u64, u32), u32>,
+    /// Different messages in a row that the current revision failed at, and what it was like.
+    row: (String, BTreeSet<(usize, u64)>),
+    what: Vec<String>,
+}
+
+fn name(text: &str) -> TopicName {
+    TopicName::parse(text).expect("a name")
+}
+
+fn topic(id: u64, text: &str) -> Topic {
+    let spec = TopicSpec {
+        name: name(text),
+        partitions: 3,
+        durability: Default::default(),
+        partitioner: None,
+        owner: None,
+        created_at: Timestamp(0),
+        settings: Default::default(),
+    };
+    Topic {
+        id: TopicId(id),
+        spec,
+    }
+}
+
+fn spec() -> ProcessorSpec {
+    ProcessorSpec {
+        topics: vec![name("in")],
+        module: Digest([0; 32]),
+        output: None,
+        grants: Vec::new(),
+        order: Default::default(),
+        batch: Default::default(),
+        retry: Default::default(),
+        error_handler: None,
+        limits: Default::default(),
+        breaker: Default::default(),
+        dead_letters: Default::default(),
+        auto_rollback: true,
+        auto_redrive: false,
+        hops_max: None,
+    }
+}
+
+fn revision(number: u32, unproven_run: u32) -> Revision {
+    Revision {
+        number,
+        spec: spec(),
+        deployed_at: Timestamp(0),
+        deployed_by: None,
+        predecessor: None,
+        trial: false,
+        note: None,
+        unproven_run,
+        record: Record::default(),
+    }
+}
+
+fn key_of(offset: u64) -> String {
+    format!("k{}", offset % KEYS)
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let clock = Arc::new(ManualClock::at(Timestamp(1_000_000_000)));
+        let (sender, alarms) = mpsc::channel(64);
+        // It has proven itself, and shown what is usual.
+        let mut first = revision(1, 1);
+        first.record = Record {
+            worked_at: Some(clock.wall()),
+            proven: true,
+            rejections: vec![Rejections {
+                class: "usual".to_owned(),
+                per_million: 30_000,
+            }],
+            ..Record::default()
+        };
+        let processor = Processor {
+            name: ProcessorName::parse("p").expect("a name"),
+            current: 1,
+            paused: false,
+            revisions: vec![first],
+            canary: None,
+            shadow: None,
+            replay: None,
+            start: Vec::new(),
+            changes: Vec::new(),
+        };
+        let live = live(&processor, 1);
+        let shared: Arc<dyn Clock> = clock.clone();
+        let gate = Arc::new(Gate::new(shared, sender.clone(), Arc::clone(&live)));
+        let count = rng.usize(1..=3);
+        let (handler, auto_rollback) = (rng.bool(), rng.u8(..4) > 0);
+        let world = Self {
+            rng,
+            clock,
+            alarms,
+            sender,
+            processor,
+            gate,
+            live,
+            canary: None,
+            natures: BTreeMap::from([(1, Nature::Well)]),
+            parts: (0..count).map(|_| Part::default()).collect(),
+            outage: false,
+            handler,
+            auto_rollback,
+            given_up: 0,
+            processed: BTreeMap::new(),
+            excused: 0,
+            rejected: BTreeMap::new(),
+            attempts: HashMap::new(),
+            row: Default::default(),
+            what: Vec::new(),
+        };
+        world.tell_inputs();
+        world
+    }
+
+    fn tell_inputs(&self) {
+        let all = (0..self.parts.len() as u32).map(|partition| TopicPartition {
+            topic: TopicId(1),
+            partition: PartitionId(partition),
+        });
+        self.gate.reads(all.collect());
+    }
+
+    fn arrive(&mut self, count: usize) {
+        for _ in 0..count {
+            let kind = match self.rng.u32(..100) {
+                0..=2 => Kind::Unwanted,
+                3 => Kind::Poison,
+                4..=6 => Kind::Busy(self.rng.u32(1..4)),
+                7..=9 if self.handler => Kind::Ignored,
+                _ => Kind::Good,
+            };
+            let part = self.rng.usize(..self.parts.len());
+            self.parts[part].messages.push(kind);
+        }
+    }
+
+    /// What calling a revision with a message comes to.
+    fn outcome(&self, number: u32, part: usize, offset: u64) -> Option<(Cause, &'static str)> {
+        if self.outage {
+            return Some((Cause::Retry, "down"));
+        }
+        let tried: u32 = self
+            .attempts
+            .iter()
+            .filter(|((p, o, _), _)| (*p, *o) == (part, offset))
+            .map(|(_, count)| count)
+            .sum();
+        let kind = self.parts[part].messages[offset as usize];
+        let nature = self.natures[&number];
+        match (kind, nature) {
+            (Kind::Poison, _) => Some((Cause::Trap, "trap")),
+            (Kind::Unwanted, _) => Some((Cause::Reject, "usual")),
+            (Kind::Busy(times), _) if tried < times => Some((Cause::Retry, "busy")),
+            (Kind::Ignored, _) => Some((Cause::Retry, "ignore")),
+            (Kind::Good, Nature::Strict) => Some((Cause::Reject, "usual")),
+            (Kind::Good | Kind::Busy(_), Nature::Fails(cause, share)) => {
+                let scattered = (offset * 2_654_435_761 + u64::from(number) * 97) >> 7;
+                let class = if cause == Cause::Reject {
+                    "new"
+                } else {
+                    cause.as_str()
+                };
+                (scattered % 100 < share).then_some((cause, class))
+            }
+            _ => None,
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.wall()
+    }
+
+    fn step_all(&mut self) {
+        for part in 0..self.parts.len() {
+            self.step(part);
+            self.heed();
+        }
+    }
+
+    /// One batch of a partition.
+    fn step(&mut self, part: usize) {
+        if let Some(canary) = &self.canary {
+            canary.gate.remind();
+        }
+        let gate = Arc::clone(&self.gate);
+        let mut probe = match gate.enter() {
+            Entry::Go => None,
+            Entry::Probe(probe) => Some(probe),
+            Entry::Wait(..) => return,
+        };
+        let is_open = self
+            .canary
+            .as_ref()
+            .is_some_and(|canary| canary.gate.is_open());
+        let splits = self.canary.is_some() && !is_open && probe.is_none();
+        let Some(batch) = self.cut(part, splits, probe.is_some()) else {
+            return;
+        };
+        self.parts[part].alone = self.parts[part].alone.saturating_sub(batch.len());
+        let (live, breaker) = match (&self.canary, batch.side) {
+            (Some(canary), Side::Canary) => (Arc::clone(&canary.live), Arc::clone(&canary.gate)),
+            _ => (Arc::clone(&self.live), Arc::clone(&self.gate)),
+        };
+        let outcomes = batch
+            .offsets
+            .iter()
+            .enumerate()
+            .filter_map(|(message, offset)| {
+                let (cause, class) = self.outcome(live.revision, part, offset.0)?;
+                Some(Failed {
+                    message,
+                    cause,
+                    class: class.to_owned(),
+                    reason: String::new(),
+                    after_ms: None,
+                    backtrace: None,
+                })
+            });
+        let failed: Vec<Failed> = outcomes.collect();
+        let takes_down = |failed: &&Failed| !matches!(failed.cause, Cause::Retry | Cause::Reject);
+        let verdict = match failed.iter().find(takes_down) {
+            Some(fatal) => {
+                if batch.side == Side::Canary && fatal.cause == Cause::Timeout {
+                    breaker.timed_out(live.revision);
+                }
+                if batch.len() > 1 {
+                    self.parts[part].alone = batch.len();
+                    return;
+                }
+                vec![fatal.clone()]
+            }
+            None => failed,
+        };
+        let verdict = Verdict {
+            outputs: Outputs::default(),
+            failed: verdict,
+            ..Verdict::default()
+        };
+        let decisions: Vec<Decision> = match self.handler {
+            false => Vec::new(),
+            true => verdict.failed.iter().map(decision).collect(),
+        };
+        let progress = self.parts[part].progress.clone();
+        let said: Vec<Says> = verdict
+            .failed
+            .iter()
+            .enumerate()
+            .map(|(index, failed)| match decisions.get(index) {
+                Some(Decision::Drop(_)) => Says::Settled,
+                _ => {
+                    let before = parked_before(&batch, &progress, failed.message);
+                    says(before, failed, live.revision, live.back.as_ref())
+                }
+            })
+            .collect();
+        let report = Report {
+            revision: live.revision,
+            partition: TopicPartition {
+                topic: TopicId(1),
+                partition: PartitionId(part as u32),
+            },
+            offsets: &batch.offsets,
+            failed: &verdict.failed,
+            says: &said,
+        };
+        let was_open = self.gate.is_open();
+        let is_probe = probe.is_some();
+        let judgement = breaker.report(&report, probe.as_mut());
+        if batch.side == Side::Current {
+            self.watch_row(part, &batch, &verdict, &live, was_open || is_probe);
+        }
+        if self.gate.is_open() {
+            self.excused = 0;
+            if !self.is_proven(live.revision)
+                && batch.side == Side::Current
+                && let Some((first, _)) = self.processed.get_mut(&live.revision)
+            {
+                *first = None;
+            }
+            let why = self.gate.status().text.unwrap_or_default();
+            assert!(!why.contains("ignore"), "what was settled counted: {why}");
+        }
+        if judgement == Judgement::Discard {
+            return;
+        }
+        self.settle(
+            part, &batch, &verdict, &decisions, &live, judgement, &progress,
+        );
+    }
+
+    /// A revision that fails at everything alike is stopped.
+    fn watch_row(
+        &mut self,
+        part: usize,
+        batch: &Batch,
+        verdict: &Verdict,
+        live: &Live,
+        probes: bool,
+    ) {
+        let back = live.back.as_ref().map(|back| back.revision);
+        // As the page says, whatever the rules make of it.
+        let is_news = |failed: &Failed| {
+            let before = parked_before(batch, &self.parts[part].progress, failed.message);
+            let log = before.map_or(&[][..], |parked| &parked.log);
+            let mut last = log.iter().rev();
+            let last = last.find(|a| a.revision == live.revision || Some(a.revision) == back);
+            let is_settled = self.handler && failed.class == "ignore";
+            failed.cause != Cause::Reject
+                && !is_settled
+                && last.is_none_or(|last| last.class != failed.class)
+        };
+        let first = verdict.failed.first().map(|failed| failed.class.clone());
+        let all = verdict.failed.len() == batch.len()
+            && verdict.failed.iter().all(is_news)
+            && verdict
+                .failed
+                .iter()
+                .all(|f| Some(&f.class) == first.as_ref());
+        if !all || probes || self.gate.is_open() {
+            self.row = Default::default();
+            return;
+        }
+        let class = first.unwrap_or_default();
+        if self.row.0 != class {
+            self.row = (class, BTreeSet::new());
+        }
+        let new = batch.offsets.iter().map(|offset| (part, offset.0));
+        self.row.1.extend(new);
+        let most = number("different messages in a row");
+        assert!(
+            (self.row.1.len() as u64) < most,
+            "{} different messages in a row failed alike, and nothing opened",
+            self.row.1.len()
+        );
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all that a decision hangs on")]
+    fn settle(
+        &mut self,
+        part: usize,
+        batch: &Batch,
+        verdict: &Verdict,
+        decisions: &[Decision],
+        live: &Arc<Live>,
+        judgement: Judgement,
+        progress: &Progress,
+    ) {
+        let word = match batch.side {
+            Side::Canary => Word::IsAskedAgain,
+            Side::Current => self.word(),
+        };
+        let gate = Arc::clone(&self.gate);
+        let settling = Settling {
+            processor: "p",
+            revision: live.revision,
+            module: "",
+            spec: &live.spec,
+            input: &Input {
+                topic: topic(1, "in"),
+                partition: PartitionId(part as u32),
+                origin: name("in"),
+                dead_letters: topic(2, "in.p.dlq"),
+                range: None,
+                first: None,
+                times: None,
+            },
+            batch,
+            verdict,
+            places: &[],
+            decisions,
+            word,
+            is_usual: &|class| gate.is_usual(class),
+            progress,
+            is_short: false,
+            now: self.now(),
+        };
+        let mut effects = match judgement {
+            Judgement::Settle => delivery::settle(&settling, &mut self.rng),
+            _ => delivery::postpone(&settling),
+        };
+        let unproven = effects.given_up_unproven;
+        if unproven > 0 {
+            assert!(self.gate.take_unproven(live.unproven_run, unproven));
+        }
+        effects.count_unproven(live.unproven_run);
+        if judgement == Judgement::Settle {
+            self.check(part, batch, verdict, live, &effects, progress);
+            if let Some(canary) = self.canary.as_ref().filter(|_| batch.side == Side::Current) {
+                let wrong = contradictions(canary.live.revision, batch, verdict, progress);
+                if wrong > 0 {
+                    canary.gate.contradicted(wrong);
+                }
+            }
+        }
+        self.parts[part].progress = effects.progress;
+    }
+
+    fn word(&self) -> Word {
+        loop {
+            let NotLookedUp { run, inputs } = match self.gate.word() {
+                Ok(word) => return word,
+                Err(missing) => missing,
+            };
+            assert_eq!(inputs.len(), self.parts.len());
+            let known = self.parts.iter().filter_map(|part| part.progress.given_up);
+            let messages = known
+                .filter(|known| known.run == run)
+                .map(|known| known.messages);
+            self.gate.looked_up(GivenUp {
+                run,
+                messages: messages.sum(),
+            });
+        }
+    }
+
+    /// What became of a batch, against what is promised.
+    fn check(
+        &mut self,
+        part: usize,
+        batch: &Batch,
+        verdict: &Verdict,
+        live: &Arc<Live>,
+        effects: &Effects,
+        before: &Progress,
+    ) {
+        let current = live.revision;
+        let dropped: HashSet<u64> = effects.dropped.iter().map(|(offset, _)| offset.0).collect();
+        if batch.side == Side::Canary {
+            assert!(
+                effects.given_up.is_empty() && dropped.is_empty(),
+                "a canary gave up"
+            );
+        }
+        for (message, offset) in batch.offsets.iter().enumerate() {
+            let failed = verdict
+                .failed
+                .iter()
+                .find(|failed| failed.message == message);
+            if failed.is_none() && batch.side == Side::Current {
+                let now = self.now();
+                let (first, count) = self.processed.entry(current).or_default();
+                first.get_or_insert(now);
+                *count += 1;
+            }
+            let after = effects.progress.parked.iter();
+            let after = { after }.find(|parked| parked.offset == *offset);
+            let stays = after.is_some();
+            // What failed behind another of its key is as if it had not been called.
+            let tries = |parked: Option<&Parked>| parked.map_or(0, |parked| parked.attempts);
+            let counts =
+                after.is_none() || tries(after) > tries(parked_before(batch, before, message));
+            let gives_up = effects.given_up.contains(&message);
+            if let Some(failed) = failed
+                && failed.class != "ignore"
+                && counts
+            {
+                *self.attempts.entry((part, offset.0, current)).or_default() += 1;
+            }
+            if gives_up {
+                let failed = failed.expect("what is given up has failed");
+                self.gave_up(
+                    part,
+                    offset.0,
+                    failed,
+                    live,
+                    parked_before(batch, before, message).is_some(),
+                );
+            }
+            if stays {
+                continue;
+            }
+            let part = &mut self.parts[part];
+            assert!(part.ended.insert(offset.0), "{} ended twice", offset.0);
+            let last = part.settled.insert(offset.0 % KEYS, offset.0);
+            assert!(
+                last.is_none_or(|last| last < offset.0),
+                "{} overtook {last:?}",
+                offset.0
+            );
+        }
+    }
+
+    fn gave_up(
+        &mut self,
+        part: usize,
+        offset: u64,
+        failed: &Failed,
+        live: &Arc<Live>,
+        retried: bool,
+    ) {
+        let number_of = live.revision;
+        let own = self.attempts[&(part, offset, number_of)];
+        let all: u32 = self
+            .attempts
+            .iter()
+            .filter(|((p, o, _), _)| (*p, *o) == (part, offset))
+            .map(|(_, count)| count)
+            .sum();
+        if failed.cause != Cause::Reject {
+            let most = number("attempts of one revision") as u32;
+            assert!(
+                own >= most,
+                "given up after {own} attempts of revision {number_of}"
+            );
+        }
+        let is_good = self.parts[part].messages[offset as usize] == Kind::Good;
+        let is_usual = self.is_usual(number_of, &failed.class);
+        if failed.cause == Cause::Reject {
+            let classes = self.rejected.entry(number_of).or_default();
+            classes.insert(failed.class.clone());
+        }
+        if failed.class == "usual" && is_good && !self.is_proven(number_of) {
+            self.excused += 1;
+            assert!(
+                self.excused < 30,
+                "ever more is rejected as if it were usual"
+            );
+        }
+        if self.is_proven(number_of) || live.back.is_none() || is_usual {
+            return;
+        }
+        assert!(
+            !retried || own > 1 || own == all,
+            "the first failure of revision {number_of} was the last"
+        );
+        self.given_up += 1;
+        let (count, most) = (self.given_up, number("messages that revisions give up"));
+        assert!(
+            count <= most,
+            "{count} messages were given up by revisions of which none was proven"
+        );
+    }
+
+    /// Does what the host would.
+    fn heed(&mut self) {
+        while let Ok(alarm) = self.alarms.try_recv() {
+            match alarm.wanted {
+                Wanted::Note => {
+                    let canary = self.canary.as_ref().map(|canary| Arc::clone(&canary.gate));
+                    let gates = [Some(Arc::clone(&self.gate)), canary];
+                    for gate in gates.into_iter().flatten() {
+                        if let Some(noted) = gate.record(alarm.revision) {
+                            let now = self.now();
+                            take_down(&mut self.processor, alarm.revision, noted, now);
+                        }
+                    }
+                }
+                Wanted::Withdraw { .. } => {
+                    if self
+                        .canary
+                        .as_ref()
+                        .is_some_and(|c| c.live.revision == alarm.revision)
+                    {
+                        self.end_canary();
+                    }
+                }
+                Wanted::TakeBack { to, .. } => {
+                    let bad = self.processor.revisions.iter_mut();
+                    let mut bad = bad.filter(|r| r.number == alarm.revision && r.note.is_none());
+                    let Some(bad) = bad
+                        .next()
+                        .filter(|_| self.auto_rollback && self.live.revision == alarm.revision)
+                    else {
+                        continue;
+                    };
+                    bad.note = Some("taken back".to_owned());
+                    self.go_back(to);
+                    let worked = to == 1 || self.processed.contains_key(&to);
+                    assert!(worked, "back to {to}, which never processed a message");
+                }
+            }
+        }
+    }
+
+    fn go_back(&mut self, to: u32) {
+        self.what.push(format!("back to {to}"));
+        self.end_canary();
+        self.leave();
+        assert!(self.processor.revision(to).is_some(), "{to} is not kept");
+        let run = unproven_run(&self.processor);
+        self.processor.current = to;
+        for target in self
+            .processor
+            .revisions
+            .iter_mut()
+            .filter(|r| r.number == to)
+        {
+            target.record.stopped = None;
+            target.unproven_run = run;
+        }
+        self.install();
+    }
+
+    /// As the page says, whatever the rules make of it.
+    fn is_proven(&self, number_of: u32) -> bool {
+        let hour = Duration::from_secs(60 * number("or so many minutes"));
+        let enough = |(first, count): &(Option<Timestamp>, u64)| {
+            *count >= number("a revision is proven once")
+                || first.is_some_and(|first| first.after(hour) <= self.now())
+        };
+        number_of == 1 || self.processed.get(&number_of).is_some_and(enough)
+    }
+
+    /// Whether a revision that is proven rejects under this class, too.
+    fn is_usual(&self, number_of: u32, class: &str) -> bool {
+        let mut others = self
+            .rejected
+            .iter()
+            .filter(|(other, _)| **other != number_of);
+        class == "usual"
+            || others.any(|(other, classes)| self.is_proven(*other) && classes.contains(class))
+    }
+
+    fn leave(&mut self) {
+        if self.is_proven(self.processor.current) {
+            self.given_up = 0;
+        }
+        let noted = self.gate.record(self.processor.current);
+        let now = self.now();
+        leave(&mut self.processor, noted, now);
+    }
+
+    fn install(&mut self) {
+        self.live = live(&self.processor, self.processor.current);
+        self.gate.install(&self.live);
+        self.row = Default::default();
+        self.excused = 0;
+        self.parts.iter_mut().for_each(|part| part.alone = 0);
+    }
+
+    fn end_canary(&mut self) {
+        self.processor.canary = None;
+        if let Some(canary) = self.canary.take() {
+            canary.gate.retire();
+        }
+    }
+
+    fn add(&mut self, nature: Nature, trial: bool) -> u32 {
+        let number = self.natures.keys().max().expect("one") + 1;
+        let since = unproven_run(&self.processor);
+        let mut added = revision(number, since);
+        added.trial = trial;
+        added.predecessor = Some(self.processor.current);
+        self.processor.revisions.push(added);
+        self.natures.insert(number, nature);
+        let back = self.processor.way_back_from(number).map(|back| back.number);
+        forget_oldest(&mut self.processor, number);
+        assert!(
+            back.is_none_or(|back| self.processor.revision(back).is_some()),
+            "the way back was pushed out"
+        );
+        number
+    }
+
+    fn nature(&mut self) -> Nature {
+        let causes = [
+            Cause::Trap,
+            Cause::Timeout,
+            Cause::Reject,
+            Cause::Retry,
+            Cause::BadAnswer,
+        ];
+        let cause = causes[self.rng.usize(..causes.len())];
+        match self.rng.u32(..10) {
+            0..=2 => Nature::Well,
+            3 => Nature::Strict,
+            4..=7 => Nature::Fails(cause, 100),
+            _ => Nature::Fails(cause, self.rng.u64(5..90)),
+        }
+    }
+
+    fn deploy(&mut self) {
+        let nature = self.nature();
+        self.leave();
+        let number = self.add(nature, false);
+        self.what.push(format!("deploy {number} {nature:?}"));
+        self.end_canary();
+        self.processor.current = number;
+        self.install();
+    }
+
+    fn try_canary(&mut self) {
+        let nature = self.nature();
+        self.end_canary();
+        let number = self.add(nature, true);
+        let percent = self.rng.u32(10..90);
+        self.what
+            .push(format!("canary {number} {nature:?} {percent} %"));
+        let canary = millrace_model::Canary {
+            revision: number,
+            percent,
+            since: self.now(),
+        };
+        self.processor.canary = Some(canary);
+        let live = live(&self.processor, number);
+        self.canary = Some(Canary {
+            gate: Arc::new(Gate::of_canary(&self.gate, Arc::clone(&live))),
+            live,
+            percent,
+        });
+    }
+
+    fn promote(&mut self) {
+        let Some(number) = self.canary.as_ref().map(|canary| canary.live.revision) else {
+            return;
+        };
+        self.what.push(format!("promote {number}"));
+        self.leave();
+        let since = unproven_run(&self.processor);
+        for promoted in self
+            .processor
+            .revisions
+            .iter_mut()
+            .filter(|r| r.number == number)
+        {
+            promoted.trial = false;
+            promoted.record = Record {
+                rejections: promoted.record.rejections.clone(),
+                ..Record::default()
+            };
+            promoted.unproven_run = since;
+        }
+        self.end_canary();
+        self.processor.current = number;
+        self.install();
+    }
+
+    /// The host starts again: what is not in the catalogue or in progress is gone.
+    fn start(&mut self) {
+        self.what.push("start".to_owned());
+        while self.alarms.try_recv().is_ok() {}
+        self.live = live(&self.processor, self.processor.current);
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        self.gate = Arc::new(Gate::new(
+            clock,
+            self.sender.clone(),
+            Arc::clone(&self.live),
+        ));
+        self.tell_inputs();
+        self.row = Default::default();
+        self.excused = 0;
+        self.parts.iter_mut().for_each(|part| part.alone = 0);
+        if let Some(canary) = self.canary.take() {
+            let live = live(&self.processor, canary.live.revision);
+            self.canary = Some(Canary {
+                gate: Arc::new(Gate::of_canary(&self.gate, Arc::clone(&live))),
+                live,
+                percent: canary.percent,
+            });
+        }
+    }
+
+    /// The next batch of a partition, as the worker cuts it.
+    fn cut(&mut self, part: usize, splits: bool, probes: bool) -> Option<Batch> {
+        let percent = self.canary.as_ref().map_or(0, |canary| canary.percent);
+        let now = self.now();
+        let Part {
+            messages,
+            progress,
+            alone,
+            ..
+        } = &self.parts[part];
+        let most = if probes || *alone > 0 {
+            1
+        } else {
+            BATCH_MESSAGES
+        };
+        let parked = &progress.parked;
+        let takes_parked = !probes || self.rng.bool() || progress.next.0 as usize >= messages.len();
+        let due = match (takes_parked, most) {
+            (false, _) => batcher::Due::default(),
+            (true, 1) => batcher::oldest_due(parked, now, &HashSet::new()),
+            _ => batcher::due(parked, now, most.div_ceil(2)),
+        };
+        let current_only = batcher::current_only(parked);
+        let side = |offset: u64, only: bool| match splits && !only {
+            true => side_of(percent, Some(key_of(offset).as_bytes()), Offset(offset)),
+            false => Side::Current,
+        };
+        let parked_of = |offset: Offset| {
+            let index = parked.binary_search_by_key(&offset, |parked| parked.offset);
+            &parked[index.expect("what is due is parked")]
+        };
+        let sides = |offset: &Offset| side(offset.0, current_only(parked_of(*offset)));
+        // Where both wait either may come first, as in the worker.
+        let prefers = if self.rng.bool() {
+            Side::Canary
+        } else {
+            Side::Current
+        };
+        let has = |wanted: Side| due.offsets.iter().any(|offset| sides(offset) == wanted);
+        let mut of = due.offsets.first().map(|_| match has(prefers) {
+            true => prefers,
+            false => sides(&due.offsets[0]),
+        });
+        let mut batch = Batch {
+            next: progress.next,
+            ..Batch::default()
+        };
+        let mut columns = ColumnBatch::default();
+        let mut take = |offset: Offset, attempts: u32| {
+            let key = key_of(offset.0);
+            let parts = (Some(key.as_bytes()), None);
+            push(
+                &mut columns,
+                offset.0,
+                0,
+                attempts,
+                parts,
+                std::iter::empty(),
+            );
+        };
+        for offset in &due.offsets {
+            if Some(sides(offset)) == of {
+                take(*offset, parked_of(*offset).attempts + 1);
+                batch.offsets.push(*offset);
+            }
+        }
+        batch.retried = batch.offsets.len();
+        let held: HashSet<u64> = parked.iter().filter_map(|parked| parked.ordering).collect();
+        while !due.alone && batch.offsets.len() < most && (batch.next.0 as usize) < messages.len() {
+            let offset = batch.next;
+            let order = ordering(spec().order, Some(key_of(offset.0).as_bytes()));
+            if order.is_some_and(|order| held.contains(&order)) {
+                batch.skipped.push(behind(offset, order));
+            } else {
+                let its = side(offset.0, false);
+                if *of.get_or_insert(its) != its {
+                    break;
+                }
+                take(offset, 1);
+                batch.offsets.push(offset);
+            }
+            batch.next = Offset(offset.0 + 1);
+        }
+        batch.side = of.unwrap_or_default();
+        batch.columns = Arc::new(columns);
+        if batch.offsets.is_empty() {
+            // Kept in mind, as by the worker.
+            let progress = &mut self.parts[part].progress;
+            progress.next = batch.next;
+            progress.parked.append(&mut batch.skipped);
+            return None;
+        }
+        Some(batch)
+    }
+
+    fn run(&mut self) {
+        let slow = self.rng.bool();
+        for _ in 0..self.rng.usize(4..14) {
+            match self.rng.u32(..20) {
+                0..=6 => self.deploy(),
+                7..=10 => self.try_canary(),
+                11 => self.promote(),
+                12 | 13 => self.start(),
+                14 => {
+                    self.outage = !self.outage;
+                    self.what.push(format!("outage {}", self.outage));
+                }
+                15 => {
+                    self.what.push("rollback".to_owned());
+                    if let Some(back) = self.processor.way_back().map(|back| back.number) {
+                        self.go_back(back);
+                    }
+                }
+                16 => {
+                    self.what.push("hours".to_owned());
+                    self.clock.advance(PROVEN_AFTER * 2);
+                }
+                _ => {}
+            }
+            let messages = if self.rng.u8(..6) == 0 {
+                40
+            } else {
+                self.rng.usize(2..14)
+            };
+            self.arrive(messages);
+            for _ in 0..self.rng.usize(4..24) {
+                let most_ms = if slow { 400_000 } else { 3_000 };
+                self.clock
+                    .advance(Duration::from_millis(self.rng.u64(1..most_ms)));
+                self.step_all();
+            }
+        }
+    }
+}
+
+fn decision(failed: &Failed) -> Decision {
+    match failed.class.as_str() {
+        "ignore" => Decision::Drop(String::new()),
+        "busy" => Decision::RetryAfter(Duration::from_millis(100)),
+        _ => Decision::Policy,
+    }
+}
+
+fn live(processor: &Processor, number: u32) -> Arc<Live> {
+    let revision = processor.revision(number).expect("it is kept");
+    Arc::new(Live {
+        processor: processor.name.clone(),
+        revision: number,
+        back: back_from(processor, number),
+        record: revision.record.clone(),
+        unproven_run: revision.unproven_run,
+        spec: revision.spec.clone(),
+        module: String::new(),
+        handler: Arc::new(Nobody),
+        failures: None,
+        outputs: OutputTopics::default(),
+    })
+}
+
+/// What is wrong with a sequence, if anything is.
+fn wrong(seed: u64) -> Option<String> {
+    let mut world = World::new(seed);
+    let ran = catch_unwind(AssertUnwindSafe(|| world.run()));
+    let why = ran.err()?;
+    let text = why.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| why.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    Some(format!(
+        "{} ({})",
+        text.unwrap_or_default(),
+        world.what.join(", ")
+    ))
+}
+
+#[test]
+fn the_numbers_of_the_page_are_those_of_the_rules() {
+    let spec = spec();
+    let pairs = [
+        (
+            "different messages in a row",
+            u64::from(spec.breaker.failures_min),
+        ),
+        ("or this percentage", spec.breaker.failed_percent.into()),
+        ("of so many messages", spec.breaker.window_messages.into()),
+        (
+            "messages that revisions give up",
+            spec.dead_letters.unproven_max.into(),
+        ),
+        ("a revision is proven once", PROVEN_MESSAGES),
+        ("or so many minutes", PROVEN_AFTER.as_secs() / 60),
+        (
+            "messages that a canary is wrong about",
+            spec.dead_letters.unproven_max.into(),
+        ),
+        ("calls of a canary in a row", CANARY_TIMEOUTS_MAX.into()),
+        ("attempts of one revision", spec.retry.attempts_max.into()),
+    ];
+    for (what, rule) in pairs {
+        assert_eq!(number(what), rule, "{what}");
+    }
+}
+
+#[test]
+fn no_sequence_of_deployments_and_failures_breaks_a_promise() {
+    let given = std::env::var("MILLRACE_SEQUENCES").ok();
+    let sequences = given.and_then(|given| given.parse().ok());
+    let sequences = sequences.unwrap_or(SEQUENCES);
+    for seed in 0..sequences {
+        if let Some(why) = wrong(seed) {
+            panic!("sequence {seed}: {why}");
+        }
+    }
+    println!("{sequences} sequences");
+}
+
+#[test]
+fn each_broken_rule_is_found_out() {
+    const LOOKS_MAX: u64 = 20_000;
+    std::panic::set_hook(Box::new(|_| {}));
+    let rules = [
+        Planted::FirstAttemptsOnly,
+        Planted::DropsAreFailures,
+        Planted::AttemptsAddUp,
+        Planted::CanaryGivesUp,
+        Planted::NoBound,
+        Planted::BoundPerRevision,
+        Planted::BoundPerStart,
+        Planted::KnownClassExcuses,
+        Planted::IdleIsProof,
+        Planted::BackToTheOneBefore,
+        Planted::FirstIsLast,
+        Planted::OthersOvertake,
+    ];
+    let mut missed = Vec::new();
+    for rule in rules {
+        plant(Some(rule));
+        let found = (0..LOOKS_MAX).find_map(|seed| wrong(seed).map(|why| (seed, why)));
+        plant(None);
+        match found {
+            Some((seed, why)) => println!("{rule:?}: sequence {seed}: {why}"),
+            None => missed.push(rule),
+        }
+    }
+    let _ = std::panic::take_hook();
+    assert_eq!(missed, [], "not found out");
+}
