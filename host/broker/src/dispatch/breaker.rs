@@ -115,6 +115,7 @@ impl Report<'_> {
     /// How many did not fail: those that the error handler has settled, too.
     fn good(&self) -> u64 {
         let settled = self.says.iter().filter(|says| **says == Says::Settled);
+        let settled = settled.filter(|_| !planted!(DropsAreFailures));
         self.processed() + settled.count() as u64
     }
 }
