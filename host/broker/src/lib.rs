@@ -71,7 +71,7 @@ pub use millrace_engine::state;
 pub use modules::{Module, ModuleError};
 pub use next_spec::{NextSpec, merge};
 pub use parked::{ParkedAction, ParkedDone, ParkedMessage, ParkedPage, ParkedQuery, WhichParked};
-pub use processors::{PartitionStatus, ProcessorError, ProcessorStatus};
+pub use processors::{LeftBehind, PartitionStatus, ProcessorError, ProcessorStatus};
 pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
 pub use replay::ReplayRequest;
 pub use schedules::{ScheduleError, ScheduleStatus};

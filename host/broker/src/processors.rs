@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::beginning::BeginAt;
 use crate::broker::{Broker, Deployed, Inner};
 use crate::canary::{check_no_replay, on_trial, tried_already};
-use crate::dead_letters::none_waiting;
+use crate::dead_letters::{DeadLetterFilter, RedriveRequest, RedriveWhich, none_waiting};
 use crate::dispatch::Input;
 use crate::dispatch::gate::{Alarm, Wanted};
 use crate::dispatch::standing::{Standing, State};
@@ -25,7 +25,7 @@ use crate::history::{HOST, end_trials, told_of_records, unproven_run};
 use crate::loading::{Prepared, check_patience, invalid, kept};
 use crate::next_spec::NextSpec;
 
-pub use status::{PartitionStatus, ProcessorStatus};
+pub use status::{LeftBehind, PartitionStatus, ProcessorStatus};
 
 /// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
@@ -457,11 +457,43 @@ impl Broker {
             "rolled back to revision {back_to} by the host: {why}"
         ));
         self.go_back(&mut processor, back_to, Some(why.clone()));
+        let redrives = processor
+            .revision(number)
+            .is_some_and(|bad| bad.spec.auto_redrive);
         self.check_chains(&processor)?;
         self.change(processor).await?;
         counter!("millrace_auto_rollbacks_total", "processor" => name.to_string()).increment(1);
-        tracing::error!(processor = %name, revision = number, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --revision {number}` sends what it gave up again");
+        if redrives {
+            self.redrive_by_itself(name, number);
+        }
+        tracing::error!(processor = %name, revision = number, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --failed-revision {number}` sends what it gave up again");
         Ok(())
+    }
+
+    /// Sends again what a revision gave up that was taken back. Beside whatever else there is to do: it may take long.
+    fn redrive_by_itself(&self, name: &ProcessorName, revision: u32) {
+        let (broker, name) = (self.clone(), name.clone());
+        tokio::spawn(async move {
+            let filter = DeadLetterFilter {
+                revision: Some(revision),
+                ..DeadLetterFilter::default()
+            };
+            let request = RedriveRequest {
+                which: RedriveWhich::Matching {
+                    filter: Box::new(filter),
+                    from: None,
+                },
+                ..RedriveRequest::all(HOST)
+            };
+            match broker.redrive(&name, request).await {
+                Ok(done) => {
+                    tracing::info!(processor = %name, revision, sent = done.sent, "what a revision gave up that was taken back is sent again");
+                }
+                Err(error) => {
+                    tracing::error!(processor = %name, revision, %error, "what a revision gave up that was taken back could not be sent again; `millrace dlq redrive {name} --failed-revision {revision}` does");
+                }
+            }
+        });
     }
 
     /// Forgets the processor. Its dead letters stay, as topics, and so do its progress and its state: made again under the same name

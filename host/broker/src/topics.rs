@@ -2,8 +2,8 @@
 
 use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, TopicError};
 use millrace_model::{
-    Digest, Durability, NameError, Offset, PartitionId, Processor, ProcessorName, SettingError,
-    Topic, TopicName, TopicSettings, TopicSpec,
+    Digest, Durability, NameError, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec,
+    SettingError, Topic, TopicName, TopicSettings, TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -96,6 +96,30 @@ pub enum TopicDeleteError {
         /// Whose.
         processors: Vec<ProcessorName>,
     },
+    /// A rollback of a processor would lead to a revision that cannot do without it.
+    #[error(
+        "topic {topic} is used by revision {revision} of processor {processor}, to which a rollback leads"
+    )]
+    WayBack {
+        /// Which topic.
+        topic: TopicName,
+        /// Whose revision.
+        processor: ProcessorName,
+        /// Which revision.
+        revision: u32,
+    },
+    /// Messages of it wait for a processor that no longer reads it.
+    #[error(
+        "{messages} messages of topic {topic} wait for their next attempt by processor {processor}, which was deployed without this topic since"
+    )]
+    Waiting {
+        /// Which topic.
+        topic: TopicName,
+        /// For whom they wait.
+        processor: ProcessorName,
+        /// How many.
+        messages: usize,
+    },
     /// It could not be made durable.
     #[error(transparent)]
     Commit(#[from] CommitError),
@@ -161,11 +185,16 @@ impl Broker {
         }
     }
 
-    /// Deletes a topic and its messages.
+    /// Deletes a topic and its messages. With `accept_loss` also where a rollback would need it, or messages in it wait for a processor
+    /// that no longer reads it.
     ///
     /// # Errors
     /// [`TopicDeleteError`]; nothing was deleted.
-    pub async fn delete_topic(&self, name: &TopicName) -> Result<(), TopicDeleteError> {
+    pub async fn delete_topic(
+        &self,
+        name: &TopicName,
+        accept_loss: bool,
+    ) -> Result<(), TopicDeleteError> {
         let _change = self.inner.changes.lock().await;
         let unknown = || TopicDeleteError::Unknown(name.clone());
         let topic = self.topic(name).ok_or_else(unknown)?;
@@ -173,6 +202,9 @@ impl Broker {
         if !processors.is_empty() {
             let topic = name.clone();
             return Err(TopicDeleteError::InUse { topic, processors });
+        }
+        if !accept_loss {
+            self.check_loss(&topic).await?;
         }
         let deleted = self.inner.engine.delete_topic(name).await;
         let id = deleted.map_err(|error| match error {
@@ -185,24 +217,63 @@ impl Broker {
         Ok(())
     }
 
+    /// Whether nobody would miss the topic.
+    async fn check_loss(&self, topic: &Topic) -> Result<(), TopicDeleteError> {
+        let processors: Vec<Processor> = {
+            let all = self.inner.processors.read();
+            all.values().map(|known| known.processor.clone()).collect()
+        };
+        for processor in processors {
+            let back = processor.way_back();
+            if let Some(back) = back.filter(|back| uses(&back.spec, &topic.spec.name)) {
+                return Err(TopicDeleteError::WayBack {
+                    topic: topic.spec.name.clone(),
+                    processor: processor.name.clone(),
+                    revision: back.number,
+                });
+            }
+            let messages = self.waiting_in(&processor.name, topic).await;
+            if messages > 0 {
+                return Err(TopicDeleteError::Waiting {
+                    topic: topic.spec.name.clone(),
+                    processor: processor.name,
+                    messages,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Messages of a topic that wait for a processor, as far as it is committed.
+    pub(crate) async fn waiting_in(&self, processor: &ProcessorName, topic: &Topic) -> usize {
+        let mut messages = 0;
+        for partition in topic.partitions() {
+            let progress = self
+                .inner
+                .engine
+                .progress(processor.as_str(), partition)
+                .await;
+            let progress = progress.ok().flatten();
+            messages += progress.map_or(0, |progress| progress.parked.len());
+        }
+        messages
+    }
+
     /// Processors that read the topic, write to it or own it.
     fn users_of(&self, topic: &Topic) -> Vec<ProcessorName> {
         let name = &topic.spec.name;
-        let uses = |processor: &Processor| {
+        let is_used = |processor: &Processor| {
             let owned = topic.spec.owner.as_ref() == Some(&processor.name);
             let mut running = processor
                 .revisions
                 .iter()
                 .filter(|revision| processor.runs(revision.number));
-            owned
-                || running.any(|revision| {
-                    let spec = &revision.spec;
-                    let written = spec.output.iter().chain(&spec.grants);
-                    spec.topics.iter().chain(written).any(|used| used == name)
-                })
+            owned || running.any(|revision| uses(&revision.spec, name))
         };
         let processors = self.inner.processors.read();
-        let users = processors.values().filter(|entry| uses(&entry.processor));
+        let users = processors
+            .values()
+            .filter(|entry| is_used(&entry.processor));
         users.map(|entry| entry.processor.name.clone()).collect()
     }
 
@@ -218,7 +289,7 @@ impl Broker {
         let own = topics.filter(|topic| topic.spec.owner.as_ref() == Some(name));
         let names: Vec<TopicName> = own.map(|topic| topic.spec.name).collect();
         for name in &names {
-            self.delete_topic(name).await?;
+            self.delete_topic(name, true).await?;
         }
         Ok(names)
     }
@@ -264,4 +335,10 @@ impl Broker {
     pub fn ends(&self, topic: &Topic, partition: PartitionId) -> Option<Ends> {
         self.inner.engine.ends(topic.partition(partition)?).ok()
     }
+}
+
+/// Whether a specification reads the topic, or writes to it.
+fn uses(spec: &ProcessorSpec, topic: &TopicName) -> bool {
+    let written = spec.output.iter().chain(&spec.grants);
+    spec.topics.iter().chain(written).any(|used| used == topic)
 }

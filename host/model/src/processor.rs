@@ -213,7 +213,7 @@ pub struct ProcessorSpec {
     #[serde(default)]
     pub auto_rollback: bool,
     /// Whether what a revision gave up is sent again by itself once the host has taken that revision back.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub auto_redrive: bool,
     /// Counts in a header by how many processors that count a message came, this one included, and gives up what came by so many
     /// before. At least one processor of a cycle has it; `None` counts nothing.

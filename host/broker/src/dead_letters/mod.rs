@@ -148,6 +148,9 @@ pub enum DeadLetterError {
     /// No such processor.
     #[error("processor {0} does not exist")]
     UnknownProcessor(ProcessorName),
+    /// The processor is gone, and with it whoever would take them.
+    #[error("processor {0} is not deployed: nobody would take its dead letters")]
+    Deleted(ProcessorName),
     /// No dead letter of this processor stands there.
     #[error("there is no dead letter of this processor at {topic}/{partition}/{offset}")]
     NoSuchDeadLetter {

@@ -131,6 +131,9 @@ impl Broker {
         name: &ProcessorName,
         request: RedriveRequest,
     ) -> Result<Redriven, DeadLetterError> {
+        if self.inner.processors.read().get(name).is_none() {
+            return Err(DeadLetterError::Deleted(name.clone()));
+        }
         let mut run = Run {
             broker: self,
             processor: name,

@@ -1,5 +1,7 @@
 //! How processors do: what is deployed, and how each input partition stands.
 
+use std::collections::BTreeSet;
+
 use millrace_model::{
     Offset, PartitionId, Processor, ProcessorName, Progress, Timestamp, Topic, TopicName,
     TopicPartition,
@@ -25,6 +27,17 @@ pub struct ProcessorStatus {
     pub canary: Option<CanaryStatus>,
     /// Why the revision on trial does not run beside the current one; `None` if it does, or there is none.
     pub trial_problem: Option<String>,
+    /// Messages that wait in topics which the current revision no longer reads.
+    pub left_behind: Vec<LeftBehind>,
+}
+
+/// Messages that wait where the current revision does not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftBehind {
+    /// The topic.
+    pub topic: TopicName,
+    /// How many messages wait in it.
+    pub parked: usize,
 }
 
 /// How a processor does in one partition.
@@ -99,10 +112,33 @@ impl Broker {
         ProcessorStatus {
             breaker: gate.map(|gate| gate.status()),
             canary: self.canary_status(&deployed.processor),
+            left_behind: self.left_behind(&deployed.processor).await,
             trial_problem: deployed.trial_problem,
             processor: deployed.processor,
             partitions,
         }
+    }
+
+    /// Messages that wait in topics which only earlier revisions have read.
+    async fn left_behind(&self, processor: &Processor) -> Vec<LeftBehind> {
+        let read = processor
+            .current()
+            .map_or(&[][..], |current| &current.spec.topics);
+        let read_before = processor.revisions.iter().filter(|r| !r.trial);
+        let read_before = read_before.flat_map(|revision| &revision.spec.topics);
+        let left: BTreeSet<&TopicName> =
+            read_before.filter(|topic| !read.contains(topic)).collect();
+        let mut found = Vec::new();
+        for topic in left.into_iter().filter_map(|name| self.topic(name)) {
+            let parked = self.waiting_in(&processor.name, &topic).await;
+            if parked > 0 {
+                found.push(LeftBehind {
+                    topic: topic.spec.name,
+                    parked,
+                });
+            }
+        }
+        found
     }
 
     async fn standings(&self, name: &ProcessorName) -> Vec<PartitionStatus> {

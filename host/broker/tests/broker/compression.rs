@@ -23,7 +23,7 @@ async fn compressed_topic(rig: &Rig, name: &str, compression: Compression) {
             ..TopicSettings::default()
         },
     };
-    rig.broker.delete_topic(&topic(name)).await.unwrap();
+    rig.broker.delete_topic(&topic(name), false).await.unwrap();
     rig.broker.create_topic(new).await.unwrap();
 }
 

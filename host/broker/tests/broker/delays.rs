@@ -269,7 +269,7 @@ async fn delayed_messages_go_with_their_topic() {
     let rig = Rig::start(1).await;
     rig.send(vec![delayed("a", LATER), delayed("b", SOON)])
         .await;
-    rig.broker.delete_topic(&topic("in")).await.unwrap();
+    rig.broker.delete_topic(&topic("in"), false).await.unwrap();
     let query = DelayedQuery::default();
     let gone = rig.broker.delayed(&topic("in"), &query);
     assert!(matches!(gone, Err(DelayedError::UnknownTopic(_))));

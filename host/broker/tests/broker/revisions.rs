@@ -283,7 +283,7 @@ async fn a_revision_may_change_its_inputs() {
 async fn a_topic_in_use_is_not_deleted_and_one_that_is_not_is() {
     let rig = Rig::deployed(1, |_| (), |_, _| Say::Pass).await;
     for used in ["in", "out", "in.p.dlq"] {
-        let refused = rig.broker.delete_topic(&topic(used)).await;
+        let refused = rig.broker.delete_topic(&topic(used), false).await;
         assert!(
             matches!(refused, Err(TopicDeleteError::InUse { .. })),
             "{used}"
@@ -291,7 +291,7 @@ async fn a_topic_in_use_is_not_deleted_and_one_that_is_not_is() {
     }
     rig.broker.delete_processor(&processor("p")).await.unwrap();
     for free in ["in", "out", "in.p.dlq"] {
-        rig.broker.delete_topic(&topic(free)).await.unwrap();
+        rig.broker.delete_topic(&topic(free), false).await.unwrap();
     }
 }
 

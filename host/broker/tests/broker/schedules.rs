@@ -162,7 +162,7 @@ async fn a_schedule_without_its_topic_says_so_and_goes_on_when_it_is_back() {
         .put_schedule(&name("s"), every_second)
         .await
         .unwrap();
-    rig.broker.delete_topic(&topic("in")).await.unwrap();
+    rig.broker.delete_topic(&topic("in"), false).await.unwrap();
     for _ in 0..2_000 {
         let status = rig.broker.schedule(&name("s")).unwrap();
         if status.problem.is_some_and(|why| why.contains("topic in")) {
@@ -223,7 +223,10 @@ async fn a_run_whose_message_the_topic_does_not_take_changes_nothing() {
     rig.topic("gone", 1).await;
     let yearly = spec("gone", "0 0 1 1 *");
     rig.broker.put_schedule(&name("s"), yearly).await.unwrap();
-    rig.broker.delete_topic(&topic("gone")).await.unwrap();
+    rig.broker
+        .delete_topic(&topic("gone"), false)
+        .await
+        .unwrap();
     let refused = rig.broker.run_schedule(&name("s")).await.unwrap_err();
     assert!(matches!(
         refused,

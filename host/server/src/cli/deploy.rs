@@ -264,6 +264,12 @@ pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
     if answer["differs"] == json!([]) && !is_first {
         lines.push("  nothing differs from before".to_owned());
     }
+    if let Some(note) = answer["note"].as_str() {
+        lines.push(format!("  {note}"));
+    }
+    if let Some(back) = answer["way_back"].as_u64().filter(|_| !is_first) {
+        lines.push(format!("  way back: revision {back}, the last that worked"));
+    }
     lines.join("\n")
 }
 

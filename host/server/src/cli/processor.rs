@@ -287,6 +287,11 @@ fn show(processor: &Value) -> String {
             format!("revision {revision}, the last that worked"),
         ));
     }
+    for left in items(&processor["left_behind"]) {
+        let (parked, topic) = (cell(&left["parked"]), cell(&left["topic"]));
+        let waits = format!("{parked} messages of {topic}, which this revision does not read");
+        pairs.push(("left waiting", waits));
+    }
     pairs.extend(trials::canary_facts(&processor["canary_status"]));
     if let Some(revision) = processor["shadow"]["revision"].as_u64() {
         pairs.push(("shadow", format!("revision {revision}")));

@@ -75,7 +75,12 @@ pub(super) enum Verb {
         partition: Option<u32>,
     },
     /// Delete a topic and its messages
-    Delete { name: TopicName },
+    Delete {
+        name: TopicName,
+        /// Also where a rollback would need it, or messages in it wait for a processor that no longer reads it
+        #[arg(long)]
+        accept_loss: bool,
+    },
 }
 
 /// What may be changed later.
@@ -211,8 +216,9 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
                 table(&["PARTITION", "START"], rows, "")
             })
         }
-        Verb::Delete { name } => {
-            client.delete(&path(&name))?;
+        Verb::Delete { name, accept_loss } => {
+            let query = if accept_loss { "?accept_loss=true" } else { "" };
+            client.delete(&format!("{}{query}", path(&name)))?;
             let gone = json!({"deleted": name});
             out.answer(&gone, |_| format!("topic {name} is deleted"))
         }

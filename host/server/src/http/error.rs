@@ -563,6 +563,11 @@ impl From<DeadLetterError> for ApiError {
             DeadLetterError::UnknownProcessor(_) => {
                 Self::unknown("unknown-processor", text, LIST_PROCESSORS)
             }
+            DeadLetterError::Deleted(_) => Self::conflict(
+                "not-deployed",
+                text,
+                "deploy it again under this name, and send them then; until then they stay where they are",
+            ),
             DeadLetterError::NoSuchDeadLetter { .. } => {
                 let hint =
                     "GET /v1/processors/{name}/dead-letters or `millrace dlq list` shows them";

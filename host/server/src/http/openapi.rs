@@ -231,8 +231,7 @@ struct ProcessorSpecSchema {
     breaker: BreakerPolicySchema,
     dead_letters: DeadLetterPolicySchema,
     auto_rollback: bool,
-    /// Absent if not.
-    auto_redrive: Option<bool>,
+    auto_redrive: bool,
     /// Hops that a message may have; absent if none are counted.
     hops_max: Option<u32>,
 }
@@ -341,6 +340,14 @@ pub(super) struct PartitionStatusSchema {
     waiting_until: Option<u64>,
     /// For how many milliseconds the call at hand is under way; absent between two of them.
     calling_ms: Option<u64>,
+}
+
+/// Messages that wait where the current revision does not read.
+#[derive(ToSchema)]
+#[schema(as = LeftBehind)]
+pub(super) struct LeftBehindSchema {
+    topic: String,
+    parked: usize,
 }
 
 #[derive(ToSchema)]

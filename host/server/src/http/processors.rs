@@ -6,7 +6,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use millrace_broker::{
-    BreakerStatus, CanaryStatus, GuestLine, PartitionStatus, ProcessorError, ProcessorStatus,
+    BreakerStatus, CanaryStatus, GuestLine, LeftBehind, PartitionStatus, ProcessorError,
+    ProcessorStatus,
 };
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
@@ -22,7 +23,8 @@ use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{
     BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
-    GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema, RetryPolicySchema,
+    GuestLineSchema, LeftBehindSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema,
+    RetryPolicySchema,
 };
 use super::query::{InPath, InQuery};
 use super::trials::CanaryStatusSchema;
@@ -126,6 +128,10 @@ pub(super) struct StatusBody {
     /// The revision that a rollback leads to: the last one that worked. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     way_back: Option<u32>,
+    /// Messages that wait in topics which the current revision does not read; absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<LeftBehindSchema>)]
+    left_behind: Vec<LeftBehind>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -137,6 +143,7 @@ impl From<ProcessorStatus> for StatusBody {
     /// Without its changes: the history shows them. Nor with where it began: its partitions say where it is.
     fn from(status: ProcessorStatus) -> Self {
         Self {
+            left_behind: status.left_behind,
             way_back: status.processor.way_back().map(|back| back.number),
             processor: Processor {
                 changes: Vec::new(),

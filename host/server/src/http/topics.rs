@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use super::damage::DamagedOffsets;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::TopicSettingsSchema;
-use super::query::InPath;
+use super::query::{InPath, InQuery};
 use super::record::Subject;
 use super::{App, Shared, to_the_end};
 
@@ -203,18 +203,31 @@ pub(super) async fn show(
     }))
 }
 
+/// How to delete a topic.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TopicDeleteParams {
+    /// Deletes it also where a rollback of a processor would need it, or messages in it wait for a processor that no longer reads it.
+    #[serde(default)]
+    #[param(default = false)]
+    accept_loss: bool,
+}
+
 /// Deletes a topic and its messages.
-#[utoipa::path(delete, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path,)), responses(
+#[utoipa::path(delete, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path,), TopicDeleteParams), responses(
     (status = 204),
+    (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "A processor uses it"),
+    (status = 409, body = ErrorBody, description = "A processor uses it, or would miss it"),
 ))]
 pub(super) async fn remove(
     State(app): Shared,
     InPath(name): InPath<TopicName>,
+    InQuery(params): InQuery<TopicDeleteParams>,
 ) -> Result<StatusCode, ApiError> {
     to_the_end(async move {
-        app.broker.delete_topic(&name).await?;
+        app.broker.delete_topic(&name, params.accept_loss).await?;
         app.forget_metrics("topic", name.as_str());
         Ok(())
     })

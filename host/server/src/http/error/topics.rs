@@ -106,6 +106,18 @@ impl From<TopicDeleteError> for ApiError {
             TopicDeleteError::InUse { .. } => {
                 Self::conflict("in-use", text, "delete the processors first")
             }
+            TopicDeleteError::WayBack { .. } => Self::conflict(
+                "way-back",
+                text,
+                "keep it, or delete it all the same with accept_loss=true (`millrace topic delete NAME --accept-loss`): then nothing can be rolled back to that revision",
+            ),
+            TopicDeleteError::Waiting { processor, .. } => Self::conflict(
+                "messages-wait",
+                text,
+                &format!(
+                    "deploy {processor} with this topic again, or delete it all the same with accept_loss=true (`millrace topic delete NAME --accept-loss`): those messages are lost then"
+                ),
+            ),
             TopicDeleteError::Commit(error) => error.into(),
         }
     }
