@@ -131,7 +131,10 @@ impl Broker {
         name: &ProcessorName,
         request: RedriveRequest,
     ) -> Result<Redriven, DeadLetterError> {
-        if self.inner.processors.read().get(name).is_none() {
+        let is_deployed = self.inner.processors.read().contains_key(name);
+        if !is_deployed {
+            // One that never was is unknown.
+            self.walk(name, None)?;
             return Err(DeadLetterError::Deleted(name.clone()));
         }
         let mut run = Run {
