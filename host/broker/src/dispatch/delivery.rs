@@ -42,8 +42,8 @@ pub(crate) struct Settling<'a> {
     pub(crate) decisions: &'a [Decision],
     /// What the revision's word is worth.
     pub(crate) word: Word,
-    /// Whether the rejections of a class are nothing new.
-    pub(crate) is_usual: &'a (dyn Fn(&str) -> bool + Sync),
+    /// Whether a rejection of this class is one of those that are usual.
+    pub(crate) excuses: &'a (dyn Fn(&str) -> bool + Sync),
     /// As it was before the batch.
     pub(crate) progress: &'a Progress,
     /// Whether the host has no room to remember more than the last attempt of a message, in few words.
@@ -286,7 +286,7 @@ impl Settling<'_> {
             (Word::IsAskedAgain, Fate::Retry(_)) if !took_the_call_down => fate,
             (Word::IsAskedAgain, _) => Fate::AskAgain,
             (Word::CountsFor(may), Fate::DeadLetter) => {
-                if failed.cause == Cause::Reject && (self.is_usual)(&failed.class) {
+                if failed.cause == Cause::Reject && (self.excuses)(&failed.class) {
                     return fate;
                 }
                 let is_its_first = parked.own_attempts <= 1 && parked.attempts > 1;
@@ -436,7 +436,7 @@ impl<'a> Settler<'a> {
         dead_letter::write(columns, failed.message, &death, &mut self.dead);
         self.effects.counts.dead_letters += 1;
         self.effects.given_up.push(failed.message);
-        let is_usual = || failed.cause == Cause::Reject && (settling.is_usual)(&failed.class);
+        let is_usual = || failed.cause == Cause::Reject && (settling.excuses)(&failed.class);
         let is_the_hosts =
             settling.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
         if matches!(settling.word, Word::CountsFor(_)) && !is_the_hosts && !is_usual() {

@@ -389,9 +389,9 @@ impl Gate {
         }
     }
 
-    /// Whether rejections of this class are nothing new.
-    pub(crate) fn is_usual(&self, class: &str) -> bool {
-        self.state.lock().breaker.is_usual(class)
+    /// Whether a rejection of this class is one of those that are usual.
+    pub(crate) fn excuses(&self, class: &str) -> bool {
+        self.state.lock().breaker.excuses(class)
     }
 
     /// The component said that a batch cannot be processed for a reason outside of it.

@@ -11,6 +11,8 @@ use crate::handler::Cause;
 const KNOWN_REJECTIONS_MAX: usize = 64;
 /// At this sum a revision rejects more than is usual. By chance that comes about once in e^14 (1.2 million) messages at the most.
 const LIMIT: f64 = 14.0;
+/// From this sum on a rejection may be one too many, and is not free. By chance that is so for one message in e^5 (148) at the most.
+const DOUBT: f64 = 5.0;
 /// Shares are those of about so many latest messages.
 const MEASURED_MESSAGES: u64 = 100_000;
 /// What is written down stands for so many messages.
@@ -80,6 +82,12 @@ impl Usual {
         self.usual.iter().any(|known| known.class == class)
     }
 
+    /// Whether a rejection of this class is one of those that are usual: there are not clearly more of them.
+    pub(super) fn excuses(&self, class: &str) -> bool {
+        let known = self.usual.iter().find(|known| known.class == class);
+        known.is_some_and(|known| known.sum < DOUBT)
+    }
+
     /// What the revision that runs rejects itself.
     pub(super) fn own(&self) -> Vec<Rejections> {
         // One more than was seen, of two more: a few messages say little.
@@ -97,7 +105,7 @@ impl Usual {
     }
 
     /// So many messages were decided, and these failed.
-    pub(super) fn note(&mut self, messages: usize, failed: &[Failed], failed_percent: u32) {
+    pub(super) fn note(&mut self, messages: usize, failed: &[&Failed], failed_percent: u32) {
         self.all += messages as u64;
         let rejected = || failed.iter().filter(|f| f.cause == Cause::Reject);
         let mut room = KNOWN_REJECTIONS_MAX.saturating_sub(self.own.len());
@@ -186,7 +194,7 @@ mod tests {
         let mut usual = usual(per_hundred);
         (1..1_000)
             .find(|_| {
-                usual.note(1, &[rejected(0)], 50);
+                usual.note(1, &[&rejected(0)], 50);
                 usual.too_many(5).is_some()
             })
             .expect("it is seen")
@@ -201,7 +209,10 @@ mod tests {
     fn a_batch_that_is_rejected_as_a_whole_is_seen_at_once() {
         let mut usual = usual(4);
         let failed: Vec<Failed> = (0..25).map(rejected).collect();
+        let failed: Vec<&Failed> = failed.iter().collect();
+        assert!(usual.excuses("bad") && !usual.excuses("worse"));
         usual.note(25, &failed, 50);
+        assert!(!usual.excuses("bad"));
         assert_eq!(usual.too_many(5).expect("too many").0, "bad");
         usual.forget();
         assert_eq!(usual.too_many(5), None);
@@ -211,7 +222,7 @@ mod tests {
     fn what_was_measured_is_what_is_usual_for_the_next() {
         let mut first = Usual::default();
         for _ in 0..50 {
-            first.note(25, &[rejected(3)], 50);
+            first.note(25, &[&rejected(3)], 50);
         }
         let own = first.own();
         assert_eq!(
@@ -229,11 +240,11 @@ mod tests {
             let mut rng = fastrand::Rng::with_seed(u64::from(per_hundred));
             for _ in 0..1_000 {
                 let is = rng.u32(..100) < per_hundred;
-                usual.note(1, &[rejected(0)][..usize::from(is)], 50);
+                usual.note(1, &[&rejected(0)][..usize::from(is)], 50);
                 assert_eq!(usual.too_many(5), None, "{per_hundred}");
             }
             for _ in 0..150 {
-                usual.note(1, &[rejected(0)], 50);
+                usual.note(1, &[&rejected(0)], 50);
             }
             assert!(usual.too_many(5).is_some(), "{per_hundred}");
         }

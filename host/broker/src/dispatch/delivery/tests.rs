@@ -121,7 +121,7 @@ fn decide_with(
         progress,
         is_short,
         word: Word::Counts,
-        is_usual: &|_| false,
+        excuses: &|_| false,
         now: NOW,
     };
     settle(&settling, &mut fastrand::Rng::with_seed(1))
@@ -306,7 +306,7 @@ fn outputs_of_one_partition_stand_in_one_batch_in_order() {
         progress: &Progress::default(),
         is_short: false,
         word: Word::Counts,
-        is_usual: &|_| false,
+        excuses: &|_| false,
         now: NOW,
     };
     let effects = settle(&settling, &mut fastrand::Rng::with_seed(1));
@@ -344,7 +344,7 @@ fn by_word(
         progress,
         is_short: false,
         word,
-        is_usual: &|class| class == "usual",
+        excuses: &|class| class == "usual",
         now: NOW,
     };
     settle(&settling, &mut fastrand::Rng::with_seed(1))

@@ -83,7 +83,7 @@ impl Worker {
             places,
             decisions,
             word: Word::Counts,
-            is_usual: &|class| gate.is_usual(class),
+            excuses: &|class| gate.excuses(class),
             progress: &Arc::clone(&self.progress),
             is_short: false,
             now: self.now(),

@@ -1,0 +1,204 @@
+//! What is done with the processor of a [`World`]: deployments, trials, ways back, starts of the host.
+
+use super::*;
+
+impl World {
+    /// Does what the host would.
+    pub(super) fn heed(&mut self) {
+        while let Ok(alarm) = self.alarms.try_recv() {
+            match alarm.wanted {
+                Wanted::Note => {
+                    let canary = self.canary.as_ref().map(|canary| Arc::clone(&canary.gate));
+                    let gates = [Some(Arc::clone(&self.gate)), canary];
+                    for gate in gates.into_iter().flatten() {
+                        if let Some(noted) = gate.record(alarm.revision) {
+                            let now = self.now();
+                            take_down(&mut self.processor, alarm.revision, noted, now);
+                        }
+                    }
+                }
+                Wanted::Withdraw { .. } => {
+                    if self
+                        .canary
+                        .as_ref()
+                        .is_some_and(|c| c.live.revision == alarm.revision)
+                    {
+                        self.end_canary();
+                    }
+                }
+                Wanted::TakeBack { to, .. } => {
+                    let bad = self.processor.revisions.iter_mut();
+                    let mut bad = bad.filter(|r| r.number == alarm.revision && r.note.is_none());
+                    let Some(bad) = bad
+                        .next()
+                        .filter(|_| self.auto_rollback && self.live.revision == alarm.revision)
+                    else {
+                        continue;
+                    };
+                    bad.note = Some("taken back".to_owned());
+                    self.go_back(to);
+                    let worked = to == 1 || self.processed.contains_key(&to);
+                    assert!(worked, "back to {to}, which never processed a message");
+                }
+            }
+        }
+    }
+
+    pub(super) fn go_back(&mut self, to: u32) {
+        self.what.push(format!("back to {to}"));
+        self.end_canary();
+        self.leave();
+        assert!(self.processor.revision(to).is_some(), "{to} is not kept");
+        let run = unproven_run(&self.processor);
+        self.processor.current = to;
+        for target in self
+            .processor
+            .revisions
+            .iter_mut()
+            .filter(|r| r.number == to)
+        {
+            target.record.stopped = None;
+            target.unproven_run = run;
+        }
+        self.install();
+    }
+
+    pub(super) fn leave(&mut self) {
+        if self.is_proven(self.processor.current) {
+            self.given_up = 0;
+        }
+        let noted = self.gate.record(self.processor.current);
+        let now = self.now();
+        leave(&mut self.processor, noted, now);
+    }
+
+    pub(super) fn install(&mut self) {
+        self.live = live(&self.processor, self.processor.current);
+        self.gate.install(&self.live);
+        self.row = Default::default();
+        self.excused = 0;
+        self.parts.iter_mut().for_each(|part| part.alone = 0);
+    }
+
+    pub(super) fn end_canary(&mut self) {
+        self.processor.canary = None;
+        if let Some(canary) = self.canary.take() {
+            canary.gate.retire();
+        }
+    }
+
+    pub(super) fn add(&mut self, nature: Nature, trial: bool) -> u32 {
+        let number = self.natures.keys().max().expect("one") + 1;
+        let since = unproven_run(&self.processor);
+        let mut added = revision(number, since);
+        added.trial = trial;
+        added.predecessor = Some(self.processor.current);
+        self.processor.revisions.push(added);
+        self.natures.insert(number, nature);
+        let back = self.processor.way_back_from(number).map(|back| back.number);
+        forget_oldest(&mut self.processor, number);
+        assert!(
+            back.is_none_or(|back| self.processor.revision(back).is_some()),
+            "the way back was pushed out"
+        );
+        number
+    }
+
+    pub(super) fn nature(&mut self) -> Nature {
+        let causes = [
+            Cause::Trap,
+            Cause::Timeout,
+            Cause::Reject,
+            Cause::Retry,
+            Cause::BadAnswer,
+        ];
+        let cause = causes[self.rng.usize(..causes.len())];
+        match self.rng.u32(..10) {
+            0..=2 => Nature::Well,
+            3 => Nature::Strict,
+            4..=7 => Nature::Fails(cause, 100),
+            _ => Nature::Fails(cause, self.rng.u64(5..90)),
+        }
+    }
+
+    pub(super) fn deploy(&mut self) {
+        let nature = self.nature();
+        self.leave();
+        let number = self.add(nature, false);
+        self.what.push(format!("deploy {number} {nature:?}"));
+        self.end_canary();
+        self.processor.current = number;
+        self.install();
+    }
+
+    pub(super) fn try_canary(&mut self) {
+        let nature = self.nature();
+        self.end_canary();
+        let number = self.add(nature, true);
+        let percent = self.rng.u32(10..90);
+        self.what
+            .push(format!("canary {number} {nature:?} {percent} %"));
+        let canary = millrace_model::Canary {
+            revision: number,
+            percent,
+            since: self.now(),
+        };
+        self.processor.canary = Some(canary);
+        let live = live(&self.processor, number);
+        self.canary = Some(Canary {
+            gate: Arc::new(Gate::of_canary(&self.gate, Arc::clone(&live))),
+            live,
+            percent,
+        });
+    }
+
+    pub(super) fn promote(&mut self) {
+        let Some(number) = self.canary.as_ref().map(|canary| canary.live.revision) else {
+            return;
+        };
+        self.what.push(format!("promote {number}"));
+        self.leave();
+        let since = unproven_run(&self.processor);
+        for promoted in self
+            .processor
+            .revisions
+            .iter_mut()
+            .filter(|r| r.number == number)
+        {
+            promoted.trial = false;
+            promoted.record = Record {
+                rejections: promoted.record.rejections.clone(),
+                ..Record::default()
+            };
+            promoted.unproven_run = since;
+        }
+        self.end_canary();
+        self.processor.current = number;
+        self.install();
+    }
+
+    /// The host starts again: what is not in the catalogue or in progress is gone.
+    pub(super) fn start(&mut self) {
+        self.what.push("start".to_owned());
+        while self.alarms.try_recv().is_ok() {}
+        self.live = live(&self.processor, self.processor.current);
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        self.gate = Arc::new(Gate::new(
+            clock,
+            self.sender.clone(),
+            Arc::clone(&self.live),
+        ));
+        self.tell_inputs();
+        self.row = Default::default();
+        self.excused = 0;
+        self.parts.iter_mut().for_each(|part| part.alone = 0);
+        if let Some(canary) = self.canary.take() {
+            let live = live(&self.processor, canary.live.revision);
+            self.canary = Some(Canary {
+                gate: Arc::new(Gate::of_canary(&self.gate, Arc::clone(&live))),
+                live,
+                percent: canary.percent,
+            });
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What failures say: which of them are evidence about the revision, and when there is enough of it to open the breaker.
+
+use std::time::Duration;
+
+use millrace_model::{Offset, Parked, TopicPartition};
+
+use super::{Back, Breaker, Now, Open};
+use crate::dispatch::answer::Failed;
+use crate::dispatch::planted::planted;
+use crate::handler::Cause;
+
+/// How failures are alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub(super) cause: Cause,
+    pub(super) class: String,
+}
+
+impl Kind {
+    pub(super) fn of(failed: &Failed) -> Self {
+        Self {
+            cause: failed.cause,
+            class: failed.class.clone(),
+        }
+    }
+
+    pub(super) fn is(&self, failed: &Failed) -> bool {
+        self.cause == failed.cause && self.class == failed.class
+    }
+}
+
+/// What became of a batch.
+pub(crate) struct Report<'a> {
+    pub(crate) revision: u32,
+    pub(crate) partition: TopicPartition,
+    pub(crate) offsets: &'a [Offset],
+    pub(crate) failed: &'a [Failed],
+    /// What each failure says; as many as `failed`.
+    pub(crate) says: &'a [Says],
+}
+
+impl Report<'_> {
+    /// How many messages succeeded.
+    pub(super) fn processed(&self) -> u64 {
+        (self.offsets.len() - self.failed.len()) as u64
+    }
+
+    /// How many did not fail: those that the error handler has settled, too.
+    pub(super) fn good(&self) -> u64 {
+        let settled = self.says.iter().filter(|says| **says == Says::Settled);
+        let settled = settled.filter(|_| !planted!(DropsAreFailures));
+        self.processed() + settled.count() as u64
+    }
+}
+
+/// What a failure says of the revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Says {
+    /// Something that was not known.
+    News,
+    /// What was known: the message failed so before, under this revision or the one to go back to.
+    Nothing,
+    /// That all is well: the error handler has settled it.
+    Settled,
+}
+
+/// What a failure says of a revision: nothing, if the message failed so before, under the same revision or the one to go back to.
+pub(crate) fn says(
+    before: Option<&Parked>,
+    failed: &Failed,
+    revision: u32,
+    back: Option<&Back>,
+) -> Says {
+    if planted!(FirstAttemptsOnly) && before.is_some_and(|parked| parked.attempts > 0) {
+        return Says::Nothing;
+    }
+    let back = back.map(|back| back.revision);
+    let log = before.map_or(&[][..], |parked| &parked.log);
+    let last = log
+        .iter()
+        .rfind(|attempt| attempt.revision == revision || Some(attempt.revision) == back);
+    match last.is_some_and(|last| last.class == failed.class) {
+        true => Says::Nothing,
+        false => Says::News,
+    }
+}
+
+impl Breaker {
+    /// Whether the failure says something of more than its message. A rejection is the component's decision, unless it is new
+    /// with a new revision.
+    pub(super) fn counts(&self, failed: &Failed, now: Now) -> bool {
+        let is_why = |open: &Open| open.trip.kind.as_ref().is_some_and(|kind| kind.is(failed));
+        match failed.cause {
+            Cause::Reject if self.open.as_ref().is_some_and(is_why) => true,
+            Cause::Reject => self.is_new(now) && !self.usual.knows(&failed.class),
+            Cause::HostDied | Cause::GivenUp => false,
+            _ => true,
+        }
+    }
+
+    /// Takes the batch into account.
+    pub(super) fn note(&mut self, report: &Report<'_>, now: Now) {
+        let (good, percent) = (report.good(), self.policy.failed_percent);
+        let span = match self.is_new(now) {
+            // Slow traffic is no excuse.
+            true => Duration::MAX,
+            false => Duration::from_millis(self.policy.window_ms),
+        };
+        if report.failed.is_empty() {
+            if !self.run.is_empty() {
+                self.run.clear();
+            }
+            self.window.good(good, now.monotonic, span, &self.policy);
+            self.usual.note(report.offsets.len(), &[], percent);
+            return;
+        }
+        let said = report.failed.iter().zip(report.says);
+        let evidence: Vec<&Failed> = said
+            .filter(|(failed, says)| {
+                let place = (report.partition, report.offsets[failed.message]);
+                let is_news =
+                    **says == Says::News || **says == Says::Settled && planted!(DropsAreFailures);
+                is_news && self.counts(failed, now) && !self.run.contains(&place)
+            })
+            .map(|(failed, _)| failed)
+            .collect();
+        self.window
+            .mixed(good, &evidence, now.monotonic, span, &self.policy);
+        let said = report.failed.iter().zip(report.says);
+        let repeated = said.clone().filter(|(_, says)| **says == Says::Nothing);
+        let fresh = said.filter(|(_, says)| **says != Says::Nothing);
+        let fresh: Vec<&Failed> = fresh.map(|(failed, _)| failed).collect();
+        let messages = report.offsets.len() - repeated.count();
+        self.usual.note(messages, &fresh, percent);
+        self.follow_run(report, now);
+    }
+
+    /// The failures at the end of the batch go on with the run; a success before them has ended the one before.
+    fn follow_run(&mut self, report: &Report<'_>, now: Now) {
+        let mut end = report.offsets.len();
+        let mut tail = Vec::new();
+        for (failed, says) in report.failed.iter().zip(report.says).rev() {
+            let ends = match says {
+                Says::Settled => true,
+                Says::Nothing => false,
+                Says::News => !self.counts(failed, now),
+            };
+            if failed.message + 1 != end || ends {
+                break;
+            }
+            end = failed.message;
+            if *says == Says::News {
+                tail.push(failed);
+            }
+        }
+        if end > 0 {
+            self.run.clear();
+        }
+        for failed in tail.into_iter().rev() {
+            if !self.run_kind.as_ref().is_some_and(|kind| kind.is(failed)) {
+                self.run.clear();
+                self.run_kind = Some(Kind::of(failed));
+            }
+            if self.run.len() < self.policy.failures_min as usize {
+                let place = (report.partition, report.offsets[failed.message]);
+                self.run.insert(place);
+            }
+        }
+    }
+
+    /// Whether what was noted is enough, and of which kind it is.
+    pub(super) fn judge(&self, now: Now) -> Option<(Kind, String)> {
+        let too_many = self.usual.too_many(self.policy.failures_min);
+        let too_many = too_many.filter(|_| !planted!(KnownClassExcuses));
+        if let Some((class, what)) = too_many.filter(|_| self.is_new(now)) {
+            let cause = Cause::Reject;
+            return Some((Kind { cause, class }, what));
+        }
+        let run = self.run.len() as u32;
+        if run >= self.policy.failures_min {
+            let kind = self.run_kind.clone()?;
+            return Some((kind, format!("{run} different messages in a row failed")));
+        }
+        let (kind, failed, all) = self.window.most()?;
+        let share = u64::from(failed) * 100 >= u64::from(self.policy.failed_percent) * all;
+        (failed >= self.policy.failures_min && share).then(|| {
+            (
+                kind.clone(),
+                format!("{failed} of the latest {all} messages failed"),
+            )
+        })
+    }
+}
