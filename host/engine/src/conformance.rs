@@ -64,6 +64,7 @@ macro_rules! conformance_tests {
             progress::a_claim_leaves_progress_alone,
             progress::progress_is_replaced_whole,
             progress::progress_is_kept_per_group_and_partition,
+            progress::it_is_known_who_has_progress_where,
             state::state_is_written_with_its_transaction,
             state::a_fenced_transaction_writes_no_state,
             state::state_is_kept_per_group_and_partition,

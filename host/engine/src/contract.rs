@@ -504,6 +504,12 @@ pub trait Engine: Send + Sync + 'static {
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError>;
 
+    /// The groups of which there is progress in the partition, by name, whatever else is known of them.
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError>;
+
+    /// The partitions in which the group has progress, in order.
+    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition>;
+
     /// The group's state in the partition, to read from: each commit shows in it when it returns, or sooner. It goes with its topic.
     fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError>;
 

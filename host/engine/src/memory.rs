@@ -177,6 +177,27 @@ impl Engine for MemoryEngine {
         Ok(progress.cloned())
     }
 
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
+        let state = self.state.lock();
+        let groups = state.partition(partition)?.groups.iter();
+        let with_progress = groups.filter(|(_, group)| group.progress.is_some());
+        let mut names: Vec<_> = with_progress.map(|(name, _)| Arc::clone(name)).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition> {
+        let state = self.state.lock();
+        let has_progress = |partition: &Partition| {
+            let group = partition.groups.get(group);
+            group.is_some_and(|group| group.progress.is_some())
+        };
+        let found = state.partitions.iter().filter(|(_, p)| has_progress(p));
+        let mut found: Vec<_> = found.map(|(partition, _)| *partition).collect();
+        found.sort_unstable();
+        found
+    }
+
     fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
         let mut state = self.state.lock();
         state.partition(partition)?;

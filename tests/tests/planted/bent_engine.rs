@@ -265,6 +265,14 @@ impl Engine for BentEngine {
         self.inner.state(group, partition)
     }
 
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
+        self.inner.groups(partition)
+    }
+
+    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition> {
+        self.inner.progress_partitions(group)
+    }
+
     fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
         self.inner.state_partitions(group)
     }

@@ -124,6 +124,12 @@ impl Engine for Moody {
         }
         self.engine.progress(group, partition).await
     }
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
+        self.engine.groups(partition)
+    }
+    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition> {
+        self.engine.progress_partitions(group)
+    }
     fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
         self.engine.state_partitions(group)
     }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use millrace_model::{Attempt, GivenUp, Offset, Parked, Progress, Timestamp};
 
 use super::{append, at, end, entry, make_partition, make_topic, progress, values};
-use crate::contract::{CommitError, Engine, EntryKind, Lease, ProgressWrite, Receipt, Transaction};
+use crate::contract::{
+    CommitError, Engine, EntryKind, Lease, ProgressWrite, ReadError, Receipt, Transaction,
+};
 
 pub(super) fn up_to(next: u64) -> Progress {
     Progress {
@@ -209,4 +211,29 @@ pub async fn progress_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
     }
     let nobody = engine.progress("c", at(&topic, 0)).await.unwrap();
     assert_eq!(nobody, None);
+}
+
+/// Which groups have progress in a partition, and where a group has some: a claim alone is none, and a deleted topic leaves none.
+pub async fn it_is_known_who_has_progress_where(engine: Arc<dyn Engine>) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let (first, second) = (at(&topic, 0), at(&topic, 1));
+    for (group, partition) in [("b", first), ("a", first), ("a", second)] {
+        let lease = engine.claim(group, partition).await.expect("claimed");
+        let written = commit_progress(&*engine, &lease, up_to(1)).await;
+        written.expect("committed");
+    }
+    engine.claim("c", first).await.expect("claimed");
+    let groups = |partition| engine.groups(partition).expect("a partition");
+    assert_eq!(groups(first), [Arc::from("a"), Arc::from("b")]);
+    assert_eq!(groups(second), [Arc::from("a")]);
+    assert_eq!(engine.progress_partitions("a"), [first, second]);
+    assert_eq!(engine.progress_partitions("b"), [first]);
+    assert_eq!(engine.progress_partitions("c"), []);
+    engine
+        .delete_topic(&topic.spec.name)
+        .await
+        .expect("deleted");
+    assert_eq!(engine.progress_partitions("a"), []);
+    let gone = engine.groups(first);
+    assert!(matches!(gone, Err(ReadError::UnknownPartition(_))));
 }

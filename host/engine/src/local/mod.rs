@@ -393,6 +393,18 @@ impl Engine for LocalEngine {
         progress.ok_or_else(malformed).map(Some)
     }
 
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
+        let state = self.shared.state.read();
+        match state.partitions.contains_key(&partition) {
+            true => Ok(state.groups_with_progress(partition)),
+            false => Err(ReadError::UnknownPartition(partition)),
+        }
+    }
+
+    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition> {
+        self.shared.state.read().progress_of(group)
+    }
+
     fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
         let mut state = self.shared.state.write();
         if !state.partitions.contains_key(&partition) {

@@ -500,6 +500,30 @@ impl State {
         self.groups.get(&partition)?.get(name)
     }
 
+    /// The groups of which there is progress in the partition, by name.
+    pub(super) fn groups_with_progress(&self, partition: TopicPartition) -> Vec<Arc<str>> {
+        let groups = self.groups.get(&partition).into_iter().flatten();
+        let with_progress = groups.filter(|(_, group)| group.progress.is_some());
+        let mut names: Vec<_> = with_progress.map(|(name, _)| Arc::clone(name)).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The partitions in which the group has progress, in order.
+    pub(super) fn progress_of(&self, group: &str) -> Vec<TopicPartition> {
+        let has_progress = |groups: &HashMap<Arc<str>, Group>| {
+            let group = groups.get(group);
+            group.is_some_and(|group| group.progress.is_some())
+        };
+        let found = self
+            .groups
+            .iter()
+            .filter(|(_, groups)| has_progress(groups));
+        let mut found: Vec<_> = found.map(|(partition, _)| *partition).collect();
+        found.sort_unstable();
+        found
+    }
+
     pub(super) fn topics(&self) -> Vec<Topic> {
         self.topics.values().cloned().collect()
     }
