@@ -29,6 +29,7 @@ mod swap;
 mod telling;
 mod times;
 mod uploads;
+mod way_back;
 
 use anyhow::Result;
 use millrace_tests::{Client, Deploy, Host};

@@ -1,10 +1,15 @@
 //! Canaries: a revision takes a share of the keys while another one stays current. Each change is one commit of the catalogue.
 
+use std::collections::BTreeMap;
+
 use metrics::counter;
-use millrace_model::{Canary, ChangeKind, Processor, ProcessorName, ProcessorSpec};
+use millrace_model::{
+    Canary, ChangeKind, Processor, ProcessorName, ProcessorSpec, Revision, Timestamp,
+};
 use serde::Serialize;
 
 use crate::broker::Broker;
+use crate::dispatch::comparison::ShadowReport;
 use crate::dispatch::sides::{Side, SideStatus};
 use crate::history::{end_trials, unproven_run};
 use crate::loading::{check_patience, invalid, kept};
@@ -82,45 +87,74 @@ impl Broker {
         self.change(processor).await
     }
 
-    /// Makes the revision that is tried beside the current one the current one.
+    /// Makes the revision that is tried beside the current one the current one. What is known of its trial stands in the history.
+    ///
+    /// # Errors
+    /// [`ProcessorError::TrialFails`] where it is about to be withdrawn, and [`ProcessorError`].
+    pub async fn promote(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        self.promote_on_trial(name, false).await
+    }
+
+    /// As [`promote`](Self::promote), also where the revision is about to be withdrawn.
     ///
     /// # Errors
     /// [`ProcessorError`].
-    pub async fn promote(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+    pub async fn promote_anyway(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        self.promote_on_trial(name, true).await
+    }
+
+    async fn promote_on_trial(
+        &self,
+        name: &ProcessorName,
+        anyway: bool,
+    ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
         let mut processor = self.known(name)?.processor;
         let Some(revision) = on_trial(&processor) else {
             return Err(ProcessorError::NoTrial(name.clone()));
         };
-        self.make_current(&mut processor, revision)?;
+        self.promote_to(&mut processor, revision, anyway)?;
         self.check_chains(&processor)?;
         self.change(processor).await
     }
 
-    /// The revision on trial becomes the current one.
-    pub(crate) fn make_current(
+    /// The revision on trial becomes the current one, unless its trial has failed.
+    pub(crate) fn promote_to(
         &self,
         processor: &mut Processor,
         revision: u32,
+        anyway: bool,
     ) -> Result<(), ProcessorError> {
         kept(processor, revision)?;
+        let canary = self.canary_status(processor);
+        let canary = canary.filter(|status| status.canary.revision == revision);
+        if let Some(why) = canary.as_ref().and_then(|status| status.trouble.clone())
+            && !anyway
+        {
+            return Err(ProcessorError::TrialFails {
+                name: processor.name.clone(),
+                revision,
+                why,
+            });
+        }
+        let shadow = self.inner.supervisor.shadow(&processor.name);
+        let shadow = shadow.filter(|report| report.revision == revision);
+        let found = canary.and_then(|status| wrong_of_canary(&status));
+        let found = found.or_else(|| shadow.and_then(|report| wrong_of_shadow(&report)));
         self.leave(processor);
         let before = processor.current;
         let unproven_run = unproven_run(processor);
+        let now = self.inner.clock.wall();
         for promoted in processor.revisions.iter_mut() {
             if promoted.number == revision {
-                promoted.trial = false;
-                // From now on it is judged as a new one is.
-                promoted.deployed_at = self.inner.clock.wall();
-                promoted.predecessor = Some(before);
-                promoted.record.worked_at = None;
-                promoted.record.proven = false;
+                begin_anew(promoted, before, now);
                 promoted.unproven_run = unproven_run;
             }
         }
         end_trials(processor);
         processor.current = revision;
-        let text = format!("takes over from revision {before}");
+        let found = found.map_or_else(String::new, |found| format!("; on trial {found}"));
+        let text = format!("takes over from revision {before}{found}");
         self.record(processor, ChangeKind::Promote, revision, Some(text));
         Ok(())
     }
@@ -211,6 +245,62 @@ pub(crate) fn on_trial(processor: &Processor) -> Option<u32> {
 pub(crate) fn tried_already(processor: &Processor, spec: &ProcessorSpec) -> Option<u32> {
     let tried = on_trial(processor).and_then(|number| processor.revision(number));
     tried.filter(|r| r.spec == *spec).map(|r| r.number)
+}
+
+/// A revision that was only tried becomes the current one: from now on it is judged as a new one is.
+pub(crate) fn begin_anew(revision: &mut Revision, before: u32, now: Timestamp) {
+    revision.trial = false;
+    revision.deployed_at = now;
+    revision.predecessor = Some(before);
+    revision.note = None;
+    revision.record.worked_at = None;
+    revision.record.proven = false;
+}
+
+/// What a canary did wrong; `None` if nothing was seen.
+fn wrong_of_canary(status: &CanaryStatus) -> Option<String> {
+    let SideStatus {
+        messages,
+        failed,
+        failed_calls,
+        asked_again,
+        ..
+    } = status.canary;
+    let is_wrong = failed + failed_calls + asked_again > 0;
+    is_wrong.then(|| {
+        let would = match asked_again {
+            0 => String::new(),
+            asked_again => format!(", and would have given up {asked_again} of them"),
+        };
+        format!("it had {failed} failed attempts and {failed_calls} failed calls over {messages} messages{would}")
+    })
+}
+
+/// What a shadow did otherwise than the current revision; `None` if nothing was seen.
+fn wrong_of_shadow(report: &ShadowReport) -> Option<String> {
+    let otherwise = report.compared.saturating_sub(report.alike);
+    let is_wrong = otherwise > 0 || !report.failed_calls.is_empty();
+    is_wrong.then(|| {
+        let counts = |counts: &BTreeMap<String, u64>| {
+            let counts = counts.iter().map(|(what, count)| format!("{what} {count}"));
+            counts.collect::<Vec<_>>().join(", ")
+        };
+        let mut text = format!(
+            "{otherwise} of {} messages came out otherwise",
+            report.compared
+        );
+        if !report.outcomes.is_empty() {
+            text += &format!(" ({})", counts(&report.outcomes));
+        }
+        if !report.failed_calls.is_empty() {
+            text += &format!(
+                ", and calls failed: {}; they left {} messages without an answer",
+                counts(&report.failed_calls),
+                report.not_answered
+            );
+        }
+        text
+    })
 }
 
 fn check_percent(percent: u32) -> Result<(), ProcessorError> {

@@ -127,6 +127,7 @@ impl Broker {
             trial: false,
             note: None,
             unproven_run: 1,
+            redrive_due: None,
             record: Record::default(),
         }
     }

@@ -76,4 +76,4 @@ pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
 pub use replay::ReplayRequest;
 pub use schedules::{ScheduleError, ScheduleStatus};
 pub use states::{StateAccessError, StateHolding, StatePlace};
-pub use topics::{NewTopic, TopicCreateError, TopicDeleteError};
+pub use topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};

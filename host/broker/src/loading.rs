@@ -103,7 +103,7 @@ impl Broker {
         let topics = self.check_topics(&processor.name, &revision.spec)?;
         let mut live = self.load(&processor.name, revision, owner).await?;
         live.outputs.takes_all = processor.replay.is_some();
-        live.back = back_from(processor, number);
+        live.back = back_among(processor, number, |revision| self.can_run(revision));
         Ok((topics, Arc::new(live)))
     }
 
@@ -375,12 +375,22 @@ fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, Proces
 }
 
 /// The revision to go back to from this one. Beside a canary the current one is.
+#[cfg(test)]
 pub(crate) fn back_from(processor: &Processor, number: u32) -> Option<Back> {
+    back_among(processor, number, |_| true)
+}
+
+/// The revision to go back to from this one, of those that can run. Beside a canary the current one is.
+fn back_among(
+    processor: &Processor,
+    number: u32,
+    can_run: impl Fn(&Revision) -> bool,
+) -> Option<Back> {
     let canary = processor.canary.as_ref();
     let back = match canary.is_some_and(|canary| canary.revision == number) {
         true => processor.current(),
         false if planted!(BackToTheOneBefore) => processor.revision(number - 1),
-        false => processor.way_back_from(number),
+        false => processor.way_back_among(number, can_run),
     };
     let proven = processor.revisions.iter();
     let proven = proven.filter(|r| r.number != number && r.record.proven && !r.trial);

@@ -1,31 +1,32 @@
 //! Processors: deployed, rolled back, paused, deleted. A change is loaded first, becomes true by one commit of the catalogue,
 //! and is then shown to the workers, which take it at their next batch.
 
+mod going_back;
+mod left_behind;
+mod redrives_due;
 mod status;
 
-use std::sync::Weak;
 use std::time::Duration;
 
-use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, ReadError, TopicError};
-use millrace_model::{
-    Change, ChangeKind, Digest, Processor, ProcessorName, ProcessorSpec, Revision, TopicName,
-};
-use tokio::sync::mpsc;
+use millrace_model::{ChangeKind, Digest, Processor, ProcessorName, ProcessorSpec, TopicName};
 
 use crate::beginning::BeginAt;
-use crate::broker::{Broker, Deployed, Inner};
+use crate::broker::{Broker, Deployed};
 use crate::canary::{check_no_replay, on_trial, tried_already};
-use crate::dead_letters::{DeadLetterFilter, RedriveRequest, RedriveWhich, none_waiting};
+use crate::dead_letters::none_waiting;
 use crate::dispatch::Input;
-use crate::dispatch::gate::{Alarm, Wanted};
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, Interface};
-use crate::history::{HOST, end_trials, told_of_records, unproven_run};
-use crate::loading::{Prepared, check_patience, invalid, kept};
+use crate::history::{end_trials, told_of_records};
+use crate::loading::{Prepared, check_patience, invalid};
 use crate::next_spec::NextSpec;
 
-pub use status::{LeftBehind, PartitionStatus, ProcessorStatus};
+use going_back::{done_by_host, numbered};
+
+pub(crate) use going_back::take_back;
+pub use left_behind::LeftBehind;
+pub use status::{PartitionStatus, ProcessorStatus};
 
 /// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
@@ -69,18 +70,28 @@ pub enum ProcessorError {
     /// There is no revision before the current one.
     #[error("processor {0} has no revision before its current one")]
     NothingToRollBack(ProcessorName),
-    /// The host has just gone back by itself.
+    /// Revisions worked before the current one, and none of them can run any more.
     #[error(
-        "the host itself has taken processor {name} back to revision {current} already{}: nothing was changed",
-        from_which(.from)
+        "processor {name} has no revision to go back to: {} worked, and topics or modules of theirs are gone",
+        numbered(.revisions)
     )]
+    WayBackGone {
+        /// Whose.
+        name: ProcessorName,
+        /// Which revisions.
+        revisions: Vec<u32>,
+    },
+    /// The host has just gone back by itself.
+    #[error("{}: nothing was changed", done_by_host(.name, *.current, *.from, *.withdrawn))]
     RolledBackAlready {
         /// Whose.
         name: ProcessorName,
         /// The revision that is current.
         current: u32,
-        /// The one that was taken back.
+        /// The one that was taken back, or withdrawn.
         from: Option<u32>,
+        /// Whether it was a canary: the current revision stayed.
+        withdrawn: bool,
         /// Where a further step would lead.
         further: Option<u32>,
     },
@@ -92,6 +103,16 @@ pub enum ProcessorError {
         /// Which revision.
         revision: u32,
         /// Why not.
+        why: String,
+    },
+    /// The revision on trial is about to be withdrawn.
+    #[error("revision {revision} of processor {name} fails on trial: {why}")]
+    TrialFails {
+        /// Whose.
+        name: ProcessorName,
+        /// Which revision.
+        revision: u32,
+        /// How.
         why: String,
     },
     /// No revision is tried beside the current one.
@@ -130,31 +151,10 @@ pub enum ProcessorError {
     Read(#[from] ReadError),
 }
 
-/// Takes bad deploys back that ask for it, as long as there is a broker.
-pub(crate) async fn take_back(broker: Weak<Inner>, mut alarms: mpsc::Receiver<Alarm>) {
-    while let Some(alarm) = alarms.recv().await {
-        let Some(inner) = broker.upgrade() else {
-            return;
-        };
-        let broker = Broker { inner, by: None }.by_itself();
-        let (name, revision) = (&alarm.processor, alarm.revision);
-        let done = match alarm.wanted {
-            Wanted::TakeBack { to, why } => {
-                broker.roll_back_by_itself(name, revision, to, why).await
-            }
-            Wanted::Withdraw { why } => broker.withdraw_by_itself(name, revision, why).await,
-            Wanted::Note => broker.note_record(name, revision).await,
-        };
-        if let Err(error) = done {
-            tracing::error!(processor = %name, revision, %error, "what the host found of a revision could not be acted upon; it is tried again");
-        }
-    }
-}
-
 impl Broker {
     /// Loads and starts every processor of the catalogue.
     pub(crate) async fn start_processors(&self) -> Result<(), ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        let change = self.inner.changes.lock().await;
         for (key, value) in self.inner.engine.entries(EntryKind::Processor) {
             match serde_json::from_slice::<Processor>(&value) {
                 Ok(mut processor) => {
@@ -167,6 +167,8 @@ impl Broker {
                 }
             }
         }
+        drop(change);
+        self.redrive_what_is_due();
         Ok(())
     }
 
@@ -182,6 +184,19 @@ impl Broker {
             }
         };
         self.know_with(processor, problem, trial_problem);
+    }
+
+    /// What runs of a processor is told anew what there is around it.
+    pub(crate) async fn prepare_anew(&self, name: &ProcessorName) {
+        let Some(known) = self.deployed(name).filter(|known| known.problem.is_none()) else {
+            return;
+        };
+        match self.prepare_alone_if_need_be(&known.processor).await {
+            Ok((prepared, _)) => self.run(&known.processor, prepared).await,
+            Err(error) => {
+                tracing::error!(processor = %name, %error, "a processor goes on as it was");
+            }
+        }
     }
 
     /// A revision on trial that cannot be loaded does not keep the current one from running; why it cannot comes along.
@@ -232,7 +247,7 @@ impl Broker {
                 check_no_replay(&processor)?;
                 self.check_limits(&spec)?;
                 match tried_already(&processor, &spec) {
-                    Some(number) => self.make_current(&mut processor, number)?,
+                    Some(number) => self.promote_to(&mut processor, number, false)?,
                     None => processor = self.next_revision(processor, spec),
                 }
                 processor
@@ -318,66 +333,6 @@ impl Broker {
         Ok(known.processor)
     }
 
-    /// Back to `revision`, or to the one that the current one took over from. Without a number, a revision on trial is withdrawn first.
-    ///
-    /// # Errors
-    /// [`ProcessorError`].
-    pub async fn rollback(
-        &self,
-        name: &ProcessorName,
-        revision: Option<u32>,
-    ) -> Result<Processor, ProcessorError> {
-        let _change = self.inner.changes.lock().await;
-        let mut processor = self.known(name)?.processor;
-        if revision.is_none() && on_trial(&processor).is_some() {
-            self.withdraw(&mut processor, None);
-            return self.change(processor).await;
-        }
-        let target = match revision {
-            Some(revision) => kept(&processor, revision)?.number,
-            None => {
-                if let Some(from) = taken_back_by_host(&processor) {
-                    return Err(ProcessorError::RolledBackAlready {
-                        name: name.clone(),
-                        current: processor.current,
-                        from,
-                        further: revision_before(&processor),
-                    });
-                }
-                let before = revision_before(&processor);
-                before.ok_or_else(|| ProcessorError::NothingToRollBack(name.clone()))?
-            }
-        };
-        self.go_back(&mut processor, target, None);
-        self.check_chains(&processor)?;
-        self.change(processor).await
-    }
-
-    fn go_back(&self, processor: &mut Processor, target: u32, why: Option<String>) {
-        self.leave(processor);
-        let trial_ends = format!("revision {} was taken back", processor.current);
-        match on_trial(processor) == Some(target) {
-            true => end_trials(processor),
-            false => self.end_trial(processor, &trial_ends),
-        }
-        let run = unproven_run(processor);
-        let from = std::mem::replace(&mut processor.current, target);
-        let passed_over = passed_over(processor, from, target);
-        for revision in processor
-            .revisions
-            .iter_mut()
-            .filter(|r| r.number == target)
-        {
-            revision.trial = false;
-            revision.unproven_run = run;
-            // Another time: it is judged anew.
-            revision.record.stopped = None;
-        }
-        let from = format!("from revision {from}{passed_over}");
-        let text = why.map_or_else(|| from.clone(), |why| format!("{from}: {why}"));
-        self.record(processor, ChangeKind::Rollback, target, Some(text));
-    }
-
     /// Takes no further batches until [`resume`](Self::resume). Waits for those that are being processed, a few seconds at the most.
     ///
     /// # Errors
@@ -437,65 +392,6 @@ impl Broker {
         Ok(processor)
     }
 
-    /// Takes a bad deploy back, once: not a revision that is no longer current, nor one that somebody made current again.
-    async fn roll_back_by_itself(
-        &self,
-        name: &ProcessorName,
-        number: u32,
-        back_to: u32,
-        why: String,
-    ) -> Result<(), ProcessorError> {
-        let _change = self.inner.changes.lock().await;
-        let mut processor = self.known(name)?.processor;
-        let known = processor.revision(back_to).is_some();
-        let is_current = processor.current == number;
-        let bad = processor.revisions.iter_mut().find(|r| r.number == number);
-        let Some(bad) = bad.filter(|r| known && is_current && r.note.is_none()) else {
-            return Ok(());
-        };
-        bad.note = Some(format!(
-            "rolled back to revision {back_to} by the host: {why}"
-        ));
-        self.go_back(&mut processor, back_to, Some(why.clone()));
-        let redrives = processor
-            .revision(number)
-            .is_some_and(|bad| bad.spec.auto_redrive);
-        self.check_chains(&processor)?;
-        self.change(processor).await?;
-        counter!("millrace_auto_rollbacks_total", "processor" => name.to_string()).increment(1);
-        if redrives {
-            self.redrive_by_itself(name, number);
-        }
-        tracing::error!(processor = %name, revision = number, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --failed-revision {number}` sends what it gave up again");
-        Ok(())
-    }
-
-    /// Sends again what a revision gave up that was taken back. Beside whatever else there is to do: it may take long.
-    fn redrive_by_itself(&self, name: &ProcessorName, revision: u32) {
-        let (broker, name) = (self.clone(), name.clone());
-        tokio::spawn(async move {
-            let filter = DeadLetterFilter {
-                revision: Some(revision),
-                ..DeadLetterFilter::default()
-            };
-            let request = RedriveRequest {
-                which: RedriveWhich::Matching {
-                    filter: Box::new(filter),
-                    from: None,
-                },
-                ..RedriveRequest::all(HOST)
-            };
-            match broker.redrive(&name, request).await {
-                Ok(done) => {
-                    tracing::info!(processor = %name, revision, sent = done.sent, "what a revision gave up that was taken back is sent again");
-                }
-                Err(error) => {
-                    tracing::error!(processor = %name, revision, %error, "what a revision gave up that was taken back could not be sent again; `millrace dlq redrive {name} --failed-revision {revision}` does");
-                }
-            }
-        });
-    }
-
     /// Forgets the processor. Its dead letters stay, as topics, and so do its progress and its state: made again under the same name
     /// it goes on.
     ///
@@ -538,7 +434,7 @@ impl Broker {
         Ok(())
     }
 
-    fn deployed(&self, name: &ProcessorName) -> Option<Deployed> {
+    pub(crate) fn deployed(&self, name: &ProcessorName) -> Option<Deployed> {
         self.inner.processors.read().get(name).cloned()
     }
 
@@ -558,12 +454,17 @@ impl Broker {
         trial_problem: Option<String>,
     ) {
         let name = processor.name.clone();
+        let mut all = self.inner.processors.write();
+        // Why it is not taken back is known of a revision, until another one is current.
+        let before = all.get(&name);
+        let before = before.filter(|known| known.processor.current == processor.current);
         let deployed = Deployed {
+            way_back_problem: before.and_then(|known| known.way_back_problem.clone()),
             processor,
             problem,
             trial_problem,
         };
-        self.inner.processors.write().insert(name, deployed);
+        all.insert(name, deployed);
     }
 
     pub(crate) async fn keep(&self, processor: &Processor) -> Result<(), CommitError> {
@@ -585,53 +486,4 @@ impl Broker {
         let supervisor = &self.inner.supervisor;
         supervisor.apply(prepared, processor.paused).await;
     }
-}
-
-/// The last revision before the current one that worked; where none did, the one that it took over from, or else the last that was current.
-fn revision_before(processor: &Processor) -> Option<u32> {
-    let back = processor.way_back().map(|back| back.number);
-    let predecessor = processor.current().and_then(|r| r.predecessor);
-    let predecessor = predecessor.filter(|&number| processor.revision(number).is_some());
-    let earlier = |r: &&Revision| r.number < processor.current && !r.trial;
-    let earlier = processor.revisions.iter().filter(earlier).map(|r| r.number);
-    back.or(predecessor).or_else(|| earlier.max())
-}
-
-/// Whether the last thing that was done was that the host went back by itself; and from which revision, if that is still known.
-fn taken_back_by_host(processor: &Processor) -> Option<Option<u32>> {
-    let passing = |change: &&Change| {
-        !matches!(
-            change.what,
-            ChangeKind::Pause | ChangeKind::Resume | ChangeKind::Withdraw
-        )
-    };
-    let last = processor.changes.iter().rfind(passing)?;
-    let by_host = last.what == ChangeKind::Rollback && last.by.as_deref() == Some(HOST);
-    let later = processor.revisions.iter().rev();
-    let mut taken_back = later.filter(|r| r.number > processor.current && r.note.is_some());
-    by_host.then(|| taken_back.next().map(|r| r.number))
-}
-
-/// Revisions between the two that a rollback passes over, and why.
-fn passed_over(processor: &Processor, from: u32, target: u32) -> String {
-    let between = |r: &&Revision| r.number > target && r.number < from && !r.trial;
-    let why = |r: &Revision| match (&r.record.stopped, r.record.worked_at) {
-        (_, None) => "never processed a message",
-        (Some(_), _) => "stood still when it was left",
-        _ => "was current",
-    };
-    let passed: Vec<String> = processor
-        .revisions
-        .iter()
-        .filter(between)
-        .map(|r| format!("revision {}, which {}", r.number, why(r)))
-        .collect();
-    match passed.is_empty() {
-        true => String::new(),
-        false => format!(", passing over {}", passed.join(" and ")),
-    }
-}
-
-fn from_which(from: &Option<u32>) -> String {
-    from.map_or(String::new(), |from| format!(" from revision {from}"))
 }

@@ -1,6 +1,9 @@
 //! Topics: made, listed, deleted. The engine keeps them; here stand the rules about who may have which name.
 
-use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, TopicError};
+use std::collections::BTreeSet;
+use std::fmt;
+
+use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, ReadError, TopicError};
 use millrace_model::{
     Digest, Durability, NameError, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec,
     SettingError, Topic, TopicName, TopicSettings, TopicSpec,
@@ -96,33 +99,76 @@ pub enum TopicDeleteError {
         /// Whose.
         processors: Vec<ProcessorName>,
     },
-    /// A rollback of a processor would lead to a revision that cannot do without it.
-    #[error(
-        "topic {topic} is used by revision {revision} of processor {processor}, to which a rollback leads"
-    )]
-    WayBack {
+    /// Somebody would miss it.
+    #[error("with topic {topic} would go what is still needed: {}", texts(.losses))]
+    Missed {
         /// Which topic.
         topic: TopicName,
+        /// All that would be lost.
+        losses: Vec<Loss>,
+    },
+    /// Whether anybody would miss it cannot be seen.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// What goes with a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// A rollback of a processor leads to a revision that cannot do without it.
+    WayBack {
         /// Whose revision.
         processor: ProcessorName,
         /// Which revision.
         revision: u32,
     },
-    /// Messages of it wait for a processor that no longer reads it.
-    #[error(
-        "{messages} messages of topic {topic} wait for their next attempt by processor {processor}, which was deployed without this topic since"
-    )]
+    /// Messages in it wait for a processor that does not read it.
     Waiting {
-        /// Which topic.
-        topic: TopicName,
         /// For whom they wait.
         processor: ProcessorName,
         /// How many.
-        messages: usize,
+        messages: u64,
+        /// Whether the processor is deployed, without this topic.
+        deployed: bool,
     },
-    /// It could not be made durable.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WayBack {
+                processor,
+                revision,
+            } => write!(
+                f,
+                "revision {revision} of processor {processor}, to which a rollback leads, uses it"
+            ),
+            Self::Waiting {
+                processor,
+                messages,
+                deployed: true,
+            } => write!(
+                f,
+                "{messages} messages in it wait for processor {processor}, which was deployed without this topic since"
+            ),
+            Self::Waiting {
+                processor,
+                messages,
+                deployed: false,
+            } => write!(
+                f,
+                "{messages} messages in it wait for processor {processor}, which is deleted"
+            ),
+        }
+    }
+}
+
+fn texts(losses: &[Loss]) -> String {
+    let texts: Vec<String> = losses.iter().map(ToString::to_string).collect();
+    texts.join("; ")
 }
 
 fn names(processors: &[ProcessorName]) -> String {
@@ -186,7 +232,7 @@ impl Broker {
     }
 
     /// Deletes a topic and its messages. With `accept_loss` also where a rollback would need it, or messages in it wait for a processor
-    /// that no longer reads it.
+    /// that does not read it; gives what was lost so.
     ///
     /// # Errors
     /// [`TopicDeleteError`]; nothing was deleted.
@@ -194,7 +240,17 @@ impl Broker {
         &self,
         name: &TopicName,
         accept_loss: bool,
-    ) -> Result<(), TopicDeleteError> {
+    ) -> Result<Vec<Loss>, TopicDeleteError> {
+        self.delete_unless_missed(name, accept_loss, None).await
+    }
+
+    /// As [`delete_topic`](Self::delete_topic); what waits for `of` itself is meant to go.
+    async fn delete_unless_missed(
+        &self,
+        name: &TopicName,
+        accept_loss: bool,
+        of: Option<&ProcessorName>,
+    ) -> Result<Vec<Loss>, TopicDeleteError> {
         let _change = self.inner.changes.lock().await;
         let unknown = || TopicDeleteError::Unknown(name.clone());
         let topic = self.topic(name).ok_or_else(unknown)?;
@@ -203,8 +259,10 @@ impl Broker {
             let topic = name.clone();
             return Err(TopicDeleteError::InUse { topic, processors });
         }
-        if !accept_loss {
-            self.check_loss(&topic).await?;
+        let losses = self.losses_with(&topic, of).await?;
+        if !losses.is_empty() && !accept_loss {
+            let topic = name.clone();
+            return Err(TopicDeleteError::Missed { topic, losses });
         }
         let deleted = self.inner.engine.delete_topic(name).await;
         let id = deleted.map_err(|error| match error {
@@ -214,49 +272,57 @@ impl Broker {
         self.inner.consumers.forget_topic(id);
         self.inner.partitioners.forget(id);
         self.inner.received.lock().remove(&id);
-        Ok(())
+        for loss in &losses {
+            // Its way back is another one from now on.
+            if let Loss::WayBack { processor, .. } = loss {
+                self.prepare_anew(processor).await;
+            }
+        }
+        Ok(losses)
     }
 
-    /// Whether nobody would miss the topic.
-    async fn check_loss(&self, topic: &Topic) -> Result<(), TopicDeleteError> {
+    /// What would be lost with the topic, but for what waits for `of`.
+    async fn losses_with(
+        &self,
+        topic: &Topic,
+        of: Option<&ProcessorName>,
+    ) -> Result<Vec<Loss>, ReadError> {
         let processors: Vec<Processor> = {
             let all = self.inner.processors.read();
             all.values().map(|known| known.processor.clone()).collect()
         };
-        for processor in processors {
-            let back = processor.way_back();
+        let mut losses = Vec::new();
+        for processor in &processors {
+            let back = self.way_back(processor);
             if let Some(back) = back.filter(|back| uses(&back.spec, &topic.spec.name)) {
-                return Err(TopicDeleteError::WayBack {
-                    topic: topic.spec.name.clone(),
+                losses.push(Loss::WayBack {
                     processor: processor.name.clone(),
                     revision: back.number,
                 });
             }
-            let messages = self.waiting_in(&processor.name, topic).await;
+        }
+        // Whoever has progress in it, deployed or not; and whose own it is, of which it may have read nothing.
+        let mut for_whom: BTreeSet<ProcessorName> = topic.spec.owner.clone().into_iter().collect();
+        for partition in topic.partitions() {
+            let groups = self.inner.engine.groups(partition)?;
+            for_whom.extend(
+                groups
+                    .iter()
+                    .filter_map(|name| ProcessorName::parse(name).ok()),
+            );
+        }
+        for processor in for_whom.into_iter().filter(|name| Some(name) != of) {
+            let waiting = self.waiting_in(&processor, topic).await?;
+            let messages = waiting.parked + waiting.unread;
             if messages > 0 {
-                return Err(TopicDeleteError::Waiting {
-                    topic: topic.spec.name.clone(),
-                    processor: processor.name,
+                losses.push(Loss::Waiting {
+                    deployed: processors.iter().any(|known| known.name == processor),
+                    processor,
                     messages,
                 });
             }
         }
-        Ok(())
-    }
-
-    /// Messages of a topic that wait for a processor, as far as it is committed.
-    pub(crate) async fn waiting_in(&self, processor: &ProcessorName, topic: &Topic) -> usize {
-        let mut messages = 0;
-        for partition in topic.partitions() {
-            let progress = self
-                .inner
-                .engine
-                .progress(processor.as_str(), partition)
-                .await;
-            let progress = progress.ok().flatten();
-            messages += progress.map_or(0, |progress| progress.parked.len());
-        }
-        messages
+        Ok(losses)
     }
 
     /// Processors that read the topic, write to it or own it.
@@ -288,8 +354,8 @@ impl Broker {
         let topics = self.topics().into_iter();
         let own = topics.filter(|topic| topic.spec.owner.as_ref() == Some(name));
         let names: Vec<TopicName> = own.map(|topic| topic.spec.name).collect();
-        for name in &names {
-            self.delete_topic(name, true).await?;
+        for topic in &names {
+            self.delete_unless_missed(topic, false, Some(name)).await?;
         }
         Ok(names)
     }

@@ -43,8 +43,8 @@ pub use message::{Header, Message};
 pub use name::{ConsumerName, NameError, ProcessorName, ScheduleName, TopicName};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
-    Canary, Change, ChangeKind, Processor, ProcessorSpec, Record, Rejections, Replay, ReplayRange,
-    Revision, Shadow, Stopped, TopicStart,
+    Canary, Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,
+    ReplayRange, Revision, Shadow, Stopped, TopicStart,
 };
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, GivenUp, Parked, Progress};

@@ -246,9 +246,21 @@ pub struct Revision {
     /// made it that did not count so.
     #[serde(default)]
     pub unproven_run: u32,
+    /// What the host has yet to send again of what it gave up, once it was taken back; `None` if nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redrive_due: Option<RedriveDue>,
     /// How it did.
     #[serde(default)]
     pub record: Record,
+}
+
+/// Dead letters that the host sends again by itself: of several revisions, up to the one that it is said of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedriveDue {
+    /// The first of these revisions.
+    pub from: u32,
+    /// Since when they were deployed. Before that others had their numbers, if the processor was deleted and made again.
+    pub since: Timestamp,
 }
 
 /// How a revision did, as far as it matters for those after it.
@@ -453,7 +465,17 @@ impl Processor {
     /// else to the last that was proven.
     #[must_use]
     pub fn way_back_from(&self, number: u32) -> Option<&Revision> {
-        let was_current = |r: &&Revision| r.number < number && !r.trial;
+        self.way_back_among(number, |_| true)
+    }
+
+    /// As [`way_back_from`](Self::way_back_from), leaving out revisions that cannot be gone to.
+    #[must_use]
+    pub fn way_back_among(
+        &self,
+        number: u32,
+        may: impl Fn(&Revision) -> bool,
+    ) -> Option<&Revision> {
+        let was_current = |r: &&Revision| r.number < number && !r.trial && may(r);
         let before = || self.revisions.iter().filter(was_current);
         let last = |r: &&Revision| (r.record.left_as, r.number);
         let worked = |r: &&Revision| r.record.worked_at.is_some() && r.record.stopped.is_none();

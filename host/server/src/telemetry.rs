@@ -317,6 +317,10 @@ fn describe() {
         "millrace_dead_letters_waiting",
         "Dead letters of a processor that are kept and were not sent again"
     );
+    describe_gauge!(
+        "millrace_left_behind_messages",
+        "Messages that wait for a processor in topics which its current revision does not read"
+    );
     describe_counter!(
         "millrace_dead_letters_by_class_total",
         "Messages given up on, by class; only so many classes are told apart, the rest is `other`"

@@ -1,5 +1,7 @@
 //! Which dead letters: one filter for whoever lists, groups, tries or sends again.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 use millrace_model::{Message, PartitionId, Timestamp, TopicName};
 
@@ -15,6 +17,10 @@ pub struct DeadLetterFilter {
     pub cause: Option<String>,
     /// Of this revision.
     pub revision: Option<u32>,
+    /// Of one of these revisions.
+    pub revisions: Option<RangeInclusive<u32>>,
+    /// That failed in another way than these.
+    pub other_causes: Vec<String>,
     /// With this key.
     pub key: Option<Bytes>,
     /// Given up at this time or later.
@@ -68,6 +74,8 @@ impl DeadLetterFilter {
             && said(&self.class, &letter.class)
             && said(&self.cause, &letter.cause)
             && self.revision.is_none_or(|r| r == letter.revision)
+            && (self.revisions.as_ref()).is_none_or(|all| all.contains(&letter.revision))
+            && !self.other_causes.contains(&letter.cause)
             && self.since.is_none_or(|from| letter.died_at >= from)
             && self.until.is_none_or(|until| letter.died_at < until)
             && (self.origin_partition).is_none_or(|p| p == letter.origin_partition)

@@ -223,11 +223,6 @@ impl Walk {
         let here = self.on.as_ref();
         here.is_some_and(|(_, _, end)| place.offset < *end) || self.next_place().is_some()
     }
-
-    /// Leaves out the rest of this partition.
-    pub(super) fn leave_shelf(&mut self) {
-        self.on = None;
-    }
 }
 
 impl DeadLetterGroup {

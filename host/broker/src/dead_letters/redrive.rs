@@ -21,7 +21,7 @@ use super::{
 };
 use crate::broker::{Broker, Deployed, entry};
 use crate::dispatch::dead_letter;
-use crate::topics::REDRIVE_SUFFIX;
+use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 
 /// A paced redrive makes about so many transactions a second.
 const STEPS_PER_SECOND: u32 = 10;
@@ -95,6 +95,8 @@ pub struct Redriven {
     pub already: usize,
     /// Left alone: they were sent again [`REDRIVES_MAX`] times and died each time.
     pub skipped: usize,
+    /// Left where they are: they came from topics that the processor no longer reads.
+    pub not_read: usize,
     /// Where to go on, if a bound ended it; what died at `started_at` or later is for the next redrive.
     pub next: Option<DeadLetterPlace>,
     /// When it began.
@@ -106,6 +108,7 @@ impl AddAssign for Redriven {
         self.sent += more.sent;
         self.already += more.already;
         self.skipped += more.skipped;
+        self.not_read += more.not_read;
     }
 }
 
@@ -131,12 +134,7 @@ impl Broker {
         name: &ProcessorName,
         request: RedriveRequest,
     ) -> Result<Redriven, DeadLetterError> {
-        let is_deployed = self.inner.processors.read().contains_key(name);
-        if !is_deployed {
-            // One that never was is unknown.
-            self.walk(name, None)?;
-            return Err(DeadLetterError::Deleted(name.clone()));
-        }
+        self.check_taker(name)?;
         let mut run = Run {
             broker: self,
             processor: name,
@@ -159,6 +157,19 @@ impl Broker {
             }
         }
         Ok(run.total)
+    }
+
+    /// Whether there is anybody to take what is sent again. One that never was is unknown.
+    fn check_taker(&self, name: &ProcessorName) -> Result<(), DeadLetterError> {
+        if self.inner.processors.read().contains_key(name) {
+            return Ok(());
+        }
+        Err(
+            match self.own_shelves(name, DEAD_LETTERS_SUFFIX).is_empty() {
+                true => DeadLetterError::UnknownProcessor(name.clone()),
+                false => DeadLetterError::Deleted(name.clone()),
+            },
+        )
     }
 
     /// Where letters of this shelf are sent again.
@@ -196,6 +207,8 @@ impl Broker {
         let shelf = &sending.shelf;
         let record = self.audit_partition(&sending.processor, shelf).await?;
         let _redrive = self.inner.redrives.lock().await;
+        // It may have been deleted since somebody looked.
+        self.check_taker(&sending.processor)?;
         let mut sent = self.sent(shelf)?;
         sent.forget_before(self.ends_of(shelf)?.start);
         let (mut builder, mut now_sent) = (BatchBuilder::with_capacity(0), Sent::default());
@@ -257,14 +270,28 @@ impl Run<'_> {
         if filter.redriven == Redrives::No {
             filter.redriven = Redrives::Also;
         }
+        let is_whole = from.is_none();
+        let mut not_read = None;
         let mut walk = self.broker.walk(self.processor, from.as_ref())?;
-        while let Some((shelf, letters)) = self.broker.advance(&mut walk).await? {
-            let Ok(target) = self.broker.target_of(self.processor, &shelf) else {
-                walk.leave_shelf(); // letters of a topic that the processor no longer reads stay where they are
-                continue;
+        loop {
+            self.broker.check_taker(self.processor)?;
+            let Some((shelf, mut letters)) = self.broker.advance(&mut walk).await? else {
+                break;
+            };
+            letters.retain(|letter| filter.fits(letter));
+            let target = match self.broker.target_of(self.processor, &shelf) {
+                Ok(target) => target,
+                Err(error) => {
+                    self.broker.check_taker(self.processor)?;
+                    // Letters of a topic that the processor no longer reads stay where they are.
+                    let left = letters.iter().filter(|letter| !letter.redriven).count();
+                    self.total.not_read += left;
+                    not_read = not_read.or((left > 0).then_some(error));
+                    continue;
+                }
             };
             let mut wanted = Vec::with_capacity(letters.len());
-            for letter in letters.into_iter().filter(|letter| filter.fits(letter)) {
+            for letter in letters {
                 let too_often = !again && !letter.redriven && letter.redrives >= REDRIVES_MAX;
                 match (too_often, letter.redriven) {
                     (true, _) => self.total.skipped += 1,
@@ -287,7 +314,10 @@ impl Run<'_> {
                 return Ok(());
             }
         }
-        Ok(())
+        match not_read {
+            Some(error) if is_whole && self.total.sent == 0 => Err(error),
+            _ => Ok(()),
+        }
     }
 
     async fn places(&mut self, places: Vec<DeadLetterPlace>) -> Result<(), DeadLetterError> {

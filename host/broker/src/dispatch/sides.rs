@@ -54,8 +54,10 @@ pub struct SideStatus {
     pub failed: u64,
     /// Calls that failed as a whole.
     pub failed_calls: u64,
-    /// Messages that it gave up. A canary gives up none: so many it would have given up, and the current revision was asked.
+    /// Messages that it gave up.
     pub dead_letters: u64,
+    /// Messages that this canary would have given up; the current revision was asked about them.
+    pub asked_again: u64,
 }
 
 /// Counts both sides.
@@ -69,6 +71,7 @@ struct Count {
     failed: AtomicU64,
     failed_calls: AtomicU64,
     dead_letters: AtomicU64,
+    asked_again: AtomicU64,
     ok_total: Counter,
     failed_total: Counter,
 }
@@ -88,10 +91,8 @@ impl Tally {
         let add = |to: &AtomicU64, number| to.fetch_add(number, Ordering::Relaxed);
         add(&count.messages, counts.ok + counts.failed);
         add(&count.failed, counts.failed);
-        add(
-            &count.dead_letters,
-            counts.dead_letters + counts.asked_again,
-        );
+        add(&count.dead_letters, counts.dead_letters);
+        add(&count.asked_again, counts.asked_again);
         count.ok_total.increment(counts.ok);
         count.failed_total.increment(counts.failed);
     }
@@ -112,6 +113,7 @@ impl Tally {
             failed: read(&count.failed),
             failed_calls: read(&count.failed_calls),
             dead_letters: read(&count.dead_letters),
+            asked_again: read(&count.asked_again),
         }
     }
 
@@ -131,6 +133,7 @@ impl Count {
             failed: AtomicU64::default(),
             failed_calls: AtomicU64::default(),
             dead_letters: AtomicU64::default(),
+            asked_again: AtomicU64::default(),
             ok_total: total("ok"),
             failed_total: total("failed"),
         }

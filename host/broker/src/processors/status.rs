@@ -1,13 +1,13 @@
 //! How processors do: what is deployed, and how each input partition stands.
 
-use std::collections::BTreeSet;
-
 use millrace_model::{
     Offset, PartitionId, Processor, ProcessorName, Progress, Timestamp, Topic, TopicName,
     TopicPartition,
 };
 use serde::Serialize;
 
+use super::going_back::gone_back_from;
+use super::left_behind::LeftBehind;
 use crate::broker::{Broker, Deployed};
 use crate::canary::CanaryStatus;
 use crate::dispatch::breaker::BreakerStatus;
@@ -27,17 +27,14 @@ pub struct ProcessorStatus {
     pub canary: Option<CanaryStatus>,
     /// Why the revision on trial does not run beside the current one; `None` if it does, or there is none.
     pub trial_problem: Option<String>,
-    /// Messages that wait in topics which the current revision no longer reads.
+    /// Messages that wait in topics which the current revision does not read.
     pub left_behind: Vec<LeftBehind>,
-}
-
-/// Messages that wait where the current revision does not read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LeftBehind {
-    /// The topic.
-    pub topic: TopicName,
-    /// How many messages wait in it.
-    pub parked: usize,
+    /// The revision that a rollback leads to.
+    pub way_back: Option<u32>,
+    /// Why the host could not take the current revision back, when it tried last.
+    pub way_back_problem: Option<String>,
+    /// The revision from which the current one was gone back to, if that is the last that was done and it is still kept.
+    pub gone_back_from: Option<u32>,
 }
 
 /// How a processor does in one partition.
@@ -71,9 +68,10 @@ impl Broker {
     /// All processors, by name.
     pub async fn processors(&self) -> Vec<ProcessorStatus> {
         let deployed: Vec<Deployed> = self.inner.processors.read().values().cloned().collect();
+        let topics = self.topics();
         let mut statuses = Vec::with_capacity(deployed.len());
         for deployed in deployed {
-            statuses.push(self.status(deployed).await);
+            statuses.push(self.status(deployed, &topics).await);
         }
         statuses
     }
@@ -87,7 +85,7 @@ impl Broker {
     /// One processor.
     pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
         let deployed = self.deployed(name)?;
-        Some(self.status(deployed).await)
+        Some(self.status(deployed, &self.topics()).await)
     }
 
     /// Log lines of its guests, newest last, as far as they are kept.
@@ -102,43 +100,29 @@ impl Broker {
         self.inner.modules.lines_dropped(name)
     }
 
-    async fn status(&self, deployed: Deployed) -> ProcessorStatus {
+    async fn status(&self, deployed: Deployed, topics: &[Topic]) -> ProcessorStatus {
         let name = &deployed.processor.name;
         let partitions = match deployed.problem {
             None => self.standings(name).await,
             Some(problem) => self.stopped(&deployed.processor, &problem).await,
         };
         let gate = self.inner.supervisor.gate(name);
+        let left_behind = self.left_behind_in(name, topics).await;
+        let left_behind = left_behind.unwrap_or_else(|error| {
+            tracing::warn!(processor = %name, %error, "what it left waiting cannot be read");
+            Vec::new()
+        });
         ProcessorStatus {
             breaker: gate.map(|gate| gate.status()),
             canary: self.canary_status(&deployed.processor),
-            left_behind: self.left_behind(&deployed.processor).await,
+            left_behind,
+            way_back: self.way_back(&deployed.processor).map(|back| back.number),
+            way_back_problem: deployed.way_back_problem,
+            gone_back_from: gone_back_from(&deployed.processor),
             trial_problem: deployed.trial_problem,
             processor: deployed.processor,
             partitions,
         }
-    }
-
-    /// Messages that wait in topics which only earlier revisions have read.
-    async fn left_behind(&self, processor: &Processor) -> Vec<LeftBehind> {
-        let read = processor
-            .current()
-            .map_or(&[][..], |current| &current.spec.topics);
-        let read_before = processor.revisions.iter().filter(|r| !r.trial);
-        let read_before = read_before.flat_map(|revision| &revision.spec.topics);
-        let left: BTreeSet<&TopicName> =
-            read_before.filter(|topic| !read.contains(topic)).collect();
-        let mut found = Vec::new();
-        for topic in left.into_iter().filter_map(|name| self.topic(name)) {
-            let parked = self.waiting_in(&processor.name, &topic).await;
-            if parked > 0 {
-                found.push(LeftBehind {
-                    topic: topic.spec.name,
-                    parked,
-                });
-            }
-        }
-        found
     }
 
     async fn standings(&self, name: &ProcessorName) -> Vec<PartitionStatus> {

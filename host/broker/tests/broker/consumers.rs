@@ -415,7 +415,7 @@ async fn a_topic_takes_its_consumers_with_it() {
     let lease = reader(&rig).await;
     commit(&rig, positions(lease, &[3, 3])).await.unwrap();
     let old = rig.broker.topic(&topic("in")).unwrap();
-    let deleted: Result<(), TopicDeleteError> = rig.broker.delete_topic(&topic("in"), false).await;
+    let deleted: Result<_, TopicDeleteError> = rig.broker.delete_topic(&topic("in"), false).await;
     deleted.expect("consumers do not hold it");
     let refused = commit(&rig, positions(lease, &[3, 3])).await;
     assert!(matches!(refused, Err(ConsumerError::UnknownTopic(_))));

@@ -128,9 +128,13 @@ impl Client {
         self.json_of(&asked?)
     }
 
-    pub(super) fn delete(&self, path: &str) -> Result<(), Failure> {
-        let asked = self.call(Again::Twice, Method::DELETE, path, &[], &[]);
-        asked.map(drop)
+    /// Deletes, and gives the JSON that comes back; null where nothing does.
+    pub(super) fn delete(&self, path: &str) -> Result<Value, Failure> {
+        let body = self.call(Again::Twice, Method::DELETE, path, &[], &[])?;
+        match body.is_empty() {
+            true => Ok(Value::Null),
+            false => self.json_of(&body),
+        }
     }
 
     /// Sends JSON, and gives the JSON that comes back.

@@ -267,10 +267,30 @@ pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
     if let Some(note) = answer["note"].as_str() {
         lines.push(format!("  {note}"));
     }
-    if let Some(back) = answer["way_back"].as_u64().filter(|_| !is_first) {
+    let is_trial = !answer["canary"].is_null() || !answer["shadow"].is_null();
+    if is_trial {
+        let current = &answer["current"];
+        lines.push(format!("  way back: revision {current}, the current one"));
+    } else if let Some(back) = answer["way_back"].as_u64().filter(|_| !is_first) {
         lines.push(format!("  way back: revision {back}, the last that worked"));
     }
+    let left = left_behind(&answer["left_behind"]).into_iter();
+    lines.extend(left.map(|left| format!("  left waiting: {left}")));
     lines.join("\n")
+}
+
+/// Messages that wait where the processor does not read, topic by topic.
+pub(super) fn left_behind(list: &Value) -> Vec<String> {
+    let count = |left: &Value, field: &str| left[field].as_u64().filter(|&count| count > 0);
+    let one = |left: &Value| {
+        let topic = cell(&left["topic"]);
+        let parked = count(left, "parked").map(|parked| format!("{parked} messages of {topic}"));
+        let unread = count(left, "unread");
+        let unread = unread.map(|unread| format!("{unread} dead letters sent again by {topic}"));
+        let waiting: Vec<String> = parked.into_iter().chain(unread).collect();
+        format!("{}, which it does not read", waiting.join(" and "))
+    };
+    items(list).iter().map(one).collect()
 }
 
 fn who(name: &ProcessorName, answer: &Value) -> String {

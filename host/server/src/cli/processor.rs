@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::client::Client;
-use super::deploy::{DeployArgs, current, deploy};
+use super::deploy::{DeployArgs, current, deploy, left_behind};
 use super::failure::Failure;
 use super::output::Output;
 use super::parked::{self, ParkedArgs, WhichArgs};
@@ -62,9 +62,16 @@ pub(super) enum Verb {
     },
     /// Replay what it read in a range of time, through one of its revisions and into another topic
     Replay(ReplayArgs),
-    /// Make the revision on trial the current one
-    #[command(after_help = "Examples:\n  millrace processor promote shout")]
-    Promote { name: ProcessorName },
+    /// Make the revision on trial the current one; the answer says what it did wrong on trial
+    #[command(
+        after_help = "A canary that fails and is about to be withdrawn is refused without --force.\n\nExamples:\n  millrace processor promote shout\n  millrace processor promote shout --force"
+    )]
+    Promote {
+        name: ProcessorName,
+        /// Also a canary that fails and is about to be withdrawn
+        #[arg(long)]
+        force: bool,
+    },
     /// List its messages that wait: for their next attempt, or behind one of their key
     Parked(ParkedArgs),
     /// Try parked messages now, whatever they were to wait for
@@ -82,7 +89,8 @@ pub(super) enum Verb {
     History { name: ProcessorName },
     /// Make an earlier revision the current one; without a number, withdraw the revision on trial if there is one
     #[command(
-        after_help = "Examples:\n  millrace processor rollback shout\n  millrace processor rollback shout --to 3"
+        after_help = "It says from where to where, which revisions it passes over, and how to send again what the revision gave up. Where the host has \
+just gone back or withdrawn a canary by itself it asks: say --to. With the current revision's number only a trial is ended.\n\nExamples:\n  millrace processor rollback shout\n  millrace processor rollback shout --to 3"
     )]
     Rollback {
         name: ProcessorName,
@@ -138,13 +146,14 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         Verb::Canary { name, percent } => trials::canary(&name, percent, client, &mut out),
         Verb::Shadow { name, end } => trials::shadow(&name, end, client, &mut out),
         Verb::Replay(args) => replay::run(&args, client, &mut out),
-        Verb::Promote { name } => trials::promote(&name, client, &mut out),
+        Verb::Promote { name, force } => trials::promote(&name, force, client, &mut out),
         Verb::Parked(args) => parked::list(&args, client, &mut out),
         Verb::TryNow(args) => parked::act(&args, "try-now", client, &mut out),
         Verb::GiveUp(args) => parked::act(&args, "give-up", client, &mut out),
         Verb::History { name } => trials::history(&name, client, &mut out),
         Verb::Rollback { name, revision } => {
-            let body = revision.map_or_else(|| json!({}), |number| json!({"revision": number}));
+            let body =
+                json!({"revision": revision, "expected_revision": taken_back(&name, client)?});
             let answer = client.send(Method::POST, &path(&name, "/rollback"), &body)?;
             out.answer(&answer, |answer| current(&name, answer))
         }
@@ -157,14 +166,39 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
                 (_, false) => resetting(reset_state).to_owned(),
                 (reset_state, true) => format!("?topics=true&reset_state={reset_state}"),
             };
-            client.delete(&path(&name, &query))?;
-            out.answer(&json!({"deleted": name}), |_| {
-                format!("processor {name} is deleted")
-            })
+            let left = client.delete(&path(&name, &query))?;
+            let left = left["left_behind"].clone();
+            let gone = match left.is_null() {
+                true => json!({"deleted": name}),
+                false => json!({"deleted": name, "left_behind": left}),
+            };
+            out.answer(&gone, |gone| deleted(&name, &gone["left_behind"]))
         }
         Verb::State(verb) => state::run(verb, client, &mut out),
         Verb::Logs { name, follow } => logs(&name, follow, client, &mut out),
     }
+}
+
+/// The revision that a rollback would take back now: the one on trial, or else the current one. Whoever asks twice goes back once.
+fn taken_back(name: &ProcessorName, client: &Client) -> Result<Value, Failure> {
+    let status = client.get(&path(name, ""))?;
+    let trials = ["canary", "shadow"].map(|trial| &status[trial]["revision"]);
+    let trial = trials.into_iter().find(|revision| !revision.is_null());
+    Ok(trial.unwrap_or(&status["current"]).clone())
+}
+
+/// That it is gone, and what it leaves.
+fn deleted(name: &ProcessorName, left: &Value) -> String {
+    let mut lines = vec![format!("processor {name} is deleted")];
+    for left in left_behind(left) {
+        lines.push(format!("  left waiting: {left}"));
+    }
+    if lines.len() > 1 {
+        lines.push(
+            "  made again under this name with these topics, it goes on with them".to_owned(),
+        );
+    }
+    lines.join("\n")
 }
 
 /// Whether it rests already: a batch that takes long goes on to its end.
@@ -232,6 +266,7 @@ fn list(answer: &Value) -> String {
         vec![
             cell(&processor["name"]),
             cell(&processor["current"]),
+            cell(&processor["way_back"]),
             short(&spec["module"]),
             cell(&spec["topics"]),
             cell(&spec["output"]),
@@ -244,6 +279,7 @@ fn list(answer: &Value) -> String {
     let headings = [
         "PROCESSOR",
         "REVISION",
+        "WAY BACK",
         "MODULE",
         "TOPICS",
         "OUTPUT",
@@ -287,11 +323,18 @@ fn show(processor: &Value) -> String {
             format!("revision {revision}, the last that worked"),
         ));
     }
-    for left in items(&processor["left_behind"]) {
-        let (parked, topic) = (cell(&left["parked"]), cell(&left["topic"]));
-        let waits = format!("{parked} messages of {topic}, which this revision does not read");
-        pairs.push(("left waiting", waits));
+    if let Some(problem) = processor["way_back_problem"].as_str() {
+        pairs.push(("way back problem", problem.to_owned()));
     }
+    if let Some(from) = processor["gone_back_from"].as_u64() {
+        let name = cell(&processor["name"]);
+        pairs.push((
+            "gone back from",
+            format!("revision {from}; `millrace dlq redrive {name} --failed-revision {from}` sends again what it gave up"),
+        ));
+    }
+    let left = left_behind(&processor["left_behind"]).into_iter();
+    pairs.extend(left.map(|left| ("left waiting", left)));
     pairs.extend(trials::canary_facts(&processor["canary_status"]));
     if let Some(revision) = processor["shadow"]["revision"].as_u64() {
         pairs.push(("shadow", format!("revision {revision}")));

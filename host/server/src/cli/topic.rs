@@ -75,6 +75,10 @@ pub(super) enum Verb {
         partition: Option<u32>,
     },
     /// Delete a topic and its messages
+    #[command(
+        after_help = "Refused where a processor uses it, where the revision that a rollback leads to does, and where messages in it wait for a \
+processor that does not read it; the answer names them all.\n\nExamples:\n  millrace topic delete old\n  millrace topic delete old --accept-loss"
+    )]
     Delete {
         name: TopicName,
         /// Also where a rollback would need it, or messages in it wait for a processor that no longer reads it
@@ -218,9 +222,17 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         }
         Verb::Delete { name, accept_loss } => {
             let query = if accept_loss { "?accept_loss=true" } else { "" };
-            client.delete(&format!("{}{query}", path(&name)))?;
-            let gone = json!({"deleted": name});
-            out.answer(&gone, |_| format!("topic {name} is deleted"))
+            let answer = client.delete(&format!("{}{query}", path(&name)))?;
+            let lost = answer["lost"].clone();
+            let gone = match lost.is_null() {
+                true => json!({"deleted": name}),
+                false => json!({"deleted": name, "lost": lost}),
+            };
+            out.answer(&gone, |gone| {
+                let lost = items(&gone["lost"]).iter();
+                let lost = lost.map(|lost| format!("\n  lost with it: {}", cell(lost)));
+                format!("topic {name} is deleted{}", lost.collect::<String>())
+            })
         }
     }
 }

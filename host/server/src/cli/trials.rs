@@ -25,10 +25,15 @@ pub(super) fn canary(
 
 pub(super) fn promote(
     name: &ProcessorName,
+    force: bool,
     client: &Client,
     out: &mut Output,
 ) -> Result<(), Failure> {
-    let answer = client.send(Method::POST, &path(name, "/promote"), &json!({}))?;
+    let answer = client.send(
+        Method::POST,
+        &path(name, "/promote"),
+        &json!({ "force": force }),
+    )?;
     out.answer(&answer, |answer| current(name, answer))
 }
 
@@ -114,18 +119,23 @@ pub(super) fn canary_facts(status: &Value) -> Vec<(&'static str, String)> {
         return Vec::new();
     }
     let side = |side: &Value| {
-        let [revision, messages, failed, letters] =
-            ["revision", "messages", "failed", "dead_letters"].map(|field| cell(&side[field]));
-        format!(
-            "revision {revision}: {messages} messages, {failed} failed attempts, {letters} dead letters"
-        )
+        let [revision, messages, failed] =
+            ["revision", "messages", "failed"].map(|field| cell(&side[field]));
+        format!("revision {revision}: {messages} messages, {failed} failed attempts")
     };
+    // A canary gives up nothing.
     let share = format!(
-        "{} % of the keys, {}",
+        "{} % of the keys, {}, {} that it would have given up, and the current revision was asked about",
         cell(&status["percent"]),
-        side(&status["canary"])
+        side(&status["canary"]),
+        cell(&status["canary"]["asked_again"])
     );
-    let mut facts = vec![("canary", share), ("beside it", side(&status["current"]))];
+    let current = format!(
+        "{}, {} dead letters",
+        side(&status["current"]),
+        cell(&status["current"]["dead_letters"])
+    );
+    let mut facts = vec![("canary", share), ("beside it", current)];
     if let Some(trouble) = status["trouble"].as_str() {
         facts.push(("canary trouble", trouble.to_owned()));
     }
@@ -169,8 +179,11 @@ fn shown(history: &Value) -> String {
     };
     let rows =
         |list: &Value, row: &dyn Fn(&Value) -> Vec<String>| items(list).iter().map(row).collect();
+    let back = history["way_back"].as_u64().map_or(String::new(), |back| {
+        format!("way back: revision {back}, the last that worked\n\n")
+    });
     format!(
-        "{}\n\n{}",
+        "{back}{}\n\n{}",
         table(
             &["REVISION", "MODULE", "DEPLOYED AT", "BY", "DIFFERS", "NOTE"],
             rows(&history["revisions"], &revision),

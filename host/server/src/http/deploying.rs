@@ -6,12 +6,14 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use millrace_broker::{BeginAt, Broker, NextSpec, merge};
+use millrace_broker::{BeginAt, Broker, LeftBehind, NextSpec, merge};
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
 };
 use millrace_model::unit::check_ms;
-use millrace_model::{ChangeKind, Digest, Offset, Processor, ProcessorName, Revision, Timestamp};
+use millrace_model::{
+    Change, ChangeKind, Digest, Offset, Processor, ProcessorName, Revision, Timestamp,
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -24,7 +26,7 @@ use super::openapi::{
     BatchPolicySchema, BreakerPolicySchema, DeadLetterPolicySchema, LimitsSchema, ProcessorSchema,
     RetryPolicySchema,
 };
-use super::processors::{DeployParams, SpecBody};
+use super::processors::{DeployParams, LeftBehindSchema, SpecBody};
 use super::query::{InPath, InQuery};
 use super::{App, Shared, to_the_end};
 use crate::units::time_ms;
@@ -40,12 +42,17 @@ pub(super) struct DeployedBody {
     differs: Vec<Difference>,
     /// Whether the processor was not there before.
     created: bool,
-    /// The revision that a rollback leads to: the last one that worked. Absent if there is none.
+    /// The revision that a rollback leads to: the last one that worked, or from one on trial the current one. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     way_back: Option<u32>,
-    /// What was done, where that is more than what was asked for: from where a rollback went, and what it passed over.
+    /// What was done, where that is more or less than what was asked for: from where a rollback went and what it passed over, what was
+    /// withdrawn, what a revision did wrong on trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
+    /// Messages that wait in topics which the current revision does not read; absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<LeftBehindSchema>)]
+    left_behind: Vec<LeftBehind>,
 }
 
 /// What to change; the rest stays as it is. Null is the default, and the fields of a group are changed one by one.
@@ -87,7 +94,7 @@ pub(super) struct SpecChangesSchema {
         (status = 200, body = DeployedBody, description = "The next revision, or no change"),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "A topic or module is unknown"),
-        (status = 409, body = ErrorBody, description = "Another revision is current than expected_revision; nothing has changed"),
+        (status = 409, body = ErrorBody, description = "Another revision is current than expected_revision, or it is the one on trial and fails there; nothing has changed"),
         (status = 422, body = ErrorBody, description = "Refused; nothing has changed"),
         (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
     )
@@ -131,7 +138,7 @@ pub(super) async fn deployed(
         (None, true) => broker.deploy_and_reset_state(&name, next).await?,
         (None, false) => broker.deploy(&name, next).await?,
     };
-    let answer = DeployedBody::after(before.as_ref(), processor);
+    let answer = DeployedBody::after(&broker, before.as_ref(), processor).await;
     Ok((status, Json(answer)).into_response())
 }
 
@@ -163,19 +170,57 @@ pub(super) fn begin_at(what: &str, text: &str, now: Timestamp) -> Result<BeginAt
 
 impl DeployedBody {
     /// What it is now, with what has changed since `before`.
-    pub(super) fn after(before: Option<&Processor>, processor: Processor) -> Self {
+    pub(super) async fn after(
+        broker: &Broker,
+        before: Option<&Processor>,
+        processor: Processor,
+    ) -> Self {
         let differs = before.and_then(|before| changed(before, &processor));
         let differs = differs.map(|(old, new)| differences(&old.spec, &new.spec));
         let last = processor.changes.last();
         let is_new = before.is_some_and(|before| before.changes.last() != last);
-        let rollback = last.filter(|last| is_new && last.what == ChangeKind::Rollback);
+        let on_trial = processor.canary.is_some() || processor.shadow.is_some();
+        let way_back = match on_trial {
+            true => Some(processor.current),
+            false => broker.way_back_of(&processor),
+        };
+        let last = last.filter(|_| is_new);
+        // What was done is done, whatever can be said of what it leaves.
+        let left_behind = broker.left_behind(&processor.name).await;
         Self {
             differs: differs.unwrap_or_default(),
             created: before.is_none(),
-            way_back: processor.way_back().map(|back| back.number),
-            note: rollback.and_then(|rollback| rollback.text.clone()),
+            note: last.and_then(|last| note(&processor, last, way_back)),
+            way_back,
+            left_behind: left_behind.unwrap_or_default(),
             processor,
         }
+    }
+
+    /// With this note, if there is no other.
+    pub(super) fn noting(mut self, note: String) -> Self {
+        self.note.get_or_insert(note);
+        self
+    }
+}
+
+/// What is to be said of a change, beyond that it was made.
+fn note(processor: &Processor, change: &Change, way_back: Option<u32>) -> Option<String> {
+    let (name, current) = (&processor.name, processor.current);
+    match change.what {
+        ChangeKind::Rollback | ChangeKind::Promote => change.text.clone(),
+        ChangeKind::Withdraw => {
+            let further = way_back.map_or(String::new(), |back| {
+                format!(
+                    "; `millrace processor rollback {name} --to {back}` goes to revision {back}"
+                )
+            });
+            let withdrawn = change.revision;
+            Some(format!(
+                "revision {withdrawn} is withdrawn; revision {current} stays{further}"
+            ))
+        }
+        _ => None,
     }
 }
 

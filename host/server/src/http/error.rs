@@ -519,6 +519,16 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::NothingToRollBack(_) => {
                 Self::conflict("nothing-to-roll-back", text, "deploy a revision instead")
             }
+            ProcessorError::WayBackGone { .. } => Self::conflict(
+                "nothing-to-roll-back",
+                text,
+                "make the topics again and upload the modules that are gone, or deploy a revision instead",
+            ),
+            ProcessorError::TrialFails { .. } => Self::conflict(
+                "trial-fails",
+                text,
+                "leave it to be withdrawn, and deploy a better one; or promote it all the same: `millrace processor promote NAME --force`; over HTTP                  {\"force\": true}",
+            ),
             ProcessorError::TrialNotLoaded { .. } => Self::conflict(
                 "trial-not-loaded",
                 text,

@@ -63,6 +63,7 @@ impl App {
         };
         self.measure_connections();
         self.broker.measure_dead_letters();
+        self.broker.measure_left_behind().await;
         self.forget_gone();
         let consumers = self.broker.all_consumers().await;
         let _measuring = self.measuring.lock();

@@ -33,6 +33,9 @@ pub(super) struct ChangeSchema {
 pub(super) struct HistoryBody {
     /// The number of the revision that takes the next batch.
     current: u32,
+    /// The revision that a rollback leads to: the last one that worked. Absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    way_back: Option<u32>,
     /// Oldest first, as far as they are kept.
     revisions: Vec<PastRevision>,
     /// Oldest first, as far as they are kept.
@@ -81,10 +84,12 @@ pub(super) async fn show(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
 ) -> Result<Json<HistoryBody>, ApiError> {
-    let processor = app.status(&name).await?.processor;
+    let status = app.status(&name).await?;
+    let processor = status.processor;
     let past = |revision| app.past(&processor, revision);
     Ok(Json(HistoryBody {
         current: processor.current,
+        way_back: status.way_back,
         revisions: processor.revisions.iter().map(past).collect(),
         changes: processor.changes.clone(),
     }))

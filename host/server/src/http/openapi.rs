@@ -253,7 +253,19 @@ struct RevisionSchema {
     note: Option<String>,
     /// The number of the run that it belongs to: of revisions that came one after the other without one of them being proven.
     unproven_run: u32,
+    /// What the host has yet to send again of what it gave up; absent if nothing.
+    redrive_due: Option<RedriveDueSchema>,
     record: RecordSchema,
+}
+
+/// Dead letters that the host sends again by itself: of these revisions up to the one that it is said of.
+#[derive(ToSchema)]
+#[schema(as = RedriveDue)]
+struct RedriveDueSchema {
+    /// The first revision.
+    from: u32,
+    /// Of letters that died at this time or later, in milliseconds since the Unix epoch.
+    since: u64,
 }
 
 /// How a revision did.
@@ -342,14 +354,6 @@ pub(super) struct PartitionStatusSchema {
     calling_ms: Option<u64>,
 }
 
-/// Messages that wait where the current revision does not read.
-#[derive(ToSchema)]
-#[schema(as = LeftBehind)]
-pub(super) struct LeftBehindSchema {
-    topic: String,
-    parked: usize,
-}
-
 #[derive(ToSchema)]
 #[schema(as = GuestLine)]
 pub(super) struct GuestLineSchema {
@@ -410,6 +414,8 @@ pub(super) struct RedrivenSchema {
     already: usize,
     /// Left alone: sent again three times before, and died each time.
     skipped: usize,
+    /// Left where they are: they came from topics that the processor no longer reads.
+    not_read: usize,
     /// Where to go on, if a bound ended it.
     next: Option<String>,
     /// When it began, in milliseconds since the Unix epoch.

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use millrace_broker::{
     BreakerStatus, CanaryStatus, GuestLine, LeftBehind, PartitionStatus, ProcessorError,
     ProcessorStatus,
@@ -23,8 +23,7 @@ use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{
     BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
-    GuestLineSchema, LeftBehindSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema,
-    RetryPolicySchema,
+    GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema, RetryPolicySchema,
 };
 use super::query::{InPath, InQuery};
 use super::trials::CanaryStatusSchema;
@@ -128,10 +127,30 @@ pub(super) struct StatusBody {
     /// The revision that a rollback leads to: the last one that worked. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     way_back: Option<u32>,
+    /// Why the host could not take the current revision back by itself, when it tried last; absent if it could, or did not try.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    way_back_problem: Option<String>,
+    /// The revision from which the current one was gone back to, as long as nothing else came after that and it is kept. What it gave up is sent
+    /// again by a redrive whose filter names it as `revision`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gone_back_from: Option<u32>,
     /// Messages that wait in topics which the current revision does not read; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<LeftBehindSchema>)]
     left_behind: Vec<LeftBehind>,
+}
+
+/// Messages that wait where the current revision does not read.
+#[derive(ToSchema)]
+#[schema(as = LeftBehind)]
+#[allow(dead_code, reason = "the shape is read by the derive only")]
+pub(super) struct LeftBehindSchema {
+    /// Of dead letters that were sent again the topic through which they come.
+    topic: String,
+    /// Messages that wait for their next attempt, or behind such a one.
+    parked: u64,
+    /// Dead letters that were sent again and are not read; absent if there are none.
+    unread: Option<u64>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -144,7 +163,9 @@ impl From<ProcessorStatus> for StatusBody {
     fn from(status: ProcessorStatus) -> Self {
         Self {
             left_behind: status.left_behind,
-            way_back: status.processor.way_back().map(|back| back.number),
+            way_back: status.way_back,
+            way_back_problem: status.way_back_problem,
+            gone_back_from: status.gone_back_from,
             processor: Processor {
                 changes: Vec::new(),
                 start: Vec::new(),
@@ -230,7 +251,7 @@ impl DeployParams {
         (status = 200, body = DeployedBody, description = "The next revision, or no change"),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "A topic or module is unknown"),
-        (status = 409, body = ErrorBody, description = "Another revision is current than expected_revision; nothing has changed"),
+        (status = 409, body = ErrorBody, description = "Another revision is current than expected_revision, or it is the one on trial and fails there; nothing has changed"),
         (status = 422, body = ErrorBody, description = "Refused; nothing has changed"),
         (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
     )
@@ -254,8 +275,11 @@ pub(super) async fn deploy(
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RollbackBody {
-    /// The revision to go back to; if absent, the last one that worked.
+    /// The revision to go back to; if absent, the last one that worked. The current one: only a revision on trial is withdrawn.
     revision: Option<u32>,
+    /// Refuses to go back (409) unless this is the revision that is taken back: the one on trial if there is one, else the current one. So a
+    /// call that is sent twice goes back once.
+    expected_revision: Option<u32>,
 }
 
 /// Makes an earlier revision the current one. Without a number that is the last one that worked; a revision on trial is withdrawn first, and
@@ -266,7 +290,7 @@ pub(super) struct RollbackBody {
         (status = 200, body = DeployedBody),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
-        (status = 409, body = ErrorBody, description = "There is no earlier one, or the host has just gone back by itself"),
+        (status = 409, body = ErrorBody, description = "There is no earlier one, the host has just gone back or withdrawn a canary by itself, or another revision is current than expected_revision"),
     )
 )]
 pub(super) async fn rollback(
@@ -284,8 +308,15 @@ pub(super) async fn rollback(
     let broker = app.broker.on_behalf_of(&by);
     to_the_end(async move {
         let before = broker.processor(&name).await.map(|status| status.processor);
-        let after = broker.rollback(&name, body.revision).await?;
-        Ok(Json(DeployedBody::after(before.as_ref(), after)))
+        let after = broker
+            .rollback_expecting(&name, body.revision, body.expected_revision)
+            .await?;
+        let unchanged = format!(
+            "revision {} is the current one already; nothing was changed",
+            after.current
+        );
+        let answer = DeployedBody::after(&broker, before.as_ref(), after).await;
+        Ok(Json(answer.noting(unchanged)))
     })
     .await
 }
@@ -355,9 +386,18 @@ pub(super) struct DeleteParams {
     topics: bool,
 }
 
+/// A processor that is gone, and what it leaves.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ProcessorDeletedBody {
+    /// Messages that wait for it, until a processor is made again under its name that reads them.
+    #[schema(value_type = Vec<LeftBehindSchema>)]
+    left_behind: Vec<LeftBehind>,
+}
+
 /// Deletes a processor. Its dead letters stay as topics, and so do its progress and its state: made again under the same name it goes on.
 #[utoipa::path(delete, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), DeleteParams), responses(
-    (status = 204),
+    (status = 200, body = ProcessorDeletedBody, description = "Deleted; messages wait for it still"),
+    (status = 204, description = "Deleted; nothing waits for it"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
     (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
@@ -366,7 +406,7 @@ pub(super) async fn remove(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
     InQuery(params): InQuery<DeleteParams>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Response, ApiError> {
     to_the_end(async move {
         match params.reset_state {
             true => app.broker.delete_processor_and_state(&name).await?,
@@ -378,7 +418,12 @@ pub(super) async fn remove(
                 app.forget_metrics("topic", topic.as_str());
             }
         }
-        Ok(StatusCode::NO_CONTENT)
+        // It is deleted whatever can be said of what it leaves.
+        let left_behind = app.broker.left_behind(&name).await.unwrap_or_default();
+        Ok(match left_behind.is_empty() {
+            true => StatusCode::NO_CONTENT.into_response(),
+            false => Json(ProcessorDeletedBody { left_behind }).into_response(),
+        })
     })
     .await
 }

@@ -214,23 +214,34 @@ pub(super) struct TopicDeleteParams {
     accept_loss: bool,
 }
 
+/// A topic that is gone although somebody misses it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TopicDeletedBody {
+    /// What was lost with it, one sentence each.
+    lost: Vec<String>,
+}
+
 /// Deletes a topic and its messages.
 #[utoipa::path(delete, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path,), TopicDeleteParams), responses(
-    (status = 204),
+    (status = 200, body = TopicDeletedBody, description = "Deleted with accept_loss, and something was lost"),
+    (status = 204, description = "Deleted; nobody misses it"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "A processor uses it, or would miss it"),
+    (status = 409, body = ErrorBody, description = "A processor uses it (`in-use`), a rollback needs it (`way-back`), or messages in it wait (`messages-wait`)"),
 ))]
 pub(super) async fn remove(
     State(app): Shared,
     InPath(name): InPath<TopicName>,
     InQuery(params): InQuery<TopicDeleteParams>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Response, ApiError> {
     to_the_end(async move {
-        app.broker.delete_topic(&name, params.accept_loss).await?;
+        let losses = app.broker.delete_topic(&name, params.accept_loss).await?;
         app.forget_metrics("topic", name.as_str());
-        Ok(())
+        let lost: Vec<String> = losses.iter().map(ToString::to_string).collect();
+        Ok(match lost.is_empty() {
+            true => StatusCode::NO_CONTENT.into_response(),
+            false => Json(TopicDeletedBody { lost }).into_response(),
+        })
     })
-    .await?;
-    Ok(StatusCode::NO_CONTENT)
+    .await
 }

@@ -11,7 +11,10 @@ use millrace_model::{Processor, ProcessorName};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::body::json;
+use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::{By, ByHeader};
+use super::deploying::DeployedBody;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::ProcessorSchema;
 use super::query::InPath;
@@ -135,6 +138,8 @@ struct SideStatusSchema {
     /// Calls that failed as a whole.
     failed_calls: u64,
     dead_letters: u64,
+    /// Messages that this canary would have given up; the current revision was asked about them. A canary gives up none.
+    asked_again: u64,
 }
 
 /// A canary's share.
@@ -149,7 +154,7 @@ pub(super) struct CanaryBody {
 #[utoipa::path(post, path = "/v1/processors/{name}/canary", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = CanaryBody,
     responses(
-        (status = 200, body = ProcessorSchema),
+        (status = 200, body = DeployedBody),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody, description = "There is no canary"),
@@ -162,25 +167,62 @@ pub(super) async fn canary(
     By(by): By,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Processor>, ApiError> {
+) -> Result<Json<DeployedBody>, ApiError> {
     let body: CanaryBody = app.take_json(&headers, body).await?;
     let broker = app.broker.on_behalf_of(&by);
-    to_the_end(async move { Ok(Json(broker.set_canary(&name, body.percent).await?)) }).await
+    to_the_end(async move {
+        let before = broker.processor(&name).await.map(|status| status.processor);
+        let after = broker.set_canary(&name, body.percent).await?;
+        Ok(Json(
+            DeployedBody::after(&broker, before.as_ref(), after).await,
+        ))
+    })
+    .await
 }
 
-/// Makes the revision on trial the current one.
-#[utoipa::path(post, path = "/v1/processors/{name}/promote", tag = "processors", params(("name" = String, Path,), ByHeader), responses(
-    (status = 200, body = ProcessorSchema),
-    (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "No revision is on trial"),
-))]
+/// How to promote.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PromoteBody {
+    /// Also a canary that fails and is about to be withdrawn.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Makes the revision on trial the current one. The answer's `note` says what it did wrong on trial.
+#[utoipa::path(post, path = "/v1/processors/{name}/promote", tag = "processors", params(("name" = String, Path,), ByHeader),
+    request_body = Option<PromoteBody>,
+    responses(
+        (status = 200, body = DeployedBody),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "No revision is on trial, or it is about to be withdrawn"),
+    )
+)]
 pub(super) async fn promote(
     State(app): Shared,
     InPath(name): InPath<ProcessorName>,
     By(by): By,
-) -> Result<Json<Processor>, ApiError> {
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<DeployedBody>, ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let body = match taken.bytes.trim_ascii() {
+        b"" => PromoteBody::default(),
+        bytes => json(bytes)?,
+    };
     let broker = app.broker.on_behalf_of(&by);
-    to_the_end(async move { Ok(Json(broker.promote(&name).await?)) }).await
+    to_the_end(async move {
+        let before = broker.processor(&name).await.map(|status| status.processor);
+        let after = match body.force {
+            true => broker.promote_anyway(&name).await?,
+            false => broker.promote(&name).await?,
+        };
+        Ok(Json(
+            DeployedBody::after(&broker, before.as_ref(), after).await,
+        ))
+    })
+    .await
 }
 
 /// How the processor's shadow compares with its current revision. In memory: it begins anew with the host.

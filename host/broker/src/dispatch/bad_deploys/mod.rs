@@ -179,6 +179,7 @@ fn revision(number: u32, unproven_run: u32) -> Revision {
         trial: false,
         note: None,
         unproven_run,
+        redrive_due: None,
         record: Record::default(),
     }
 }

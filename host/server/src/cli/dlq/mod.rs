@@ -203,6 +203,13 @@ fn redrive(args: &RedriveArgs, client: &Client, out: &mut Output) -> Result<(), 
     let done = redrive_to_the_end(args, client, body)?;
     out.answer(&done, |done| {
         let (sent, already, skipped) = (&done["sent"], &done["already"], &done["skipped"]);
+        let not_read = match done["not_read"].as_u64() {
+            Some(count @ 1..) => format!(
+                "\n{count} stay where they are: they came from topics that {} no longer reads",
+                args.processor
+            ),
+            _ => String::new(),
+        };
         let left = match skipped.as_u64() {
             Some(1..) => format!(
                 "\n{skipped} were left alone: they died after three redrives; --again sends them, too"
@@ -210,7 +217,7 @@ fn redrive(args: &RedriveArgs, client: &Client, out: &mut Output) -> Result<(), 
             _ => String::new(),
         };
         format!(
-            "{sent} dead letters were sent again to {}; {already} had been sent again before{left}{}",
+            "{sent} dead letters were sent again to {}; {already} had been sent again before{left}{not_read}{}",
             args.processor,
             rests(&args.processor, client)
         )
@@ -282,7 +289,7 @@ fn redrive_to_the_end(
             filter["max"] = json!(left);
         }
         let more = client.send(Method::POST, &path, &Value::Object(body.clone()))?;
-        for field in ["sent", "already", "skipped"] {
+        for field in ["sent", "already", "skipped", "not_read"] {
             total[field] = json!(count(&total, field) + count(&more, field));
         }
         total["next"] = more["next"].clone();

@@ -120,6 +120,7 @@ impl Find {
                 RedrivenWord::Also => Redrives::Also,
                 RedrivenWord::Only => Redrives::Only,
             },
+            ..DeadLetterFilter::default()
         };
         Ok((filter, self.from))
     }

@@ -58,7 +58,7 @@ pub(in super::super) struct RedriveBody {
         (status = 200, body = RedrivenSchema),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
-        (status = 409, body = ErrorBody, description = "The processor does not read where they came from, or it cannot be put on record"),
+        (status = 409, body = ErrorBody, description = "Nobody would take them: the processor is not deployed, or reads none of the topics that they came from; or it cannot be put on record"),
         (status = 503, body = ErrorBody, description = "The engine takes no commits now; what was sent stays sent"),
     )
 )]

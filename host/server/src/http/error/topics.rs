@@ -1,6 +1,6 @@
 //! What is said of topics that were not made, changed, trimmed or deleted.
 
-use millrace_broker::{TopicChangeError, TopicCreateError, TopicDeleteError, TopicTrimError};
+use millrace_broker::{Loss, TopicChangeError, TopicCreateError, TopicDeleteError, TopicTrimError};
 use millrace_engine::TopicError;
 use millrace_model::SettingError;
 
@@ -106,19 +106,37 @@ impl From<TopicDeleteError> for ApiError {
             TopicDeleteError::InUse { .. } => {
                 Self::conflict("in-use", text, "delete the processors first")
             }
-            TopicDeleteError::WayBack { .. } => Self::conflict(
-                "way-back",
-                text,
-                "keep it, or delete it all the same with accept_loss=true (`millrace topic delete NAME --accept-loss`): then nothing can be rolled back to that revision",
-            ),
-            TopicDeleteError::Waiting { processor, .. } => Self::conflict(
-                "messages-wait",
-                text,
-                &format!(
-                    "deploy {processor} with this topic again, or delete it all the same with accept_loss=true (`millrace topic delete NAME --accept-loss`): those messages are lost then"
-                ),
-            ),
+            TopicDeleteError::Missed { losses, .. } => missed(text, &losses),
+            TopicDeleteError::Read(error) => error.into(),
             TopicDeleteError::Commit(error) => error.into(),
         }
     }
+}
+
+/// A topic that is missed: what can be done instead, and how to lose all of it.
+fn missed(text: String, losses: &[Loss]) -> ApiError {
+    let is_way_back = |loss: &Loss| matches!(loss, Loss::WayBack { .. });
+    let mut readers: Vec<&str> = losses
+        .iter()
+        .filter_map(|loss| match loss {
+            Loss::WayBack { .. } => None,
+            Loss::Waiting { processor, .. } => Some(processor.as_str()),
+        })
+        .collect();
+    readers.dedup();
+    let instead = match readers.is_empty() {
+        true => "keep it".to_owned(),
+        false => format!(
+            "keep it, deploy {} with this topic to have them processed",
+            readers.join(", ")
+        ),
+    };
+    let code = match losses.iter().any(is_way_back) {
+        true => "way-back",
+        false => "messages-wait",
+    };
+    let hint = format!(
+        "{instead}, or delete it all the same with accept_loss=true (`millrace topic delete NAME --accept-loss`): then all of that is lost"
+    );
+    ApiError::conflict(code, text, &hint)
 }

@@ -1,0 +1,395 @@
+//! Back to a revision that worked: as an operator asks, or as the host does by itself over a bad deploy, or a bad canary.
+
+use std::sync::Weak;
+
+use metrics::counter;
+use millrace_model::bounds::CHANGE_TEXT_BYTES_MAX;
+use millrace_model::{Change, ChangeKind, Processor, ProcessorName, RedriveDue, Revision};
+use tokio::sync::mpsc;
+
+use super::ProcessorError;
+use crate::broker::{Broker, Inner};
+use crate::canary::{begin_anew, on_trial};
+use crate::dispatch::answer::cut;
+use crate::dispatch::gate::{Alarm, Wanted};
+use crate::history::{HOST, end_trials, unproven_run};
+use crate::loading::kept;
+
+/// Groups of revisions that are named where a rollback passes over them.
+const PASSED_GROUPS_MAX: usize = 4;
+
+/// Takes bad deploys back that ask for it, as long as there is a broker.
+pub(crate) async fn take_back(broker: Weak<Inner>, mut alarms: mpsc::Receiver<Alarm>) {
+    while let Some(alarm) = alarms.recv().await {
+        let Some(inner) = broker.upgrade() else {
+            return;
+        };
+        let broker = Broker { inner, by: None }.by_itself();
+        let (name, revision) = (&alarm.processor, alarm.revision);
+        let (done, is_new) = match alarm.wanted {
+            Wanted::TakeBack { to, why } => {
+                let done = broker.roll_back_by_itself(name, revision, to, why).await;
+                let is_new = broker.note_way_back_problem(name, revision, done.as_ref().err());
+                (done, is_new)
+            }
+            Wanted::Withdraw { why } => {
+                (broker.withdraw_by_itself(name, revision, why).await, true)
+            }
+            Wanted::Note => (broker.note_record(name, revision).await, true),
+        };
+        // A rollback is tried again with each probe that fails, and its problem stands in the status.
+        if let Err(error) = done
+            && is_new
+        {
+            tracing::error!(processor = %name, revision, %error, "what the host found of a revision could not be acted upon; it is tried again");
+        }
+    }
+}
+
+impl Broker {
+    /// Back to `revision`, or to the last one that worked. Without a number, or with that of the current one, a revision on trial is
+    /// withdrawn, and the current one stays.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn rollback(
+        &self,
+        name: &ProcessorName,
+        revision: Option<u32>,
+    ) -> Result<Processor, ProcessorError> {
+        self.rollback_expecting(name, revision, None).await
+    }
+
+    /// As [`rollback`](Self::rollback), but refused unless this is the revision that it takes back: the one on trial if there is one, else the
+    /// current one. So asked twice it is done once.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn rollback_expecting(
+        &self,
+        name: &ProcessorName,
+        revision: Option<u32>,
+        expected: Option<u32>,
+    ) -> Result<Processor, ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(name)?.processor;
+        let trial = on_trial(&processor);
+        let current = trial.unwrap_or(processor.current);
+        if let Some(expected) = expected.filter(|&expected| expected != current) {
+            return Err(ProcessorError::OtherRevision {
+                name: name.clone(),
+                expected,
+                current,
+            });
+        }
+        let is_current = |number| number == processor.current;
+        if revision.is_none_or(is_current) && trial.is_some() {
+            self.withdraw(&mut processor, None);
+            return self.change(processor).await;
+        }
+        let target = match revision {
+            Some(number) if is_current(number) => return Ok(processor),
+            Some(number) => kept(&processor, number)?.number,
+            None => self.one_step_back(&processor)?,
+        };
+        self.go_back(&mut processor, target, None);
+        self.check_chains(&processor)?;
+        self.change(processor).await
+    }
+
+    /// Where a rollback leads that does not say where to.
+    fn one_step_back(&self, processor: &Processor) -> Result<u32, ProcessorError> {
+        let before = self.revision_before(processor);
+        match done_last_by_host(processor) {
+            Some((from, withdrawn)) if !withdrawn || before.is_some() => {
+                Err(ProcessorError::RolledBackAlready {
+                    name: processor.name.clone(),
+                    current: processor.current,
+                    from,
+                    withdrawn,
+                    further: before,
+                })
+            }
+            _ => before.ok_or_else(|| self.nowhere(processor)),
+        }
+    }
+
+    /// Where a rollback from the current revision leads: the last one that worked and can run still.
+    pub(crate) fn way_back<'a>(&self, processor: &'a Processor) -> Option<&'a Revision> {
+        processor.way_back_among(processor.current, |revision| self.can_run(revision))
+    }
+
+    /// The number of the revision that a rollback of a processor leads to.
+    #[must_use]
+    pub fn way_back_of(&self, processor: &Processor) -> Option<u32> {
+        self.way_back(processor).map(|back| back.number)
+    }
+
+    /// Whether the topics and modules of a revision are still there.
+    pub(crate) fn can_run(&self, revision: &Revision) -> bool {
+        let spec = &revision.spec;
+        let mut topics = spec.topics.iter().chain(&spec.output).chain(&spec.grants);
+        let mut modules = [Some(spec.module), spec.error_handler]
+            .into_iter()
+            .flatten();
+        topics.all(|topic| self.topic(topic).is_some())
+            && modules.all(|digest| self.module_of(digest).is_some())
+    }
+
+    /// The last revision before the current one that worked; where none did, the one that it took over from, or else the last that was
+    /// current.
+    fn revision_before(&self, processor: &Processor) -> Option<u32> {
+        let back = self.way_back(processor).map(|back| back.number);
+        let can_run = |revision: &&Revision| self.can_run(revision);
+        let predecessor = processor.current().and_then(|r| r.predecessor);
+        let predecessor = predecessor.and_then(|number| processor.revision(number));
+        let predecessor = predecessor.filter(can_run).map(|r| r.number);
+        let earlier = |r: &&Revision| r.number < processor.current && !r.trial;
+        let earlier = processor.revisions.iter().filter(earlier).filter(can_run);
+        back.or(predecessor)
+            .or_else(|| earlier.map(|r| r.number).max())
+    }
+
+    /// Why there is no way back.
+    fn nowhere(&self, processor: &Processor) -> ProcessorError {
+        let worked = |r: &&Revision| {
+            r.number < processor.current && !r.trial && r.record.worked_at.is_some()
+        };
+        let revisions = processor.revisions.iter().filter(worked);
+        let revisions: Vec<u32> = revisions.map(|r| r.number).collect();
+        let name = processor.name.clone();
+        match revisions.is_empty() {
+            true => ProcessorError::NothingToRollBack(name),
+            false => ProcessorError::WayBackGone { name, revisions },
+        }
+    }
+
+    fn go_back(&self, processor: &mut Processor, target: u32, why: Option<&str>) {
+        self.leave(processor);
+        let from = processor.current;
+        match on_trial(processor) == Some(target) {
+            true => end_trials(processor),
+            false => self.end_trial(processor, &format!("revision {from} was taken back")),
+        }
+        let run = unproven_run(processor);
+        let text = self.told(processor, target, why);
+        processor.current = target;
+        let now = self.inner.clock.wall();
+        let is_target = |r: &&mut Revision| r.number == target;
+        if let Some(revision) = processor.revisions.iter_mut().find(is_target) {
+            if revision.trial {
+                begin_anew(revision, from, now);
+            }
+            revision.unproven_run = run;
+            // Another time: it is judged anew.
+            revision.record.stopped = None;
+        }
+        self.record(processor, ChangeKind::Rollback, target, Some(text));
+    }
+
+    /// What is said of going back from the current revision: why, from where, what is passed over, and what becomes of what it gave up.
+    fn told(&self, processor: &Processor, target: u32, why: Option<&str>) -> String {
+        let from = processor.current;
+        let mut text = format!("from revision {from}");
+        let is_unknown = |r: &Revision| r.record.worked_at.is_none();
+        if target < from && processor.revision(target).is_some_and(is_unknown) {
+            text += &format!(" to revision {target}, which is not known to have worked");
+        }
+        text += &self.passed_over(processor, from, target);
+        if target < from {
+            let sent_again = match processor.current() {
+                Some(bad) if why.is_some() && bad.spec.auto_redrive => {
+                    "what it gave up is sent again".to_owned()
+                }
+                _ => sends_again(&processor.name, from),
+            };
+            text = format!("{text}; {sent_again}");
+        }
+        match why {
+            None => text,
+            Some(why) => {
+                let room = CHANGE_TEXT_BYTES_MAX.saturating_sub(text.len() + 2);
+                format!("{}: {text}", cut(why.to_owned(), room))
+            }
+        }
+    }
+
+    /// Revisions between the two that a rollback passes over, and why.
+    fn passed_over(&self, processor: &Processor, from: u32, target: u32) -> String {
+        let between = |r: &&Revision| r.number > target && r.number < from && !r.trial;
+        let why = |r: &Revision| match (&r.record.stopped, r.record.worked_at) {
+            _ if !self.can_run(r) => "whose topics or modules are gone",
+            (_, None) => "which never processed a message",
+            (Some(_), _) => "which stood still when it was left",
+            _ => "which was current",
+        };
+        let mut groups: Vec<(u32, u32, &str)> = Vec::new();
+        for revision in processor.revisions.iter().filter(between) {
+            match groups.last_mut() {
+                Some((_, last, said)) if *said == why(revision) => *last = revision.number,
+                _ => groups.push((revision.number, revision.number, why(revision))),
+            }
+        }
+        let more = groups.len().saturating_sub(PASSED_GROUPS_MAX);
+        groups.truncate(PASSED_GROUPS_MAX);
+        let mut passed: Vec<String> = groups
+            .into_iter()
+            .map(|(first, last, why)| match first == last {
+                true => format!("revision {first}, {why}"),
+                false => format!("revisions {first} to {last}, {why}"),
+            })
+            .collect();
+        passed.extend((more > 0).then(|| "others".to_owned()));
+        match passed.is_empty() {
+            true => String::new(),
+            false => format!(", passing over {}", passed.join(" and ")),
+        }
+    }
+
+    /// Takes a bad deploy back, once: not a revision that is no longer current, nor one that somebody made current again.
+    async fn roll_back_by_itself(
+        &self,
+        name: &ProcessorName,
+        number: u32,
+        back_to: u32,
+        why: String,
+    ) -> Result<(), ProcessorError> {
+        let _change = self.inner.changes.lock().await;
+        let mut processor = self.known(name)?.processor;
+        let bad = processor
+            .current()
+            .filter(|r| r.number == number && r.note.is_none());
+        let Some(redrives) = bad.map(|bad| bad.spec.auto_redrive) else {
+            return Ok(());
+        };
+        // What was the way back when it was judged may have lost its topics since.
+        let judged = processor.revision(back_to);
+        let back = judged.filter(|back| self.can_run(back));
+        let back = back.or_else(|| self.way_back(&processor));
+        let back_to = match back {
+            Some(back) => back.number,
+            None => return Err(self.nowhere(&processor)),
+        };
+        let due = redrives.then(|| redrive_due(&processor, back_to));
+        let sent_again = match redrives {
+            true => "what it gave up is sent again".to_owned(),
+            false => sends_again(name, number),
+        };
+        self.go_back(&mut processor, back_to, Some(&why));
+        let is_bad = |r: &&mut Revision| r.number == number;
+        if let Some(bad) = processor.revisions.iter_mut().find(is_bad) {
+            bad.redrive_due = due;
+            bad.note = Some(format!("{}{why}; {sent_again}", note_of(back_to)));
+        }
+        self.check_chains(&processor)?;
+        self.change(processor).await?;
+        counter!("millrace_auto_rollbacks_total", "processor" => name.to_string()).increment(1);
+        if redrives {
+            self.redrive_by_itself(name.clone());
+        }
+        tracing::error!(processor = %name, revision = number, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --failed-revision {number}` sends what it gave up again");
+        Ok(())
+    }
+
+    /// Keeps why the revision could not be taken back, or that there is nothing of the kind; whether that is new.
+    fn note_way_back_problem(
+        &self,
+        name: &ProcessorName,
+        revision: u32,
+        problem: Option<&ProcessorError>,
+    ) -> bool {
+        let problem = problem.map(ToString::to_string);
+        let mut all = self.inner.processors.write();
+        let known = all.get_mut(name);
+        let Some(known) = known.filter(|known| known.processor.current == revision) else {
+            return true;
+        };
+        let is_new = known.way_back_problem != problem;
+        known.way_back_problem = problem;
+        is_new
+    }
+}
+
+/// The command that sends again what a revision gave up.
+fn sends_again(name: &ProcessorName, revision: u32) -> String {
+    format!(
+        "`millrace dlq redrive {name} --failed-revision {revision}` sends again what it gave up"
+    )
+}
+
+/// How the note of a revision begins that the host took back to this one.
+fn note_of(back_to: u32) -> String {
+    format!("rolled back to revision {back_to} by the host: ")
+}
+
+/// What the current revision and those after `back_to` have given up. Of revisions that are no longer kept the first one's time is not known;
+/// then the time of the one to go back to says as much.
+fn redrive_due(processor: &Processor, back_to: u32) -> RedriveDue {
+    let from = back_to + 1;
+    let revisions = [from, back_to, processor.current];
+    let mut known = revisions.into_iter().filter_map(|n| processor.revision(n));
+    RedriveDue {
+        from,
+        since: known.next().map(|r| r.deployed_at).unwrap_or_default(),
+    }
+}
+
+/// The revision from which the current one was gone back to, if that is the last that was done and it is still kept.
+pub(super) fn gone_back_from(processor: &Processor) -> Option<u32> {
+    let last = processor.changes.iter().rfind(is_of_the_current)?;
+    let went_back = last.what == ChangeKind::Rollback && last.revision == processor.current;
+    let left = processor.revisions.iter().filter(|r| !r.trial);
+    let left = left.max_by_key(|r| r.record.left_as)?;
+    (went_back && left.record.left_as > 0 && left.number > processor.current).then_some(left.number)
+}
+
+/// Whether the change made another revision current. Others leave that as it is.
+fn is_of_the_current(change: &&Change) -> bool {
+    use ChangeKind::{Canary, Pause, Resume, Shadow, Withdraw};
+    !matches!(change.what, Pause | Resume | Canary | Shadow | Withdraw)
+}
+
+/// Whether the last thing that was done is that the host itself went back or withdrew a canary: from which revision, if that is still known,
+/// and whether it was a canary.
+fn done_last_by_host(processor: &Processor) -> Option<(Option<u32>, bool)> {
+    let by_host = |change: &Change, what| change.what == what && change.by.as_deref() == Some(HOST);
+    let goes_on = |change: &&Change| matches!(change.what, ChangeKind::Pause | ChangeKind::Resume);
+    let last = processor.changes.iter().rfind(|change| !goes_on(change))?;
+    if by_host(last, ChangeKind::Withdraw) {
+        return Some((Some(last.revision), true));
+    }
+    let last = processor.changes.iter().rfind(is_of_the_current)?;
+    let note = note_of(processor.current);
+    let taken_back = |r: &&Revision| r.note.as_ref().is_some_and(|of| of.starts_with(&note));
+    let taken_back = processor.revisions.iter().rev().find(taken_back);
+    by_host(last, ChangeKind::Rollback).then(|| (taken_back.map(|r| r.number), false))
+}
+
+/// What the host did by itself, for whoever asks for another rollback.
+pub(super) fn done_by_host(
+    name: &ProcessorName,
+    current: u32,
+    from: Option<u32>,
+    withdrawn: bool,
+) -> String {
+    match (from, withdrawn) {
+        (Some(from), true) => format!(
+            "the host itself has withdrawn revision {from} of processor {name} already, and revision {current} has stayed current"
+        ),
+        (from, _) => {
+            let from = from.map_or(String::new(), |from| format!(" from revision {from}"));
+            format!(
+                "the host itself has taken processor {name} back to revision {current} already{from}"
+            )
+        }
+    }
+}
+
+/// Revisions by number: `revision 1`, `revisions 1 and 2`.
+pub(super) fn numbered(revisions: &[u32]) -> String {
+    let numbers: Vec<String> = revisions.iter().map(ToString::to_string).collect();
+    match numbers.len() {
+        1 => format!("revision {}", numbers.join("")),
+        _ => format!("revisions {}", numbers.join(" and ")),
+    }
+}

@@ -1,0 +1,124 @@
+//! Messages that wait for a processor where it does not read: a revision left their topic out, or the processor is deleted. They wait until
+//! it reads there again.
+
+use std::collections::HashSet;
+
+use metrics::gauge;
+use millrace_engine::ReadError;
+use millrace_model::{Offset, ProcessorName, Topic, TopicName, TopicPartition};
+use serde::Serialize;
+
+use crate::broker::Broker;
+use crate::topics::REDRIVE_SUFFIX;
+
+/// The gauge's name.
+const LEFT_BEHIND: &str = "millrace_left_behind_messages";
+
+/// Messages that wait for a processor in a topic that its current revision does not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftBehind {
+    /// The topic; of dead letters that were sent again the one through which they come.
+    pub topic: TopicName,
+    /// Messages that wait for their next attempt, or behind such a one.
+    pub parked: u64,
+    /// Dead letters that were sent again and that it has not read; in its own topics only.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unread: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Broker {
+    /// What a processor leaves waiting where it does not read, topic by topic; of one that is deleted, all that waits for it.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn left_behind(&self, name: &ProcessorName) -> Result<Vec<LeftBehind>, ReadError> {
+        self.left_behind_in(name, &self.topics()).await
+    }
+
+    /// The same, of these topics.
+    pub(super) async fn left_behind_in(
+        &self,
+        name: &ProcessorName,
+        topics: &[Topic],
+    ) -> Result<Vec<LeftBehind>, ReadError> {
+        let known = self.deployed(name);
+        let current = known.as_ref().and_then(|known| known.processor.current());
+        let read = current.map_or(&[][..], |current| &current.spec.topics);
+        let partitions = self.inner.engine.progress_partitions(name.as_str());
+        let touched: HashSet<_> = partitions.into_iter().map(|at| at.topic).collect();
+        let mut found = Vec::new();
+        for topic in topics {
+            let input = redriven_of(topic, name);
+            let is_read = read.iter().any(|read| match input {
+                Some(input) => read.as_str() == input,
+                None => *read == topic.spec.name,
+            });
+            if is_read || input.is_none() && !touched.contains(&topic.id) {
+                continue;
+            }
+            let waiting = self.waiting_in(name, topic).await?;
+            if waiting.parked + waiting.unread > 0 {
+                found.push(waiting);
+            }
+        }
+        Ok(found)
+    }
+
+    /// What waits for a processor in a topic, as far as it is committed.
+    pub(crate) async fn waiting_in(
+        &self,
+        name: &ProcessorName,
+        topic: &Topic,
+    ) -> Result<LeftBehind, ReadError> {
+        let is_own = redriven_of(topic, name).is_some();
+        let mut waiting = LeftBehind {
+            topic: topic.spec.name.clone(),
+            parked: 0,
+            unread: 0,
+        };
+        for partition in topic.partitions() {
+            let (parked, next) = self.waits_in(name, partition).await?;
+            waiting.parked += parked;
+            if is_own {
+                let ends = self.inner.engine.ends(partition)?;
+                waiting.unread += ends.end.0.saturating_sub(next.max(ends.start).0);
+            }
+        }
+        Ok(waiting)
+    }
+
+    /// Messages that wait in a partition, and how far it has come there.
+    async fn waits_in(
+        &self,
+        name: &ProcessorName,
+        partition: TopicPartition,
+    ) -> Result<(u64, Offset), ReadError> {
+        let progress = self.inner.engine.progress(name.as_str(), partition).await?;
+        let progress = progress.unwrap_or_default();
+        Ok((progress.parked.len() as u64, progress.next))
+    }
+
+    /// Brings the gauges of messages that are left behind up to date.
+    pub async fn measure_left_behind(&self) {
+        let topics = self.topics();
+        for name in self.processor_names() {
+            if let Ok(left) = self.left_behind_in(&name, &topics).await {
+                let messages: u64 = left.iter().map(|left| left.parked + left.unread).sum();
+                gauge!(LEFT_BEHIND, "processor" => name.to_string()).set(messages as f64);
+            }
+        }
+    }
+}
+
+/// The input whose dead letters the processor is sent again through this topic; `None` if it is another topic.
+fn redriven_of<'a>(topic: &'a Topic, name: &ProcessorName) -> Option<&'a str> {
+    let is_own = topic.spec.owner.as_ref() == Some(name);
+    let suffix = format!(".{name}{REDRIVE_SUFFIX}");
+    let input = topic.spec.name.as_str().strip_suffix(suffix.as_str());
+    input.filter(|_| is_own)
+}
