@@ -160,8 +160,10 @@ fn a_canary_that_traps_is_withdrawn_by_the_host_and_every_message_is_processed_o
     assert!(keys.values().all(|seen| *seen == ["1"]), "each once");
     assert_eq!(client.dead_letters("worker")?.len(), 0);
     let note = status["revisions"][1]["note"].as_str().context("no note")?;
+    // For what its own breaker has seen, or for what the current revision made of the same messages: whichever came first.
+    let is_told = ["trap", "would have given up"];
     assert!(
-        note.contains("withdrawn by the host") && note.contains("trap"),
+        note.contains("withdrawn by the host") && is_told.iter().any(|told| note.contains(told)),
         "{note}"
     );
     Ok(())

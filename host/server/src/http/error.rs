@@ -505,7 +505,7 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::OtherRevision { .. } => Self::conflict(
                 "other-revision",
                 text,
-                "look at what is current now (GET /v1/processors/{name}/history), and deploy with its number as expected_revision",
+                "look at what is current now (GET /v1/processors/{name}/history), and ask again with its number as expected_revision",
             ),
             ProcessorError::RolledBackAlready { further, .. } => {
                 let further = match further {
