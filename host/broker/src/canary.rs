@@ -115,6 +115,7 @@ impl Broker {
                 promoted.predecessor = Some(before);
                 promoted.record.worked_at = None;
                 promoted.record.proven = false;
+                promoted.record.begin_anew();
                 promoted.unproven_run = unproven_run;
             }
         }

@@ -158,7 +158,7 @@ impl Broker {
         for (key, value) in self.inner.engine.entries(EntryKind::Processor) {
             match serde_json::from_slice::<Processor>(&value) {
                 Ok(mut processor) => {
-                    told_of_records(&mut processor);
+                    told_of_records(&mut processor, self.inner.clock.wall());
                     self.start_processor(processor).await;
                 }
                 Err(error) => {
@@ -370,8 +370,7 @@ impl Broker {
         {
             revision.trial = false;
             revision.unproven_run = run;
-            // Another time: it is judged anew.
-            revision.record.stopped = None;
+            revision.record.begin_anew();
         }
         let from = format!("from revision {from}{passed_over}");
         let text = why.map_or_else(|| from.clone(), |why| format!("{from}: {why}"));
