@@ -374,12 +374,15 @@ impl Gate {
     pub(crate) fn word(&self, revision: u32) -> Result<Word, NotLookedUp> {
         let now = self.now();
         let state = self.state.lock();
-        if state.live.revision != revision || state.inputs.is_empty() {
-            // Another one runs by now, or it is not known yet where to look.
+        if state.live.revision != revision {
             return Ok(Word::CountsFor(0));
         }
         if !state.breaker.is_new(now) {
             return Ok(Word::Counts);
+        }
+        if state.inputs.is_empty() {
+            // It is not known yet where to look.
+            return Ok(Word::CountsFor(0));
         }
         let run = state.live.unproven_run;
         let known = state.given_up.filter(|known| known.run == run);

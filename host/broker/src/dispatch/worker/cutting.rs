@@ -67,7 +67,13 @@ impl Worker {
         let due_max = cut.retried_messages_max();
         let parked = &self.progress.parked;
         let due = match take {
-            Take::Suspect => batcher::oldest_due(parked, self.now(), &self.cleared),
+            Take::Suspect => match batcher::oldest_due(parked, self.now(), &self.cleared) {
+                // The next suspect waits behind one that was called before: that one goes on first.
+                due if due.offsets.is_empty() && !reads => {
+                    batcher::oldest_due(parked, self.now(), &HashSet::new())
+                }
+                due => due,
+            },
             _ if self.alone && reads => Due::default(),
             Take::Probe => batcher::oldest_due(parked, self.now(), &HashSet::new()),
             // In turns, or retries would keep new messages out.
