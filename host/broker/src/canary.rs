@@ -255,6 +255,7 @@ pub(crate) fn begin_anew(revision: &mut Revision, before: u32, now: Timestamp) {
     revision.note = None;
     revision.record.worked_at = None;
     revision.record.proven = false;
+    revision.record.begin_anew();
 }
 
 /// What a canary did wrong; `None` if nothing was seen.

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use millrace_model::bounds::{CHANGE_TEXT_BYTES_MAX, CHANGES_KEPT_MAX, REVISIONS_KEPT_MAX};
 use millrace_model::{
-    Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Record, Revision, Timestamp,
+    Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Record, Revision, Stopped,
+    Timestamp,
 };
 
 use crate::broker::Broker;
 use crate::canary::on_trial;
 use crate::dispatch::answer::cut;
+use crate::dispatch::breaker::PROVEN_AFTER;
 use crate::dispatch::planted::planted;
 use crate::processors::ProcessorError;
 
@@ -33,8 +35,10 @@ impl Broker {
 
     /// A processor with its first revision.
     pub(crate) fn first_revision(&self, name: &ProcessorName, spec: ProcessorSpec) -> Processor {
+        let now = self.inner.clock.wall();
         let mut processor = Processor {
             name: name.clone(),
+            made_at: now,
             current: 1,
             paused: false,
             revisions: vec![self.revision(1, spec, None)],
@@ -44,6 +48,9 @@ impl Broker {
             start: Vec::new(),
             changes: Vec::new(),
         };
+        for first in &mut processor.revisions {
+            first.unproven_run = first_run(now);
+        }
         self.record(&mut processor, ChangeKind::Deploy, 1, None);
         processor
     }
@@ -72,7 +79,16 @@ impl Broker {
     /// Another revision takes over from the current one: how that one did is written down.
     pub(crate) fn leave(&self, processor: &mut Processor) {
         let gate = self.inner.supervisor.gate(&processor.name);
-        let noted = gate.and_then(|gate| gate.record(processor.current));
+        let mut noted = gate.and_then(|gate| gate.record(processor.current));
+        let known = self.known(&processor.name).ok();
+        if let Some(problem) = known.and_then(|known| known.problem) {
+            // One that cannot even be loaded is nothing to go back to.
+            let (record, _) = noted.get_or_insert_default();
+            record.stopped.get_or_insert(Stopped {
+                class: None,
+                text: problem,
+            });
+        }
         leave(processor, noted, self.inner.clock.wall());
     }
 
@@ -126,7 +142,7 @@ impl Broker {
             predecessor,
             trial: false,
             note: None,
-            unproven_run: 1,
+            unproven_run: 0,
             redrive_due: None,
             record: Record::default(),
         }
@@ -152,21 +168,26 @@ impl Broker {
     }
 }
 
+/// The first run of unproven revisions of a processor that is made now. What a processor of the same name has given up that was deleted
+/// is in progress still, and belongs to none of its runs.
+fn first_run(now: Timestamp) -> u32 {
+    // Of tenths of seconds the last thirteen years or so.
+    ((now.0 / 100) as u32).max(1)
+}
+
 /// Another revision takes over from the current one, which did so.
 pub(crate) fn leave(processor: &mut Processor, noted: Option<(Record, bool)>, now: Timestamp) {
     let number = processor.current;
-    let stopped = noted.as_ref().map(|(record, _)| record.stopped.clone());
     if let Some(noted) = noted {
         take_down(processor, number, noted, now);
     }
     let left = processor.revisions.iter().map(|r| r.record.left_as).max();
     if let Some(current) = processor.revisions.iter_mut().find(|r| r.number == number) {
         current.record.left_as = left.unwrap_or(0).saturating_add(1);
-        current.record.stopped = stopped.unwrap_or_default();
     }
 }
 
-/// Writes down how a revision does; whether that is anything new. That it stood still is only said of one that was left.
+/// Writes down how a revision does, or did to the end; whether that is anything new.
 pub(crate) fn take_down(
     processor: &mut Processor,
     number: u32,
@@ -178,39 +199,51 @@ pub(crate) fn take_down(
     };
     let before = revision.record.clone();
     let record = &mut revision.record;
+    let worked_now = (has_worked && !revision.trial).then_some(now);
     record.proven |= noted.proven;
-    if has_worked && record.worked_at.is_none() {
-        record.worked_at = Some(now);
-    }
+    record.proven_anew |= noted.proven_anew;
+    record.worked_at = record.worked_at.or(worked_now);
+    record.processed = record.processed.max(noted.processed);
+    record.processed_since = noted.processed_since;
+    record.stopped = noted.stopped;
+    record.doubted = noted.doubted;
     if !noted.rejections.is_empty() {
         record.rejections = noted.rejections;
+        record.measured = noted.measured;
     }
     *record != before
 }
 
-/// The run of a revision that takes over from the current one: that one's, or a new one if that one is proven.
+/// The run of a revision that takes over from the current one: that one's, or a new one if that one was proven meanwhile. One that was proven
+/// long ago and gone back to is not: whoever repairs after it does not begin anew.
 pub(crate) fn unproven_run(processor: &Processor) -> u32 {
     let goes_on = |current: &&Revision| {
-        !current.record.proven && current.unproven_run > 0 && !planted!(BoundPerRevision)
+        !current.record.proven_anew && current.unproven_run > 0 && !planted!(BoundPerRevision)
     };
     let last = processor.revisions.iter().map(|r| r.unproven_run).max();
     match processor.current().filter(goes_on) {
         Some(current) => current.unproven_run,
-        None => last.unwrap_or(0) + 1,
+        None => last.unwrap_or(0).wrapping_add(1).max(1),
     }
 }
 
-/// Keeps as many revisions as are kept of those that worked. Those that never did go first, and push nobody out.
+/// Keeps as many revisions as are kept of those that worked as the current one. Those that never did go first, and push nobody out; nor
+/// does anybody push out the way back and the last that was proven.
 pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
+    let was_proven = |r: &&Revision| r.record.proven && !r.trial && r.number != newest;
+    let proven = processor.revisions.iter().filter(was_proven);
     let back = [
         processor.way_back_from(newest).map(|r| r.number),
         processor.way_back().map(|r| r.number),
+        proven
+            .max_by_key(|r| (r.record.left_as, r.number))
+            .map(|r| r.number),
     ];
     while processor.revisions.len() > REVISIONS_KEPT_MAX {
         let stays = |r: &Revision| {
             r.number == newest || processor.runs(r.number) || back.contains(&Some(r.number))
         };
-        let has_worked = |r: &Revision| r.record.worked_at.is_some();
+        let has_worked = |r: &Revision| r.record.worked_at.is_some() && !r.trial;
         let revisions = &processor.revisions;
         let worked = revisions.iter().filter(|r| has_worked(r)).count();
         let oldest = revisions.iter().position(|r| !has_worked(r) && !stays(r));
@@ -227,18 +260,23 @@ pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
 }
 
 /// What an earlier version wrote says nothing of how revisions did: each that was current once and was not taken back has worked, as far as
-/// anybody knows.
-pub(crate) fn told_of_records(processor: &mut Processor) {
+/// anybody knows. The current one is only proven if it had its hour.
+pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
+    let current = processor.current;
     for revision in processor
         .revisions
         .iter_mut()
         .filter(|r| r.unproven_run == 0)
     {
         revision.unproven_run = revision.number;
-        if !revision.trial && revision.note.is_none() {
-            revision.record.worked_at = Some(revision.deployed_at);
-            revision.record.proven = true;
+        if revision.trial || revision.note.is_some() {
+            continue;
         }
+        let had_its_hour = revision.deployed_at.after(PROVEN_AFTER) <= now;
+        let proven = revision.number != current || had_its_hour;
+        let record = &mut revision.record;
+        record.worked_at = Some(revision.deployed_at);
+        (record.proven, record.proven_anew) = (proven, proven);
     }
 }
 

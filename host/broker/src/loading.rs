@@ -103,7 +103,9 @@ impl Broker {
         let topics = self.check_topics(&processor.name, &revision.spec)?;
         let mut live = self.load(&processor.name, revision, owner).await?;
         live.outputs.takes_all = processor.replay.is_some();
+        live.made_at = processor.made_at;
         live.back = back_among(processor, number, |revision| self.can_run(revision));
+        live.voided = voided(processor);
         Ok((topics, Arc::new(live)))
     }
 
@@ -200,7 +202,9 @@ impl Broker {
         Ok(Live {
             processor: name.clone(),
             revision: revision.number,
+            made_at: Timestamp::default(),
             back: None,
+            voided: Vec::new(),
             record: revision.record.clone(),
             unproven_run: revision.unproven_run,
             spec: spec.clone(),
@@ -398,8 +402,20 @@ fn back_among(
     back.map(|back| Back {
         revision: back.number,
         record: back.record.clone(),
+        same_handler: processor
+            .revision(number)
+            .is_some_and(|r| r.spec.error_handler == back.spec.error_handler),
         usual: proven.map_or_else(Vec::new, |proven| proven.record.rejections.clone()),
     })
+}
+
+/// Revisions whose word counts no longer: they stood still when they were left, or the host has taken them back or withdrawn them.
+pub(crate) fn voided(processor: &Processor) -> Vec<u32> {
+    let is_void = |r: &&Revision| {
+        !processor.runs(r.number) && (r.record.stopped.is_some() || r.note.is_some())
+    };
+    let voided = processor.revisions.iter().filter(is_void);
+    voided.map(|r| r.number).collect()
 }
 
 pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {

@@ -158,7 +158,7 @@ impl Broker {
         for (key, value) in self.inner.engine.entries(EntryKind::Processor) {
             match serde_json::from_slice::<Processor>(&value) {
                 Ok(mut processor) => {
-                    told_of_records(&mut processor);
+                    told_of_records(&mut processor, self.inner.clock.wall());
                     self.start_processor(processor).await;
                 }
                 Err(error) => {

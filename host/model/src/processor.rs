@@ -270,9 +270,17 @@ pub struct Record {
     /// When it processed its first message; `None` if it never did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worked_at: Option<Timestamp>,
-    /// Whether it has processed enough for its failures to be the messages'.
+    /// Whether it has processed enough for its failures to be the messages', now or when it was current before.
     pub proven: bool,
-    /// Why it stood still when another revision took over; `None` if it did not.
+    /// Whether it was proven since it became current last: then the run of unproven revisions ended with it.
+    pub proven_anew: bool,
+    /// How many messages it processed since it became current last, as far as that matters for its proof.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub processed: u32,
+    /// When it processed the first of them, or the first after it stood still; `None` if it processed none since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processed_since: Option<Timestamp>,
+    /// Why it stands still, or stood still when another revision took over; `None` if it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,
     /// As the how-manyeth of them it was left, when that came about last; 0 if it never was.
@@ -281,6 +289,23 @@ pub struct Record {
     /// What it rejected as a matter of course.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rejections: Vec<Rejections>,
+    /// Of how many messages those are shares.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub measured: u32,
+    /// Classes that were usual, and of which it rejected so many that they no longer are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub doubted: Vec<String>,
+}
+
+impl Record {
+    /// It becomes the current revision: what it did before is no proof of what it does now.
+    pub fn begin_anew(&mut self) {
+        self.proven_anew = false;
+        self.processed = 0;
+        self.processed_since = None;
+        self.stopped = None;
+        self.doubted.clear();
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -415,6 +440,9 @@ pub struct TopicStart {
 pub struct Processor {
     /// Its name.
     pub name: ProcessorName,
+    /// When it was made. What is in progress from before is of a processor of the same name that was deleted.
+    #[serde(default)]
+    pub made_at: Timestamp,
     /// The number of the revision that takes the next batch.
     pub current: u32,
     /// Whether it takes no batches for now.

@@ -50,6 +50,8 @@ pub struct Parked {
     pub own_attempts: u32,
     /// A canary has failed at it: whatever its share, the current revision is asked.
     pub current_only: bool,
+    /// Since when it is kept from being given up, for its revision is not proven; `None` if it is not.
+    pub held_since: Option<Timestamp>,
     /// When the first attempt failed.
     pub first_failed_at: Timestamp,
     /// The latest attempts, oldest first; at most [`ATTEMPT_LOG_MAX`].
@@ -82,6 +84,7 @@ const HAS_GIVEN_UP: u8 = 2;
 const HAS_ORDERING: u8 = 1;
 const HAS_DUE: u8 = 2;
 const CURRENT_ONLY: u8 = 4;
+const IS_HELD: u8 = 8;
 
 impl Progress {
     /// As stored.
@@ -107,13 +110,15 @@ impl Progress {
             out.push(
                 flag(parked.ordering.is_some(), HAS_ORDERING)
                     | flag(parked.due.is_some(), HAS_DUE)
-                    | flag(parked.current_only, CURRENT_ONLY),
+                    | flag(parked.current_only, CURRENT_ONLY)
+                    | flag(parked.held_since.is_some(), IS_HELD),
             );
             out.extend(parked.ordering.unwrap_or(0).to_le_bytes());
             out.extend(parked.due.unwrap_or_default().0.to_le_bytes());
             out.extend(parked.attempts.to_le_bytes());
             out.extend(parked.revision.to_le_bytes());
             out.extend(parked.own_attempts.to_le_bytes());
+            out.extend(parked.held_since.iter().flat_map(|at| at.0.to_le_bytes()));
             out.extend(parked.first_failed_at.0.to_le_bytes());
             out.push(parked.log.len() as u8);
             for attempt in &parked.log {
@@ -132,7 +137,11 @@ impl Progress {
     fn encoded_bytes(&self) -> usize {
         let attempt = |attempt: &Attempt| 16 + attempt.class.len() + attempt.reason.len();
         let log = |parked: &Parked| parked.log.iter().map(attempt).sum::<usize>();
-        let parked = self.parked.iter().map(|parked| 46 + log(parked));
+        let held = |parked: &Parked| parked.held_since.map_or(0, |_| 8);
+        let parked = self
+            .parked
+            .iter()
+            .map(|parked| 46 + held(parked) + log(parked));
         let optional = self.first_call.map_or(0, |_| 8) + self.given_up.map_or(0, |_| 8);
         18 + optional + parked.sum::<usize>()
     }
@@ -214,6 +223,10 @@ impl Reader<'_> {
             VERSION => Some((self.u32()?, self.u32()?)),
             _ => None,
         };
+        let held_since = match flags & IS_HELD {
+            0 => None,
+            _ => Some(Timestamp(self.u64()?)),
+        };
         let first_failed_at = Timestamp(self.u64()?);
         let [count] = self.take()?;
         if count as usize > ATTEMPT_LOG_MAX {
@@ -232,6 +245,7 @@ impl Reader<'_> {
             revision,
             own_attempts,
             current_only: flags & CURRENT_ONLY != 0,
+            held_since,
             first_failed_at,
             log,
         })
@@ -268,7 +282,7 @@ mod tests {
             any::<Option<u64>>(),
             any::<Option<u64>>(),
             any::<u32>(),
-            any::<(u32, u32, bool)>(),
+            any::<(u32, u32, bool, Option<u64>)>(),
             proptest::collection::vec(attempt, 0..ATTEMPT_LOG_MAX),
         )
             .prop_map(|(offset, ordering, due, attempts, own, log)| Parked {
@@ -279,6 +293,7 @@ mod tests {
                 revision: own.0,
                 own_attempts: own.1,
                 current_only: own.2,
+                held_since: own.3.map(Timestamp),
                 first_failed_at: Timestamp(offset / 2),
                 log,
             })

@@ -130,6 +130,19 @@ pub(crate) fn current_only(parked: &[Parked]) -> impl Fn(&Parked) -> bool + use<
     move |parked| parked.current_only || parked.ordering.is_some_and(|o| orders.contains(&o))
 }
 
+/// Whether a message waits for what a revision said whose word counts no longer, now that this one runs: it is due at once. So is what was
+/// kept from being given up under another one.
+pub(crate) fn waits_in_vain(
+    parked: &Parked,
+    revision: u32,
+    voided: &[u32],
+    now: Timestamp,
+) -> bool {
+    let is_held = parked.held_since.is_some() && parked.revision != revision;
+    let waits = parked.due.is_some_and(|due| due > now);
+    waits && (is_held || voided.contains(&parked.revision))
+}
+
 /// When the next parked message is due; `None` if nothing is parked.
 pub(crate) fn next_due(parked: &[Parked]) -> Option<Timestamp> {
     next_front(parked).map(|message| message.due.unwrap_or_default())

@@ -22,20 +22,23 @@ use super::planted::planted;
 use crate::handler::Cause;
 
 mod evidence;
+mod proof;
 mod usual;
 mod window;
 
 use evidence::Kind;
-pub(crate) use evidence::{Report, Says, says};
+pub(crate) use evidence::{Report, Says, Whose};
+pub(crate) use proof::PROVEN_AFTER;
+use proof::Proof;
+#[cfg(test)]
+pub(crate) use proof::{PROVEN_LEAST, PROVEN_MESSAGES};
 use usual::Usual;
 use window::Window;
 
-/// A revision that has processed so many messages is proven: what fails then is not its deployment.
-pub(crate) const PROVEN_MESSAGES: u64 = 1_000;
-/// A revision is proven so long after the first message that it processed, if it did not stand still meanwhile.
-pub(crate) const PROVEN_AFTER: Duration = Duration::from_secs(60 * 60);
 /// So many calls of a canary in a row may not end in time, or it is out: each of them keeps the current revision waiting.
 pub(crate) const CANARY_TIMEOUTS_MAX: u32 = 2;
+/// Shares of rejections are those of as many messages, or they say little.
+const MEASURED_AT_LEAST: u32 = 250;
 /// Opening again so soon after closing goes on with the longer waits of the time before.
 const HEALTHY: Duration = Duration::from_secs(10);
 /// How long a worker waits for another one's probe before it looks again.
@@ -167,6 +170,8 @@ pub(crate) struct Back {
     pub(crate) revision: u32,
     /// How it did.
     pub(crate) record: Record,
+    /// Whether the same error handler settles its failures.
+    pub(crate) same_handler: bool,
     /// What is usually rejected: by the last revision that was proven. What one rejects that is not proven is usual for nobody.
     pub(crate) usual: Vec<Rejections>,
 }
@@ -179,6 +184,16 @@ impl Back {
     }
 }
 
+/// What of a revision's record changes when there is something to write down.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Written {
+    proof: (bool, bool, bool, u64),
+    stopped: bool,
+    doubted: usize,
+    /// Classes that it rejects, and of how many messages that is known.
+    rejects: (usize, u32),
+}
+
 /// One processor's breaker.
 #[derive(Debug)]
 pub(crate) struct Breaker {
@@ -187,15 +202,13 @@ pub(crate) struct Breaker {
     accepting: bool,
     revision: u32,
     back: Option<Back>,
-    proven: bool,
-    /// When it is proven if nothing happens: an hour after the first message that it processed since it began here, or stood still.
-    proven_at: Option<Duration>,
-    /// Messages that it processed in this process.
-    good: u64,
+    proof: Proof,
+    /// Why it stands still, or stood still and has processed nothing since.
+    stopped: Option<Stopped>,
     /// Calls in a row that did not end in time.
     timeouts: u32,
-    /// What is written down of it: whether it worked, whether it is proven, and of how many classes it is known that it rejects them.
-    written: (bool, bool, usize),
+    /// What is written down of it.
+    written: Written,
     open: Option<Open>,
     /// Different messages that failed alike, since the last success.
     run: HashSet<(TopicPartition, Offset)>,
@@ -215,11 +228,10 @@ impl Breaker {
             accepting: false,
             revision: trial.revision,
             back: None,
-            proven: false,
-            proven_at: None,
-            good: 0,
+            proof: Proof::default(),
+            stopped: None,
             timeouts: 0,
-            written: Default::default(),
+            written: Written::default(),
             open: None,
             run: HashSet::new(),
             run_kind: None,
@@ -269,49 +281,60 @@ impl Breaker {
     fn try_out(&mut self, trial: &Trial, now: Now) {
         self.revision = trial.revision;
         self.back.clone_from(&trial.back);
-        self.proven = trial.record.proven;
-        self.proven_at = planted!(IdleIsProof).then_some(now.monotonic + PROVEN_AFTER);
-        self.good = 0;
+        self.proof = Proof::of(&trial.record, now);
+        self.stopped.clone_from(&trial.record.stopped);
         self.timeouts = 0;
-        self.usual = Usual::of(&trial.record.rejections);
+        self.usual = Usual::of(&trial.record);
         if let Some(back) = &trial.back {
             self.usual.learn(&back.usual);
         }
-        self.written = (
-            trial.record.worked_at.is_some(),
-            trial.record.proven,
-            trial.record.rejections.len(),
-        );
+        self.written.rejects = (trial.record.rejections.len(), trial.record.measured);
+        self.written = self.as_written();
+    }
+
+    fn as_written(&self) -> Written {
+        let (classes, measured) = self.written.rejects;
+        // How much of a class is usual is worth knowing of a revision that is proven, and more exactly the more there was.
+        let news = self.usual.own_count() > classes
+            || classes > 0 && self.usual.measured() / 4 >= measured.max(MEASURED_AT_LEAST);
+        let rejects = match news && self.proof.is_given_anew() {
+            true => (self.usual.own_count(), self.usual.measured()),
+            false => (classes, measured),
+        };
+        Written {
+            proof: self.proof.step(),
+            stopped: self.stopped.is_some(),
+            doubted: self.usual.doubted().len(),
+            rejects,
+        }
     }
 
     /// How the revision does, as it is to be written down; when it worked and was left is for whoever does.
     pub(crate) fn record(&self, now: Now) -> Record {
-        let stopped = self.trip().map(|trip| Stopped {
-            class: trip.kind.as_ref().map(|kind| kind.class.clone()),
-            text: Reason::without_advice(&trip.text).to_owned(),
-        });
-        Record {
-            proven: self.is_proven(now),
-            stopped,
+        let mut record = Record {
+            stopped: self.stopped.clone(),
             rejections: self.rejections(),
+            measured: self.usual.measured(),
+            doubted: self.usual.doubted().to_vec(),
             ..Record::default()
-        }
+        };
+        self.proof.write(&mut record, now);
+        record
     }
 
     /// Whether it has processed anything in this process or before.
     pub(crate) fn has_worked(&self) -> bool {
-        self.good > 0 || self.written.0
+        self.proof.has_worked()
+    }
+
+    /// Whether messages that it processes may still prove it, or say that it stands still no longer.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.revision > 0 && (!self.proof.is_given_anew() || self.stopped.is_some())
     }
 
     /// Whether something is to be written down of the revision. Says so once.
-    pub(crate) fn take_news(&mut self, now: Now) -> bool {
-        let proven = self.is_proven(now);
-        let known = if proven {
-            self.usual.own_count()
-        } else {
-            self.written.2
-        };
-        let is = (self.has_worked(), proven, known.max(self.written.2));
+    pub(crate) fn take_news(&mut self) -> bool {
+        let is = self.as_written();
         let news = self.revision > 0 && is != self.written;
         if news {
             self.written = is;
@@ -321,7 +344,7 @@ impl Breaker {
 
     /// What was to be written down was not.
     pub(crate) fn not_written(&mut self) {
-        self.written = Default::default();
+        self.written = Written::default();
     }
 
     /// Whether failures of messages are to be dealt with one by one, however many there are.
@@ -364,19 +387,20 @@ impl Breaker {
         now: Now,
         rng: &mut fastrand::Rng,
     ) -> Judgement {
+        if report.revision != self.revision {
+            // Decided by a revision that no longer runs: its word counts no longer, the one that does may do better.
+            return match report.failed.is_empty() {
+                true => Judgement::Settle,
+                false => Judgement::Discard,
+            };
+        }
+        if report.processed() > 0 {
+            self.timeouts = 0;
+        }
         let said = report.failed.iter().zip(report.says);
         let settled = |says: Says| says == Says::Settled && !planted!(DropsAreFailures);
         let mut bad = said.filter(|(failed, says)| !settled(**says) && self.counts(failed, now));
         let bad = bad.next().map(|(failed, _)| failed);
-        if report.revision != self.revision {
-            // Decided by a revision that no longer runs: the one that does may do better.
-            let stays = bad.is_none() || !self.policy.enabled;
-            return if stays {
-                Judgement::Settle
-            } else {
-                Judgement::Discard
-            };
-        }
         match &self.open {
             Some(open) if is_probe => {
                 if bad.is_some() && open.trip.kind.is_some() {
@@ -385,7 +409,6 @@ impl Breaker {
                 }
                 self.close(now);
                 self.note(report, now);
-                self.has_processed(report, now);
                 Judgement::Settle
             }
             Some(_) if bad.is_some() => Judgement::Discard,
@@ -408,10 +431,7 @@ impl Breaker {
                         self.trip_for(Some(kind), text, now, rng);
                         Judgement::Discard
                     }
-                    None => {
-                        self.has_processed(report, now);
-                        Judgement::Settle
-                    }
+                    None => Judgement::Settle,
                 }
             }
         }
@@ -444,7 +464,7 @@ impl Breaker {
 
     /// A call of a canary did not end in time.
     pub(crate) fn timed_out(&mut self, revision: u32, now: Now, rng: &mut fastrand::Rng) {
-        if revision != self.revision || self.open.is_some() || !self.policy.enabled {
+        if revision != self.revision || self.open.is_some() {
             return;
         }
         self.timeouts += 1;
@@ -514,11 +534,9 @@ impl Breaker {
         self.usual.forget();
     }
 
-    /// Whether it has processed enough for its failures to be the messages'. Time in which it processed nothing is no proof.
+    /// Whether it has processed enough for its failures to be the messages'.
     fn is_proven(&self, now: Now) -> bool {
-        self.proven
-            || self.good >= PROVEN_MESSAGES
-            || self.proven_at.is_some_and(|at| now.monotonic >= at)
+        self.proof.is_given(now)
     }
 
     /// Whether it is not proven, and there is one to go back to.
@@ -526,17 +544,18 @@ impl Breaker {
         self.back.is_some() && !self.is_proven(now)
     }
 
-    /// What of the batch succeeded counts: it is not discarded.
-    fn has_processed(&mut self, report: &Report<'_>, now: Now) {
-        let good = report.processed();
-        if good > 0 {
-            self.good = self.good.saturating_add(good);
-            self.timeouts = 0;
-            self.proven_at.get_or_insert(now.monotonic + PROVEN_AFTER);
+    /// So many messages were processed, and that is committed.
+    pub(crate) fn has_processed(&mut self, revision: u32, messages: u64, now: Now) {
+        if revision == self.revision && messages > 0 && self.open.is_none() {
+            self.proof.processed(messages, now);
+            self.stopped = None;
         }
     }
 
     fn trip_for(&mut self, kind: Option<Kind>, text: String, now: Now, rng: &mut fastrand::Rng) {
+        let is_rejected = kind
+            .as_ref()
+            .is_some_and(|kind| kind.cause == Cause::Reject);
         let reason = self.reason(kind.as_ref(), now);
         let text = match reason {
             Reason::Outage => format!("outage: {text}"),
@@ -562,10 +581,15 @@ impl Breaker {
             probing: false,
         };
         open.wait(&self.policy, now, rng);
-        if !self.is_proven(now) && !planted!(IdleIsProof) {
-            // An hour of failures is no proof.
-            self.proven_at = None;
+        self.proof.stood_still();
+        let class = open.trip.kind.as_ref().map(|kind| kind.class.clone());
+        if let Some(class) = class.as_ref().filter(|_| is_rejected) {
+            self.usual.doubt(class);
         }
+        self.stopped = Some(Stopped {
+            class,
+            text: Reason::without_advice(&open.trip.text).to_owned(),
+        });
         self.open = Some(open);
         self.trips += 1;
         self.forget();

@@ -18,6 +18,7 @@ use millrace_model::{
 use super::Input;
 use super::answer::{Failed, Outputs, Verdict, cut};
 use super::batcher::{Batch, behind, ordering};
+use super::breaker::{PROVEN_AFTER, Whose};
 use super::dead_letter::{self, Death};
 use super::planted::planted;
 use super::retry;
@@ -26,6 +27,11 @@ use crate::handler::{Cause, Decision, Failure};
 
 /// Dead letters of one commit are put into batches of about this size.
 const DEAD_LETTER_BATCH_BYTES: usize = 8 << 20;
+
+/// What is kept from being given up is tried again no sooner than this, whatever the policy says,
+const HELD_DELAY_MIN: Duration = Duration::from_secs(1);
+/// and no later: the revision may be proven meanwhile.
+const HELD_DELAY_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Everything that a decision hangs on.
 pub(crate) struct Settling<'a> {
@@ -42,6 +48,10 @@ pub(crate) struct Settling<'a> {
     pub(crate) decisions: &'a [Decision],
     /// What the revision's word is worth.
     pub(crate) word: Word,
+    /// Whose attempts there may have been before.
+    pub(crate) whose: Whose,
+    /// Whether what the error handler drops is dropped under the revision to go back to as well.
+    pub(crate) same_handler: bool,
     /// Whether a rejection of this class is one of those that are usual.
     pub(crate) excuses: &'a (dyn Fn(&str) -> bool + Sync),
     /// As it was before the batch.
@@ -75,7 +85,7 @@ pub(crate) struct Effects {
     pub(crate) counts: Counts,
     /// The places in the batch of the messages that are given up, ascending.
     pub(crate) given_up: Vec<usize>,
-    /// How many of them count against what a revision may give up that is not proven.
+    /// How many of them, and of those that are dropped, count against what a revision may give up that is not proven.
     pub(crate) given_up_unproven: u32,
     /// Offsets and reasons of messages that the error handler dropped.
     pub(crate) dropped: Vec<(Offset, String)>,
@@ -107,6 +117,8 @@ pub(crate) struct Counts {
 /// What becomes of one failed message.
 enum Fate {
     Retry(Duration),
+    /// It would be given up, but for the revision that is not proven.
+    Hold,
     DeadLetter,
     Drop(String),
     /// The current revision answers.
@@ -165,7 +177,11 @@ pub(crate) fn contradictions(
 ) -> u32 {
     let contradicts = |message: &usize| {
         let before = parked_before(batch, progress, *message);
-        before.is_some_and(|parked| parked.current_only && parked.revision == canary)
+        let failed_at = |parked: &Parked| {
+            let by = |attempt: &Attempt| attempt.revision == canary;
+            parked.revision == canary || parked.log.iter().any(by)
+        };
+        before.is_some_and(|parked| parked.current_only && failed_at(parked))
             && verdict
                 .failed
                 .iter()
@@ -281,25 +297,36 @@ impl Settling<'_> {
         if is_the_hosts || is_free {
             return fate;
         }
-        let took_the_call_down = !matches!(failed.cause, Cause::Retry | Cause::Reject);
         match (self.word, &fate) {
-            (Word::IsAskedAgain, Fate::Retry(_)) if !took_the_call_down => fate,
+            (Word::IsAskedAgain, Fate::Retry(_)) if !took_the_call_down(failed) => fate,
             (Word::IsAskedAgain, _) => Fate::AskAgain,
-            (Word::CountsFor(may), Fate::DeadLetter) => {
-                if failed.cause == Cause::Reject && (self.excuses)(&failed.class) {
+            (Word::CountsFor(may), Fate::DeadLetter | Fate::Drop(_)) => {
+                if self.is_free(&fate, failed) {
                     return fate;
                 }
                 let is_its_first = parked.own_attempts <= 1 && parked.attempts > 1;
-                let is_its_first = is_its_first && !planted!(FirstIsLast);
-                match given_up < may {
-                    true if !is_its_first => fate,
-                    true => Fate::Retry(retry::message_delay(&self.spec.retry, 1, rng)),
-                    // It waits until the revision is proven, or another one takes over.
-                    false => Fate::Retry(Duration::from_millis(self.spec.retry.delay_max_ms)),
+                if is_its_first && !planted!(FirstIsLast) {
+                    return Fate::Retry(retry::message_delay(&self.spec.retry, 1, rng));
+                }
+                // Nothing waits for ever: a topic on which nothing else comes would stand.
+                let has_waited = |since: Timestamp| since.after(PROVEN_AFTER) <= self.now;
+                match given_up < may || parked.held_since.is_some_and(has_waited) {
+                    true => fate,
+                    false => Fate::Hold,
                 }
             }
             _ => fate,
         }
+    }
+
+    /// Whether giving the message up is not the revision's doing: usual rejections, what the error handler drops under the one to go back to
+    /// as well, and what that one had failed at in the same way.
+    fn is_free(&self, fate: &Fate, failed: &Failed) -> bool {
+        let is_usual = || failed.cause == Cause::Reject && (self.excuses)(&failed.class);
+        let is_dropped =
+            || matches!(fate, Fate::Drop(_)) && self.same_handler && !took_the_call_down(failed);
+        let before = self.parked(failed.message);
+        is_usual() || is_dropped() || self.whose.back_failed_so(before, failed)
     }
 
     fn by_policy(&self, failed: &Failed, attempts: u32, rng: &mut fastrand::Rng) -> Fate {
@@ -398,6 +425,20 @@ impl<'a> Settler<'a> {
                     ..parked
                 });
             }
+            Fate::Hold => {
+                let delay = Duration::from_millis(settling.spec.retry.delay_max_ms);
+                self.effects.counts.retries += 1;
+                self.blocked.extend(ordering);
+                self.parked.push(Parked {
+                    due: Some(
+                        settling
+                            .now
+                            .after(delay.clamp(HELD_DELAY_MIN, HELD_DELAY_MAX)),
+                    ),
+                    held_since: parked.held_since.or(Some(settling.now)),
+                    ..parked
+                });
+            }
             Fate::Retry(delay) => {
                 let delay = retry::bounded(delay);
                 self.effects.counts.retries += 1;
@@ -407,8 +448,29 @@ impl<'a> Settler<'a> {
                     ..parked
                 });
             }
-            Fate::DeadLetter => self.die(failed, &parked),
-            Fate::Drop(reason) => self.effects.dropped.push((parked.offset, reason)),
+            Fate::DeadLetter => {
+                self.count(&Fate::DeadLetter, failed, &parked);
+                self.die(failed, &parked);
+            }
+            Fate::Drop(reason) => {
+                let fate = Fate::Drop(reason.clone());
+                self.count(&fate, failed, &parked);
+                self.effects.dropped.push((parked.offset, reason));
+            }
+        }
+    }
+
+    /// What is given up counts against a revision that is not proven, unless it had to end.
+    fn count(&mut self, fate: &Fate, failed: &Failed, parked: &Parked) {
+        let settling = self.settling;
+        let Word::CountsFor(may) = settling.word else {
+            return;
+        };
+        let is_the_hosts =
+            settling.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
+        let is_held = parked.held_since.is_some() && self.effects.given_up_unproven >= may;
+        if !is_the_hosts && !is_held && !settling.is_free(fate, failed) {
+            self.effects.given_up_unproven += 1;
         }
     }
 
@@ -436,12 +498,6 @@ impl<'a> Settler<'a> {
         dead_letter::write(columns, failed.message, &death, &mut self.dead);
         self.effects.counts.dead_letters += 1;
         self.effects.given_up.push(failed.message);
-        let is_usual = || failed.cause == Cause::Reject && (settling.excuses)(&failed.class);
-        let is_the_hosts =
-            settling.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
-        if matches!(settling.word, Word::CountsFor(_)) && !is_the_hosts && !is_usual() {
-            self.effects.given_up_unproven += 1;
-        }
         if self.dead.byte_count() >= DEAD_LETTER_BATCH_BYTES {
             self.close_dead_letters();
         }
@@ -533,9 +589,16 @@ fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) ->
     let attempts = before
         .map_or(0, |parked| parked.attempts)
         .saturating_add(u32::from(failed.cause != Cause::GivenUp));
+    // Of a processor of the same name that was deleted, the revision may have the same number.
+    let made_at = settling.whose.made_at;
+    let is_its_own = |parked: &Parked| {
+        let last = parked.log.last();
+        parked.revision == settling.revision && last.is_none_or(|last| last.at >= made_at)
+    };
     let own_before = before
-        .filter(|parked| parked.revision == settling.revision)
+        .filter(|parked| is_its_own(parked))
         .map_or(0, |parked| parked.own_attempts);
+    let held_since = before.filter(|parked| is_its_own(parked));
     let mut log = match before {
         Some(before) if !settling.is_short => before.log.clone(),
         _ => Vec::new(),
@@ -560,9 +623,15 @@ fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) ->
         revision: settling.revision,
         own_attempts: own_before.saturating_add(u32::from(failed.cause != Cause::GivenUp)),
         current_only: before.is_some_and(|parked| parked.current_only),
+        held_since: held_since.and_then(|parked| parked.held_since),
         first_failed_at: first_failed_at(before, settling.now),
         log,
     }
+}
+
+/// Whether the call did not return: that is not the component's decision.
+fn took_the_call_down(failed: &Failed) -> bool {
+    !matches!(failed.cause, Cause::Retry | Cause::Reject)
 }
 
 /// A reason that says what is missing: its end, and so many attempts before.

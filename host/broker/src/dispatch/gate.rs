@@ -48,6 +48,8 @@ pub(crate) struct Gate {
     alarms: Alarms,
     /// Whether the breaker is open; the truth is in `state`.
     open: AtomicBool,
+    /// Whether it is to be told what was processed; the truth is in `state`.
+    watched: AtomicBool,
     state: Mutex<State>,
     /// Changes when waiting workers should look again.
     changes: watch::Sender<u64>,
@@ -71,6 +73,8 @@ struct State {
     given_up: Option<GivenUp>,
     /// What the processor reads.
     inputs: Arc<[TopicPartition]>,
+    /// The revision that ran before, and how it did to the end.
+    before: Option<(u32, Record, bool)>,
 }
 
 struct Meters {
@@ -109,9 +113,11 @@ impl Gate {
     /// The gate of a canary: what the current revision rejects as well is nothing new, and if it opens the canary is withdrawn.
     pub(crate) fn of_canary(elder: &Arc<Self>, live: Arc<Live>) -> Self {
         let (clock, alarms) = (Arc::clone(&elder.clock), elder.alarms.clone());
+        // Nothing of what it processes proves it, nor is written down.
         let mut gate = Self::new(clock, alarms, live);
         gate.meters.open = Gauge::noop();
         gate.elder = Some(Arc::clone(elder));
+        gate.watched = AtomicBool::new(false);
         gate
     }
 
@@ -134,6 +140,7 @@ impl Gate {
             clock,
             alarms,
             open: AtomicBool::new(false),
+            watched: AtomicBool::new(breaker.is_watched()),
             state: Mutex::new(State {
                 live,
                 breaker,
@@ -143,6 +150,7 @@ impl Gate {
                 contradicted: 0,
                 given_up: None,
                 inputs: Arc::default(),
+                before: None,
             }),
             changes: watch::Sender::new(0),
             meters,
@@ -196,8 +204,11 @@ impl Gate {
     pub(crate) fn record(&self, revision: u32) -> Option<(Record, bool)> {
         let now = self.now();
         let state = self.state.lock();
-        let is_it = state.live.revision == revision;
-        is_it.then(|| (state.breaker.record(now), state.breaker.has_worked()))
+        if state.live.revision == revision {
+            return Some((state.breaker.record(now), state.breaker.has_worked()));
+        }
+        let before = state.before.as_ref().filter(|(of, ..)| *of == revision);
+        before.map(|(_, record, has_worked)| (record.clone(), *has_worked))
     }
 
     /// What was to be written down of the revision was not: it is said again.
@@ -211,11 +222,18 @@ impl Gate {
         let mut state = self.state.lock();
         if live.revision != state.live.revision {
             state.allowance.accept(None);
+            // What it did while the next one was made ready counts, too.
+            let (record, has_worked) = (state.breaker.record(now), state.breaker.has_worked());
+            state.before = Some((state.live.revision, record, has_worked));
+            if state.breaker.take_news() {
+                self.tell(&mut state);
+            }
         }
         state.live = Arc::clone(live);
         state.allowance.set(live.spec.dead_letters.clone());
         let policy = live.spec.breaker.clone();
         state.breaker.install(policy, &trial(live), now);
+        self.watch(&state);
         self.show(&state);
         drop(state);
         self.notify();
@@ -281,11 +299,31 @@ impl Gate {
         let was_open = breaker.trip().is_some();
         breaker.accept(allowance.accepted() > 0);
         let judgement = breaker.report(report, is_probe, now, rng);
-        if breaker.take_news(now) {
+        if self.elder.is_none() && breaker.take_news() {
             self.tell(&mut state);
         }
+        self.watch(&state);
         self.changed(was_open, is_probe, &mut state);
         judgement
+    }
+
+    /// So many messages of a batch were processed, and that is committed.
+    pub(crate) fn processed(&self, revision: u32, messages: u64) {
+        if messages == 0 || !self.watched.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = self.now();
+        let mut state = self.state.lock();
+        state.breaker.has_processed(revision, messages, now);
+        if self.elder.is_none() && state.breaker.take_news() {
+            self.tell(&mut state);
+        }
+        self.watch(&state);
+    }
+
+    fn watch(&self, state: &State) {
+        let watched = self.elder.is_none() && state.breaker.is_watched();
+        self.watched.store(watched, Ordering::Relaxed);
     }
 
     /// Has it written down how the revision does.
@@ -332,12 +370,19 @@ impl Gate {
         self.changed(was_open, false, &mut state);
     }
 
-    /// What the word of the current revision is worth. `Err` if it was not looked up yet what was given up before.
-    pub(crate) fn word(&self) -> Result<Word, NotLookedUp> {
+    /// What the word of a revision is worth. `Err` if it was not looked up yet what was given up before.
+    pub(crate) fn word(&self, revision: u32) -> Result<Word, NotLookedUp> {
         let now = self.now();
         let state = self.state.lock();
-        if !state.breaker.is_new(now) || state.allowance.accepted() > 0 {
+        if state.live.revision != revision {
+            return Ok(Word::CountsFor(0));
+        }
+        if !state.breaker.is_new(now) {
             return Ok(Word::Counts);
+        }
+        if state.inputs.is_empty() {
+            // It is not known yet where to look.
+            return Ok(Word::CountsFor(0));
         }
         let run = state.live.unproven_run;
         let known = state.given_up.filter(|known| known.run == run);
@@ -347,7 +392,9 @@ impl Gate {
         };
         let given_up = known.ok_or_else(not_looked_up)?.messages;
         let left = state.live.spec.dead_letters.unproven_max;
-        Ok(Word::CountsFor(left.saturating_sub(given_up)))
+        let accepted = u32::try_from(state.allowance.accepted()).unwrap_or(u32::MAX);
+        let left = left.saturating_sub(given_up).saturating_add(accepted);
+        Ok(Word::CountsFor(left))
     }
 
     /// The processor reads these.
@@ -364,21 +411,18 @@ impl Gate {
         }
     }
 
-    /// Takes so many messages to give up, if there may be as many.
-    pub(crate) fn take_unproven(&self, run: u32, messages: u32) -> bool {
+    /// Takes so many messages to give up, if there may be as many; how many of them count, for an operator has accepted the others.
+    pub(crate) fn take_unproven(&self, run: u32, messages: u32) -> Option<u32> {
         let mut state = self.state.lock();
         let unproven_max = state.live.spec.dead_letters.unproven_max;
-        match &mut state.given_up {
-            Some(known) if known.run == run => {
-                let then = known.messages.saturating_add(messages);
-                let may = then <= unproven_max;
-                if may {
-                    known.messages = then;
-                }
-                may
-            }
-            _ => false,
-        }
+        let accepted = u32::try_from(state.allowance.accepted()).unwrap_or(u32::MAX);
+        let count = messages.saturating_sub(accepted);
+        let known = state.given_up.as_mut().filter(|known| known.run == run)?;
+        let then = known.messages.saturating_add(count);
+        (then <= unproven_max).then(|| {
+            known.messages = then;
+            count
+        })
     }
 
     /// They were not given up after all.

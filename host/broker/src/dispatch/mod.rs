@@ -45,7 +45,7 @@ use millrace_model::{
 use crate::handler::{BatchHandler, FailureHandler};
 use crate::partitioner::Partitioner;
 
-use breaker::Back;
+use breaker::{Back, Whose};
 use shadow::Shadow;
 use sides::Canary;
 
@@ -53,8 +53,12 @@ use sides::Canary;
 pub(crate) struct Live {
     pub(crate) processor: ProcessorName,
     pub(crate) revision: u32,
+    /// When the processor was made.
+    pub(crate) made_at: Timestamp,
     /// The one to go back to from it.
     pub(crate) back: Option<Back>,
+    /// Revisions that stood still, were taken back or withdrawn: what they made messages wait for counts no longer.
+    pub(crate) voided: Vec<u32>,
     /// How it did, as far as it is written down.
     pub(crate) record: Record,
     /// Which run of revisions it belongs to that came one after the other without one of them being proven.
@@ -65,6 +69,17 @@ pub(crate) struct Live {
     pub(crate) handler: Arc<dyn BatchHandler>,
     pub(crate) failures: Option<Arc<dyn FailureHandler>>,
     pub(crate) outputs: OutputTopics,
+}
+
+impl Live {
+    /// Whose attempts at a message tell of what this one makes of it.
+    pub(crate) fn whose(&self) -> Whose {
+        Whose {
+            revision: self.revision,
+            back: self.back.as_ref().map(|back| back.revision),
+            made_at: self.made_at,
+        }
+    }
 }
 
 /// The topics that a processor may write to.

@@ -44,6 +44,12 @@ pub(crate) fn plant(rule: Option<Planted>) {
     BROKEN.set(rule);
 }
 
+/// Whether this thread breaks any.
+#[cfg(test)]
+pub(crate) fn is_any_broken() -> bool {
+    BROKEN.get().is_some()
+}
+
 #[cfg(test)]
 pub(crate) fn is_broken(rule: Planted) -> bool {
     BROKEN.get() == Some(rule)

@@ -150,6 +150,10 @@ struct Worker {
     revisions: (u32, Option<(u32, u32)>),
     /// Whose batch came last.
     side: Side,
+    /// Messages whose failures the breaker knows of, and that are called again because they could not be committed.
+    reported: HashSet<Offset>,
+    /// How long the current revision takes for a call at the most, of late; zero if it made none.
+    longest: Duration,
     /// The canary while there is one, for its breaker and to count both sides.
     canary: Option<Arc<Canary>>,
     /// The way to the shadow while there is one.
@@ -322,6 +326,8 @@ impl Worker {
             seen: Offset::default(),
             revisions: (0, None),
             side: Side::default(),
+            reported: HashSet::new(),
+            longest: Duration::ZERO,
             canary: None,
             echo: None,
             commits: 0,
@@ -396,6 +402,9 @@ impl Worker {
                     self.pieces.clear();
                     self.pace = Default::default();
                     self.backoff.reset();
+                    self.reported.clear();
+                    self.longest = Duration::ZERO;
+                    self.let_go(&command);
                 }
                 return Some(command);
             }

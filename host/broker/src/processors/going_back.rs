@@ -181,8 +181,7 @@ impl Broker {
                 begin_anew(revision, from, now);
             }
             revision.unproven_run = run;
-            // Another time: it is judged anew.
-            revision.record.stopped = None;
+            revision.record.begin_anew();
         }
         self.record(processor, ChangeKind::Rollback, target, Some(text));
     }

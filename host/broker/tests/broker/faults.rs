@@ -14,9 +14,10 @@ use millrace_engine::{
     TopicChange, TopicError, Transaction, TrimError, Watch,
 };
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
+use millrace_model::processor::Order;
 use millrace_model::{
-    Clock, Digest, Offset, PartitionId, ProducerId, Progress, RecordBatch, SystemClock, Timestamp,
-    Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Clock, Digest, Offset, PartitionId, ProcessorSpec, ProducerId, Progress, RecordBatch,
+    SystemClock, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -414,30 +415,36 @@ async fn a_worker_that_cannot_begin_does_not_hold_up_the_deployment_that_dismiss
 /// The host ended with both messages in flight. The first one is called alone and waits for its retry, the second one behind it.
 #[tokio::test]
 async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
-    let rig = Rig::start(1).await;
-    rig.produce(&[("a", "a1"), ("a", "a2")]).await;
-    let partition = rig.broker.topic(&topic("in")).unwrap();
-    let partition = partition.partition(PartitionId(0)).unwrap();
-    let lease = rig.engine.claim("p", partition).await.unwrap();
-    let progress = Progress {
-        first_call: Some(Offset(2)),
-        ..Progress::default()
-    };
-    let marked = Transaction {
-        progress: Some(ProgressWrite {
-            lease,
-            progress: progress.into(),
-        }),
-        ..Transaction::default()
-    };
-    rig.engine.commit(marked).await.unwrap();
-    let handler = per_message(|batch, message| match batch.attempts[message] {
-        1 if text(batch.value(message)) == "a1" => Say::Retry(Some(50)),
-        _ => Say::Pass,
-    });
-    let module = rig.upload_handler("m", handler).await;
-    rig.deploy(spec(module)).await;
-    rig.hold("out", &["a1", "a2"]).await;
+    for order in [Order::Key, Order::Partition] {
+        let rig = Rig::start(1).await;
+        rig.produce(&[("a", "a1"), ("a", "a2")]).await;
+        let partition = rig.broker.topic(&topic("in")).unwrap();
+        let partition = partition.partition(PartitionId(0)).unwrap();
+        let lease = rig.engine.claim("p", partition).await.unwrap();
+        let progress = Progress {
+            first_call: Some(Offset(2)),
+            ..Progress::default()
+        };
+        let marked = Transaction {
+            progress: Some(ProgressWrite {
+                lease,
+                progress: progress.into(),
+            }),
+            ..Transaction::default()
+        };
+        rig.engine.commit(marked).await.unwrap();
+        let handler = per_message(|batch, message| match batch.attempts[message] {
+            1 if text(batch.value(message)) == "a1" => Say::Retry(Some(50)),
+            _ => Say::Pass,
+        });
+        let module = rig.upload_handler("m", handler).await;
+        let in_order = ProcessorSpec {
+            order,
+            ..spec(module)
+        };
+        rig.deploy(in_order).await;
+        rig.hold("out", &["a1", "a2"]).await;
+    }
 }
 
 #[tokio::test]

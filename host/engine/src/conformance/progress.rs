@@ -27,6 +27,7 @@ pub(super) fn with_parked(next: u64, parked: usize) -> Progress {
         revision: 2,
         own_attempts: 1,
         current_only: offset % 2 == 1,
+        held_since: None,
         first_failed_at: Timestamp(7),
         log: vec![Attempt {
             at: Timestamp(9),

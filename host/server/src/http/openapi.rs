@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "the shapes are read by the derive only")]
 
 mod finish;
+mod revisions;
 
 use axum::Json;
 use utoipa::{OpenApi, ToSchema};
 
 use self::finish::Finish;
+use self::revisions::RevisionSchema;
 use super::{
     backup, consumers, consuming, damage, dead_letters, delays, deploying, fetch, fetch_all,
     health, history, host, lifetime, lookups, modules, parked, processors, produce, replays,
@@ -218,7 +220,7 @@ pub(super) struct BreakerStatusSchema {
 /// A revision's spec, with modules by digest.
 #[derive(ToSchema)]
 #[schema(as = ProcessorSpec)]
-struct ProcessorSpecSchema {
+pub(super) struct ProcessorSpecSchema {
     topics: Vec<String>,
     module: String,
     output: Option<String>,
@@ -236,75 +238,13 @@ struct ProcessorSpecSchema {
     hops_max: Option<u32>,
 }
 
-#[derive(ToSchema)]
-#[schema(as = Revision)]
-struct RevisionSchema {
-    number: u32,
-    spec: ProcessorSpecSchema,
-    /// Milliseconds since the Unix epoch.
-    deployed_at: u64,
-    /// Who deployed it, as far as they said.
-    deployed_by: Option<String>,
-    /// The revision that it took over from.
-    predecessor: Option<u32>,
-    /// Whether it was never the current one.
-    trial: Option<bool>,
-    /// What the host did with it by itself, and why.
-    note: Option<String>,
-    /// The number of the run that it belongs to: of revisions that came one after the other without one of them being proven.
-    unproven_run: u32,
-    /// What the host has yet to send again of what it gave up; absent if nothing.
-    redrive_due: Option<RedriveDueSchema>,
-    record: RecordSchema,
-}
-
-/// Dead letters that the host sends again by itself: of these revisions up to the one that it is said of.
-#[derive(ToSchema)]
-#[schema(as = RedriveDue)]
-struct RedriveDueSchema {
-    /// The first revision.
-    from: u32,
-    /// Of letters that died at this time or later, in milliseconds since the Unix epoch.
-    since: u64,
-}
-
-/// How a revision did.
-#[derive(ToSchema)]
-#[schema(as = RevisionRecord)]
-struct RecordSchema {
-    /// When it processed its first message; absent if it never did.
-    worked_at: Option<u64>,
-    /// Whether it has processed enough for its failures to be the messages'.
-    proven: bool,
-    /// Why it stood still when another revision took over; absent if it did not.
-    stopped: Option<StoppedSchema>,
-    /// As the how-manyeth of them it was left, when that came about last; absent if it never was.
-    left_as: Option<u32>,
-    /// What it rejected as a matter of course; absent if nothing.
-    rejections: Option<Vec<RejectionsSchema>>,
-}
-
-#[derive(ToSchema)]
-#[schema(as = Stopped)]
-struct StoppedSchema {
-    /// What its failures were like; absent where the component said that something outside is down.
-    class: Option<String>,
-    text: String,
-}
-
-#[derive(ToSchema)]
-#[schema(as = Rejections)]
-struct RejectionsSchema {
-    class: String,
-    /// Of a million messages so many.
-    per_million: u32,
-}
-
 /// A processor and its revisions.
 #[derive(ToSchema)]
 #[schema(as = Processor)]
 pub(super) struct ProcessorSchema {
     name: String,
+    /// When it was made, in milliseconds since the Unix epoch; 0 if a host made it that did not write that down.
+    made_at: u64,
     /// The number of the revision that takes the next batch.
     current: u32,
     paused: bool,

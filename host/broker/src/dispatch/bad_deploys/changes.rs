@@ -17,7 +17,12 @@ impl World {
                         }
                     }
                 }
-                Wanted::Withdraw { .. } => {
+                Wanted::Withdraw { why } => {
+                    let is_well = self.natures.get(&alarm.revision) == Some(&Nature::Well);
+                    assert!(
+                        !is_well || self.had_outage || !why.contains("would have given up"),
+                        "a canary that is well was withdrawn: {why}"
+                    );
                     if self
                         .canary
                         .as_ref()
@@ -37,7 +42,7 @@ impl World {
                     };
                     bad.note = Some("taken back".to_owned());
                     self.go_back(to);
-                    let worked = to == 1 || self.processed.contains_key(&to);
+                    let worked = self.worked.contains(&to);
                     assert!(worked, "back to {to}, which never processed a message");
                 }
             }
@@ -57,14 +62,14 @@ impl World {
             .iter_mut()
             .filter(|r| r.number == to)
         {
-            target.record.stopped = None;
+            target.record.begin_anew();
             target.unproven_run = run;
         }
         self.install();
     }
 
     pub(super) fn leave(&mut self) {
-        if self.is_proven(self.processor.current) {
+        if self.proven_anew.contains(&self.processor.current) {
             self.given_up = 0;
         }
         let noted = self.gate.record(self.processor.current);
@@ -77,7 +82,17 @@ impl World {
         self.gate.install(&self.live);
         self.row = Default::default();
         self.excused = 0;
-        self.parts.iter_mut().for_each(|part| part.alone = 0);
+        self.processed.remove(&self.live.revision);
+        self.proven_anew.remove(&self.live.revision);
+        let (now, live) = (self.now(), Arc::clone(&self.live));
+        for part in &mut self.parts {
+            part.alone = 0;
+            for parked in &mut part.progress.parked {
+                if batcher::waits_in_vain(parked, live.revision, &live.voided, now) {
+                    parked.due = Some(now);
+                }
+            }
+        }
     }
 
     pub(super) fn end_canary(&mut self) {
@@ -123,6 +138,10 @@ impl World {
 
     pub(super) fn deploy(&mut self) {
         let nature = self.nature();
+        self.deploy_as(nature);
+    }
+
+    pub(super) fn deploy_as(&mut self, nature: Nature) {
         self.leave();
         let number = self.add(nature, false);
         self.what.push(format!("deploy {number} {nature:?}"));
@@ -166,10 +185,7 @@ impl World {
             .filter(|r| r.number == number)
         {
             promoted.trial = false;
-            promoted.record = Record {
-                rejections: promoted.record.rejections.clone(),
-                ..Record::default()
-            };
+            promoted.record = Record::default();
             promoted.unproven_run = since;
         }
         self.end_canary();
@@ -180,6 +196,7 @@ impl World {
     /// The host starts again: what is not in the catalogue or in progress is gone.
     pub(super) fn start(&mut self) {
         self.what.push("start".to_owned());
+        self.parts.iter_mut().for_each(|part| part.flight = None);
         while self.alarms.try_recv().is_ok() {}
         self.live = live(&self.processor, self.processor.current);
         let clock: Arc<dyn Clock> = self.clock.clone();

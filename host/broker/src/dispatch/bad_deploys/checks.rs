@@ -60,6 +60,7 @@ impl World {
         before: &Progress,
     ) {
         let current = live.revision;
+        let mut unexplained = 0;
         let dropped: HashSet<u64> = effects.dropped.iter().map(|(offset, _)| offset.0).collect();
         if batch.side == Side::Canary {
             assert!(
@@ -72,12 +73,6 @@ impl World {
                 .failed
                 .iter()
                 .find(|failed| failed.message == message);
-            if failed.is_none() && batch.side == Side::Current {
-                let now = self.now();
-                let (first, count) = self.processed.entry(current).or_default();
-                first.get_or_insert(now);
-                *count += 1;
-            }
             let after = effects.progress.parked.iter();
             let after = { after }.find(|parked| parked.offset == *offset);
             let stays = after.is_some();
@@ -94,13 +89,8 @@ impl World {
             }
             if gives_up {
                 let failed = failed.expect("what is given up has failed");
-                self.gave_up(
-                    part,
-                    offset.0,
-                    failed,
-                    live,
-                    parked_before(batch, before, message).is_some(),
-                );
+                let parked = parked_before(batch, before, message);
+                unexplained += u32::from(!self.gave_up(part, offset.0, failed, live, parked));
             }
             if stays {
                 continue;
@@ -114,16 +104,31 @@ impl World {
                 offset.0
             );
         }
+        if batch.side == Side::Current {
+            self.processed(current, effects.counts.ok);
+        }
+        assert!(
+            unexplained <= effects.given_up_unproven,
+            "{unexplained} messages were given up, and {} counted",
+            effects.given_up_unproven
+        );
+        self.given_up += u64::from(effects.given_up_unproven);
+        let (count, most) = (self.given_up, number("messages that revisions give up"));
+        assert!(
+            count <= most,
+            "{count} messages were given up by revisions of which none was proven"
+        );
     }
 
+    /// A message was given up: whether that was none of the revision's doing.
     pub(super) fn gave_up(
         &mut self,
         part: usize,
         offset: u64,
         failed: &Failed,
         live: &Arc<Live>,
-        retried: bool,
-    ) {
+        before: Option<&Parked>,
+    ) -> bool {
         let number_of = live.revision;
         let own = self.attempts[&(part, offset, number_of)];
         let all: u32 = self
@@ -139,51 +144,58 @@ impl World {
                 "given up after {own} attempts of revision {number_of}"
             );
         }
-        let is_good = self.parts[part].messages[offset as usize] == Kind::Good;
-        let is_usual = self.is_usual(number_of, &failed.class);
-        if failed.cause == Cause::Reject {
-            let classes = self.rejected.entry(number_of).or_default();
-            classes.insert(failed.class.clone());
+        if self.proven.contains(&number_of) || live.back.is_none() {
+            return true;
         }
-        if failed.class == "usual" && is_good && !self.is_proven(number_of) {
-            self.excused += 1;
+        let log = before.map_or(&[][..], |parked| &parked.log);
+        let mut by_back = log.iter().rev();
+        let back = live.back.as_ref().map(|back| back.revision);
+        let by_back = by_back.find(|attempt| Some(attempt.revision) == back);
+        if by_back.is_some_and(|attempt| attempt.class == failed.class) {
+            return true;
+        }
+        let hour = Duration::from_secs(60 * number("or so many minutes"));
+        let since = before.and_then(|parked| parked.held_since);
+        if since.is_some_and(|since| since.after(hour) <= self.now()) {
+            return true;
+        }
+        let is_good = self.parts[part].messages[offset as usize] == Kind::Good;
+        if failed.class == "usual" {
+            self.excused += u64::from(is_good);
             assert!(
                 self.excused < 12,
                 "ever more is rejected as if it were usual"
             );
+            return true;
         }
-        if self.is_proven(number_of) || live.back.is_none() || is_usual {
-            return;
+        let mut proven = self.proven.iter();
+        let rejects = |of: &u32| matches!(self.natures[of], Nature::Fails(Cause::Reject, _));
+        if failed.class == "new" && proven.any(rejects) {
+            // Usual by now, at whatever share that one had.
+            return true;
         }
         assert!(
-            !retried || own > 1 || own == all,
+            before.is_none() || own > 1 || own == all,
             "the first failure of revision {number_of} was the last"
         );
-        self.given_up += 1;
-        let (count, most) = (self.given_up, number("messages that revisions give up"));
-        assert!(
-            count <= most,
-            "{count} messages were given up by revisions of which none was proven"
-        );
+        false
     }
 
-    /// As the page says, whatever the rules make of it.
-    pub(super) fn is_proven(&self, number_of: u32) -> bool {
+    /// So many messages were processed, and that is committed.
+    fn processed(&mut self, revision: u32, messages: u64) {
+        if messages == 0 || self.live.revision != revision || self.gate.is_open() {
+            return;
+        }
+        let now = self.now();
+        self.worked.insert(revision);
+        let (first, count) = self.processed.entry(revision).or_default();
+        let first = *first.get_or_insert(now);
+        *count += messages;
         let hour = Duration::from_secs(60 * number("or so many minutes"));
-        let enough = |(first, count): &(Option<Timestamp>, u64)| {
-            *count >= number("a revision is proven once")
-                || first.is_some_and(|first| first.after(hour) <= self.now())
-        };
-        number_of == 1 || self.processed.get(&number_of).is_some_and(enough)
-    }
-
-    /// Whether a revision that is proven rejects under this class, too.
-    pub(super) fn is_usual(&self, number_of: u32, class: &str) -> bool {
-        let mut others = self
-            .rejected
-            .iter()
-            .filter(|(other, _)| **other != number_of);
-        class == "usual"
-            || others.any(|(other, classes)| self.is_proven(*other) && classes.contains(class))
+        let in_time = first.after(hour) <= now && *count >= number("and as many messages");
+        if in_time || *count >= number("a revision is proven once") {
+            self.proven.insert(revision);
+            self.proven_anew.insert(revision);
+        }
     }
 }

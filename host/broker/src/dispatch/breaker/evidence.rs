@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use millrace_model::{Offset, Parked, TopicPartition};
+use millrace_model::{Attempt, Offset, Parked, Timestamp, TopicPartition};
 
-use super::{Back, Breaker, Now, Open};
+use super::{Breaker, Now, Open};
 use crate::dispatch::answer::Failed;
 use crate::dispatch::planted::planted;
 use crate::handler::Cause;
@@ -64,24 +64,46 @@ pub(crate) enum Says {
     Settled,
 }
 
-/// What a failure says of a revision: nothing, if the message failed so before, under the same revision or the one to go back to.
-pub(crate) fn says(
-    before: Option<&Parked>,
-    failed: &Failed,
-    revision: u32,
-    back: Option<&Back>,
-) -> Says {
-    if planted!(FirstAttemptsOnly) && before.is_some_and(|parked| parked.attempts > 0) {
-        return Says::Nothing;
+/// Whose attempts at a message are those of others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Whose {
+    /// The revision that made the latest one.
+    pub(crate) revision: u32,
+    /// The one to go back to.
+    pub(crate) back: Option<u32>,
+    /// When the processor was made: before, its revisions were another one's.
+    pub(crate) made_at: Timestamp,
+}
+
+impl Whose {
+    /// Whether the message's last attempt by one of these failed in the same way.
+    fn failed_so(
+        &self,
+        before: Option<&Parked>,
+        failed: &Failed,
+        by: impl Fn(u32) -> bool,
+    ) -> bool {
+        let log = before.map_or(&[][..], |parked| &parked.log);
+        let is_theirs = |attempt: &&Attempt| attempt.at >= self.made_at && by(attempt.revision);
+        let last = log.iter().rfind(is_theirs);
+        last.is_some_and(|last| last.class == failed.class)
     }
-    let back = back.map(|back| back.revision);
-    let log = before.map_or(&[][..], |parked| &parked.log);
-    let last = log
-        .iter()
-        .rfind(|attempt| attempt.revision == revision || Some(attempt.revision) == back);
-    match last.is_some_and(|last| last.class == failed.class) {
-        true => Says::Nothing,
-        false => Says::News,
+
+    /// Whether the revision to go back to had failed at the message in the same way.
+    pub(crate) fn back_failed_so(&self, before: Option<&Parked>, failed: &Failed) -> bool {
+        self.failed_so(before, failed, |by| Some(by) == self.back)
+    }
+
+    /// What a failure says of the revision: nothing, if the message failed so before, under it or under the one to go back to.
+    pub(crate) fn says(&self, before: Option<&Parked>, failed: &Failed) -> Says {
+        if planted!(FirstAttemptsOnly) && before.is_some_and(|parked| parked.attempts > 0) {
+            return Says::Nothing;
+        }
+        let by = |by| by == self.revision || Some(by) == self.back;
+        match self.failed_so(before, failed, by) {
+            true => Says::Nothing,
+            false => Says::News,
+        }
     }
 }
 
@@ -126,11 +148,16 @@ impl Breaker {
             .collect();
         self.window
             .mixed(good, &evidence, now.monotonic, span, &self.policy);
-        let said = report.failed.iter().zip(report.says);
-        let repeated = said.clone().filter(|(_, says)| **says == Says::Nothing);
-        let fresh = said.filter(|(_, says)| **says != Says::Nothing);
-        let fresh: Vec<&Failed> = fresh.map(|(failed, _)| failed).collect();
-        let messages = report.offsets.len() - repeated.count();
+        // What was known is not there again, and what the error handler settles is no rejection.
+        let (mut repeated, mut fresh) = (0, Vec::new());
+        for (failed, says) in report.failed.iter().zip(report.says) {
+            match says {
+                Says::News => fresh.push((failed.message - repeated, failed)),
+                Says::Nothing => repeated += 1,
+                Says::Settled => {}
+            }
+        }
+        let messages = report.offsets.len() - repeated;
         self.usual.note(messages, &fresh, percent);
         self.follow_run(report, now);
     }

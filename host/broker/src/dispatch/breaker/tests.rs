@@ -68,6 +68,7 @@ impl Bench {
             revision,
             back: Some(Back {
                 revision: self.revision,
+                same_handler: true,
                 usual: record.rejections.clone(),
                 record,
             }),
@@ -100,8 +101,14 @@ impl Bench {
             failed,
             says,
         };
-        self.breaker
-            .report(&report, probe, at(self.now_ms), &mut self.rng)
+        let now = at(self.now_ms);
+        let judgement = self.breaker.report(&report, probe, now, &mut self.rng);
+        if judgement == Judgement::Settle {
+            // It is committed.
+            let processed = report.processed();
+            self.breaker.has_processed(self.revision, processed, now);
+        }
+        judgement
     }
 
     fn good(&mut self, count: usize) -> Judgement {
@@ -447,11 +454,79 @@ fn slow_traffic_and_idle_hours_prove_nothing_and_an_hour_of_work_does() {
         assert!(messages < 60, "it is seen within an hour");
     }
     assert_eq!(bench.reason().map(Reason::as_str), Some("bad-deploy"));
+    // One message, and then nothing all night.
     bench.swap(3);
     bench.good(1);
+    bench.now_ms += 8 * 3_600_000;
+    bench.part(9, 0..9, Cause::Trap);
+    assert_eq!(bench.reason().map(Reason::as_str), Some("bad-deploy"));
+    bench.swap(4);
+    bench.good(PROVEN_LEAST as usize - 1);
     bench.now_ms += 3_600_000;
+    bench.good(1);
     bench.part(9, 0..9, Cause::Trap);
     assert_eq!(bench.reason(), Some(Reason::PoisonFlood));
+}
+
+#[test]
+fn a_start_of_the_host_takes_nothing_away_from_a_proof() {
+    for (before, after) in [(900, 100), (PROVEN_LEAST as usize - 1, 1)] {
+        let mut bench = Bench::new();
+        bench.swap(2);
+        bench.good(before);
+        let mut record = bench.breaker.record(at(bench.now_ms));
+        assert!(!record.proven);
+        record.worked_at = Some(at(0).wall);
+        let back = bench.breaker.back.clone();
+        let trial = Trial {
+            revision: 2,
+            back,
+            record,
+        };
+        bench.now_ms += 3_600_000;
+        let now = at(bench.now_ms);
+        bench.breaker = Breaker::new(BreakerPolicy::default(), &trial, now);
+        assert!(!bench.breaker.record(now).proven);
+        bench.good(after);
+        assert!(bench.breaker.record(now).proven, "{before}");
+    }
+}
+
+#[test]
+fn what_the_error_handler_drops_is_no_rejection() {
+    let mut bench = Bench::new();
+    let rejects = |count: usize| -> Vec<Failed> {
+        let rejected = (0..count).map(|m| failed(m, Cause::Reject, "spam"));
+        rejected.collect()
+    };
+    for _ in 0..50 {
+        bench.batch(25, &rejects(1), false);
+    }
+    bench.swap(2);
+    for round in 0..20 {
+        let offsets: Vec<Offset> = (0..25).map(|m| Offset(10_000 + round * 25 + m)).collect();
+        bench.again(&offsets, &rejects(25), &[Says::Settled; 25], false);
+        assert_eq!(bench.reason(), None);
+    }
+}
+
+#[test]
+fn a_class_of_which_there_was_too_much_is_usual_no_more() {
+    let mut bench = Bench::new();
+    let bad = failed(0, Cause::Reject, "bad-route");
+    for _ in 0..50 {
+        bench.batch(25, std::slice::from_ref(&bad), false);
+    }
+    bench.swap(2);
+    assert!(bench.breaker.excuses("bad-route"));
+    while bench.reason().is_none() {
+        bench.batch(1, std::slice::from_ref(&bad), false);
+    }
+    bench.probe();
+    bench.batch(1, &[], true);
+    assert!(bench.reason().is_none() && !bench.breaker.excuses("bad-route"));
+    let record = bench.breaker.record(at(bench.now_ms));
+    assert_eq!(record.doubted, ["bad-route"]);
 }
 
 #[test]
@@ -477,18 +552,21 @@ fn a_canary_that_hangs_or_is_wrong_is_out() {
 #[test]
 fn what_is_to_be_written_down_is_said_once() {
     let mut bench = Bench::new();
-    assert!(!bench.breaker.take_news(at(0)));
+    assert!(!bench.breaker.take_news());
     bench.good(1);
-    assert!(bench.breaker.take_news(at(0)) && !bench.breaker.take_news(at(0)));
-    bench.good(998);
-    assert!(!bench.breaker.take_news(at(0)));
+    assert!(bench.breaker.take_news() && !bench.breaker.take_news());
+    bench.good(248);
+    assert!(!bench.breaker.take_news());
+    bench.good(750);
+    assert!(bench.breaker.take_news() && !bench.breaker.take_news());
+    assert!(!bench.breaker.record(at(0)).proven);
     bench.good(1);
-    assert!(bench.breaker.take_news(at(0)) && !bench.breaker.take_news(at(0)));
+    assert!(bench.breaker.take_news() && !bench.breaker.take_news());
     assert!(bench.breaker.record(at(0)).proven);
     bench.batch(1, &[failed(0, Cause::Reject, "odd")], false);
-    assert!(bench.breaker.take_news(at(0)), "a class that it rejects");
+    assert!(bench.breaker.take_news(), "a class that it rejects");
     bench.breaker.not_written();
-    assert!(bench.breaker.take_news(at(0)) && !bench.breaker.take_news(at(0)));
+    assert!(bench.breaker.take_news() && !bench.breaker.take_news());
 }
 
 #[test]

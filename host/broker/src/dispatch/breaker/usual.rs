@@ -2,7 +2,7 @@
 //! cumulative sum of log-likelihood ratios between its usual share and one halfway to all (E. S. Page, "Continuous inspection
 //! schemes", Biometrika 41, 1954). It goes by messages, so that slow and fast traffic are judged alike.
 
-use millrace_model::Rejections;
+use millrace_model::{Record, Rejections};
 
 use super::super::answer::Failed;
 use crate::handler::Cause;
@@ -15,7 +15,7 @@ const LIMIT: f64 = 14.0;
 const DOUBT: f64 = 5.0;
 /// Shares are those of about so many latest messages.
 const MEASURED_MESSAGES: u64 = 100_000;
-/// What is written down stands for so many messages.
+/// What is written down stands for so many messages at the most.
 const WRITTEN_MESSAGES: u64 = 1_000;
 const MILLION: f64 = 1_000_000.0;
 /// A usual share is taken to be within these: nothing is certain.
@@ -27,8 +27,12 @@ const SHARE_MAX: f64 = 0.98;
 pub(super) struct Usual {
     usual: Vec<Class>,
     own: Vec<(String, u64)>,
-    /// Messages of which `own` are some.
+    /// Messages of which `own` are some: the latest.
     all: u64,
+    /// All that it was asked about.
+    total: u64,
+    /// Classes of which there were so many that they are not usual any more.
+    doubted: Vec<String>,
 }
 
 /// A class that is usual.
@@ -39,21 +43,22 @@ struct Class {
     sum: f64,
     /// Rejections since the sum was zero.
     seen: u32,
+    /// How many of them there were at the most while there were clearly too many.
+    too_many: Option<u32>,
 }
 
 impl Usual {
-    /// Of a revision that was written down to reject so much itself.
-    pub(super) fn of(own: &[Rejections]) -> Self {
-        let count =
-            |one: &Rejections| u64::from(one.per_million) * WRITTEN_MESSAGES / MILLION as u64;
+    /// Of a revision of which so much is written down.
+    pub(super) fn of(record: &Record) -> Self {
+        let all = u64::from(record.measured).min(WRITTEN_MESSAGES);
+        let count = |one: &Rejections| u64::from(one.per_million) * all / MILLION as u64;
+        let own = record.rejections.iter().take(KNOWN_REJECTIONS_MAX);
         Self {
             usual: Vec::new(),
-            own: own
-                .iter()
-                .take(KNOWN_REJECTIONS_MAX)
-                .map(|one| (one.class.clone(), count(one)))
-                .collect(),
-            all: if own.is_empty() { 0 } else { WRITTEN_MESSAGES },
+            own: own.map(|one| (one.class.clone(), count(one))).collect(),
+            all,
+            total: record.measured.into(),
+            doubted: record.doubted.clone(),
         }
     }
 
@@ -71,6 +76,7 @@ impl Usual {
                         share,
                         sum: 0.0,
                         seen: 0,
+                        too_many: None,
                     });
                 }
                 None => {}
@@ -79,13 +85,31 @@ impl Usual {
     }
 
     pub(super) fn knows(&self, class: &str) -> bool {
-        self.usual.iter().any(|known| known.class == class)
+        let is_usual = self.usual.iter().any(|known| known.class == class);
+        is_usual && !self.doubted.iter().any(|doubted| doubted == class)
     }
 
     /// Whether a rejection of this class is one of those that are usual: there are not clearly more of them.
     pub(super) fn excuses(&self, class: &str) -> bool {
         let known = self.usual.iter().find(|known| known.class == class);
-        known.is_some_and(|known| known.sum < DOUBT)
+        known.is_some_and(|known| known.sum < DOUBT) && self.knows(class)
+    }
+
+    /// This class is not usual any more for the revision that runs.
+    pub(super) fn doubt(&mut self, class: &str) {
+        if self.knows(class) && self.doubted.len() < KNOWN_REJECTIONS_MAX {
+            self.doubted.push(class.to_owned());
+        }
+    }
+
+    /// The classes that are not usual any more.
+    pub(super) fn doubted(&self) -> &[String] {
+        &self.doubted
+    }
+
+    /// Of how many messages it is known what of them was rejected.
+    pub(super) fn measured(&self) -> u32 {
+        u32::try_from(self.total).unwrap_or(u32::MAX)
     }
 
     /// What the revision that runs rejects itself.
@@ -104,12 +128,18 @@ impl Usual {
         self.own.len()
     }
 
-    /// So many messages were decided, and these failed.
-    pub(super) fn note(&mut self, messages: usize, failed: &[&Failed], failed_percent: u32) {
+    /// So many messages were decided, and these failed: their places among them, ascending.
+    pub(super) fn note(
+        &mut self,
+        messages: usize,
+        failed: &[(usize, &Failed)],
+        failed_percent: u32,
+    ) {
         self.all += messages as u64;
-        let rejected = || failed.iter().filter(|f| f.cause == Cause::Reject);
+        self.total += messages as u64;
+        let rejected = || failed.iter().filter(|(_, f)| f.cause == Cause::Reject);
         let mut room = KNOWN_REJECTIONS_MAX.saturating_sub(self.own.len());
-        for one in rejected() {
+        for (_, one) in rejected() {
             match self.own.iter_mut().find(|(class, _)| *class == one.class) {
                 Some((_, count)) => *count += 1,
                 None if room > 0 => {
@@ -122,22 +152,33 @@ impl Usual {
         if self.all > MEASURED_MESSAGES {
             self.all /= 2;
             self.own.iter_mut().for_each(|(_, count)| *count /= 2);
+            // Classes that came once make room for those that come again.
+            self.own.retain(|(_, count)| *count > 0);
         }
         for class in &mut self.usual {
-            let count = rejected().filter(|f| f.class == class.class).count();
-            class.note(messages - count, count, failed_percent);
+            let mut next = 0;
+            for (place, one) in rejected() {
+                if one.class != class.class {
+                    continue;
+                }
+                class.others(place - next, failed_percent);
+                class.rejected(failed_percent);
+                next = place + 1;
+            }
+            class.others(messages - next, failed_percent);
         }
     }
 
     /// The class of which there is clearly more than usual, and what is to be said of it.
     pub(super) fn too_many(&self, failures_min: u32) -> Option<(String, String)> {
-        let is = |class: &&Class| class.sum >= LIMIT && class.seen >= failures_min;
-        self.usual.iter().find(is).map(|class| {
+        let seen = |class: &Class| class.too_many.filter(|seen| *seen >= failures_min);
+        let mut classes = self
+            .usual
+            .iter()
+            .filter_map(|class| Some((class, seen(class)?)));
+        classes.next().map(|(class, seen)| {
             let usual = class.share * 100.0;
-            let text = format!(
-                "{} messages, where {usual:.1} in a hundred are usual,",
-                class.seen
-            );
+            let text = format!("{seen} messages, where {usual:.1} in a hundred are usual,");
             (class.class.clone(), text)
         })
     }
@@ -145,24 +186,35 @@ impl Usual {
     /// Judges anew.
     pub(super) fn forget(&mut self) {
         for class in &mut self.usual {
-            (class.sum, class.seen) = (0.0, 0);
+            (class.sum, class.seen, class.too_many) = (0.0, 0, None);
         }
     }
 }
 
 impl Class {
-    fn note(&mut self, others: usize, rejected: usize, failed_percent: u32) {
-        if rejected == 0 && self.sum <= 0.0 {
+    /// The share that would be too much.
+    fn more(&self, failed_percent: u32) -> f64 {
+        let percent = (f64::from(failed_percent) / 100.0).min(0.99);
+        self.share + (1.0 - self.share) * percent
+    }
+
+    fn others(&mut self, count: usize, failed_percent: u32) {
+        if count == 0 || self.sum <= 0.0 {
             return;
         }
-        let usual = self.share;
-        let more = usual + (1.0 - usual) * (f64::from(failed_percent) / 100.0).min(0.99);
-        self.sum += others as f64 * ((1.0 - more) / (1.0 - usual)).ln();
+        let more = self.more(failed_percent);
+        self.sum += count as f64 * ((1.0 - more) / (1.0 - self.share)).ln();
         if self.sum <= 0.0 {
             (self.sum, self.seen) = (0.0, 0);
         }
-        self.sum += rejected as f64 * (more / usual).ln();
-        self.seen = self.seen.saturating_add(rejected as u32);
+    }
+
+    fn rejected(&mut self, failed_percent: u32) {
+        self.sum += (self.more(failed_percent) / self.share).ln();
+        self.seen = self.seen.saturating_add(1);
+        if self.sum >= LIMIT {
+            self.too_many = self.too_many.max(Some(self.seen));
+        }
     }
 }
 
@@ -194,7 +246,7 @@ mod tests {
         let mut usual = usual(per_hundred);
         (1..1_000)
             .find(|_| {
-                usual.note(1, &[&rejected(0)], 50);
+                usual.note(1, &[(0, &rejected(0))], 50);
                 usual.too_many(5).is_some()
             })
             .expect("it is seen")
@@ -209,7 +261,7 @@ mod tests {
     fn a_batch_that_is_rejected_as_a_whole_is_seen_at_once() {
         let mut usual = usual(4);
         let failed: Vec<Failed> = (0..25).map(rejected).collect();
-        let failed: Vec<&Failed> = failed.iter().collect();
+        let failed: Vec<(usize, &Failed)> = failed.iter().map(|f| (f.message, f)).collect();
         assert!(usual.excuses("bad") && !usual.excuses("worse"));
         usual.note(25, &failed, 50);
         assert!(!usual.excuses("bad"));
@@ -222,14 +274,19 @@ mod tests {
     fn what_was_measured_is_what_is_usual_for_the_next() {
         let mut first = Usual::default();
         for _ in 0..50 {
-            first.note(25, &[&rejected(3)], 50);
+            first.note(25, &[(3, &rejected(3))], 50);
         }
         let own = first.own();
         assert_eq!(
             (own[0].class.as_str(), own[0].per_million / 1_000),
             ("bad", 40)
         );
-        let again = Usual::of(&own).own();
+        let record = Record {
+            rejections: own.clone(),
+            measured: first.measured(),
+            ..Record::default()
+        };
+        let again = Usual::of(&record).own();
         assert!(again[0].per_million.abs_diff(own[0].per_million) < 2_000);
     }
 
@@ -240,13 +297,39 @@ mod tests {
             let mut rng = fastrand::Rng::with_seed(u64::from(per_hundred));
             for _ in 0..1_000 {
                 let is = rng.u32(..100) < per_hundred;
-                usual.note(1, &[&rejected(0)][..usize::from(is)], 50);
+                usual.note(1, &[(0, &rejected(0))][..usize::from(is)], 50);
                 assert_eq!(usual.too_many(5), None, "{per_hundred}");
             }
             for _ in 0..150 {
-                usual.note(1, &[&rejected(0)], 50);
+                usual.note(1, &[(0, &rejected(0))], 50);
             }
             assert!(usual.too_many(5).is_some(), "{per_hundred}");
         }
+    }
+
+    #[test]
+    fn the_usual_share_of_a_large_batch_is_no_reason() {
+        for (messages, every) in [(1_000, 25), (150, 25), (1_000, 3)] {
+            let mut usual = usual(100 / every as u32);
+            for _ in 0..200 {
+                let places = (0..messages).step_by(every);
+                let failed: Vec<Failed> = places.map(rejected).collect();
+                let failed: Vec<(usize, &Failed)> = failed.iter().map(|f| (f.message, f)).collect();
+                usual.note(messages, &failed, 50);
+                assert_eq!(usual.too_many(5), None, "{messages}, one of {every}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_too_much_in_the_middle_of_a_batch_is_seen_at_its_end() {
+        let mut usual = usual(4);
+        let failed: Vec<Failed> = (100..130).map(rejected).collect();
+        let failed: Vec<(usize, &Failed)> = failed.iter().map(|f| (f.message, f)).collect();
+        usual.note(1_000, &failed, 50);
+        assert_eq!(usual.too_many(5).expect("too many").0, "bad");
+        usual.doubt("bad");
+        usual.forget();
+        assert!(!usual.knows("bad") && !usual.excuses("bad"));
     }
 }

@@ -11,7 +11,7 @@ use millrace_model::processor::RetryPolicy;
 use super::*;
 use crate::columns::push;
 
-const NOW: Timestamp = Timestamp(1_000);
+const NOW: Timestamp = Timestamp(10_000_000);
 
 fn input() -> Input {
     let name = |name| TopicName::parse(name).unwrap();
@@ -96,6 +96,12 @@ fn decide(
     decide_with(batch, failed, decisions, progress, false)
 }
 
+const WHOSE: Whose = Whose {
+    revision: 4,
+    back: Some(2),
+    made_at: Timestamp(5),
+};
+
 fn decide_with(
     batch: &Batch,
     failed: Vec<Failed>,
@@ -121,6 +127,8 @@ fn decide_with(
         progress,
         is_short,
         word: Word::Counts,
+        whose: WHOSE,
+        same_handler: true,
         excuses: &|_| false,
         now: NOW,
     };
@@ -158,7 +166,7 @@ fn a_retried_message_is_parked_and_one_of_its_key_behind_it_untried() {
     };
     assert_eq!(
         (front.offset, front.due, front.attempts),
-        (Offset(10), Some(Timestamp(1_050)), 1)
+        (Offset(10), Some(NOW.after(Duration::from_millis(50))), 1)
     );
     assert_eq!((front.first_failed_at, front.log.len()), (NOW, 1));
     assert_eq!(
@@ -306,6 +314,8 @@ fn outputs_of_one_partition_stand_in_one_batch_in_order() {
         progress: &Progress::default(),
         is_short: false,
         word: Word::Counts,
+        whose: WHOSE,
+        same_handler: true,
         excuses: &|_| false,
         now: NOW,
     };
@@ -344,6 +354,8 @@ fn by_word(
         progress,
         is_short: false,
         word,
+        whose: WHOSE,
+        same_handler: true,
         excuses: &|class| class == "usual",
         now: NOW,
     };
@@ -403,7 +415,8 @@ fn a_revision_that_is_not_proven_gives_up_so_many_and_the_others_wait() {
         (effects.given_up.clone(), effects.given_up_unproven),
         (vec![0, 1], 2)
     );
-    let longest = NOW.after(Duration::from_millis(spec().retry.delay_max_ms));
+    let longest = Duration::from_millis(spec().retry.delay_max_ms);
+    let longest = NOW.after(longest.clamp(HELD_DELAY_MIN, HELD_DELAY_MAX));
     let due: Vec<_> = effects.progress.parked.iter().map(|p| p.due).collect();
     assert_eq!(due, [Some(longest); 3]);
     let mut effects = effects;
@@ -463,4 +476,94 @@ fn attempts_of_other_revisions_count_for_nothing_and_a_first_failure_is_never_th
     assert!(effects.given_up.is_empty());
     let effects = by_word(Word::Counts, failures(), &decisions, &before, 1);
     assert_eq!(effects.given_up, [0], "a proven one's word counts");
+}
+
+fn with_attempt(revision: u32, at: Timestamp, class: &str) -> Parked {
+    Parked {
+        due: Some(NOW),
+        attempts: 1,
+        revision,
+        own_attempts: 9,
+        log: vec![Attempt {
+            at,
+            revision,
+            class: class.to_owned(),
+            reason: String::new(),
+        }],
+        ..behind(Offset(10), Some(1))
+    }
+}
+
+fn before(parked: Parked) -> Progress {
+    Progress {
+        next: Offset(11),
+        parked: vec![parked],
+        ..Progress::default()
+    }
+}
+
+#[test]
+fn what_the_revision_to_go_back_to_had_failed_at_alike_counts_against_nobody() {
+    for (by, class, given_up) in [(2, "new", 1), (2, "other", 0), (3, "new", 0)] {
+        let before = before(with_attempt(by, NOW, class));
+        let effects = by_word(
+            Word::CountsFor(0),
+            vec![of_class(0, "new")],
+            &[],
+            &before,
+            1,
+        );
+        assert_eq!(effects.given_up.len(), given_up, "{by} {class}");
+        assert_eq!(effects.given_up_unproven, 0);
+    }
+}
+
+#[test]
+fn attempts_of_a_processor_that_was_deleted_count_for_nothing() {
+    for (at, given_up) in [(Timestamp(4), 0), (Timestamp(5), 1)] {
+        let before = before(with_attempt(4, at, "trap"));
+        let failures = vec![failed(0, Cause::Trap, None)];
+        let effects = by_word(Word::Counts, failures, &[], &before, 1);
+        assert_eq!(effects.given_up.len(), given_up, "{at:?}");
+    }
+}
+
+#[test]
+fn what_the_handler_drops_counts_where_the_call_did_not_return() {
+    let failures = vec![failed(0, Cause::Retry, None), failed(1, Cause::Trap, None)];
+    let drops = [
+        Decision::Drop("noise".to_owned()),
+        Decision::Drop("noise".to_owned()),
+    ];
+    let none = Progress::default();
+    let effects = by_word(Word::CountsFor(1), failures.clone(), &drops, &none, 0);
+    assert_eq!((effects.dropped.len(), effects.given_up_unproven), (2, 1));
+    let effects = by_word(Word::CountsFor(0), failures.clone(), &drops, &none, 0);
+    assert_eq!((effects.dropped.len(), effects.given_up_unproven), (1, 0));
+    assert_eq!(effects.progress.parked[0].held_since, Some(NOW));
+    let effects = by_word(Word::Counts, failures, &drops, &none, 0);
+    assert_eq!((effects.dropped.len(), effects.given_up_unproven), (2, 0));
+}
+
+#[test]
+fn what_is_kept_from_being_given_up_waits_an_hour_at_the_most() {
+    for (waited, given_up) in [(PROVEN_AFTER / 2, 0), (PROVEN_AFTER, 1)] {
+        let held_since = Timestamp(NOW.0 - waited.as_millis() as u64);
+        let before = before(Parked {
+            held_since: Some(held_since),
+            ..with_attempt(4, held_since, "new")
+        });
+        let effects = by_word(
+            Word::CountsFor(0),
+            vec![of_class(0, "new")],
+            &[],
+            &before,
+            1,
+        );
+        assert_eq!(effects.given_up.len(), given_up);
+        assert_eq!(
+            effects.given_up_unproven, 0,
+            "it is no more than was to be waited for"
+        );
+    }
 }

@@ -39,10 +39,12 @@ impl Worker {
         }
         let before = self.context.clock.monotonic();
         let end = self.end_of_call(live);
+        let most = self.call_max();
         let (called, used) = tokio::select! {
             biased;
             called = self.call(live, batch, home.as_ref()) => called,
             () = end => (Err(CallError::Interrupted), None),
+            () = tokio::time::sleep(most), if most < Duration::MAX => (Err(CallError::Timeout(most)), None),
         };
         let took = self.context.clock.monotonic().saturating_sub(before);
         if matches!(called, Err(CallError::Interrupted)) {

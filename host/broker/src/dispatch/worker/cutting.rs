@@ -24,6 +24,13 @@ pub(super) enum Take {
     Suspect,
 }
 
+/// A canary's call that takes so many times as long as any call of the current revision is ended,
+const CANARY_SLOWNESS_MAX: u32 = 20;
+/// but none sooner than this: a machine may be busy.
+const CANARY_CALL_MIN: Duration = Duration::from_secs(3);
+/// With each call so much of the longest one before is forgotten.
+const LONGEST_FADES: f64 = 0.99;
+
 impl Worker {
     /// The next batch, cut from what is due and what is new; empty if there is nothing to do, and none if there was something to be told
     /// while it waited for room.
@@ -60,7 +67,13 @@ impl Worker {
         let due_max = cut.retried_messages_max();
         let parked = &self.progress.parked;
         let due = match take {
-            Take::Suspect => batcher::oldest_due(parked, self.now(), &self.cleared),
+            Take::Suspect => match batcher::oldest_due(parked, self.now(), &self.cleared) {
+                // The next suspect waits behind one that was called before: that one goes on first.
+                due if due.offsets.is_empty() && !reads => {
+                    batcher::oldest_due(parked, self.now(), &HashSet::new())
+                }
+                due => due,
+            },
             _ if self.alone && reads => Due::default(),
             Take::Probe => batcher::oldest_due(parked, self.now(), &HashSet::new()),
             // In turns, or retries would keep new messages out.
@@ -129,9 +142,24 @@ impl Worker {
     ) {
         let time_max = Duration::from_millis(live.spec.limits.call_ms_max);
         match error {
-            None => self.pace[self.side as usize].answered(messages, took, time_max),
+            None => {
+                self.pace[self.side as usize].answered(messages, took, time_max);
+                if self.side == Side::Current {
+                    self.longest = took.max(self.longest.mul_f64(LONGEST_FADES));
+                }
+            }
             Some(CallError::Timeout(_)) => self.pace[self.side as usize].timed_out(messages),
             Some(_) => {}
+        }
+    }
+
+    /// How long the call at hand may keep the partition waiting: a canary's not many times as long as the current revision's.
+    pub(super) fn call_max(&self) -> Duration {
+        match self.side {
+            Side::Canary if self.longest > Duration::ZERO => {
+                CANARY_CALL_MIN.max(self.longest * CANARY_SLOWNESS_MAX)
+            }
+            _ => Duration::MAX,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::dispatch::Live;
 use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::{Failed, Verdict};
 use crate::dispatch::batcher::Batch;
-use crate::dispatch::breaker::{Judgement, Report, Says, says};
+use crate::dispatch::breaker::{Judgement, Report, Says};
 use crate::dispatch::delivery::{Effects, Word, contradictions, parked_before};
 use crate::dispatch::gate::{Gate, NotLookedUp, Probe};
 use crate::dispatch::sides::Side;
@@ -48,13 +48,15 @@ impl Worker {
         let Some(decisions) = self.decide(live, batch, verdict).await else {
             return Ok(());
         };
+        let whose = live.whose();
         let failed = verdict.failed.iter().enumerate();
         let says: Vec<Says> = failed
             .map(|(index, failed)| match decisions.get(index) {
                 Some(Decision::Drop(_)) => Says::Settled,
+                _ if self.reported.contains(&batch.offsets[failed.message]) => Says::Nothing,
                 _ => {
                     let before = parked_before(batch, &self.progress, failed.message);
-                    says(before, failed, live.revision, live.back.as_ref())
+                    whose.says(before, failed)
                 }
             })
             .collect();
@@ -67,12 +69,23 @@ impl Worker {
         };
         match self.breaker().report(&report, probe) {
             Judgement::Discard => {
+                self.reported.clear();
                 self.discard();
                 Ok(())
             }
             judgement => {
+                let failed = verdict.failed.iter();
+                self.reported
+                    .extend(failed.map(|failed| batch.offsets[failed.message]));
+                let commits = self.commits;
                 self.settle(live, batch, verdict, places, &decisions, judgement)
-                    .await
+                    .await?;
+                if self.commits > commits && !self.reported.is_empty() {
+                    for offset in &batch.offsets {
+                        self.reported.remove(offset);
+                    }
+                }
+                Ok(())
             }
         }
     }
@@ -91,7 +104,7 @@ impl Worker {
             return Word::IsAskedAgain;
         }
         loop {
-            let NotLookedUp { run, inputs } = match self.gate.word() {
+            let NotLookedUp { run, inputs } = match self.gate.word(live.revision) {
                 Ok(word) => return word,
                 Err(missing) => missing,
             };

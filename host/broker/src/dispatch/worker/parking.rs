@@ -8,13 +8,13 @@ use millrace_model::calendar::utc;
 use millrace_model::{Offset, Parked, Progress};
 
 use super::{Trouble, Worker};
-use crate::dispatch::Live;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::{self, Batch, Due, WHOLE_PARTITION};
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::orders::{Meant, Obeyed, Order, ParkedAction};
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
+use crate::dispatch::{Command, Live};
 
 /// Messages that one commit gives up.
 const GIVEN_UP_AT_ONCE_MAX: usize = 500;
@@ -22,6 +22,21 @@ const GIVEN_UP_AT_ONCE_MAX: usize = 500;
 const GIVEN_UP_BYTES_AT_ONCE_MAX: usize = 4 << 20;
 
 impl Worker {
+    /// Other revisions run from now on. What one that is gone kept from being given up, or made wait and was wrong, is due at once.
+    pub(super) fn let_go(&mut self, command: &Command) {
+        let now = self.now();
+        let live = &command.live;
+        let waits =
+            |parked: &Parked| batcher::waits_in_vain(parked, live.revision, &live.voided, now);
+        if !self.progress.parked.iter().any(waits) {
+            return;
+        }
+        let progress = Arc::make_mut(&mut self.progress);
+        for parked in progress.parked.iter_mut().filter(|parked| waits(parked)) {
+            parked.due = Some(now);
+        }
+    }
+
     /// Does what operators want, if they want anything.
     pub(super) async fn obey(&mut self, live: &Arc<Live>) {
         let state = self.window.lock().state.clone();

@@ -16,6 +16,7 @@ use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::delivery::{self, Effects, Settling, Word};
+use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
 use crate::handler::{CallError, Cause, Decision};
 
@@ -83,6 +84,8 @@ impl Worker {
             places,
             decisions,
             word: Word::Counts,
+            whose: live.whose(),
+            same_handler: live.back.as_ref().is_some_and(|back| back.same_handler),
             excuses: &|class| gate.excuses(class),
             progress: &Arc::clone(&self.progress),
             is_short: false,
@@ -98,11 +101,18 @@ impl Worker {
                 Judgement::Settle => delivery::settle(&settling, &mut self.rng),
                 _ => delivery::postpone(&settling),
             };
-            let unproven = effects.given_up_unproven;
-            if unproven > 0 && !self.gate.take_unproven(run, unproven) {
-                // Another partition was faster.
-                continue;
-            }
+            let unproven = match effects.given_up_unproven {
+                0 => 0,
+                given_up => match self.gate.take_unproven(run, given_up) {
+                    Some(counted) => counted,
+                    None => {
+                        // Another partition was faster, or another revision runs by now.
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
+                },
+            };
+            effects.given_up_unproven = unproven;
             effects.count_unproven(run);
             let progress = Arc::new(std::mem::take(&mut effects.progress));
             // Before the commit: whoever decides meanwhile knows of it.
@@ -222,6 +232,9 @@ impl Worker {
     ) {
         let dropped = effects.dropped.len() as u64;
         self.meters.committed(took, effects.counts, dropped);
+        if self.side == Side::Current {
+            self.gate.processed(progress.revision, effects.counts.ok);
+        }
         self.commits += 1;
         if let Some(canary) = &self.canary {
             canary.tally.committed(self.side, effects.counts);

@@ -1,0 +1,99 @@
+//! What proves a revision: messages that it processed, or an hour in which it processed some. Neither a start of the host nor one
+//! takes that away; an hour in which it stood still or had nothing to do is no proof.
+
+use std::time::Duration;
+
+use millrace_model::Record;
+
+use super::Now;
+use crate::dispatch::planted::planted;
+
+/// A revision that has processed so many messages is proven: what fails then is not its deployment.
+pub(crate) const PROVEN_MESSAGES: u64 = 1_000;
+/// A revision is proven so long after the first message that it processed, if it did not stand still meanwhile,
+pub(crate) const PROVEN_AFTER: Duration = Duration::from_secs(60 * 60);
+/// and has processed as many as these.
+pub(crate) const PROVEN_LEAST: u64 = 20;
+/// It is written down how far a proof has come whenever it has come so much further.
+const WRITTEN_EVERY: u64 = PROVEN_MESSAGES / 4;
+
+/// How far a revision's proof has come.
+#[derive(Debug, Default)]
+pub(super) struct Proof {
+    /// Whether it ever processed a message as the current one.
+    worked: bool,
+    /// Whether it was proven when it was current before.
+    before: bool,
+    /// Whether it is since it became current last.
+    anew: bool,
+    /// Messages since then.
+    processed: u64,
+    /// When the first of them was processed, or the first after it stood still; and when that is an hour ago.
+    since: Option<(Now, Duration)>,
+}
+
+impl Proof {
+    /// Of a revision of which so much is written down.
+    pub(super) fn of(record: &Record, now: Now) -> Self {
+        let since = record.processed_since.map(|since| {
+            let left = PROVEN_AFTER.saturating_sub(since.until(now.wall));
+            (Now { wall: since, ..now }, now.monotonic + left)
+        });
+        let idle = planted!(IdleIsProof).then_some((now, now.monotonic + PROVEN_AFTER));
+        Self {
+            worked: record.worked_at.is_some(),
+            before: record.proven,
+            anew: record.proven_anew,
+            processed: record.processed.into(),
+            since: since.or(idle),
+        }
+    }
+
+    /// So many messages were processed, and that is committed.
+    pub(super) fn processed(&mut self, messages: u64, now: Now) {
+        self.worked = true;
+        self.processed = self.processed.saturating_add(messages);
+        let (_, due) = *self
+            .since
+            .get_or_insert((now, now.monotonic + PROVEN_AFTER));
+        let in_time = self.processed >= PROVEN_LEAST && now.monotonic >= due;
+        self.anew |= in_time || self.processed >= PROVEN_MESSAGES;
+    }
+
+    /// The breaker opened: an hour of failures is no proof.
+    pub(super) fn stood_still(&mut self) {
+        if !planted!(IdleIsProof) {
+            self.since = None;
+        }
+    }
+
+    /// Whether it has processed enough for its failures to be the messages'.
+    pub(super) fn is_given(&self, now: Now) -> bool {
+        let idle = |(_, due): (Now, Duration)| planted!(IdleIsProof) && now.monotonic >= due;
+        self.before || self.anew || self.since.is_some_and(idle)
+    }
+
+    /// Whether it is since it became current last.
+    pub(super) fn is_given_anew(&self) -> bool {
+        self.anew
+    }
+
+    /// Whether it processed anything, now or before.
+    pub(super) fn has_worked(&self) -> bool {
+        self.worked
+    }
+
+    /// What changes when there is something to write down.
+    pub(super) fn step(&self) -> (bool, bool, bool, u64) {
+        let steps = self.processed.min(PROVEN_MESSAGES) / WRITTEN_EVERY;
+        (self.worked, self.anew, self.since.is_some(), steps)
+    }
+
+    /// As it is to be written down.
+    pub(super) fn write(&self, record: &mut Record, now: Now) {
+        record.proven = self.is_given(now);
+        record.proven_anew = self.anew;
+        record.processed = self.processed.min(PROVEN_MESSAGES) as u32;
+        record.processed_since = self.since.map(|(since, _)| since.wall);
+    }
+}
