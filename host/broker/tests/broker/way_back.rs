@@ -7,7 +7,7 @@ use millrace_broker::{Loss, ProcessorError, TopicDeleteError};
 use millrace_model::{ChangeKind, Digest, Durability, Processor, ProcessorSpec, TopicSpec};
 
 use crate::revisions::marker;
-use crate::rig::{Rig, Say, per_message, processor, spec, text, topic, trap};
+use crate::rig::{Export, Rig, Say, per_message, processor, spec, text, topic, trap};
 
 async fn current(rig: &Rig) -> Processor {
     let status = rig.broker.processor(&processor("p")).await;
@@ -381,4 +381,50 @@ async fn a_promotion_says_what_the_revision_did_wrong_on_trial() {
         ),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn a_canary_that_is_about_to_be_withdrawn_is_promoted_only_by_force() {
+    let (rig, first) = worked().await;
+    let rig = Arc::new(rig);
+    let module = bad(&rig).await;
+    let on_trial = ProcessorSpec { module, ..first };
+    let canary = rig
+        .broker
+        .deploy_canary(&processor("p"), on_trial, 90)
+        .await;
+    canary.unwrap();
+    // Whoever changes something waits behind this one, in turn.
+    let stuck = rig
+        .upload("stuck", Export::Stuck { at_upload: false })
+        .await;
+    let broker = rig.broker.clone();
+    let deploy = async move { broker.deploy(&processor("q"), spec(stuck)).await };
+    let holding = tokio::spawn(deploy);
+    tokio::task::yield_now().await;
+    let broker = rig.broker.clone();
+    let promoting = tokio::spawn(async move { broker.promote(&processor("p")).await });
+    tokio::task::yield_now().await;
+    let broker = rig.broker.clone();
+    let forcing = tokio::spawn(async move { broker.promote_anyway(&processor("p")).await });
+    tokio::task::yield_now().await;
+    flood(&rig).await;
+    for _ in 0..5_000 {
+        let status = rig.broker.processor(&processor("p")).await.unwrap();
+        if status.canary.is_some_and(|canary| canary.trouble.is_some()) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(!promoting.is_finished(), "it waits");
+    holding.abort();
+    let refused = promoting.await.unwrap().unwrap_err();
+    assert!(
+        matches!(refused, ProcessorError::TrialFails { revision: 2, .. }),
+        "{refused:?}"
+    );
+    let promoted = forcing.await.unwrap().unwrap();
+    assert_eq!(promoted.current, 2);
+    let text = said(&promoted);
+    assert!(text.contains("on trial it had"), "{text}");
 }
