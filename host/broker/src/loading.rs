@@ -392,7 +392,7 @@ pub(crate) fn back_from(processor: &Processor, number: u32) -> Option<Back> {
     // As long as none is, the first one says what is usual: there was nothing before it to be worse than.
     let mut first = processor.revisions.iter();
     let first = first.find(|r| r.number < number && !r.trial && r.record.worked_at.is_some());
-    let proven = proven.or(first.filter(|r| r.record.stopped.is_none()));
+    let proven = proven.or_else(|| first.filter(|r| r.record.stopped.is_none()));
     back.map(|back| Back {
         revision: back.number,
         record: back.record.clone(),
