@@ -399,6 +399,10 @@ fn back_among(
     let proven = processor.revisions.iter();
     let proven = proven.filter(|r| r.number != number && r.record.proven && !r.trial);
     let proven = proven.max_by_key(|r| (r.number == processor.current, r.record.left_as, r.number));
+    // As long as none is, the first one says what is usual: there was nothing before it to be worse than.
+    let mut first = processor.revisions.iter();
+    let first = first.find(|r| r.number < number && !r.trial && r.record.worked_at.is_some());
+    let proven = proven.or_else(|| first.filter(|r| r.record.stopped.is_none()));
     back.map(|back| Back {
         revision: back.number,
         record: back.record.clone(),

@@ -36,6 +36,8 @@ pub struct ParkedMessage {
     pub due: Option<Timestamp>,
     /// The message of its key (or of the partition, where that keeps its order) that it waits behind.
     pub behind: Option<Offset>,
+    /// Since when it is kept from being given up, for the revision that failed at it is not proven; `None` if it is not.
+    pub held_since: Option<Timestamp>,
     /// When its first attempt failed; `None` before.
     pub first_failed_at: Option<Timestamp>,
     /// The class of its last attempt.
@@ -333,6 +335,7 @@ fn shown(
         // What waits behind another one has no time of its own, unless its own is later.
         due: parked.due,
         behind,
+        held_since: parked.held_since,
         first_failed_at: (parked.attempts > 0).then_some(parked.first_failed_at),
         class: last.map(|last| last.class.clone()),
         reason: last.map(|last| last.reason.clone()),

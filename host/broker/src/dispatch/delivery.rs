@@ -292,8 +292,11 @@ impl Settling<'_> {
     ) -> Fate {
         let is_the_hosts =
             self.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
-        let is_free = planted!(NoBound) && matches!(self.word, Word::CountsFor(_))
-            || planted!(CanaryGivesUp) && self.word == Word::IsAskedAgain;
+        let is_free = match self.word {
+            Word::Counts => false,
+            Word::CountsFor(_) => planted!(NoBound),
+            Word::IsAskedAgain => planted!(CanaryGivesUp),
+        };
         if is_the_hosts || is_free {
             return fate;
         }

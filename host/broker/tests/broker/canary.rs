@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use millrace_broker::{CanaryStatus, ProcessorError};
+use async_trait::async_trait;
+use millrace_broker::handler::BatchHandler;
+use millrace_broker::{CallError, CanaryStatus, ProcessorError};
 use millrace_model::processor::Order;
-use millrace_model::{ChangeKind, Processor, ProcessorSpec};
+use millrace_model::{Answer, ChangeKind, ColumnBatch, Processor, ProcessorSpec};
 use parking_lot::Mutex;
 
 use crate::revisions::marker;
@@ -215,7 +217,7 @@ async fn a_canary_that_traps_on_everything_is_withdrawn_and_each_message_is_proc
 async fn a_canary_that_says_unavailable_is_withdrawn() {
     let rig = Rig::start(1).await;
     let a = marker(&rig, "a").await;
-    let down = millrace_broker::CallError::Unavailable("the new address is wrong".to_owned());
+    let down = CallError::Unavailable("the new address is wrong".to_owned());
     let bad = per_message(move |_, _| Say::Fail(down.clone()));
     let bad = rig.upload_handler("bad", bad).await;
     rig.deploy(spec(a)).await;
@@ -440,4 +442,37 @@ async fn what_cannot_be_a_canary_is_refused_and_changes_nothing() {
         (2, 2),
         "deployed whole it is promoted"
     );
+}
+
+struct Stuck;
+
+#[async_trait]
+impl BatchHandler for Stuck {
+    async fn process(&self, _: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        std::future::pending().await
+    }
+}
+
+/// Its calls may take ten minutes; the current revision's take no time.
+#[tokio::test]
+async fn a_canary_that_hangs_is_out_long_before_its_calls_have_to_end() {
+    let rig = Rig::start(2).await;
+    let a = marker(&rig, "a").await;
+    let patient = |module| {
+        let mut patient = spec(module);
+        patient.limits.call_ms_max = 600_000;
+        patient
+    };
+    rig.deploy(patient(a)).await;
+    produce(&rig, 50, 0..2).await;
+    rig.settled().await;
+    let stuck = rig.upload_handler("stuck", Stuck).await;
+    canary(&rig, patient(stuck), 50).await;
+    produce(&rig, 50, 2..4).await;
+    let processor = withdrawn(&rig).await;
+    let text = processor.changes.last().unwrap().text.clone().unwrap();
+    assert!(text.contains("did not end in time"), "{text}");
+    rig.settled().await;
+    assert_each_once_in_order(&by_key(&rig).await, 4);
+    assert_eq!(rig.letters().await.len(), 0);
 }

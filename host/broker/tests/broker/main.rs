@@ -1,5 +1,6 @@
 //! The broker on the memory engine, with handlers written by hand: every way that a message can go.
 
+mod bad_deploys;
 mod beginning;
 mod breaker;
 mod canary;

@@ -73,6 +73,8 @@ pub(super) struct ParkedMessageSchema {
     due: Option<u64>,
     /// The offset of the message that it waits behind; null if it waits for nobody.
     behind: Option<u64>,
+    /// Since when it is kept from being given up, for the revision that failed at it is not proven; null if it is not.
+    held_since: Option<u64>,
     first_failed_at: Option<u64>,
     /// The class of its last attempt.
     class: Option<String>,
@@ -94,6 +96,7 @@ impl Serialize for Shown {
         map.serialize_entry("attempts", &message.attempts)?;
         map.serialize_entry("due", &message.due)?;
         map.serialize_entry("behind", &message.behind)?;
+        map.serialize_entry("held_since", &message.held_since)?;
         map.serialize_entry("first_failed_at", &message.first_failed_at)?;
         map.serialize_entry("class", &message.class)?;
         map.serialize_entry("reason", &message.reason)?;

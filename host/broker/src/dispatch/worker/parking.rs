@@ -247,8 +247,15 @@ impl Worker {
         };
         let last = next.log.last();
         let why = last.map_or_else(String::new, |last| format!(" ({})", last.class));
+        let held = match next.held_since {
+            Some(_) => format!(
+                " would be given up, but revision {} is not proven; it",
+                next.revision
+            ),
+            None => String::new(),
+        };
         let reason = format!(
-            "{what}; offset {}{why} is tried again at {}",
+            "{what}; offset {}{why}{held} is tried again at {}",
             next.offset,
             utc(until)
         );
