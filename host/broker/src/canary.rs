@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::broker::Broker;
 use crate::dispatch::comparison::ShadowReport;
 use crate::dispatch::sides::{Side, SideStatus};
-use crate::history::{end_trials, unproven_run};
+use crate::history::{end_trials, make_void, unproven_run};
 use crate::loading::{check_patience, invalid, kept};
 use crate::next_spec::NextSpec;
 use crate::processors::ProcessorError;
@@ -194,6 +194,7 @@ impl Broker {
     pub(crate) fn withdraw(&self, processor: &mut Processor, why: Option<String>) {
         if let Some(revision) = on_trial(processor) {
             end_trials(processor);
+            make_void(processor, revision);
             self.record(processor, ChangeKind::Withdraw, revision, why);
         }
     }

@@ -124,6 +124,7 @@ impl Broker {
     pub(crate) fn end_trial(&self, processor: &mut Processor, why: &str) {
         if let Some(revision) = on_trial(processor) {
             end_trials(processor);
+            make_void(processor, revision);
             self.record(
                 processor,
                 ChangeKind::Withdraw,
@@ -277,6 +278,13 @@ pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
         let record = &mut revision.record;
         record.worked_at = Some(revision.deployed_at);
         (record.proven, record.proven_anew) = (proven, proven);
+    }
+}
+
+/// The revision's word counts no longer: it is taken back or withdrawn.
+pub(crate) fn make_void(processor: &mut Processor, number: u32) {
+    if let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) {
+        revision.record.voided = true;
     }
 }
 

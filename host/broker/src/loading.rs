@@ -413,10 +413,10 @@ fn back_among(
     })
 }
 
-/// Revisions whose word counts no longer: they stood still when they were left, or the host has taken them back or withdrawn them.
+/// Revisions whose word counts no longer: they stood still when they were left, were taken back or withdrawn.
 pub(crate) fn voided(processor: &Processor) -> Vec<u32> {
     let is_void = |r: &&Revision| {
-        !processor.runs(r.number) && (r.record.stopped.is_some() || r.note.is_some())
+        !processor.runs(r.number) && (r.record.stopped.is_some() || r.record.voided)
     };
     let voided = processor.revisions.iter().filter(is_void);
     voided.map(|r| r.number).collect()

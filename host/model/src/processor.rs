@@ -292,6 +292,9 @@ pub struct Record {
     /// Of how many messages those are shares.
     #[serde(skip_serializing_if = "is_zero")]
     pub measured: u32,
+    /// Whether its word counts no longer: it was taken back or withdrawn.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub voided: bool,
     /// Classes that were usual, and of which it rejected so many that they no longer are.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub doubted: Vec<String>,
@@ -304,6 +307,7 @@ impl Record {
         self.processed = 0;
         self.processed_since = None;
         self.stopped = None;
+        self.voided = false;
         self.doubted.clear();
     }
 }

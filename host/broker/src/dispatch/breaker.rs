@@ -68,7 +68,7 @@ const ADVICE: &str = "; roll back, or deploy a repaired one";
 impl Reason {
     /// The text of a trip without what to do about it.
     pub(crate) fn without_advice(text: &str) -> &str {
-        text.strip_suffix(ADVICE).unwrap_or(text)
+        text.find(ADVICE).map_or(text, |end| &text[..end])
     }
 
     /// The reason's word, as metrics and answers spell it.
@@ -389,6 +389,9 @@ impl Breaker {
     ) -> Judgement {
         if report.revision != self.revision {
             // Decided by a revision that no longer runs: its word counts no longer, the one that does may do better.
+            if is_probe {
+                self.give_back();
+            }
             return match report.failed.is_empty() {
                 true => Judgement::Settle,
                 false => Judgement::Discard,
@@ -447,6 +450,9 @@ impl Breaker {
         rng: &mut fastrand::Rng,
     ) {
         if revision != self.revision {
+            if is_probe {
+                self.give_back();
+            }
             return;
         }
         match &mut self.open {
@@ -561,7 +567,8 @@ impl Breaker {
             Reason::Outage => format!("outage: {text}"),
             Reason::PoisonFlood => format!("poison flood: {text}"),
             Reason::BadDeploy { revision, back } => format!(
-                "bad deploy: revision {revision} fails where revision {back} did not: {text}{ADVICE}"
+                "bad deploy: revision {revision} fails where revision {back} did not: {text}{ADVICE}, and send again what \
+                 it gave up (`dlq redrive --failed-revision {revision}`)"
             ),
         };
         let relapse = self

@@ -10,13 +10,16 @@ use millrace_engine::state::StateWrite;
 use millrace_model::bounds::{
     ATTEMPT_LOG_MAX, ATTEMPT_REASON_BYTES_MAX, ATTEMPT_SHORT_REASON_BYTES_MAX,
 };
-use millrace_model::columns::NONE;
 use millrace_model::{
     Attempt, BatchBuilder, GivenUp, Offset, Parked, ProcessorSpec, Progress, RecordBatch, Timestamp,
 };
 
+mod groups;
+
+use groups::Groups;
+
 use super::Input;
-use super::answer::{Failed, Outputs, Verdict, cut};
+use super::answer::{Failed, Verdict, cut};
 use super::batcher::{Batch, behind, ordering};
 use super::breaker::{PROVEN_AFTER, Whose};
 use super::dead_letter::{self, Death};
@@ -67,9 +70,25 @@ pub(crate) enum Word {
     /// They are given up.
     Counts,
     /// So many are given up. The others are tried again: the revision is not proven.
-    CountsFor(u32),
+    CountsFor(Left),
     /// None is: it is a canary's, and the current revision is asked.
     IsAskedAgain,
+}
+
+/// How many messages a revision may give up that is not proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Of its own.
+    pub(crate) unproven: u32,
+    /// Dead letters beside those, for an operator has accepted them.
+    pub(crate) accepted: u32,
+}
+
+impl Left {
+    /// How many of these count: dead letters, and messages that are dropped.
+    fn counted(self, letters: u32, drops: u32) -> u32 {
+        letters.saturating_sub(self.accepted).saturating_add(drops)
+    }
 }
 
 /// What one commit makes true.
@@ -287,7 +306,7 @@ impl Settling<'_> {
         fate: Fate,
         failed: &Failed,
         parked: &Parked,
-        given_up: u32,
+        given_up: (u32, u32),
         rng: &mut fastrand::Rng,
     ) -> Fate {
         let is_the_hosts =
@@ -304,16 +323,24 @@ impl Settling<'_> {
             (Word::IsAskedAgain, Fate::Retry(_)) if !took_the_call_down(failed) => fate,
             (Word::IsAskedAgain, _) => Fate::AskAgain,
             (Word::CountsFor(may), Fate::DeadLetter | Fate::Drop(_)) => {
-                if self.is_free(&fate, failed) {
+                if self.is_settled(&fate, failed) {
                     return fate;
                 }
                 let is_its_first = parked.own_attempts <= 1 && parked.attempts > 1;
                 if is_its_first && !planted!(FirstIsLast) {
                     return Fate::Retry(retry::message_delay(&self.spec.retry, 1, rng));
                 }
+                if self.is_free(&fate, failed) {
+                    return fate;
+                }
                 // Nothing waits for ever: a topic on which nothing else comes would stand.
                 let has_waited = |since: Timestamp| since.after(PROVEN_AFTER) <= self.now;
-                match given_up < may || parked.held_since.is_some_and(has_waited) {
+                let (letters, drops) = match &fate {
+                    Fate::Drop(_) => (given_up.0, given_up.1 + 1),
+                    _ => (given_up.0 + 1, given_up.1),
+                };
+                let may = may.counted(letters, drops) <= may.unproven;
+                match may || parked.held_since.is_some_and(has_waited) {
                     true => fate,
                     false => Fate::Hold,
                 }
@@ -322,14 +349,21 @@ impl Settling<'_> {
         }
     }
 
-    /// Whether giving the message up is not the revision's doing: usual rejections, what the error handler drops under the one to go back to
-    /// as well, and what that one had failed at in the same way.
-    fn is_free(&self, fate: &Fate, failed: &Failed) -> bool {
+    /// Whether it is usual that such a message is given up: so many are rejected, or the error handler drops it under the revision to go
+    /// back to as well.
+    fn is_settled(&self, fate: &Fate, failed: &Failed) -> bool {
         let is_usual = || failed.cause == Cause::Reject && (self.excuses)(&failed.class);
         let is_dropped =
             || matches!(fate, Fate::Drop(_)) && self.same_handler && !took_the_call_down(failed);
+        is_usual() || is_dropped()
+    }
+
+    /// Whether giving the message up is not the revision's doing: it is usual, or the one to go back to had failed at it in the same way,
+    /// with the same error handler.
+    fn is_free(&self, fate: &Fate, failed: &Failed) -> bool {
         let before = self.parked(failed.message);
-        is_usual() || is_dropped() || self.whose.back_failed_so(before, failed)
+        self.is_settled(fate, failed)
+            || self.same_handler && self.whose.back_failed_so(before, failed)
     }
 
     fn by_policy(&self, failed: &Failed, attempts: u32, rng: &mut fastrand::Rng) -> Fate {
@@ -356,6 +390,9 @@ struct Settler<'a> {
     discarded: Vec<bool>,
     parked: Vec<Parked>,
     dead: BatchBuilder,
+    /// Dead letters, and messages that are dropped, which count against a revision that is not proven.
+    letters: u32,
+    drops: u32,
 }
 
 impl<'a> Settler<'a> {
@@ -367,6 +404,8 @@ impl<'a> Settler<'a> {
             discarded: Vec::new(),
             parked: Vec::new(),
             dead: BatchBuilder::with_capacity(0),
+            letters: 0,
+            drops: 0,
         }
     }
 
@@ -417,7 +456,7 @@ impl<'a> Settler<'a> {
             false => parked.own_attempts,
         };
         let fate = settling.fate(failure, failed, attempts, rng);
-        let given_up = self.effects.given_up_unproven;
+        let given_up = (self.letters, self.drops);
         match settling.by_word(fate, failed, &parked, given_up, rng) {
             Fate::AskAgain => {
                 self.effects.counts.asked_again += 1;
@@ -452,28 +491,34 @@ impl<'a> Settler<'a> {
                 });
             }
             Fate::DeadLetter => {
-                self.count(&Fate::DeadLetter, failed, &parked);
+                self.count(&Fate::DeadLetter, failed);
                 self.die(failed, &parked);
             }
             Fate::Drop(reason) => {
                 let fate = Fate::Drop(reason.clone());
-                self.count(&fate, failed, &parked);
+                self.count(&fate, failed);
                 self.effects.dropped.push((parked.offset, reason));
             }
         }
     }
 
     /// What is given up counts against a revision that is not proven, unless it had to end.
-    fn count(&mut self, fate: &Fate, failed: &Failed, parked: &Parked) {
+    fn count(&mut self, fate: &Fate, failed: &Failed) {
         let settling = self.settling;
         let Word::CountsFor(may) = settling.word else {
             return;
         };
         let is_the_hosts =
             settling.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
-        let is_held = parked.held_since.is_some() && self.effects.given_up_unproven >= may;
-        if !is_the_hosts && !is_held && !settling.is_free(fate, failed) {
-            self.effects.given_up_unproven += 1;
+        let (letters, drops) = match fate {
+            Fate::Drop(_) => (self.letters, self.drops + 1),
+            _ => (self.letters + 1, self.drops),
+        };
+        // What has waited its hour is given up beyond the bound.
+        let is_over = may.counted(letters, drops) > may.unproven;
+        if !is_the_hosts && !is_over && !settling.is_free(fate, failed) {
+            (self.letters, self.drops) = (letters, drops);
+            self.effects.given_up_unproven = may.counted(letters, drops);
         }
     }
 
@@ -646,52 +691,6 @@ fn shortened(reason: &str, before: u32) -> String {
         before => format!(" [{before} attempts before: not remembered, for want of room]"),
     };
     format!("{kept}{end}{left_out}")
-}
-
-/// One batch in the making per topic and partition.
-struct Groups {
-    groups: Vec<(u32, u32, BatchBuilder)>,
-    /// For each topic and partition, its place in `groups`.
-    places: Vec<Vec<u32>>,
-    capacity: usize,
-}
-
-impl Groups {
-    fn new(outputs: &Outputs) -> Self {
-        // About 20 bytes frame a record; a first guess that spares the large copies, not a promise.
-        let capacity = outputs.byte_count() + outputs.len() * 20;
-        Self {
-            groups: Vec::new(),
-            places: Vec::new(),
-            capacity,
-        }
-    }
-
-    fn of(&mut self, topic: u32, partition: u32) -> &mut BatchBuilder {
-        let (t, p) = (topic as usize, partition as usize);
-        if self.places.len() <= t {
-            self.places.resize(t + 1, Vec::new());
-        }
-        let places = &mut self.places[t];
-        if places.len() <= p {
-            places.resize(p + 1, NONE);
-        }
-        if places[p] == NONE {
-            places[p] = self.groups.len() as u32;
-            // The first group may take everything; each further one makes large groups less likely.
-            let capacity = self.capacity / (self.groups.len() + 1);
-            self.groups
-                .push((topic, partition, BatchBuilder::with_capacity(capacity)));
-        }
-        &mut self.groups[places[p] as usize].2
-    }
-
-    fn finish(self) -> Vec<(u32, u32, RecordBatch)> {
-        let batch = |(topic, partition, builder): (u32, u32, BatchBuilder)| {
-            builder.finish().map(|batch| (topic, partition, batch))
-        };
-        self.groups.into_iter().filter_map(batch).collect()
-    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::Live;
 use super::allowance::{Allowance, Granted};
 use super::breaker::{Admission, Breaker, BreakerStatus, Judgement, Now, Reason, Report, Trial};
 use super::classes::Classes;
-use super::delivery::Word;
+use super::delivery::{Left, Word};
 use crate::handler::Cause;
 
 /// Told of what is to be done with a revision.
@@ -375,14 +375,14 @@ impl Gate {
         let now = self.now();
         let state = self.state.lock();
         if state.live.revision != revision {
-            return Ok(Word::CountsFor(0));
+            return Ok(Word::CountsFor(Left::default()));
         }
         if !state.breaker.is_new(now) {
             return Ok(Word::Counts);
         }
         if state.inputs.is_empty() {
             // It is not known yet where to look.
-            return Ok(Word::CountsFor(0));
+            return Ok(Word::CountsFor(Left::default()));
         }
         let run = state.live.unproven_run;
         let known = state.given_up.filter(|known| known.run == run);
@@ -392,9 +392,10 @@ impl Gate {
         };
         let given_up = known.ok_or_else(not_looked_up)?.messages;
         let left = state.live.spec.dead_letters.unproven_max;
-        let accepted = u32::try_from(state.allowance.accepted()).unwrap_or(u32::MAX);
-        let left = left.saturating_sub(given_up).saturating_add(accepted);
-        Ok(Word::CountsFor(left))
+        Ok(Word::CountsFor(Left {
+            unproven: left.saturating_sub(given_up),
+            accepted: u32::try_from(state.allowance.accepted()).unwrap_or(u32::MAX),
+        }))
     }
 
     /// The processor reads these.
@@ -411,18 +412,21 @@ impl Gate {
         }
     }
 
-    /// Takes so many messages to give up, if there may be as many; how many of them count, for an operator has accepted the others.
-    pub(crate) fn take_unproven(&self, run: u32, messages: u32) -> Option<u32> {
+    /// Takes so many messages to give up, if there may be as many.
+    pub(crate) fn take_unproven(&self, run: u32, messages: u32) -> bool {
         let mut state = self.state.lock();
         let unproven_max = state.live.spec.dead_letters.unproven_max;
-        let accepted = u32::try_from(state.allowance.accepted()).unwrap_or(u32::MAX);
-        let count = messages.saturating_sub(accepted);
-        let known = state.given_up.as_mut().filter(|known| known.run == run)?;
-        let then = known.messages.saturating_add(count);
-        (then <= unproven_max).then(|| {
-            known.messages = then;
-            count
-        })
+        match &mut state.given_up {
+            Some(known) if known.run == run => {
+                let then = known.messages.saturating_add(messages);
+                let may = then <= unproven_max;
+                if may {
+                    known.messages = then;
+                }
+                may
+            }
+            _ => false,
+        }
     }
 
     /// They were not given up after all.

@@ -73,11 +73,16 @@ pub(crate) struct Live {
 
 impl Live {
     /// Whose attempts at a message tell of what this one makes of it.
-    pub(crate) fn whose(&self) -> Whose {
+    pub(crate) fn whose(&self, now: Timestamp) -> Whose {
         Whose {
             revision: self.revision,
             back: self.back.as_ref().map(|back| back.revision),
-            made_at: self.made_at,
+            // If the clock was set back to before then, nothing can be told apart by it.
+            made_at: if now < self.made_at {
+                Timestamp::default()
+            } else {
+                self.made_at
+            },
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) fn bounded(delay: Duration) -> Duration {
 /// it failed, should the clock have been set back since.
 pub(crate) fn brought_near(parked: &mut [Parked], now: Timestamp) {
     for parked in parked {
+        parked.held_since = parked.held_since.map(|since| since.min(now));
         let Some(due) = parked.due.filter(|due| *due > now) else {
             continue;
         };

@@ -18,7 +18,7 @@ use super::delivery::Counts;
 use super::gate::Gate;
 
 /// Which revision a batch is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Side {
     #[default]
     Current,

@@ -115,6 +115,9 @@ enum HeldUp {
     Trouble(String),
 }
 
+/// A failure that the breaker knows of: which message, of whose batch, under which class.
+type Reported = (Offset, Side, String);
+
 /// What a step did.
 enum Step {
     Done,
@@ -151,9 +154,9 @@ struct Worker {
     /// Whose batch came last.
     side: Side,
     /// Messages whose failures the breaker knows of, and that are called again because they could not be committed.
-    reported: HashSet<Offset>,
-    /// How long the current revision takes for a call at the most, of late; zero if it made none.
-    longest: Duration,
+    reported: HashSet<Reported>,
+    /// How long the current revision takes at the most of late, for a call and for a message; zero if it made no call.
+    longest: [Duration; 2],
     /// The canary while there is one, for its breaker and to count both sides.
     canary: Option<Arc<Canary>>,
     /// The way to the shadow while there is one.
@@ -327,7 +330,7 @@ impl Worker {
             revisions: (0, None),
             side: Side::default(),
             reported: HashSet::new(),
-            longest: Duration::ZERO,
+            longest: Default::default(),
             canary: None,
             echo: None,
             commits: 0,
@@ -394,6 +397,10 @@ impl Worker {
             if self.orders.wait() {
                 // Boxed, as all that is rare or goes with a batch: thousands of workers have nothing to do.
                 Box::pin(self.obey(&command.live)).await;
+                if self.commands.has_changed().unwrap_or(true) {
+                    // That may have taken a while.
+                    continue;
+                }
             }
             if !command.paused {
                 if command.revisions() != self.revisions {
@@ -403,7 +410,7 @@ impl Worker {
                     self.pace = Default::default();
                     self.backoff.reset();
                     self.reported.clear();
-                    self.longest = Duration::ZERO;
+                    self.longest = Default::default();
                     self.let_go(&command);
                 }
                 return Some(command);

@@ -12,7 +12,7 @@ use crate::broker::{Broker, Inner};
 use crate::canary::{begin_anew, on_trial};
 use crate::dispatch::answer::cut;
 use crate::dispatch::gate::{Alarm, Wanted};
-use crate::history::{HOST, end_trials, unproven_run};
+use crate::history::{HOST, end_trials, make_void, unproven_run};
 use crate::loading::kept;
 
 /// Groups of revisions that are named where a rollback passes over them.
@@ -174,6 +174,7 @@ impl Broker {
         let run = unproven_run(processor);
         let text = self.told(processor, target, why);
         processor.current = target;
+        make_void(processor, from);
         let now = self.inner.clock.wall();
         let is_target = |r: &&mut Revision| r.number == target;
         if let Some(revision) = processor.revisions.iter_mut().find(is_target) {

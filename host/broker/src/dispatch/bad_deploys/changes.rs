@@ -55,7 +55,8 @@ impl World {
         self.leave();
         assert!(self.processor.revision(to).is_some(), "{to} is not kept");
         let run = unproven_run(&self.processor);
-        self.processor.current = to;
+        let from = std::mem::replace(&mut self.processor.current, to);
+        make_void(&mut self.processor, from);
         for target in self
             .processor
             .revisions
@@ -98,6 +99,7 @@ impl World {
     pub(super) fn end_canary(&mut self) {
         self.processor.canary = None;
         if let Some(canary) = self.canary.take() {
+            make_void(&mut self.processor, canary.live.revision);
             canary.gate.retire();
         }
     }

@@ -16,6 +16,8 @@ pub(crate) const PROVEN_AFTER: Duration = Duration::from_secs(60 * 60);
 pub(crate) const PROVEN_LEAST: u64 = 20;
 /// It is written down how far a proof has come whenever it has come so much further.
 const WRITTEN_EVERY: u64 = PROVEN_MESSAGES / 4;
+/// The first messages count for more.
+const WRITTEN_FIRST_EVERY: u64 = PROVEN_LEAST / 4;
 
 /// How far a revision's proof has come.
 #[derive(Debug, Default)]
@@ -85,7 +87,10 @@ impl Proof {
 
     /// What changes when there is something to write down.
     pub(super) fn step(&self) -> (bool, bool, bool, u64) {
-        let steps = self.processed.min(PROVEN_MESSAGES) / WRITTEN_EVERY;
+        let steps = match self.processed < PROVEN_LEAST {
+            true => self.processed / WRITTEN_FIRST_EVERY,
+            false => PROVEN_LEAST + self.processed.min(PROVEN_MESSAGES) / WRITTEN_EVERY,
+        };
         (self.worked, self.anew, self.since.is_some(), steps)
     }
 

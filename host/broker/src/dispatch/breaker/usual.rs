@@ -18,8 +18,9 @@ const MEASURED_MESSAGES: u64 = 100_000;
 /// What is written down stands for so many messages at the most.
 const WRITTEN_MESSAGES: u64 = 1_000;
 const MILLION: f64 = 1_000_000.0;
-/// A usual share is taken to be within these: nothing is certain.
+/// A usual share is taken to be more than this: nothing is certain.
 const SHARE_MIN: f64 = 0.001;
+/// And it is less than this.
 const SHARE_MAX: f64 = 0.98;
 
 /// Shares of rejections: usual ones, and those of the revision that runs.
@@ -156,6 +157,7 @@ impl Usual {
             self.own.retain(|(_, count)| *count > 0);
         }
         for class in &mut self.usual {
+            class.too_many = None;
             let mut next = 0;
             for (place, one) in rejected() {
                 if one.class != class.class {

@@ -10,6 +10,7 @@ use millrace_model::processor::RetryPolicy;
 
 use super::*;
 use crate::columns::push;
+use crate::dispatch::answer::Outputs;
 
 const NOW: Timestamp = Timestamp(10_000_000);
 
@@ -94,6 +95,13 @@ fn decide(
     progress: &Progress,
 ) -> Effects {
     decide_with(batch, failed, decisions, progress, false)
+}
+
+fn counts_for(unproven: u32) -> Word {
+    Word::CountsFor(Left {
+        unproven,
+        accepted: 0,
+    })
 }
 
 const WHOSE: Whose = Whose {
@@ -410,7 +418,7 @@ fn a_canary_gives_up_nothing_and_what_only_asks_for_a_retry_stays_its_own() {
 #[test]
 fn a_revision_that_is_not_proven_gives_up_so_many_and_the_others_wait() {
     let failures: Vec<Failed> = (0..5).map(|m| of_class(m, "new")).collect();
-    let effects = by_word(Word::CountsFor(2), failures, &[], &Progress::default(), 0);
+    let effects = by_word(counts_for(2), failures, &[], &Progress::default(), 0);
     assert_eq!(
         (effects.given_up.clone(), effects.given_up_unproven),
         (vec![0, 1], 2)
@@ -432,7 +440,7 @@ fn a_revision_that_is_not_proven_gives_up_so_many_and_the_others_wait() {
 #[test]
 fn what_is_usual_and_what_the_host_ends_counts_against_nobody() {
     let failures = vec![of_class(0, "usual"), failed(1, Cause::GivenUp, None)];
-    let effects = by_word(Word::CountsFor(0), failures, &[], &Progress::default(), 0);
+    let effects = by_word(counts_for(0), failures, &[], &Progress::default(), 0);
     assert_eq!(
         (effects.given_up, effects.given_up_unproven),
         (vec![0, 1], 0)
@@ -472,7 +480,7 @@ fn attempts_of_other_revisions_count_for_nothing_and_a_first_failure_is_never_th
     };
     let failures = || vec![failed(0, Cause::Trap, None)];
     let decisions = [Decision::DeadLetter];
-    let effects = by_word(Word::CountsFor(4), failures(), &decisions, &before, 1);
+    let effects = by_word(counts_for(4), failures(), &decisions, &before, 1);
     assert!(effects.given_up.is_empty());
     let effects = by_word(Word::Counts, failures(), &decisions, &before, 1);
     assert_eq!(effects.given_up, [0], "a proven one's word counts");
@@ -505,14 +513,13 @@ fn before(parked: Parked) -> Progress {
 #[test]
 fn what_the_revision_to_go_back_to_had_failed_at_alike_counts_against_nobody() {
     for (by, class, given_up) in [(2, "new", 1), (2, "other", 0), (3, "new", 0)] {
-        let before = before(with_attempt(by, NOW, class));
-        let effects = by_word(
-            Word::CountsFor(0),
-            vec![of_class(0, "new")],
-            &[],
-            &before,
-            1,
-        );
+        // Its second attempt: a first failure is never the last.
+        let before = before(Parked {
+            revision: 4,
+            own_attempts: 1,
+            ..with_attempt(by, NOW, class)
+        });
+        let effects = by_word(counts_for(0), vec![of_class(0, "new")], &[], &before, 1);
         assert_eq!(effects.given_up.len(), given_up, "{by} {class}");
         assert_eq!(effects.given_up_unproven, 0);
     }
@@ -536,9 +543,9 @@ fn what_the_handler_drops_counts_where_the_call_did_not_return() {
         Decision::Drop("noise".to_owned()),
     ];
     let none = Progress::default();
-    let effects = by_word(Word::CountsFor(1), failures.clone(), &drops, &none, 0);
+    let effects = by_word(counts_for(1), failures.clone(), &drops, &none, 0);
     assert_eq!((effects.dropped.len(), effects.given_up_unproven), (2, 1));
-    let effects = by_word(Word::CountsFor(0), failures.clone(), &drops, &none, 0);
+    let effects = by_word(counts_for(0), failures.clone(), &drops, &none, 0);
     assert_eq!((effects.dropped.len(), effects.given_up_unproven), (1, 0));
     assert_eq!(effects.progress.parked[0].held_since, Some(NOW));
     let effects = by_word(Word::Counts, failures, &drops, &none, 0);
@@ -553,17 +560,31 @@ fn what_is_kept_from_being_given_up_waits_an_hour_at_the_most() {
             held_since: Some(held_since),
             ..with_attempt(4, held_since, "new")
         });
-        let effects = by_word(
-            Word::CountsFor(0),
-            vec![of_class(0, "new")],
-            &[],
-            &before,
-            1,
-        );
+        let effects = by_word(counts_for(0), vec![of_class(0, "new")], &[], &before, 1);
         assert_eq!(effects.given_up.len(), given_up);
         assert_eq!(
             effects.given_up_unproven, 0,
             "it is no more than was to be waited for"
         );
     }
+}
+
+#[test]
+fn what_an_operator_has_accepted_is_given_up_beside_the_bound() {
+    let left = Left {
+        unproven: 1,
+        accepted: 2,
+    };
+    let failures: Vec<Failed> = (0..5).map(|m| of_class(m, "new")).collect();
+    let none = Progress::default();
+    let effects = by_word(Word::CountsFor(left), failures, &[], &none, 0);
+    assert_eq!(
+        (effects.given_up, effects.given_up_unproven),
+        (vec![0, 1, 2], 1)
+    );
+    // It was not of messages that are dropped.
+    let failures: Vec<Failed> = (0..3).map(|m| failed(m, Cause::Trap, None)).collect();
+    let drops = vec![Decision::Drop("noise".to_owned()); 3];
+    let effects = by_word(Word::CountsFor(left), failures, &drops, &none, 0);
+    assert_eq!((effects.dropped.len(), effects.given_up_unproven), (1, 1));
 }

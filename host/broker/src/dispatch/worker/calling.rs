@@ -39,16 +39,21 @@ impl Worker {
         }
         let before = self.context.clock.monotonic();
         let end = self.end_of_call(live);
-        let most = self.call_max();
+        let most = self.call_max(live, batch.len());
         let (called, used) = tokio::select! {
             biased;
             called = self.call(live, batch, home.as_ref()) => called,
             () = end => (Err(CallError::Interrupted), None),
-            () = tokio::time::sleep(most), if most < Duration::MAX => (Err(CallError::Timeout(most)), None),
+            () = tokio::time::sleep(most.unwrap_or_default()), if most.is_some() => {
+                (Err(CallError::Timeout(most.unwrap_or_default())), None)
+            }
         };
         let took = self.context.clock.monotonic().saturating_sub(before);
         if matches!(called, Err(CallError::Interrupted)) {
             return self.interrupt(live, batch, took);
+        }
+        if called.is_ok() {
+            self.took(batch.len(), took);
         }
         let guest_time = used.as_ref().map_or(took, CallUse::guest_time);
         self.learn(live, batch.len(), guest_time, called.as_ref().err());

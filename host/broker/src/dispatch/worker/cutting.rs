@@ -142,25 +142,32 @@ impl Worker {
     ) {
         let time_max = Duration::from_millis(live.spec.limits.call_ms_max);
         match error {
-            None => {
-                self.pace[self.side as usize].answered(messages, took, time_max);
-                if self.side == Side::Current {
-                    self.longest = took.max(self.longest.mul_f64(LONGEST_FADES));
-                }
-            }
+            None => self.pace[self.side as usize].answered(messages, took, time_max),
             Some(CallError::Timeout(_)) => self.pace[self.side as usize].timed_out(messages),
             Some(_) => {}
         }
     }
 
-    /// How long the call at hand may keep the partition waiting: a canary's not many times as long as the current revision's.
-    pub(super) fn call_max(&self) -> Duration {
-        match self.side {
-            Side::Canary if self.longest > Duration::ZERO => {
-                CANARY_CALL_MIN.max(self.longest * CANARY_SLOWNESS_MAX)
-            }
-            _ => Duration::MAX,
+    /// A call of the current revision took so long, with what it waited for.
+    pub(super) fn took(&mut self, messages: usize, took: Duration) {
+        if self.side == Side::Current {
+            let each = took / messages.max(1) as u32;
+            let [longest, longest_each] = &mut self.longest;
+            *longest = took.max(longest.mul_f64(LONGEST_FADES));
+            *longest_each = each.max(longest_each.mul_f64(LONGEST_FADES));
         }
+    }
+
+    /// How long the call at hand may keep the partition waiting, if that is sooner than its own bound: a canary's not many times as long as
+    /// the current revision's.
+    pub(super) fn call_max(&self, live: &Live, messages: usize) -> Option<Duration> {
+        let [longest, each] = self.longest;
+        if self.side != Side::Canary || longest.is_zero() {
+            return None;
+        }
+        let longest = longest.max(each.saturating_mul(messages as u32));
+        let most = CANARY_CALL_MIN.max(longest.saturating_mul(CANARY_SLOWNESS_MAX));
+        (most < Duration::from_millis(live.spec.limits.call_ms_max)).then_some(most)
     }
 
     fn paced(&self, side: Side) -> usize {

@@ -1,18 +1,19 @@
 //! What the worker asks of its processor's gate: whether it may go on, what a batch says of the whole processor, and whether there
 //! may be more dead letters.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use millrace_engine::CommitError;
-use millrace_model::GivenUp;
+use millrace_model::{GivenUp, Offset};
 
-use super::{HeldUp, SLEEP_MAX, Worker, changed_within};
+use super::{HeldUp, Reported, SLEEP_MAX, Worker, changed_within};
 use crate::dispatch::Live;
 use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::{Failed, Verdict};
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::{Judgement, Report, Says};
-use crate::dispatch::delivery::{Effects, Word, contradictions, parked_before};
+use crate::dispatch::delivery::{Effects, Left, Word, contradictions, parked_before};
 use crate::dispatch::gate::{Gate, NotLookedUp, Probe};
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
@@ -48,12 +49,12 @@ impl Worker {
         let Some(decisions) = self.decide(live, batch, verdict).await else {
             return Ok(());
         };
-        let whose = live.whose();
+        let whose = live.whose(self.now());
         let failed = verdict.failed.iter().enumerate();
         let says: Vec<Says> = failed
             .map(|(index, failed)| match decisions.get(index) {
                 Some(Decision::Drop(_)) => Says::Settled,
-                _ if self.reported.contains(&batch.offsets[failed.message]) => Says::Nothing,
+                _ if self.reported.contains(&self.reported_as(batch, failed)) => Says::Nothing,
                 _ => {
                     let before = parked_before(batch, &self.progress, failed.message);
                     whose.says(before, failed)
@@ -75,19 +76,23 @@ impl Worker {
             }
             judgement => {
                 let failed = verdict.failed.iter();
-                self.reported
-                    .extend(failed.map(|failed| batch.offsets[failed.message]));
+                let reported: Vec<_> = failed.map(|one| self.reported_as(batch, one)).collect();
+                self.reported.extend(reported);
                 let commits = self.commits;
                 self.settle(live, batch, verdict, places, &decisions, judgement)
                     .await?;
                 if self.commits > commits && !self.reported.is_empty() {
-                    for offset in &batch.offsets {
-                        self.reported.remove(offset);
-                    }
+                    let here: HashSet<Offset> = batch.offsets.iter().copied().collect();
+                    self.reported.retain(|(offset, ..)| !here.contains(offset));
                 }
                 Ok(())
             }
         }
+    }
+
+    fn reported_as(&self, batch: &Batch, failed: &Failed) -> Reported {
+        let offset = batch.offsets[failed.message];
+        (offset, self.side, failed.class.clone())
     }
 
     /// The breaker of the side whose batch is at hand.
@@ -118,7 +123,7 @@ impl Worker {
                         messages += given_up.map_or(0, |given_up| given_up.messages);
                     }
                     // It is asked again with the next batch; until then nothing is given up.
-                    Err(_) => return Word::CountsFor(0),
+                    Err(_) => return Word::CountsFor(Left::default()),
                 }
             }
             self.gate.looked_up(GivenUp { run, messages });

@@ -211,6 +211,7 @@ impl Worker {
         }
         for parked in &mut Arc::make_mut(&mut self.progress).parked {
             parked.due = parked.due.map(|due| step.moved(due));
+            parked.held_since = parked.held_since.map(|since| step.moved(since));
         }
         tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, by_ms = step.ms(), "the wall clock was set; retries wait as long as they were to wait");
         self.show_parked();

@@ -84,7 +84,7 @@ impl Worker {
             places,
             decisions,
             word: Word::Counts,
-            whose: live.whose(),
+            whose: live.whose(self.now()),
             same_handler: live.back.as_ref().is_some_and(|back| back.same_handler),
             excuses: &|class| gate.excuses(class),
             progress: &Arc::clone(&self.progress),
@@ -101,18 +101,12 @@ impl Worker {
                 Judgement::Settle => delivery::settle(&settling, &mut self.rng),
                 _ => delivery::postpone(&settling),
             };
-            let unproven = match effects.given_up_unproven {
-                0 => 0,
-                given_up => match self.gate.take_unproven(run, given_up) {
-                    Some(counted) => counted,
-                    None => {
-                        // Another partition was faster, or another revision runs by now.
-                        tokio::task::yield_now().await;
-                        continue;
-                    }
-                },
-            };
-            effects.given_up_unproven = unproven;
+            let unproven = effects.given_up_unproven;
+            if unproven > 0 && !self.gate.take_unproven(run, unproven) {
+                // Another partition was faster, or another revision runs by now: there is less left, and in the end nothing.
+                tokio::task::yield_now().await;
+                continue;
+            }
             effects.count_unproven(run);
             let progress = Arc::new(std::mem::take(&mut effects.progress));
             // Before the commit: whoever decides meanwhile knows of it.

@@ -58,6 +58,8 @@ struct RecordSchema {
     rejections: Option<Vec<RejectionsSchema>>,
     /// Of how many messages those are shares; absent if of none.
     measured: Option<u32>,
+    /// Whether its word counts no longer: it was taken back or withdrawn; absent if not.
+    voided: Option<bool>,
     /// Classes that were usual, and of which it rejected so many that they no longer are; absent if there are none.
     doubted: Option<Vec<String>>,
 }
