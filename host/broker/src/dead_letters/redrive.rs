@@ -286,7 +286,7 @@ impl Run<'_> {
                     // Letters of a topic that the processor no longer reads stay where they are.
                     let left = letters.iter().filter(|letter| !letter.redriven).count();
                     self.total.not_read += left;
-                    not_read = not_read.or((left > 0).then_some(error));
+                    not_read = not_read.or_else(|| (left > 0).then_some(error));
                     continue;
                 }
             };

@@ -184,7 +184,7 @@ fn taken_back(name: &ProcessorName, client: &Client) -> Result<Value, Failure> {
     let status = client.get(&path(name, ""))?;
     let trials = ["canary", "shadow"].map(|trial| &status[trial]["revision"]);
     let trial = trials.into_iter().find(|revision| !revision.is_null());
-    Ok(trial.unwrap_or(&status["current"]).clone())
+    Ok(trial.unwrap_or_else(|| &status["current"]).clone())
 }
 
 /// That it is gone, and what it leaves.
