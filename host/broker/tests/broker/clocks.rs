@@ -136,8 +136,8 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
     // Far less than the hour.
     rig.hold("in", &["soon"]).await;
     clock.step(2 * HOUR_MS);
-    // Another message makes the host look at the clock at once.
-    send("now", DueAt::after(clock.wall(), 1)).await;
+    // Another message that waits makes the host look at the clock at once; one that is due when it comes would not.
+    send("now", DueAt::after(clock.wall(), 1_000)).await;
     rig.hold("in", &["soon", "fixed", "now"]).await;
     let late = waiting().remove(0);
     assert_eq!(text(late.message.value.as_deref()), "late");
