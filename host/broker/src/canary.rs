@@ -288,7 +288,7 @@ fn wrong_of_shadow(report: &ShadowReport) -> Option<String> {
             counts.collect::<Vec<_>>().join(", ")
         };
         let mut text = format!(
-            "{otherwise} of {} messages came out otherwise",
+            "{otherwise} of {} messages came out differently",
             report.compared
         );
         if !report.outcomes.is_empty() {

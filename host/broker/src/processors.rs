@@ -57,7 +57,7 @@ pub enum ProcessorError {
     },
     /// Another revision is current than the deployer has seen.
     #[error(
-        "processor {name} is at revision {current}, not {expected}: somebody else has deployed since; nothing was deployed now"
+        "this would act on revision {current} of processor {name}, not on {expected}: it has changed since you looked; nothing was changed"
     )]
     OtherRevision {
         /// Whose.

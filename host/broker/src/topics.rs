@@ -100,7 +100,7 @@ pub enum TopicDeleteError {
         processors: Vec<ProcessorName>,
     },
     /// Somebody would miss it.
-    #[error("with topic {topic} would go what is still needed: {}", texts(.losses))]
+    #[error("deleting topic {topic} would lose what is still needed: {}", texts(.losses))]
     Missed {
         /// Which topic.
         topic: TopicName,
@@ -312,7 +312,9 @@ impl Broker {
             );
         }
         for processor in for_whom.into_iter().filter(|name| Some(name) != of) {
-            let waiting = self.waiting_in(&processor, topic).await?;
+            let touched = self.inner.engine.progress_partitions(processor.as_str());
+            let touched = touched.into_iter().collect();
+            let waiting = self.waiting_in(&processor, topic, &touched).await?;
             let messages = waiting.parked + waiting.unread;
             if messages > 0 {
                 losses.push(Loss::Waiting {
@@ -343,21 +345,29 @@ impl Broker {
         users.map(|entry| entry.processor.name.clone()).collect()
     }
 
-    /// Deletes the topics that a processor made for itself, once it is gone: dead letters, redrives, their audit. Gives their names.
+    /// Deletes the topics that a processor made for itself, once it is gone: dead letters, redrives, their audit. Gives their names, and why
+    /// others were kept that somebody else uses or would miss.
     ///
     /// # Errors
     /// [`TopicDeleteError`]; those before it are deleted.
     pub async fn delete_topics_of(
         &self,
         name: &ProcessorName,
-    ) -> Result<Vec<TopicName>, TopicDeleteError> {
+    ) -> Result<(Vec<TopicName>, Vec<String>), TopicDeleteError> {
         let topics = self.topics().into_iter();
         let own = topics.filter(|topic| topic.spec.owner.as_ref() == Some(name));
         let names: Vec<TopicName> = own.map(|topic| topic.spec.name).collect();
-        for topic in &names {
-            self.delete_unless_missed(topic, false, Some(name)).await?;
+        let (mut deleted, mut kept) = (Vec::new(), Vec::new());
+        for topic in names {
+            match self.delete_unless_missed(&topic, false, Some(name)).await {
+                Ok(_) => deleted.push(topic),
+                Err(error @ (TopicDeleteError::InUse { .. } | TopicDeleteError::Missed { .. })) => {
+                    kept.push(error.to_string())
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(names)
+        Ok((deleted, kept))
     }
 
     /// All topics, by name.

@@ -283,7 +283,7 @@ pub struct Record {
     /// Why it stands still, or stood still when another revision took over; `None` if it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,
-    /// As the how-manyeth of them it was left, when that came about last; 0 if it never was.
+    /// Its place in the order in which revisions were left, the last time it was; 0 if it never was.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_as: u32,
     /// What it rejected as a matter of course.

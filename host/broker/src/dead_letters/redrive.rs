@@ -103,6 +103,13 @@ pub struct Redriven {
     pub started_at: Timestamp,
 }
 
+impl Redriven {
+    /// Whether no letter was found that comes from a topic which is read.
+    fn is_nothing(&self) -> bool {
+        self.sent + self.already + self.skipped == 0
+    }
+}
+
 impl AddAssign for Redriven {
     fn add_assign(&mut self, more: Self) {
         self.sent += more.sent;
@@ -287,6 +294,11 @@ impl Run<'_> {
                     let left = letters.iter().filter(|letter| !letter.redriven).count();
                     self.total.not_read += left;
                     not_read = not_read.or_else(|| (left > 0).then_some(error));
+                    if self.is_over() {
+                        let next = letters.last().map(|letter| letter.place().after());
+                        self.total.next = next.filter(|next| walk.is_more_from(next));
+                        break;
+                    }
                     continue;
                 }
             };
@@ -315,7 +327,9 @@ impl Run<'_> {
             }
         }
         match not_read {
-            Some(error) if is_whole && self.total.sent == 0 => Err(error),
+            Some(error) if is_whole && self.total.next.is_none() && self.total.is_nothing() => {
+                Err(error)
+            }
             _ => Ok(()),
         }
     }

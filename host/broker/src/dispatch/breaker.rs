@@ -270,7 +270,7 @@ impl Breaker {
 
     /// Whether a rejection of this class is one of those that are usual.
     pub(crate) fn excuses(&self, class: &str) -> bool {
-        self.usual.excuses(class)
+        self.usual.excuses(class) || planted!(KnownClassExcuses) && self.usual.knows(class)
     }
 
     /// So much of these is usual.

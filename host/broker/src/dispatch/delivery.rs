@@ -31,9 +31,9 @@ use crate::handler::{Cause, Decision, Failure};
 /// Dead letters of one commit are put into batches of about this size.
 const DEAD_LETTER_BATCH_BYTES: usize = 8 << 20;
 
-/// What is kept from being given up is tried again no sooner than this, whatever the policy says,
+/// What is held is tried again no sooner than this, whatever the policy says.
 const HELD_DELAY_MIN: Duration = Duration::from_secs(1);
-/// and no later: the revision may be proven meanwhile.
+/// What is held is tried again after this at the latest: the revision may be proven meanwhile.
 const HELD_DELAY_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Everything that a decision hangs on.

@@ -1,10 +1,13 @@
 //! Back to a revision that worked: as an operator asks, or as the host does by itself over a bad deploy, or a bad canary.
 
 use std::sync::Weak;
+use std::time::Duration;
 
 use metrics::counter;
 use millrace_model::bounds::CHANGE_TEXT_BYTES_MAX;
-use millrace_model::{Change, ChangeKind, Processor, ProcessorName, RedriveDue, Revision};
+use millrace_model::{
+    Change, ChangeKind, Processor, ProcessorName, RedriveDue, Revision, Timestamp,
+};
 use tokio::sync::mpsc;
 
 use super::ProcessorError;
@@ -15,6 +18,8 @@ use crate::dispatch::gate::{Alarm, Wanted};
 use crate::history::{HOST, end_trials, make_void, unproven_run};
 use crate::loading::kept;
 
+/// So long after the host itself has gone back a rollback has to say where to.
+const ASKED_AFTER_HOST: Duration = Duration::from_secs(60 * 60);
 /// Groups of revisions that are named where a rollback passes over them.
 const PASSED_GROUPS_MAX: usize = 4;
 
@@ -72,7 +77,8 @@ impl Broker {
         expected: Option<u32>,
     ) -> Result<Processor, ProcessorError> {
         let _change = self.inner.changes.lock().await;
-        let mut processor = self.known(name)?.processor;
+        let known = self.known(name)?;
+        let mut processor = known.processor;
         let trial = on_trial(&processor);
         let current = trial.unwrap_or(processor.current);
         if let Some(expected) = expected.filter(|&expected| expected != current) {
@@ -83,7 +89,8 @@ impl Broker {
             });
         }
         let is_current = |number| number == processor.current;
-        if revision.is_none_or(is_current) && trial.is_some() {
+        // One that cannot be loaded is not stayed with.
+        if revision.is_none_or(is_current) && trial.is_some() && known.problem.is_none() {
             self.withdraw(&mut processor, None);
             return self.change(processor).await;
         }
@@ -100,7 +107,7 @@ impl Broker {
     /// Where a rollback leads that does not say where to.
     fn one_step_back(&self, processor: &Processor) -> Result<u32, ProcessorError> {
         let before = self.revision_before(processor);
-        match done_last_by_host(processor) {
+        match done_last_by_host(processor, self.inner.clock.wall()) {
             Some((from, withdrawn)) if !withdrawn || before.is_some() => {
                 Err(ProcessorError::RolledBackAlready {
                     name: processor.name.clone(),
@@ -325,7 +332,11 @@ fn note_of(back_to: u32) -> String {
 /// What the current revision and those after `back_to` have given up. Of revisions that are no longer kept the first one's time is not known;
 /// then the time of the one to go back to says as much.
 fn redrive_due(processor: &Processor, back_to: u32) -> RedriveDue {
-    let from = back_to + 1;
+    // What one gave up that was proven is no bad deploy's doing.
+    let proven = processor.revisions.iter();
+    let proven = proven.filter(|r| r.record.proven && !r.trial && r.number < processor.current);
+    let proven = proven.map(|r| r.number).max().unwrap_or(0);
+    let from = back_to.max(proven) + 1;
     let revisions = [from, back_to, processor.current];
     let mut known = revisions.into_iter().filter_map(|n| processor.revision(n));
     RedriveDue {
@@ -351,8 +362,11 @@ fn is_of_the_current(change: &&Change) -> bool {
 
 /// Whether the last thing that was done is that the host itself went back or withdrew a canary: from which revision, if that is still known,
 /// and whether it was a canary.
-fn done_last_by_host(processor: &Processor) -> Option<(Option<u32>, bool)> {
-    let by_host = |change: &Change, what| change.what == what && change.by.as_deref() == Some(HOST);
+fn done_last_by_host(processor: &Processor, now: Timestamp) -> Option<(Option<u32>, bool)> {
+    let by_host = |change: &Change, what| {
+        let is_recent = change.at.until(now) < ASKED_AFTER_HOST;
+        change.what == what && change.by.as_deref() == Some(HOST) && is_recent
+    };
     let goes_on = |change: &&Change| matches!(change.what, ChangeKind::Pause | ChangeKind::Resume);
     let last = processor.changes.iter().rfind(|change| !goes_on(change))?;
     if by_host(last, ChangeKind::Withdraw) {
@@ -374,12 +388,12 @@ pub(super) fn done_by_host(
 ) -> String {
     match (from, withdrawn) {
         (Some(from), true) => format!(
-            "the host itself has withdrawn revision {from} of processor {name} already, and revision {current} has stayed current"
+            "the host itself has already withdrawn revision {from} of processor {name}, and revision {current} has stayed current"
         ),
         (from, _) => {
             let from = from.map_or(String::new(), |from| format!(" from revision {from}"));
             format!(
-                "the host itself has taken processor {name} back to revision {current} already{from}"
+                "the host itself has already taken processor {name} back{from} to revision {current}"
             )
         }
     }
@@ -390,6 +404,10 @@ pub(super) fn numbered(revisions: &[u32]) -> String {
     let numbers: Vec<String> = revisions.iter().map(ToString::to_string).collect();
     match numbers.len() {
         1 => format!("revision {}", numbers.join("")),
-        _ => format!("revisions {}", numbers.join(" and ")),
+        _ => format!(
+            "revisions {} and {}",
+            numbers[..numbers.len() - 1].join(", "),
+            numbers[numbers.len() - 1]
+        ),
     }
 }

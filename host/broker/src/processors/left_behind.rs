@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use futures_util::future::try_join_all;
 use metrics::gauge;
 use millrace_engine::ReadError;
 use millrace_model::{Offset, ProcessorName, Topic, TopicName, TopicPartition};
@@ -49,31 +50,32 @@ impl Broker {
         let known = self.deployed(name);
         let current = known.as_ref().and_then(|known| known.processor.current());
         let read = current.map_or(&[][..], |current| &current.spec.topics);
-        let partitions = self.inner.engine.progress_partitions(name.as_str());
-        let touched: HashSet<_> = partitions.into_iter().map(|at| at.topic).collect();
-        let mut found = Vec::new();
+        let touched = self.inner.engine.progress_partitions(name.as_str());
+        let touched: HashSet<TopicPartition> = touched.into_iter().collect();
+        let topics_touched: HashSet<_> = touched.iter().map(|at| at.topic).collect();
+        let mut asked = Vec::new();
         for topic in topics {
             let input = redriven_of(topic, name);
             let is_read = read.iter().any(|read| match input {
                 Some(input) => read.as_str() == input,
                 None => *read == topic.spec.name,
             });
-            if is_read || input.is_none() && !touched.contains(&topic.id) {
+            if is_read || input.is_none() && !topics_touched.contains(&topic.id) {
                 continue;
             }
-            let waiting = self.waiting_in(name, topic).await?;
-            if waiting.parked + waiting.unread > 0 {
-                found.push(waiting);
-            }
+            asked.push(self.waiting_in(name, topic, &touched));
         }
-        Ok(found)
+        let found = try_join_all(asked).await?.into_iter();
+        let waits = |waiting: &LeftBehind| waiting.parked + waiting.unread > 0;
+        Ok(found.filter(waits).collect())
     }
 
-    /// What waits for a processor in a topic, as far as it is committed.
+    /// What waits for a processor in a topic, as far as it is committed; `touched` is where it has progress.
     pub(crate) async fn waiting_in(
         &self,
         name: &ProcessorName,
         topic: &Topic,
+        touched: &HashSet<TopicPartition>,
     ) -> Result<LeftBehind, ReadError> {
         let is_own = redriven_of(topic, name).is_some();
         let mut waiting = LeftBehind {
@@ -81,8 +83,15 @@ impl Broker {
             parked: 0,
             unread: 0,
         };
-        for partition in topic.partitions() {
-            let (parked, next) = self.waits_in(name, partition).await?;
+        // All at once: each waits until what was committed before it is durable.
+        let asked = topic.partitions().map(|partition| async move {
+            match touched.contains(&partition) {
+                true => self.waits_in(name, partition).await,
+                false => Ok((0, Offset::default())),
+            }
+        });
+        let found = try_join_all(asked).await?;
+        for (partition, (parked, next)) in topic.partitions().zip(found) {
             waiting.parked += parked;
             if is_own {
                 let ends = self.inner.engine.ends(partition)?;

@@ -14,7 +14,7 @@ use crate::history::HOST;
 
 /// How long it waits after an error; twice as long after each further one.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// Never longer than this.
+/// The longest wait before what is due is sent again.
 const AGAIN_AFTER_MAX: Duration = Duration::from_secs(60);
 
 impl Broker {
@@ -44,13 +44,18 @@ impl Broker {
         let Some((current, (revision, due))) = due else {
             return Ok(false);
         };
-        if (due.from..=revision).contains(&current) {
+        if current == revision {
             // Somebody has made it current again: it would give them up once more.
             self.redriven(name, revision).await?;
             return Ok(true);
         }
+        // Nor does one of those before it take its own again.
+        let from = match (due.from..revision).contains(&current) {
+            true => current + 1,
+            false => due.from,
+        };
         let filter = DeadLetterFilter {
-            revisions: Some(due.from..=revision),
+            revisions: Some(from..=revision),
             since: Some(due.since),
             // Of the one nobody knows whose fault it was; the other is what an operator decided.
             other_causes: vec![

@@ -82,6 +82,12 @@ impl Broker {
         self.inner.processors.read().keys().cloned().collect()
     }
 
+    /// One processor as it is deployed, without how it does.
+    #[must_use]
+    pub fn deployed_as(&self, name: &ProcessorName) -> Option<Processor> {
+        self.deployed(name).map(|deployed| deployed.processor)
+    }
+
     /// One processor.
     pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
         let deployed = self.deployed(name)?;
@@ -106,18 +112,22 @@ impl Broker {
             None => self.standings(name).await,
             Some(problem) => self.stopped(&deployed.processor, &problem).await,
         };
-        let gate = self.inner.supervisor.gate(name);
+        let breaker = self.inner.supervisor.gate(name).map(|gate| gate.status());
+        let is_open = breaker
+            .as_ref()
+            .is_some_and(|breaker| breaker.state == "open");
         let left_behind = self.left_behind_in(name, topics).await;
         let left_behind = left_behind.unwrap_or_else(|error| {
             tracing::warn!(processor = %name, %error, "what it left waiting cannot be read");
             Vec::new()
         });
         ProcessorStatus {
-            breaker: gate.map(|gate| gate.status()),
+            breaker,
             canary: self.canary_status(&deployed.processor),
             left_behind,
             way_back: self.way_back(&deployed.processor).map(|back| back.number),
-            way_back_problem: deployed.way_back_problem,
+            // Once the breaker is closed nobody wants to go back.
+            way_back_problem: deployed.way_back_problem.filter(|_| is_open),
             gone_back_from: gone_back_from(&deployed.processor),
             trial_problem: deployed.trial_problem,
             processor: deployed.processor,

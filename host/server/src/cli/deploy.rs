@@ -272,7 +272,7 @@ pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
         let current = &answer["current"];
         lines.push(format!("  way back: revision {current}, the current one"));
     } else if let Some(back) = answer["way_back"].as_u64().filter(|_| !is_first) {
-        lines.push(format!("  way back: revision {back}, the last that worked"));
+        lines.push(format!("  way back: revision {back}"));
     }
     let left = left_behind(&answer["left_behind"]).into_iter();
     lines.extend(left.map(|left| format!("  left waiting: {left}")));
@@ -281,14 +281,28 @@ pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
 
 /// Messages that wait where the processor does not read, topic by topic.
 pub(super) fn left_behind(list: &Value) -> Vec<String> {
+    let waiting = waiting(list).into_iter();
+    waiting
+        .map(|waiting| format!("{waiting}, which it does not read"))
+        .collect()
+}
+
+/// Messages that wait, topic by topic.
+pub(super) fn waiting(list: &Value) -> Vec<String> {
     let count = |left: &Value, field: &str| left[field].as_u64().filter(|&count| count > 0);
     let one = |left: &Value| {
         let topic = cell(&left["topic"]);
-        let parked = count(left, "parked").map(|parked| format!("{parked} messages of {topic}"));
+        let parked = count(left, "parked").map(|parked| match parked {
+            1 => format!("1 message of {topic}"),
+            _ => format!("{parked} messages of {topic}"),
+        });
         let unread = count(left, "unread");
-        let unread = unread.map(|unread| format!("{unread} dead letters sent again by {topic}"));
+        let unread = unread.map(|unread| match unread {
+            1 => format!("1 redriven dead letter in {topic}"),
+            _ => format!("{unread} redriven dead letters in {topic}"),
+        });
         let waiting: Vec<String> = parked.into_iter().chain(unread).collect();
-        format!("{}, which it does not read", waiting.join(" and "))
+        waiting.join(" and ")
     };
     items(list).iter().map(one).collect()
 }

@@ -78,7 +78,10 @@ fn listed(answer: &Value) -> String {
         let waits = match parked["behind"].as_u64() {
             Some(offset) => format!("behind offset {offset}"),
             None if parked["held_since"].is_null() => when(&parked["due"]),
-            None => format!("{}, for its revision is not proven", when(&parked["due"])),
+            None => format!(
+                "{} (held: its revision is not proven yet)",
+                when(&parked["due"])
+            ),
         };
         vec![
             place.join("/"),

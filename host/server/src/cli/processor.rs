@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::client::Client;
-use super::deploy::{DeployArgs, current, deploy, left_behind};
+use super::deploy::{DeployArgs, current, deploy, left_behind, waiting};
 use super::failure::Failure;
 use super::output::Output;
 use super::parked::{self, ParkedArgs, WhichArgs};
@@ -89,8 +89,8 @@ pub(super) enum Verb {
     History { name: ProcessorName },
     /// Make an earlier revision the current one; without a number, withdraw the revision on trial if there is one
     #[command(
-        after_help = "It says from where to where, which revisions it passes over, and how to send again what the revision gave up. Where the host has \
-just gone back or withdrawn a canary by itself it asks: say --to. With the current revision's number only a trial is ended.\n\nExamples:\n  millrace processor rollback shout\n  millrace processor rollback shout --to 3"
+        after_help = "It says from where to where, which revisions it passes over, and how to send again what the revision gave up. If the host has \
+gone back or withdrawn a canary by itself in the last hour, it is refused unless --to says where to. With the current revision's number it only ends a trial.\n\nExamples:\n  millrace processor rollback shout\n  millrace processor rollback shout --to 3"
     )]
     Rollback {
         name: ProcessorName,
@@ -166,13 +166,14 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
                 (_, false) => resetting(reset_state).to_owned(),
                 (reset_state, true) => format!("?topics=true&reset_state={reset_state}"),
             };
-            let left = client.delete(&path(&name, &query))?;
-            let left = left["left_behind"].clone();
-            let gone = match left.is_null() {
-                true => json!({"deleted": name}),
-                false => json!({"deleted": name, "left_behind": left}),
-            };
-            out.answer(&gone, |gone| deleted(&name, &gone["left_behind"]))
+            let mut gone = client.delete(&path(&name, &query))?;
+            match gone.as_object_mut() {
+                Some(left) => {
+                    left.insert("deleted".to_owned(), json!(name));
+                }
+                None => gone = json!({"deleted": name}),
+            }
+            out.answer(&gone, |gone| deleted(&name, gone))
         }
         Verb::State(verb) => state::run(verb, client, &mut out),
         Verb::Logs { name, follow } => logs(&name, follow, client, &mut out),
@@ -188,15 +189,19 @@ fn taken_back(name: &ProcessorName, client: &Client) -> Result<Value, Failure> {
 }
 
 /// That it is gone, and what it leaves.
-fn deleted(name: &ProcessorName, left: &Value) -> String {
+fn deleted(name: &ProcessorName, gone: &Value) -> String {
     let mut lines = vec![format!("processor {name} is deleted")];
-    for left in left_behind(left) {
+    for left in waiting(&gone["left_behind"]) {
         lines.push(format!("  left waiting: {left}"));
     }
     if lines.len() > 1 {
         lines.push(
-            "  made again under this name with these topics, it goes on with them".to_owned(),
+            "  they are processed once a processor of this name reads those topics again"
+                .to_owned(),
         );
+    }
+    for kept in items(&gone["topics_kept"]) {
+        lines.push(format!("  kept: {}", cell(kept)));
     }
     lines.join("\n")
 }
@@ -318,10 +323,7 @@ fn show(processor: &Value) -> String {
     );
     pairs.push(("breaker", breaker(&processor["breaker"])));
     if let Some(revision) = processor["way_back"].as_u64() {
-        pairs.push((
-            "way back",
-            format!("revision {revision}, the last that worked"),
-        ));
+        pairs.push(("way back", format!("revision {revision}")));
     }
     if let Some(problem) = processor["way_back_problem"].as_str() {
         pairs.push(("way back problem", problem.to_owned()));

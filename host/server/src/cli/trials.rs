@@ -125,7 +125,7 @@ pub(super) fn canary_facts(status: &Value) -> Vec<(&'static str, String)> {
     };
     // A canary gives up nothing.
     let share = format!(
-        "{} % of the keys, {}, {} that it would have given up, and the current revision was asked about",
+        "{} % of the keys, {}, {} that it would have given up and that went to the current revision instead",
         cell(&status["percent"]),
         side(&status["canary"]),
         cell(&status["canary"]["asked_again"])

@@ -125,7 +125,7 @@ pub(super) async fn deployed(
 ) -> Result<Response, ApiError> {
     let from = params.from.as_deref();
     let begin_at = from.map(|from| begin_at("from", from, now)).transpose()?;
-    let before = broker.processor(&name).await.map(|status| status.processor);
+    let before = broker.deployed_as(&name);
     let status = match before {
         Some(_) => StatusCode::OK,
         None => StatusCode::CREATED,

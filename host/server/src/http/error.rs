@@ -527,7 +527,7 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::TrialFails { .. } => Self::conflict(
                 "trial-fails",
                 text,
-                "leave it to be withdrawn, and deploy a better one; or promote it all the same: `millrace processor promote NAME --force`; over HTTP                  {\"force\": true}",
+                "leave it to be withdrawn, and deploy a better one; or promote it all the same: `millrace processor promote NAME --force`; over HTTP {\"force\": true}",
             ),
             ProcessorError::TrialNotLoaded { .. } => Self::conflict(
                 "trial-not-loaded",

@@ -307,7 +307,7 @@ pub(super) async fn rollback(
     };
     let broker = app.broker.on_behalf_of(&by);
     to_the_end(async move {
-        let before = broker.processor(&name).await.map(|status| status.processor);
+        let before = broker.deployed_as(&name);
         let after = broker
             .rollback_expecting(&name, body.revision, body.expected_revision)
             .await?;
@@ -392,11 +392,13 @@ pub(super) struct ProcessorDeletedBody {
     /// Messages that wait for it, until a processor is made again under its name that reads them.
     #[schema(value_type = Vec<LeftBehindSchema>)]
     left_behind: Vec<LeftBehind>,
+    /// Why topics of its own were not deleted that were to go with it: somebody else uses them, or would miss them.
+    topics_kept: Vec<String>,
 }
 
 /// Deletes a processor. Its dead letters stay as topics, and so do its progress and its state: made again under the same name it goes on.
 #[utoipa::path(delete, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), DeleteParams), responses(
-    (status = 200, body = ProcessorDeletedBody, description = "Deleted; messages wait for it still"),
+    (status = 200, body = ProcessorDeletedBody, description = "Deleted; messages wait for it still, or topics of its own were kept"),
     (status = 204, description = "Deleted; nothing waits for it"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
@@ -413,16 +415,23 @@ pub(super) async fn remove(
             false => app.broker.delete_processor(&name).await?,
         }
         app.forget_metrics("processor", name.as_str());
+        let mut topics_kept = Vec::new();
         if params.topics {
-            for topic in app.broker.delete_topics_of(&name).await? {
+            let (deleted, kept) = app.broker.delete_topics_of(&name).await?;
+            for topic in deleted {
                 app.forget_metrics("topic", topic.as_str());
             }
+            topics_kept = kept;
         }
         // It is deleted whatever can be said of what it leaves.
         let left_behind = app.broker.left_behind(&name).await.unwrap_or_default();
-        Ok(match left_behind.is_empty() {
+        Ok(match left_behind.is_empty() && topics_kept.is_empty() {
             true => StatusCode::NO_CONTENT.into_response(),
-            false => Json(ProcessorDeletedBody { left_behind }).into_response(),
+            false => Json(ProcessorDeletedBody {
+                left_behind,
+                topics_kept,
+            })
+            .into_response(),
         })
     })
     .await

@@ -171,7 +171,7 @@ pub(super) async fn canary(
     let body: CanaryBody = app.take_json(&headers, body).await?;
     let broker = app.broker.on_behalf_of(&by);
     to_the_end(async move {
-        let before = broker.processor(&name).await.map(|status| status.processor);
+        let before = broker.deployed_as(&name);
         let after = broker.set_canary(&name, body.percent).await?;
         Ok(Json(
             DeployedBody::after(&broker, before.as_ref(), after).await,
@@ -213,7 +213,7 @@ pub(super) async fn promote(
     };
     let broker = app.broker.on_behalf_of(&by);
     to_the_end(async move {
-        let before = broker.processor(&name).await.map(|status| status.processor);
+        let before = broker.deployed_as(&name);
         let after = match body.force {
             true => broker.promote_anyway(&name).await?,
             false => broker.promote(&name).await?,

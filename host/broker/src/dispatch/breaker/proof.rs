@@ -10,9 +10,10 @@ use crate::dispatch::planted::planted;
 
 /// A revision that has processed so many messages is proven: what fails then is not its deployment.
 pub(crate) const PROVEN_MESSAGES: u64 = 1_000;
-/// A revision is proven so long after the first message that it processed, if it did not stand still meanwhile,
+/// A revision is proven so long after the first message that it processed, if it did not stand still meanwhile and has processed
+/// [`PROVEN_LEAST`] messages.
 pub(crate) const PROVEN_AFTER: Duration = Duration::from_secs(60 * 60);
-/// and has processed as many as these.
+/// Messages without which no hour proves a revision.
 pub(crate) const PROVEN_LEAST: u64 = 20;
 /// It is written down how far a proof has come whenever it has come so much further.
 const WRITTEN_EVERY: u64 = PROVEN_MESSAGES / 4;

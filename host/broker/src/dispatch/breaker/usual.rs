@@ -20,7 +20,7 @@ const WRITTEN_MESSAGES: u64 = 1_000;
 const MILLION: f64 = 1_000_000.0;
 /// A usual share is taken to be more than this: nothing is certain.
 const SHARE_MIN: f64 = 0.001;
-/// And it is less than this.
+/// A usual share is taken to be less than this.
 const SHARE_MAX: f64 = 0.98;
 
 /// Shares of rejections: usual ones, and those of the revision that runs.

@@ -24,9 +24,9 @@ pub(super) enum Take {
     Suspect,
 }
 
-/// A canary's call that takes so many times as long as any call of the current revision is ended,
+/// A canary's call is ended once it takes so many times as long as the longest of the current revision's latest calls.
 const CANARY_SLOWNESS_MAX: u32 = 20;
-/// but none sooner than this: a machine may be busy.
+/// No call of a canary is ended sooner than this for taking longer than the current revision's: a machine may be busy.
 const CANARY_CALL_MIN: Duration = Duration::from_secs(3);
 /// With each call so much of the longest one before is forgotten.
 const LONGEST_FADES: f64 = 0.99;

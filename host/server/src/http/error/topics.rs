@@ -127,7 +127,7 @@ fn missed(text: String, losses: &[Loss]) -> ApiError {
     let instead = match readers.is_empty() {
         true => "keep it".to_owned(),
         false => format!(
-            "keep it, deploy {} with this topic to have them processed",
+            "keep it; they are processed once {} reads them (deploy it with the topic, or its input)",
             readers.join(", ")
         ),
     };

@@ -52,7 +52,7 @@ struct RecordSchema {
     processed_since: Option<u64>,
     /// Why it stands still, or stood still when another revision took over; absent if it does not.
     stopped: Option<StoppedSchema>,
-    /// As the how-manyeth of them it was left, when that came about last; absent if it never was.
+    /// Its place in the order in which revisions were left, the last time it was; absent if it never was.
     left_as: Option<u32>,
     /// What it rejected as a matter of course; absent if nothing.
     rejections: Option<Vec<RejectionsSchema>>,
