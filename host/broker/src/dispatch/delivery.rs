@@ -352,7 +352,9 @@ impl Settling<'_> {
     /// Whether it is usual that such a message is given up: so many are rejected, or the error handler drops it under the revision to go
     /// back to as well.
     fn is_settled(&self, fate: &Fate, failed: &Failed) -> bool {
-        let is_usual = || failed.cause == Cause::Reject && (self.excuses)(&failed.class);
+        // Those that wait were picked by failing.
+        let is_new = failed.message >= self.batch.retried;
+        let is_usual = || is_new && failed.cause == Cause::Reject && (self.excuses)(&failed.class);
         let is_dropped =
             || matches!(fate, Fate::Drop(_)) && self.same_handler && !took_the_call_down(failed);
         is_usual() || is_dropped()

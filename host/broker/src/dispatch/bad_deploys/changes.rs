@@ -98,6 +98,7 @@ impl World {
 
     pub(super) fn end_canary(&mut self) {
         self.processor.canary = None;
+        self.processor.shadow = None;
         if let Some(canary) = self.canary.take() {
             make_void(&mut self.processor, canary.live.revision);
             canary.gate.retire();
@@ -130,10 +131,11 @@ impl World {
             Cause::BadAnswer,
         ];
         let cause = causes[self.rng.usize(..causes.len())];
-        match self.rng.u32(..10) {
-            0..=2 => Nature::Well,
-            3 => Nature::Strict,
-            4..=7 => Nature::Fails(cause, 100),
+        match self.rng.u32(..20) {
+            0..=5 => Nature::Well,
+            6 | 7 => Nature::Strict,
+            8 => Nature::Down,
+            9..=15 => Nature::Fails(cause, 100),
             _ => Nature::Fails(cause, self.rng.u64(5..90)),
         }
     }
@@ -173,8 +175,22 @@ impl World {
         });
     }
 
+    /// A shadow gives nothing up and is called beside: but it is a revision, which may be promoted.
+    pub(super) fn try_shadow(&mut self) {
+        let nature = self.nature();
+        self.end_canary();
+        let number = self.add(nature, true);
+        self.what.push(format!("shadow {number} {nature:?}"));
+        self.processor.shadow = Some(Shadow {
+            revision: number,
+            since: self.now(),
+        });
+    }
+
     pub(super) fn promote(&mut self) {
-        let Some(number) = self.canary.as_ref().map(|canary| canary.live.revision) else {
+        let shadow = self.processor.shadow.as_ref().map(|shadow| shadow.revision);
+        let canary = self.canary.as_ref().map(|canary| canary.live.revision);
+        let Some(number) = canary.or(shadow) else {
             return;
         };
         self.what.push(format!("promote {number}"));

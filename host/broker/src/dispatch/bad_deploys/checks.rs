@@ -19,7 +19,7 @@ impl World {
             let log = before.map_or(&[][..], |parked| &parked.log);
             let mut last = log.iter().rev();
             let last = last.find(|a| a.revision == live.revision || Some(a.revision) == back);
-            let is_settled = self.handler && failed.class == "ignore";
+            let is_settled = self.handler != Patience::None && failed.class == "ignore";
             failed.cause != Cause::Reject
                 && !is_settled
                 && last.is_none_or(|last| last.class != failed.class)

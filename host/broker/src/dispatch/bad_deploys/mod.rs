@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use millrace_model::{
     Answer, Clock, ColumnBatch, Digest, GivenUp, ManualClock, Offset, Parked, PartitionId,
-    Processor, ProcessorName, ProcessorSpec, Progress, Record, Rejections, Revision, Timestamp,
-    Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Processor, ProcessorName, ProcessorSpec, Progress, Record, Rejections, Revision, Shadow,
+    Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use tokio::sync::mpsc;
 
@@ -39,6 +39,8 @@ const PAGE: &str = include_str!("../../../../../docs/bad-deploys.md");
 /// Another number of sequences may be given in `MILLRACE_SEQUENCES`.
 const SEQUENCES: u64 = 100_000;
 const BATCH_MESSAGES: usize = 8;
+/// So often an error handler that waits has a message tried again.
+const PATIENCE_ATTEMPTS: u32 = 15;
 const KEYS: u64 = 5;
 
 /// The number of a row of the page's table.
@@ -73,6 +75,19 @@ enum Nature {
     Fails(Cause, u64),
     /// It rejects them, in the class that is usual.
     Strict,
+    /// It says that something outside is down, whatever it is called with.
+    Down,
+}
+
+/// An error handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// There is none.
+    None,
+    /// It drops what is to be ignored.
+    Drops,
+    /// And it has whatever else fails tried again for a long time, whatever the policy says.
+    Waits,
 }
 
 struct Nobody;
@@ -124,7 +139,7 @@ struct World {
     natures: BTreeMap<u32, Nature>,
     parts: Vec<Part>,
     outage: bool,
-    handler: bool,
+    handler: Patience,
     noisy: bool,
     auto_rollback: bool,
     /// What was given up by revisions since the last that was proven.
@@ -241,7 +256,13 @@ impl World {
         let shared: Arc<dyn Clock> = clock.clone();
         let gate = Arc::new(Gate::new(shared, sender.clone(), Arc::clone(&live)));
         let count = rng.usize(1..=3);
-        let (handler, auto_rollback) = (rng.bool(), rng.u8(..4) > 0);
+        let handlers = [
+            Patience::None,
+            Patience::None,
+            Patience::Drops,
+            Patience::Waits,
+        ];
+        let (handler, auto_rollback) = (handlers[rng.usize(..4)], rng.u8(..4) > 0);
         let noisy = rng.u8(..4) == 0;
         let world = Self {
             rng,
@@ -288,9 +309,9 @@ impl World {
                 0..=2 => Kind::Unwanted,
                 3 => Kind::Poison,
                 4..=6 => Kind::Busy(self.rng.u32(1..4)),
-                7..=9 if self.handler => Kind::Ignored,
+                7..=9 if self.handler != Patience::None => Kind::Ignored,
                 // Somebody sends what nobody wants, and the handler knows it.
-                10..=69 if self.handler && self.noisy => Kind::Ignored,
+                10..=69 if self.handler != Patience::None && self.noisy => Kind::Ignored,
                 _ => Kind::Good,
             };
             let part = self.rng.usize(..self.parts.len());
@@ -358,7 +379,8 @@ impl World {
         for _ in 0..self.rng.usize(4..14) {
             match self.rng.u32(..20) {
                 0..=6 => self.deploy(),
-                7..=10 => self.try_canary(),
+                7..=9 => self.try_canary(),
+                10 => self.try_shadow(),
                 11 => self.promote(),
                 12 | 13 => self.start(),
                 14 => {
@@ -395,10 +417,13 @@ impl World {
     }
 }
 
-fn decision(failed: &Failed) -> Decision {
+fn decision(handler: Patience, failed: &Failed, tried: u32) -> Decision {
     match failed.class.as_str() {
         "ignore" => Decision::Drop(String::new()),
         "busy" => Decision::RetryAfter(Duration::from_millis(100)),
+        _ if handler == Patience::Waits && tried < PATIENCE_ATTEMPTS => {
+            Decision::RetryAfter(Duration::from_secs(60))
+        }
         _ => Decision::Policy,
     }
 }

@@ -38,6 +38,11 @@ impl World {
             (Some(canary), Side::Canary) => (Arc::clone(&canary.live), Arc::clone(&canary.gate)),
             _ => (Arc::clone(&self.live), Arc::clone(&self.gate)),
         };
+        if self.natures[&live.revision] == Nature::Down {
+            let mut probe = probe;
+            breaker.unavailable(live.revision, "down", probe.as_mut());
+            return;
+        }
         let mut failed = self.outcomes(&batch, part, live.revision);
         let takes_down = |failed: &&Failed| !matches!(failed.cause, Cause::Retry | Cause::Reject);
         if let Some(fatal) = failed.iter().find(takes_down).cloned() {
@@ -93,11 +98,16 @@ impl World {
             failed: verdict,
             ..Verdict::default()
         };
-        let decisions: Vec<Decision> = match self.handler {
-            false => Vec::new(),
-            true => verdict.failed.iter().map(decision).collect(),
-        };
         let progress = self.parts[part].progress.clone();
+        let decided = |failed: &Failed| {
+            let before = parked_before(&batch, &progress, failed.message);
+            let tried = before.map_or(0, |parked| parked.attempts);
+            decision(self.handler, failed, tried)
+        };
+        let decisions: Vec<Decision> = match self.handler {
+            Patience::None => Vec::new(),
+            _ => verdict.failed.iter().map(decided).collect(),
+        };
         let whose = live.whose(self.now());
         let said: Vec<Says> = verdict
             .failed
@@ -118,6 +128,7 @@ impl World {
                 partition: PartitionId(part as u32),
             },
             offsets: &batch.offsets,
+            retried: batch.retried,
             failed: &verdict.failed,
             says: &said,
         };

@@ -34,6 +34,8 @@ pub(crate) struct Report<'a> {
     pub(crate) revision: u32,
     pub(crate) partition: TopicPartition,
     pub(crate) offsets: &'a [Offset],
+    /// How many of them, the first ones, are retried.
+    pub(crate) retried: usize,
     pub(crate) failed: &'a [Failed],
     /// What each failure says; as many as `failed`.
     pub(crate) says: &'a [Says],
@@ -133,7 +135,8 @@ impl Breaker {
                 self.run.clear();
             }
             self.window.good(good, now.monotonic, span, &self.policy);
-            self.usual.note(report.offsets.len(), &[], percent);
+            self.usual
+                .note(report.offsets.len() - report.retried, &[], percent);
             return;
         }
         let said = report.failed.iter().zip(report.says);
@@ -148,10 +151,12 @@ impl Breaker {
             .collect();
         self.window
             .mixed(good, &evidence, now.monotonic, span, &self.policy);
-        // What was known is not there again, and what the error handler settles is no rejection.
-        let (mut repeated, mut fresh) = (0, Vec::new());
-        for (failed, says) in report.failed.iter().zip(report.says) {
+        // Those that wait were picked by failing: how many of them are rejected says nothing of how many are.
+        let (mut repeated, mut fresh) = (report.retried, Vec::new());
+        let said = report.failed.iter().zip(report.says);
+        for (failed, says) in said.filter(|(failed, _)| failed.message >= report.retried) {
             match says {
+                // What was known is not there again, and what the error handler settles is no rejection.
                 Says::News => fresh.push((failed.message - repeated, failed)),
                 Says::Nothing => repeated += 1,
                 Says::Settled => {}

@@ -98,6 +98,7 @@ impl Bench {
             revision: self.revision,
             partition: partition(0),
             offsets,
+            retried: 0,
             failed,
             says,
         };

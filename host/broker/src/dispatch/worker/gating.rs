@@ -65,6 +65,7 @@ impl Worker {
             revision: live.revision,
             partition: self.lease.partition,
             offsets: &batch.offsets,
+            retried: batch.retried,
             failed: &verdict.failed,
             says: &says,
         };
