@@ -154,7 +154,10 @@ fn a_deployment_on_another_revision_than_expected_is_refused() {
     let host = with_uppercase(TestHost::start());
     let changes = json!({"hops_max": 3});
     let told = patch(&host, "?expected_revision=0", &changes).refused(409, "other-revision");
-    assert!(told.contains("revision 1, not 0"), "{told}");
+    assert!(
+        told.contains("on revision 1 of") && told.contains("not on 0"),
+        "{told}"
+    );
     assert_eq!(
         patch(&host, "?expected_revision=1", &changes).json()["current"],
         2
