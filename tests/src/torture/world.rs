@@ -446,7 +446,7 @@ fn set_up(client: &Client, trims: bool) -> Result<()> {
             "batch": {"messages_max": 32, "bytes_max": 16384},
             "retry": {"attempts_max": 3, "delay_first_ms": 5, "delay_max_ms": 20},
             // One in 23 becomes one, which may be more than a hundred a minute.
-            "dead_letters": {"max": 1_000_000},
+            "dead_letters": {"max": 1_000_000, "unproven_max": 1_000_000},
         }),
     })?;
     Ok(())
