@@ -4,6 +4,7 @@
 //! rule that is broken on purpose is found out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ const PAGE: &str = include_str!("../../../../../docs/bad-deploys.md");
 /// Another number of sequences may be given in `MILLRACE_SEQUENCES`.
 const SEQUENCES: u64 = 100_000;
 const BATCH_MESSAGES: usize = 8;
+/// Steps in which everything comes to its end: dozens of messages that are called alone, each some twenty times.
+const FINISH_STEPS_MAX: u32 = 5_000;
 /// So often an error handler that waits has a message tried again.
 const PATIENCE_ATTEMPTS: u32 = 15;
 const KEYS: u64 = 5;
@@ -364,7 +367,7 @@ impl World {
             let parked = &part.progress.parked;
             part.progress.next.0 as usize == part.messages.len() && parked.is_empty()
         };
-        for _ in 0..400 {
+        for _ in 0..FINISH_STEPS_MAX {
             if self.parts.iter().all(is_done) {
                 return;
             }
@@ -499,7 +502,8 @@ fn no_sequence_of_deployments_and_failures_breaks_a_promise() {
             panic!("sequence {seed}: {why}");
         }
     }
-    println!("{sequences} sequences");
+    // Also where the output of tests that pass is not shown.
+    let _ = writeln!(std::io::stderr(), "{sequences} sequences of deployments");
 }
 
 #[test]
