@@ -361,6 +361,8 @@ impl World {
     /// Once all is well again, everything comes to its end.
     fn finish(&mut self) {
         (self.outage, self.is_over) = (false, true);
+        // It stays, whatever it meets that others have left.
+        self.auto_rollback = false;
         self.end_canary();
         self.deploy_as(Nature::Well);
         let is_done = |part: &Part| {
