@@ -41,7 +41,7 @@ const PAGE: &str = include_str!("../../../../../docs/bad-deploys.md");
 const SEQUENCES: u64 = 100_000;
 const BATCH_MESSAGES: usize = 8;
 /// Steps in which everything comes to its end: dozens of messages that are called alone, each some twenty times.
-const FINISH_STEPS_MAX: u32 = 5_000;
+const FINISH_STEPS: u32 = 5_000;
 /// So often an error handler that waits has a message tried again.
 const PATIENCE_ATTEMPTS: u32 = 15;
 const KEYS: u64 = 5;
@@ -369,7 +369,7 @@ impl World {
             let parked = &part.progress.parked;
             part.progress.next.0 as usize == part.messages.len() && parked.is_empty()
         };
-        for _ in 0..FINISH_STEPS_MAX {
+        for _ in 0..FINISH_STEPS {
             if self.parts.iter().all(is_done) {
                 return;
             }
@@ -516,7 +516,7 @@ fn no_sequence_of_deployments_and_failures_breaks_a_promise() {
 #[test]
 fn each_broken_rule_is_found_out() {
     /// Sequences in which a broken rule is looked for.
-    const LOOKS_MAX: u64 = 10_000;
+    const LOOKS: u64 = 10_000;
     // What is found out is no failure of this test; what other tests say is heard.
     let hook = Arc::new(std::panic::take_hook());
     let before = Arc::clone(&hook);
@@ -542,7 +542,7 @@ fn each_broken_rule_is_found_out() {
     let mut missed = Vec::new();
     for rule in rules {
         plant(Some(rule));
-        let found = (0..LOOKS_MAX).find_map(|seed| wrong(seed).map(|why| (seed, why)));
+        let found = (0..LOOKS).find_map(|seed| wrong(seed).map(|why| (seed, why)));
         plant(None);
         match found {
             Some((seed, why)) => println!("{rule:?}: sequence {seed}: {why}"),
