@@ -15,13 +15,15 @@ use millrace_model::{
 };
 
 mod groups;
+mod word;
 
 use groups::Groups;
+pub(crate) use word::{Left, Word};
 
 use super::Input;
 use super::answer::{Failed, Verdict, cut};
 use super::batcher::{Batch, behind, ordering};
-use super::breaker::{PROVEN_AFTER, Whose};
+use super::breaker::Whose;
 use super::dead_letter::{self, Death};
 use super::planted::planted;
 use super::retry;
@@ -62,33 +64,6 @@ pub(crate) struct Settling<'a> {
     /// Whether the host has no room to remember more than the last attempt of a message, in few words.
     pub(crate) is_short: bool,
     pub(crate) now: Timestamp,
-}
-
-/// What it is worth if a revision gives messages up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Word {
-    /// They are given up.
-    Counts,
-    /// So many are given up. The others are tried again: the revision is not proven.
-    CountsFor(Left),
-    /// None is: it is a canary's, and the current revision is asked.
-    IsAskedAgain,
-}
-
-/// How many messages a revision may give up that is not proven.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Left {
-    /// Of its own.
-    pub(crate) unproven: u32,
-    /// Dead letters beside those, for an operator has accepted them.
-    pub(crate) accepted: u32,
-}
-
-impl Left {
-    /// How many of these count: dead letters, and messages that are dropped.
-    fn counted(self, letters: u32, drops: u32) -> u32 {
-        letters.saturating_sub(self.accepted).saturating_add(drops)
-    }
 }
 
 /// What one commit makes true.
@@ -298,74 +273,6 @@ impl Settling<'_> {
         let before = trail_of(&self.batch.columns, failed.message);
         let trail = after(before, self.spec.hops_max.is_some());
         trail.map(|trail| (trail, came.hops))
-    }
-
-    /// What the revision's word makes of a fate.
-    fn by_word(
-        &self,
-        fate: Fate,
-        failed: &Failed,
-        parked: &Parked,
-        given_up: (u32, u32),
-        rng: &mut fastrand::Rng,
-    ) -> Fate {
-        let is_the_hosts =
-            self.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
-        let is_free = match self.word {
-            Word::Counts => false,
-            Word::CountsFor(_) => planted!(NoBound),
-            Word::IsAskedAgain => planted!(CanaryGivesUp),
-        };
-        if is_the_hosts || is_free {
-            return fate;
-        }
-        match (self.word, &fate) {
-            (Word::IsAskedAgain, Fate::Retry(_)) if !took_the_call_down(failed) => fate,
-            (Word::IsAskedAgain, _) => Fate::AskAgain,
-            (Word::CountsFor(may), Fate::DeadLetter | Fate::Drop(_)) => {
-                if self.is_settled(&fate, failed) {
-                    return fate;
-                }
-                let is_its_first = parked.own_attempts <= 1 && parked.attempts > 1;
-                if is_its_first && !planted!(FirstIsLast) {
-                    return Fate::Retry(retry::message_delay(&self.spec.retry, 1, rng));
-                }
-                if self.is_free(&fate, failed) {
-                    return fate;
-                }
-                // Nothing waits for ever: a topic on which nothing else comes would stand.
-                let has_waited = |since: Timestamp| since.after(PROVEN_AFTER) <= self.now;
-                let (letters, drops) = match &fate {
-                    Fate::Drop(_) => (given_up.0, given_up.1 + 1),
-                    _ => (given_up.0 + 1, given_up.1),
-                };
-                let may = may.counted(letters, drops) <= may.unproven;
-                match may || parked.held_since.is_some_and(has_waited) {
-                    true => fate,
-                    false => Fate::Hold,
-                }
-            }
-            _ => fate,
-        }
-    }
-
-    /// Whether it is usual that such a message is given up: so many are rejected, or the error handler drops it under the revision to go
-    /// back to as well.
-    fn is_settled(&self, fate: &Fate, failed: &Failed) -> bool {
-        // Those that wait were picked by failing.
-        let is_new = failed.message >= self.batch.retried;
-        let is_usual = || is_new && failed.cause == Cause::Reject && (self.excuses)(&failed.class);
-        let is_dropped =
-            || matches!(fate, Fate::Drop(_)) && self.same_handler && !took_the_call_down(failed);
-        is_usual() || is_dropped()
-    }
-
-    /// Whether giving the message up is not the revision's doing: it is usual, or the one to go back to had failed at it in the same way,
-    /// with the same error handler.
-    fn is_free(&self, fate: &Fate, failed: &Failed) -> bool {
-        let before = self.parked(failed.message);
-        self.is_settled(fate, failed)
-            || self.same_handler && self.whose.back_failed_so(before, failed)
     }
 
     fn by_policy(&self, failed: &Failed, attempts: u32, rng: &mut fastrand::Rng) -> Fate {
@@ -677,11 +584,6 @@ fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) ->
         first_failed_at: first_failed_at(before, settling.now),
         log,
     }
-}
-
-/// Whether the call did not return: that is not the component's decision.
-fn took_the_call_down(failed: &Failed) -> bool {
-    !matches!(failed.cause, Cause::Retry | Cause::Reject)
 }
 
 /// A reason that says what is missing: its end, and so many attempts before.

@@ -11,6 +11,7 @@ use millrace_model::processor::RetryPolicy;
 use super::*;
 use crate::columns::push;
 use crate::dispatch::answer::Outputs;
+use crate::dispatch::breaker::PROVEN_AFTER;
 
 const NOW: Timestamp = Timestamp(10_000_000);
 

@@ -1,0 +1,112 @@
+//! What the word of a revision is worth: whether what it would give up is given up, held, or asked about again.
+
+use millrace_model::{Parked, Timestamp};
+
+use super::{Fate, Settling};
+use crate::dispatch::answer::Failed;
+use crate::dispatch::breaker::PROVEN_AFTER;
+use crate::dispatch::planted::planted;
+use crate::dispatch::retry;
+use crate::handler::Cause;
+
+/// What it is worth if a revision gives messages up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// They are given up.
+    Counts,
+    /// So many are given up. The others are tried again: the revision is not proven.
+    CountsFor(Left),
+    /// None is: it is a canary's, and the current revision is asked.
+    IsAskedAgain,
+}
+
+/// How many messages a revision may give up that is not proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Of its own.
+    pub(crate) unproven: u32,
+    /// Dead letters beside those, for an operator has accepted them.
+    pub(crate) accepted: u32,
+}
+
+impl Left {
+    /// How many of these count: dead letters, and messages that are dropped.
+    pub(super) fn counted(self, letters: u32, drops: u32) -> u32 {
+        letters.saturating_sub(self.accepted).saturating_add(drops)
+    }
+}
+
+impl Settling<'_> {
+    /// What the revision's word makes of a fate.
+    pub(super) fn by_word(
+        &self,
+        fate: Fate,
+        failed: &Failed,
+        parked: &Parked,
+        given_up: (u32, u32),
+        rng: &mut fastrand::Rng,
+    ) -> Fate {
+        let is_the_hosts =
+            self.verdict.is_final || matches!(failed.cause, Cause::HostDied | Cause::GivenUp);
+        let is_free = match self.word {
+            Word::Counts => false,
+            Word::CountsFor(_) => planted!(NoBound),
+            Word::IsAskedAgain => planted!(CanaryGivesUp),
+        };
+        if is_the_hosts || is_free {
+            return fate;
+        }
+        match (self.word, &fate) {
+            (Word::IsAskedAgain, Fate::Retry(_)) if !took_the_call_down(failed) => fate,
+            (Word::IsAskedAgain, _) => Fate::AskAgain,
+            (Word::CountsFor(may), Fate::DeadLetter | Fate::Drop(_)) => {
+                if self.is_settled(&fate, failed) {
+                    return fate;
+                }
+                let is_its_first = parked.own_attempts <= 1 && parked.attempts > 1;
+                if is_its_first && !planted!(FirstIsLast) {
+                    return Fate::Retry(retry::message_delay(&self.spec.retry, 1, rng));
+                }
+                if self.is_free(&fate, failed) {
+                    return fate;
+                }
+                // Nothing waits for ever: a topic on which nothing else comes would stand.
+                let has_waited = |since: Timestamp| since.after(PROVEN_AFTER) <= self.now;
+                let (letters, drops) = match &fate {
+                    Fate::Drop(_) => (given_up.0, given_up.1 + 1),
+                    _ => (given_up.0 + 1, given_up.1),
+                };
+                let may = may.counted(letters, drops) <= may.unproven;
+                match may || parked.held_since.is_some_and(has_waited) {
+                    true => fate,
+                    false => Fate::Hold,
+                }
+            }
+            _ => fate,
+        }
+    }
+
+    /// Whether it is usual that such a message is given up: so many are rejected, or the error handler drops it under the revision to go
+    /// back to as well.
+    fn is_settled(&self, fate: &Fate, failed: &Failed) -> bool {
+        // Those that wait were picked by failing.
+        let is_new = failed.message >= self.batch.retried;
+        let is_usual = || is_new && failed.cause == Cause::Reject && (self.excuses)(&failed.class);
+        let is_dropped =
+            || matches!(fate, Fate::Drop(_)) && self.same_handler && !took_the_call_down(failed);
+        is_usual() || is_dropped()
+    }
+
+    /// Whether giving the message up is not the revision's doing: it is usual, or the one to go back to had failed at it in the same way,
+    /// with the same error handler.
+    pub(super) fn is_free(&self, fate: &Fate, failed: &Failed) -> bool {
+        let before = self.parked(failed.message);
+        self.is_settled(fate, failed)
+            || self.same_handler && self.whose.back_failed_so(before, failed)
+    }
+}
+
+/// Whether the call did not return: that is not the component's decision.
+fn took_the_call_down(failed: &Failed) -> bool {
+    !matches!(failed.cause, Cause::Retry | Cause::Reject)
+}
