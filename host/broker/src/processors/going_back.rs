@@ -402,12 +402,9 @@ pub(super) fn done_by_host(
 /// Revisions by number: `revision 1`, `revisions 1 and 2`.
 pub(super) fn numbered(revisions: &[u32]) -> String {
     let numbers: Vec<String> = revisions.iter().map(ToString::to_string).collect();
-    match numbers.len() {
-        1 => format!("revision {}", numbers.join("")),
-        _ => format!(
-            "revisions {} and {}",
-            numbers[..numbers.len() - 1].join(", "),
-            numbers[numbers.len() - 1]
-        ),
+    match numbers.as_slice() {
+        [] => "no revision".to_owned(),
+        [one] => format!("revision {one}"),
+        [before @ .., last] => format!("revisions {} and {last}", before.join(", ")),
     }
 }
