@@ -330,10 +330,18 @@ fn show(processor: &Value) -> String {
     }
     if let Some(from) = processor["gone_back_from"].as_u64() {
         let name = cell(&processor["name"]);
-        pairs.push((
-            "gone back from",
-            format!("revision {from}; `millrace dlq redrive {name} --failed-revision {from}` sends again what it gave up"),
-        ));
+        let revisions = items(&processor["revisions"]).iter();
+        let left = { revisions }.find(|revision| revision["number"].as_u64() == Some(from));
+        let by_host = left
+            .filter(|left| left["spec"]["auto_redrive"] == json!(true) && !left["note"].is_null());
+        let sent_again = match by_host.map(|left| left["redrive_due"].is_null()) {
+            Some(true) => "the host has sent again what it gave up".to_owned(),
+            Some(false) => "the host is sending again what it gave up".to_owned(),
+            None => format!(
+                "`millrace dlq redrive {name} --failed-revision {from}` sends again what it gave up"
+            ),
+        };
+        pairs.push(("gone back from", format!("revision {from}; {sent_again}")));
     }
     let left = left_behind(&processor["left_behind"]).into_iter();
     pairs.extend(left.map(|left| ("left waiting", left)));
