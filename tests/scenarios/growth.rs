@@ -155,7 +155,15 @@ fn disturb(rig: &Rig, host: &mut Host) -> Result<()> {
     }
     rig.load(300)?;
     grow(host, "in", 8)?;
-    rig.load(600)
+    rig.load(600)?;
+    // None of the keys belongs to the last partition: it waits for its turn of the messages without one, which is a matter of time.
+    let client = host.client();
+    wait_for("a message in the last partition", || {
+        let path = "/v1/topics/in/messages?partition=7&from=earliest&max=1";
+        let answer = client.get(path)?.ok()?;
+        let found = answer["messages"].as_array().context("no messages")?;
+        Ok((!found.is_empty()).then_some(()))
+    })
 }
 
 /// Under a key of each message its count, over all partitions that have state of it.

@@ -28,7 +28,7 @@ pub struct FailureFacts {
     pub message: u32,
     /// The revision that failed.
     pub revision: u32,
-    /// Attempts so far, this one included.
+    /// Attempts so far, of all revisions, this one included.
     pub attempt: u32,
     /// Milliseconds since the Unix epoch.
     pub first_failed_at: u64,
@@ -60,7 +60,7 @@ impl<'a> Failure<'a> {
         self.facts.revision
     }
 
-    /// Attempts so far, this one included.
+    /// Attempts so far, of all revisions, this one included.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.facts.attempt

@@ -59,7 +59,7 @@ impl<'a> Message<'a> {
         self.columns().offsets[self.index]
     }
 
-    /// Which attempt this is, from 1.
+    /// Which attempt this is, from 1. Those of earlier revisions count.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.columns().attempts[self.index]

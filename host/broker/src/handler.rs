@@ -230,6 +230,18 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All causes.
+    pub const ALL: [Self; 8] = [
+        Self::Retry,
+        Self::Reject,
+        Self::Trap,
+        Self::Timeout,
+        Self::Memory,
+        Self::BadAnswer,
+        Self::HostDied,
+        Self::GivenUp,
+    ];
+
     /// The cause's word, as headers, metrics and WIT spell it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -253,7 +265,7 @@ pub struct Failure {
     pub message: u32,
     /// The revision that failed.
     pub revision: u32,
-    /// Attempts so far, this one included.
+    /// Attempts so far, of all revisions, this one included.
     pub attempt: u32,
     /// When the first one failed.
     pub first_failed_at: Timestamp,

@@ -63,7 +63,7 @@ pub use dispatch::sides::SideStatus;
 pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
 pub use growth::{ChangedTopic, Growth, KeyedUse};
 pub use handler::{
-    AdmitError, CallError, CallUse, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
+    AdmitError, CallError, CallUse, Cause, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
 };
 pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
 /// What a processor keeps beside its progress.

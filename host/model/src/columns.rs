@@ -23,7 +23,7 @@ pub struct ColumnBatch {
     pub offsets: Vec<u64>,
     /// Milliseconds since the Unix epoch.
     pub timestamps: Vec<u64>,
-    /// Which attempt this is, from 1.
+    /// Which attempt this is, from 1. Those of earlier revisions count.
     pub attempts: Vec<u32>,
     /// Start, length of each key.
     pub keys: Vec<u32>,

@@ -109,7 +109,9 @@ fn one_is_tried_now_and_another_given_up() {
         host.post_json(&up, r#"{"class":"flaky"}"#).json()["done"],
         1
     );
-    let letters = host.get("/v1/processors/p/dead-letters").json();
+    let letters = host
+        .get("/v1/processors/p/dead-letters?cause=given-up")
+        .json();
     assert_eq!(letters["dead_letters"][0]["cause"], "given-up");
     let gone = host.post_json(&up, one).json();
     assert_eq!(gone["left"][0]["message"], "in/0/0", "{gone}");
@@ -136,4 +138,7 @@ fn the_command_line_lists_tries_and_gives_up() {
         (Some(0), true),
         "{text}"
     );
+    let (code, text) = run(&host, &["dlq", "list", "p", "--cause", "given-up"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("given-up"), "{text}");
 }

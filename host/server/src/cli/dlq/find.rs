@@ -1,6 +1,7 @@
 //! Which dead letters a command means.
 
-use millrace_broker::DeadLetterPlace;
+use clap::builder::PossibleValuesParser;
+use millrace_broker::{Cause, DeadLetterPlace};
 use serde_json::{Map, Value, json};
 
 use super::super::client::escaped;
@@ -26,8 +27,8 @@ pub(in super::super) struct Find {
     /// Only those of this class
     #[arg(long)]
     class: Option<String>,
-    /// Only those that failed so: retry, reject, trap, timeout, memory, bad-answer or host-died
-    #[arg(long, value_parser = ["retry", "reject", "trap", "timeout", "memory", "bad-answer", "host-died"])]
+    /// Only those that failed so: retry, reject, trap, timeout, memory, bad-answer, host-died or given-up
+    #[arg(long, value_parser = PossibleValuesParser::new(Cause::ALL.map(Cause::as_str)))]
     cause: Option<String>,
     /// Only those that failed under this revision
     #[arg(long, value_name = "NUMBER")]

@@ -1,7 +1,9 @@
 //! Which dead letters: the fields of a query, and of the JSON that asks for work on them.
 
 use bytes::Bytes;
-use millrace_broker::{DeadLetterFilter, DeadLetterPlace, HeaderFilter, RedriveWhich, Redrives};
+use millrace_broker::{
+    Cause, DeadLetterFilter, DeadLetterPlace, HeaderFilter, RedriveWhich, Redrives,
+};
 use millrace_model::{PartitionId, Timestamp, TopicName};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
@@ -17,7 +19,7 @@ use super::super::messages::one_of;
 pub(in super::super) struct Find {
     /// Only those of this class.
     class: Option<String>,
-    /// Only those that failed so: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer` or `host-died`.
+    /// Only those that failed so: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer`, `host-died` or `given-up`.
     cause: Option<String>,
     /// Only those that failed under this revision.
     revision: Option<u32>,
@@ -75,16 +77,6 @@ pub(super) fn place<'de, D: Deserializer<'de>>(
 }
 
 /// The words for how a message failed.
-const CAUSES: [&str; 7] = [
-    "retry",
-    "reject",
-    "trap",
-    "timeout",
-    "memory",
-    "bad-answer",
-    "host-died",
-];
-
 impl Find {
     /// What it means: which letters, and from where on.
     pub(super) fn understood(
@@ -99,9 +91,10 @@ impl Find {
         };
         let key = one_of("key", self.key.map(Bytes::from), self.key_base64)?;
         let cause = said(self.cause);
-        if let Some(unknown) = cause.as_ref().filter(|c| !CAUSES.contains(&c.as_str())) {
+        let causes = Cause::ALL.map(Cause::as_str);
+        if let Some(unknown) = cause.as_ref().filter(|c| !causes.contains(&c.as_str())) {
             let message = format!("there is no cause {unknown:?}");
-            let hint = format!("use one of {}", CAUSES.join(", "));
+            let hint = format!("use one of {}", causes.join(", "));
             return Err(ApiError::malformed(message, hint));
         }
         let filter = DeadLetterFilter {
