@@ -36,8 +36,8 @@ fn through_kills_power_cuts_and_other_faults_nothing_acknowledged_is_lost_or_cha
         report.is_clean(),
         "see the findings above; their histories are kept"
     );
-    // One world of them breaks mediums here.
-    assert!(report.lost_file_systems.len() <= 1);
+    // One world of them breaks mediums here, and another one takes its place if its file system is lost with them.
+    assert!(report.lost_file_systems.len() <= 2);
     let removed = report.tally.removed;
     assert!(removed > 1_000, "only {removed} messages were removed");
     for fault in Fault::ALL {

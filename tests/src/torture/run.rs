@@ -32,6 +32,9 @@ pub struct Plan {
     pub keep: PathBuf,
 }
 
+/// So many worlds that lost their file system are replaced.
+const LOST_MAX: usize = 3;
+
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -68,7 +71,8 @@ pub fn run(plan: &Plan) -> Report {
                     let next = lock(&queue).pop_front();
                     let Some(world) = next else { return };
                     let lived = live(&world);
-                    lock(&shared).take(&world, lived);
+                    let left = lock(&shared).take(&world, lived);
+                    lock(&queue).extend(left);
                 }
             });
         }
@@ -129,13 +133,14 @@ fn live(world: &WorldPlan) -> Result<Verdict> {
 }
 
 impl Report {
-    fn take(&mut self, world: &WorldPlan, lived: Result<Verdict>) {
+    /// Takes what came of a world. What is left of one whose file system was lost is for another world.
+    fn take(&mut self, world: &WorldPlan, lived: Result<Verdict>) -> Option<WorldPlan> {
         let mut verdict = match lived {
             Ok(verdict) => verdict,
             Err(error) => {
                 eprintln!("torture: {error:#}");
                 self.broken.push(format!("{error:#}"));
-                return;
+                return None;
             }
         };
         let word = world.fault.word();
@@ -148,15 +153,24 @@ impl Report {
             eprintln!("  {finding}");
         }
         self.tally.add(&verdict.tally);
-        if excuse_medium(&mut verdict) {
+        let is_lost = excuse_medium(&mut verdict);
+        if is_lost {
             self.lost_file_systems.push(seed);
         }
+        let done = verdict.tally.faults.get(&world.fault).copied();
+        let left = u64::from(world.count).saturating_sub(done.unwrap_or(0));
         let findings = verdict.findings.into_iter();
         self.findings
             .extend(findings.map(|finding| (seed, finding)));
         let (kills, cuts) = (self.count(Fault::Kill), self.count(Fault::Power));
         let found = self.findings.len();
         eprintln!("torture: so far {kills} kills, {cuts} power cuts, {found} findings");
+        let is_due = is_lost && left > 0 && self.lost_file_systems.len() <= LOST_MAX;
+        is_due.then(|| WorldPlan {
+            seed: Rng::with_seed(seed).u64(..),
+            count: u32::try_from(left).unwrap_or(u32::MAX),
+            ..world.clone()
+        })
     }
 
     /// Whether there is nothing to complain about.
@@ -251,5 +265,31 @@ mod tests {
         verdict.findings.remove(0);
         assert!(!excuse_medium(&mut verdict));
         assert_eq!(verdict.findings.len(), 2);
+    }
+    #[test]
+    fn what_a_lost_file_system_left_undone_is_for_another_world_and_what_a_finding_left_is_not() {
+        let world = WorldPlan {
+            binary: PathBuf::new(),
+            seed: 7,
+            fault: Fault::Eio,
+            count: 4,
+            keep: PathBuf::new(),
+        };
+        let of = |mediums_broken| {
+            let mut verdict = verdict(mediums_broken);
+            verdict.tally.faults.insert(Fault::Eio, 1);
+            verdict
+        };
+        let mut report = Report::default();
+        assert!(report.take(&world, Ok(of(0))).is_none());
+        for _ in 0..LOST_MAX {
+            let left = report.take(&world, Ok(of(1)));
+            assert_eq!(
+                left.map(|left| (left.count, left.fault)),
+                Some((3, Fault::Eio))
+            );
+        }
+        assert!(report.take(&world, Ok(of(1))).is_none(), "not for ever");
+        assert_eq!(report.lost_file_systems.len(), LOST_MAX + 1);
     }
 }

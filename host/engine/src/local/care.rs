@@ -108,8 +108,9 @@ impl Care {
         self.changed.notify_all();
     }
 
+    /// Or has stopped: of an engine that failed nothing is read any more, and each file would be logged.
     fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        self.stopping.load(Ordering::Acquire) || self.shared.poisoned().is_some()
     }
 
     /// What is known to be damaged.
@@ -235,7 +236,7 @@ impl Care {
             free_at
         };
         loop {
-            if self.is_stopping() || self.shared.poisoned().is_some() {
+            if self.is_stopping() {
                 return Err(io::Error::other("the engine is closing"));
             }
             let now = self.shared.clock.monotonic();
