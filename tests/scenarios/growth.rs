@@ -159,7 +159,7 @@ fn disturb(rig: &Rig, host: &mut Host) -> Result<()> {
     // None of the keys belongs to the last partition: it waits for its turn of the messages without one, which is a matter of time.
     let client = host.client();
     wait_for("a message in the last partition", || {
-        let path = "/v1/topics/in/messages?partition=7&from=earliest&max=1";
+        let path = "/v1/topics/in/messages?partitions=7&from=earliest&max=1";
         let answer = client.get(path)?.ok()?;
         let found = answer["messages"].as_array().context("no messages")?;
         Ok((!found.is_empty()).then_some(()))
