@@ -117,7 +117,7 @@ impl Broker {
                 uses,
             });
         }
-        let grown = self.inner.engine.change_topics(changes).await?;
+        let grown = self.inner.engine.change_topics(changes, Vec::new()).await?;
         tracing::info!(topic = %name, before, now = asked, ?along, "a topic was given more partitions");
         for topic in &grown {
             self.tell(topic).await;

@@ -1,7 +1,7 @@
 //! Modules: uploaded, found, deleted. Their bytes and what is known of them live in the engine; the module host admits them.
 
 use bytes::Bytes;
-use millrace_engine::{CommitError, EntryKind};
+use millrace_engine::{CommitError, Entry, EntryKind};
 use millrace_model::{Digest, GuestLimits, Revision, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -160,7 +160,7 @@ impl Broker {
     #[must_use]
     pub fn modules(&self) -> Vec<Module> {
         let entries = self.inner.engine.entries(EntryKind::Module);
-        let module = |(key, value): (String, Bytes)| match serde_json::from_slice(&value) {
+        let module = |(key, entry): (String, Entry)| match serde_json::from_slice(&entry.value) {
             Ok(module) => Some(module),
             Err(error) => {
                 tracing::error!(key, %error, "the catalogue's entry of a module cannot be read");
@@ -189,11 +189,9 @@ impl Broker {
     }
 
     pub(crate) fn module_of(&self, digest: Digest) -> Option<Module> {
-        let value = self
-            .inner
-            .engine
-            .entry(EntryKind::Module, &digest.to_string())?;
-        serde_json::from_slice(&value).ok()
+        let key = digest.to_string();
+        let entry = self.inner.engine.entry(EntryKind::Module, &key)?;
+        serde_json::from_slice(&entry.value).ok()
     }
 
     /// Forgets a module that nobody uses.

@@ -155,8 +155,8 @@ impl Broker {
     /// Loads and starts every processor of the catalogue.
     pub(crate) async fn start_processors(&self) -> Result<(), ProcessorError> {
         let change = self.inner.changes.lock().await;
-        for (key, value) in self.inner.engine.entries(EntryKind::Processor) {
-            match serde_json::from_slice::<Processor>(&value) {
+        for (key, entry) in self.inner.engine.entries(EntryKind::Processor) {
+            match serde_json::from_slice::<Processor>(&entry.value) {
                 Ok(mut processor) => {
                     told_of_records(&mut processor, self.inner.clock.wall());
                     self.start_processor(processor).await;

@@ -118,8 +118,8 @@ impl Broker {
     /// Reads the catalogue's schedules.
     pub(crate) fn read_schedules(&self) -> Result<(), ProcessorError> {
         let mut all = self.inner.schedules.all.write();
-        for (key, value) in self.inner.engine.entries(EntryKind::Schedule) {
-            let schedule: Schedule = serde_json::from_slice(&value).map_err(|error| {
+        for (key, entry) in self.inner.engine.entries(EntryKind::Schedule) {
+            let schedule: Schedule = serde_json::from_slice(&entry.value).map_err(|error| {
                 let what = format!("the catalogue's entry of schedule {key}: {error}");
                 ProcessorError::Catalogue(what)
             })?;

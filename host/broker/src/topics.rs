@@ -264,7 +264,7 @@ impl Broker {
             let topic = name.clone();
             return Err(TopicDeleteError::Missed { topic, losses });
         }
-        let deleted = self.inner.engine.delete_topic(name).await;
+        let deleted = self.inner.engine.delete_topic(name, Vec::new()).await;
         let id = deleted.map_err(|error| match error {
             TopicError::Commit(error) => TopicDeleteError::Commit(error),
             _ => unknown(),

@@ -22,6 +22,7 @@ use crate::contract::{
 
 pub mod bounds;
 pub mod catalogue;
+pub mod expectations;
 pub mod growth;
 pub mod lifetime;
 pub mod messages;
@@ -88,6 +89,14 @@ macro_rules! conformance_tests {
             catalogue::a_lease_does_not_outlive_its_topic,
             catalogue::modules_are_kept_once_and_forgotten,
             catalogue::a_closed_engine_refuses_every_change,
+            expectations::what_was_decided_on_an_older_entry_changes_nothing,
+            expectations::a_conflict_leaves_nothing_of_its_transaction,
+            expectations::of_many_who_decide_on_the_same_entry_one_takes_effect,
+            expectations::a_kind_is_unchanged_only_while_nothing_of_it_is_written,
+            expectations::what_was_decided_on_an_older_topic_changes_nothing,
+            expectations::a_repeated_request_is_no_conflict_with_itself,
+            expectations::whoever_watches_the_catalogue_hears_of_each_change,
+            expectations::no_version_is_given_twice,
             growth::a_topic_that_is_given_more_partitions_keeps_what_it_has,
             growth::a_topic_never_has_fewer_partitions_and_the_same_count_changes_nothing,
             growth::topics_grow_together_or_not_at_all,
@@ -341,12 +350,14 @@ mod tests {
         for (part, source) in [
             ("bounds", include_str!("conformance/bounds.rs")),
             ("catalogue", include_str!("conformance/catalogue.rs")),
+            ("expectations", include_str!("conformance/expectations.rs")),
             ("growth", include_str!("conformance/growth.rs")),
             ("lifetime", include_str!("conformance/lifetime.rs")),
             ("messages", include_str!("conformance/messages.rs")),
             ("once", include_str!("conformance/once.rs")),
             ("progress", include_str!("conformance/progress.rs")),
             ("reopening", include_str!("conformance/reopening.rs")),
+            ("state", include_str!("conformance/state.rs")),
         ] {
             for line in source.lines() {
                 let Some(promise) = line.strip_prefix("pub async fn ") else {

@@ -9,25 +9,31 @@
 //!    appends, as [`Transaction::durability`] says). Readers see nothing that is less durable than its topic asks.
 //! 4. **Fenced.** Progress is written only under the newest lease of its group and partition, and so is state that names a lease;
 //!    a commit under an older one fails whole with [`CommitError::Fenced`].
-//! 5. **Once.** A batch whose producer numbered it, and a transaction that carries a [`RequestMark`], take effect once, however
+//! 5. **On what was seen.** A transaction takes effect only while each of its [`Expectation`]s holds; otherwise it fails whole with
+//!    [`CommitError::Conflict`]. Who reads, decides and writes needs no lock, however many do.
+//! 6. **Once.** A batch whose producer numbered it, and a transaction that carries a [`RequestMark`], take effect once, however
 //!    often they are committed: a repeat gets the receipt of the first time, and is as durable as asked when it gets it.
-//! 6. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
+//! 7. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
 //!    with [`CommitError::Poisoned`] until it is opened again.
+
+mod catalogue;
+mod errors;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
     Digest, Durability, Offset, PartitionId, ProducerId, Progress, RecordBatch, Timestamp, Topic,
-    TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
+    TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use tokio::sync::watch;
 
+pub(crate) use self::catalogue::changed;
+pub use self::catalogue::{Entry, EntryKind, EntryWrite, Expectation, TopicChange, Version};
+pub use self::errors::{CommitError, ReadError, TopicError, TrimError};
 use crate::backup::{BackupError, BackupRequest, BackupStream};
-use crate::damage::{DamageKind, DamageReport, DamagedRange};
-use crate::room::RoomFull;
+use crate::damage::{DamageReport, DamagedRange};
 use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
 
 /// The only thing that an engine writes.
@@ -45,6 +51,8 @@ pub struct Transaction {
     pub durability: Option<Durability>,
     /// Which request this is, so that it takes effect once.
     pub request: Option<RequestMark>,
+    /// What it was decided on. Of a request that took effect before nothing is expected any more.
+    pub expects: Vec<Expectation>,
 }
 
 /// By what a request is known again within its topic's window ([`millrace_model::bounds::REQUESTS_PER_TOPIC_MAX`] and those
@@ -90,341 +98,17 @@ pub struct Lease {
     pub epoch: u64,
 }
 
-/// A kind of catalogue entry. Topics are not entries: they have storage, so engines know them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum EntryKind {
-    /// What is known of an uploaded module, by its digest.
-    Module,
-    /// A processor and its revisions, by its name.
-    Processor,
-    /// Which dead letters were sent again, by DLQ topic and partition.
-    Redriven,
-    /// Messages that are known to be damaged, by partition and first offset. Written by the engine itself.
-    Damage,
-    /// A schedule and when it is due, by its name.
-    Schedule,
-}
-
-impl EntryKind {
-    /// All kinds.
-    pub const ALL: [Self; 5] = [
-        Self::Module,
-        Self::Processor,
-        Self::Redriven,
-        Self::Damage,
-        Self::Schedule,
-    ];
-
-    /// The kind's word, as stored.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Module => "module",
-            Self::Processor => "processor",
-            Self::Redriven => "redriven",
-            Self::Damage => "damage",
-            Self::Schedule => "schedule",
-        }
-    }
-
-    /// The kind of a stored word.
-    #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
-    }
-}
-
-/// One change of the catalogue: a value set, or (`None`) removed.
-#[derive(Clone, Debug)]
-pub struct EntryWrite {
-    /// What kind of entry.
-    pub kind: EntryKind,
-    /// Its key, unique within the kind.
-    pub key: String,
-    /// Its new value, opaque to the engine.
-    pub value: Option<Bytes>,
-}
-
 /// What a commit gave.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
     /// For each append, in order, the offset of its first message.
     pub base_offsets: Vec<Offset>,
+    /// For each write of an entry, in order, its version; none of a repeated request.
+    pub versions: Vec<Version>,
     /// Whether all of it took effect earlier. Nothing of it was written now, and the offsets are those given then.
     pub repeated: bool,
     /// Of a repeated request, the note that it carried the first time.
     pub note: Bytes,
-}
-
-/// Why nothing was committed (or, for `Poisoned`, why it is not known).
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum CommitError {
-    /// The partition does not exist, or no longer.
-    #[error("partition {0} does not exist; its topic may have been deleted")]
-    UnknownPartition(TopicPartition),
-    /// Somebody holds a newer lease. Stop: the work belongs to them.
-    #[error("group {group} in partition {partition}: the lease was taken over by a newer claim")]
-    Fenced {
-        /// Whose lease.
-        group: Arc<str>,
-        /// Where.
-        partition: TopicPartition,
-    },
-    /// A batch is missing, or this one was sent before those that are remembered. Nothing was written.
-    #[error(
-        "producer {producer} in partition {partition}: sequence {found} came where {expected} is next; below it, it was written long \
-         ago; above it, batches are missing: send those first, or start a new epoch and number from 0"
-    )]
-    OutOfOrderSequence {
-        /// Where.
-        partition: TopicPartition,
-        /// Whose id.
-        producer: i64,
-        /// The sequence that is next.
-        expected: i32,
-        /// The one that came.
-        found: i32,
-    },
-    /// The producer was started anew. Stop: its place is taken.
-    #[error("producer {producer} has epoch {newest} now; the one with epoch {epoch} must stop")]
-    ProducerFenced {
-        /// Whose id.
-        producer: i64,
-        /// The epoch that came.
-        epoch: i16,
-        /// The newest.
-        newest: i16,
-    },
-    /// The id was never given, or the partition has forgotten what it sent.
-    #[error(
-        "producer {0} is not known here, or was idle for so long that it was forgotten; ask for a new id and number from 0"
-    )]
-    UnknownProducer(i64),
-    /// A transaction is whole: each append repeats one that was written, or none does.
-    #[error(
-        "{repeated} of {appends} appends were written earlier and the others not; repeat a transaction as it was, or send what is new"
-    )]
-    PartlyRepeated {
-        /// Appends that were written earlier.
-        repeated: usize,
-        /// All appends.
-        appends: usize,
-    },
-    /// No name for a producer.
-    #[error("a producer's name has 1 to {max} bytes, not {bytes}")]
-    ProducerName {
-        /// Its bytes.
-        bytes: usize,
-        /// The bound.
-        max: usize,
-    },
-    /// The key of a request was used for another one.
-    #[error(
-        "this key was used for another request; take a new key for each request, and the same only to repeat it"
-    )]
-    RequestReused,
-    /// Larger than the engine's journal takes at once. Send less.
-    #[error("the transaction has {bytes} bytes, at most {max} fit; send less at once")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The bound.
-        max: usize,
-    },
-    /// As much is kept in memory as the host may. Nothing was written; try again when there is less.
-    #[error(transparent)]
-    RoomFull(#[from] RoomFull),
-    /// No room on the disk. Nothing was written; try again when there is space.
-    #[error(
-        "the disk is full, or the process may not write longer files or open more (`ulimit -f`, `ulimit -n`): free some space or shorten \
-         retention; reading still works"
-    )]
-    DiskFull,
-    /// The disk failed; nothing more is acknowledged until the host is started again.
-    #[error(
-        "the engine stopped after a disk error ({0}); restart the host, recovery decides what was kept"
-    )]
-    Poisoned(Arc<str>),
-    /// The engine is closing.
-    #[error("the engine is shutting down; try again when the host is up")]
-    Closed,
-}
-
-impl CommitError {
-    /// Whether the same transaction may succeed later without anybody changing it.
-    #[must_use]
-    pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::DiskFull | Self::RoomFull(_) | Self::Closed)
-    }
-}
-
-/// Why nothing could be read.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The partition does not exist, or no longer.
-    #[error("partition {0} does not exist; its topic may have been deleted")]
-    UnknownPartition(TopicPartition),
-    /// Before the first message kept.
-    #[error("offset {requested} is no longer kept; the first one is {start}")]
-    BelowStart {
-        /// What was asked for.
-        requested: Offset,
-        /// The first offset kept.
-        start: Offset,
-    },
-    /// After the committed end.
-    #[error("offset {requested} is past the end; the next message will be {end}")]
-    PastEnd {
-        /// What was asked for.
-        requested: Offset,
-        /// The end.
-        end: Offset,
-    },
-    /// Stored bytes are not those that were written. The rest of the partition stays readable.
-    #[error(
-        "messages {from} to {to} (exclusive) of partition {partition} {kind}; read on from {to}"
-    )]
-    Damaged {
-        /// Where.
-        partition: TopicPartition,
-        /// First offset of the damage.
-        from: Offset,
-        /// First offset after it.
-        to: Offset,
-        /// What stands there instead.
-        kind: DamageKind,
-    },
-    /// A module's bytes are not those that were put. Putting them again mends it.
-    #[error(
-        "module {0} is damaged on disk: its bytes are not those that were uploaded; upload the same component again"
-    )]
-    ModuleDamaged(Digest),
-    /// The disk failed.
-    #[error("reading failed: {0}")]
-    Io(Arc<str>),
-}
-
-/// Why the catalogue did not change.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum TopicError {
-    /// The name is taken.
-    #[error("topic {0} exists already")]
-    Exists(TopicName),
-    /// No such topic.
-    #[error("topic {0} does not exist")]
-    Unknown(TopicName),
-    /// Zero, or more than the bound.
-    #[error("a topic has 1 to {max} partitions, not {asked}")]
-    Partitions {
-        /// What was asked for.
-        asked: u32,
-        /// The bound.
-        max: u32,
-    },
-    /// Messages would have nowhere to be.
-    #[error(
-        "topic {topic} has {have} partitions, and stays at no fewer: {asked} cannot hold the messages, progress and state of all of them"
-    )]
-    FewerPartitions {
-        /// Which topic.
-        topic: TopicName,
-        /// How many it has.
-        have: u32,
-        /// What was asked for.
-        asked: u32,
-    },
-    /// All topics together would have more than the host may.
-    #[error(
-        "the host has {have} partitions and would have {asked} more, at most {max} are kept (partitions_max): ask for fewer, or delete \
-         topics that nobody needs"
-    )]
-    HostPartitions {
-        /// How many there are.
-        have: usize,
-        /// What was asked for.
-        asked: u32,
-        /// The bound.
-        max: usize,
-    },
-    /// It could not be made durable.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-}
-
-/// Why a partition begins where it began.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum TrimError {
-    /// What is not there yet cannot be removed.
-    #[error("nothing before offset {requested} can be removed: the partition ends at {end}")]
-    PastEnd {
-        /// What was asked for.
-        requested: Offset,
-        /// The end.
-        end: Offset,
-    },
-    /// The partition is unknown, or the change could not be made durable.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-}
-
-/// What is to be different about a topic from now on; `None` leaves it as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TopicChange {
-    /// How many partitions it has: as many as before, or more. Those that are there stay as they are; new ones are empty.
-    pub partitions: Option<u32>,
-    /// When its appends are acknowledged.
-    pub durability: Option<Durability>,
-    /// All that may be changed about it; replaces what there is.
-    pub settings: Option<TopicSettings>,
-}
-
-impl TopicChange {
-    /// The topic as it is then.
-    #[must_use]
-    pub fn of(self, topic: &Topic) -> Topic {
-        let mut changed = topic.clone();
-        changed.spec.partitions = self.partitions.unwrap_or(topic.spec.partitions);
-        changed.spec.durability = self.durability.unwrap_or(topic.spec.durability);
-        if let Some(settings) = self.settings {
-            changed.spec.settings = settings;
-        }
-        changed
-    }
-
-    /// How many partitions more the topic has then.
-    fn more(&self, topic: &Topic) -> Result<u32, TopicError> {
-        let have = topic.spec.partitions;
-        let asked = self.partitions.unwrap_or(have);
-        if asked > TOPIC_PARTITIONS_MAX {
-            let max = TOPIC_PARTITIONS_MAX;
-            return Err(TopicError::Partitions { asked, max });
-        }
-        asked
-            .checked_sub(have)
-            .ok_or_else(|| TopicError::FewerPartitions {
-                topic: topic.spec.name.clone(),
-                have,
-                asked,
-            })
-    }
-}
-
-/// What topics are after changes that happen in one step, in the order given, and how many partitions more there are then; or why
-/// none of it happens.
-pub(crate) fn changed(
-    changes: Vec<(TopicName, TopicChange)>,
-    find: impl Fn(&TopicName) -> Option<Topic>,
-) -> Result<(Vec<Topic>, u32), TopicError> {
-    let mut topics: Vec<Topic> = Vec::with_capacity(changes.len());
-    let mut more = 0u32;
-    for (name, change) in changes {
-        let before = topics.iter().rfind(|topic| topic.spec.name == name);
-        let before = before.cloned().or_else(|| find(&name));
-        let before = before.ok_or(TopicError::Unknown(name))?;
-        more = more.saturating_add(change.more(&before)?);
-        topics.push(change.of(&before));
-    }
-    Ok((topics, more))
 }
 
 /// Where a partition begins and ends.
@@ -530,18 +214,23 @@ pub trait Engine: Send + Sync + 'static {
     /// Changes what may be changed about topics, at once: all of them or none, in one step, and the topics as they are then in the same
     /// order. Durable on return; what was committed before is then at least as durable as the change. Further partitions of a topic are
     /// there, and empty, when its new count is first seen.
+    ///
+    /// # Errors
+    /// [`CommitError::Conflict`] if something is not as `expects` says.
     async fn change_topics(
         &self,
         changes: Vec<(TopicName, TopicChange)>,
+        expects: Vec<Expectation>,
     ) -> Result<Vec<Topic>, TopicError>;
 
-    /// As [`Engine::change_topics`], of one topic.
+    /// As [`Engine::change_topics`], of one topic, whatever it is like.
     async fn change_topic(
         &self,
         name: &TopicName,
         change: TopicChange,
     ) -> Result<Topic, TopicError> {
-        let changed = self.change_topics(vec![(name.clone(), change)]).await?;
+        let changes = vec![(name.clone(), change)];
+        let changed = self.change_topics(changes, Vec::new()).await?;
         let changed = changed.into_iter().next();
         changed.ok_or_else(|| TopicError::Unknown(name.clone()))
     }
@@ -558,7 +247,14 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<Option<Offset>, ReadError>;
 
     /// Deletes a topic, its messages and all groups' progress and state in it. Durable on return.
-    async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError>;
+    ///
+    /// # Errors
+    /// [`CommitError::Conflict`] if something is not as `expects` says.
+    async fn delete_topic(
+        &self,
+        name: &TopicName,
+        expects: Vec<Expectation>,
+    ) -> Result<TopicId, TopicError>;
 
     /// All topics, by name.
     fn topics(&self) -> Vec<Topic>;
@@ -567,10 +263,16 @@ pub trait Engine: Send + Sync + 'static {
     fn topic(&self, name: &TopicName) -> Option<Topic>;
 
     /// All entries of a kind, by key.
-    fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)>;
+    fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)>;
 
     /// One entry.
-    fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes>;
+    fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry>;
+
+    /// The version of the newest write of a kind. Entries that are read after it are as new, or newer.
+    fn version(&self, kind: EntryKind) -> Version;
+
+    /// Changes after each change of topics and entries, when that shows. Cheap; may be held for ever.
+    fn watch_catalogue(&self) -> watch::Receiver<u64>;
 
     /// Keeps a module's bytes under their digest. Durable on return; keeping them twice is keeping them once.
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError>;

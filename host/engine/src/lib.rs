@@ -9,6 +9,7 @@ pub mod backup;
 pub mod conformance;
 pub mod contract;
 pub mod damage;
+mod entries;
 mod idempotence;
 pub mod local;
 pub mod memory;
@@ -18,8 +19,9 @@ mod time;
 
 pub use backup::{BackupError, BackupRequest, BackupStream, KnownFile};
 pub use contract::{
-    Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
-    Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch,
+    Append, CommitError, Ends, Engine, Entry, EntryKind, EntryWrite, Expectation, Lease,
+    ProgressWrite, ReadError, Receipt, RequestMark, TopicChange, TopicError, Transaction,
+    TrimError, Version, Watch,
 };
 pub use damage::{DamageKind, DamageReport, DamagedRange, FoundBy, ScrubStatus};
 pub use local::{LocalEngine, LocalOptions, OpenError};

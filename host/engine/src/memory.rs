@@ -18,9 +18,11 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::contract::{
-    Append, CommitError, Ends, Engine, EntryKind, EntryWrite, Lease, ProgressWrite, ReadError,
-    Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Watch, changed,
+    Append, CommitError, Ends, Engine, Entry, EntryKind, EntryWrite, Expectation, Lease,
+    ProgressWrite, ReadError, Receipt, RequestMark, TopicChange, TopicError, Transaction,
+    TrimError, Version, Watch, changed,
 };
+use crate::entries::{self, Entries};
 use crate::idempotence::requests::Request;
 use crate::idempotence::{Idempotence, Judgement, Overlay};
 use crate::room::{Growth, HostBounds, Kept, Room};
@@ -66,7 +68,9 @@ struct State {
     topic_ids_given: u64,
     topics: BTreeMap<TopicName, Topic>,
     partitions: HashMap<TopicPartition, Partition>,
-    entries: BTreeMap<(EntryKind, String), Bytes>,
+    entries: Entries,
+    /// How often the catalogue was changed.
+    catalogue: watch::Sender<u64>,
     modules: HashMap<Digest, Bytes>,
     idempotence: Idempotence,
 }
@@ -117,6 +121,7 @@ impl Engine for MemoryEngine {
         if let Some(write) = &transaction.progress {
             state.check_lease(&write.lease)?;
         }
+        state.check_expectations(&transaction.expects)?;
         state.check_state(&transaction.state)?;
         state.check_room(&transaction.state)?;
         Ok(state.apply(transaction))
@@ -242,9 +247,11 @@ impl Engine for MemoryEngine {
     async fn change_topics(
         &self,
         changes: Vec<(TopicName, TopicChange)>,
+        expects: Vec<Expectation>,
     ) -> Result<Vec<Topic>, TopicError> {
         let mut state = self.state.lock();
         state.check_open()?;
+        state.check_expectations(&expects)?;
         let (topics, more) = changed(changes, |name| state.topics.get(name).cloned())?;
         if more > 0 {
             let partitions = state.partitions.len();
@@ -256,6 +263,7 @@ impl Engine for MemoryEngine {
             }
             state.topics.insert(topic.spec.name.clone(), topic.clone());
         }
+        state.catalogue_changed();
         Ok(topics)
     }
 
@@ -281,15 +289,21 @@ impl Engine for MemoryEngine {
         Ok(batches.find_map(|batch| first_at(batch, partition.start, at)))
     }
 
-    async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
+    async fn delete_topic(
+        &self,
+        name: &TopicName,
+        expects: Vec<Expectation>,
+    ) -> Result<TopicId, TopicError> {
         let mut state = self.state.lock();
         state.check_open()?;
+        state.check_expectations(&expects)?;
         let unknown = || TopicError::Unknown(name.clone());
         let topic = state.topics.remove(name).ok_or_else(unknown)?;
         for partition in topic.partitions() {
             state.partitions.remove(&partition);
         }
         state.idempotence.forget_topic(topic.id, topic.partitions());
+        state.catalogue_changed();
         Ok(topic.id)
     }
 
@@ -301,17 +315,22 @@ impl Engine for MemoryEngine {
         self.state.lock().topics.get(name).cloned()
     }
 
-    fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)> {
+    fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)> {
         let state = self.state.lock();
-        let of_kind = state.entries.iter().filter(|((of, _), _)| *of == kind);
-        of_kind
-            .map(|((_, key), value)| (key.clone(), value.clone()))
-            .collect()
+        let entries = state.entries.of(kind).iter();
+        entries.map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 
-    fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes> {
-        let state = self.state.lock();
-        state.entries.get(&(kind, key.to_owned())).cloned()
+    fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry> {
+        self.state.lock().entries.get(kind, key).cloned()
+    }
+
+    fn version(&self, kind: EntryKind) -> Version {
+        self.state.lock().entries.version(kind)
+    }
+
+    fn watch_catalogue(&self) -> watch::Receiver<u64> {
+        self.state.lock().catalogue.subscribe()
     }
 
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
@@ -356,6 +375,16 @@ impl State {
             return Err(CommitError::Closed);
         }
         Ok(())
+    }
+
+    fn check_expectations(&self, expects: &[Expectation]) -> Result<(), CommitError> {
+        let entry = |kind, key: &str| self.entries.get(kind, key).map(|entry| entry.version);
+        let newest = |kind| self.entries.version(kind);
+        entries::check(expects, entry, newest, |name| self.topics.get(name))
+    }
+
+    fn catalogue_changed(&self) {
+        self.catalogue.send_modify(|count| *count += 1);
     }
 
     fn check_lease(&self, lease: &Lease) -> Result<(), CommitError> {
@@ -413,8 +442,11 @@ impl State {
         if let Some(write) = transaction.progress {
             self.set_progress(write);
         }
-        for write in transaction.entries {
-            self.set_entry(write);
+        let entries = transaction.entries.into_iter();
+        let set = |EntryWrite { kind, key, value }| self.entries.set(kind, key, value);
+        let versions: Vec<Version> = entries.map(set).collect();
+        if !versions.is_empty() {
+            self.catalogue_changed();
         }
         for write in transaction.state {
             let table = self.table(&write.group, write.partition);
@@ -424,6 +456,7 @@ impl State {
         }
         Receipt {
             base_offsets,
+            versions,
             ..Receipt::default()
         }
     }
@@ -451,13 +484,6 @@ impl State {
         groups.get_mut(&lease.group).expect("was checked").progress = Some(progress);
     }
 
-    fn set_entry(&mut self, EntryWrite { kind, key, value }: EntryWrite) {
-        match value {
-            Some(value) => self.entries.insert((kind, key), value),
-            None => self.entries.remove(&(kind, key)),
-        };
-    }
-
     fn create_topic(&mut self, spec: TopicSpec) -> Result<Topic, TopicError> {
         self.check_open()?;
         if spec.partitions == 0 || spec.partitions > TOPIC_PARTITIONS_MAX {
@@ -475,6 +501,7 @@ impl State {
         let empty = topic.partitions().map(|at| (at, Partition::default()));
         self.partitions.extend(empty);
         self.topics.insert(topic.spec.name.clone(), topic.clone());
+        self.catalogue_changed();
         Ok(topic)
     }
 

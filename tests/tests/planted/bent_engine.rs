@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, EntryKind, Lease, LocalEngine, ReadError, Receipt, TopicChange,
-    TopicError, Transaction, TrimError, Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Lease, LocalEngine, ReadError,
+    Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 use millrace_model::{
     Digest, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId, TopicName,
     TopicPartition, TopicSpec,
 };
+use tokio::sync::watch;
 
 /// What the engine does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,8 +188,9 @@ impl Engine for BentEngine {
     async fn change_topics(
         &self,
         changes: Vec<(TopicName, TopicChange)>,
+        expects: Vec<Expectation>,
     ) -> Result<Vec<Topic>, TopicError> {
-        self.inner.change_topics(changes).await
+        self.inner.change_topics(changes, expects).await
     }
 
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
@@ -290,8 +292,12 @@ impl Engine for BentEngine {
         self.inner.create_topic(spec).await
     }
 
-    async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
-        self.inner.delete_topic(name).await
+    async fn delete_topic(
+        &self,
+        name: &TopicName,
+        expects: Vec<Expectation>,
+    ) -> Result<TopicId, TopicError> {
+        self.inner.delete_topic(name, expects).await
     }
 
     fn topics(&self) -> Vec<Topic> {
@@ -302,12 +308,20 @@ impl Engine for BentEngine {
         self.inner.topic(name)
     }
 
-    fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)> {
+    fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)> {
         self.inner.entries(kind)
     }
 
-    fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes> {
+    fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry> {
         self.inner.entry(kind, key)
+    }
+
+    fn version(&self, kind: EntryKind) -> Version {
+        self.inner.version(kind)
+    }
+
+    fn watch_catalogue(&self) -> watch::Receiver<u64> {
+        self.inner.watch_catalogue()
     }
 
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {

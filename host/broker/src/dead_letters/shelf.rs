@@ -187,7 +187,7 @@ impl Broker {
         let key = shelf.key();
         let entry = self.inner.engine.entry(EntryKind::Redriven, &key);
         let sent = entry
-            .map(|value| serde_json::from_slice(&value))
+            .map(|entry| serde_json::from_slice(&entry.value))
             .transpose();
         let unreadable =
             |error| format!("the catalogue's entry of what was redriven from {key}: {error}");

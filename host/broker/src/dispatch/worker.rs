@@ -96,8 +96,9 @@ impl From<CommitError> for Trouble {
             CommitError::Fenced { .. } | CommitError::Poisoned(_) | CommitError::Closed => {
                 Self::Stop(error.to_string())
             }
-            // What a worker commits is neither numbered nor marked: its lease and its progress make it take effect once.
-            CommitError::OutOfOrderSequence { .. }
+            // What a worker commits is neither numbered nor marked, and expects nothing: its lease and its progress make it take effect once.
+            CommitError::Conflict(_)
+            | CommitError::OutOfOrderSequence { .. }
             | CommitError::ProducerFenced { .. }
             | CommitError::UnknownProducer(_)
             | CommitError::PartlyRepeated { .. }

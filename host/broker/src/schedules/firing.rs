@@ -231,9 +231,8 @@ impl Broker {
 
     /// Nobody knows how far its message came: what is in the catalogue counts.
     fn read_again(&self, name: &ScheduleName) {
-        let entries = self.inner.engine.entries(EntryKind::Schedule);
-        let found = entries.into_iter().find(|(key, _)| *key == name.as_str());
-        let schedule = found.and_then(|(_, value)| serde_json::from_slice(&value).ok());
+        let found = self.inner.engine.entry(EntryKind::Schedule, name.as_str());
+        let schedule = found.and_then(|entry| serde_json::from_slice(&entry.value).ok());
         if let Some(schedule) = schedule {
             self.know_schedule(schedule, None);
         }

@@ -10,8 +10,8 @@ use millrace_broker::handler::BatchHandler;
 use millrace_broker::{Broker, ProduceError};
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, EntryKind, Lease, MemoryEngine, ProgressWrite, ReadError, Receipt,
-    TopicChange, TopicError, Transaction, TrimError, Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Lease, MemoryEngine, ProgressWrite,
+    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::processor::Order;
@@ -20,7 +20,7 @@ use millrace_model::{
     SystemClock, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::rig::{Modules, Rig, Say, message, per_message, spec, text, topic};
 use crate::schedules;
@@ -140,8 +140,9 @@ impl Engine for Moody {
     async fn change_topics(
         &self,
         changes: Vec<(TopicName, TopicChange)>,
+        expects: Vec<Expectation>,
     ) -> Result<Vec<Topic>, TopicError> {
-        self.engine.change_topics(changes).await
+        self.engine.change_topics(changes, expects).await
     }
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
         self.engine.trim(partition, before).await
@@ -153,8 +154,12 @@ impl Engine for Moody {
     ) -> Result<Option<Offset>, ReadError> {
         self.engine.offset_at(partition, at).await
     }
-    async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
-        self.engine.delete_topic(name).await
+    async fn delete_topic(
+        &self,
+        name: &TopicName,
+        expects: Vec<Expectation>,
+    ) -> Result<TopicId, TopicError> {
+        self.engine.delete_topic(name, expects).await
     }
     fn topics(&self) -> Vec<Topic> {
         self.engine.topics()
@@ -162,11 +167,17 @@ impl Engine for Moody {
     fn topic(&self, name: &TopicName) -> Option<Topic> {
         self.engine.topic(name)
     }
-    fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)> {
+    fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)> {
         self.engine.entries(kind)
     }
-    fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes> {
+    fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry> {
         self.engine.entry(kind, key)
+    }
+    fn version(&self, kind: EntryKind) -> Version {
+        self.engine.version(kind)
+    }
+    fn watch_catalogue(&self) -> watch::Receiver<u64> {
+        self.engine.watch_catalogue()
     }
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
         self.engine.put_module(digest, bytes).await

@@ -340,7 +340,7 @@ async fn what_a_revision_gave_up_that_was_taken_back_is_sent_again_also_by_the_n
     assert!((2..=4).contains(&letters), "{letters}");
 
     rig.engine()
-        .delete_topic(&topic("in.p.audit"))
+        .delete_topic(&topic("in.p.audit"), Vec::new())
         .await
         .unwrap();
     let next = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;

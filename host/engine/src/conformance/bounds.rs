@@ -123,7 +123,7 @@ pub async fn a_deleted_topic_gives_its_room_back(engine: Arc<dyn Engine>) {
             delayed.min(state) >= 12,
             "{delayed} and {state} in round {round}"
         );
-        let deleted = engine.delete_topic(&topic.spec.name).await;
+        let deleted = engine.delete_topic(&topic.spec.name, Vec::new()).await;
         deleted.expect("deleted");
     }
 }
@@ -144,7 +144,7 @@ pub async fn partitions_beyond_the_hosts_bound_are_refused(engine: Arc<dyn Engin
         "{refused:?}"
     );
     make_topic(&*engine, "second", 3).await;
-    let deleted = engine.delete_topic(&first.spec.name).await;
+    let deleted = engine.delete_topic(&first.spec.name, Vec::new()).await;
     deleted.expect("deleted");
     let third = make_topic(&*engine, "third", 5).await;
     assert_eq!(end(&*engine, at(&third, 4)).0, 0);
@@ -158,7 +158,7 @@ pub async fn a_topic_does_not_grow_beyond_the_hosts_bound(engine: Arc<dyn Engine
         (name("first"), partitions(5)),
         (name("second"), partitions(4)),
     ];
-    let refused = engine.change_topics(both).await;
+    let refused = engine.change_topics(both, Vec::new()).await;
     assert!(
         matches!(
             refused,

@@ -11,7 +11,7 @@ use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, up_to};
 use super::{append, at, entries, entry, make_partition, make_topic, name, produce, spec, values};
 use crate::contract::{
-    CommitError, Ends, Engine, EntryKind, EntryWrite, ProgressWrite, TopicError, Transaction,
+    CommitError, Ends, Engine, Entry, EntryKind, EntryWrite, ProgressWrite, TopicError, Transaction,
 };
 
 const KIND: EntryKind = EntryKind::Processor;
@@ -20,10 +20,16 @@ async fn write(engine: &dyn Engine, writes: Vec<EntryWrite>) {
     engine.commit(entries(writes)).await.expect("committed");
 }
 
-fn listed(engine: &dyn Engine, kind: EntryKind) -> Vec<(String, String)> {
-    let text = |bytes: Bytes| String::from_utf8_lossy(&bytes).into_owned();
+pub(super) fn listed(engine: &dyn Engine, kind: EntryKind) -> Vec<(String, String)> {
+    let text = |entry: Entry| String::from_utf8_lossy(&entry.value).into_owned();
     let entries = engine.entries(kind).into_iter();
-    entries.map(|(key, value)| (key, text(value))).collect()
+    entries.map(|(key, entry)| (key, text(entry))).collect()
+}
+
+/// The value of an entry, as text.
+pub(super) fn value(engine: &dyn Engine, kind: EntryKind, key: &str) -> Option<String> {
+    let entry = engine.entry(kind, key)?;
+    Some(String::from_utf8_lossy(&entry.value).into_owned())
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -57,8 +63,8 @@ pub async fn entries_are_set_replaced_removed_and_listed_by_key(engine: Arc<dyn 
     .await;
     assert_eq!(listed(engine, KIND), pairs(&[("a/…", ""), ("c", "4")]));
     assert_eq!(engine.entry(KIND, "b"), None);
-    assert_eq!(engine.entry(KIND, "c").as_deref(), Some(&b"4"[..]));
-    assert_eq!(engine.entry(KIND, "a/…").as_deref(), Some(&b""[..]));
+    assert_eq!(value(engine, KIND, "c").as_deref(), Some("4"));
+    assert_eq!(value(engine, KIND, "a/…").as_deref(), Some(""));
     let of_another_kind = pairs(&[("b", "another kind")]);
     assert_eq!(listed(engine, EntryKind::Module), of_another_kind);
     assert_eq!(listed(engine, EntryKind::Redriven), []);
@@ -127,7 +133,7 @@ pub async fn a_name_that_is_taken_is_refused_and_keeps_its_topic(engine: Arc<dyn
     assert_eq!(engine.topics(), std::slice::from_ref(&topic));
     assert_eq!(values(&*engine, at(&topic, 0)).await, ["kept"]);
 
-    let refused = engine.delete_topic(&name("returns")).await;
+    let refused = engine.delete_topic(&name("returns"), Vec::new()).await;
     assert!(
         matches!(&refused, Err(TopicError::Unknown(unknown)) if *unknown == name("returns")),
         "{refused:?}"
@@ -158,7 +164,7 @@ pub async fn a_deleted_topic_takes_its_messages_and_progress_along(engine: Arc<d
         let written = commit_progress(&*engine, &lease, up_to(1)).await;
         written.expect("committed");
     }
-    let deleted = engine.delete_topic(&name("orders")).await;
+    let deleted = engine.delete_topic(&name("orders"), Vec::new()).await;
     assert_eq!(deleted.expect("deleted"), topic.id);
     assert_eq!(engine.topic(&name("orders")), None);
     assert_eq!(engine.topics().len(), 1);
@@ -168,7 +174,7 @@ pub async fn a_deleted_topic_takes_its_messages_and_progress_along(engine: Arc<d
     assert_eq!(values(&*engine, other).await, ["a"]);
     let kept = engine.progress("group", other).await.unwrap();
     assert_eq!(kept, Some(up_to(1)));
-    let again = engine.delete_topic(&name("orders")).await;
+    let again = engine.delete_topic(&name("orders"), Vec::new()).await;
     assert!(matches!(again, Err(TopicError::Unknown(_))), "{again:?}");
 }
 
@@ -179,7 +185,10 @@ pub async fn a_topic_made_again_starts_empty(engine: Arc<dyn Engine>) {
     let lease = engine.claim("group", at(&old, 0)).await.expect("claimed");
     let written = commit_progress(&*engine, &lease, up_to(2)).await;
     written.expect("committed");
-    engine.delete_topic(&name("orders")).await.expect("deleted");
+    engine
+        .delete_topic(&name("orders"), Vec::new())
+        .await
+        .expect("deleted");
 
     let new = make_topic(&*engine, "orders", 1).await;
     assert_ne!(new.id, old.id);
@@ -202,7 +211,10 @@ pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
     let input = make_partition(&*engine, "orders").await;
     let output = make_partition(&*engine, "outputs").await;
     let lease = engine.claim("group", input).await.expect("claimed");
-    engine.delete_topic(&name("orders")).await.expect("deleted");
+    engine
+        .delete_topic(&name("orders"), Vec::new())
+        .await
+        .expect("deleted");
     let again = make_partition(&*engine, "orders").await;
     engine.claim("group", again).await.expect("claimed");
     let refused = engine
@@ -264,7 +276,7 @@ pub async fn a_closed_engine_refuses_every_change(engine: Arc<dyn Engine>) {
     }
     let topic_changes = [
         engine.create_topic(spec("returns", 1)).await.err(),
-        engine.delete_topic(&name("orders")).await.err(),
+        engine.delete_topic(&name("orders"), Vec::new()).await.err(),
     ];
     for refused in topic_changes {
         let closed = matches!(refused, Some(TopicError::Commit(CommitError::Closed)));

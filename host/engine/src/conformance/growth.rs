@@ -152,13 +152,16 @@ pub async fn topics_grow_together_or_not_at_all(engine: Arc<dyn Engine>) {
             vec![to("orders", 4), refused.clone()],
             vec![refused.clone(), to("orders", 4)],
         ] {
-            let refused = engine.change_topics(changes).await;
+            let refused = engine.change_topics(changes, Vec::new()).await;
             assert!(refused.is_err(), "{refused:?}");
             assert_eq!(engine.topics(), [orders.clone(), letters.clone()]);
         }
     }
     let changes = vec![to("orders.p.dlq", 4), to("orders", 4)];
-    let grown = engine.change_topics(changes).await.expect("both grow");
+    let grown = engine
+        .change_topics(changes, Vec::new())
+        .await
+        .expect("both grow");
     let names: Vec<_> = grown.iter().map(|topic| topic.spec.name.as_str()).collect();
     assert_eq!(names, ["orders.p.dlq", "orders"], "in the order given");
     let appends = grown
@@ -167,7 +170,13 @@ pub async fn topics_grow_together_or_not_at_all(engine: Arc<dyn Engine>) {
         .collect();
     let committed = engine.commit(Transaction::produce(appends)).await;
     committed.expect("committed");
-    assert_eq!(engine.change_topics(Vec::new()).await.expect("none"), []);
+    assert_eq!(
+        engine
+            .change_topics(Vec::new(), Vec::new())
+            .await
+            .expect("none"),
+        []
+    );
 }
 
 /// Whoever sees a count can use every partition of it, and nothing that is acknowledged meanwhile is lost.
@@ -209,7 +218,10 @@ pub async fn partitions_that_were_added_go_with_their_topic(engine: Arc<dyn Engi
     make_topic(&*engine, "orders", 1).await;
     let grown = grow(&*engine, "orders", 3).await;
     produce(&*engine, at(&grown, 2), &["gone"]).await;
-    engine.delete_topic(&name("orders")).await.expect("deleted");
+    engine
+        .delete_topic(&name("orders"), Vec::new())
+        .await
+        .expect("deleted");
     for partition in grown.partitions() {
         assert_is_unknown(&*engine, partition).await;
     }

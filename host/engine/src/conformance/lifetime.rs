@@ -118,7 +118,10 @@ pub async fn a_trim_never_goes_back_nor_beyond_the_end(engine: Arc<dyn Engine>) 
         "{refused:?}"
     );
     assert_eq!(values(&*engine, partition).await, ["2"]);
-    engine.delete_topic(&name("orders")).await.expect("deleted");
+    engine
+        .delete_topic(&name("orders"), Vec::new())
+        .await
+        .expect("deleted");
     let refused = engine.trim(partition, Offset(0)).await;
     assert!(
         matches!(refused, Err(TrimError::Commit(CommitError::UnknownPartition(gone))) if gone == partition),

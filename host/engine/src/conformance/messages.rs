@@ -10,6 +10,7 @@ use millrace_model::{
     TopicPartition, TopicSpec,
 };
 
+use super::catalogue::value;
 use super::{
     append, at, batch, end, entries, entry, make_partition, make_topic, messages_of, name, produce,
     read_all, spec, values,
@@ -40,9 +41,7 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
                 progress: progress.clone().into(),
             }),
             entries: vec![entry(EntryKind::Processor, "copier", Some("of input"))],
-            durability: None,
-            request: None,
-            state: Vec::new(),
+            ..Transaction::default()
         })
         .await
         .expect("committed");
@@ -58,8 +57,8 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
     assert_eq!(second[1], (of_second, "d".into()));
     let stored = engine.progress("copier", input).await.expect("readable");
     assert_eq!(stored, Some(progress));
-    let stored = engine.entry(EntryKind::Processor, "copier");
-    assert_eq!(stored.as_deref(), Some(&b"of input"[..]));
+    let stored = value(&*engine, EntryKind::Processor, "copier");
+    assert_eq!(stored.as_deref(), Some("of input"));
 }
 
 /// Neither what is listed before the unknown partition nor what is listed after it takes effect.
@@ -90,9 +89,7 @@ pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc
                     progress: Progress::default().into(),
                 }),
                 entries: vec![entry(EntryKind::Module, "key", Some("value"))],
-                durability: None,
-                request: None,
-                state: Vec::new(),
+                ..Transaction::default()
             })
             .await;
         assert!(
@@ -497,6 +494,9 @@ pub async fn a_watch_of_a_deleted_partition_ends(engine: Arc<dyn Engine>) {
     let the_end = end(&*engine, partition);
     let mut watch = engine.watch(partition).expect("the partition exists");
     let waiter = tokio::spawn(async move { watch.past(the_end).await });
-    engine.delete_topic(&name("orders")).await.expect("deleted");
+    engine
+        .delete_topic(&name("orders"), Vec::new())
+        .await
+        .expect("deleted");
     assert_eq!(waiter.await.expect("the waiter finished"), None);
 }

@@ -202,7 +202,10 @@ pub async fn a_request_takes_effect_once(engine: Arc<dyn Engine>) {
     assert!(!elsewhere.expect("another topic").repeated);
     assert_eq!(values(&*engine, at(&topic, 0)).await, ["a", "b"]);
 
-    engine.delete_topic(&name("orders")).await.expect("deleted");
+    engine
+        .delete_topic(&name("orders"), Vec::new())
+        .await
+        .expect("deleted");
     let gone = request(&topic, 5, "first").await;
     assert!(matches!(gone, Err(CommitError::UnknownPartition(_))));
     let made = make_topic(&*engine, "orders", 1).await;

@@ -90,9 +90,7 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
                 progress: up_to(2).into(),
             }),
             entries: vec![entry(EntryKind::Redriven, "key", Some("by the old one"))],
-            durability: None,
-            request: None,
-            state: Vec::new(),
+            ..Transaction::default()
         })
         .await;
     assert_fenced(&fenced, &old);
@@ -231,7 +229,7 @@ pub async fn it_is_known_who_has_progress_where(engine: Arc<dyn Engine>) {
     assert_eq!(engine.progress_partitions("b"), [first]);
     assert_eq!(engine.progress_partitions("c"), []);
     engine
-        .delete_topic(&topic.spec.name)
+        .delete_topic(&topic.spec.name, Vec::new())
         .await
         .expect("deleted");
     assert_eq!(engine.progress_partitions("a"), []);

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use millrace_model::{Digest, Durability, Offset, Progress, Topic, TopicPartition, TopicSettings};
 use sha2::{Digest as _, Sha256};
 
+use super::catalogue::listed;
 use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, up_to, with_parked};
 use super::{
@@ -33,7 +34,7 @@ struct Contents {
     ends: Vec<Ends>,
     messages: Vec<Vec<(Offset, String)>>,
     progress: Vec<Option<Progress>>,
-    entries: Vec<Vec<(String, Bytes)>>,
+    entries: Vec<Vec<(String, String)>>,
     modules: Vec<Option<Bytes>>,
 }
 
@@ -57,7 +58,7 @@ async fn contents(engine: &dyn Engine) -> Contents {
         ends,
         messages,
         progress,
-        entries: EntryKind::ALL.map(|kind| engine.entries(kind)).to_vec(),
+        entries: EntryKind::ALL.map(|kind| listed(engine, kind)).to_vec(),
         modules: kept,
     }
 }
@@ -84,9 +85,7 @@ async fn fill(engine: &dyn Engine) {
             entries: EntryKind::ALL
                 .map(|kind| entry(kind, group, Some("…")))
                 .to_vec(),
-            durability: None,
-            request: None,
-            state: Vec::new(),
+            ..Transaction::default()
         };
         engine.commit(transaction).await.expect("committed");
     }
@@ -124,7 +123,10 @@ where
     let fresh = make_topic(&*engine, "fresh", 1).await;
     produce(&*engine, at(&fresh, 0), &["a"]).await;
     for topic in ["orders", "fresh"] {
-        engine.delete_topic(&name(topic)).await.expect("deleted");
+        engine
+            .delete_topic(&name(topic), Vec::new())
+            .await
+            .expect("deleted");
     }
     let removed = entry(EntryKind::Module, GROUPS[0], None);
     let removed = engine.commit(entries(vec![removed])).await;
@@ -198,7 +200,10 @@ where
         let topic = make_topic(&*engine, "orders", 1).await;
         produce(&*engine, at(&topic, 0), &["old"]).await;
         assert!(given.insert(topic.id), "round {round}: {} again", topic.id);
-        engine.delete_topic(&name("orders")).await.expect("deleted");
+        engine
+            .delete_topic(&name("orders"), Vec::new())
+            .await
+            .expect("deleted");
         engine = place.reopen(engine).await;
     }
     let partition = make_partition(&*engine, "orders").await;

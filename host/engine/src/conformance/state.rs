@@ -216,7 +216,7 @@ pub async fn state_goes_with_its_topic(engine: Arc<dyn Engine>) {
     let lease = engine.claim("group", partition).await.expect("claimed");
     let write = under(&lease, set(&[("a", "1")]));
     engine.commit(only(write.clone())).await.expect("committed");
-    let deleted = engine.delete_topic(&name("orders")).await;
+    let deleted = engine.delete_topic(&name("orders"), Vec::new()).await;
     deleted.expect("deleted");
     let refused = engine.commit(only(write)).await;
     assert!(

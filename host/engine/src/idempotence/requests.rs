@@ -94,6 +94,7 @@ impl Request {
             base_offsets: self.base_offsets.clone(),
             repeated: true,
             note: self.note.clone(),
+            ..Receipt::default()
         })
     }
 

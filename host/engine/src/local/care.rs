@@ -66,7 +66,8 @@ impl Care {
         modules: Arc<ModuleFiles>,
     ) -> Arc<Self> {
         let stored = shared.state.read();
-        let register = Register::of(stored.entries(crate::EntryKind::Damage));
+        let entries = stored.entries.of(crate::EntryKind::Damage).values();
+        let register = Register::of(entries.map(|entry| &entry.value));
         drop(stored);
         let status = ScrubStatus {
             bytes_per_second: shared.options.scrub_bytes_per_second,

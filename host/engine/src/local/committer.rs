@@ -14,7 +14,9 @@ use super::codec::{self, BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES, Operatio
 use super::pipeline::{COMMITTER, Written};
 use super::shared::{PoisonOnPanic, Shared};
 use super::state::{Pending, State, Submission};
-use crate::contract::{CommitError, Lease, Receipt, TopicChange, TopicError, TrimError};
+use crate::contract::{
+    CommitError, Expectation, Lease, Receipt, TopicChange, TopicError, TrimError,
+};
 use crate::state::StateWrite;
 
 /// Bytes of transactions that one group takes, unless a single one is larger.
@@ -44,6 +46,7 @@ pub(super) enum Request {
     },
     DeleteTopic {
         name: TopicName,
+        expects: Vec<Expectation>,
         answer: Answer<TopicId, TopicError>,
     },
     InitProducer {
@@ -52,6 +55,7 @@ pub(super) enum Request {
     },
     ChangeTopics {
         changes: Vec<(TopicName, TopicChange)>,
+        expects: Vec<Expectation>,
         answer: Answer<Vec<Topic>, TopicError>,
     },
     Trim {
@@ -520,7 +524,11 @@ fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Deci
             Ok(topic) => return Some(Decided::Created(answer, topic)),
             Err(error) => drop(answer.send(Err(error))),
         },
-        Request::DeleteTopic { name, answer } => match state.decide_delete(pending, &name) {
+        Request::DeleteTopic {
+            name,
+            expects,
+            answer,
+        } => match state.decide_delete(pending, &name, &expects) {
             Ok(id) => return Some(Decided::Deleted(answer, id)),
             Err(error) => drop(answer.send(Err(error))),
         },
@@ -528,7 +536,11 @@ fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Deci
             Ok(id) => return Some(Decided::Producer(answer, id)),
             Err(error) => drop(answer.send(Err(error))),
         },
-        Request::ChangeTopics { changes, answer } => match state.decide_change(pending, changes) {
+        Request::ChangeTopics {
+            changes,
+            expects,
+            answer,
+        } => match state.decide_change(pending, changes, &expects) {
             Ok(topics) => return Some(Decided::Changed(answer, topics)),
             Err(error) => drop(answer.send(Err(error))),
         },

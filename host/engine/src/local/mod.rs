@@ -53,7 +53,7 @@ use millrace_model::{
     TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task;
 
 pub use self::options::{LocalOptions, OpenError};
@@ -76,8 +76,8 @@ use self::state::Submission;
 use self::tail::Partition;
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::contract::{
-    Append, CommitError, Ends, Engine, EntryKind, Lease, ReadError, Receipt, TopicChange,
-    TopicError, Transaction, TrimError, Watch,
+    Append, CommitError, Ends, Engine, Entry, EntryKind, Expectation, Lease, ReadError, Receipt,
+    TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 use crate::damage::{DamageReport, DamagedRange};
 use crate::state::{StatePage, StateQuery, StateTable};
@@ -449,23 +449,36 @@ impl Engine for LocalEngine {
             .await
     }
 
-    async fn delete_topic(&self, name: &TopicName) -> Result<TopicId, TopicError> {
+    async fn delete_topic(
+        &self,
+        name: &TopicName,
+        expects: Vec<Expectation>,
+    ) -> Result<TopicId, TopicError> {
         let name = name.clone();
-        self.ask(|answer| Request::DeleteTopic { name, answer })
-            .await
+        self.ask(|answer| Request::DeleteTopic {
+            name,
+            expects,
+            answer,
+        })
+        .await
     }
 
     async fn change_topics(
         &self,
         changes: Vec<(TopicName, TopicChange)>,
+        expects: Vec<Expectation>,
     ) -> Result<Vec<Topic>, TopicError> {
         let bytes = changes.len().saturating_mul(ALONE_BYTES_MAX);
         if bytes > self.transaction_bytes_max {
             let max = self.transaction_bytes_max;
             return Err(CommitError::TooLarge { bytes, max }.into());
         }
-        self.ask(|answer| Request::ChangeTopics { changes, answer })
-            .await
+        self.ask(|answer| Request::ChangeTopics {
+            changes,
+            expects,
+            answer,
+        })
+        .await
     }
 
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
@@ -496,14 +509,22 @@ impl Engine for LocalEngine {
         self.shared.state.read().topic(name)
     }
 
-    fn entries(&self, kind: EntryKind) -> Vec<(String, Bytes)> {
+    fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)> {
         let state = self.shared.state.read();
-        let entries = state.entries(kind).iter();
+        let entries = state.entries.of(kind).iter();
         entries.map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 
-    fn entry(&self, kind: EntryKind, key: &str) -> Option<Bytes> {
-        self.shared.state.read().entries(kind).get(key).cloned()
+    fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry> {
+        self.shared.state.read().entries.get(kind, key).cloned()
+    }
+
+    fn version(&self, kind: EntryKind) -> Version {
+        self.shared.state.read().entries.version(kind)
+    }
+
+    fn watch_catalogue(&self) -> watch::Receiver<u64> {
+        self.shared.state.read().watch_catalogue()
     }
 
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
@@ -641,6 +662,7 @@ fn submission(transaction: Transaction) -> Submission {
         state: transaction.state,
         durability: transaction.durability,
         request: transaction.request,
+        expects: transaction.expects,
     }
 }
 

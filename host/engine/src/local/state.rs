@@ -19,12 +19,15 @@ use millrace_model::{
     Durability, Offset, ProducerId, Stamp, Timestamp, Topic, TopicId, TopicName, TopicPartition,
     TopicSpec,
 };
+use tokio::sync::watch;
 
 use super::codec::Operation;
 use super::tail::{Partition, weight};
 use crate::contract::{
-    Append, CommitError, Ends, EntryKind, EntryWrite, Lease, Receipt, RequestMark, TrimError,
+    Append, CommitError, Ends, EntryKind, EntryWrite, Expectation, Lease, Receipt, RequestMark,
+    TrimError, Version,
 };
+use crate::entries::{self, Entries};
 use crate::idempotence::producers::ProducerChanges;
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::idempotence::{Idempotence, Judgement, Overlay};
@@ -39,6 +42,7 @@ pub(super) struct Submission {
     pub(super) state: Vec<StateWrite>,
     pub(super) durability: Option<Durability>,
     pub(super) request: Option<RequestMark>,
+    pub(super) expects: Vec<Expectation>,
 }
 
 /// By partition, in an order that depends on nothing but what was put in: then the disk sees the same work in the same order
@@ -52,7 +56,9 @@ pub(super) struct State {
     topics: BTreeMap<TopicName, Topic>,
     pub(super) partitions: ByPartition<Arc<Partition>>,
     groups: HashMap<TopicPartition, HashMap<Arc<str>, Group>>,
-    entries: [BTreeMap<String, Bytes>; EntryKind::ALL.len()],
+    pub(super) entries: Entries,
+    /// How often topics and entries were changed.
+    catalogue: watch::Sender<u64>,
     pub(super) idempotence: Idempotence,
     next_topic: TopicId,
     changed: Changed,
@@ -156,6 +162,10 @@ pub(super) struct Pending {
     /// Whether the operations say what time it is.
     has_moment: bool,
     starts: HashMap<TopicPartition, Offset>,
+    /// Entries that are written, with their versions; `None` if they are removed.
+    entries: HashMap<(EntryKind, String), Option<Version>>,
+    /// How many writes of entries there are of each kind.
+    entry_writes: [u64; EntryKind::ALL.len()],
     /// What the host will keep more, at the most.
     growth: Growth,
     /// What to write and then apply.
@@ -172,6 +182,8 @@ impl Pending {
         self.idempotence.clear();
         self.has_moment = false;
         self.starts.clear();
+        self.entries.clear();
+        self.entry_writes = Default::default();
         self.growth = Growth::default();
         self.operations.clear();
         self.durable = false;
@@ -190,7 +202,8 @@ impl State {
             topics: BTreeMap::new(),
             partitions: ByPartition::default(),
             groups: HashMap::new(),
-            entries: std::array::from_fn(|_| BTreeMap::new()),
+            entries: Entries::default(),
+            catalogue: watch::Sender::new(0),
             next_topic,
             changed: Changed::default(),
         }
@@ -214,6 +227,7 @@ impl State {
             return Ok(receipt);
         }
         self.check_lease(pending, &submission)?;
+        self.check_expectations(pending, &submission.expects)?;
         pending.growth = self.check_room(pending.growth, &submission.state)?;
         pending.durable |= durability == Durability::Durable;
         if judged == Judgement::New {
@@ -256,14 +270,15 @@ impl State {
                 .operations
                 .push(Operation::Request { topic, request });
         }
-        let entries = submission.entries.into_iter();
-        pending
-            .operations
-            .extend(entries.map(|entry| Operation::Entry {
-                kind: entry.kind,
-                key: entry.key,
-                value: entry.value,
-            }));
+        for EntryWrite { kind, key, value } in submission.entries {
+            pending.entry_writes[kind as usize] += 1;
+            let version = self.newest(pending, kind);
+            receipt.versions.push(version);
+            let version = value.is_some().then_some(version);
+            pending.entries.insert((kind, key.clone()), version);
+            let write = Operation::Entry { kind, key, value };
+            pending.operations.push(write);
+        }
         Ok(receipt)
     }
 
@@ -297,6 +312,30 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// Whether everything is as it is expected to be, after what the group has decided so far.
+    pub(super) fn check_expectations(
+        &self,
+        pending: &Pending,
+        expects: &[Expectation],
+    ) -> Result<(), CommitError> {
+        let entry = |kind, key: &str| {
+            let written = match pending.entries.is_empty() {
+                true => None,
+                false => pending.entries.get(&(kind, key.to_owned())),
+            };
+            let stored = || self.entries.get(kind, key).map(|entry| entry.version);
+            written.copied().unwrap_or_else(stored)
+        };
+        let newest = |kind| self.newest(pending, kind);
+        entries::check(expects, entry, newest, |name| self.topics.get(name))
+    }
+
+    /// The version of the newest write of a kind, those of the group included.
+    fn newest(&self, pending: &Pending, kind: EntryKind) -> Version {
+        let written = self.entries.version(kind);
+        Version(written.0 + pending.entry_writes[kind as usize])
     }
 
     fn write_moment(&self, pending: &mut Pending) {
@@ -424,15 +463,27 @@ impl State {
                 group,
                 epoch,
             } => self.change_group(partition, group, |group| group.epoch = epoch),
-            Operation::Entry { kind, key, value } => self.apply_entry(kind, key, value),
-            Operation::CreateTopic(topic) => self.apply_create(topic),
-            Operation::DeleteTopic(id) => self.apply_delete(id),
+            Operation::Entry { kind, key, value } => {
+                self.apply_entry(kind, key, value);
+                self.catalogue_changed();
+            }
+            Operation::CreateTopic(topic) => {
+                self.apply_create(topic);
+                self.catalogue_changed();
+            }
+            Operation::DeleteTopic(id) => {
+                self.apply_delete(id);
+                self.catalogue_changed();
+            }
             Operation::Moment(moment) => self.idempotence.apply_moment(moment),
             Operation::Producer { producer, name } => self.idempotence.give(producer, name),
             Operation::Request { topic, request } => {
                 self.idempotence.apply_request(topic, request);
             }
-            Operation::ChangeTopic(topic) => self.apply_change(topic)?,
+            Operation::ChangeTopic(topic) => {
+                self.apply_change(topic)?;
+                self.catalogue_changed();
+            }
             Operation::Trim { partition, start } => self.apply_trim(partition, start)?,
             Operation::State {
                 partition,
@@ -441,6 +492,15 @@ impl State {
             } => self.apply_state(partition, group, &writes)?,
         }
         Ok(0)
+    }
+
+    /// Whoever is woken waits until the group is applied.
+    fn catalogue_changed(&self) {
+        self.catalogue.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn watch_catalogue(&self) -> watch::Receiver<u64> {
+        self.catalogue.subscribe()
     }
 
     fn change_group(
@@ -459,11 +519,7 @@ impl State {
 
     fn apply_entry(&mut self, kind: EntryKind, key: String, value: Option<Bytes>) {
         self.changed.entries.insert((kind, key.clone()));
-        let entries = &mut self.entries[kind as usize];
-        match value {
-            Some(value) => entries.insert(key, value),
-            None => entries.remove(&key),
-        };
+        self.entries.set(kind, key, value);
     }
 
     fn apply_trim(&mut self, id: TopicPartition, start: Offset) -> Result<(), Contradiction> {
@@ -493,7 +549,7 @@ impl State {
     }
 
     pub(super) fn insert_entry(&mut self, kind: EntryKind, key: String, value: Bytes) {
-        self.entries[kind as usize].insert(key, value);
+        self.entries.set(kind, key, Some(value));
     }
 
     pub(super) fn group(&self, partition: TopicPartition, name: &str) -> Option<&Group> {
@@ -532,10 +588,6 @@ impl State {
         self.topics.get(name).cloned()
     }
 
-    pub(super) fn entries(&self, kind: EntryKind) -> &BTreeMap<String, Bytes> {
-        &self.entries[kind as usize]
-    }
-
     /// Whether topics wait for their files to be removed.
     pub(super) fn has_removed_topics(&self) -> bool {
         !self.changed.removed.is_empty()
@@ -560,7 +612,8 @@ impl State {
             }
         }
         let entries = changed.entries.into_iter().map(|(kind, key)| {
-            let value = self.entries[kind as usize].get(&key).cloned();
+            let value = self.entries.get(kind, &key);
+            let value = value.map(|entry| entry.value.clone());
             (kind, key, value)
         });
         let trimmed = changed.trimmed.iter();

@@ -234,6 +234,11 @@ impl From<CommitError> for ApiError {
                 text,
                 "another host works on this partition; ask that one",
             ),
+            CommitError::Conflict(_) => Self::conflict(
+                "changed-meanwhile",
+                text,
+                "look at it again, and repeat the request if it is still right",
+            ),
             CommitError::OutOfOrderSequence { .. } => {
                 let hint = "send the batches in order, or number from 0 in a new epoch";
                 Self::conflict("out-of-order-sequence", text, hint)

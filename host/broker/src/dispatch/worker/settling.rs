@@ -205,10 +205,9 @@ impl Worker {
                 lease: self.lease.clone(),
                 progress,
             }),
-            entries: Vec::new(),
             durability: Some(self.input.topic.spec.durability),
-            request: None,
             state,
+            ..Transaction::default()
         };
         let before = self.context.clock.monotonic();
         self.context.engine.commit(transaction).await?;

@@ -42,9 +42,9 @@ struct Known {
 
 impl Register {
     /// What was written down before. An entry that cannot be read is left alone.
-    pub(super) fn of(entries: &BTreeMap<String, Bytes>) -> Self {
+    pub(super) fn of<'a>(stored: impl Iterator<Item = &'a Bytes>) -> Self {
         let read = |value: &Bytes| serde_json::from_slice::<DamagedRange>(value).ok();
-        let ranges = entries.values().filter_map(read);
+        let ranges = stored.filter_map(read);
         let known = Known {
             ranges: ranges.map(|r| ((r.partition, r.from), r)).collect(),
             ..Known::default()
@@ -342,7 +342,7 @@ mod tests {
             .filter_map(|write| Some((write.key, write.value?)))
             .collect();
         assert_eq!(
-            shown(&Register::of(&entries)),
+            shown(&Register::of(entries.values())),
             [(10, 20, false), (30, 40, false)]
         );
     }

@@ -5,7 +5,7 @@ use millrace_model::{Topic, TopicId, TopicName, TopicSpec};
 
 use super::super::codec::Operation;
 use super::{Contradiction, Pending, Removed, State};
-use crate::contract::{TopicChange, TopicError, changed};
+use crate::contract::{Expectation, TopicChange, TopicError, changed};
 
 impl State {
     /// Gives the topic an identity. Must be alone in its group, as a deletion must.
@@ -37,7 +37,9 @@ impl State {
         &self,
         pending: &mut Pending,
         name: &TopicName,
+        expects: &[Expectation],
     ) -> Result<TopicId, TopicError> {
+        self.check_expectations(pending, expects)?;
         let topic = self.topics.get(name);
         let id = topic.ok_or_else(|| TopicError::Unknown(name.clone()))?.id;
         pending.durable = true;
@@ -50,7 +52,9 @@ impl State {
         &self,
         pending: &mut Pending,
         changes: Vec<(TopicName, TopicChange)>,
+        expects: &[Expectation],
     ) -> Result<Vec<Topic>, TopicError> {
+        self.check_expectations(pending, expects)?;
         let (topics, more) = changed(changes, |name| self.topic(name))?;
         if more > 0 {
             self.room.check_partitions(self.partitions.len(), more)?;

@@ -246,7 +246,7 @@ async fn what_is_deleted_or_trimmed_while_it_is_copied_is_in_the_copy() {
     engine.delete_module(digest_of(&module)).await.unwrap();
     engine.trim(at(&kept, 0), end).await.unwrap();
     let name = TopicName::parse("gone").unwrap();
-    let deleted = engine.delete_topic(&name).await.unwrap();
+    let deleted = engine.delete_topic(&name, Vec::new()).await.unwrap();
     let dir = data.join(format!("topics/{deleted}"));
     let first = data.join(format!("topics/{}/0-{:020}.segment", kept.id, 0));
     eventually(async || {

@@ -119,7 +119,7 @@ async fn the_scrub_finds_what_nobody_reads_and_notices_when_it_is_mended() {
     eventually(async || rounds_ended(&engine)).await;
     assert_eq!(ranges(&engine.damage()), [(99, 100)]);
     engine
-        .delete_topic(&TopicName::parse("orders").unwrap())
+        .delete_topic(&TopicName::parse("orders").unwrap(), Vec::new())
         .await
         .unwrap();
     eventually(async || engine.damage().ranges.is_empty()).await;

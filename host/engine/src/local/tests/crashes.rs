@@ -54,9 +54,7 @@ async fn work(
                 key: worker.to_string(),
                 value: Some(number.to_string().into()),
             }],
-            durability: None,
-            request: None,
-            state: Vec::new(),
+            ..Transaction::default()
         };
         record.attempted = number;
         if engine.commit(transaction).await.is_err() {
@@ -98,7 +96,7 @@ async fn check(engine: &LocalEngine, topics: &Topics, worker: u32, record: &mut 
     let progress = progress.unwrap().map_or(0, |progress| progress.next.0);
     let entry = engine.entry(EntryKind::Redriven, &worker.to_string());
     let entry = entry.map_or(0, |entry| {
-        std::str::from_utf8(&entry).unwrap().parse().unwrap()
+        std::str::from_utf8(&entry.value).unwrap().parse().unwrap()
     });
     assert_eq!((progress, entry), (last, last));
     *record = Record {
@@ -167,7 +165,7 @@ async fn fill(engine: &LocalEngine) -> (Topic, Vec<String>) {
         all.push(value);
     }
     let name = TopicName::parse("doomed").unwrap();
-    engine.delete_topic(&name).await.unwrap();
+    engine.delete_topic(&name, Vec::new()).await.unwrap();
     (kept, all)
 }
 

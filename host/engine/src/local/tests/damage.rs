@@ -79,7 +79,7 @@ impl Filled {
         let engine = open_real(self.dir.path(), small()).await?;
         assert_eq!(values(&engine, self.orders).await, self.values);
         let entry = engine.entry(EntryKind::Processor, "p");
-        assert_eq!(entry.as_deref(), Some(&b"kept"[..]));
+        assert_eq!(entry.unwrap().value, &b"kept"[..]);
         engine.close().await;
         Ok(())
     }

@@ -151,7 +151,7 @@ async fn files_of_a_deleted_topic_go_and_their_room_is_free() {
     let has_files = || disk.paths().iter().any(|path| path.starts_with(&topic_dir));
     eventually(async || has_files()).await;
     let name = TopicName::parse("doomed").unwrap();
-    engine.delete_topic(&name).await.unwrap();
+    engine.delete_topic(&name, Vec::new()).await.unwrap();
     eventually(async || !has_files()).await;
 }
 

@@ -74,9 +74,7 @@ async fn fill(engine: &LocalEngine) -> Topic {
                 key: "p".into(),
                 value: Some(format!("{CANARY} specification {number}").into()),
             }],
-            durability: None,
-            request: None,
-            state: Vec::new(),
+            ..Transaction::default()
         };
         engine.commit(transaction).await.unwrap();
     }
@@ -113,7 +111,7 @@ async fn assert_there(engine: &LocalEngine, topic: &Topic) {
     let found = engine.progress("group", at(topic, 0)).await.unwrap();
     assert_eq!(found, Some(progress(39)));
     let entry = engine.entry(EntryKind::Processor, "p").unwrap();
-    assert_eq!(entry, format!("{CANARY} specification 39"));
+    assert_eq!(entry.value, format!("{CANARY} specification 39"));
     let (digest, bytes) = module();
     assert_eq!(engine.module(digest).await.unwrap(), Some(bytes));
 }

@@ -47,7 +47,10 @@ async fn administer(engine: &LocalEngine, turn: usize) {
     };
     engine.commit(paused).await.expect("paused");
     engine.claim("workers", doomed).await.expect("claimed");
-    engine.delete_topic(&name).await.expect("deleted");
+    engine
+        .delete_topic(&name, Vec::new())
+        .await
+        .expect("deleted");
 }
 
 async fn with_doomed_topics(engine: &LocalEngine, count: usize) -> TopicPartition {
@@ -103,7 +106,10 @@ async fn a_deletion_on_a_full_disk_gives_its_room_back_and_messages_are_taken_ag
     disk.set_capacity(Some(disk.used_bytes()));
     let written = fill(&engine, orders).await;
     let name = TopicName::parse("doomed").unwrap();
-    engine.delete_topic(&name).await.expect("deleted");
+    engine
+        .delete_topic(&name, Vec::new())
+        .await
+        .expect("deleted");
     eventually(async || produce(&engine, orders, "freed").await.is_ok()).await;
     let found = values(&engine, orders).await;
     assert_eq!(found[..written.len()], written);
@@ -183,7 +189,10 @@ async fn the_reserve_grows_with_the_checkpoint_and_state_leaves_that_after_its_t
     // The database itself is not on the simulated disk.
     eventually(async || disk.used_bytes() > before + 40 * 8_000).await;
     let name = TopicName::parse("orders").unwrap();
-    engine.delete_topic(&name).await.expect("deleted");
+    engine
+        .delete_topic(&name, Vec::new())
+        .await
+        .expect("deleted");
     engine.close().await;
     // The files went with the last checkpoint, and what it held of the topic goes with the next one.
     let engine = open_sim(&disk, dir.path()).await.unwrap();

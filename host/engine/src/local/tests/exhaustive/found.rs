@@ -34,8 +34,8 @@ impl Dump {
             dump.topics.insert(topic.spec.name.to_string(), topic);
         }
         for kind in EntryKind::ALL {
-            for (key, value) in state.entries(kind) {
-                dump.entries.insert((kind, key.clone()), value.len());
+            for (key, entry) in state.entries.of(kind) {
+                dump.entries.insert((kind, key.clone()), entry.value.len());
             }
         }
         dump

@@ -350,7 +350,7 @@ impl Runner {
             }
             Step::Delete(name) => {
                 let name = &before.topic(name).spec.name;
-                let deleted = runtime.block_on(engine.delete_topic(name));
+                let deleted = runtime.block_on(engine.delete_topic(name, Vec::new()));
                 deleted.map(drop).map_err(text)
             }
             Step::Append(to, bytes) => {
@@ -668,9 +668,7 @@ fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
             key: "work".to_owned(),
             value: Some(vec![7; number as usize].into()),
         }],
-        durability: None,
-        request: None,
-        state: Vec::new(),
+        ..Transaction::default()
     }
 }
 

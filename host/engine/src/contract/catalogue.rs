@@ -1,0 +1,189 @@
+//! What is kept beside messages: entries by kind and key, and topics; and what must still be so when a decision about them is committed.
+
+use std::fmt;
+
+use bytes::Bytes;
+use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
+use millrace_model::{Durability, Topic, TopicName, TopicSettings};
+
+use super::errors::TopicError;
+
+/// A kind of catalogue entry. Topics are not entries: they have storage, so engines know them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EntryKind {
+    /// What is known of an uploaded module, by its digest.
+    Module,
+    /// A processor and its revisions, by its name.
+    Processor,
+    /// Which dead letters were sent again, by DLQ topic and partition.
+    Redriven,
+    /// Messages that are known to be damaged, by partition and first offset. Written by the engine itself.
+    Damage,
+    /// A schedule and when it is due, by its name.
+    Schedule,
+}
+
+impl EntryKind {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [
+        Self::Module,
+        Self::Processor,
+        Self::Redriven,
+        Self::Damage,
+        Self::Schedule,
+    ];
+
+    /// The kind's word, as stored.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Module => "module",
+            Self::Processor => "processor",
+            Self::Redriven => "redriven",
+            Self::Damage => "damage",
+            Self::Schedule => "schedule",
+        }
+    }
+
+    /// The kind of a stored word.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+/// One change of the catalogue: a value set, or (`None`) removed.
+#[derive(Clone, Debug)]
+pub struct EntryWrite {
+    /// What kind of entry.
+    pub kind: EntryKind,
+    /// Its key, unique within the kind.
+    pub key: String,
+    /// Its new value, opaque to the engine.
+    pub value: Option<Bytes>,
+}
+
+/// The place of a write among all writes of its kind of entry: after every earlier one, and given once, so not to a key either that was
+/// removed and made again. It holds as long as the engine is open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub u64);
+
+/// An entry, and which one it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its value, opaque to the engine.
+    pub value: Bytes,
+    /// That of the write that set it.
+    pub version: Version,
+}
+
+/// What a decision was made on. If it is not so any more when the transaction is committed, nothing of that takes effect
+/// ([`CommitError::Conflict`](super::CommitError::Conflict)); what is not expected may be anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expectation {
+    /// One entry.
+    Entry {
+        /// What kind of entry.
+        kind: EntryKind,
+        /// Its key.
+        key: String,
+        /// Its version; `None`: there is no such entry.
+        version: Option<Version>,
+    },
+    /// All entries of a kind, and that there are no others.
+    Kind {
+        /// Which kind.
+        kind: EntryKind,
+        /// That of the newest write; a removal is one, too.
+        version: Version,
+    },
+    /// One topic.
+    Topic {
+        /// Its name.
+        name: TopicName,
+        /// All of it; `None`: there is no such topic.
+        topic: Option<Topic>,
+    },
+}
+
+impl Expectation {
+    /// That an entry is as it was read.
+    #[must_use]
+    pub fn entry(kind: EntryKind, key: impl Into<String>, read: Option<&Entry>) -> Self {
+        Self::Entry {
+            kind,
+            key: key.into(),
+            version: read.map(|entry| entry.version),
+        }
+    }
+}
+
+impl fmt::Display for Expectation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Entry { kind, key, .. } => write!(f, "{} {key}", kind.as_str()),
+            Self::Kind { kind, .. } => write!(f, "another {}", kind.as_str()),
+            Self::Topic { name, .. } => write!(f, "topic {name}"),
+        }
+    }
+}
+
+/// What is to be different about a topic from now on; `None` leaves it as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicChange {
+    /// How many partitions it has: as many as before, or more. Those that are there stay as they are; new ones are empty.
+    pub partitions: Option<u32>,
+    /// When its appends are acknowledged.
+    pub durability: Option<Durability>,
+    /// All that may be changed about it; replaces what there is.
+    pub settings: Option<TopicSettings>,
+}
+
+impl TopicChange {
+    /// The topic as it is then.
+    #[must_use]
+    pub fn of(self, topic: &Topic) -> Topic {
+        let mut changed = topic.clone();
+        changed.spec.partitions = self.partitions.unwrap_or(topic.spec.partitions);
+        changed.spec.durability = self.durability.unwrap_or(topic.spec.durability);
+        if let Some(settings) = self.settings {
+            changed.spec.settings = settings;
+        }
+        changed
+    }
+
+    /// How many partitions more the topic has then.
+    fn more(&self, topic: &Topic) -> Result<u32, TopicError> {
+        let have = topic.spec.partitions;
+        let asked = self.partitions.unwrap_or(have);
+        if asked > TOPIC_PARTITIONS_MAX {
+            let max = TOPIC_PARTITIONS_MAX;
+            return Err(TopicError::Partitions { asked, max });
+        }
+        asked
+            .checked_sub(have)
+            .ok_or_else(|| TopicError::FewerPartitions {
+                topic: topic.spec.name.clone(),
+                have,
+                asked,
+            })
+    }
+}
+
+/// What topics are after changes that happen in one step, in the order given, and how many partitions more there are then; or why
+/// none of it happens.
+pub(crate) fn changed(
+    changes: Vec<(TopicName, TopicChange)>,
+    find: impl Fn(&TopicName) -> Option<Topic>,
+) -> Result<(Vec<Topic>, u32), TopicError> {
+    let mut topics: Vec<Topic> = Vec::with_capacity(changes.len());
+    let mut more = 0u32;
+    for (name, change) in changes {
+        let before = topics.iter().rfind(|topic| topic.spec.name == name);
+        let before = before.cloned().or_else(|| find(&name));
+        let before = before.ok_or(TopicError::Unknown(name))?;
+        more = more.saturating_add(change.more(&before)?);
+        topics.push(change.of(&before));
+    }
+    Ok((topics, more))
+}

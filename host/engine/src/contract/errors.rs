@@ -1,0 +1,225 @@
+//! Why an engine did not do what it was asked.
+
+use std::sync::Arc;
+
+use millrace_model::{Digest, Offset, TopicName, TopicPartition};
+
+use super::catalogue::Expectation;
+use crate::damage::DamageKind;
+use crate::room::RoomFull;
+
+/// Why nothing was committed (or, for `Poisoned`, why it is not known).
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The partition does not exist, or no longer.
+    #[error("partition {0} does not exist; its topic may have been deleted")]
+    UnknownPartition(TopicPartition),
+    /// Somebody holds a newer lease. Stop: the work belongs to them.
+    #[error("group {group} in partition {partition}: the lease was taken over by a newer claim")]
+    Fenced {
+        /// Whose lease.
+        group: Arc<str>,
+        /// Where.
+        partition: TopicPartition,
+    },
+    /// What the decision was made on is no longer so. Nothing was written: look again, and decide again.
+    #[error(
+        "{0} was changed by somebody else meanwhile, and nothing was done; look at it again, and repeat the request if it is still right"
+    )]
+    Conflict(Arc<Expectation>),
+    /// A batch is missing, or this one was sent before those that are remembered. Nothing was written.
+    #[error(
+        "producer {producer} in partition {partition}: sequence {found} came where {expected} is next; below it, it was written long \
+         ago; above it, batches are missing: send those first, or start a new epoch and number from 0"
+    )]
+    OutOfOrderSequence {
+        /// Where.
+        partition: TopicPartition,
+        /// Whose id.
+        producer: i64,
+        /// The sequence that is next.
+        expected: i32,
+        /// The one that came.
+        found: i32,
+    },
+    /// The producer was started anew. Stop: its place is taken.
+    #[error("producer {producer} has epoch {newest} now; the one with epoch {epoch} must stop")]
+    ProducerFenced {
+        /// Whose id.
+        producer: i64,
+        /// The epoch that came.
+        epoch: i16,
+        /// The newest.
+        newest: i16,
+    },
+    /// The id was never given, or the partition has forgotten what it sent.
+    #[error(
+        "producer {0} is not known here, or was idle for so long that it was forgotten; ask for a new id and number from 0"
+    )]
+    UnknownProducer(i64),
+    /// A transaction is whole: each append repeats one that was written, or none does.
+    #[error(
+        "{repeated} of {appends} appends were written earlier and the others not; repeat a transaction as it was, or send what is new"
+    )]
+    PartlyRepeated {
+        /// Appends that were written earlier.
+        repeated: usize,
+        /// All appends.
+        appends: usize,
+    },
+    /// No name for a producer.
+    #[error("a producer's name has 1 to {max} bytes, not {bytes}")]
+    ProducerName {
+        /// Its bytes.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The key of a request was used for another one.
+    #[error(
+        "this key was used for another request; take a new key for each request, and the same only to repeat it"
+    )]
+    RequestReused,
+    /// Larger than the engine's journal takes at once. Send less.
+    #[error("the transaction has {bytes} bytes, at most {max} fit; send less at once")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// As much is kept in memory as the host may. Nothing was written; try again when there is less.
+    #[error(transparent)]
+    RoomFull(#[from] RoomFull),
+    /// No room on the disk. Nothing was written; try again when there is space.
+    #[error(
+        "the disk is full, or the process may not write longer files or open more (`ulimit -f`, `ulimit -n`): free some space or shorten \
+         retention; reading still works"
+    )]
+    DiskFull,
+    /// The disk failed; nothing more is acknowledged until the host is started again.
+    #[error(
+        "the engine stopped after a disk error ({0}); restart the host, recovery decides what was kept"
+    )]
+    Poisoned(Arc<str>),
+    /// The engine is closing.
+    #[error("the engine is shutting down; try again when the host is up")]
+    Closed,
+}
+
+impl CommitError {
+    /// Whether the same transaction may succeed later without anybody changing it.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        matches!(self, Self::DiskFull | Self::RoomFull(_) | Self::Closed)
+    }
+}
+
+/// Why nothing could be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The partition does not exist, or no longer.
+    #[error("partition {0} does not exist; its topic may have been deleted")]
+    UnknownPartition(TopicPartition),
+    /// Before the first message kept.
+    #[error("offset {requested} is no longer kept; the first one is {start}")]
+    BelowStart {
+        /// What was asked for.
+        requested: Offset,
+        /// The first offset kept.
+        start: Offset,
+    },
+    /// After the committed end.
+    #[error("offset {requested} is past the end; the next message will be {end}")]
+    PastEnd {
+        /// What was asked for.
+        requested: Offset,
+        /// The end.
+        end: Offset,
+    },
+    /// Stored bytes are not those that were written. The rest of the partition stays readable.
+    #[error(
+        "messages {from} to {to} (exclusive) of partition {partition} {kind}; read on from {to}"
+    )]
+    Damaged {
+        /// Where.
+        partition: TopicPartition,
+        /// First offset of the damage.
+        from: Offset,
+        /// First offset after it.
+        to: Offset,
+        /// What stands there instead.
+        kind: DamageKind,
+    },
+    /// A module's bytes are not those that were put. Putting them again mends it.
+    #[error(
+        "module {0} is damaged on disk: its bytes are not those that were uploaded; upload the same component again"
+    )]
+    ModuleDamaged(Digest),
+    /// The disk failed.
+    #[error("reading failed: {0}")]
+    Io(Arc<str>),
+}
+
+/// Why the catalogue did not change.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TopicError {
+    /// The name is taken.
+    #[error("topic {0} exists already")]
+    Exists(TopicName),
+    /// No such topic.
+    #[error("topic {0} does not exist")]
+    Unknown(TopicName),
+    /// Zero, or more than the bound.
+    #[error("a topic has 1 to {max} partitions, not {asked}")]
+    Partitions {
+        /// What was asked for.
+        asked: u32,
+        /// The bound.
+        max: u32,
+    },
+    /// Messages would have nowhere to be.
+    #[error(
+        "topic {topic} has {have} partitions, and stays at no fewer: {asked} cannot hold the messages, progress and state of all of them"
+    )]
+    FewerPartitions {
+        /// Which topic.
+        topic: TopicName,
+        /// How many it has.
+        have: u32,
+        /// What was asked for.
+        asked: u32,
+    },
+    /// All topics together would have more than the host may.
+    #[error(
+        "the host has {have} partitions and would have {asked} more, at most {max} are kept (partitions_max): ask for fewer, or delete \
+         topics that nobody needs"
+    )]
+    HostPartitions {
+        /// How many there are.
+        have: usize,
+        /// What was asked for.
+        asked: u32,
+        /// The bound.
+        max: usize,
+    },
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// Why a partition begins where it began.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TrimError {
+    /// What is not there yet cannot be removed.
+    #[error("nothing before offset {requested} can be removed: the partition ends at {end}")]
+    PastEnd {
+        /// What was asked for.
+        requested: Offset,
+        /// The end.
+        end: Offset,
+    },
+    /// The partition is unknown, or the change could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}

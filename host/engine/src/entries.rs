@@ -1,0 +1,70 @@
+//! The entries of a catalogue and their versions, as an engine keeps them in memory.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use millrace_model::{Topic, TopicName};
+
+use crate::contract::{CommitError, Entry, EntryKind, Expectation, Version};
+
+/// Entries by kind and key.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Entries {
+    kinds: [Kind; EntryKind::ALL.len()],
+}
+
+#[derive(Clone, Debug, Default)]
+struct Kind {
+    by_key: BTreeMap<String, Entry>,
+    newest: Version,
+}
+
+impl Entries {
+    /// Sets an entry, or removes it; either is a write that has a version.
+    pub(crate) fn set(&mut self, kind: EntryKind, key: String, value: Option<Bytes>) -> Version {
+        let kind = &mut self.kinds[kind as usize];
+        kind.newest.0 += 1;
+        let version = kind.newest;
+        match value {
+            Some(value) => kind.by_key.insert(key, Entry { value, version }),
+            None => kind.by_key.remove(&key),
+        };
+        version
+    }
+
+    /// All entries of a kind, by key.
+    pub(crate) fn of(&self, kind: EntryKind) -> &BTreeMap<String, Entry> {
+        &self.kinds[kind as usize].by_key
+    }
+
+    /// One entry.
+    pub(crate) fn get(&self, kind: EntryKind, key: &str) -> Option<&Entry> {
+        self.of(kind).get(key)
+    }
+
+    /// That of the newest write.
+    pub(crate) fn version(&self, kind: EntryKind) -> Version {
+        self.kinds[kind as usize].newest
+    }
+}
+
+/// Whether all that is expected is so, where this is what others find.
+pub(crate) fn check<'a>(
+    expects: &[Expectation],
+    entry: impl Fn(EntryKind, &str) -> Option<Version>,
+    newest: impl Fn(EntryKind) -> Version,
+    topic: impl Fn(&TopicName) -> Option<&'a Topic>,
+) -> Result<(), CommitError> {
+    let is_so = |expectation: &&Expectation| match expectation {
+        Expectation::Entry { kind, key, version } => entry(*kind, key) == *version,
+        Expectation::Kind { kind, version } => newest(*kind) == *version,
+        Expectation::Topic {
+            name,
+            topic: expected,
+        } => topic(name) == expected.as_ref(),
+    };
+    match expects.iter().find(|expectation| !is_so(expectation)) {
+        Some(broken) => Err(CommitError::Conflict(broken.clone().into())),
+        None => Ok(()),
+    }
+}
