@@ -7,7 +7,7 @@ use std::time::Duration;
 use metrics::{Counter, Histogram, histogram};
 use millrace_engine::{
     BackupError, BackupRequest, BackupStream, CommitError, Engine, EntryKind, EntryWrite,
-    Transaction,
+    Transaction, Version,
 };
 use millrace_model::bounds::{
     DRY_RUNS_MAX, HOST_AT_HAND_BYTES_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_STATE_ATTEMPTS_MAX,
@@ -18,6 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::catalogue;
 use crate::consumers::Consumers;
 use crate::delays::{self, Delays};
 use crate::dispatch::at_hand::AtHand;
@@ -78,9 +79,11 @@ pub(crate) struct Inner {
     pub(crate) supervisor: Supervisor,
     /// The catalogue's processors, and why those that do not run do not.
     pub(crate) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
-    /// Held by whoever changes the catalogue: what was checked stays true until it is committed.
+    /// Up to which of the catalogue's writes of processors they are known.
+    pub(crate) followed: Mutex<Version>,
+    /// Held by whoever decides about the catalogue. Others may decide on other hosts: what must hold is expected by the commit.
     pub(crate) changes: tokio::sync::Mutex<()>,
-    /// Held by whoever sends dead letters again: none is sent twice.
+    /// Held by whoever sends dead letters again, so that they need not try twice.
     pub(crate) redrives: tokio::sync::Mutex<()>,
     /// Held by dry runs: each has a revision loaded beside those that work, and letters in memory.
     pub(crate) dry_runs: Semaphore,
@@ -103,6 +106,8 @@ pub(crate) struct Inner {
 #[derive(Clone, Debug)]
 pub(crate) struct Deployed {
     pub(crate) processor: Processor,
+    /// That of its entry.
+    pub(crate) version: Version,
     /// Why its current revision could not be loaded.
     pub(crate) problem: Option<String>,
     /// Why the revision on trial could not be loaded; the current one runs alone.
@@ -160,6 +165,7 @@ impl Broker {
                 partitioners: Partitioners::default(),
                 supervisor: Supervisor::new(context),
                 processors: RwLock::default(),
+                followed: Mutex::default(),
                 changes: tokio::sync::Mutex::default(),
                 redrives: tokio::sync::Mutex::default(),
                 dry_runs: Semaphore::new(DRY_RUNS_MAX),
@@ -186,8 +192,13 @@ impl Broker {
             tasks,
             delays,
             schedules,
+            engine,
             ..
         } = &*self.inner;
+        let (broker, changed) = (Arc::downgrade(&self.inner), engine.watch_catalogue());
+        tasks.start("catalogue", move |stop| {
+            catalogue::follow(Weak::clone(&broker), changed.clone(), stop)
+        });
         let delays = Arc::clone(delays);
         tasks.start("delays", move |stop| delays::run(Arc::clone(&delays), stop));
         let (broker, changed) = (Arc::downgrade(&self.inner), schedules.changed());
@@ -252,21 +263,6 @@ impl Broker {
             () = too_late => {}
         }
         interrupt.all();
-    }
-
-    /// Writes (or, with `None`, removes) one entry of the catalogue.
-    pub(crate) async fn write_entry<T: Serialize + Sync>(
-        &self,
-        kind: EntryKind,
-        key: String,
-        value: Option<&T>,
-    ) -> Result<(), CommitError> {
-        let transaction = Transaction {
-            entries: vec![entry(kind, key, value)],
-            durability: Some(Durability::Durable),
-            ..Transaction::default()
-        };
-        self.inner.engine.commit(transaction).await.map(drop)
     }
 }
 

@@ -43,7 +43,16 @@ impl Broker {
         percent: u32,
     ) -> Result<Processor, ProcessorError> {
         let next: NextSpec = spec.into();
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.deploy_next_canary(name, next.clone(), percent))
+            .await
+    }
+
+    async fn deploy_next_canary(
+        &self,
+        name: &ProcessorName,
+        next: NextSpec,
+        percent: u32,
+    ) -> Result<Processor, ProcessorError> {
         let known = self.known(name)?;
         let spec = next.over(name, Some(&known.processor))?;
         let mut processor = known.processor;
@@ -73,7 +82,14 @@ impl Broker {
         name: &ProcessorName,
         percent: u32,
     ) -> Result<Processor, ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.set_canary_now(name, percent)).await
+    }
+
+    async fn set_canary_now(
+        &self,
+        name: &ProcessorName,
+        percent: u32,
+    ) -> Result<Processor, ProcessorError> {
         let mut processor = self.known(name)?.processor;
         let Some(canary) = processor.canary.clone() else {
             return Err(ProcessorError::NoTrial(name.clone()));
@@ -92,7 +108,7 @@ impl Broker {
     /// # Errors
     /// [`ProcessorError::TrialFails`] where it is about to be withdrawn, and [`ProcessorError`].
     pub async fn promote(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        self.promote_on_trial(name, false).await
+        self.decide(|| self.promote_on_trial(name, false)).await
     }
 
     /// As [`promote`](Self::promote), also where the revision is about to be withdrawn.
@@ -100,7 +116,7 @@ impl Broker {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn promote_anyway(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        self.promote_on_trial(name, true).await
+        self.decide(|| self.promote_on_trial(name, true)).await
     }
 
     async fn promote_on_trial(
@@ -108,7 +124,6 @@ impl Broker {
         name: &ProcessorName,
         anyway: bool,
     ) -> Result<Processor, ProcessorError> {
-        let _change = self.inner.changes.lock().await;
         let mut processor = self.known(name)?.processor;
         let Some(revision) = on_trial(&processor) else {
             return Err(ProcessorError::NoTrial(name.clone()));
@@ -206,7 +221,16 @@ impl Broker {
         revision: u32,
         why: String,
     ) -> Result<(), ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.withdraw_now(name, revision, &why))
+            .await
+    }
+
+    async fn withdraw_now(
+        &self,
+        name: &ProcessorName,
+        revision: u32,
+        why: &str,
+    ) -> Result<(), ProcessorError> {
         let mut processor = self.known(name)?.processor;
         if on_trial(&processor) != Some(revision) {
             return Ok(());
@@ -217,7 +241,8 @@ impl Broker {
                 bad.note = Some(note.clone());
             }
         }
-        self.by_itself().withdraw(&mut processor, Some(why.clone()));
+        self.by_itself()
+            .withdraw(&mut processor, Some(why.to_owned()));
         self.change(processor).await?;
         counter!("millrace_canaries_withdrawn_total", "processor" => name.to_string()).increment(1);
         tracing::error!(processor = %name, revision, why, "a canary was withdrawn; its messages go to the current revision");

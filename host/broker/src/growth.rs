@@ -12,6 +12,7 @@ use millrace_model::{Processor, ProcessorName, Topic, TopicName};
 use tokio::sync::watch;
 
 use crate::broker::{Broker, Deployed};
+use crate::catalogue::as_read;
 use crate::lifetime::TopicChangeError;
 use crate::topics::{AUDIT_SUFFIX, DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX, own_name};
 
@@ -91,6 +92,8 @@ impl Broker {
         let asked = change.partitions.unwrap_or(before);
         let growing = self.growing(topic, asked);
         let becomes_compacted = change.settings.as_ref().is_some_and(|s| s.compact);
+        let mut expects = vec![self.all_as_known()];
+        expects.extend(growing.iter().map(as_read));
         let mut uses = Vec::new();
         if becomes_compacted || growing.iter().any(|topic| topic.spec.settings.compact) {
             uses.push(KeyedUse::Compaction);
@@ -117,7 +120,7 @@ impl Broker {
                 uses,
             });
         }
-        let grown = self.inner.engine.change_topics(changes, Vec::new()).await?;
+        let grown = self.inner.engine.change_topics(changes, expects).await?;
         tracing::info!(topic = %name, before, now = asked, ?along, "a topic was given more partitions");
         for topic in &grown {
             self.tell(topic).await;

@@ -98,7 +98,14 @@ impl Broker {
         name: &ProcessorName,
         revision: u32,
     ) -> Result<(), ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.note_record_now(name, revision)).await
+    }
+
+    async fn note_record_now(
+        &self,
+        name: &ProcessorName,
+        revision: u32,
+    ) -> Result<(), ProcessorError> {
         let supervisor = &self.inner.supervisor;
         let canary = supervisor
             .canary(name)
@@ -110,11 +117,14 @@ impl Broker {
             };
             let mut processor = known.processor;
             if take_down(&mut processor, revision, noted, self.inner.clock.wall()) {
-                if let Err(error) = self.keep(&processor).await {
-                    gate.not_written();
-                    return Err(error.into());
-                }
-                self.know_with(processor, known.problem, known.trial_problem);
+                let version = match self.keep(&processor).await {
+                    Ok(version) => version,
+                    Err(error) => {
+                        gate.not_written();
+                        return Err(error.into());
+                    }
+                };
+                self.know_with(processor, version, known.problem, known.trial_problem);
             }
         }
         Ok(())

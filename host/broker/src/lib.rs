@@ -11,6 +11,7 @@
 mod beginning;
 mod broker;
 mod canary;
+mod catalogue;
 mod chains;
 mod columns;
 mod consumers;

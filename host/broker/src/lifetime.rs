@@ -7,6 +7,7 @@ use millrace_model::{
 };
 
 use crate::broker::Broker;
+use crate::catalogue::as_read;
 use crate::growth::{ChangedTopic, KeyedUse, listed};
 
 /// What is to be different about a topic.
@@ -116,7 +117,14 @@ impl Broker {
         name: &TopicName,
         patch: TopicPatch,
     ) -> Result<ChangedTopic, TopicChangeError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.change_topic_now(name, &patch)).await
+    }
+
+    async fn change_topic_now(
+        &self,
+        name: &TopicName,
+        patch: &TopicPatch,
+    ) -> Result<ChangedTopic, TopicChangeError> {
         let topic = self.topic(name);
         let topic = topic.ok_or_else(|| TopicError::Unknown(name.clone()))?;
         let settings = patch.settings.over(&topic.spec.settings);
@@ -134,7 +142,9 @@ impl Broker {
         if more.is_some() {
             return self.grow(&topic, change, patch.accept_moved_keys).await;
         }
-        let topic = self.inner.engine.change_topic(name, change).await?;
+        let (changes, expects) = (vec![(name.clone(), change)], vec![as_read(&topic)]);
+        let changed = self.inner.engine.change_topics(changes, expects).await?;
+        let topic = changed.into_iter().next().unwrap_or(topic);
         Ok(ChangedTopic { topic, grown: None })
     }
 

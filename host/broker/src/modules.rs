@@ -106,15 +106,25 @@ impl Broker {
             return Err(ModuleError::Tag(tag.clone()));
         }
         let facts = self.inner.modules.admit(bytes.clone(), uploader).await?;
+        self.decide(|| self.keep_module(&facts, &bytes, tag.as_ref()))
+            .await
+    }
+
+    async fn keep_module(
+        &self,
+        facts: &ModuleFacts,
+        bytes: &Bytes,
+        tag: Option<&String>,
+    ) -> Result<Module, ModuleError> {
         let digest = facts.digest;
-        let _change = self.inner.changes.lock().await;
-        self.check_tag(tag.as_deref(), digest)?;
+        let expects = vec![self.modules_as_now()];
+        self.check_tag(tag.map(String::as_str), digest)?;
         let known = self.module_of(digest);
         if let Some(known) = &known
-            && tag.as_deref().is_none_or(|tag| known.has_tag(tag))
+            && tag.is_none_or(|tag| known.has_tag(tag))
         {
             // They may be damaged; if not, this writes nothing.
-            self.inner.engine.put_module(digest, bytes).await?;
+            self.inner.engine.put_module(digest, bytes.clone()).await?;
             return Ok(known.clone());
         }
         let mut module = known.unwrap_or_else(|| Module {
@@ -123,17 +133,18 @@ impl Broker {
             more_tags: Vec::new(),
             uploaded_at: self.inner.clock.wall(),
         });
-        module.facts = facts;
+        module.facts = facts.clone();
         match &module.tag {
-            None => module.tag = tag,
+            None => module.tag = tag.cloned(),
             Some(_) if module.more_tags.len() + 1 >= MODULE_TAGS_MAX => {
                 return Err(ModuleError::TooManyTags(digest));
             }
-            Some(_) => module.more_tags.extend(tag),
+            Some(_) => module.more_tags.extend(tag.cloned()),
         }
         // The bytes first: an entry never stands without them.
-        self.inner.engine.put_module(digest, bytes).await?;
-        self.write_entry(EntryKind::Module, digest.to_string(), Some(&module))
+        self.inner.engine.put_module(digest, bytes.clone()).await?;
+        let key = digest.to_string();
+        self.write_entry(EntryKind::Module, key, Some(&module), expects)
             .await?;
         Ok(module)
     }
@@ -199,7 +210,11 @@ impl Broker {
     /// # Errors
     /// [`ModuleError`]; it is still there.
     pub async fn delete_module(&self, digest: Digest) -> Result<(), ModuleError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.delete_module_now(digest)).await
+    }
+
+    async fn delete_module_now(&self, digest: Digest) -> Result<(), ModuleError> {
+        let expects = vec![self.modules_as_now(), self.all_as_known()];
         if self.module_of(digest).is_none() {
             return Err(ModuleError::Unknown(digest.to_string()));
         }
@@ -207,7 +222,8 @@ impl Broker {
         if !by.is_empty() {
             return Err(ModuleError::InUse { digest, by });
         }
-        self.write_entry::<Module>(EntryKind::Module, digest.to_string(), None)
+        let key = digest.to_string();
+        self.write_entry::<Module>(EntryKind::Module, key, None, expects)
             .await?;
         self.inner.modules.forget(digest);
         Ok(self.inner.engine.delete_module(digest).await?)

@@ -8,13 +8,14 @@ mod status;
 
 use std::time::Duration;
 
-use millrace_engine::{CommitError, EntryKind, ReadError, TopicError};
-use millrace_model::{ChangeKind, Digest, Processor, ProcessorName, ProcessorSpec, TopicName};
+use millrace_engine::{CommitError, EntryKind, Expectation, ReadError, TopicError, Version};
+use millrace_model::{
+    ChangeKind, Digest, Processor, ProcessorName, ProcessorSpec, Revision, TopicName,
+};
 
 use crate::beginning::BeginAt;
 use crate::broker::{Broker, Deployed};
 use crate::canary::{check_no_replay, on_trial, tried_already};
-use crate::dead_letters::none_waiting;
 use crate::dispatch::Input;
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, Interface};
@@ -155,11 +156,12 @@ impl Broker {
     /// Loads and starts every processor of the catalogue.
     pub(crate) async fn start_processors(&self) -> Result<(), ProcessorError> {
         let change = self.inner.changes.lock().await;
+        self.begin_following();
         for (key, entry) in self.inner.engine.entries(EntryKind::Processor) {
             match serde_json::from_slice::<Processor>(&entry.value) {
                 Ok(mut processor) => {
                     told_of_records(&mut processor, self.inner.clock.wall());
-                    self.start_processor(processor).await;
+                    self.start_processor(processor, entry.version).await;
                 }
                 Err(error) => {
                     let what = format!("the catalogue's entry of processor {key}: {error}");
@@ -172,7 +174,7 @@ impl Broker {
         Ok(())
     }
 
-    pub(crate) async fn start_processor(&self, processor: Processor) {
+    pub(crate) async fn start_processor(&self, processor: Processor, version: Version) {
         let (problem, trial_problem) = match self.prepare_alone_if_need_be(&processor).await {
             Ok((prepared, trial_problem)) => {
                 self.run(&processor, prepared).await;
@@ -183,7 +185,7 @@ impl Broker {
                 (Some(error.to_string()), None)
             }
         };
-        self.know_with(processor, problem, trial_problem);
+        self.know_with(processor, version, problem, trial_problem);
     }
 
     /// What runs of a processor is told anew what there is around it.
@@ -233,7 +235,14 @@ impl Broker {
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
         let next: NextSpec = spec.into();
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.deploy_next(name, next.clone())).await
+    }
+
+    async fn deploy_next(
+        &self,
+        name: &ProcessorName,
+        next: NextSpec,
+    ) -> Result<Processor, ProcessorError> {
         let known = self.deployed(name);
         let begin_at = next.begin_at();
         let spec = next.over(name, known.as_ref().map(|known| &known.processor))?;
@@ -273,7 +282,15 @@ impl Broker {
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
         let next: NextSpec = spec.into();
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.deploy_next_and_reset(name, next.clone()))
+            .await
+    }
+
+    async fn deploy_next_and_reset(
+        &self,
+        name: &ProcessorName,
+        next: NextSpec,
+    ) -> Result<Processor, ProcessorError> {
         let before = self.deployed(name);
         let begin_at = next.begin_at();
         let spec = next.over(name, before.as_ref().map(|known| &known.processor))?;
@@ -287,20 +304,25 @@ impl Broker {
             None => self.first_deployment(name, spec, begin_at).await?,
         };
         self.check_chains(&processor)?;
+        let expects = self.stands_on(&processor);
         let prepared = self.prepare(&processor).await?;
         self.inner.supervisor.stop(name).await;
         if self.inner.supervisor.is_closed() {
             // A last batch may still write state.
             return Err(CommitError::Closed.into());
         }
-        if let Err(error) = self.keep_and_reset(name, Some(&processor)).await {
-            if let Some(before) = before {
-                self.start_processor(before.processor).await;
+        let kept = self.keep_and_reset(name, Some(&processor), expects).await;
+        let version = match kept {
+            Ok(version) => version,
+            Err(error) => {
+                if let Some(before) = before {
+                    self.start_processor(before.processor, before.version).await;
+                }
+                return Err(error.into());
             }
-            return Err(error.into());
-        }
+        };
         self.run(&processor, prepared).await;
-        self.know(processor.clone(), None);
+        self.know(processor.clone(), version);
         Ok(processor)
     }
 
@@ -329,7 +351,7 @@ impl Broker {
         }
         let (prepared, trial_problem) = self.prepare_alone_if_need_be(&known.processor).await?;
         self.run(&known.processor, prepared).await;
-        self.know_with(known.processor.clone(), None, trial_problem);
+        self.know_with(known.processor.clone(), known.version, None, trial_problem);
         Ok(known.processor)
     }
 
@@ -338,17 +360,7 @@ impl Broker {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn pause(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        let change = self.inner.changes.lock().await;
-        let known = self.known(name)?;
-        let mut processor = known.processor;
-        if !std::mem::replace(&mut processor.paused, true) {
-            let current = processor.current;
-            self.record(&mut processor, ChangeKind::Pause, current, None);
-        }
-        self.keep(&processor).await?;
-        self.inner.supervisor.pause(name);
-        self.know_with(processor.clone(), known.problem, known.trial_problem);
-        drop(change);
+        let processor = self.decide(|| self.pause_now(name)).await?;
         let rests = |(_, standing): &(Input, Standing)| {
             matches!(standing.state, State::Paused | State::Stopped(_))
         };
@@ -359,6 +371,24 @@ impl Broker {
         };
         // What takes longer ends by itself; the status shows it.
         let _ = tokio::time::timeout(Duration::from_millis(PAUSE_WAIT_MS_MAX), wait).await;
+        Ok(processor)
+    }
+
+    async fn pause_now(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        let known = self.known(name)?;
+        let mut processor = known.processor;
+        if !std::mem::replace(&mut processor.paused, true) {
+            let current = processor.current;
+            self.record(&mut processor, ChangeKind::Pause, current, None);
+        }
+        let version = self.keep(&processor).await?;
+        self.inner.supervisor.pause(name);
+        self.know_with(
+            processor.clone(),
+            version,
+            known.problem,
+            known.trial_problem,
+        );
         Ok(processor)
     }
 
@@ -373,7 +403,15 @@ impl Broker {
         name: &ProcessorName,
         accept_dead_letters: Option<u64>,
     ) -> Result<Processor, ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.resume_now(name, accept_dead_letters))
+            .await
+    }
+
+    async fn resume_now(
+        &self,
+        name: &ProcessorName,
+        accept_dead_letters: Option<u64>,
+    ) -> Result<Processor, ProcessorError> {
         let mut processor = self.known(name)?.processor;
         let was_paused = std::mem::replace(&mut processor.paused, false);
         if was_paused || accept_dead_letters.is_some() {
@@ -383,9 +421,9 @@ impl Broker {
         }
         // A trial that cannot be loaded is no reason to let the current revision stand still.
         let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor).await?;
-        self.keep(&processor).await?;
+        let version = self.keep(&processor).await?;
         self.run(&processor, prepared).await;
-        self.know_with(processor.clone(), None, trial_problem);
+        self.know_with(processor.clone(), version, None, trial_problem);
         if let Some(gate) = self.inner.supervisor.gate(name) {
             gate.resume(accept_dead_letters);
         }
@@ -398,14 +436,16 @@ impl Broker {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn delete_processor(&self, name: &ProcessorName) -> Result<(), ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.delete_now(name)).await
+    }
+
+    async fn delete_now(&self, name: &ProcessorName) -> Result<(), ProcessorError> {
         self.known(name)?;
-        self.write_entry::<Processor>(EntryKind::Processor, name.to_string(), None)
-            .await?;
-        self.inner.processors.write().remove(name);
-        self.inner.supervisor.stop(name).await;
-        none_waiting(name);
-        self.inner.modules.forget_logs(name);
+        let key = name.to_string();
+        let expects = vec![self.as_known(name)];
+        let write = self.write_entry::<Processor>(EntryKind::Processor, key, None, expects);
+        self.followed_own(write.await?);
+        self.forget_processor(name).await;
         Ok(())
     }
 
@@ -417,20 +457,22 @@ impl Broker {
         &self,
         name: &ProcessorName,
     ) -> Result<(), ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.delete_now_with_state(name)).await
+    }
+
+    async fn delete_now_with_state(&self, name: &ProcessorName) -> Result<(), ProcessorError> {
         let known = self.known(name)?;
         self.inner.supervisor.stop(name).await;
         if self.inner.supervisor.is_closed() {
             // A last batch may still write state.
             return Err(CommitError::Closed.into());
         }
-        if let Err(error) = self.keep_and_reset(name, None).await {
-            self.start_processor(known.processor).await;
+        let expects = vec![self.as_known(name)];
+        if let Err(error) = self.keep_and_reset(name, None, expects).await {
+            self.start_processor(known.processor, known.version).await;
             return Err(error.into());
         }
-        self.inner.processors.write().remove(name);
-        none_waiting(name);
-        self.inner.modules.forget_logs(name);
+        self.forget_processor(name).await;
         Ok(())
     }
 
@@ -443,13 +485,14 @@ impl Broker {
         deployed.ok_or_else(|| ProcessorError::Unknown(name.clone()))
     }
 
-    fn know(&self, processor: Processor, problem: Option<String>) {
-        self.know_with(processor, problem, None);
+    fn know(&self, processor: Processor, version: Version) {
+        self.know_with(processor, version, None, None);
     }
 
     pub(crate) fn know_with(
         &self,
         processor: Processor,
+        version: Version,
         problem: Option<String>,
         trial_problem: Option<String>,
     ) {
@@ -461,24 +504,59 @@ impl Broker {
         let deployed = Deployed {
             way_back_problem: before.and_then(|known| known.way_back_problem.clone()),
             processor,
+            version,
             problem,
             trial_problem,
         };
         all.insert(name, deployed);
     }
 
-    pub(crate) async fn keep(&self, processor: &Processor) -> Result<(), CommitError> {
+    /// Commits a processor that was decided on as it is known, whatever has become of all others; its version.
+    pub(crate) async fn keep(&self, processor: &Processor) -> Result<Version, CommitError> {
+        let expects = vec![self.as_known(&processor.name)];
+        self.keep_on(processor, expects).await
+    }
+
+    async fn keep_on(
+        &self,
+        processor: &Processor,
+        expects: Vec<Expectation>,
+    ) -> Result<Version, CommitError> {
         let key = processor.name.to_string();
-        self.write_entry(EntryKind::Processor, key, Some(processor))
-            .await
+        let write = self.write_entry(EntryKind::Processor, key, Some(processor), expects);
+        let version = write.await?;
+        self.followed_own(version);
+        Ok(version)
+    }
+
+    /// What a change of a processor is decided on: all processors, and the topics and modules of its revisions that are to run.
+    fn stands_on(&self, processor: &Processor) -> Vec<Expectation> {
+        let engine = &self.inner.engine;
+        let trial = on_trial(processor).and_then(|number| processor.revision(number));
+        let mut expects = vec![self.all_as_known()];
+        for Revision { spec, .. } in processor.current().into_iter().chain(trial) {
+            let topics = spec.topics.iter().chain(&spec.output).chain(&spec.grants);
+            expects.extend(topics.map(|name| Expectation::Topic {
+                name: name.clone(),
+                topic: engine.topic(name),
+            }));
+            let modules = [Some(spec.module), spec.error_handler];
+            expects.extend(modules.into_iter().flatten().map(|digest| {
+                let (kind, key) = (EntryKind::Module, digest.to_string());
+                let read = engine.entry(kind, &key);
+                Expectation::entry(kind, key, read.as_ref())
+            }));
+        }
+        expects
     }
 
     /// Load first, then one commit, then tell the workers: whatever fails before the commit changes nothing.
     pub(crate) async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
+        let expects = self.stands_on(&processor);
         let prepared = self.prepare(&processor).await?;
-        self.keep(&processor).await?;
+        let version = self.keep_on(&processor, expects).await?;
         self.run(&processor, prepared).await;
-        self.know(processor.clone(), None);
+        self.know(processor.clone(), version);
         Ok(processor)
     }
 

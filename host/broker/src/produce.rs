@@ -361,7 +361,7 @@ impl Broker {
         message: NewMessage,
         headers: Vec<Header>,
         transaction: Transaction,
-    ) -> Result<(), ProduceError> {
+    ) -> Result<Receipt, ProduceError> {
         let unknown = || ProduceError::UnknownTopic(topic.clone());
         let topic = self.topic(topic).ok_or_else(unknown)?;
         let now = self.inner.clock.wall();
@@ -376,9 +376,9 @@ impl Broker {
             appends: grouped.appends,
             ..transaction
         };
-        self.inner.engine.commit(transaction).await?;
+        let receipt = self.inner.engine.commit(transaction).await?;
         self.received(&topic).increment(1);
-        Ok(())
+        Ok(receipt)
     }
 
     /// Room for so many bytes on their way to the engine.

@@ -47,7 +47,14 @@ impl Broker {
         of: &ProcessorName,
         request: ReplayRequest,
     ) -> Result<Processor, ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.replay_now(of, &request)).await
+    }
+
+    async fn replay_now(
+        &self,
+        of: &ProcessorName,
+        request: &ReplayRequest,
+    ) -> Result<Processor, ProcessorError> {
         let original = self.known(of)?.processor;
         if original.replay.is_some() {
             return refuse(format!("{of} is a replay itself; replay its original"));
@@ -56,7 +63,7 @@ impl Broker {
         let spec = replayed(kept(&original, number)?.spec.clone(), &request.into)?;
         let topics = spec.topics.iter().filter_map(|topic| self.topic(topic));
         let topics: Vec<Topic> = topics.collect();
-        let ranges = self.ranges(&topics, &request).await?;
+        let ranges = self.ranges(&topics, request).await?;
         let name = match &request.name {
             Some(name) => self.unused(name, &topics).await?,
             None => self.next_name(of, &topics).await?,
@@ -75,7 +82,7 @@ impl Broker {
             revision: number,
             from: request.from,
             until: request.until,
-            into: request.into,
+            into: request.into.clone(),
             ranges,
         });
         self.change(processor).await

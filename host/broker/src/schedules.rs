@@ -9,14 +9,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_engine::{CommitError, EntryKind};
+use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Version};
 use millrace_model::bounds::{SCHEDULE_MESSAGE_BYTES_MAX, SCHEDULES_BYTES_MAX, SCHEDULES_MAX};
 use millrace_model::{Header, Message, Schedule, ScheduleName, ScheduleSpec, Timestamp};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::broker::Broker;
+use crate::catalogue::{DECISIONS_MAX, Decision as _};
 use crate::processors::ProcessorError;
 use crate::produce::{NewMessage, ProduceError};
 use firing::waiting;
@@ -71,6 +72,8 @@ pub enum ScheduleError {
 #[derive(Default)]
 pub(crate) struct Schedules {
     all: RwLock<BTreeMap<ScheduleName, Known>>,
+    /// Up to which of the catalogue's writes of schedules they are known.
+    followed: Mutex<Version>,
     /// Held by whoever changes one or makes its message.
     changes: tokio::sync::Mutex<()>,
     /// Something is due earlier than before.
@@ -81,6 +84,8 @@ pub(crate) struct Schedules {
 #[derive(Clone, Debug)]
 struct Known {
     schedule: Schedule,
+    /// That of its entry.
+    version: Version,
     problem: Option<String>,
     /// After a failure that may pass, not before this, by the monotonic clock.
     again_at: Duration,
@@ -89,9 +94,10 @@ struct Known {
 }
 
 impl Known {
-    fn new(schedule: Schedule) -> Self {
+    fn new(schedule: Schedule, version: Version) -> Self {
         Self {
             schedule,
+            version,
             problem: None,
             again_at: Duration::ZERO,
             said_waiting: false,
@@ -117,15 +123,102 @@ impl Known {
 impl Broker {
     /// Reads the catalogue's schedules.
     pub(crate) fn read_schedules(&self) -> Result<(), ProcessorError> {
+        *self.inner.schedules.followed.lock() = self.inner.engine.version(EntryKind::Schedule);
         let mut all = self.inner.schedules.all.write();
         for (key, entry) in self.inner.engine.entries(EntryKind::Schedule) {
             let schedule: Schedule = serde_json::from_slice(&entry.value).map_err(|error| {
                 let what = format!("the catalogue's entry of schedule {key}: {error}");
                 ProcessorError::Catalogue(what)
             })?;
-            all.insert(schedule.name.clone(), Known::new(schedule));
+            let known = Known::new(schedule, entry.version);
+            all.insert(known.schedule.name.clone(), known);
         }
         Ok(())
+    }
+
+    /// Takes over what others changed, as soon as nobody here is about to.
+    pub(crate) async fn follow_schedules(&self) {
+        if !self.are_schedules_followed() {
+            let _change = self.inner.schedules.changes.lock().await;
+            if self.catch_up_schedules() {
+                self.inner.schedules.changed.notify_one();
+            }
+        }
+    }
+
+    fn are_schedules_followed(&self) -> bool {
+        let newest = self.inner.engine.version(EntryKind::Schedule);
+        *self.inner.schedules.followed.lock() == newest
+    }
+
+    /// The same for whoever holds `changes`; whether there was anything.
+    fn catch_up_schedules(&self) -> bool {
+        let newest = self.inner.engine.version(EntryKind::Schedule);
+        if std::mem::replace(&mut *self.inner.schedules.followed.lock(), newest) == newest {
+            return false;
+        }
+        let entries = self.inner.engine.entries(EntryKind::Schedule);
+        let entries: BTreeMap<String, Entry> = entries.into_iter().collect();
+        let mut all = self.inner.schedules.all.write();
+        all.retain(|name, _| entries.contains_key(name.as_str()));
+        for (key, entry) in entries {
+            match serde_json::from_slice::<Schedule>(&entry.value) {
+                Ok(schedule) => {
+                    let known = all.get(&schedule.name);
+                    if known.is_none_or(|known| known.version != entry.version) {
+                        let known = Known::new(schedule, entry.version);
+                        all.insert(known.schedule.name.clone(), known);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(schedule = key, %error, "the catalogue's entry of a schedule cannot be read; what was known of it stands");
+                }
+            }
+        }
+        true
+    }
+
+    /// Decides something about schedules and commits it; by turns with all else that this host does with them, and again as often as another
+    /// one was quicker.
+    async fn decide_schedule<T, F>(&self, decision: impl Fn() -> F) -> Result<T, ScheduleError>
+    where
+        F: Future<Output = Result<T, ScheduleError>>,
+    {
+        let _change = self.inner.schedules.changes.lock().await;
+        let mut decided = 1;
+        loop {
+            self.catch_up_schedules();
+            match decision().await {
+                Err(error) if error.is_conflict() && decided < DECISIONS_MAX => decided += 1,
+                done => return done,
+            }
+        }
+    }
+
+    /// That a schedule is in the catalogue as this host knows it, or is not there if it is not known.
+    fn schedule_as_known(&self, name: &ScheduleName) -> Expectation {
+        let all = self.inner.schedules.all.read();
+        Expectation::Entry {
+            kind: EntryKind::Schedule,
+            key: name.to_string(),
+            version: all.get(name).map(|known| known.version),
+        }
+    }
+
+    /// That there are no other schedules than this host knows.
+    fn all_schedules_as_known(&self) -> Expectation {
+        Expectation::Kind {
+            kind: EntryKind::Schedule,
+            version: *self.inner.schedules.followed.lock(),
+        }
+    }
+
+    /// Notes that a write of this host's is followed. If others wrote before it, their writes are still to come.
+    fn followed_own_schedule(&self, written: Version) {
+        let mut followed = self.inner.schedules.followed.lock();
+        if written.0 == followed.0 + 1 {
+            *followed = written;
+        }
     }
 
     /// All schedules, by name.
@@ -154,7 +247,17 @@ impl Broker {
         spec: ScheduleSpec,
     ) -> Result<ScheduleStatus, ScheduleError> {
         self.check_schedule(&spec)?;
-        let _change = self.inner.schedules.changes.lock().await;
+        self.decide_schedule(|| self.put_schedule_now(name, spec.clone()))
+            .await
+    }
+
+    async fn put_schedule_now(
+        &self,
+        name: &ScheduleName,
+        spec: ScheduleSpec,
+    ) -> Result<ScheduleStatus, ScheduleError> {
+        // The bounds are about all of them.
+        let expects = vec![self.all_schedules_as_known()];
         let before = self.schedule(name);
         if let Some(same) = before.clone().filter(|b| b.schedule.spec == spec) {
             return Ok(same);
@@ -173,7 +276,7 @@ impl Broker {
             last_run: before.and_then(|before| before.last_run),
             spec,
         };
-        self.keep_schedule(schedule).await
+        self.keep_schedule(schedule, expects).await
     }
 
     /// Makes no messages until it is resumed; those missed by then are not made up for.
@@ -185,7 +288,16 @@ impl Broker {
         name: &ScheduleName,
         paused: bool,
     ) -> Result<ScheduleStatus, ScheduleError> {
-        let _change = self.inner.schedules.changes.lock().await;
+        self.decide_schedule(|| self.pause_schedule_now(name, paused))
+            .await
+    }
+
+    async fn pause_schedule_now(
+        &self,
+        name: &ScheduleName,
+        paused: bool,
+    ) -> Result<ScheduleStatus, ScheduleError> {
+        let expects = vec![self.schedule_as_known(name)];
         let known = self.schedule(name);
         let known = known.ok_or_else(|| ScheduleError::Unknown(name.clone()))?;
         let mut schedule = known.schedule;
@@ -193,7 +305,7 @@ impl Broker {
             schedule.next = schedule.spec.cron.next_after(self.inner.clock.wall());
         }
         schedule.paused = paused;
-        self.keep_schedule(schedule).await
+        self.keep_schedule(schedule, expects).await
     }
 
     /// Deletes a schedule; messages that it made stay.
@@ -201,21 +313,33 @@ impl Broker {
     /// # Errors
     /// [`ScheduleError`].
     pub async fn delete_schedule(&self, name: &ScheduleName) -> Result<(), ScheduleError> {
-        let _change = self.inner.schedules.changes.lock().await;
+        self.decide_schedule(|| self.delete_schedule_now(name))
+            .await
+    }
+
+    async fn delete_schedule_now(&self, name: &ScheduleName) -> Result<(), ScheduleError> {
+        let expects = vec![self.schedule_as_known(name)];
         if self.schedule(name).is_none() {
             return Err(ScheduleError::Unknown(name.clone()));
         }
-        self.write_entry::<Schedule>(EntryKind::Schedule, name.to_string(), None)
-            .await?;
+        let key = name.to_string();
+        let write = self.write_entry::<Schedule>(EntryKind::Schedule, key, None, expects);
+        self.followed_own_schedule(write.await?);
         self.inner.schedules.all.write().remove(name);
         Ok(())
     }
 
-    async fn keep_schedule(&self, schedule: Schedule) -> Result<ScheduleStatus, ScheduleError> {
+    async fn keep_schedule(
+        &self,
+        schedule: Schedule,
+        expects: Vec<Expectation>,
+    ) -> Result<ScheduleStatus, ScheduleError> {
         let name = schedule.name.clone();
-        self.write_entry(EntryKind::Schedule, name.to_string(), Some(&schedule))
-            .await?;
-        let known = Known::new(schedule);
+        let key = name.to_string();
+        let write = self.write_entry(EntryKind::Schedule, key, Some(&schedule), expects);
+        let version = write.await?;
+        self.followed_own_schedule(version);
+        let known = Known::new(schedule, version);
         let status = known.status(self.inner.clock.wall());
         let schedules = &self.inner.schedules;
         schedules.all.write().insert(name, known);

@@ -22,7 +22,15 @@ impl Broker {
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
         let next: NextSpec = spec.into();
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.deploy_next_shadow(name, next.clone()))
+            .await
+    }
+
+    async fn deploy_next_shadow(
+        &self,
+        name: &ProcessorName,
+        next: NextSpec,
+    ) -> Result<Processor, ProcessorError> {
         let known = self.known(name)?;
         let spec = next.over(name, Some(&known.processor))?;
         let mut processor = known.processor;
@@ -48,7 +56,10 @@ impl Broker {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn end_shadow(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.end_shadow_now(name)).await
+    }
+
+    async fn end_shadow_now(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
         let mut processor = self.known(name)?.processor;
         if processor.shadow.is_none() {
             return Err(ProcessorError::NoTrial(name.clone()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use millrace_engine::state::{
     StateChange, StatePage, StateQuery, StateTable, StateWrite, StateWrites,
 };
-use millrace_engine::{CommitError, EntryKind, ReadError, Transaction};
+use millrace_engine::{CommitError, EntryKind, Expectation, ReadError, Transaction, Version};
 use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX,
     STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
@@ -279,13 +279,14 @@ impl Broker {
         Ok((read, kept.collect()))
     }
 
-    /// Commits a processor's entry, or that there is none any more, together with empty state wherever it has any. Its workers have
-    /// stopped.
+    /// Commits a processor's entry, or that there is none any more, together with empty state wherever it has any; its version. Its
+    /// workers have stopped.
     pub(crate) async fn keep_and_reset(
         &self,
         name: &ProcessorName,
         processor: Option<&Processor>,
-    ) -> Result<(), CommitError> {
+        expects: Vec<Expectation>,
+    ) -> Result<Version, CommitError> {
         let group: Arc<str> = name.as_str().into();
         // Revisions that are no longer kept may have read other topics.
         let partitions = self.inner.engine.state_partitions(&group).into_iter();
@@ -302,9 +303,13 @@ impl Broker {
             entries: vec![entry(EntryKind::Processor, name.to_string(), processor)],
             state: partitions.map(reset).collect(),
             durability: Some(Durability::Durable),
+            expects,
             ..Transaction::default()
         };
-        self.inner.engine.commit(transaction).await.map(drop)
+        let receipt = self.inner.engine.commit(transaction).await?;
+        let version = receipt.versions.first().copied().unwrap_or_default();
+        self.followed_own(version);
+        Ok(version)
     }
 }
 

@@ -10,6 +10,7 @@ use millrace_model::{
 };
 
 use crate::broker::Broker;
+use crate::catalogue::as_read;
 use crate::handler::{AdmitError, Interface};
 use crate::partitioner::{PartitionerError, load_component};
 
@@ -193,9 +194,12 @@ impl Broker {
             }
         }
         topic.settings.check()?;
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.create_topic_now(topic.clone())).await
+    }
+
+    async fn create_topic_now(&self, topic: NewTopic) -> Result<Topic, TopicCreateError> {
         if let Some(digest) = topic.partitioner {
-            self.try_partitioner(digest, name).await?;
+            self.try_partitioner(digest, topic.name.as_str()).await?;
         }
         let spec = TopicSpec {
             name: topic.name,
@@ -251,9 +255,19 @@ impl Broker {
         accept_loss: bool,
         of: Option<&ProcessorName>,
     ) -> Result<Vec<Loss>, TopicDeleteError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.delete_topic_now(name, accept_loss, of))
+            .await
+    }
+
+    async fn delete_topic_now(
+        &self,
+        name: &TopicName,
+        accept_loss: bool,
+        of: Option<&ProcessorName>,
+    ) -> Result<Vec<Loss>, TopicDeleteError> {
         let unknown = || TopicDeleteError::Unknown(name.clone());
         let topic = self.topic(name).ok_or_else(unknown)?;
+        let expects = vec![self.all_as_known(), as_read(&topic)];
         let processors = self.users_of(&topic);
         if !processors.is_empty() {
             let topic = name.clone();
@@ -264,7 +278,7 @@ impl Broker {
             let topic = name.clone();
             return Err(TopicDeleteError::Missed { topic, losses });
         }
-        let deleted = self.inner.engine.delete_topic(name, Vec::new()).await;
+        let deleted = self.inner.engine.delete_topic(name, expects).await;
         let id = deleted.map_err(|error| match error {
             TopicError::Commit(error) => TopicDeleteError::Commit(error),
             _ => unknown(),

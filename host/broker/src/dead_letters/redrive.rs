@@ -8,7 +8,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_engine::{Append, CommitError, EntryKind, Transaction};
+use millrace_engine::{Append, CommitError, EntryKind, Expectation, Transaction};
 use millrace_model::bounds::{REDRIVE_PACED_MS_MAX, REDRIVES_MAX};
 use millrace_model::{BatchBuilder, Offset, ProcessorName, Timestamp, TopicName, TopicPartition};
 use serde::Serialize;
@@ -20,6 +20,7 @@ use super::{
     Redrives,
 };
 use crate::broker::{Broker, Deployed, entry};
+use crate::catalogue::Decision as _;
 use crate::dispatch::dead_letter;
 use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 
@@ -168,7 +169,8 @@ impl Broker {
 
     /// Whether there is anybody to take what is sent again. One that never was is unknown.
     fn check_taker(&self, name: &ProcessorName) -> Result<(), DeadLetterError> {
-        if self.inner.processors.read().contains_key(name) {
+        let entry = self.inner.engine.entry(EntryKind::Processor, name.as_str());
+        if entry.is_some() {
             return Ok(());
         }
         Err(
@@ -214,9 +216,28 @@ impl Broker {
         let shelf = &sending.shelf;
         let record = self.audit_partition(&sending.processor, shelf).await?;
         let _redrive = self.inner.redrives.lock().await;
+        loop {
+            match self.send_once(&sending, record).await {
+                // Another host sends letters of the same shelf: those are not sent again here.
+                Err(error) if error.is_conflict() => {}
+                sent => return sent,
+            }
+        }
+    }
+
+    async fn send_once(
+        &self,
+        sending: &Sending,
+        record: TopicPartition,
+    ) -> Result<Redriven, DeadLetterError> {
+        let shelf = &sending.shelf;
         // It may have been deleted since somebody looked.
         self.check_taker(&sending.processor)?;
-        let mut sent = self.sent(shelf)?;
+        let (kind, name) = (EntryKind::Processor, sending.processor.as_str());
+        let taker = self.inner.engine.entry(kind, name);
+        let taker = taker.ok_or_else(|| DeadLetterError::Deleted(sending.processor.clone()))?;
+        let taker = Expectation::entry(kind, name, Some(&taker));
+        let (mut sent, as_read) = self.sent(shelf)?;
         sent.forget_before(self.ends_of(shelf)?.start);
         let (mut builder, mut now_sent) = (BatchBuilder::with_capacity(0), Sent::default());
         let mut redriven = Redriven::default();
@@ -243,10 +264,11 @@ impl Broker {
             batch,
         };
         let mut appends = vec![again];
-        appends.extend(self.audit_append(record, &sending, now_sent, redriven.sent));
+        appends.extend(self.audit_append(record, sending, now_sent, redriven.sent));
         let transaction = Transaction {
             appends,
             entries: vec![entry(EntryKind::Redriven, shelf.key(), Some(&sent))],
+            expects: vec![as_read, taker],
             ..Transaction::default()
         };
         self.inner.engine.commit(transaction).await?;

@@ -1,6 +1,6 @@
 //! Where dead letters stand: the partitions of a processor's dead-letter topics, and what of them was sent again.
 
-use millrace_engine::{Ends, EntryKind, ReadError};
+use millrace_engine::{Ends, EntryKind, Expectation, ReadError};
 use millrace_model::{Offset, PartitionId, ProcessorName, Topic, TopicName, TopicPartition};
 use serde::{Deserialize, Serialize};
 
@@ -120,7 +120,7 @@ impl Broker {
         from: Offset,
     ) -> Result<(Vec<DeadLetter>, Offset), DeadLetterError> {
         let (messages, next) = self.on_shelf(shelf, from).await?;
-        let sent = self.sent(shelf)?;
+        let (sent, _) = self.sent(shelf)?;
         let letters = messages
             .into_iter()
             .filter_map(|fetched| shelf.letter(fetched, &sent));
@@ -172,7 +172,7 @@ impl Broker {
         let fetched = messages
             .into_iter()
             .find(|fetched| fetched.offset == offset);
-        let sent = self.sent(shelf)?;
+        let (sent, _) = self.sent(shelf)?;
         let letter = fetched.and_then(|fetched| shelf.letter(fetched, &sent));
         letter.ok_or_else(missing)
     }
@@ -182,17 +182,18 @@ impl Broker {
         Ok(ends.map_err(FetchError::Read)?)
     }
 
-    /// What was sent again. An entry that cannot be read is no empty one: all of its letters would be sent twice.
-    pub(super) fn sent(&self, shelf: &Shelf) -> Result<Sent, DeadLetterError> {
-        let key = shelf.key();
-        let entry = self.inner.engine.entry(EntryKind::Redriven, &key);
+    /// What was sent again, and that it is still so. An entry that cannot be read is no empty one: all of its letters would be sent twice.
+    pub(super) fn sent(&self, shelf: &Shelf) -> Result<(Sent, Expectation), DeadLetterError> {
+        let (kind, key) = (EntryKind::Redriven, shelf.key());
+        let entry = self.inner.engine.entry(kind, &key);
+        let as_read = Expectation::entry(kind, key.as_str(), entry.as_ref());
         let sent = entry
             .map(|entry| serde_json::from_slice(&entry.value))
             .transpose();
         let unreadable =
             |error| format!("the catalogue's entry of what was redriven from {key}: {error}");
         let sent = sent.map_err(|error| DeadLetterError::Catalogue(unreadable(error)))?;
-        Ok(sent.unwrap_or_default())
+        Ok((sent.unwrap_or_default(), as_read))
     }
 }
 

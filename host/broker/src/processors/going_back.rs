@@ -76,7 +76,16 @@ impl Broker {
         revision: Option<u32>,
         expected: Option<u32>,
     ) -> Result<Processor, ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.roll_back_now(name, revision, expected))
+            .await
+    }
+
+    async fn roll_back_now(
+        &self,
+        name: &ProcessorName,
+        revision: Option<u32>,
+        expected: Option<u32>,
+    ) -> Result<Processor, ProcessorError> {
         let known = self.known(name)?;
         let mut processor = known.processor;
         let trial = on_trial(&processor);
@@ -261,7 +270,17 @@ impl Broker {
         back_to: u32,
         why: String,
     ) -> Result<(), ProcessorError> {
-        let _change = self.inner.changes.lock().await;
+        let take_back = || self.roll_back_by_itself_now(name, number, back_to, &why);
+        self.decide(take_back).await
+    }
+
+    async fn roll_back_by_itself_now(
+        &self,
+        name: &ProcessorName,
+        number: u32,
+        back_to: u32,
+        why: &str,
+    ) -> Result<(), ProcessorError> {
         let mut processor = self.known(name)?.processor;
         let bad = processor
             .current()
@@ -282,7 +301,7 @@ impl Broker {
             true => "what it gave up is sent again".to_owned(),
             false => sends_again(name, number),
         };
-        self.go_back(&mut processor, back_to, Some(&why));
+        self.go_back(&mut processor, back_to, Some(why));
         let is_bad = |r: &&mut Revision| r.number == number;
         if let Some(bad) = processor.revisions.iter_mut().find(is_bad) {
             bad.redrive_due = due;

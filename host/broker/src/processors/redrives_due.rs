@@ -78,7 +78,10 @@ impl Broker {
 
     /// Writes down that nothing of the revision is due any more.
     async fn redriven(&self, name: &ProcessorName, revision: u32) -> Result<(), CommitError> {
-        let _change = self.inner.changes.lock().await;
+        self.decide(|| self.redriven_now(name, revision)).await
+    }
+
+    async fn redriven_now(&self, name: &ProcessorName, revision: u32) -> Result<(), CommitError> {
         let Some(known) = self.deployed(name) else {
             return Ok(());
         };
@@ -88,8 +91,8 @@ impl Broker {
                 sent.redrive_due = None;
             }
         }
-        self.keep(&processor).await?;
-        self.know_with(processor, known.problem, known.trial_problem);
+        let version = self.keep(&processor).await?;
+        self.know_with(processor, version, known.problem, known.trial_problem);
         Ok(())
     }
 }

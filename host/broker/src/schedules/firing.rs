@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use metrics::counter;
-use millrace_engine::{CommitError, EntryKind, Transaction};
+use millrace_engine::{CommitError, EntryKind, Transaction, Version};
 use millrace_model::calendar::utc;
 use millrace_model::{Header, Schedule, ScheduleName, ScheduleRun, Timestamp};
 use tokio::sync::{Notify, watch};
@@ -46,6 +46,8 @@ enum Unmade {
     Wait(String),
     /// It is not: its time is passed over.
     Pass(String),
+    /// Another host made it, or changed the schedule.
+    Elsewhere,
     /// The engine takes nothing any more.
     End,
 }
@@ -55,6 +57,7 @@ impl From<ProduceError> for Unmade {
         match error {
             ProduceError::Commit(CommitError::Closed | CommitError::Poisoned(_))
             | ProduceError::Partitioner(CallError::Interrupted) => Self::End,
+            ProduceError::Commit(CommitError::Conflict(_)) => Self::Elsewhere,
             ProduceError::Commit(_)
             | ProduceError::Busy { .. }
             | ProduceError::Partitioner(_)
@@ -91,6 +94,7 @@ impl Broker {
     async fn make_due(&self) -> Option<Duration> {
         let schedules = &self.inner.schedules;
         let _change = schedules.changes.lock().await;
+        self.catch_up_schedules();
         let now = self.inner.clock.wall();
         let monotonic = self.inner.clock.monotonic();
         for known in schedules.all.write().values_mut() {
@@ -123,10 +127,14 @@ impl Broker {
     }
 
     /// One message and the next time, in one transaction.
-    async fn make(&self, schedule: &Schedule, now: Timestamp) -> Result<Schedule, Unmade> {
+    async fn make(
+        &self,
+        schedule: &Schedule,
+        now: Timestamp,
+    ) -> Result<(Schedule, Version), Unmade> {
         let (next, missed) = after(schedule, now);
         let made = match self.make_message(schedule, &next, missed).await {
-            Ok(()) => return Ok(next),
+            Ok(version) => return Ok((next, version)),
             Err(ProduceError::Commit(CommitError::UnknownPartition(_))) => {
                 Unmade::Pass(format!("topic {} was deleted", schedule.spec.topic))
             }
@@ -139,10 +147,13 @@ impl Broker {
                 made: schedule.made,
                 ..next
             };
-            let kept = self.write_entry(EntryKind::Schedule, next.name.to_string(), Some(&next));
-            kept.await
+            let (key, expects) = (next.name.to_string(), self.schedule_as_known(&next.name));
+            let kept = self.write_entry(EntryKind::Schedule, key, Some(&next), vec![expects]);
+            let version = kept
+                .await
                 .map_err(|error| Unmade::from(ProduceError::from(error)))?;
-            self.know_schedule(next, Some(reason.clone()));
+            self.followed_own_schedule(version);
+            self.know_schedule(next, version, Some(reason.clone()));
             return Err(Unmade::Pass(reason));
         }
         Err(made)
@@ -153,26 +164,30 @@ impl Broker {
         schedule: &Schedule,
         next: &Schedule,
         missed: u64,
-    ) -> Result<(), ProduceError> {
+    ) -> Result<Version, ProduceError> {
         let due = next.last.unwrap_or_default();
         let headers = evidence(&schedule.name, due, missed);
         self.append_message(next, headers).await
     }
 
-    /// Appends the schedule's message, and keeps the schedule as it is to be then.
+    /// Appends the schedule's message, and keeps the schedule as it is to be then; unless another host did, so that it is made once. The
+    /// version of its entry.
     async fn append_message(
         &self,
         then: &Schedule,
         headers: Vec<Header>,
-    ) -> Result<(), ProduceError> {
+    ) -> Result<Version, ProduceError> {
         let name = then.name.to_string();
         let transaction = Transaction {
             entries: vec![entry(EntryKind::Schedule, name, Some(then))],
+            expects: vec![self.schedule_as_known(&then.name)],
             ..Transaction::default()
         };
         let message = message_of(&then.spec);
-        self.produce_with(&then.spec.topic, message, headers, transaction)
-            .await
+        let made = self.produce_with(&then.spec.topic, message, headers, transaction);
+        let version = made.await?.versions.first().copied().unwrap_or_default();
+        self.followed_own_schedule(version);
+        Ok(version)
     }
 
     /// Makes a schedule's message now, also while it is paused. Its next time stays as it is; that it was run, and by whom, is kept with it
@@ -181,7 +196,10 @@ impl Broker {
     /// # Errors
     /// [`ScheduleError`]; no message was made then.
     pub async fn run_schedule(&self, name: &ScheduleName) -> Result<ScheduleStatus, ScheduleError> {
-        let _change = self.inner.schedules.changes.lock().await;
+        self.decide_schedule(|| self.run_schedule_now(name)).await
+    }
+
+    async fn run_schedule_now(&self, name: &ScheduleName) -> Result<ScheduleStatus, ScheduleError> {
         let known = self.schedule(name);
         let known = known.ok_or_else(|| ScheduleError::Unknown(name.clone()))?;
         let now = self.inner.clock.wall();
@@ -194,25 +212,26 @@ impl Broker {
         let by = self.by.as_deref().unwrap_or_default();
         let mut headers = evidence(name, now, 0);
         headers.push(header(RUN_BY, by.to_owned()));
-        self.append_message(&schedule, headers).await?;
+        let version = self.append_message(&schedule, headers).await?;
         counter!("millrace_schedule_messages_total", "schedule" => name.to_string()).increment(1);
         tracing::info!(schedule = %name, topic = %schedule.spec.topic, by, "a schedule was run by hand");
         let mut all = self.inner.schedules.all.write();
         let now_known = all
             .entry(name.clone())
-            .or_insert_with(|| Known::new(schedule.clone()));
-        now_known.schedule = schedule;
+            .or_insert_with(|| Known::new(schedule.clone(), version));
+        (now_known.schedule, now_known.version) = (schedule, version);
         Ok(now_known.status(now))
     }
 
     /// Whether the engine goes on.
-    fn made(&self, before: Schedule, made: Result<Schedule, Unmade>) -> bool {
+    fn made(&self, before: Schedule, made: Result<(Schedule, Version), Unmade>) -> bool {
         match made {
-            Ok(next) => {
+            Ok((next, version)) => {
                 let name = next.name.to_string();
                 counter!("millrace_schedule_messages_total", "schedule" => name).increment(1);
-                self.know_schedule(next, None);
+                self.know_schedule(next, version, None);
             }
+            Err(Unmade::Elsewhere) => self.read_again(&before.name),
             Err(Unmade::End) => return false,
             Err(Unmade::Pass(reason)) => {
                 tracing::warn!(schedule = %before.name, reason, "a schedule's message cannot be made; its time is passed over");
@@ -232,18 +251,21 @@ impl Broker {
     /// Nobody knows how far its message came: what is in the catalogue counts.
     fn read_again(&self, name: &ScheduleName) {
         let found = self.inner.engine.entry(EntryKind::Schedule, name.as_str());
-        let schedule = found.and_then(|entry| serde_json::from_slice(&entry.value).ok());
-        if let Some(schedule) = schedule {
-            self.know_schedule(schedule, None);
+        let Some(entry) = found else {
+            self.inner.schedules.all.write().remove(name);
+            return;
+        };
+        if let Ok(schedule) = serde_json::from_slice(&entry.value) {
+            self.know_schedule(schedule, entry.version, None);
         }
     }
 
-    fn know_schedule(&self, schedule: Schedule, problem: Option<String>) {
+    fn know_schedule(&self, schedule: Schedule, version: Version, problem: Option<String>) {
         let mut all = self.inner.schedules.all.write();
         let name = schedule.name.clone();
         let known = Known {
             problem,
-            ..Known::new(schedule)
+            ..Known::new(schedule, version)
         };
         all.insert(name, known);
     }

@@ -31,5 +31,6 @@ mod states;
 mod stopping;
 mod throughput;
 mod trials;
+mod two_hosts;
 mod way_back;
 mod workplace;

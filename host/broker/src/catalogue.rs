@@ -1,0 +1,252 @@
+//! The catalogue as this host knows it. Whoever changes it reads, decides and commits on what was seen; if somebody else was quicker, it is
+//! read and decided again. What others changed is taken over from there.
+
+use std::collections::HashSet;
+use std::sync::Weak;
+
+use millrace_engine::{
+    CommitError, Entry, EntryKind, Expectation, TopicError, Transaction, Version,
+};
+use millrace_model::{Durability, Processor, ProcessorName, Topic};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::broker::{Broker, Inner, entry};
+use crate::canary::on_trial;
+use crate::dead_letters::{DeadLetterError, none_waiting};
+use crate::lifetime::TopicChangeError;
+use crate::modules::ModuleError;
+use crate::processors::ProcessorError;
+use crate::produce::ProduceError;
+use crate::schedules::ScheduleError;
+use crate::topics::{TopicCreateError, TopicDeleteError};
+
+/// How often something is decided again because others were quicker, before that is told.
+pub(crate) const DECISIONS_MAX: usize = 16;
+
+/// What a decision can fail with.
+pub(crate) trait Decision {
+    /// Why the engine did not take it, if that is why.
+    fn commit_error(&self) -> Option<&CommitError>;
+
+    /// Whether somebody else changed what it was made on.
+    fn is_conflict(&self) -> bool {
+        matches!(self.commit_error(), Some(CommitError::Conflict(_)))
+    }
+}
+
+impl Decision for CommitError {
+    fn commit_error(&self) -> Option<&CommitError> {
+        Some(self)
+    }
+}
+
+/// Decisions that the engine refuses by way of some other error, or directly.
+macro_rules! decisions {
+    ($($error:ty: $($variant:path),+;)*) => {
+        $(impl Decision for $error {
+            fn commit_error(&self) -> Option<&CommitError> {
+                match self {
+                    $($variant(error) => error.commit_error(),)+
+                    _ => None,
+                }
+            }
+        })*
+    };
+}
+
+decisions! {
+    TopicError: TopicError::Commit;
+    ProcessorError: ProcessorError::Commit, ProcessorError::Topic;
+    ModuleError: ModuleError::Commit;
+    ProduceError: ProduceError::Commit;
+    ScheduleError: ScheduleError::Commit, ScheduleError::Message;
+    TopicCreateError: TopicCreateError::Topic;
+    TopicChangeError: TopicChangeError::Topic;
+    TopicDeleteError: TopicDeleteError::Commit;
+    DeadLetterError: DeadLetterError::Commit;
+}
+
+impl Broker {
+    /// Decides something about the catalogue and commits it; by turns with all else that this host decides about it, and again as often as
+    /// another one was quicker.
+    pub(crate) async fn decide<T, E, F>(&self, decision: impl Fn() -> F) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+        E: Decision,
+    {
+        let _change = self.inner.changes.lock().await;
+        let mut decided = 1;
+        loop {
+            self.catch_up().await;
+            match decision().await {
+                Err(error) if error.is_conflict() && decided < DECISIONS_MAX => decided += 1,
+                done => return done,
+            }
+        }
+    }
+
+    /// Takes over what others changed of the processors. Whoever calls holds `changes`.
+    async fn catch_up(&self) {
+        let newest = self.inner.engine.version(EntryKind::Processor);
+        if self.followed() == newest {
+            return;
+        }
+        let entries = self.inner.engine.entries(EntryKind::Processor);
+        let kept: HashSet<&str> = entries.iter().map(|(key, _)| key.as_str()).collect();
+        let gone: Vec<ProcessorName> = {
+            let known = self.inner.processors.read();
+            let names = known.keys().filter(|name| !kept.contains(name.as_str()));
+            names.cloned().collect()
+        };
+        for name in gone {
+            self.forget_processor(&name).await;
+        }
+        for (key, entry) in &entries {
+            let known = ProcessorName::parse(key).ok();
+            let known = known.and_then(|name| self.deployed(&name));
+            if known.is_none_or(|known| known.version != entry.version) {
+                self.take_over(key, entry).await;
+            }
+        }
+        *self.inner.followed.lock() = newest;
+    }
+
+    /// A processor as another host made it.
+    async fn take_over(&self, key: &str, entry: &Entry) {
+        let processor = match serde_json::from_slice::<Processor>(&entry.value) {
+            Ok(processor) => processor,
+            Err(error) => {
+                tracing::error!(processor = key, %error, "the catalogue's entry of a processor cannot be read; what was known of it stands");
+                return;
+            }
+        };
+        match self.deployed(&processor.name) {
+            // Only what is told of it is new.
+            Some(known) if runs_alike(&known.processor, &processor) => {
+                self.know_with(processor, entry.version, known.problem, known.trial_problem);
+            }
+            _ => self.start_processor(processor, entry.version).await,
+        }
+    }
+
+    /// It is in the catalogue no longer.
+    pub(crate) async fn forget_processor(&self, name: &ProcessorName) {
+        self.inner.processors.write().remove(name);
+        self.inner.supervisor.stop(name).await;
+        none_waiting(name);
+        self.inner.modules.forget_logs(name);
+    }
+
+    fn followed(&self) -> Version {
+        *self.inner.followed.lock()
+    }
+
+    /// That a processor is in the catalogue as this host knows it, or is not there if it is not known.
+    pub(crate) fn as_known(&self, name: &ProcessorName) -> Expectation {
+        let known = self.inner.processors.read();
+        Expectation::Entry {
+            kind: EntryKind::Processor,
+            key: name.to_string(),
+            version: known.get(name).map(|known| known.version),
+        }
+    }
+
+    /// That all processors are as this host knows them, and that there are no others.
+    pub(crate) fn all_as_known(&self) -> Expectation {
+        Expectation::Kind {
+            kind: EntryKind::Processor,
+            version: self.followed(),
+        }
+    }
+
+    /// That no module came, changed or went since now.
+    pub(crate) fn modules_as_now(&self) -> Expectation {
+        let kind = EntryKind::Module;
+        let version = self.inner.engine.version(kind);
+        Expectation::Kind { kind, version }
+    }
+
+    /// Notes that a write of this host's is followed. If others wrote before it, their writes are still to come.
+    pub(crate) fn followed_own(&self, written: Version) {
+        let mut followed = self.inner.followed.lock();
+        if written.0 == followed.0 + 1 {
+            *followed = written;
+        }
+    }
+
+    /// All that is known was read after this.
+    pub(crate) fn begin_following(&self) {
+        *self.inner.followed.lock() = self.inner.engine.version(EntryKind::Processor);
+    }
+
+    /// Writes (or, with `None`, removes) one entry of the catalogue, if what it was decided on still holds; its version.
+    pub(crate) async fn write_entry<T: Serialize + Sync>(
+        &self,
+        kind: EntryKind,
+        key: String,
+        value: Option<&T>,
+        expects: Vec<Expectation>,
+    ) -> Result<Version, CommitError> {
+        let transaction = Transaction {
+            entries: vec![entry(kind, key, value)],
+            expects,
+            durability: Some(Durability::Durable),
+            ..Transaction::default()
+        };
+        let receipt = self.inner.engine.commit(transaction).await?;
+        Ok(receipt.versions.last().copied().unwrap_or_default())
+    }
+}
+
+/// Whether the same of a processor is to run.
+fn runs_alike(one: &Processor, other: &Processor) -> bool {
+    // One that was deleted and made again begins with the same numbers.
+    let revision = |processor: &Processor, number| {
+        let revision = processor.revision(number);
+        revision.map(|r| (r.number, r.deployed_at, r.spec.clone()))
+    };
+    let what_runs = |processor: &Processor| {
+        let share = processor.canary.as_ref().map(|canary| canary.percent);
+        let trial = on_trial(processor).and_then(|number| revision(processor, number));
+        (revision(processor, processor.current), trial, share)
+    };
+    one.paused == other.paused && one.replay == other.replay && what_runs(one) == what_runs(other)
+}
+
+/// That a topic is as it was read.
+pub(crate) fn as_read(topic: &Topic) -> Expectation {
+    Expectation::Topic {
+        name: topic.spec.name.clone(),
+        topic: Some(topic.clone()),
+    }
+}
+
+/// Takes over what other hosts change, as soon as that shows; until told to stop, or as long as there is a broker.
+pub(crate) async fn follow(
+    broker: Weak<Inner>,
+    mut changed: watch::Receiver<u64>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        match broker.upgrade() {
+            Some(inner) => Broker { inner, by: None }.follow_once().await,
+            None => return,
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            // No engine, no changes.
+            still = changed.changed() => if still.is_err() { return },
+        }
+    }
+}
+
+impl Broker {
+    async fn follow_once(&self) {
+        if self.followed() != self.inner.engine.version(EntryKind::Processor) {
+            let _change = self.inner.changes.lock().await;
+            self.catch_up().await;
+        }
+        self.follow_schedules().await;
+    }
+}

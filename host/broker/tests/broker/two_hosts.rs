@@ -1,0 +1,289 @@
+//! Two hosts on one store decide about the same catalogue at once: whatever both do, each decision is made on what is there, and none is lost,
+//! taken twice, or made on what was.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_broker::{
+    DeadLetterError, ModuleError, NewTopic, ProcessorError, RedriveRequest, TopicPatch,
+};
+use millrace_model::{
+    ChangeKind, Durability, Processor, ProcessorSpec, ScheduleName, TopicSettings,
+};
+
+use crate::rig::{Export, Rig, Say, per_message, processor, spec, topic};
+use crate::schedules;
+
+const ROUNDS: usize = 20;
+
+/// A second host on the store of the first.
+async fn beside(rig: &Rig) -> Rig {
+    Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await
+}
+
+async fn two_hosts() -> (Rig, Rig) {
+    let one = Rig::deployed(2, |_| (), |_, _| Say::Pass).await;
+    let other = beside(&one).await;
+    (one, other)
+}
+
+/// Both at once, each on a thread of its own.
+async fn both<A, B>(
+    one: impl Future<Output = A> + Send + 'static,
+    other: impl Future<Output = B> + Send + 'static,
+) -> (A, B)
+where
+    A: Send + 'static,
+    B: Send + 'static,
+{
+    let (one, other) = (tokio::spawn(one), tokio::spawn(other));
+    (one.await.unwrap(), other.await.unwrap())
+}
+
+/// Waits until that is so.
+async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    for _ in 0..5_000 {
+        if is_so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("it never came to that: {what}");
+}
+
+fn known(rig: &Rig) -> Option<Processor> {
+    rig.broker.deployed_as(&processor("p"))
+}
+
+/// Another specification for each number.
+fn nth(module: millrace_model::Digest, number: usize) -> ProcessorSpec {
+    let mut spec = spec(module);
+    spec.batch.messages_max = 100 + u32::try_from(number).unwrap();
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_two_hosts_deploy_at_once_are_two_revisions() {
+    let (one, other) = two_hosts().await;
+    let module = known(&one).unwrap().current().unwrap().spec.module;
+    for round in 0..ROUNDS {
+        let before = known(&one).unwrap().revisions.len();
+        let deploy = |rig: &Rig, number| {
+            let broker = rig.broker.clone();
+            async move { broker.deploy(&processor("p"), nth(module, number)).await }
+        };
+        let (first, second) = both(deploy(&one, 2 * round), deploy(&other, 2 * round + 1)).await;
+        let numbers = [first.unwrap().current, second.unwrap().current];
+        assert_ne!(numbers[0], numbers[1], "each is a revision of its own");
+        until("both hosts know both", async || {
+            known(&one) == known(&other)
+        })
+        .await;
+        let now = known(&one).unwrap();
+        let kept: BTreeSet<u32> = now.revisions.iter().map(|r| r.number).collect();
+        assert!(
+            numbers.iter().all(|n| kept.contains(n)),
+            "{numbers:?} {kept:?}"
+        );
+        assert!(kept.len() > before || kept.len() >= 20, "{kept:?}");
+        let newest = now.changes.iter().rev().take(2).map(|c| c.revision);
+        let newest: BTreeSet<u32> = newest.collect();
+        assert_eq!(newest, BTreeSet::from(numbers), "its history has both");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_rollback_that_two_hosts_are_asked_for_is_done_once() {
+    let (one, other) = two_hosts().await;
+    let module = known(&one).unwrap().current().unwrap().spec.module;
+    for round in 0..ROUNDS {
+        let bad = one.broker.deploy(&processor("p"), nth(module, round)).await;
+        let bad = bad.unwrap().current;
+        let take_back = |rig: &Rig| {
+            let broker = rig.broker.clone();
+            let name = processor("p");
+            async move { broker.rollback_expecting(&name, Some(1), Some(bad)).await }
+        };
+        let (first, second) = both(take_back(&one), take_back(&other)).await;
+        let done = [&first, &second].into_iter().filter(|done| done.is_ok());
+        assert_eq!(done.count(), 1, "{first:?} {second:?}");
+        let refused = first.err().or(second.err());
+        let is_told = matches!(refused, Some(ProcessorError::OtherRevision { .. }));
+        assert!(is_told, "{refused:?}");
+        until("both hosts are back", async || {
+            known(&one) == known(&other) && known(&one).unwrap().current == 1
+        })
+        .await;
+        let changes = known(&one).unwrap().changes;
+        let is_back = |c: &&millrace_model::Change| c.what == ChangeKind::Rollback;
+        let last_two = changes.iter().rev().take(2).filter(is_back).count();
+        assert_eq!(last_two, 1, "its history has one: {changes:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_one_host_does_with_a_processor_shows_on_the_other() {
+    let (one, other) = two_hosts().await;
+    one.broker.pause(&processor("p")).await.unwrap();
+    until("it is paused there", async || {
+        known(&other).is_some_and(|p| p.paused)
+    })
+    .await;
+    other.broker.resume(&processor("p"), None).await.unwrap();
+    until("it goes on here", async || {
+        known(&one).is_some_and(|p| !p.paused)
+    })
+    .await;
+    one.broker.delete_processor(&processor("p")).await.unwrap();
+    until("it is gone there", async || known(&other).is_none()).await;
+    let gone = other.broker.pause(&processor("p")).await;
+    assert!(matches!(gone, Err(ProcessorError::Unknown(_))), "{gone:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn letters_that_two_hosts_send_again_at_once_are_sent_once() {
+    for _ in 0..ROUNDS / 4 {
+        let one = Rig::deployed(1, |_| (), |_, _| Say::Reject("closed")).await;
+        let values: Vec<String> = (0..8).map(|n| n.to_string()).collect();
+        let messages: Vec<(&str, &str)> = values.iter().map(|v| ("k", v.as_str())).collect();
+        one.produce(&messages).await;
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        one.hold("in.p.dlq", &values).await;
+        one.broker.pause(&processor("p")).await.unwrap();
+        let other = beside(&one).await;
+        let redrive = |rig: &Rig| {
+            let broker = rig.broker.clone();
+            async move {
+                let all = RedriveRequest::all("tester");
+                broker.redrive(&processor("p"), all).await
+            }
+        };
+        let (first, second) = both(redrive(&one), redrive(&other)).await;
+        let sent = first.unwrap().sent + second.unwrap().sent;
+        assert_eq!(sent, values.len());
+        one.hold("in.p.redrive", &values).await;
+        one.broker.delete_processor(&processor("p")).await.unwrap();
+        let late = redrive(&other).await;
+        assert!(matches!(late, Err(DeadLetterError::Deleted(_))), "{late:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_two_hosts_one_makes_the_message_of_a_schedule() {
+    let one = Rig::start(2).await;
+    let other = beside(&one).await;
+    let name = ScheduleName::parse("s").unwrap();
+    let every_second = schedules::spec("in", "* * * * * *");
+    let put = one.broker.put_schedule(&name, every_second).await.unwrap();
+    let first = put.schedule.next.0;
+    until("the other knows it", async || {
+        other.broker.schedule(&name).is_some()
+    })
+    .await;
+    until("three times have come", async || {
+        one.messages("in").await.len() >= 3
+    })
+    .await;
+    other.broker.pause_schedule(&name, true).await.unwrap();
+    until("it is paused here as well", async || {
+        let known = one.broker.schedule(&name);
+        known.is_some_and(|known| known.schedule.paused)
+    })
+    .await;
+    let messages = one.messages("in").await;
+    let made = schedules::times(&messages);
+    let stands_for: u64 = made.iter().map(|(_, times)| times).sum();
+    let due: BTreeSet<u64> = made.iter().map(|(due, _)| *due).collect();
+    assert_eq!(due.len(), made.len(), "no time made two: {made:?}");
+    let last = made.last().unwrap().0;
+    assert_eq!((last - first) / 1_000 + 1, stands_for, "{made:?}");
+    let status = one.broker.schedule(&name).unwrap();
+    assert_eq!(status.schedule.made, made.len() as u64);
+
+    other.broker.delete_schedule(&name).await.unwrap();
+    until("it is gone here", async || {
+        one.broker.schedule(&name).is_none()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_tag_that_two_hosts_are_asked_for_is_one_modules() {
+    let (one, other) = two_hosts().await;
+    for round in 0..ROUNDS {
+        let names = ["a", "b"].map(|which| format!("{which}{round}"));
+        for name in &names {
+            let handler = per_message(|_, _| Say::Ack);
+            one.modules.know(name, Export::Processor(Arc::new(handler)));
+        }
+        let tag = format!("handler@{round}");
+        let upload = |rig: &Rig, name: &String| {
+            let (broker, tag) = (rig.broker.clone(), tag.clone());
+            let bytes = bytes::Bytes::from(name.clone());
+            async move { broker.upload_module(bytes, Some(tag)).await }
+        };
+        let uploads = (upload(&one, &names[0]), upload(&other, &names[1]));
+        let (first, second) = both(uploads.0, uploads.1).await;
+        let taken = [&first, &second].into_iter().filter(|done| done.is_ok());
+        assert_eq!(taken.count(), 1, "{first:?} {second:?}");
+        let refused = first.err().or(second.err());
+        assert!(
+            matches!(refused, Some(ModuleError::TagTaken { .. })),
+            "{refused:?}"
+        );
+        let modules = one.broker.modules();
+        let tagged = modules.iter().filter(|m| m.tag.as_ref() == Some(&tag));
+        assert_eq!(tagged.count(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_host_takes_away_what_another_deploys_on() {
+    let (one, other) = two_hosts().await;
+    let module = known(&one).unwrap().current().unwrap().spec.module;
+    for round in 0..ROUNDS {
+        let name = topic(&format!("out-{round}"));
+        let new = NewTopic {
+            name: name.clone(),
+            partitions: 1,
+            durability: Durability::Os,
+            partitioner: None,
+            settings: TopicSettings::default(),
+        };
+        one.broker.create_topic(new).await.unwrap();
+        let mut next = spec(module);
+        next.output = Some(name.clone());
+        let (broker, gone) = (other.broker.clone(), name.clone());
+        let deploying = one.broker.clone();
+        let (deployed, deleted) = both(
+            async move { deploying.deploy(&processor("p"), next).await },
+            async move { broker.delete_topic(&gone, false).await },
+        )
+        .await;
+        let is_there = one.broker.topic(&name).is_some();
+        assert_eq!(deployed.is_ok(), is_there, "{deployed:?} {deleted:?}");
+        assert_eq!(deleted.is_err(), is_there, "{deployed:?} {deleted:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_two_hosts_change_of_a_topic_at_once_stands_both() {
+    let (one, other) = two_hosts().await;
+    for round in 1..=ROUNDS as u64 {
+        let change = |rig: &Rig, patch: TopicPatch| {
+            let broker = rig.broker.clone();
+            async move { broker.change_topic(&topic("out"), patch).await }
+        };
+        let mut age = TopicPatch::default();
+        age.settings.retention_ms = Some(Some(round * 1_000));
+        let mut size = TopicPatch::default();
+        size.settings.retention_bytes = Some(Some(round << 20));
+        let (first, second) = both(change(&one, age), change(&other, size)).await;
+        (first.unwrap(), second.unwrap());
+        let settings = one.broker.topic(&topic("out")).unwrap().spec.settings;
+        assert_eq!(settings.retention_ms, Some(round * 1_000));
+        assert_eq!(settings.retention_bytes, Some(round << 20));
+    }
+}
