@@ -298,8 +298,16 @@ impl Broker {
             let own = format!("{}.{name}{suffix}", input.spec.name);
             ProcessorError::InvalidSpec(format!("topic {own}: {error}"))
         })?;
-        let Some(topic) = self.topic(&own) else {
-            return Ok(self.make_own_topic(name, input, own).await?);
+        let topic = match self.topic(&own) {
+            Some(topic) => topic,
+            None => match self.make_own_topic(name, input, own.clone()).await {
+                // Another host was quicker, for the same processor or another.
+                Err(TopicError::Exists(_)) => {
+                    let made = self.topic(&own);
+                    made.ok_or_else(|| TopicError::Exists(own.clone()))?
+                }
+                made => return Ok(made?),
+            },
         };
         if topic.spec.owner.as_ref() != Some(name) {
             return invalid(format!(
