@@ -80,7 +80,7 @@ pub(crate) struct Inner {
     /// The catalogue's processors, and why those that do not run do not.
     pub(crate) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
     /// Up to which of the catalogue's writes of processors they are known.
-    pub(crate) followed: Mutex<Version>,
+    pub(crate) processors_followed: Mutex<Version>,
     /// Held by whoever decides about the catalogue. Others may decide on other hosts: what must hold is expected by the commit.
     pub(crate) changes: tokio::sync::Mutex<()>,
     /// Held by whoever sends dead letters again, so that they need not try twice.
@@ -106,7 +106,7 @@ pub(crate) struct Inner {
 #[derive(Clone, Debug)]
 pub(crate) struct Deployed {
     pub(crate) processor: Processor,
-    /// That of its entry.
+    /// The version of its entry.
     pub(crate) version: Version,
     /// Why its current revision could not be loaded.
     pub(crate) problem: Option<String>,
@@ -165,7 +165,7 @@ impl Broker {
                 partitioners: Partitioners::default(),
                 supervisor: Supervisor::new(context),
                 processors: RwLock::default(),
-                followed: Mutex::default(),
+                processors_followed: Mutex::default(),
                 changes: tokio::sync::Mutex::default(),
                 redrives: tokio::sync::Mutex::default(),
                 dry_runs: Semaphore::new(DRY_RUNS_MAX),

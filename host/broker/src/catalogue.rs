@@ -11,7 +11,7 @@ use millrace_model::{Durability, Processor, ProcessorName, Topic};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::broker::{Broker, Inner, entry};
+use crate::broker::{Broker, Deployed, Inner, entry};
 use crate::canary::on_trial;
 use crate::dead_letters::{DeadLetterError, none_waiting};
 use crate::lifetime::TopicChangeError;
@@ -21,7 +21,7 @@ use crate::produce::ProduceError;
 use crate::schedules::ScheduleError;
 use crate::topics::{TopicCreateError, TopicDeleteError};
 
-/// How often something is decided again because others were quicker, before that is told.
+/// How often something is decided, because others were quicker, before that is told.
 pub(crate) const DECISIONS_MAX: usize = 16;
 
 /// What a decision can fail with.
@@ -76,22 +76,26 @@ impl Broker {
         E: Decision,
     {
         let _change = self.inner.changes.lock().await;
+        self.catch_up().await;
         let mut decided = 1;
         loop {
-            self.catch_up().await;
             match decision().await {
                 Err(error) if error.is_conflict() && decided < DECISIONS_MAX => decided += 1,
                 done => return done,
             }
+            self.take_over_all().await;
         }
     }
 
     /// Takes over what others changed of the processors. Whoever calls holds `changes`.
     async fn catch_up(&self) {
-        let newest = self.inner.engine.version(EntryKind::Processor);
-        if self.followed() == newest {
-            return;
+        if self.followed() != self.inner.engine.version(EntryKind::Processor) {
+            self.take_over_all().await;
         }
+    }
+
+    async fn take_over_all(&self) {
+        let newest = self.inner.engine.version(EntryKind::Processor);
         let entries = self.inner.engine.entries(EntryKind::Processor);
         let kept: HashSet<&str> = entries.iter().map(|(key, _)| key.as_str()).collect();
         let gone: Vec<ProcessorName> = {
@@ -109,7 +113,7 @@ impl Broker {
                 self.take_over(key, entry).await;
             }
         }
-        *self.inner.followed.lock() = newest;
+        *self.inner.processors_followed.lock() = newest;
     }
 
     /// A processor as another host made it.
@@ -117,32 +121,57 @@ impl Broker {
         let processor = match serde_json::from_slice::<Processor>(&entry.value) {
             Ok(processor) => processor,
             Err(error) => {
-                tracing::error!(processor = key, %error, "the catalogue's entry of a processor cannot be read; what was known of it stands");
+                tracing::error!(processor = key, %error, "the catalogue's entry of a processor cannot be read; it goes on as it was");
+                let mut all = self.inner.processors.write();
+                let name = ProcessorName::parse(key).ok();
+                if let Some(known) = name.and_then(|name| all.get_mut(&name)) {
+                    let newer =
+                        "another host, maybe of a newer version, wrote what this one cannot read";
+                    known.problem = Some(format!("{newer}: {error}"));
+                }
                 return;
             }
         };
-        match self.deployed(&processor.name) {
-            // Only what is told of it is new.
+        let name = processor.name.clone();
+        match self.deployed(&name) {
+            // What runs stays the same.
             Some(known) if runs_alike(&known.processor, &processor) => {
                 self.know_with(processor, entry.version, known.problem, known.trial_problem);
+                return;
             }
-            _ => self.start_processor(processor, entry.version).await,
+            _ if processor.paused => self.inner.supervisor.pause(&name),
+            _ => {}
+        }
+        self.start_processor(processor, entry.version).await;
+        if self
+            .deployed(&name)
+            .is_some_and(|known| known.problem.is_some())
+        {
+            // What ran before is no longer wanted.
+            self.inner.supervisor.stop(&name).await;
         }
     }
 
     /// It is in the catalogue no longer.
     pub(crate) async fn forget_processor(&self, name: &ProcessorName) {
-        self.inner.processors.write().remove(name);
         self.inner.supervisor.stop(name).await;
+        self.inner.processors.write().remove(name);
         none_waiting(name);
         self.inner.modules.forget_logs(name);
     }
 
-    fn followed(&self) -> Version {
-        *self.inner.followed.lock()
+    /// Whether a processor's entry is the one that this host knows.
+    pub(crate) fn is_entry_of(&self, known: &Deployed) -> bool {
+        let name = known.processor.name.as_str();
+        let entry = self.inner.engine.entry(EntryKind::Processor, name);
+        entry.is_some_and(|entry| entry.version == known.version)
     }
 
-    /// That a processor is in the catalogue as this host knows it, or is not there if it is not known.
+    fn followed(&self) -> Version {
+        *self.inner.processors_followed.lock()
+    }
+
+    /// That a processor is in the catalogue as this host knows it, or is not there if this host knows none.
     pub(crate) fn as_known(&self, name: &ProcessorName) -> Expectation {
         let known = self.inner.processors.read();
         Expectation::Entry {
@@ -167,9 +196,9 @@ impl Broker {
         Expectation::Kind { kind, version }
     }
 
-    /// Notes that a write of this host's is followed. If others wrote before it, their writes are still to come.
+    /// Notes that a write of this host's is known here. If others wrote before it, their writes are still to come.
     pub(crate) fn followed_own(&self, written: Version) {
-        let mut followed = self.inner.followed.lock();
+        let mut followed = self.inner.processors_followed.lock();
         if written.0 == followed.0 + 1 {
             *followed = written;
         }
@@ -177,7 +206,8 @@ impl Broker {
 
     /// All that is known was read after this.
     pub(crate) fn begin_following(&self) {
-        *self.inner.followed.lock() = self.inner.engine.version(EntryKind::Processor);
+        let newest = self.inner.engine.version(EntryKind::Processor);
+        *self.inner.processors_followed.lock() = newest;
     }
 
     /// Writes (or, with `None`, removes) one entry of the catalogue, if what it was decided on still holds; its version.

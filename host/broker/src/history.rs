@@ -12,6 +12,7 @@ use crate::broker::Broker;
 use crate::canary::on_trial;
 use crate::dispatch::answer::cut;
 use crate::dispatch::breaker::PROVEN_AFTER;
+use crate::dispatch::gate::Gate;
 use crate::dispatch::planted::planted;
 use crate::processors::ProcessorError;
 
@@ -98,7 +99,20 @@ impl Broker {
         name: &ProcessorName,
         revision: u32,
     ) -> Result<(), ProcessorError> {
-        self.decide(|| self.note_record_now(name, revision)).await
+        let noted = self.decide(|| self.note_record_now(name, revision)).await;
+        if noted.is_err() {
+            self.gates_of(name).for_each(|gate| gate.not_written());
+        }
+        noted
+    }
+
+    /// The gates of the current revision and of the canary.
+    fn gates_of(&self, name: &ProcessorName) -> impl Iterator<Item = Arc<Gate>> + use<> {
+        let supervisor = &self.inner.supervisor;
+        let canary = supervisor
+            .canary(name)
+            .map(|canary| Arc::clone(&canary.gate));
+        supervisor.gate(name).into_iter().chain(canary)
     }
 
     async fn note_record_now(
@@ -106,24 +120,13 @@ impl Broker {
         name: &ProcessorName,
         revision: u32,
     ) -> Result<(), ProcessorError> {
-        let supervisor = &self.inner.supervisor;
-        let canary = supervisor
-            .canary(name)
-            .map(|canary| Arc::clone(&canary.gate));
-        let gates = supervisor.gate(name).into_iter().chain(canary);
-        for gate in gates {
+        for gate in self.gates_of(name) {
             let (Some(noted), Ok(known)) = (gate.record(revision), self.known(name)) else {
                 continue;
             };
             let mut processor = known.processor;
             if take_down(&mut processor, revision, noted, self.inner.clock.wall()) {
-                let version = match self.keep(&processor).await {
-                    Ok(version) => version,
-                    Err(error) => {
-                        gate.not_written();
-                        return Err(error.into());
-                    }
-                };
+                let version = self.keep(&processor).await?;
                 self.know_with(processor, version, known.problem, known.trial_problem);
             }
         }

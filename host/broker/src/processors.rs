@@ -6,16 +6,19 @@ mod left_behind;
 mod redrives_due;
 mod status;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use millrace_engine::{CommitError, EntryKind, Expectation, ReadError, TopicError, Version};
 use millrace_model::{
-    ChangeKind, Digest, Processor, ProcessorName, ProcessorSpec, Revision, TopicName,
+    ChangeKind, Digest, Processor, ProcessorName, ProcessorSpec, Revision, Topic, TopicId,
+    TopicName,
 };
 
 use crate::beginning::BeginAt;
 use crate::broker::{Broker, Deployed};
 use crate::canary::{check_no_replay, on_trial, tried_already};
+use crate::catalogue::as_read;
 use crate::dispatch::Input;
 use crate::dispatch::standing::{Standing, State};
 use crate::handler::{AdmitError, Interface};
@@ -304,8 +307,9 @@ impl Broker {
             None => self.first_deployment(name, spec, begin_at).await?,
         };
         self.check_chains(&processor)?;
-        let expects = self.stands_on(&processor);
+        let mut expects = self.stands_on(&processor);
         let prepared = self.prepare(&processor).await?;
+        expects.extend(read_by(&prepared));
         self.inner.supervisor.stop(name).await;
         if self.inner.supervisor.is_closed() {
             // A last batch may still write state.
@@ -315,7 +319,8 @@ impl Broker {
         let version = match kept {
             Ok(version) => version,
             Err(error) => {
-                if let Some(before) = before {
+                // If another host changed it, what it is now is taken over.
+                if let Some(before) = before.filter(|before| self.is_entry_of(before)) {
                     self.start_processor(before.processor, before.version).await;
                 }
                 return Err(error.into());
@@ -444,8 +449,9 @@ impl Broker {
         let key = name.to_string();
         let expects = vec![self.as_known(name)];
         let write = self.write_entry::<Processor>(EntryKind::Processor, key, None, expects);
-        self.followed_own(write.await?);
+        let version = write.await?;
         self.forget_processor(name).await;
+        self.followed_own(version);
         Ok(())
     }
 
@@ -468,12 +474,20 @@ impl Broker {
             return Err(CommitError::Closed.into());
         }
         let expects = vec![self.as_known(name)];
-        if let Err(error) = self.keep_and_reset(name, None, expects).await {
-            self.start_processor(known.processor, known.version).await;
-            return Err(error.into());
+        match self.keep_and_reset(name, None, expects).await {
+            Ok(version) => {
+                self.forget_processor(name).await;
+                self.followed_own(version);
+                Ok(())
+            }
+            Err(error) => {
+                // If another host changed it, what it is now is taken over.
+                if self.is_entry_of(&known) {
+                    self.start_processor(known.processor, known.version).await;
+                }
+                Err(error.into())
+            }
         }
-        self.forget_processor(name).await;
-        Ok(())
     }
 
     pub(crate) fn deployed(&self, name: &ProcessorName) -> Option<Deployed> {
@@ -509,6 +523,9 @@ impl Broker {
             trial_problem,
         };
         all.insert(name, deployed);
+        drop(all);
+        // Not before it is known: what comes between would be taken for known.
+        self.followed_own(version);
     }
 
     /// Commits a processor that was decided on as it is known, whatever has become of all others; its version.
@@ -524,16 +541,14 @@ impl Broker {
     ) -> Result<Version, CommitError> {
         let key = processor.name.to_string();
         let write = self.write_entry(EntryKind::Processor, key, Some(processor), expects);
-        let version = write.await?;
-        self.followed_own(version);
-        Ok(version)
+        write.await
     }
 
-    /// What a change of a processor is decided on: all processors, and the topics and modules of its revisions that are to run.
+    /// What a change of a processor is decided on: itself, all others, and the topics and modules of its revisions that are to run.
     fn stands_on(&self, processor: &Processor) -> Vec<Expectation> {
         let engine = &self.inner.engine;
         let trial = on_trial(processor).and_then(|number| processor.revision(number));
-        let mut expects = vec![self.all_as_known()];
+        let mut expects = vec![self.as_known(&processor.name), self.all_as_known()];
         for Revision { spec, .. } in processor.current().into_iter().chain(trial) {
             let topics = spec.topics.iter().chain(&spec.output).chain(&spec.grants);
             expects.extend(topics.map(|name| Expectation::Topic {
@@ -552,8 +567,9 @@ impl Broker {
 
     /// Load first, then one commit, then tell the workers: whatever fails before the commit changes nothing.
     pub(crate) async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
-        let expects = self.stands_on(&processor);
+        let mut expects = self.stands_on(&processor);
         let prepared = self.prepare(&processor).await?;
+        expects.extend(read_by(&prepared));
         let version = self.keep_on(&processor, expects).await?;
         self.run(&processor, prepared).await;
         self.know(processor.clone(), version);
@@ -564,4 +580,12 @@ impl Broker {
         let supervisor = &self.inner.supervisor;
         supervisor.apply(prepared, processor.paused).await;
     }
+}
+
+/// That the topics through which a processor is to be given messages, and to which it gives them up, are those that were found.
+fn read_by(prepared: &Prepared) -> Vec<Expectation> {
+    let inputs = prepared.inputs.iter();
+    let topics = inputs.flat_map(|input| [&input.topic, &input.dead_letters]);
+    let by_id: BTreeMap<TopicId, &Topic> = topics.map(|topic| (topic.id, topic)).collect();
+    by_id.into_values().map(as_read).collect()
 }

@@ -84,7 +84,7 @@ pub(crate) struct Schedules {
 #[derive(Clone, Debug)]
 struct Known {
     schedule: Schedule,
-    /// That of its entry.
+    /// The version of its entry.
     version: Version,
     problem: Option<String>,
     /// After a failure that may pass, not before this, by the monotonic clock.
@@ -160,22 +160,27 @@ impl Broker {
         let entries = self.inner.engine.entries(EntryKind::Schedule);
         let entries: BTreeMap<String, Entry> = entries.into_iter().collect();
         let mut all = self.inner.schedules.all.write();
+        let before = all.len();
         all.retain(|name, _| entries.contains_key(name.as_str()));
+        let mut is_new = all.len() < before;
         for (key, entry) in entries {
+            let known = ScheduleName::parse(&key).ok();
+            let known = known.and_then(|name| all.get(&name));
+            if known.is_some_and(|known| known.version == entry.version) {
+                continue;
+            }
+            is_new = true;
             match serde_json::from_slice::<Schedule>(&entry.value) {
                 Ok(schedule) => {
-                    let known = all.get(&schedule.name);
-                    if known.is_none_or(|known| known.version != entry.version) {
-                        let known = Known::new(schedule, entry.version);
-                        all.insert(known.schedule.name.clone(), known);
-                    }
+                    let known = Known::new(schedule, entry.version);
+                    all.insert(known.schedule.name.clone(), known);
                 }
                 Err(error) => {
                     tracing::error!(schedule = key, %error, "the catalogue's entry of a schedule cannot be read; what was known of it stands");
                 }
             }
         }
-        true
+        is_new
     }
 
     /// Decides something about schedules and commits it; by turns with all else that this host does with them, and again as often as another
@@ -195,7 +200,7 @@ impl Broker {
         }
     }
 
-    /// That a schedule is in the catalogue as this host knows it, or is not there if it is not known.
+    /// That a schedule is in the catalogue as this host knows it, or is not there if this host knows none.
     fn schedule_as_known(&self, name: &ScheduleName) -> Expectation {
         let all = self.inner.schedules.all.read();
         Expectation::Entry {
@@ -213,7 +218,7 @@ impl Broker {
         }
     }
 
-    /// Notes that a write of this host's is followed. If others wrote before it, their writes are still to come.
+    /// Notes that a write of this host's is known here. If others wrote before it, their writes are still to come.
     fn followed_own_schedule(&self, written: Version) {
         let mut followed = self.inner.schedules.followed.lock();
         if written.0 == followed.0 + 1 {
@@ -257,7 +262,7 @@ impl Broker {
         spec: ScheduleSpec,
     ) -> Result<ScheduleStatus, ScheduleError> {
         // The bounds are about all of them.
-        let expects = vec![self.all_schedules_as_known()];
+        let expects = vec![self.schedule_as_known(name), self.all_schedules_as_known()];
         let before = self.schedule(name);
         if let Some(same) = before.clone().filter(|b| b.schedule.spec == spec) {
             return Ok(same);

@@ -307,9 +307,7 @@ impl Broker {
             ..Transaction::default()
         };
         let receipt = self.inner.engine.commit(transaction).await?;
-        let version = receipt.versions.first().copied().unwrap_or_default();
-        self.followed_own(version);
-        Ok(version)
+        Ok(receipt.versions.first().copied().unwrap_or_default())
     }
 }
 

@@ -15,6 +15,22 @@
 //!    often they are committed: a repeat gets the receipt of the first time, and is as durable as asked when it gets it.
 //! 7. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
 //!    with [`CommitError::Poisoned`] until it is opened again.
+//!
+//! # How late a read may be
+//!
+//! ```text
+//!             start                       shown end                 end
+//!   gone        │   found by every read       │   committed, and not      │   not there yet
+//!   for good    │                             │   yet durable enough      │
+//! ```
+//!
+//! - [`Engine::ends`] and [`Engine::watch`] tell the start and the shown end. Either may be late, neither is early or goes back.
+//!   [`Engine::read`] decides at the store: it finds all that any `ends` has told.
+//! - What was committed through this handle shows in it when `commit` returns; what others committed, within the engine's delay.
+//! - Topics, entries and versions are a mirror. Own changes show when they return, those of others within the engine's delay, and
+//!   [`Engine::watch_catalogue`] changes after they show. What is decided on something late fails with [`CommitError::Conflict`].
+//! - [`Engine::progress`] is late for whoever has no lease. What it tells after [`Engine::claim`] is the last there is under any
+//!   earlier one.
 
 mod catalogue;
 mod errors;

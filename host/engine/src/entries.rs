@@ -42,7 +42,7 @@ impl Entries {
         self.of(kind).get(key)
     }
 
-    /// That of the newest write.
+    /// The version of the newest write.
     pub(crate) fn version(&self, kind: EntryKind) -> Version {
         self.kinds[kind as usize].newest
     }

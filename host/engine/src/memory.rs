@@ -121,8 +121,8 @@ impl Engine for MemoryEngine {
         if let Some(write) = &transaction.progress {
             state.check_lease(&write.lease)?;
         }
-        state.check_expectations(&transaction.expects)?;
         state.check_state(&transaction.state)?;
+        state.check_expectations(&transaction.expects)?;
         state.check_room(&transaction.state)?;
         Ok(state.apply(transaction))
     }

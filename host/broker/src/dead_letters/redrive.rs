@@ -20,7 +20,7 @@ use super::{
     Redrives,
 };
 use crate::broker::{Broker, Deployed, entry};
-use crate::catalogue::Decision as _;
+use crate::catalogue::{DECISIONS_MAX, Decision as _};
 use crate::dispatch::dead_letter;
 use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 
@@ -216,10 +216,11 @@ impl Broker {
         let shelf = &sending.shelf;
         let record = self.audit_partition(&sending.processor, shelf).await?;
         let _redrive = self.inner.redrives.lock().await;
+        let mut decided = 1;
         loop {
             match self.send_once(&sending, record).await {
-                // Another host sends letters of the same shelf: those are not sent again here.
-                Err(error) if error.is_conflict() => {}
+                // Somebody changed what was read: which letters of the shelf were sent, or the processor.
+                Err(error) if error.is_conflict() && decided < DECISIONS_MAX => decided += 1,
                 sent => return sent,
             }
         }
@@ -237,7 +238,7 @@ impl Broker {
         let taker = self.inner.engine.entry(kind, name);
         let taker = taker.ok_or_else(|| DeadLetterError::Deleted(sending.processor.clone()))?;
         let taker = Expectation::entry(kind, name, Some(&taker));
-        let (mut sent, as_read) = self.sent(shelf)?;
+        let (mut sent, unchanged) = self.sent(shelf)?;
         sent.forget_before(self.ends_of(shelf)?.start);
         let (mut builder, mut now_sent) = (BatchBuilder::with_capacity(0), Sent::default());
         let mut redriven = Redriven::default();
@@ -268,7 +269,7 @@ impl Broker {
         let transaction = Transaction {
             appends,
             entries: vec![entry(EntryKind::Redriven, shelf.key(), Some(&sent))],
-            expects: vec![as_read, taker],
+            expects: vec![unchanged, taker],
             ..Transaction::default()
         };
         self.inner.engine.commit(transaction).await?;

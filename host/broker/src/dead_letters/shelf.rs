@@ -182,18 +182,18 @@ impl Broker {
         Ok(ends.map_err(FetchError::Read)?)
     }
 
-    /// What was sent again, and that it is still so. An entry that cannot be read is no empty one: all of its letters would be sent twice.
+    /// What was sent again, and the expectation that it is still so. An entry that cannot be read is no empty one: all of its letters would be sent twice.
     pub(super) fn sent(&self, shelf: &Shelf) -> Result<(Sent, Expectation), DeadLetterError> {
         let (kind, key) = (EntryKind::Redriven, shelf.key());
         let entry = self.inner.engine.entry(kind, &key);
-        let as_read = Expectation::entry(kind, key.as_str(), entry.as_ref());
+        let unchanged = Expectation::entry(kind, key.as_str(), entry.as_ref());
         let sent = entry
             .map(|entry| serde_json::from_slice(&entry.value))
             .transpose();
         let unreadable =
             |error| format!("the catalogue's entry of what was redriven from {key}: {error}");
         let sent = sent.map_err(|error| DeadLetterError::Catalogue(unreadable(error)))?;
-        Ok((sent.unwrap_or_default(), as_read))
+        Ok((sent.unwrap_or_default(), unchanged))
     }
 }
 

@@ -238,25 +238,35 @@ impl Broker {
             }
             Err(Unmade::Wait(reason)) => {
                 tracing::warn!(schedule = %before.name, reason, "a schedule's message waits; trying again");
-                let mut all = self.inner.schedules.all.write();
-                if let Some(known) = all.get_mut(&before.name) {
-                    known.problem = Some(reason);
-                    known.again_at = self.inner.clock.monotonic() + AGAIN_AFTER;
-                }
+                self.waits(&before.name, reason);
             }
         }
         true
     }
 
-    /// Nobody knows how far its message came: what is in the catalogue counts.
+    /// Its message is tried again after a while.
+    fn waits(&self, name: &ScheduleName, reason: String) {
+        let mut all = self.inner.schedules.all.write();
+        if let Some(known) = all.get_mut(name) {
+            known.problem = Some(reason);
+            known.again_at = self.inner.clock.monotonic() + AGAIN_AFTER;
+        }
+    }
+
+    /// It is not known how far its message came, or another host made it: what is in the catalogue counts.
     fn read_again(&self, name: &ScheduleName) {
         let found = self.inner.engine.entry(EntryKind::Schedule, name.as_str());
         let Some(entry) = found else {
             self.inner.schedules.all.write().remove(name);
             return;
         };
-        if let Ok(schedule) = serde_json::from_slice(&entry.value) {
-            self.know_schedule(schedule, entry.version, None);
+        match serde_json::from_slice(&entry.value) {
+            Ok(schedule) => self.know_schedule(schedule, entry.version, None),
+            Err(error) => {
+                let newer =
+                    "another host, maybe of a newer version, wrote what this one cannot read";
+                self.waits(name, format!("{newer}: {error}"));
+            }
         }
     }
 

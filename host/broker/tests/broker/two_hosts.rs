@@ -9,6 +9,7 @@ use std::time::Duration;
 use millrace_broker::{
     DeadLetterError, ModuleError, NewTopic, ProcessorError, RedriveRequest, TopicPatch,
 };
+use millrace_model::bounds::REVISIONS_KEPT_MAX;
 use millrace_model::{
     ChangeKind, Durability, Processor, ProcessorSpec, ScheduleName, TopicSettings,
 };
@@ -87,7 +88,10 @@ async fn what_two_hosts_deploy_at_once_are_two_revisions() {
             numbers.iter().all(|n| kept.contains(n)),
             "{numbers:?} {kept:?}"
         );
-        assert!(kept.len() > before || kept.len() >= 20, "{kept:?}");
+        assert!(
+            kept.len() > before || kept.len() >= REVISIONS_KEPT_MAX,
+            "{kept:?}"
+        );
         let newest = now.changes.iter().rev().take(2).map(|c| c.revision);
         let newest: BTreeSet<u32> = newest.collect();
         assert_eq!(newest, BTreeSet::from(numbers), "its history has both");
@@ -131,11 +135,18 @@ async fn what_one_host_does_with_a_processor_shows_on_the_other() {
         known(&other).is_some_and(|p| p.paused)
     })
     .await;
+    // The second host took the partitions over when it began.
+    other
+        .until(|all| all.iter().all(|one| one.state == "paused"))
+        .await;
     other.broker.resume(&processor("p"), None).await.unwrap();
     until("it goes on here", async || {
         known(&one).is_some_and(|p| !p.paused)
     })
     .await;
+    other
+        .until(|all| all.iter().all(|one| one.state == "running"))
+        .await;
     one.broker.delete_processor(&processor("p")).await.unwrap();
     until("it is gone there", async || known(&other).is_none()).await;
     let gone = other.broker.pause(&processor("p")).await;

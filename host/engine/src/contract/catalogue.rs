@@ -63,8 +63,8 @@ pub struct EntryWrite {
     pub value: Option<Bytes>,
 }
 
-/// The place of a write among all writes of its kind of entry: after every earlier one, and given once, so not to a key either that was
-/// removed and made again. It holds as long as the engine is open.
+/// The place of a write among all writes of its kind of entry. No version is given twice, not even to a key that was removed and made
+/// again. It holds as long as the engine is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
 
@@ -73,7 +73,7 @@ pub struct Version(pub u64);
 pub struct Entry {
     /// Its value, opaque to the engine.
     pub value: Bytes,
-    /// That of the write that set it.
+    /// The version of the write that set it.
     pub version: Version,
 }
 
@@ -94,7 +94,7 @@ pub enum Expectation {
     Kind {
         /// Which kind.
         kind: EntryKind,
-        /// That of the newest write; a removal is one, too.
+        /// The version of the newest write; a removal is one, too.
         version: Version,
     },
     /// One topic.
@@ -121,7 +121,11 @@ impl Expectation {
 impl fmt::Display for Expectation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Entry { kind, key, .. } => write!(f, "{} {key}", kind.as_str()),
+            Self::Entry { kind, key, .. } => match kind {
+                EntryKind::Redriven => write!(f, "the record of what was sent again from {key}"),
+                EntryKind::Damage => write!(f, "the record of damage at {key}"),
+                _ => write!(f, "{} {key}", kind.as_str()),
+            },
             Self::Kind { kind, .. } => write!(f, "another {}", kind.as_str()),
             Self::Topic { name, .. } => write!(f, "topic {name}"),
         }

@@ -23,9 +23,7 @@ pub enum CommitError {
         partition: TopicPartition,
     },
     /// What the decision was made on is no longer so. Nothing was written: look again, and decide again.
-    #[error(
-        "{0} was changed by somebody else meanwhile, and nothing was done; look at it again, and repeat the request if it is still right"
-    )]
+    #[error("{0} was changed by somebody else meanwhile; nothing was done")]
     Conflict(Arc<Expectation>),
     /// A batch is missing, or this one was sent before those that are remembered. Nothing was written.
     #[error(
