@@ -113,7 +113,7 @@ async fn a_rollback_that_two_hosts_are_asked_for_is_done_once() {
         let (first, second) = both(take_back(&one), take_back(&other)).await;
         let done = [&first, &second].into_iter().filter(|done| done.is_ok());
         assert_eq!(done.count(), 1, "{first:?} {second:?}");
-        let refused = first.err().or(second.err());
+        let refused = first.err().or_else(|| second.err());
         let is_told = matches!(refused, Some(ProcessorError::OtherRevision { .. }));
         assert!(is_told, "{refused:?}");
         until("both hosts are back", async || {
@@ -241,7 +241,7 @@ async fn a_tag_that_two_hosts_are_asked_for_is_one_modules() {
         let (first, second) = both(uploads.0, uploads.1).await;
         let taken = [&first, &second].into_iter().filter(|done| done.is_ok());
         assert_eq!(taken.count(), 1, "{first:?} {second:?}");
-        let refused = first.err().or(second.err());
+        let refused = first.err().or_else(|| second.err());
         assert!(
             matches!(refused, Some(ModuleError::TagTaken { .. })),
             "{refused:?}"
@@ -294,7 +294,8 @@ async fn what_two_hosts_change_of_a_topic_at_once_stands_both() {
         let mut size = TopicPatch::default();
         size.settings.retention_bytes = Some(Some(round << 20));
         let (first, second) = both(change(&one, age), change(&other, size)).await;
-        (first.unwrap(), second.unwrap());
+        first.unwrap();
+        second.unwrap();
         let settings = one.broker.topic(&topic("out")).unwrap().spec.settings;
         assert_eq!(settings.retention_ms, Some(round * 1_000));
         assert_eq!(settings.retention_bytes, Some(round << 20));

@@ -122,10 +122,11 @@ pub async fn of_many_who_decide_on_the_same_entry_one_takes_effect(engine: Arc<d
             for _ in 0..STEPS {
                 loop {
                     let read = engine.entry(KIND, "count");
-                    let text = read.as_ref().map_or("0".into(), |read| {
-                        String::from_utf8_lossy(&read.value).into_owned()
+                    let count = read.as_ref().map_or(0, |read| {
+                        let text = String::from_utf8_lossy(&read.value);
+                        text.parse::<u64>().expect("a number")
                     });
-                    let next: u64 = text.parse::<u64>().expect("a number") + 1;
+                    let next = count + 1;
                     let count = EntryWrite {
                         kind: KIND,
                         key: "count".to_owned(),
