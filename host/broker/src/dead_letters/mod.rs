@@ -56,7 +56,7 @@ pub struct DeadLetter {
     pub module: String,
     /// Attempts made.
     pub attempts: u32,
-    /// How the last one failed: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer` or `host-died`.
+    /// How the last one failed: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer`, `host-died` or `given-up`.
     pub cause: String,
     /// A short word to group by.
     pub class: String,

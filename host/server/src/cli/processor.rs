@@ -330,8 +330,8 @@ fn show(processor: &Value) -> String {
     }
     if let Some(from) = processor["gone_back_from"].as_u64() {
         let name = cell(&processor["name"]);
-        let revisions = items(&processor["revisions"]).iter();
-        let left = { revisions }.find(|revision| revision["number"].as_u64() == Some(from));
+        let mut revisions = items(&processor["revisions"]).iter();
+        let left = revisions.find(|revision| revision["number"].as_u64() == Some(from));
         let by_host = left
             .filter(|left| left["spec"]["auto_redrive"] == json!(true) && !left["note"].is_null());
         let sent_again = match by_host.map(|left| left["redrive_due"].is_null()) {

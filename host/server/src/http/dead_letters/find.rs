@@ -76,7 +76,6 @@ pub(super) fn place<'de, D: Deserializer<'de>>(
         .transpose()
 }
 
-/// The words for how a message failed.
 impl Find {
     /// What it means: which letters, and from where on.
     pub(super) fn understood(
