@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::catalogue;
+use crate::catalogue::{self, Followed};
 use crate::consumers::Consumers;
 use crate::delays::{self, Delays};
 use crate::dispatch::at_hand::AtHand;
@@ -80,7 +80,7 @@ pub(crate) struct Inner {
     /// The catalogue's processors, and why those that do not run do not.
     pub(crate) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
     /// Up to which of the catalogue's writes of processors they are known.
-    pub(crate) processors_followed: Mutex<Version>,
+    pub(crate) processors_followed: Followed,
     /// Held by whoever decides about the catalogue. Others may decide on other hosts: what must hold is expected by the commit.
     pub(crate) changes: tokio::sync::Mutex<()>,
     /// Held by whoever sends dead letters again, so that they need not try twice.
@@ -165,7 +165,7 @@ impl Broker {
                 partitioners: Partitioners::default(),
                 supervisor: Supervisor::new(context),
                 processors: RwLock::default(),
-                processors_followed: Mutex::default(),
+                processors_followed: Followed::default(),
                 changes: tokio::sync::Mutex::default(),
                 redrives: tokio::sync::Mutex::default(),
                 dry_runs: Semaphore::new(DRY_RUNS_MAX),

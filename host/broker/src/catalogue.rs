@@ -8,6 +8,7 @@ use millrace_engine::{
     CommitError, Entry, EntryKind, Expectation, TopicError, Transaction, Version,
 };
 use millrace_model::{Durability, Processor, ProcessorName, Topic};
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -22,10 +23,10 @@ use crate::schedules::ScheduleError;
 use crate::topics::{TopicCreateError, TopicDeleteError};
 
 /// How often something is decided, because others were quicker, before that is told.
-pub(crate) const DECISIONS_MAX: usize = 16;
+const DECISIONS_MAX: usize = 16;
 
-/// What a decision can fail with.
-pub(crate) trait Decision {
+/// An error that a decision about the catalogue can end with.
+pub(crate) trait DecisionError {
     /// Why the engine did not take it, if that is why.
     fn commit_error(&self) -> Option<&CommitError>;
 
@@ -35,16 +36,16 @@ pub(crate) trait Decision {
     }
 }
 
-impl Decision for CommitError {
+impl DecisionError for CommitError {
     fn commit_error(&self) -> Option<&CommitError> {
         Some(self)
     }
 }
 
-/// Decisions that the engine refuses by way of some other error, or directly.
-macro_rules! decisions {
+/// Errors that hold the engine's, directly or within another one.
+macro_rules! decision_errors {
     ($($error:ty: $($variant:path),+;)*) => {
-        $(impl Decision for $error {
+        $(impl DecisionError for $error {
             fn commit_error(&self) -> Option<&CommitError> {
                 match self {
                     $($variant(error) => error.commit_error(),)+
@@ -55,7 +56,7 @@ macro_rules! decisions {
     };
 }
 
-decisions! {
+decision_errors! {
     TopicError: TopicError::Commit;
     ProcessorError: ProcessorError::Commit, ProcessorError::Topic;
     ModuleError: ModuleError::Commit;
@@ -67,29 +68,68 @@ decisions! {
     DeadLetterError: DeadLetterError::Commit;
 }
 
+/// Up to which of the catalogue's writes of a kind all is known here.
+#[derive(Debug, Default)]
+pub(crate) struct Followed(Mutex<Version>);
+
+impl Followed {
+    pub(crate) fn version(&self) -> Version {
+        *self.0.lock()
+    }
+
+    /// All up to this one is known.
+    pub(crate) fn up_to(&self, version: Version) {
+        *self.0.lock() = version;
+    }
+
+    /// A write of this host's is known. If others wrote before it, their writes are still to come.
+    pub(crate) fn own(&self, written: Version) {
+        let mut version = self.0.lock();
+        if written.0 == version.0 + 1 {
+            *version = written;
+        }
+    }
+}
+
+/// Decides, and decides again as often as somebody else was quicker, up to [`DECISIONS_MAX`] times.
+pub(crate) async fn decided<T, E, F>(decision: impl Fn() -> F) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+    E: DecisionError,
+{
+    let mut decisions = 1;
+    loop {
+        match decision().await {
+            Err(error) if error.is_conflict() && decisions < DECISIONS_MAX => decisions += 1,
+            done => return done,
+        }
+    }
+}
+
 impl Broker {
     /// Decides something about the catalogue and commits it; by turns with all else that this host decides about it, and again as often as
     /// another one was quicker.
     pub(crate) async fn decide<T, E, F>(&self, decision: impl Fn() -> F) -> Result<T, E>
     where
         F: Future<Output = Result<T, E>>,
-        E: Decision,
+        E: DecisionError,
     {
         let _change = self.inner.changes.lock().await;
-        self.catch_up().await;
-        let mut decided = 1;
-        loop {
-            match decision().await {
-                Err(error) if error.is_conflict() && decided < DECISIONS_MAX => decided += 1,
-                done => return done,
-            }
-            self.take_over_all().await;
-        }
+        decided(|| async {
+            self.catch_up().await;
+            decision().await
+        })
+        .await
+    }
+
+    fn is_followed(&self) -> bool {
+        let newest = self.inner.engine.version(EntryKind::Processor);
+        self.inner.processors_followed.version() == newest
     }
 
     /// Takes over what others changed of the processors. Whoever calls holds `changes`.
     async fn catch_up(&self) {
-        if self.followed() != self.inner.engine.version(EntryKind::Processor) {
+        if !self.is_followed() {
             self.take_over_all().await;
         }
     }
@@ -113,7 +153,7 @@ impl Broker {
                 self.take_over(key, entry).await;
             }
         }
-        *self.inner.processors_followed.lock() = newest;
+        self.inner.processors_followed.up_to(newest);
     }
 
     /// A processor as another host made it.
@@ -121,22 +161,21 @@ impl Broker {
         let processor = match serde_json::from_slice::<Processor>(&entry.value) {
             Ok(processor) => processor,
             Err(error) => {
-                tracing::error!(processor = key, %error, "the catalogue's entry of a processor cannot be read; it goes on as it was");
-                let mut all = self.inner.processors.write();
-                let name = ProcessorName::parse(key).ok();
-                if let Some(known) = name.and_then(|name| all.get_mut(&name)) {
-                    let newer =
-                        "another host, maybe of a newer version, wrote what this one cannot read";
-                    known.problem = Some(format!("{newer}: {error}"));
+                let why = format!(
+                    "another host, maybe of a newer version, wrote what this one cannot read: {error}"
+                );
+                tracing::error!(processor = key, why, "a processor stops here");
+                if let Ok(name) = ProcessorName::parse(key) {
+                    self.stop_here(&name, why).await;
                 }
                 return;
             }
         };
         let name = processor.name.clone();
         match self.deployed(&name) {
-            // What runs stays the same.
-            Some(known) if runs_alike(&known.processor, &processor) => {
-                self.know_with(processor, entry.version, known.problem, known.trial_problem);
+            // What runs stays the same. With a problem it is tried anew: that may be gone.
+            Some(known) if known.problem.is_none() && runs_alike(&known.processor, &processor) => {
+                self.know_with(processor, entry.version, None, known.trial_problem);
                 return;
             }
             _ if processor.paused => self.inner.supervisor.pause(&name),
@@ -150,6 +189,14 @@ impl Broker {
             // What ran before is no longer wanted.
             self.inner.supervisor.stop(&name).await;
         }
+    }
+
+    /// It goes on elsewhere, as nobody here knows it.
+    async fn stop_here(&self, name: &ProcessorName, why: String) {
+        if let Some(known) = self.inner.processors.write().get_mut(name) {
+            known.problem = Some(why);
+        }
+        self.inner.supervisor.stop(name).await;
     }
 
     /// It is in the catalogue no longer.
@@ -167,10 +214,6 @@ impl Broker {
         entry.is_some_and(|entry| entry.version == known.version)
     }
 
-    fn followed(&self) -> Version {
-        *self.inner.processors_followed.lock()
-    }
-
     /// That a processor is in the catalogue as this host knows it, or is not there if this host knows none.
     pub(crate) fn as_known(&self, name: &ProcessorName) -> Expectation {
         let known = self.inner.processors.read();
@@ -185,7 +228,7 @@ impl Broker {
     pub(crate) fn all_as_known(&self) -> Expectation {
         Expectation::Kind {
             kind: EntryKind::Processor,
-            version: self.followed(),
+            version: self.inner.processors_followed.version(),
         }
     }
 
@@ -194,20 +237,6 @@ impl Broker {
         let kind = EntryKind::Module;
         let version = self.inner.engine.version(kind);
         Expectation::Kind { kind, version }
-    }
-
-    /// Notes that a write of this host's is known here. If others wrote before it, their writes are still to come.
-    pub(crate) fn followed_own(&self, written: Version) {
-        let mut followed = self.inner.processors_followed.lock();
-        if written.0 == followed.0 + 1 {
-            *followed = written;
-        }
-    }
-
-    /// All that is known was read after this.
-    pub(crate) fn begin_following(&self) {
-        let newest = self.inner.engine.version(EntryKind::Processor);
-        *self.inner.processors_followed.lock() = newest;
     }
 
     /// Writes (or, with `None`, removes) one entry of the catalogue, if what it was decided on still holds; its version.
@@ -273,7 +302,7 @@ pub(crate) async fn follow(
 
 impl Broker {
     async fn follow_once(&self) {
-        if self.followed() != self.inner.engine.version(EntryKind::Processor) {
+        if !self.is_followed() {
             let _change = self.inner.changes.lock().await;
             self.catch_up().await;
         }

@@ -159,7 +159,8 @@ impl Broker {
     /// Loads and starts every processor of the catalogue.
     pub(crate) async fn start_processors(&self) -> Result<(), ProcessorError> {
         let change = self.inner.changes.lock().await;
-        self.begin_following();
+        let newest = self.inner.engine.version(EntryKind::Processor);
+        self.inner.processors_followed.up_to(newest);
         for (key, entry) in self.inner.engine.entries(EntryKind::Processor) {
             match serde_json::from_slice::<Processor>(&entry.value) {
                 Ok(mut processor) => {
@@ -451,7 +452,7 @@ impl Broker {
         let write = self.write_entry::<Processor>(EntryKind::Processor, key, None, expects);
         let version = write.await?;
         self.forget_processor(name).await;
-        self.followed_own(version);
+        self.inner.processors_followed.own(version);
         Ok(())
     }
 
@@ -477,7 +478,7 @@ impl Broker {
         match self.keep_and_reset(name, None, expects).await {
             Ok(version) => {
                 self.forget_processor(name).await;
-                self.followed_own(version);
+                self.inner.processors_followed.own(version);
                 Ok(())
             }
             Err(error) => {
@@ -525,7 +526,7 @@ impl Broker {
         all.insert(name, deployed);
         drop(all);
         // Not before it is known: what comes between would be taken for known.
-        self.followed_own(version);
+        self.inner.processors_followed.own(version);
     }
 
     /// Commits a processor that was decided on as it is known, whatever has become of all others; its version.

@@ -12,12 +12,12 @@ use std::time::Duration;
 use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Version};
 use millrace_model::bounds::{SCHEDULE_MESSAGE_BYTES_MAX, SCHEDULES_BYTES_MAX, SCHEDULES_MAX};
 use millrace_model::{Header, Message, Schedule, ScheduleName, ScheduleSpec, Timestamp};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::broker::Broker;
-use crate::catalogue::{DECISIONS_MAX, Decision as _};
+use crate::catalogue::{Followed, decided};
 use crate::processors::ProcessorError;
 use crate::produce::{NewMessage, ProduceError};
 use firing::waiting;
@@ -73,7 +73,7 @@ pub enum ScheduleError {
 pub(crate) struct Schedules {
     all: RwLock<BTreeMap<ScheduleName, Known>>,
     /// Up to which of the catalogue's writes of schedules they are known.
-    followed: Mutex<Version>,
+    followed: Followed,
     /// Held by whoever changes one or makes its message.
     changes: tokio::sync::Mutex<()>,
     /// Something is due earlier than before.
@@ -123,7 +123,8 @@ impl Known {
 impl Broker {
     /// Reads the catalogue's schedules.
     pub(crate) fn read_schedules(&self) -> Result<(), ProcessorError> {
-        *self.inner.schedules.followed.lock() = self.inner.engine.version(EntryKind::Schedule);
+        let newest = self.inner.engine.version(EntryKind::Schedule);
+        self.inner.schedules.followed.up_to(newest);
         let mut all = self.inner.schedules.all.write();
         for (key, entry) in self.inner.engine.entries(EntryKind::Schedule) {
             let schedule: Schedule = serde_json::from_slice(&entry.value).map_err(|error| {
@@ -148,13 +149,13 @@ impl Broker {
 
     fn are_schedules_followed(&self) -> bool {
         let newest = self.inner.engine.version(EntryKind::Schedule);
-        *self.inner.schedules.followed.lock() == newest
+        self.inner.schedules.followed.version() == newest
     }
 
     /// The same for whoever holds `changes`; whether there was anything.
     fn catch_up_schedules(&self) -> bool {
         let newest = self.inner.engine.version(EntryKind::Schedule);
-        if std::mem::replace(&mut *self.inner.schedules.followed.lock(), newest) == newest {
+        if self.inner.schedules.followed.version() == newest {
             return false;
         }
         let entries = self.inner.engine.entries(EntryKind::Schedule);
@@ -180,6 +181,7 @@ impl Broker {
                 }
             }
         }
+        self.inner.schedules.followed.up_to(newest);
         is_new
     }
 
@@ -190,14 +192,11 @@ impl Broker {
         F: Future<Output = Result<T, ScheduleError>>,
     {
         let _change = self.inner.schedules.changes.lock().await;
-        let mut decided = 1;
-        loop {
+        decided(|| async {
             self.catch_up_schedules();
-            match decision().await {
-                Err(error) if error.is_conflict() && decided < DECISIONS_MAX => decided += 1,
-                done => return done,
-            }
-        }
+            decision().await
+        })
+        .await
     }
 
     /// That a schedule is in the catalogue as this host knows it, or is not there if this host knows none.
@@ -214,15 +213,7 @@ impl Broker {
     fn all_schedules_as_known(&self) -> Expectation {
         Expectation::Kind {
             kind: EntryKind::Schedule,
-            version: *self.inner.schedules.followed.lock(),
-        }
-    }
-
-    /// Notes that a write of this host's is known here. If others wrote before it, their writes are still to come.
-    fn followed_own_schedule(&self, written: Version) {
-        let mut followed = self.inner.schedules.followed.lock();
-        if written.0 == followed.0 + 1 {
-            *followed = written;
+            version: self.inner.schedules.followed.version(),
         }
     }
 
@@ -329,7 +320,7 @@ impl Broker {
         }
         let key = name.to_string();
         let write = self.write_entry::<Schedule>(EntryKind::Schedule, key, None, expects);
-        self.followed_own_schedule(write.await?);
+        self.inner.schedules.followed.own(write.await?);
         self.inner.schedules.all.write().remove(name);
         Ok(())
     }
@@ -343,7 +334,7 @@ impl Broker {
         let key = name.to_string();
         let write = self.write_entry(EntryKind::Schedule, key, Some(&schedule), expects);
         let version = write.await?;
-        self.followed_own_schedule(version);
+        self.inner.schedules.followed.own(version);
         let known = Known::new(schedule, version);
         let status = known.status(self.inner.clock.wall());
         let schedules = &self.inner.schedules;

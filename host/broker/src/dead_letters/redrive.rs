@@ -20,7 +20,7 @@ use super::{
     Redrives,
 };
 use crate::broker::{Broker, Deployed, entry};
-use crate::catalogue::{DECISIONS_MAX, Decision as _};
+use crate::catalogue::decided;
 use crate::dispatch::dead_letter;
 use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 
@@ -216,14 +216,8 @@ impl Broker {
         let shelf = &sending.shelf;
         let record = self.audit_partition(&sending.processor, shelf).await?;
         let _redrive = self.inner.redrives.lock().await;
-        let mut decided = 1;
-        loop {
-            match self.send_once(&sending, record).await {
-                // Somebody changed what was read: which letters of the shelf were sent, or the processor.
-                Err(error) if error.is_conflict() && decided < DECISIONS_MAX => decided += 1,
-                sent => return sent,
-            }
-        }
+        // What was read may be changed meanwhile: which letters of the shelf were sent, or the processor.
+        decided(|| self.send_once(&sending, record)).await
     }
 
     async fn send_once(

@@ -152,7 +152,7 @@ impl Broker {
             let version = kept
                 .await
                 .map_err(|error| Unmade::from(ProduceError::from(error)))?;
-            self.followed_own_schedule(version);
+            self.inner.schedules.followed.own(version);
             self.know_schedule(next, version, Some(reason.clone()));
             return Err(Unmade::Pass(reason));
         }
@@ -186,7 +186,7 @@ impl Broker {
         let message = message_of(&then.spec);
         let made = self.produce_with(&then.spec.topic, message, headers, transaction);
         let version = made.await?.versions.first().copied().unwrap_or_default();
-        self.followed_own_schedule(version);
+        self.inner.schedules.followed.own(version);
         Ok(version)
     }
 

@@ -6,15 +6,17 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use millrace_broker::{
     DeadLetterError, ModuleError, NewTopic, ProcessorError, RedriveRequest, TopicPatch,
 };
+use millrace_engine::{CommitError, EntryKind, EntryWrite, Transaction};
 use millrace_model::bounds::REVISIONS_KEPT_MAX;
 use millrace_model::{
     ChangeKind, Durability, Processor, ProcessorSpec, ScheduleName, TopicSettings,
 };
 
-use crate::rig::{Export, Rig, Say, per_message, processor, spec, topic};
+use crate::rig::{Export, Rig, Say, digest, per_message, processor, spec, topic};
 use crate::schedules;
 
 const ROUNDS: usize = 20;
@@ -234,7 +236,7 @@ async fn a_tag_that_two_hosts_are_asked_for_is_one_modules() {
         let tag = format!("handler@{round}");
         let upload = |rig: &Rig, name: &String| {
             let (broker, tag) = (rig.broker.clone(), tag.clone());
-            let bytes = bytes::Bytes::from(name.clone());
+            let bytes = Bytes::from(name.clone());
             async move { broker.upload_module(bytes, Some(tag)).await }
         };
         let uploads = (upload(&one, &names[0]), upload(&other, &names[1]));
@@ -300,4 +302,47 @@ async fn what_two_hosts_change_of_a_topic_at_once_stands_both() {
         assert_eq!(settings.retention_ms, Some(round * 1_000));
         assert_eq!(settings.retention_bytes, Some(round << 20));
     }
+}
+
+#[tokio::test]
+async fn what_this_host_cannot_read_stops_here_and_is_left_as_it_is_until_it_can_be_read() {
+    let rig = Rig::deployed(1, |_| (), |_, _| Say::Pass).await;
+    let engine = rig.engine();
+    let readable = engine.entry(EntryKind::Processor, "p").unwrap().value;
+    let write = async |value: Bytes| {
+        let entry = EntryWrite {
+            kind: EntryKind::Processor,
+            key: "p".to_owned(),
+            value: Some(value),
+        };
+        let transaction = Transaction {
+            entries: vec![entry],
+            ..Transaction::default()
+        };
+        engine.commit(transaction).await.unwrap();
+    };
+    write("of a later version".into()).await;
+    let is_told = |state: &str| state.starts_with("stopped") && state.contains("cannot read");
+    rig.until(|all| all.iter().all(|one| is_told(&one.state)))
+        .await;
+    let deployed = rig
+        .broker
+        .deploy(&processor("p"), nth(digest("m"), 1))
+        .await;
+    assert!(
+        matches!(
+            deployed,
+            Err(ProcessorError::Commit(CommitError::Conflict(_)))
+        ),
+        "{deployed:?}"
+    );
+    let left = engine.entry(EntryKind::Processor, "p").unwrap().value;
+    assert_eq!(left, "of a later version", "nothing is written over it");
+    write(readable).await;
+    rig.produce(&[("a", "1")]).await;
+    rig.hold("out", &["1"]).await;
+    rig.broker
+        .deploy(&processor("p"), nth(digest("m"), 1))
+        .await
+        .unwrap();
 }
