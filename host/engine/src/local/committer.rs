@@ -13,7 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::codec::{self, BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES, Operation};
 use super::pipeline::{COMMITTER, Written};
 use super::shared::{PoisonOnPanic, Shared};
-use super::state::{Pending, State, Submission};
+use super::state::{Pending, State};
+use super::submission::Submission;
 use crate::contract::{
     CommitError, Expectation, Lease, Receipt, TopicChange, TopicError, TrimError,
 };

@@ -35,6 +35,7 @@ mod retention;
 mod saver;
 mod shared;
 mod state;
+mod submission;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -72,11 +73,11 @@ use self::modules::ModuleFiles;
 use self::pipeline::SYNCERS;
 use self::recovery::{Recovered, recover};
 use self::shared::Shared;
-use self::state::Submission;
+use self::submission::Submission;
 use self::tail::Partition;
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::contract::{
-    Append, CommitError, Ends, Engine, Entry, EntryKind, Expectation, Lease, ReadError, Receipt,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Lease, ReadError, Receipt,
     TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 use crate::damage::{DamageReport, DamagedRange};
@@ -288,7 +289,7 @@ fn named(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<Jo
 #[async_trait]
 impl Engine for LocalEngine {
     async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
-        let submission = submission(transaction);
+        let submission = Submission::from(transaction);
         let bytes = submission.byte_count();
         if bytes > self.transaction_bytes_max {
             let max = self.transaction_bytes_max;
@@ -648,44 +649,4 @@ fn count(answered: &Result<Receipt, CommitError>) {
         _ => return,
     };
     metrics::counter!(name).increment(1);
-}
-
-fn submission(transaction: Transaction) -> Submission {
-    let encoded = |write: crate::contract::ProgressWrite| {
-        let progress = write.progress.encode();
-        (write.lease, Bytes::from(progress))
-    };
-    Submission {
-        appends: transaction.appends,
-        progress: transaction.progress.map(encoded),
-        entries: transaction.entries,
-        state: transaction.state,
-        durability: transaction.durability,
-        request: transaction.request,
-        expects: transaction.expects,
-    }
-}
-
-impl Submission {
-    /// What it takes in the journal, at most.
-    fn byte_count(&self) -> usize {
-        let appends = self.appends.iter();
-        let appends = appends.map(|append| append.batch.byte_count());
-        let progress = self.progress.iter();
-        let progress = progress.map(|(lease, bytes)| lease.group.len() + bytes.len());
-        let entries = self.entries.iter();
-        let entries = entries.map(|e| e.key.len() + e.value.as_ref().map_or(0, Bytes::len));
-        let request = self.request.iter();
-        let request = request.map(|mark| mark.note.len() + 32 + 8 * self.appends.len());
-        let is_numbered = |append: &Append| append.batch.numbering().is_some();
-        let has_moment = self.request.is_some() || self.appends.iter().any(is_numbered);
-        let moment = has_moment.then_some(0);
-        let state = self.state.iter();
-        let state = state.map(|write| write.group.len() + write.writes.byte_count());
-        let parts = appends.chain(progress).chain(entries);
-        let parts = parts.chain(request).chain(moment).chain(state);
-        1 + parts
-            .map(|bytes| bytes + OPERATION_OVERHEAD_BYTES)
-            .sum::<usize>()
-    }
 }

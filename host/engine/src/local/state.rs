@@ -22,28 +22,18 @@ use millrace_model::{
 use tokio::sync::watch;
 
 use super::codec::Operation;
+use super::submission::Submission;
 use super::tail::{Partition, weight};
 use crate::contract::{
-    Append, CommitError, Ends, EntryKind, EntryWrite, Expectation, Lease, Receipt, RequestMark,
-    TrimError, Version,
+    Append, CommitError, Ends, EntryKind, EntryWrite, Expectation, Lease, Receipt, TrimError,
+    Version,
 };
 use crate::entries::{self, Entries};
 use crate::idempotence::producers::ProducerChanges;
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::idempotence::{Idempotence, Judgement, Overlay};
 use crate::room::{Growth, Room};
-use crate::state::{StateTable, StateWrite, TableChanges};
-
-/// A transaction, its progress encoded already.
-pub(super) struct Submission {
-    pub(super) appends: Vec<Append>,
-    pub(super) progress: Option<(Lease, Bytes)>,
-    pub(super) entries: Vec<EntryWrite>,
-    pub(super) state: Vec<StateWrite>,
-    pub(super) durability: Option<Durability>,
-    pub(super) request: Option<RequestMark>,
-    pub(super) expects: Vec<Expectation>,
-}
+use crate::state::{StateTable, TableChanges};
 
 /// By partition, in an order that depends on nothing but what was put in: then the disk sees the same work in the same order
 /// again, which is what tests of it stand on. The engine gives the keys, so nobody can choose them to collide.

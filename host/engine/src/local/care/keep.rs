@@ -7,7 +7,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::Register;
 use crate::contract::Transaction;
 use crate::local::committer::Request;
-use crate::local::submission;
+use crate::local::submission::Submission;
 
 /// Entries of one transaction; the rest comes with the next.
 const ENTRIES_MAX: usize = 100;
@@ -27,7 +27,7 @@ impl Keep {
             return;
         }
         let written = entries.clone();
-        let submission = submission(Transaction {
+        let submission = Submission::from(Transaction {
             entries,
             ..Transaction::default()
         });

@@ -1,0 +1,63 @@
+//! A transaction on its way to the committer.
+
+use bytes::Bytes;
+use millrace_model::Durability;
+
+use super::codec::OPERATION_OVERHEAD_BYTES;
+use crate::contract::{
+    Append, EntryWrite, Expectation, Lease, ProgressWrite, RequestMark, Transaction,
+};
+use crate::state::StateWrite;
+
+/// A transaction, its progress encoded already.
+pub(super) struct Submission {
+    pub(super) appends: Vec<Append>,
+    pub(super) progress: Option<(Lease, Bytes)>,
+    pub(super) entries: Vec<EntryWrite>,
+    pub(super) state: Vec<StateWrite>,
+    pub(super) durability: Option<Durability>,
+    pub(super) request: Option<RequestMark>,
+    pub(super) expects: Vec<Expectation>,
+}
+
+impl From<Transaction> for Submission {
+    fn from(transaction: Transaction) -> Self {
+        let encoded = |write: ProgressWrite| {
+            let progress = write.progress.encode();
+            (write.lease, Bytes::from(progress))
+        };
+        Self {
+            appends: transaction.appends,
+            progress: transaction.progress.map(encoded),
+            entries: transaction.entries,
+            state: transaction.state,
+            durability: transaction.durability,
+            request: transaction.request,
+            expects: transaction.expects,
+        }
+    }
+}
+
+impl Submission {
+    /// What it takes in the journal, at most.
+    pub(super) fn byte_count(&self) -> usize {
+        let appends = self.appends.iter();
+        let appends = appends.map(|append| append.batch.byte_count());
+        let progress = self.progress.iter();
+        let progress = progress.map(|(lease, bytes)| lease.group.len() + bytes.len());
+        let entries = self.entries.iter();
+        let entries = entries.map(|e| e.key.len() + e.value.as_ref().map_or(0, Bytes::len));
+        let request = self.request.iter();
+        let request = request.map(|mark| mark.note.len() + 32 + 8 * self.appends.len());
+        let is_numbered = |append: &Append| append.batch.numbering().is_some();
+        let has_moment = self.request.is_some() || self.appends.iter().any(is_numbered);
+        let moment = has_moment.then_some(0);
+        let state = self.state.iter();
+        let state = state.map(|write| write.group.len() + write.writes.byte_count());
+        let parts = appends.chain(progress).chain(entries);
+        let parts = parts.chain(request).chain(moment).chain(state);
+        1 + parts
+            .map(|bytes| bytes + OPERATION_OVERHEAD_BYTES)
+            .sum::<usize>()
+    }
+}
