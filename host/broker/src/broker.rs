@@ -22,6 +22,7 @@ use crate::catalogue::{self, Followed};
 use crate::consumers::Consumers;
 use crate::delays::{self, Delays};
 use crate::dispatch::at_hand::AtHand;
+use crate::dispatch::holding::{self, Hosts};
 use crate::dispatch::remembered::Remembered;
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
@@ -148,6 +149,7 @@ impl Broker {
         let context = Context {
             clock: Arc::clone(&clock),
             engine: Arc::clone(&engine),
+            hosts: Hosts::new(Arc::clone(&engine), Arc::clone(&clock)),
             delays: Arc::clone(&delays),
             alarms,
             remembered: Remembered::new(limits.remembered_bytes),
@@ -198,6 +200,10 @@ impl Broker {
         let (broker, changed) = (Arc::downgrade(&self.inner), engine.watch_catalogue());
         tasks.start("catalogue", move |stop| {
             catalogue::follow(Weak::clone(&broker), changed.clone(), stop)
+        });
+        let (broker, hosts) = (Arc::downgrade(&self.inner), engine.hosts());
+        tasks.start("hosts", move |stop| {
+            holding::follow(Weak::clone(&broker), hosts.clone(), stop)
         });
         let delays = Arc::clone(delays);
         tasks.start("delays", move |stop| delays::run(Arc::clone(&delays), stop));

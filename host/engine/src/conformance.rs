@@ -24,6 +24,7 @@ pub mod bounds;
 pub mod catalogue;
 pub mod expectations;
 pub mod growth;
+pub mod hosts;
 pub mod lifetime;
 pub mod messages;
 pub mod once;
@@ -153,6 +154,37 @@ macro_rules! reopening_tests {
             once::what_took_effect_is_known_after_reopening,
         }
     };
+}
+
+/// One test per promise of an engine for several hosts. `$open` is an `AsyncFn(PathBuf) -> [hosts::TwoHosts; 2]`: two hosts on a fresh store,
+/// and two on another one, of which the other host is the first.
+#[macro_export]
+macro_rules! two_hosts_tests {
+    ($open:expr) => {
+        $crate::conformance_tests! { @tests hold_for_two $open;
+            hosts::a_host_has_what_it_holds_alone_until_it_gives_it_back,
+            hosts::what_a_dead_host_held_is_left_for_another,
+            hosts::whoever_takes_over_from_a_dead_host_is_told_so,
+            hosts::a_claim_takes_what_a_living_host_holds,
+            hosts::a_host_that_stood_still_commits_nothing_of_what_it_lost,
+            hosts::a_host_that_stood_still_goes_on_with_what_nobody_took,
+            hosts::hosts_that_live_are_listed,
+            hosts::what_one_host_commits_the_other_comes_to_read,
+            hosts::what_one_host_changes_in_the_catalogue_the_other_hears_of,
+            hosts::what_is_decided_on_something_late_is_a_conflict,
+        }
+    };
+}
+
+/// Asks one promise of two hosts, and of two in their places.
+pub async fn hold_for_two(
+    open: impl AsyncFn(PathBuf) -> [hosts::TwoHosts; 2],
+    promise: impl AsyncFn(hosts::TwoHosts),
+) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for hosts in open(directory.path().to_path_buf()).await {
+        in_time(promise(hosts)).await;
+    }
 }
 
 /// Asks one promise of a fresh engine.
@@ -352,6 +384,7 @@ mod tests {
             ("catalogue", include_str!("conformance/catalogue.rs")),
             ("expectations", include_str!("conformance/expectations.rs")),
             ("growth", include_str!("conformance/growth.rs")),
+            ("hosts", include_str!("conformance/hosts.rs")),
             ("lifetime", include_str!("conformance/lifetime.rs")),
             ("messages", include_str!("conformance/messages.rs")),
             ("once", include_str!("conformance/once.rs")),

@@ -7,7 +7,7 @@
 //!    start only grows, too: what is below it is gone for good.
 //! 3. **Durable on return.** When `commit` returns, the transaction is as durable as its most demanding append (or, without
 //!    appends, as [`Transaction::durability`] says). Readers see nothing that is less durable than its topic asks.
-//! 4. **Fenced.** Progress is written only under the newest lease of its group and partition, and so is state that names a lease;
+//! 4. **Fenced.** Each lease that a transaction names, for progress, for state or as a fence, is the newest of its group and partition;
 //!    a commit under an older one fails whole with [`CommitError::Fenced`].
 //! 5. **On what was seen.** A transaction takes effect only while each of its [`Expectation`]s holds; otherwise it fails whole with
 //!    [`CommitError::Conflict`]. Who reads, decides and writes needs no lock, however many do.
@@ -34,6 +34,7 @@
 
 mod catalogue;
 mod errors;
+mod holding;
 
 use std::sync::Arc;
 
@@ -48,6 +49,7 @@ use tokio::sync::watch;
 pub(crate) use self::catalogue::changed;
 pub use self::catalogue::{Entry, EntryKind, EntryWrite, Expectation, TopicChange, Version};
 pub use self::errors::{CommitError, ReadError, TopicError, TrimError};
+pub use self::holding::{Hold, HostId, HostInfo};
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::damage::{DamageReport, DamagedRange};
 use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
@@ -59,6 +61,8 @@ pub struct Transaction {
     pub appends: Vec<Append>,
     /// Progress of one group, under its lease.
     pub progress: Option<ProgressWrite>,
+    /// Leases that must be the newest, although nothing is written under them.
+    pub fences: Vec<Lease>,
     /// Changes of the catalogue, in order.
     pub entries: Vec<EntryWrite>,
     /// Changes of groups' state, in order; one table at most once.
@@ -97,8 +101,10 @@ pub struct Append {
 /// Where a group has come to, and by what right it says so.
 #[derive(Clone, Debug)]
 pub struct ProgressWrite {
-    /// The right.
+    /// The right, which may be that to another partition.
     pub lease: Lease,
+    /// Where.
+    pub partition: TopicPartition,
     /// The new progress; replaces the old one. Shared, for it may be large.
     pub progress: Arc<Progress>,
 }
@@ -187,8 +193,26 @@ pub trait Engine: Send + Sync + 'static {
     /// Where the partition begins and ends.
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError>;
 
-    /// Takes the right to commit the group's progress in the partition; whoever had it is fenced. Durable on return.
+    /// Takes the right to commit the group's progress in the partition; whoever had it is fenced, and told. Durable on return.
     async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError>;
+
+    /// Takes the work of the group in the partition for as long as this host lives: `None` while another living host has it. A host that
+    /// holds it already takes it from itself. Durable on return.
+    async fn hold(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Option<Hold>, CommitError>;
+
+    /// Gives a hold back, with nothing at hand; nothing happens if it is lost already.
+    async fn release(&self, hold: Hold) -> Result<(), CommitError>;
+
+    /// Which host this is.
+    fn host(&self) -> HostId;
+
+    /// The hosts that live, by id. A host that stopped without a word is listed until its time has run out, and one that is not listed has
+    /// lost what it held as soon as somebody else holds it.
+    fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>>;
 
     /// Gives a producer its identity: a new id, or with a name the one that the name had before, with the next epoch; earlier
     /// epochs of it are fenced. Durable on return.

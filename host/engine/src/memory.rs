@@ -2,14 +2,16 @@
 //!
 //! For tests, and for reading: where another engine leaves doubt about what [`contract`](crate::contract) means, this one says
 //! it. A transaction checks everything first and changes something afterwards, all under the lock, so it is atomic; durability
-//! is what it can be without a disk.
+//! is what it can be without a disk. [`MemoryEngine::second_host`] gives another host on the same store, which hears of things late.
 
-use std::collections::{BTreeMap, HashMap};
+mod hosts;
+mod store;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
     Clock, Digest, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId, TopicName,
     TopicPartition, TopicSpec,
@@ -17,90 +19,88 @@ use millrace_model::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
+use self::hosts::{Mirror, Seen, Store};
+use self::store::{Partition, State};
 use crate::contract::{
-    Append, CommitError, Ends, Engine, Entry, EntryKind, EntryWrite, Expectation, Lease,
-    ProgressWrite, ReadError, Receipt, RequestMark, TopicChange, TopicError, Transaction,
-    TrimError, Version, Watch, changed,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
+    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch, changed,
 };
-use crate::entries::{self, Entries};
-use crate::idempotence::requests::Request;
 use crate::idempotence::{Idempotence, Judgement, Overlay};
-use crate::room::{Growth, HostBounds, Kept, Room};
-use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
+use crate::room::{HostBounds, Room};
+use crate::state::{StatePage, StateQuery, StateTable};
 use crate::time::first_at;
 
-/// An engine without a disk.
+/// A host on an engine without a disk.
 pub struct MemoryEngine {
-    state: Mutex<State>,
-    clock: Arc<dyn Clock>,
+    store: Arc<Store>,
+    host: HostId,
+    closed: AtomicBool,
+    /// What this host has heard of; `None`: it sees all as it is.
+    mirror: Option<Mutex<Mirror>>,
 }
 
 impl MemoryEngine {
-    /// An empty engine.
+    /// The one host on an empty store.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
         Self::bounded(clock, HostBounds::default())
     }
 
-    /// An empty engine that keeps no more than these.
+    /// The same, and nothing more is kept than these.
     #[must_use]
     pub fn bounded(clock: Arc<dyn Clock>, bounds: HostBounds) -> Arc<Self> {
-        let state = Mutex::new(State {
+        Self::on(clock, bounds, 0)
+    }
+
+    /// The same without bounds; after each batch so many offsets are left out, as engines may.
+    #[must_use]
+    pub fn with_gaps(clock: Arc<dyn Clock>, gap: u64) -> Arc<Self> {
+        Self::on(clock, HostBounds::default(), gap)
+    }
+
+    fn on(clock: Arc<dyn Clock>, bounds: HostBounds, gap: u64) -> Arc<Self> {
+        let state = State {
             room: Room::new(bounds),
             idempotence: Idempotence::default().within(&bounds),
+            gap,
             ..State::default()
-        });
-        Arc::new(Self { state, clock })
+        };
+        let store = Store::new(state, clock);
+        Arc::new(Self {
+            host: store.join(),
+            store,
+            closed: AtomicBool::new(false),
+            mirror: None,
+        })
     }
 
-    /// The state, which knows what time it is.
-    fn now(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock();
-        state.idempotence.apply_moment(self.clock.wall());
-        state
+    /// The state, to change it.
+    fn open(&self) -> Result<MutexGuard<'_, State>, CommitError> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(CommitError::Closed);
+        }
+        Ok(self.store.state.lock())
     }
-}
 
-#[derive(Debug, Default)]
-struct State {
-    room: Arc<Room>,
-    closed: bool,
-    topic_ids_given: u64,
-    topics: BTreeMap<TopicName, Topic>,
-    partitions: HashMap<TopicPartition, Partition>,
-    entries: Entries,
-    /// How often the catalogue was changed.
-    catalogue: watch::Sender<u64>,
-    modules: HashMap<Digest, Bytes>,
-    idempotence: Idempotence,
-}
+    /// The same, and it knows what time it is.
+    fn now(&self) -> Result<MutexGuard<'_, State>, CommitError> {
+        let mut state = self.open()?;
+        state.idempotence.apply_moment(self.store.clock.wall());
+        Ok(state)
+    }
 
-/// Goes with its topic, and everything in it: messages, progress, whoever waits.
-#[derive(Debug)]
-struct Partition {
-    /// Ascending by offset.
-    batches: Vec<RecordBatch>,
-    start: Offset,
-    end: watch::Sender<Offset>,
-    groups: HashMap<Arc<str>, Group>,
-}
+    /// The catalogue as this host sees it.
+    fn seen<T>(&self, look: impl FnOnce(Seen<'_>) -> T) -> T {
+        match &self.mirror {
+            Some(mirror) => look(mirror.lock().seen()),
+            None => look(Seen::of(&self.store.state.lock())),
+        }
+    }
 
-#[derive(Debug, Default)]
-struct Group {
-    /// The newest lease's.
-    epoch: u64,
-    progress: Option<Arc<Progress>>,
-    /// Made when it is first asked for or written.
-    state: Option<Arc<StateTable>>,
-}
-
-impl Default for Partition {
-    fn default() -> Self {
-        Self {
-            batches: Vec::new(),
-            start: Offset::default(),
-            end: watch::Sender::new(Offset::default()),
-            groups: HashMap::new(),
+    /// What this host does shows here when it returns.
+    fn hear(&self, state: &State) {
+        if let Some(mirror) = &self.mirror {
+            mirror.lock().hear(state);
         }
     }
 }
@@ -108,7 +108,7 @@ impl Default for Partition {
 #[async_trait]
 impl Engine for MemoryEngine {
     async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
-        let mut state = self.now();
+        let mut state = self.now()?;
         state.check_appends(&transaction)?;
         let overlay = Overlay::default();
         let mark = transaction.request.as_ref();
@@ -120,11 +120,17 @@ impl Engine for MemoryEngine {
         }
         if let Some(write) = &transaction.progress {
             state.check_lease(&write.lease)?;
+            state.check_partition(write.partition)?;
+        }
+        for fence in &transaction.fences {
+            state.check_lease(fence)?;
         }
         state.check_state(&transaction.state)?;
         state.check_expectations(&transaction.expects)?;
         state.check_room(&transaction.state)?;
-        Ok(state.apply(transaction))
+        let receipt = state.apply(transaction);
+        self.hear(&state);
+        Ok(receipt)
     }
 
     async fn read(
@@ -133,39 +139,90 @@ impl Engine for MemoryEngine {
         from: Offset,
         bytes_max: usize,
     ) -> Result<Vec<RecordBatch>, ReadError> {
-        self.state
+        self.store
+            .state
             .lock()
             .partition(partition)?
             .read(from, bytes_max)
     }
 
     fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
-        let state = self.state.lock();
-        Ok(Watch::new(state.partition(partition)?.end.subscribe()))
+        match &self.mirror {
+            Some(mirror) => mirror.lock().watch(partition),
+            None => {
+                let state = self.store.state.lock();
+                Ok(Watch::new(state.partition(partition)?.end.subscribe()))
+            }
+        }
     }
 
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
-        Ok(self.state.lock().partition(partition)?.ends())
+        match &self.mirror {
+            Some(mirror) => mirror.lock().ends(partition),
+            None => Ok(self.store.state.lock().partition(partition)?.ends()),
+        }
     }
 
     async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
-        let mut state = self.state.lock();
-        state.check_open()?;
-        let unknown = CommitError::UnknownPartition(partition);
-        let groups = &mut state.partitions.get_mut(&partition).ok_or(unknown)?.groups;
+        let mut state = self.open()?;
         let group: Arc<str> = group.into();
-        let claimed = groups.entry(group.clone()).or_default();
-        claimed.epoch += 1;
+        let claimed = state.group(&group, partition)?;
+        claimed.holder = None;
+        let epoch = claimed.take();
         Ok(Lease {
             group,
             partition,
-            epoch: claimed.epoch,
+            epoch,
         })
     }
 
+    async fn hold(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Option<Hold>, CommitError> {
+        let mut state = self.open()?;
+        let group: Arc<str> = group.into();
+        let held = state.group(&group, partition)?;
+        let before = held.holder.filter(|holder| *holder != self.host);
+        if before.is_some_and(|holder| self.store.lives(holder)) {
+            return Ok(None);
+        }
+        held.holder = Some(self.host);
+        let epoch = held.take();
+        let lost = held.lost.subscribe();
+        let lease = Lease {
+            group,
+            partition,
+            epoch,
+        };
+        Ok(Some(Hold::new(lease, before.is_some(), lost)))
+    }
+
+    async fn release(&self, hold: Hold) -> Result<(), CommitError> {
+        let mut state = self.open()?;
+        let Lease {
+            group,
+            partition,
+            epoch,
+        } = hold.lease;
+        let held = state.group(&group, partition)?;
+        if held.epoch == epoch {
+            held.holder = None;
+        }
+        Ok(())
+    }
+
+    fn host(&self) -> HostId {
+        self.host
+    }
+
+    fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.store.hosts.subscribe()
+    }
+
     async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
-        let mut state = self.now();
-        state.check_open()?;
+        let mut state = self.now()?;
         let given = state.idempotence.producers.decide(name)?;
         state.idempotence.give(given, name.map(Arc::from));
         Ok(given)
@@ -176,14 +233,14 @@ impl Engine for MemoryEngine {
         group: &str,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
-        let state = self.state.lock();
+        let state = self.store.state.lock();
         let group = state.partition(partition)?.groups.get(group);
         let progress = group.and_then(|group| group.progress.as_deref());
         Ok(progress.cloned())
     }
 
     fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
-        let state = self.state.lock();
+        let state = self.store.state.lock();
         let groups = state.partition(partition)?.groups.iter();
         let with_progress = groups.filter(|(_, group)| group.progress.is_some());
         let mut names: Vec<_> = with_progress.map(|(name, _)| Arc::clone(name)).collect();
@@ -192,7 +249,7 @@ impl Engine for MemoryEngine {
     }
 
     fn progress_partitions(&self, group: &str) -> Vec<TopicPartition> {
-        let state = self.state.lock();
+        let state = self.store.state.lock();
         let has_progress = |partition: &Partition| {
             let group = partition.groups.get(group);
             group.is_some_and(|group| group.progress.is_some())
@@ -204,7 +261,7 @@ impl Engine for MemoryEngine {
     }
 
     fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
-        let mut state = self.state.lock();
+        let mut state = self.store.state.lock();
         state.partition(partition)?;
         Ok(state.table(group, partition))
     }
@@ -215,7 +272,7 @@ impl Engine for MemoryEngine {
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
-        let state = self.state.lock();
+        let state = self.store.state.lock();
         let Some(group) = state.partition(partition)?.groups.get(group) else {
             return Ok(StatePage::default());
         };
@@ -228,7 +285,7 @@ impl Engine for MemoryEngine {
     }
 
     fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
-        let state = self.state.lock();
+        let state = self.store.state.lock();
         let has_entries = |partition: &Partition| {
             let group = partition.groups.get(group);
             let table = group.and_then(|group| group.state.as_ref());
@@ -241,7 +298,10 @@ impl Engine for MemoryEngine {
     }
 
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
-        self.state.lock().create_topic(spec)
+        let mut state = self.open()?;
+        let made = state.create_topic(spec)?;
+        self.hear(&state);
+        Ok(made)
     }
 
     async fn change_topics(
@@ -249,8 +309,7 @@ impl Engine for MemoryEngine {
         changes: Vec<(TopicName, TopicChange)>,
         expects: Vec<Expectation>,
     ) -> Result<Vec<Topic>, TopicError> {
-        let mut state = self.state.lock();
-        state.check_open()?;
+        let mut state = self.open()?;
         state.check_expectations(&expects)?;
         let (topics, more) = changed(changes, |name| state.topics.get(name).cloned())?;
         if more > 0 {
@@ -264,18 +323,17 @@ impl Engine for MemoryEngine {
             state.topics.insert(topic.spec.name.clone(), topic.clone());
         }
         state.catalogue_changed();
+        self.hear(&state);
         Ok(topics)
     }
 
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
-        let mut state = self.state.lock();
-        state.check_open()?;
+        let mut state = self.open()?;
         let unknown = CommitError::UnknownPartition(partition);
-        state
-            .partitions
-            .get_mut(&partition)
-            .ok_or(unknown)?
-            .trim(before)
+        let found = state.partitions.get_mut(&partition);
+        let start = found.ok_or(unknown)?.trim(before)?;
+        self.hear(&state);
+        Ok(start)
     }
 
     async fn offset_at(
@@ -283,7 +341,7 @@ impl Engine for MemoryEngine {
         partition: TopicPartition,
         at: Timestamp,
     ) -> Result<Option<Offset>, ReadError> {
-        let state = self.state.lock();
+        let state = self.store.state.lock();
         let partition = state.partition(partition)?;
         let mut batches = partition.batches.iter();
         Ok(batches.find_map(|batch| first_at(batch, partition.start, at)))
@@ -294,8 +352,7 @@ impl Engine for MemoryEngine {
         name: &TopicName,
         expects: Vec<Expectation>,
     ) -> Result<TopicId, TopicError> {
-        let mut state = self.state.lock();
-        state.check_open()?;
+        let mut state = self.open()?;
         state.check_expectations(&expects)?;
         let unknown = || TopicError::Unknown(name.clone());
         let topic = state.topics.remove(name).ok_or_else(unknown)?;
@@ -304,259 +361,54 @@ impl Engine for MemoryEngine {
         }
         state.idempotence.forget_topic(topic.id, topic.partitions());
         state.catalogue_changed();
+        self.hear(&state);
         Ok(topic.id)
     }
 
     fn topics(&self) -> Vec<Topic> {
-        self.state.lock().topics.values().cloned().collect()
+        self.seen(|seen| seen.topics.values().cloned().collect())
     }
 
     fn topic(&self, name: &TopicName) -> Option<Topic> {
-        self.state.lock().topics.get(name).cloned()
+        self.seen(|seen| seen.topics.get(name).cloned())
     }
 
     fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)> {
-        let state = self.state.lock();
-        let entries = state.entries.of(kind).iter();
-        entries.map(|(k, v)| (k.clone(), v.clone())).collect()
+        let owned = |(key, entry): (&String, &Entry)| (key.clone(), entry.clone());
+        self.seen(|seen| seen.entries.of(kind).iter().map(owned).collect())
     }
 
     fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry> {
-        self.state.lock().entries.get(kind, key).cloned()
+        self.seen(|seen| seen.entries.get(kind, key).cloned())
     }
 
     fn version(&self, kind: EntryKind) -> Version {
-        self.state.lock().entries.version(kind)
+        self.seen(|seen| seen.entries.version(kind))
     }
 
     fn watch_catalogue(&self) -> watch::Receiver<u64> {
-        self.state.lock().catalogue.subscribe()
+        self.seen(|seen| seen.catalogue.subscribe())
     }
 
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
-        let mut state = self.state.lock();
-        state.check_open()?;
+        let mut state = self.open()?;
         state.modules.insert(digest, bytes);
         Ok(())
     }
 
     async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
-        Ok(self.state.lock().modules.get(&digest).cloned())
+        Ok(self.store.state.lock().modules.get(&digest).cloned())
     }
 
     async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
-        let mut state = self.state.lock();
-        state.check_open()?;
+        let mut state = self.open()?;
         state.modules.remove(&digest);
         Ok(())
     }
 
     async fn close(&self) {
-        self.state.lock().closed = true;
-    }
-}
-
-impl State {
-    /// Whether everything that the transaction appends to is there.
-    fn check_appends(&self, transaction: &Transaction) -> Result<(), CommitError> {
-        self.check_open()?;
-        let appended = transaction.appends.iter().map(|append| append.partition);
-        let marked = transaction.request.iter().map(RequestMark::first_partition);
-        for partition in appended.chain(marked) {
-            if !self.partitions.contains_key(&partition) {
-                return Err(CommitError::UnknownPartition(partition));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_open(&self) -> Result<(), CommitError> {
-        if self.closed {
-            return Err(CommitError::Closed);
-        }
-        Ok(())
-    }
-
-    fn check_expectations(&self, expects: &[Expectation]) -> Result<(), CommitError> {
-        let entry = |kind, key: &str| self.entries.get(kind, key).map(|entry| entry.version);
-        let newest = |kind| self.entries.version(kind);
-        entries::check(expects, entry, newest, |name| self.topics.get(name))
-    }
-
-    fn catalogue_changed(&self) {
-        self.catalogue.send_modify(|count| *count += 1);
-    }
-
-    fn check_lease(&self, lease: &Lease) -> Result<(), CommitError> {
-        let unknown = CommitError::UnknownPartition(lease.partition);
-        let partition = self.partitions.get(&lease.partition).ok_or(unknown)?;
-        let newest = partition.groups.get(&lease.group).map(|group| group.epoch);
-        if newest != Some(lease.epoch) {
-            return Err(CommitError::Fenced {
-                group: lease.group.clone(),
-                partition: lease.partition,
-            });
-        }
-        Ok(())
-    }
-
-    fn check_state(&self, writes: &[StateWrite]) -> Result<(), CommitError> {
-        for write in writes {
-            if !self.partitions.contains_key(&write.partition) {
-                return Err(CommitError::UnknownPartition(write.partition));
-            }
-            write
-                .lease
-                .iter()
-                .try_for_each(|lease| self.check_lease(lease))?;
-        }
-        Ok(())
-    }
-
-    /// Whether the host has room for what is written.
-    fn check_room(&mut self, writes: &[StateWrite]) -> Result<(), CommitError> {
-        let mut growth = Growth::default();
-        for write in writes.iter().filter(|write| write.writes.keep_values()) {
-            let table = self.table(&write.group, write.partition);
-            growth.add(Kept::of_group(&write.group), table.growth(&write.writes));
-        }
-        Ok(self.room.check(&growth)?)
-    }
-
-    /// The table of a group in a partition that is there.
-    fn table(&mut self, group: &str, partition: TopicPartition) -> Arc<StateTable> {
-        let partition = self.partitions.get_mut(&partition).expect("was checked");
-        let kept = partition.groups.entry(group.into()).or_default();
-        let made = || Arc::new(StateTable::in_room(&self.room, group));
-        Arc::clone(kept.state.get_or_insert_with(made))
-    }
-
-    fn apply(&mut self, transaction: Transaction) -> Receipt {
-        let appends = transaction.appends.into_iter();
-        let base_offsets: Vec<Offset> = appends.map(|append| self.append(append)).collect();
-        if let Some(mark) = transaction.request {
-            let (topic, at) = (mark.topic, self.idempotence.written_moment());
-            let request = Request::new(mark, at, base_offsets.clone());
-            self.idempotence.apply_request(topic, Arc::new(request));
-        }
-        if let Some(write) = transaction.progress {
-            self.set_progress(write);
-        }
-        let entries = transaction.entries.into_iter();
-        let set = |EntryWrite { kind, key, value }| self.entries.set(kind, key, value);
-        let versions: Vec<Version> = entries.map(set).collect();
-        if !versions.is_empty() {
-            self.catalogue_changed();
-        }
-        for write in transaction.state {
-            let table = self.table(&write.group, write.partition);
-            table.apply(&write.writes);
-            // There is no checkpoint to write it.
-            table.take_changes();
-        }
-        Receipt {
-            base_offsets,
-            versions,
-            ..Receipt::default()
-        }
-    }
-
-    fn append(&mut self, append: Append) -> Offset {
-        let Append {
-            partition: id,
-            batch,
-        } = append;
-        let partition = self.partitions.get_mut(&id).expect("was checked");
-        let base = partition.ends().end;
-        if let Some(numbering) = batch.numbering() {
-            self.idempotence.apply_append(id, numbering, base);
-        }
-        let batch = batch.at_offset(base);
-        let end = batch.end_offset();
-        partition.batches.push(batch);
-        partition.end.send_replace(end);
-        base
-    }
-
-    fn set_progress(&mut self, ProgressWrite { lease, progress }: ProgressWrite) {
-        let partition = self.partitions.get_mut(&lease.partition);
-        let groups = &mut partition.expect("was checked").groups;
-        groups.get_mut(&lease.group).expect("was checked").progress = Some(progress);
-    }
-
-    fn create_topic(&mut self, spec: TopicSpec) -> Result<Topic, TopicError> {
-        self.check_open()?;
-        if spec.partitions == 0 || spec.partitions > TOPIC_PARTITIONS_MAX {
-            let (asked, max) = (spec.partitions, TOPIC_PARTITIONS_MAX);
-            return Err(TopicError::Partitions { asked, max });
-        }
-        if self.topics.contains_key(&spec.name) {
-            return Err(TopicError::Exists(spec.name));
-        }
-        let partitions = self.partitions.len();
-        self.room.check_partitions(partitions, spec.partitions)?;
-        self.topic_ids_given += 1;
-        let id = TopicId(self.topic_ids_given);
-        let topic = Topic { id, spec };
-        let empty = topic.partitions().map(|at| (at, Partition::default()));
-        self.partitions.extend(empty);
-        self.topics.insert(topic.spec.name.clone(), topic.clone());
-        self.catalogue_changed();
-        Ok(topic)
-    }
-
-    fn partition(&self, partition: TopicPartition) -> Result<&Partition, ReadError> {
-        let unknown = ReadError::UnknownPartition(partition);
-        self.partitions.get(&partition).ok_or(unknown)
-    }
-}
-
-impl Partition {
-    fn ends(&self) -> Ends {
-        Ends {
-            start: self.start,
-            end: *self.end.borrow(),
-        }
-    }
-
-    fn trim(&mut self, before: Offset) -> Result<Offset, TrimError> {
-        let Ends { start, end } = self.ends();
-        if before > end {
-            let requested = before;
-            return Err(TrimError::PastEnd { requested, end });
-        }
-        self.start = start.max(before);
-        let start = self.start;
-        self.batches.retain(|batch| batch.end_offset() > start);
-        Ok(start)
-    }
-
-    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<RecordBatch>, ReadError> {
-        let Ends { start, end } = self.ends();
-        if from < start {
-            let requested = from;
-            return Err(ReadError::BelowStart { requested, start });
-        }
-        if from > end {
-            return Err(ReadError::PastEnd {
-                requested: from,
-                end,
-            });
-        }
-        let first = self
-            .batches
-            .partition_point(|batch| batch.end_offset() <= from);
-        let mut bytes = 0;
-        let fits = |batch: &&RecordBatch| {
-            let is_first = bytes == 0;
-            bytes += batch.byte_count();
-            is_first || bytes <= bytes_max
-        };
-        Ok(self.batches[first..]
-            .iter()
-            .take_while(fits)
-            .cloned()
-            .collect())
+        self.closed.store(true, Ordering::SeqCst);
+        self.store.leave(self.host);
     }
 }
 
@@ -567,6 +419,7 @@ mod tests {
     use millrace_model::SystemClock;
 
     use super::*;
+    use crate::conformance::hosts::{Fate, TwoHosts};
 
     async fn open(_directory: PathBuf) -> Arc<dyn Engine> {
         MemoryEngine::new(Arc::new(SystemClock::new()))
@@ -579,4 +432,59 @@ mod tests {
 
     crate::conformance_tests!(open);
     crate::bounds_tests!(open_bounded);
+    crate::two_hosts_tests!(open_two);
+
+    fn clock() -> Arc<SystemClock> {
+        Arc::new(SystemClock::new())
+    }
+
+    async fn open_two(_directory: PathBuf) -> [TwoHosts; 2] {
+        [false, true].map(|second| {
+            let one = MemoryEngine::with_gaps(clock(), 3);
+            let other = one.second_host();
+            let (one, other) = match second {
+                false => (one, other),
+                true => (other, one),
+            };
+            TwoHosts {
+                fate: one.clone(),
+                one,
+                other,
+            }
+        })
+    }
+
+    impl Fate for MemoryEngine {
+        fn die(&self) {
+            self.die();
+        }
+        fn stall(&self) {
+            self.stall();
+        }
+        fn come_back(&self) {
+            self.come_back();
+        }
+    }
+
+    /// A host that hears of things late is an engine like any other, to itself.
+    mod second_host {
+        use super::*;
+
+        async fn open(_directory: PathBuf) -> Arc<dyn Engine> {
+            MemoryEngine::new(clock()).second_host()
+        }
+
+        crate::conformance_tests!(open);
+    }
+
+    /// So is one whose offsets have gaps.
+    mod gaps {
+        use super::*;
+
+        async fn open(_directory: PathBuf) -> Arc<dyn Engine> {
+            MemoryEngine::with_gaps(clock(), 3)
+        }
+
+        crate::conformance_tests!(open);
+    }
 }

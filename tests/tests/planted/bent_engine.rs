@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Lease, LocalEngine, ReadError,
-    Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
+    LocalEngine, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
+    Watch,
 };
 use millrace_model::{
     Digest, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId, TopicName,
@@ -247,6 +248,26 @@ impl Engine for BentEngine {
 
     async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
         self.inner.claim(group, partition).await
+    }
+
+    async fn hold(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Option<Hold>, CommitError> {
+        self.inner.hold(group, partition).await
+    }
+
+    async fn release(&self, hold: Hold) -> Result<(), CommitError> {
+        self.inner.release(hold).await
+    }
+
+    fn host(&self) -> HostId {
+        self.inner.host()
+    }
+
+    fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.inner.hosts()
     }
 
     async fn progress(

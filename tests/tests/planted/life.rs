@@ -391,6 +391,7 @@ impl World {
             appends: appends.collect(),
             state: count(&*life.engine, lease, taken),
             progress: Some(ProgressWrite {
+                partition: lease.partition,
                 lease: lease.clone(),
                 progress: progress.into(),
             }),

@@ -15,6 +15,8 @@ pub(crate) enum State {
     Paused,
     /// All that it was made to read is settled.
     Done,
+    /// Another host works here, or is about to; where that is.
+    Elsewhere(String),
     /// Why, and until when, as far as that is known.
     Waiting(String, Option<Timestamp>),
     Stopped(String),
@@ -26,6 +28,7 @@ impl fmt::Display for State {
             Self::Running => f.write_str("running"),
             Self::Paused => f.write_str("paused"),
             Self::Done => f.write_str("done"),
+            Self::Elsewhere(host) => write!(f, "at host {host}"),
             Self::Waiting(reason, _) => write!(f, "waiting: {reason}"),
             Self::Stopped(reason) => write!(f, "stopped: {reason}"),
         }

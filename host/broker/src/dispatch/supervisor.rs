@@ -18,6 +18,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::comparison::ShadowReport;
 use super::gate::Gate;
+use super::holding::Holdings;
 use super::orders::{Order, Orders};
 use super::shadow::Shadow;
 use super::sides::{Canary, Tally};
@@ -46,6 +47,7 @@ const CUT_OFF_AFTER: Duration = Duration::from_millis(500);
 struct Team {
     commands: watch::Sender<Command>,
     gate: Arc<Gate>,
+    holdings: Arc<Holdings>,
     posts: Vec<Post>,
 }
 
@@ -263,6 +265,13 @@ impl Supervisor {
         Some((orders, number))
     }
 
+    /// All workers look whether they are still where they are to be.
+    pub(crate) fn nudge_all(&self) {
+        for team in self.teams.lock().values() {
+            team.commands.send_modify(|_| {});
+        }
+    }
+
     /// Workers of this topic look at what is new: it may be that there is less.
     pub(crate) fn nudge(&self, topic: &TopicName) {
         let teams = self.teams.lock();
@@ -309,6 +318,7 @@ impl Team {
     fn new(context: &Context, live: Arc<Live>) -> Self {
         let (clock, alarms) = (Arc::clone(&context.clock), context.alarms.clone());
         Self {
+            holdings: Holdings::new(Arc::clone(&context.hosts), &live.processor),
             gate: Arc::new(Gate::new(clock, alarms, Arc::clone(&live))),
             commands: watch::Sender::new(Command {
                 live,
@@ -394,6 +404,7 @@ impl Team {
             Arc::clone(&window),
             orders.clone(),
             Arc::clone(&self.gate),
+            Arc::clone(&self.holdings),
         );
         // Boxed, or a copy of it would wait for an end that hardly any comes to.
         let task = tokio::spawn(guard(Box::pin(run), Arc::clone(&window)));

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::state::Turn;
-use millrace_engine::{CommitError, Engine, Lease, ReadError};
+use millrace_engine::{Engine, HostInfo, Lease};
 use millrace_model::processor::Order;
-use millrace_model::{Clock, Offset, Progress, SteadyClock, Timestamp, TopicName};
+use millrace_model::{Clock, Offset, Progress, SteadyClock, Timestamp, TopicName, TopicPartition};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::at_hand::{self, AtHand, InHand};
 use super::batcher::{self, Batch};
 use super::gate::{Alarms, Entry, Gate, Probe};
+use super::holding::{Holdings, Hosts, Share};
 use super::meters::Meters;
 use super::orders::Orders;
 use super::pace::Pace;
@@ -40,10 +41,12 @@ mod settling;
 mod shadowing;
 mod stateful;
 mod suspects;
+mod trouble;
 
 use cutting::Take;
 use stateful::Home;
 use suspects::Suspects;
+use trouble::{End, Trouble};
 
 /// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
@@ -56,6 +59,7 @@ const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) hosts: Arc<Hosts>,
     pub(crate) delays: Arc<Delays>,
     pub(crate) alarms: Alarms,
     pub(crate) remembered: Arc<Remembered>,
@@ -63,49 +67,6 @@ pub(crate) struct Context {
     pub(crate) attempts: Arc<Semaphore>,
     /// What batches take in memory while they are at hand.
     pub(crate) at_hand: Arc<AtHand>,
-}
-
-/// Why a worker cannot go on.
-enum Trouble {
-    /// It may be able to, later.
-    Wait(String),
-    /// It must not.
-    Stop(String),
-}
-
-impl From<ReadError> for Trouble {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::UnknownPartition(_) => Self::Stop(error.to_string()),
-            // Looked at again and again, for it may be mended; nothing is passed over meanwhile.
-            ReadError::Damaged { .. } => Self::Wait(format!(
-                "{error} once the loss is accepted (`millrace damage accept`), or put the file back from a backup"
-            )),
-            _ => Self::Wait(error.to_string()),
-        }
-    }
-}
-
-impl From<CommitError> for Trouble {
-    fn from(error: CommitError) -> Self {
-        match error {
-            CommitError::DiskFull
-            | CommitError::RoomFull(_)
-            | CommitError::TooLarge { .. }
-            | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
-            CommitError::Fenced { .. } | CommitError::Poisoned(_) | CommitError::Closed => {
-                Self::Stop(error.to_string())
-            }
-            // What a worker commits is neither numbered nor marked, and expects nothing: its lease and its progress make it take effect once.
-            CommitError::Conflict(_)
-            | CommitError::OutOfOrderSequence { .. }
-            | CommitError::ProducerFenced { .. }
-            | CommitError::UnknownProducer(_)
-            | CommitError::PartlyRepeated { .. }
-            | CommitError::ProducerName { .. }
-            | CommitError::RequestReused => Self::Stop(error.to_string()),
-        }
-    }
 }
 
 /// What a worker waits for with nothing in hand; what it had is called again.
@@ -137,7 +98,14 @@ struct Worker {
     time: SteadyClock,
     gate: Arc<Gate>,
     gate_changes: watch::Receiver<u64>,
+    /// Its share of what this host holds, and the right to commit that comes with it.
+    share: Arc<Share>,
     lease: Lease,
+    holdings: Arc<Holdings>,
+    /// Where it works.
+    partition: TopicPartition,
+    /// Where the messages came in first: there it holds, and state is.
+    origin: TopicPartition,
     source: Source,
     progress: Arc<Progress>,
     /// Held while a batch is in memory.
@@ -193,22 +161,44 @@ pub(crate) async fn run(
     window: Window,
     orders: Orders,
     gate: Arc<Gate>,
+    holdings: Arc<Holdings>,
 ) {
     let mut backoff = Backoff::default();
     let mut rng = fastrand::Rng::new();
+    let mut hosts = holdings.changes();
     let reason = loop {
         if !wants(&commands.borrow_and_update(), &input.origin) {
             break None;
         }
+        hosts.borrow_and_update();
         let opened = Box::pin(Worker::open(
-            &context, &input, &commands, &window, &orders, &gate,
+            &context, &input, &commands, &window, &orders, &gate, &holdings,
         ));
-        match opened.await {
-            Ok(worker) => break Box::pin(worker.work()).await,
+        let wait = match opened.await {
+            Ok(Opened::Here(worker)) => match Box::pin(worker.work()).await {
+                End::Over => break None,
+                End::Stopped(reason) => break Some(reason),
+                End::Left(reason) => {
+                    tracing::info!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker leaves its partition");
+                    backoff.next(&mut rng)
+                }
+            },
+            Ok(Opened::Elsewhere(host)) => {
+                window.lock().state = State::Elsewhere(host.address.to_string());
+                SLEEP_MAX
+            }
             Err(Trouble::Stop(reason)) => break Some(reason),
-            Err(Trouble::Wait(reason)) => window.lock().state = State::Waiting(reason, None),
-        }
-        if !changed_within(&mut commands, backoff.next(&mut rng)).await {
+            Err(Trouble::Wait(reason) | Trouble::Leave(reason)) => {
+                window.lock().state = State::Waiting(reason, None);
+                backoff.next(&mut rng)
+            }
+        };
+        let goes_on = tokio::select! {
+            goes_on = changed_within(&mut commands, wait) => goes_on,
+            // No engine, no hosts.
+            _ = hosts.changed() => true,
+        };
+        if !goes_on {
             break None;
         }
     };
@@ -219,6 +209,16 @@ pub(crate) async fn run(
     window.lock().state = State::Stopped(reason);
     // Nobody obeys them any more, and whoever waits is told so.
     while orders.take().is_some() {}
+}
+
+/// Where the messages of an input came in first.
+fn origin(input: &Input, engine: &dyn Engine) -> Result<TopicPartition, Trouble> {
+    let topic = match input.is_redriven() {
+        false => Some(input.topic.clone()),
+        true => engine.topic(&input.origin),
+    };
+    let found = topic.and_then(|topic| topic.partition(input.partition));
+    found.ok_or_else(|| Trouble::Stop(format!("topic {} was deleted", input.origin)))
 }
 
 /// Whether the processor still reads what first stood in this topic.
@@ -263,6 +263,13 @@ async fn changed_within(commands: &mut watch::Receiver<Command>, delay: Duration
     }
 }
 
+/// What opening a worker comes to.
+enum Opened {
+    Here(Box<Worker>),
+    /// Another host is to work there.
+    Elsewhere(HostInfo),
+}
+
 impl Worker {
     async fn open(
         context: &Context,
@@ -271,19 +278,31 @@ impl Worker {
         window: &Window,
         orders: &Orders,
         gate: &Arc<Gate>,
-    ) -> Result<Self, Trouble> {
+        holdings: &Arc<Holdings>,
+    ) -> Result<Opened, Trouble> {
         let partition = input.topic.partition(input.partition);
         let partition =
             partition.ok_or_else(|| Trouble::Stop("the partition does not exist".to_owned()))?;
         let engine = &context.engine;
+        let origin = origin(input, &**engine)?;
+        if let Some(host) = holdings.elsewhere(origin) {
+            return Ok(Opened::Elsewhere(host));
+        }
         let processor = commands.borrow().live.processor.clone();
-        // The lease comes first: whoever had it can commit nothing after this, so the progress read is the last one.
-        let lease = engine.claim(processor.as_str(), partition).await?;
+        // The hold comes first: whoever had it can commit nothing after this, so the progress read is the last one.
+        let share = holdings.take(origin).await?;
+        let held_yet = || Trouble::Wait("another host has not given it back yet".to_owned());
+        let share = share.ok_or_else(held_yet)?;
+        let hold = share.hold().cloned().ok_or_else(held_yet)?;
+        let lease = hold.lease;
         let progress = engine.progress(processor.as_str(), partition).await?;
         let time = SteadyClock::begin(&*context.clock);
         let progress = match progress {
             Some(mut progress) => {
                 retry::brought_near(&mut progress.parked, time.now(&*context.clock));
+                if !hold.left {
+                    suspects::forget_call(&mut progress);
+                }
                 progress
             }
             None => Progress {
@@ -297,7 +316,7 @@ impl Worker {
                 ..Progress::default()
             },
         };
-        let suspects = Suspects::of(&progress);
+        let suspects = Suspects::of(&progress, hold.left);
         let watch = engine.watch(partition)?;
         let limit = input.range.map(|(_, end)| end);
         let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit)
@@ -312,7 +331,11 @@ impl Worker {
             time,
             gate: Arc::clone(gate),
             gate_changes: gate.changes(),
+            share,
             lease,
+            holdings: Arc::clone(holdings),
+            partition,
+            origin,
             source,
             in_hand: None,
             held_up: None,
@@ -345,15 +368,30 @@ impl Worker {
         worker.show(State::Running);
         let live = Arc::clone(&worker.commands.borrow().live);
         worker.home(&live)?;
-        Ok(worker)
+        Ok(Opened::Here(Box::new(worker)))
     }
 
-    /// Works until told to stop (`None`) or until it must, for the reason given.
-    async fn work(mut self) -> Option<String> {
+    /// Works until it is told to stop, must, or is to leave; then others may have what it held.
+    async fn work(mut self: Box<Self>) -> End {
+        let end = self.work_on().await;
+        let Self { share, .. } = *self;
+        share.leave().await;
+        end
+    }
+
+    async fn work_on(&mut self) -> End {
         loop {
             // An engine in memory never waits, and a worker with plenty to do would keep its thread from everybody else.
             tokio::task::yield_now().await;
-            let command = self.command().await?;
+            if self.share.is_lost() {
+                return End::Left("somebody else took it over".to_owned());
+            }
+            if self.holdings.moves(self.origin) {
+                return End::Left("another host is to work here".to_owned());
+            }
+            let Some(command) = self.command().await else {
+                return End::Over;
+            };
             let step = self.step(&command).await;
             self.in_hand = None;
             self.remembered.rest();
@@ -373,7 +411,8 @@ impl Worker {
                 Err(trouble) => trouble,
             };
             match trouble {
-                Trouble::Stop(reason) => return Some(reason),
+                Trouble::Stop(reason) => return End::Stopped(reason),
+                Trouble::Leave(reason) => return End::Left(reason),
                 Trouble::Wait(reason) => {
                     // What was read ahead may be trimmed or compacted meanwhile: it is read again.
                     self.rewind();
@@ -391,7 +430,9 @@ impl Worker {
                 return None;
             }
             self.follow_clock();
-            if let Err(Trouble::Wait(why) | Trouble::Stop(why)) = self.release().await {
+            if let Err(Trouble::Wait(why) | Trouble::Stop(why) | Trouble::Leave(why)) =
+                self.release().await
+            {
                 // The next step meets the same, and says so.
                 tracing::debug!(why, "parked messages could not be let go");
             }

@@ -10,8 +10,9 @@ use millrace_broker::handler::BatchHandler;
 use millrace_broker::{Broker, ProduceError};
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Lease, MemoryEngine, ProgressWrite,
-    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
+    MemoryEngine, ProgressWrite, ReadError, Receipt, TopicChange, TopicError, Transaction,
+    TrimError, Version, Watch,
 };
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::processor::Order;
@@ -100,6 +101,25 @@ impl Engine for Moody {
             return Err(error);
         }
         self.engine.claim(group, partition).await
+    }
+    async fn hold(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Option<Hold>, CommitError> {
+        if let Some(error) = self.claims.lock().clone() {
+            return Err(error);
+        }
+        self.engine.hold(group, partition).await
+    }
+    async fn release(&self, hold: Hold) -> Result<(), CommitError> {
+        self.engine.release(hold).await
+    }
+    fn host(&self) -> HostId {
+        self.engine.host()
+    }
+    fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.engine.hosts()
     }
     fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
         self.engine.state(group, partition)
@@ -438,6 +458,7 @@ async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
         };
         let marked = Transaction {
             progress: Some(ProgressWrite {
+                partition: lease.partition,
                 lease,
                 progress: progress.into(),
             }),

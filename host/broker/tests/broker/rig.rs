@@ -323,7 +323,7 @@ impl Rig {
         rig
     }
 
-    /// A broker on what is there.
+    /// A broker on what is there, after a host that went away without a word.
     pub(crate) async fn on(engine: Arc<MemoryEngine>, modules: Arc<Modules>) -> Self {
         Self::by(Arc::new(SystemClock::new()), engine, modules).await
     }
@@ -338,6 +338,16 @@ impl Rig {
     }
 
     pub(crate) async fn within(
+        clock: Arc<dyn Clock>,
+        engine: Arc<MemoryEngine>,
+        modules: Arc<Modules>,
+        limits: BrokerLimits,
+    ) -> Self {
+        Self::beside(clock, engine.restarted(), modules, limits).await
+    }
+
+    /// A broker on a host of its own, beside those that are there.
+    pub(crate) async fn beside(
         clock: Arc<dyn Clock>,
         engine: Arc<MemoryEngine>,
         modules: Arc<Modules>,

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_broker::{
-    DeadLetterError, ModuleError, NewTopic, ProcessorError, RedriveRequest, TopicPatch,
+    BrokerLimits, DeadLetterError, ModuleError, NewTopic, ProcessorError, RedriveRequest,
+    TopicPatch,
 };
 use millrace_engine::{CommitError, EntryKind, EntryWrite, Transaction};
 use millrace_model::bounds::REVISIONS_KEPT_MAX;
 use millrace_model::{
-    ChangeKind, Durability, Processor, ProcessorSpec, ScheduleName, TopicSettings,
+    ChangeKind, Durability, Processor, ProcessorSpec, ScheduleName, SystemClock, TopicSettings,
 };
 
 use crate::rig::{Export, Rig, Say, digest, per_message, processor, spec, topic};
@@ -23,7 +24,14 @@ const ROUNDS: usize = 20;
 
 /// A second host on the store of the first.
 async fn beside(rig: &Rig) -> Rig {
-    Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await
+    let (clock, modules) = (Arc::new(SystemClock::new()), Arc::clone(&rig.modules));
+    Rig::beside(
+        clock,
+        rig.engine.second_host(),
+        modules,
+        BrokerLimits::default(),
+    )
+    .await
 }
 
 async fn two_hosts() -> (Rig, Rig) {

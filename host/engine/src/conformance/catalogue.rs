@@ -220,6 +220,7 @@ pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
     let refused = engine
         .commit(Transaction {
             progress: Some(ProgressWrite {
+                partition: lease.partition,
                 lease,
                 progress: up_to(1).into(),
             }),

@@ -96,6 +96,7 @@ pub async fn a_conflict_leaves_nothing_of_its_transaction(engine: Arc<dyn Engine
     let whole = |expects| Transaction {
         appends: vec![append(output, &["a"])],
         progress: Some(ProgressWrite {
+            partition: lease.partition,
             lease: lease.clone(),
             progress: up_to(1).into(),
         }),
@@ -117,31 +118,7 @@ pub async fn of_many_who_decide_on_the_same_entry_one_takes_effect(engine: Arc<d
     const STEPS: u64 = 20;
     let counting = (0..TASKS).map(|_| {
         let engine = engine.clone();
-        tokio::spawn(async move {
-            let mut conflicts = 0u64;
-            for _ in 0..STEPS {
-                loop {
-                    let read = engine.entry(KIND, "count");
-                    let count = read.as_ref().map_or(0, |read| {
-                        let text = String::from_utf8_lossy(&read.value);
-                        text.parse::<u64>().expect("a number")
-                    });
-                    let next = count + 1;
-                    let count = EntryWrite {
-                        kind: KIND,
-                        key: "count".to_owned(),
-                        value: Some(next.to_string().into()),
-                    };
-                    let expected = Expectation::entry(KIND, "count", read.as_ref());
-                    match engine.commit(expecting(vec![expected], vec![count])).await {
-                        Ok(_) => break,
-                        Err(CommitError::Conflict(_)) => conflicts += 1,
-                        Err(error) => panic!("{error}"),
-                    }
-                }
-            }
-            conflicts
-        })
+        tokio::spawn(async move { counts_up(&*engine, STEPS).await })
     });
     let counting: Vec<_> = counting.collect();
     let mut conflicts = 0;
@@ -151,6 +128,35 @@ pub async fn of_many_who_decide_on_the_same_entry_one_takes_effect(engine: Arc<d
     let count = value(&*engine, KIND, "count");
     let expected = (TASKS * STEPS).to_string();
     assert_eq!(count, Some(expected), "after {conflicts} conflicts");
+}
+
+/// Counts up in an entry so many times; how often another one was quicker.
+pub(super) async fn counts_up(engine: &dyn Engine, steps: u64) -> u64 {
+    let mut conflicts = 0;
+    for _ in 0..steps {
+        loop {
+            let read = engine.entry(KIND, "count");
+            let count = read.as_ref().map_or(0, |read| {
+                let text = String::from_utf8_lossy(&read.value);
+                text.parse::<u64>().expect("a number")
+            });
+            let next = count + 1;
+            let count = EntryWrite {
+                kind: KIND,
+                key: "count".to_owned(),
+                value: Some(next.to_string().into()),
+            };
+            let expected = Expectation::entry(KIND, "count", read.as_ref());
+            match engine.commit(expecting(vec![expected], vec![count])).await {
+                Ok(_) => break,
+                Err(CommitError::Conflict(_)) => conflicts += 1,
+                Err(error) => panic!("{error}"),
+            }
+            // What the other one did may not be heard of yet.
+            tokio::task::yield_now().await;
+        }
+    }
+    conflicts
 }
 
 /// Whichever entry of the kind it is, and if it only came or went; those of other kinds do not matter.
@@ -265,6 +271,7 @@ pub async fn whoever_watches_the_catalogue_hears_of_each_change(engine: Arc<dyn 
     engine.commit(produced).await.expect("committed");
     let lease = engine.claim("group", at(&topic, 0)).await.expect("claimed");
     let write = ProgressWrite {
+        partition: lease.partition,
         lease,
         progress: up_to(1).into(),
     };

@@ -37,6 +37,7 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
                 append(at(&outputs, 1), &["d"]),
             ],
             progress: Some(ProgressWrite {
+                partition: lease.partition,
                 lease,
                 progress: progress.clone().into(),
             }),
@@ -85,6 +86,7 @@ pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc
                     append(second, &["after"]),
                 ],
                 progress: Some(ProgressWrite {
+                    partition: lease.partition,
                     lease: lease.clone(),
                     progress: Progress::default().into(),
                 }),
@@ -122,6 +124,7 @@ pub async fn a_transaction_need_not_append(engine: Arc<dyn Engine>) {
     let lease = engine.claim("group", partition).await.expect("claimed");
     let progress = Progress::default();
     let write = ProgressWrite {
+        partition: lease.partition,
         lease,
         progress: progress.into(),
     };
@@ -233,6 +236,7 @@ pub async fn a_reader_sees_a_transaction_whole(engine: Arc<dyn Engine>) {
         let transaction = Transaction {
             appends: parts.map(|part| append(part, &text)).to_vec(),
             progress: Some(ProgressWrite {
+                partition: lease.partition,
                 lease,
                 progress: progress.into(),
             }),

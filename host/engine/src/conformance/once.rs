@@ -146,6 +146,7 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
     let lease = engine.claim("group", at(&topic, 0)).await.expect("claimed");
     let whole = Transaction {
         progress: Some(ProgressWrite {
+            partition: lease.partition,
             lease: lease.clone(),
             progress: up_to(1).into(),
         }),
@@ -170,6 +171,7 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
     let fenced = engine
         .commit(Transaction {
             progress: Some(ProgressWrite {
+                partition: lease.partition,
                 lease: lease.clone(),
                 progress: up_to(2).into(),
             }),

@@ -54,6 +54,7 @@ pub(super) async fn commit_progress(
     committed: Progress,
 ) -> Result<Receipt, CommitError> {
     let write = ProgressWrite {
+        partition: lease.partition,
         lease: lease.clone(),
         progress: committed.into(),
     };
@@ -86,6 +87,7 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
         .commit(Transaction {
             appends: vec![append(output, &["by the old one"])],
             progress: Some(ProgressWrite {
+                partition: old.partition,
                 lease: old.clone(),
                 progress: up_to(2).into(),
             }),

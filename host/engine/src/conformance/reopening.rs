@@ -79,6 +79,7 @@ async fn fill(engine: &dyn Engine) {
         let transaction = Transaction {
             appends: vec![append(at(&returns, 0), &[group])],
             progress: Some(ProgressWrite {
+                partition: lease.partition,
                 lease,
                 progress: progress.into(),
             }),

@@ -90,6 +90,7 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
     let whole = Transaction {
         appends: vec![append(output, &["a"])],
         progress: Some(ProgressWrite {
+            partition: lease.partition,
             lease: lease.clone(),
             progress: up_to(7).into(),
         }),

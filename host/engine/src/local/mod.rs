@@ -22,6 +22,7 @@ mod committer;
 mod evidence;
 pub mod examine;
 mod flusher;
+mod holds;
 mod keeper;
 mod lock;
 mod modules;
@@ -68,6 +69,7 @@ use self::cleaner::{Cleaner, Pause};
 use self::codec::{BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES};
 use self::committer::{ALONE_BYTES_MAX, Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
+use self::holds::Holds;
 use self::lock::DirLock;
 use self::modules::ModuleFiles;
 use self::pipeline::SYNCERS;
@@ -77,8 +79,8 @@ use self::submission::Submission;
 use self::tail::Partition;
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::contract::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Lease, ReadError, Receipt,
-    TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
+    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 use crate::damage::{DamageReport, DamagedRange};
 use crate::state::{StatePage, StateQuery, StateTable};
@@ -99,6 +101,7 @@ pub struct LocalEngine {
     threads: Mutex<Option<Threads>>,
     care_thread: Mutex<Option<JoinHandle<()>>>,
     transaction_bytes_max: usize,
+    holds: Holds,
 }
 
 /// What works for the engine, and its right to do so.
@@ -225,6 +228,7 @@ impl LocalEngine {
             threads: Mutex::new(Some(threads)),
             care_thread: Mutex::new(Some(care_thread)),
             transaction_bytes_max,
+            holds: Holds::default(),
         })
     }
 
@@ -241,6 +245,22 @@ impl LocalEngine {
             Ok(answer) => answer,
             Err(_) => Err(self.why_stopped().into()),
         }
+    }
+
+    /// A lease under the group's next epoch.
+    async fn take(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
+        let bytes = group.len() + OPERATION_OVERHEAD_BYTES;
+        if bytes > self.transaction_bytes_max {
+            let max = self.transaction_bytes_max;
+            return Err(CommitError::TooLarge { bytes, max });
+        }
+        let group = Arc::from(group);
+        self.ask(|answer| Request::Claim {
+            partition,
+            group,
+            answer,
+        })
+        .await
     }
 
     fn check_open(&self) -> Result<(), CommitError> {
@@ -347,18 +367,31 @@ impl Engine for LocalEngine {
     }
 
     async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
-        let bytes = group.len() + OPERATION_OVERHEAD_BYTES;
-        if bytes > self.transaction_bytes_max {
-            let max = self.transaction_bytes_max;
-            return Err(CommitError::TooLarge { bytes, max });
-        }
-        let group = Arc::from(group);
-        self.ask(|answer| Request::Claim {
-            partition,
-            group,
-            answer,
-        })
-        .await
+        let lease = self.take(group, partition).await?;
+        self.holds.claimed(&lease);
+        Ok(lease)
+    }
+
+    async fn hold(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Option<Hold>, CommitError> {
+        let lease = self.take(group, partition).await?;
+        Ok(Some(self.holds.hold(lease)))
+    }
+
+    async fn release(&self, hold: Hold) -> Result<(), CommitError> {
+        self.holds.release(&hold.lease);
+        Ok(())
+    }
+
+    fn host(&self) -> HostId {
+        self.holds.host()
+    }
+
+    fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.holds.hosts()
     }
 
     async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
@@ -456,12 +489,14 @@ impl Engine for LocalEngine {
         expects: Vec<Expectation>,
     ) -> Result<TopicId, TopicError> {
         let name = name.clone();
-        self.ask(|answer| Request::DeleteTopic {
+        let asked = self.ask(|answer| Request::DeleteTopic {
             name,
             expects,
             answer,
-        })
-        .await
+        });
+        let id = asked.await?;
+        self.holds.forget_topic(id);
+        Ok(id)
     }
 
     async fn change_topics(

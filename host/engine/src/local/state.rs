@@ -236,11 +236,11 @@ impl State {
             let append = Operation::Append { partition, batch };
             pending.operations.push(append);
         }
-        if let Some((lease, progress)) = submission.progress {
+        if let Some(come) = submission.progress {
             pending.operations.push(Operation::Progress {
-                partition: lease.partition,
-                group: lease.group,
-                progress,
+                partition: come.partition,
+                group: come.lease.group,
+                progress: come.progress,
             });
         }
         let state = submission.state.into_iter();
@@ -285,14 +285,18 @@ impl State {
         Ok(durability.unwrap_or_default())
     }
 
-    /// Whether the transaction has the right to its progress and its state.
+    /// Whether the transaction has the right to its progress and its state, and all others that it names.
     fn check_lease(&self, pending: &Pending, submission: &Submission) -> Result<(), CommitError> {
         for write in &submission.state {
             self.existing(write.partition)?;
         }
         let of_state = submission.state.iter().filter_map(|w| w.lease.as_ref());
-        let of_progress = submission.progress.iter().map(|(lease, _)| lease);
-        for lease in of_progress.chain(of_state) {
+        if let Some(come) = &submission.progress {
+            self.existing(come.partition)?;
+        }
+        let of_progress = submission.progress.iter().map(|come| &come.lease);
+        let leases = of_progress.chain(of_state).chain(&submission.fences);
+        for lease in leases {
             self.existing(lease.partition)?;
             if self.epoch(pending, lease.partition, &lease.group) != lease.epoch {
                 return Err(CommitError::Fenced {

@@ -1,7 +1,7 @@
 //! A transaction on its way to the committer.
 
 use bytes::Bytes;
-use millrace_model::Durability;
+use millrace_model::{Durability, TopicPartition};
 
 use super::codec::OPERATION_OVERHEAD_BYTES;
 use crate::contract::{
@@ -12,7 +12,8 @@ use crate::state::StateWrite;
 /// A transaction, its progress encoded already.
 pub(super) struct Submission {
     pub(super) appends: Vec<Append>,
-    pub(super) progress: Option<(Lease, Bytes)>,
+    pub(super) progress: Option<Come>,
+    pub(super) fences: Vec<Lease>,
     pub(super) entries: Vec<EntryWrite>,
     pub(super) state: Vec<StateWrite>,
     pub(super) durability: Option<Durability>,
@@ -20,15 +21,24 @@ pub(super) struct Submission {
     pub(super) expects: Vec<Expectation>,
 }
 
+/// Where a group has come to, encoded.
+pub(super) struct Come {
+    pub(super) lease: Lease,
+    pub(super) partition: TopicPartition,
+    pub(super) progress: Bytes,
+}
+
 impl From<Transaction> for Submission {
     fn from(transaction: Transaction) -> Self {
-        let encoded = |write: ProgressWrite| {
-            let progress = write.progress.encode();
-            (write.lease, Bytes::from(progress))
+        let encoded = |write: ProgressWrite| Come {
+            lease: write.lease,
+            partition: write.partition,
+            progress: write.progress.encode().into(),
         };
         Self {
             appends: transaction.appends,
             progress: transaction.progress.map(encoded),
+            fences: transaction.fences,
             entries: transaction.entries,
             state: transaction.state,
             durability: transaction.durability,
@@ -44,7 +54,7 @@ impl Submission {
         let appends = self.appends.iter();
         let appends = appends.map(|append| append.batch.byte_count());
         let progress = self.progress.iter();
-        let progress = progress.map(|(lease, bytes)| lease.group.len() + bytes.len());
+        let progress = progress.map(|come| come.lease.group.len() + come.progress.len());
         let entries = self.entries.iter();
         let entries = entries.map(|e| e.key.len() + e.value.as_ref().map_or(0, Bytes::len));
         let request = self.request.iter();

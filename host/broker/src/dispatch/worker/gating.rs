@@ -63,7 +63,7 @@ impl Worker {
             .collect();
         let report = Report {
             revision: live.revision,
-            partition: self.lease.partition,
+            partition: self.partition,
             offsets: &batch.offsets,
             retried: batch.retried,
             failed: &verdict.failed,

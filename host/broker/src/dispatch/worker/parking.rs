@@ -56,7 +56,7 @@ impl Worker {
             self.show(state.clone());
             // Whoever asked may not have waited.
             let _ = answer.send(obeyed.map_err(|trouble| match trouble {
-                Trouble::Wait(why) | Trouble::Stop(why) => why,
+                Trouble::Wait(why) | Trouble::Stop(why) | Trouble::Leave(why) => why,
             }));
         }
     }
@@ -185,7 +185,7 @@ impl Worker {
         let Some(first) = self.progress.parked.first() else {
             return Ok(());
         };
-        let start = self.context.engine.ends(self.lease.partition)?.start;
+        let start = self.context.engine.ends(self.partition)?.start;
         if first.offset >= start {
             return Ok(());
         }

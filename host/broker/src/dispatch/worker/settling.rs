@@ -202,6 +202,7 @@ impl Worker {
         let transaction = Transaction {
             appends: self.appends(live, effects),
             progress: Some(ProgressWrite {
+                partition: self.partition,
                 lease: self.lease.clone(),
                 progress,
             }),

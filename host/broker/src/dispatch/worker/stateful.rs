@@ -94,16 +94,8 @@ impl Worker {
     }
 
     fn find_home(&self) -> Result<Home, Trouble> {
-        let engine = &self.context.engine;
-        let partition = match self.input.is_redriven() {
-            false => Some(self.lease.partition),
-            true => engine
-                .topic(&self.input.origin)
-                .and_then(|topic| topic.partition(self.input.partition)),
-        };
-        let gone = || Trouble::Stop(format!("topic {} was deleted", self.input.origin));
-        let partition = partition.ok_or_else(gone)?;
-        let table = engine.state(&self.lease.group, partition)?;
+        let partition = self.origin;
+        let table = self.context.engine.state(&self.lease.group, partition)?;
         Ok(Home { table, partition })
     }
 

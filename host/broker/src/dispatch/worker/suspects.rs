@@ -23,6 +23,26 @@ const ENDS_ALONE_MAX: usize = 2;
 
 const REASON: &str = "the host ended while this message was processed, once in a batch and twice alone; it is not called again";
 
+/// The host of the worker before lives: what it was calling when it lost its hold says nothing about any message.
+pub(super) fn forget_call(progress: &mut Progress) {
+    if progress.first_call.take().is_none() {
+        return;
+    }
+    let died = Cause::HostDied.as_str();
+    let called = |parked: &Parked| {
+        let last = parked.log.last().filter(|attempt| attempt.class == died);
+        last.map(|attempt| attempt.at)
+    };
+    // The newest mark is that of the call, if there was one; if not, an end is forgotten that did happen, and one message is called once more.
+    let newest = progress
+        .parked
+        .iter_mut()
+        .max_by_key(|parked| called(parked));
+    if let Some(parked) = newest.filter(|parked| called(parked).is_some()) {
+        parked.log.pop();
+    }
+}
+
 /// What a worker knows of the host's last end.
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
@@ -37,8 +57,8 @@ pub(super) struct Suspects {
 }
 
 impl Suspects {
-    /// What the progress of the worker before says.
-    pub(super) fn of(progress: &Progress) -> Self {
+    /// What the progress of the worker before says. If its host lives (`left` is false) nothing ended with it.
+    pub(super) fn of(progress: &Progress, left: bool) -> Self {
         let died = Cause::HostDied.as_str();
         let ends = |parked: &Parked| parked.log.iter().filter(|a| a.class == died).count();
         let convicted = progress
@@ -46,7 +66,7 @@ impl Suspects {
             .iter()
             .filter(|parked| ends(parked) >= ENDS_ALONE_MAX);
         Self {
-            until: progress.first_call,
+            until: progress.first_call.filter(|_| left),
             convicted: convicted.map(|parked| parked.offset).collect(),
             ..Self::default()
         }
@@ -171,6 +191,7 @@ impl Worker {
     pub(super) async fn keep(&mut self, progress: Progress) -> Result<(), Trouble> {
         let transaction = Transaction {
             progress: Some(ProgressWrite {
+                partition: self.partition,
                 lease: self.lease.clone(),
                 progress: Arc::new(progress),
             }),

@@ -92,6 +92,7 @@ async fn step(engine: &LocalEngine, topic: &Topic, lease: &crate::Lease, number:
     let transaction = Transaction {
         appends: vec![append(at(topic, 0), &value), append(at(topic, 1), &value)],
         progress: Some(ProgressWrite {
+            partition: lease.partition,
             lease: lease.clone(),
             progress: Progress {
                 next: Offset(number + 1),

@@ -42,6 +42,7 @@ async fn work(
                 append(at(&topics.os, worker), &value),
             ],
             progress: Some(ProgressWrite {
+                partition: lease.partition,
                 lease: lease.clone(),
                 progress: Progress {
                     next: Offset(number),

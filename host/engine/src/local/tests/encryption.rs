@@ -66,6 +66,7 @@ async fn fill(engine: &LocalEngine) -> Topic {
                 batch: secret_batch(),
             }],
             progress: Some(ProgressWrite {
+                partition: lease.partition,
                 lease: lease.clone(),
                 progress: progress(number).into(),
             }),

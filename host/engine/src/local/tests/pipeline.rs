@@ -124,6 +124,7 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
     let transaction = Transaction {
         appends: vec![append(*os, "both"), append(*durable, "both")],
         progress: Some(ProgressWrite {
+            partition: lease.partition,
             lease,
             progress: Progress {
                 next,

@@ -656,6 +656,7 @@ fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
     Transaction {
         appends: vec![append(output, &value(number, 20))],
         progress: Some(ProgressWrite {
+            partition: lease.partition,
             lease: lease.clone(),
             progress: millrace_model::Progress {
                 next: Offset(number),

@@ -1,0 +1,264 @@
+//! Which host works where. Each partition that a processor reads has one host that is wanted there; whoever works holds it, so that no other
+//! host does. What is sent again to a partition is worked at by the same host, under the same hold.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use millrace_engine::{CommitError, Engine, Hold, HostId, HostInfo};
+use millrace_model::{Clock, ProcessorName, TopicPartition};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::broker::Inner;
+
+/// After hosts came or went, what a host holds moves so much later: a host that is only started again is back by then.
+const MOVES_AFTER: Duration = Duration::from_secs(5);
+/// Workers are told so much later still, so that the time is over by their clock.
+const NUDGE_SLACK: Duration = Duration::from_millis(50);
+
+/// The living hosts, as this one sees them.
+pub(crate) struct Hosts {
+    engine: Arc<dyn Engine>,
+    clock: Arc<dyn Clock>,
+    listed: watch::Receiver<Arc<[HostInfo]>>,
+    /// What was listed last, and since when.
+    known: Mutex<(Arc<[HostInfo]>, Duration)>,
+}
+
+impl Hosts {
+    pub(crate) fn new(engine: Arc<dyn Engine>, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let listed = engine.hosts();
+        let known = Mutex::new((listed.borrow().clone(), clock.monotonic()));
+        Arc::new(Self {
+            engine,
+            clock,
+            listed,
+            known,
+        })
+    }
+
+    /// The hosts, and for how long it has been those.
+    fn now(&self) -> (Arc<[HostInfo]>, Duration) {
+        let listed = self.listed.borrow().clone();
+        let now = self.clock.monotonic();
+        let mut known = self.known.lock();
+        if known.0 != listed {
+            *known = (listed, now);
+        }
+        (known.0.clone(), now.saturating_sub(known.1))
+    }
+
+    /// Another host that is wanted there, if it is not this one.
+    fn wanted_elsewhere(&self, group: &str, at: TopicPartition) -> Option<HostInfo> {
+        let (hosts, _) = self.now();
+        let me = self.engine.host();
+        // One that is taken for dead is wanted nowhere, and does not know it.
+        let found = wanted(&hosts, group, at)?;
+        (found.id != me).then(|| found.clone())
+    }
+
+    /// Wakes when hosts come or go.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.listed.clone()
+    }
+}
+
+/// The host that is wanted for a group in a partition: the one with the highest weight, which is made of all three. So each host has about as many
+/// as any other, and of what the others have nothing moves when one goes (D. Thaler and C. Ravishankar, *Using name-based mappings to
+/// increase hit rates*, IEEE/ACM Transactions on Networking 6, 1998).
+fn wanted<'a>(hosts: &'a [HostInfo], group: &str, at: TopicPartition) -> Option<&'a HostInfo> {
+    hosts
+        .iter()
+        .max_by_key(|host| (weight(host.id, group, at), host.id))
+}
+
+/// The same on every host, whatever its version: FNV-1a (G. Fowler, L. C. Noll and K.-P. Vo) over all of it, then the finalizer of splitmix64 (G. Steele, D. Lea and C. Flood,
+/// 2014), for FNV spreads its last bytes badly.
+fn weight(host: HostId, group: &str, at: TopicPartition) -> u64 {
+    let place = [at.topic.0, u64::from(at.partition.0), host.0].map(u64::to_le_bytes);
+    let bytes = group.bytes().chain(place.into_iter().flatten());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mixed = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// What the workers of a processor hold.
+pub(crate) struct Holdings {
+    hosts: Arc<Hosts>,
+    group: Arc<str>,
+    held: tokio::sync::Mutex<HashMap<TopicPartition, Weak<Share>>>,
+}
+
+/// A worker's share of a hold: given back when the last one goes.
+pub(crate) struct Share {
+    /// `None` once it is given back.
+    hold: Option<Hold>,
+    engine: Arc<dyn Engine>,
+}
+
+impl Holdings {
+    pub(crate) fn new(hosts: Arc<Hosts>, processor: &ProcessorName) -> Arc<Self> {
+        Arc::new(Self {
+            hosts,
+            group: processor.as_str().into(),
+            held: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// The host that is to work there, if it is another one.
+    pub(crate) fn elsewhere(&self, at: TopicPartition) -> Option<HostInfo> {
+        self.hosts.wanted_elsewhere(&self.group, at)
+    }
+
+    /// Whether what is held here is to go to another host by now.
+    pub(crate) fn moves(&self, at: TopicPartition) -> bool {
+        let (_, since) = self.hosts.now();
+        since >= MOVES_AFTER && self.elsewhere(at).is_some()
+    }
+
+    /// Takes what is to be worked at; `None` while another living host has it.
+    pub(crate) async fn take(&self, at: TopicPartition) -> Result<Option<Arc<Share>>, CommitError> {
+        let mut held = self.held.lock().await;
+        let shared = held.get(&at).and_then(Weak::upgrade);
+        if let Some(share) = shared.filter(|share| !share.is_lost()) {
+            return Ok(Some(share));
+        }
+        let engine = &self.hosts.engine;
+        let Some(hold) = engine.hold(&self.group, at).await? else {
+            return Ok(None);
+        };
+        let share = Arc::new(Share {
+            hold: Some(hold),
+            engine: Arc::clone(engine),
+        });
+        held.insert(at, Arc::downgrade(&share));
+        Ok(Some(share))
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.hosts.changes()
+    }
+}
+
+impl Share {
+    /// Gives it back if this was the last one, so that another host need not wait.
+    pub(crate) async fn leave(self: Arc<Self>) {
+        if let Some(mut share) = Arc::into_inner(self)
+            && let Some(hold) = share.hold.take()
+        {
+            // What cannot be given back is taken over when this host is gone.
+            let _ = share.engine.release(hold).await;
+        }
+    }
+
+    pub(crate) fn hold(&self) -> Option<&Hold> {
+        self.hold.as_ref()
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.hold.as_ref().is_none_or(Hold::is_lost)
+    }
+}
+
+impl Drop for Share {
+    /// Of a worker that panicked or was cut off.
+    fn drop(&mut self) {
+        if let Some(hold) = self.hold.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let engine = Arc::clone(&self.engine);
+            runtime.spawn(async move { engine.release(hold).await });
+        }
+    }
+}
+
+/// Tells the workers when hosts come or go, and again when work is to move.
+pub(crate) async fn follow(
+    broker: Weak<Inner>,
+    mut hosts: watch::Receiver<Arc<[HostInfo]>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut wait = None;
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            // No engine, no hosts.
+            changed = hosts.changed() => match changed {
+                Ok(()) => wait = Some(MOVES_AFTER + NUDGE_SLACK),
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => wait = None,
+        }
+        match broker.upgrade() {
+            Some(inner) => inner.supervisor.nudge_all(),
+            None => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use millrace_model::{PartitionId, TopicId};
+
+    use super::*;
+
+    fn hosts(ids: impl IntoIterator<Item = u64>) -> Vec<HostInfo> {
+        let host = |id| HostInfo {
+            id: HostId(id),
+            address: "".into(),
+        };
+        ids.into_iter().map(host).collect()
+    }
+
+    fn all() -> impl Iterator<Item = TopicPartition> {
+        (0..300).map(|number| TopicPartition {
+            topic: TopicId(number / 30 + 1),
+            partition: PartitionId((number % 30) as u32),
+        })
+    }
+
+    fn places(hosts: &[HostInfo]) -> Vec<HostId> {
+        let place = |at| wanted(hosts, "p", at).unwrap().id;
+        all().map(place).collect()
+    }
+
+    #[test]
+    fn each_host_is_wanted_for_about_as_much_as_any_other() {
+        for ids in [vec![1, 2, 3], vec![u64::MAX, 0, 1 << 40], vec![7, 8, 9]] {
+            let places = places(&hosts(ids.clone()));
+            for id in ids {
+                let count = places.iter().filter(|place| place.0 == id).count();
+                assert!((70..=130).contains(&count), "{id}: {count} of 300");
+            }
+        }
+    }
+
+    #[test]
+    fn what_moves_when_a_host_goes_is_what_it_had() {
+        let (before, after) = (places(&hosts([1, 2, 3])), places(&hosts([1, 3])));
+        let moved: HashSet<HostId> = before
+            .iter()
+            .zip(&after)
+            .filter(|(before, after)| before != after)
+            .map(|(before, _)| *before)
+            .collect();
+        assert_eq!(moved, HashSet::from([HostId(2)]));
+        assert!(wanted(&[], "p", all().next().unwrap()).is_none());
+    }
+
+    #[test]
+    fn processors_of_the_same_topic_are_spread_as_well() {
+        let two = hosts([1, 2]);
+        let at = all().next().unwrap();
+        let names: Vec<String> = (0..40).map(|n| format!("p{n}")).collect();
+        let wanted = names.iter().map(|name| wanted(&two, name, at).unwrap().id);
+        let first = wanted.filter(|id| id.0 == 1).count();
+        assert!((10..=30).contains(&first), "{first} of 40");
+    }
+}

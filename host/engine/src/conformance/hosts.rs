@@ -1,0 +1,299 @@
+//! Promises to several hosts on one store: each has its work alone, hears of the others, and undoes nothing of theirs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_model::Offset;
+
+use super::catalogue::value;
+use super::expectations::counts_up;
+use super::progress::{commit_progress, up_to};
+use super::{
+    append, at, end, entries, entry, grow, make_partition, make_topic, name, produce, values,
+};
+use crate::contract::{CommitError, Engine, EntryKind, Hold, TopicError, Transaction};
+
+const KIND: EntryKind = EntryKind::Processor;
+/// Longer than anybody takes to hear of anything.
+const HEARD_DURATION_MAX: Duration = Duration::from_secs(30);
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Two hosts on one store.
+#[derive(Clone)]
+pub struct TwoHosts {
+    /// The one of which `fate` is the fate.
+    pub one: Arc<dyn Engine>,
+    /// Another one.
+    pub other: Arc<dyn Engine>,
+    /// What may happen to the one.
+    pub fate: Arc<dyn Fate>,
+}
+
+/// What may happen to a host.
+pub trait Fate: Send + Sync {
+    /// It ends without a word, and is taken for dead.
+    fn die(&self);
+    /// It stands still until it is taken for dead.
+    fn stall(&self);
+    /// It goes on after that.
+    fn come_back(&self);
+}
+
+/// Waits until that is so.
+async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let heard = async {
+        while !is_so().await {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    };
+    let heard = tokio::time::timeout(HEARD_DURATION_MAX, heard).await;
+    assert!(heard.is_ok(), "it never came to that: {what}");
+}
+
+async fn held(engine: &dyn Engine, partition: millrace_model::TopicPartition) -> Option<Hold> {
+    let held = engine.hold("group", partition).await;
+    held.expect("the partition is there")
+}
+
+/// A partition that both know.
+async fn shared(hosts: &TwoHosts, topic: &str) -> millrace_model::TopicPartition {
+    let partition = make_partition(&*hosts.one, topic).await;
+    until("the other knows the topic", async || {
+        hosts.other.topic(&name(topic)).is_some() && hosts.other.ends(partition).is_ok()
+    })
+    .await;
+    partition
+}
+
+/// Until then nobody else has it; then nothing was left.
+pub async fn a_host_has_what_it_holds_alone_until_it_gives_it_back(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    let hold = held(&*hosts.one, partition).await.expect("nobody has it");
+    assert!(held(&*hosts.other, partition).await.is_none());
+    assert!(!hold.is_lost());
+    let written = commit_progress(&*hosts.one, &hold.lease, up_to(1)).await;
+    written.expect("it has it");
+    hosts.one.release(hold).await.expect("given back");
+    let next = held(&*hosts.other, partition)
+        .await
+        .expect("it was given back");
+    assert!(!next.left);
+    assert!(held(&*hosts.one, partition).await.is_none());
+    let written = commit_progress(&*hosts.other, &next.lease, up_to(2)).await;
+    written.expect("the other has it");
+}
+
+/// Whoever takes it over is told that it was left.
+pub async fn what_a_dead_host_held_is_left_for_another(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    let hold = held(&*hosts.one, partition).await.expect("nobody has it");
+    hosts.fate.die();
+    until("it is taken over", async || {
+        held(&*hosts.other, partition).await.is_some()
+    })
+    .await;
+    let taken = held(&*hosts.other, partition).await.expect("it has it");
+    assert!(!taken.left, "a host that takes it from itself left nothing");
+    let late = commit_progress(&*hosts.one, &hold.lease, up_to(1)).await;
+    assert!(late.is_err(), "{late:?}");
+    let written = commit_progress(&*hosts.other, &taken.lease, up_to(2)).await;
+    written.expect("the other has it");
+}
+
+/// As soon as it is dead, and not only to the first who asks.
+pub async fn whoever_takes_over_from_a_dead_host_is_told_so(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    held(&*hosts.one, partition).await.expect("nobody has it");
+    hosts.fate.die();
+    let (dead, mut living) = (hosts.one.host(), hosts.other.hosts());
+    let gone = living.wait_for(|hosts| hosts.iter().all(|host| host.id != dead));
+    let gone = tokio::time::timeout(HEARD_DURATION_MAX, gone).await;
+    gone.expect("in time").expect("the engine is open");
+    let taken = held(&*hosts.other, partition).await;
+    assert!(taken.expect("the host is dead").left);
+}
+
+/// An operator's claim: who had it is told, commits nothing, and did not leave anything.
+pub async fn a_claim_takes_what_a_living_host_holds(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    let mut hold = held(&*hosts.one, partition).await.expect("nobody has it");
+    let lease = hosts
+        .other
+        .claim("group", partition)
+        .await
+        .expect("claimed");
+    let told = tokio::time::timeout(HEARD_DURATION_MAX, hold.lost()).await;
+    told.expect("whoever had it is told");
+    assert!(hold.is_lost());
+    let late = commit_progress(&*hosts.one, &hold.lease, up_to(1)).await;
+    assert!(matches!(late, Err(CommitError::Fenced { .. })), "{late:?}");
+    let written = commit_progress(&*hosts.other, &lease, up_to(2)).await;
+    written.expect("claimed");
+    let next = held(&*hosts.one, partition).await.expect("nobody holds it");
+    assert!(!next.left, "its host lives");
+    let late = commit_progress(&*hosts.other, &lease, up_to(3)).await;
+    assert!(matches!(late, Err(CommitError::Fenced { .. })), "{late:?}");
+    // What it gives back late is not what it has now.
+    hosts.one.release(hold).await.expect("nothing happens");
+    assert!(held(&*hosts.other, partition).await.is_none());
+}
+
+/// It does not know yet that it lost everything.
+pub async fn a_host_that_stood_still_commits_nothing_of_what_it_lost(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    let output = shared(&hosts, "outputs").await;
+    let hold = held(&*hosts.one, partition).await.expect("nobody has it");
+    hosts.fate.stall();
+    let mut taken = None;
+    for _ in 0..30_000 {
+        taken = held(&*hosts.other, partition).await;
+        if taken.is_some() {
+            break;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    let taken = taken.expect("it is taken over");
+    assert!(taken.left, "nobody can know better");
+    hosts.fate.come_back();
+    let late = hosts.one.commit(Transaction {
+        progress: Some(crate::contract::ProgressWrite {
+            partition: hold.lease.partition,
+            lease: hold.lease.clone(),
+            progress: up_to(1).into(),
+        }),
+        ..Transaction::produce(vec![append(output, &["late"])])
+    });
+    let late = late.await;
+    assert!(matches!(late, Err(CommitError::Fenced { .. })), "{late:?}");
+    assert_eq!(values(&*hosts.other, output).await, [""; 0]);
+    assert!(
+        held(&*hosts.one, partition).await.is_none(),
+        "the other lives"
+    );
+    let written = commit_progress(&*hosts.other, &taken.lease, up_to(2)).await;
+    written.expect("the other has it");
+}
+
+/// Nobody took it meanwhile.
+pub async fn a_host_that_stood_still_goes_on_with_what_nobody_took(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    let hold = held(&*hosts.one, partition).await.expect("nobody has it");
+    hosts.fate.stall();
+    hosts.fate.come_back();
+    until("it is listed again", async || {
+        let me = hosts.one.host();
+        hosts.other.hosts().borrow().iter().any(|h| h.id == me)
+    })
+    .await;
+    if !hold.is_lost() {
+        let written = commit_progress(&*hosts.one, &hold.lease, up_to(1)).await;
+        written.expect("nobody took it");
+        assert!(held(&*hosts.other, partition).await.is_none());
+    }
+}
+
+/// Each by an identity of its own, on every host alike.
+pub async fn hosts_that_live_are_listed(hosts: TwoHosts) {
+    let (one, other) = (hosts.one.host(), hosts.other.host());
+    assert_ne!(one, other);
+    let mut expected = [one, other];
+    expected.sort_unstable();
+    let listed = |engine: &dyn Engine| -> Vec<_> {
+        engine.hosts().borrow().iter().map(|host| host.id).collect()
+    };
+    for engine in [&hosts.one, &hosts.other] {
+        until("both are listed", async || listed(&**engine) == expected).await;
+    }
+    hosts.fate.die();
+    until("one is gone", async || listed(&*hosts.other) == [other]).await;
+}
+
+/// Sooner or later; what is told of a partition's end can be read, and never goes back.
+pub async fn what_one_host_commits_the_other_comes_to_read(hosts: TwoHosts) {
+    const MESSAGES: usize = 200;
+    let partition = shared(&hosts, "orders").await;
+    let writer = hosts.one.clone();
+    let writing = tokio::spawn(async move {
+        for number in 0..MESSAGES {
+            produce(&*writer, partition, &[format!("{number}")]).await;
+            let own = values(&*writer, partition).await.len();
+            assert_eq!(own, number + 1, "own commits show when they return");
+        }
+    });
+    let mut seen = Offset::default();
+    let reading = async {
+        let mut watch = hosts.other.watch(partition).expect("it is known");
+        let mut read = 0;
+        while read < MESSAGES {
+            let told = watch.past(seen).await.expect("it stays");
+            assert!(told > seen);
+            seen = end(&*hosts.other, partition);
+            assert!(seen >= told, "the end never goes back");
+            let found = values(&*hosts.other, partition).await.len();
+            assert!(found >= read, "what was read stays");
+            read = found;
+        }
+    };
+    let read = tokio::time::timeout(HEARD_DURATION_MAX, reading).await;
+    read.expect("all of it is heard of");
+    writing.await.expect("all was written");
+}
+
+/// Entries and topics, made, changed, removed; whoever watches is woken.
+pub async fn what_one_host_changes_in_the_catalogue_the_other_hears_of(hosts: TwoHosts) {
+    let mut watch = hosts.other.watch_catalogue();
+    let write = entry(KIND, "key", Some("first"));
+    hosts
+        .one
+        .commit(entries(vec![write]))
+        .await
+        .expect("written");
+    let woken = tokio::time::timeout(HEARD_DURATION_MAX, watch.changed()).await;
+    woken.expect("in time").expect("it is open");
+    until("the entry is there", async || {
+        value(&*hosts.other, KIND, "key").as_deref() == Some("first")
+    })
+    .await;
+    assert_eq!(
+        hosts.other.entry(KIND, "key"),
+        hosts.one.entry(KIND, "key"),
+        "with the same version"
+    );
+    let topic = make_topic(&*hosts.one, "orders", 1).await;
+    until("the topic is there", async || {
+        hosts.other.topic(&name("orders")).as_ref() == Some(&topic)
+    })
+    .await;
+    grow(&*hosts.one, "orders", 3).await;
+    until("it has grown", async || {
+        let topic = hosts.other.topic(&name("orders"));
+        topic.is_some_and(|t| t.spec.partitions == 3 && hosts.other.ends(at(&t, 2)).is_ok())
+    })
+    .await;
+    let taken = hosts.other.create_topic(super::spec("orders", 1)).await;
+    assert!(matches!(taken, Err(TopicError::Exists(_))), "{taken:?}");
+    let gone = hosts.one.delete_topic(&name("orders"), Vec::new()).await;
+    gone.expect("deleted");
+    until("it is gone", async || {
+        hosts.other.topic(&name("orders")).is_none() && hosts.other.ends(at(&topic, 0)).is_err()
+    })
+    .await;
+}
+
+/// Each decides on what it has heard of, which may be late: then nothing of it takes effect.
+pub async fn what_is_decided_on_something_late_is_a_conflict(hosts: TwoHosts) {
+    const STEPS: u64 = 50;
+    let counting = [&hosts.one, &hosts.other].map(|engine| {
+        let engine = Arc::clone(engine);
+        tokio::spawn(async move { counts_up(&*engine, STEPS).await })
+    });
+    for task in counting {
+        task.await.expect("it counts to the end");
+    }
+    let expected = (2 * STEPS).to_string();
+    until("both know the count", async || {
+        let counts = [&hosts.one, &hosts.other].map(|engine| value(&**engine, KIND, "count"));
+        counts.iter().all(|count| count.as_ref() == Some(&expected))
+    })
+    .await;
+}

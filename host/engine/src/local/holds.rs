@@ -1,0 +1,91 @@
+//! Who works at what, where there is one host: itself. What the process before held was left by it.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use millrace_model::{TopicId, TopicPartition};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::contract::{Hold, HostId, HostInfo, Lease};
+
+/// What is held, and what was since the engine was opened.
+pub(super) struct Holds {
+    hosts: watch::Sender<Arc<[HostInfo]>>,
+    taken: Mutex<HashMap<(TopicPartition, Arc<str>), Taken>>,
+}
+
+/// The newest lease of a group in a partition.
+struct Taken {
+    epoch: u64,
+    /// Its end tells whoever holds it; `None` if nobody does.
+    held: Option<watch::Sender<bool>>,
+    /// Whether nobody has held it since the engine was opened.
+    left: bool,
+}
+
+impl Default for Holds {
+    fn default() -> Self {
+        // By chance: a process that is started again is another host.
+        let id = HostId(RandomState::new().hash_one(0));
+        let address = Arc::from("");
+        Self {
+            hosts: watch::Sender::new(Arc::new([HostInfo { id, address }])),
+            taken: Mutex::default(),
+        }
+    }
+}
+
+impl Holds {
+    pub(super) fn host(&self) -> HostId {
+        self.hosts.borrow()[0].id
+    }
+
+    pub(super) fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.hosts.subscribe()
+    }
+
+    pub(super) fn hold(&self, lease: Lease) -> Hold {
+        let (held, lost) = watch::channel(false);
+        let left = self.take(&lease, Some(held));
+        Hold::new(lease, left, lost)
+    }
+
+    /// Somebody took it without holding it.
+    pub(super) fn claimed(&self, lease: &Lease) {
+        self.take(lease, None);
+    }
+
+    /// Whether nobody had held it. Of two that were taken side by side the older one is lost at once, in whichever order they come.
+    fn take(&self, lease: &Lease, held: Option<watch::Sender<bool>>) -> bool {
+        let mut all = self.taken.lock();
+        let taken = all.entry(key(lease)).or_insert(Taken {
+            epoch: 0,
+            held: None,
+            left: true,
+        });
+        let left = taken.left;
+        taken.left &= held.is_none();
+        if taken.epoch < lease.epoch {
+            (taken.epoch, taken.held) = (lease.epoch, held);
+        }
+        left
+    }
+
+    pub(super) fn release(&self, lease: &Lease) {
+        let mut all = self.taken.lock();
+        let newest = all.get_mut(&key(lease));
+        if let Some(taken) = newest.filter(|taken| taken.epoch == lease.epoch) {
+            taken.held = None;
+        }
+    }
+
+    pub(super) fn forget_topic(&self, topic: TopicId) {
+        self.taken.lock().retain(|(at, _), _| at.topic != topic);
+    }
+}
+
+fn key(lease: &Lease) -> (TopicPartition, Arc<str>) {
+    (lease.partition, Arc::clone(&lease.group))
+}
