@@ -3,9 +3,10 @@
 
 use std::collections::HashSet;
 use std::sync::Weak;
+use std::time::Duration;
 
 use millrace_engine::{
-    CommitError, Entry, EntryKind, Expectation, TopicError, Transaction, Version,
+    CommitError, Engine, Entry, EntryKind, Expectation, TopicError, Transaction, Version,
 };
 use millrace_model::{Durability, Processor, ProcessorName, Topic};
 use parking_lot::Mutex;
@@ -24,6 +25,8 @@ use crate::topics::{TopicCreateError, TopicDeleteError};
 
 /// How often something is decided, because others were quicker, before that is told.
 const DECISIONS_MAX: usize = 16;
+/// How long is waited for what another host changed to be heard of here.
+const HEAR_WAIT: Duration = Duration::from_millis(500);
 
 /// An error that a decision about the catalogue can end with.
 pub(crate) trait DecisionError {
@@ -92,18 +95,45 @@ impl Followed {
 }
 
 /// Decides, and decides again as often as somebody else was quicker, up to [`DECISIONS_MAX`] times.
-pub(crate) async fn decided<T, E, F>(decision: impl Fn() -> F) -> Result<T, E>
+pub(crate) async fn decided<T, E, F>(
+    engine: &dyn Engine,
+    decision: impl Fn() -> F,
+) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
     E: DecisionError,
 {
-    let mut decisions = 1;
-    loop {
+    let mut heard = engine.watch_catalogue();
+    for _ in 1..DECISIONS_MAX {
+        heard.borrow_and_update();
         match decision().await {
-            Err(error) if error.is_conflict() && decisions < DECISIONS_MAX => decisions += 1,
+            Err(error) if error.is_conflict() => {
+                // Decided on the same once more, it would be the same conflict.
+                let _ = tokio::time::timeout(HEAR_WAIT, heard.changed()).await;
+            }
             done => return done,
         }
     }
+    decision().await
+}
+
+/// What is known of the catalogue, once it is: another host has written it, and this one may not have heard of it yet.
+pub(crate) async fn heard_of<T>(
+    engine: &dyn Engine,
+    mut look: impl FnMut() -> Option<T>,
+) -> Option<T> {
+    let mut heard = engine.watch_catalogue();
+    let hearing = async {
+        loop {
+            heard.borrow_and_update();
+            match look() {
+                None => heard.changed().await.ok()?,
+                found => return found,
+            }
+        }
+    };
+    let found = tokio::time::timeout(HEAR_WAIT, hearing).await;
+    found.ok().flatten()
 }
 
 impl Broker {
@@ -115,7 +145,7 @@ impl Broker {
         E: DecisionError,
     {
         let _change = self.inner.changes.lock().await;
-        decided(|| async {
+        decided(&*self.inner.engine, || async {
             self.catch_up().await;
             decision().await
         })

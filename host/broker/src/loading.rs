@@ -14,6 +14,7 @@ use millrace_model::{
 };
 
 use crate::broker::Broker;
+use crate::catalogue::heard_of;
 use crate::chains::endless_cycle;
 use crate::dispatch::breaker::Back;
 use crate::dispatch::planted::planted;
@@ -303,7 +304,7 @@ impl Broker {
             None => match self.make_own_topic(name, input, own.clone()).await {
                 // Another host was quicker, for the same processor or another.
                 Err(TopicError::Exists(_)) => {
-                    let made = self.topic(&own);
+                    let made = heard_of(&*self.inner.engine, || self.topic(&own)).await;
                     made.ok_or_else(|| TopicError::Exists(own.clone()))?
                 }
                 made => return Ok(made?),

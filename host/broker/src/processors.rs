@@ -368,7 +368,8 @@ impl Broker {
     pub async fn pause(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
         let processor = self.decide(|| self.pause_now(name)).await?;
         let rests = |(_, standing): &(Input, Standing)| {
-            matches!(standing.state, State::Paused | State::Stopped(_))
+            let state = &standing.state;
+            !matches!(state, State::Running | State::Waiting(..) | State::Done)
         };
         let wait = async {
             while !self.inner.supervisor.standings(name).iter().all(rests) {

@@ -192,7 +192,7 @@ impl Broker {
         F: Future<Output = Result<T, ScheduleError>>,
     {
         let _change = self.inner.schedules.changes.lock().await;
-        decided(|| async {
+        decided(&*self.inner.engine, || async {
             self.catch_up_schedules();
             decision().await
         })

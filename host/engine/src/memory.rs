@@ -7,7 +7,7 @@
 mod hosts;
 mod store;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
@@ -37,6 +37,8 @@ pub struct MemoryEngine {
     closed: AtomicBool,
     /// What this host has heard of; `None`: it sees all as it is.
     mirror: Option<Mutex<Mirror>>,
+    /// The host that was last begun in this one's place, if it was ever started again.
+    place: Arc<Mutex<Weak<MemoryEngine>>>,
 }
 
 impl MemoryEngine {
@@ -71,6 +73,7 @@ impl MemoryEngine {
             store,
             closed: AtomicBool::new(false),
             mirror: None,
+            place: Arc::default(),
         })
     }
 
@@ -102,6 +105,13 @@ impl MemoryEngine {
         if let Some(mirror) = &self.mirror {
             mirror.lock().hear(state);
         }
+    }
+}
+
+impl Drop for MemoryEngine {
+    /// A process that ended is taken for dead.
+    fn drop(&mut self) {
+        self.store.leave(self.host);
     }
 }
 

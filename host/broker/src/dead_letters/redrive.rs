@@ -217,7 +217,7 @@ impl Broker {
         let record = self.audit_partition(&sending.processor, shelf).await?;
         let _redrive = self.inner.redrives.lock().await;
         // What was read may be changed meanwhile: which letters of the shelf were sent, or the processor.
-        decided(|| self.send_once(&sending, record)).await
+        decided(&*self.inner.engine, || self.send_once(&sending, record)).await
     }
 
     async fn send_once(

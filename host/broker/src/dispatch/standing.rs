@@ -15,8 +15,10 @@ pub(crate) enum State {
     Paused,
     /// All that it was made to read is settled.
     Done,
-    /// Another host works here, or is about to; where that is.
+    /// Another host is to work here; where that is.
     Elsewhere(String),
+    /// Another host has the work, and is to give it back.
+    Held,
     /// Why, and until when, as far as that is known.
     Waiting(String, Option<Timestamp>),
     Stopped(String),
@@ -29,6 +31,7 @@ impl fmt::Display for State {
             Self::Paused => f.write_str("paused"),
             Self::Done => f.write_str("done"),
             Self::Elsewhere(host) => write!(f, "at host {host}"),
+            Self::Held => f.write_str("waiting: another host has not given it back yet"),
             Self::Waiting(reason, _) => write!(f, "waiting: {reason}"),
             Self::Stopped(reason) => write!(f, "stopped: {reason}"),
         }

@@ -187,6 +187,10 @@ pub(crate) async fn run(
                 window.lock().state = State::Elsewhere(host.address.to_string());
                 SLEEP_MAX
             }
+            Ok(Opened::Held) => {
+                window.lock().state = State::Held;
+                backoff.next(&mut rng)
+            }
             Err(Trouble::Stop(reason)) => break Some(reason),
             Err(Trouble::Wait(reason) | Trouble::Leave(reason)) => {
                 window.lock().state = State::Waiting(reason, None);
@@ -268,6 +272,8 @@ enum Opened {
     Here(Box<Worker>),
     /// Another host is to work there.
     Elsewhere(HostInfo),
+    /// Another host has not given it back.
+    Held,
 }
 
 impl Worker {
@@ -291,9 +297,10 @@ impl Worker {
         let processor = commands.borrow().live.processor.clone();
         // The hold comes first: whoever had it can commit nothing after this, so the progress read is the last one.
         let share = holdings.take(origin).await?;
-        let held_yet = || Trouble::Wait("another host has not given it back yet".to_owned());
-        let share = share.ok_or_else(held_yet)?;
-        let hold = share.hold().cloned().ok_or_else(held_yet)?;
+        let held = share.and_then(|share| Some((share.hold()?.clone(), share)));
+        let Some((hold, share)) = held else {
+            return Ok(Opened::Held);
+        };
         let lease = hold.lease;
         let progress = engine.progress(processor.as_str(), partition).await?;
         let time = SteadyClock::begin(&*context.clock);
@@ -383,14 +390,9 @@ impl Worker {
         loop {
             // An engine in memory never waits, and a worker with plenty to do would keep its thread from everybody else.
             tokio::task::yield_now().await;
-            if self.share.is_lost() {
-                return End::Left("somebody else took it over".to_owned());
-            }
-            if self.holdings.moves(self.origin) {
-                return End::Left("another host is to work here".to_owned());
-            }
-            let Some(command) = self.command().await else {
-                return End::Over;
+            let command = match self.command().await {
+                Ok(command) => command,
+                Err(end) => return end,
             };
             let step = self.step(&command).await;
             self.in_hand = None;
@@ -422,12 +424,18 @@ impl Worker {
         }
     }
 
-    /// The revisions to work with; waits while paused. `None` is the end.
-    async fn command(&mut self) -> Option<Command> {
+    /// The revisions to work with; waits while paused.
+    async fn command(&mut self) -> Result<Command, End> {
         loop {
+            if self.share.is_lost() {
+                return Err(End::Left("somebody else took it over".to_owned()));
+            }
+            if self.holdings.moves(self.origin) {
+                return Err(End::Left("another host is to work here".to_owned()));
+            }
             let command = self.commands.borrow_and_update().clone();
             if !wants(&command, &self.input.origin) || self.commands.has_changed().is_err() {
-                return None;
+                return Err(End::Over);
             }
             self.follow_clock();
             if let Err(Trouble::Wait(why) | Trouble::Stop(why) | Trouble::Leave(why)) =
@@ -455,12 +463,12 @@ impl Worker {
                     self.longest = Default::default();
                     self.let_go(&command);
                 }
-                return Some(command);
+                return Ok(command);
             }
             self.show(State::Paused);
             // What was read ahead may be trimmed or compacted meanwhile: it is read again.
             self.rewind();
-            self.commands.changed().await.ok()?;
+            self.commands.changed().await.map_err(|_| End::Over)?;
             if !self.commands.borrow().paused {
                 self.show(State::Running);
             }

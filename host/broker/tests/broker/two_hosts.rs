@@ -186,6 +186,7 @@ async fn letters_that_two_hosts_send_again_at_once_are_sent_once() {
         assert_eq!(sent, values.len());
         one.hold("in.p.redrive", &values).await;
         one.broker.delete_processor(&processor("p")).await.unwrap();
+        until("it is gone there", async || known(&other).is_none()).await;
         let late = redrive(&other).await;
         assert!(matches!(late, Err(DeadLetterError::Deleted(_))), "{late:?}");
     }

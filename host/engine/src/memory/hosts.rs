@@ -84,22 +84,28 @@ impl MemoryEngine {
             host: self.store.join(),
             closed: AtomicBool::new(false),
             mirror: Some(Mutex::new(mirror)),
+            place: Arc::default(),
         });
         let listening = Arc::downgrade(&second);
         std::thread::spawn(move || listen(&listening));
         second
     }
 
-    /// As if the host's process had ended without a word, and another one begun on what is there.
+    /// As if the host's process, or the one that was last begun in its place, had ended without a word, and another one begun on what is there.
     #[must_use]
     pub fn restarted(&self) -> Arc<Self> {
+        let mut last = self.place.lock();
         self.die();
-        Arc::new(Self {
+        last.upgrade().iter().for_each(|last| last.die());
+        let next = Arc::new(Self {
             store: Arc::clone(&self.store),
             host: self.store.join(),
             closed: AtomicBool::new(false),
             mirror: None,
-        })
+            place: Arc::clone(&self.place),
+        });
+        *last = Arc::downgrade(&next);
+        next
     }
 
     /// As if the host's process had ended, without a word: it is taken for dead at once, and does nothing any more.
