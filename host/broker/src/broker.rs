@@ -78,6 +78,7 @@ pub(crate) struct Inner {
     interrupt: Interrupt,
     pub(crate) partitioners: Partitioners,
     pub(crate) supervisor: Supervisor,
+    pub(crate) hosts: Arc<Hosts>,
     /// The catalogue's processors, and why those that do not run do not.
     pub(crate) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
     /// Up to which of the catalogue's writes of processors they are known.
@@ -145,11 +146,12 @@ impl Broker {
         let (alarms, heard) = mpsc::channel(ALARMS_MAX);
         let interrupt = Interrupt::default();
         let modules: Arc<dyn ModuleHost> = Interruptible::new(modules, interrupt.clone());
-        let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine));
+        let hosts = Hosts::new(Arc::clone(&engine), Arc::clone(&clock));
+        let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine), &hosts).await;
         let context = Context {
             clock: Arc::clone(&clock),
             engine: Arc::clone(&engine),
-            hosts: Hosts::new(Arc::clone(&engine), Arc::clone(&clock)),
+            hosts: Arc::clone(&hosts),
             delays: Arc::clone(&delays),
             alarms,
             remembered: Remembered::new(limits.remembered_bytes),
@@ -159,7 +161,8 @@ impl Broker {
         let broker = Self {
             by: None,
             inner: Arc::new(Inner {
-                consumers: Consumers::new(clock.monotonic()),
+                consumers: Consumers::new(clock.monotonic(), &hosts),
+                hosts,
                 clock,
                 engine,
                 modules,

@@ -15,12 +15,15 @@ use tokio::sync::watch;
 
 use crate::broker::{Broker, Deployed, Inner, entry};
 use crate::canary::on_trial;
+use crate::consumers::ConsumerError;
 use crate::dead_letters::{DeadLetterError, none_waiting};
+use crate::delays::DelayedError;
 use crate::lifetime::TopicChangeError;
 use crate::modules::ModuleError;
 use crate::processors::ProcessorError;
 use crate::produce::ProduceError;
 use crate::schedules::ScheduleError;
+use crate::states::StateAccessError;
 use crate::topics::{TopicCreateError, TopicDeleteError};
 
 /// How often something is decided, because others were quicker, before that is told.
@@ -69,6 +72,9 @@ decision_errors! {
     TopicChangeError: TopicChangeError::Topic;
     TopicDeleteError: TopicDeleteError::Commit;
     DeadLetterError: DeadLetterError::Commit;
+    StateAccessError: StateAccessError::Commit;
+    DelayedError: DelayedError::Commit;
+    ConsumerError: ConsumerError::Commit;
 }
 
 /// Up to which of the catalogue's writes of a kind all is known here.
@@ -95,10 +101,7 @@ impl Followed {
 }
 
 /// Decides, and decides again as often as somebody else was quicker, up to [`DECISIONS_MAX`] times.
-pub(crate) async fn decided<T, E, F>(
-    engine: &dyn Engine,
-    decision: impl Fn() -> F,
-) -> Result<T, E>
+pub(crate) async fn decided<T, E, F>(engine: &dyn Engine, decision: impl Fn() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
     E: DecisionError,
@@ -111,6 +114,8 @@ where
                 // Decided on the same once more, it would be the same conflict.
                 let _ = tokio::time::timeout(HEAR_WAIT, heard.changed()).await;
             }
+            // Somebody took over what was claimed for it.
+            Err(error) if matches!(error.commit_error(), Some(CommitError::Fenced { .. })) => {}
             done => return done,
         }
     }

@@ -2,8 +2,8 @@
 //! Listed and cancelled until then.
 //!
 //! A message is delayed by the transaction that would have appended it ([`stored`]), whether it is produced or an output, and
-//! delivered by another ([`delivering`]). Adding needs no turn of the table, for no two have the same key; delivering and
-//! cancelling take it, so exactly one of them happens.
+//! delivered by another ([`delivering`]). Adding needs no right to the table, for no two have the same key; delivering and
+//! cancelling need that of its holder, and its turn, so exactly one of them happens, on however many hosts they are tried.
 
 mod agenda;
 mod delivering;
@@ -26,6 +26,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::broker::Broker;
+use crate::catalogue::decided;
+use crate::dispatch::holding::{Holdings, Hosts, Share};
 use agenda::Agenda;
 pub(crate) use delivering::run;
 pub(crate) use stored::{Additions, alone};
@@ -130,6 +132,9 @@ pub enum DelayedError {
 pub(crate) struct Delays {
     clock: Arc<dyn Clock>,
     engine: Arc<dyn Engine>,
+    holdings: Arc<Holdings>,
+    /// Where this host delivers.
+    held: Mutex<HashMap<TopicPartition, Arc<Share>>>,
     agenda: Mutex<Agenda>,
     /// Something is due before everything else.
     earlier: Notify,
@@ -144,16 +149,22 @@ pub(crate) struct Delays {
 }
 
 impl Delays {
-    pub(crate) fn new(clock: Arc<dyn Clock>, engine: Arc<dyn Engine>) -> Arc<Self> {
+    pub(crate) async fn new(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        hosts: &Arc<Hosts>,
+    ) -> Arc<Self> {
         // Above those of any earlier process: of those that still wait it is known, whatever became of the clock since.
         let by_clock = (clock.wall().0 << 20) & (u64::MAX >> 1);
-        let (last_arrival, moved_in) = found(&*engine);
+        let (last_arrival, moved_in) = found(&*engine).await;
         let first_arrival = by_clock.max(last_arrival.saturating_add(1));
         Arc::new(Self {
             steps: moving::Steps::begin(&*clock),
             moved_in: Mutex::new(moved_in),
             clock,
             engine,
+            holdings: hosts.holdings(GROUP),
+            held: Mutex::default(),
             agenda: Mutex::default(),
             earlier: Notify::new(),
             next_arrival: AtomicU64::new(first_arrival),
@@ -176,11 +187,11 @@ impl Delays {
 
     /// Whether there is room for them. Those who ask at the same time may go beyond the bound of a partition together; that of the
     /// host the engine holds.
-    pub(crate) fn check_room(&self, additions: &Additions) -> Result<(), DelaysFull> {
+    pub(crate) async fn check_room(&self, additions: &Additions) -> Result<(), DelaysFull> {
         let cost: usize = additions.0.values().map(|addition| addition.cost).sum();
         for (partition, addition) in &additions.0 {
             // Whether the partition is there is for the commit to say.
-            let Ok(table) = self.engine.state(GROUP, *partition) else {
+            let Ok(table) = self.engine.state(GROUP, *partition).await else {
                 continue;
             };
             let size = table.size();
@@ -200,9 +211,9 @@ impl Delays {
 
     /// They are being committed, or were just now: said before, so that whoever is cut off in between is not waited for, and
     /// after, for what was due at once may have been looked for too early.
-    pub(crate) fn expect(&self, additions: &Additions) {
+    pub(crate) async fn expect(&self, additions: &Additions) {
         for (partition, addition) in &additions.0 {
-            if let Ok(table) = self.engine.state(GROUP, *partition) {
+            if let Ok(table) = self.engine.state(GROUP, *partition).await {
                 self.show(*partition, &addition.topic, &table);
             }
             let mut agenda = self.agenda.lock();
@@ -225,6 +236,7 @@ impl Delays {
     /// The partition is gone.
     fn forget(&self, partition: TopicPartition) {
         self.moved_in.lock().remove(&partition);
+        self.held.lock().remove(&partition);
         if let Some((topic, messages)) = self.shown.lock().remove(&partition) {
             move_gauge(&topic, messages, 0);
         }
@@ -252,10 +264,10 @@ impl Delays {
 }
 
 /// The arrival of the latest of all messages that wait, and where some have moved with the clock.
-fn found(engine: &dyn Engine) -> (u64, HashSet<TopicPartition>) {
+async fn found(engine: &dyn Engine) -> (u64, HashSet<TopicPartition>) {
     let (mut last, mut moved_in) = (0, HashSet::new());
     for partition in engine.state_partitions(GROUP) {
-        if let Ok(table) = engine.state(GROUP, partition) {
+        if let Ok(table) = engine.state(GROUP, partition).await {
             let mut has_moved = false;
             table.each_key(|key| {
                 if let Some(id) = DelayedId::of_key(partition.partition, key) {
@@ -283,7 +295,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`DelayedError`].
-    pub fn delayed(
+    pub async fn delayed(
         &self,
         topic: &TopicName,
         query: &DelayedQuery,
@@ -301,7 +313,7 @@ impl Broker {
         let mut page = DelayedPage::default();
         let (mut room, mut bytes) = (query.max.min(DELAYED_LISTED_MAX), STATE_LISTED_BYTES_MAX);
         for at in partitions {
-            let table = engine.state(GROUP, at)?;
+            let table = engine.state(GROUP, at).await?;
             page.total += table.size().entries;
             let after = query
                 .after
@@ -344,17 +356,35 @@ impl Broker {
     ) -> Result<(), DelayedError> {
         let topic = self.delayed_topic(topic)?;
         let partition = in_topic(&topic, id.partition)?;
-        let table = self.inner.engine.state(GROUP, partition)?;
+        let topic = &topic;
+        decided(&*self.inner.engine, || async {
+            // This host's own, where it delivers; no other host delivers there any more, or it did before.
+            let share = self.inner.delays.holdings.claim(partition).await?;
+            let cancelled = self.cancel_under(topic, id, partition, &share).await;
+            share.leave().await;
+            cancelled
+        })
+        .await
+    }
+
+    async fn cancel_under(
+        &self,
+        topic: &Topic,
+        id: DelayedId,
+        partition: TopicPartition,
+        share: &Share,
+    ) -> Result<(), DelayedError> {
+        let table = self.inner.engine.state(GROUP, partition).await?;
         let wait = Duration::from_millis(CANCEL_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
         let _turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
         let may_be_moved = self.inner.delays.moved_in.lock().contains(&partition);
         let Some(entry) = kept(&table, id, may_be_moved) else {
-            let topic = topic.spec.name;
+            let topic = topic.spec.name.clone();
             return Err(DelayedError::Unknown { topic, id });
         };
         let transaction = Transaction {
-            state: vec![removal(partition, std::iter::once(&entry.key))],
+            state: vec![removal(partition, share, std::iter::once(&entry.key))],
             durability: Some(topic.spec.durability),
             ..Transaction::default()
         };

@@ -318,7 +318,7 @@ impl Broker {
             mut additions,
             placement,
         } = grouped(&topic, &messages, &partitions, bytes, delays);
-        delays.check_room(&additions)?;
+        delays.check_room(&additions).await?;
         pack(&mut appends, topic.spec.settings.compression).await;
         let transaction = Transaction {
             request: key.map(|key| mark(&topic, key, &placement)).transpose()?,
@@ -326,9 +326,9 @@ impl Broker {
             durability: Some(topic.spec.durability),
             ..Transaction::produce(appends)
         };
-        delays.expect(&additions);
+        delays.expect(&additions).await;
         let committed = self.inner.engine.commit(transaction).await;
-        delays.expect(&additions);
+        delays.expect(&additions).await;
         let committed = committed.map_err(|error| match error {
             CommitError::RoomFull(full) => DelaysFull::Host(full).into(),
             error => ProduceError::Commit(error),

@@ -1,13 +1,15 @@
 //! State of processors from outside: shown, written and emptied by the operator, and emptied with a deployment.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::state::{
     StateChange, StatePage, StateQuery, StateTable, StateWrite, StateWrites,
 };
-use millrace_engine::{CommitError, EntryKind, Expectation, ReadError, Transaction, Version};
+use millrace_engine::{
+    CommitError, EntryKind, Expectation, Lease, ReadError, Transaction, Version,
+};
 use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX,
     STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
@@ -17,6 +19,8 @@ use millrace_model::{
 };
 
 use crate::broker::{Broker, entry};
+use crate::catalogue::decided;
+use crate::dispatch::holding::Share;
 
 /// How long a write of the operator waits for the batch that uses the state; then it is refused, and nothing is written.
 const STATE_TURN_WAIT_MS_MAX: u64 = 10_000;
@@ -205,9 +209,37 @@ impl Broker {
         place: &StatePlace,
         writes: StateWrites,
     ) -> Result<(), StateAccessError> {
+        let writes = Arc::new(writes);
         let partition = self.state_partition(place)?;
+        decided(&*self.inner.engine, || {
+            self.write_state_now(place, partition, writes.clone())
+        })
+        .await
+    }
+
+    async fn write_state_now(
+        &self,
+        place: &StatePlace,
+        partition: TopicPartition,
+        writes: Arc<StateWrites>,
+    ) -> Result<(), StateAccessError> {
         let group = place.processor.as_str();
-        let table = self.inner.engine.state(group, partition)?;
+        // The worker's right, if it works here.
+        let share = self.inner.hosts.holdings(group).claim(partition).await?;
+        let written = self.write_under(place, partition, writes, &share).await;
+        share.leave().await;
+        written
+    }
+
+    async fn write_under(
+        &self,
+        place: &StatePlace,
+        partition: TopicPartition,
+        writes: Arc<StateWrites>,
+        share: &Share,
+    ) -> Result<(), StateAccessError> {
+        let group = place.processor.as_str();
+        let table = self.inner.engine.state(group, partition).await?;
         let wait = Duration::from_millis(STATE_TURN_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
         let _turn = turn.map_err(|_| StateAccessError::Busy(place.partition))?;
@@ -216,8 +248,8 @@ impl Broker {
             state: vec![StateWrite {
                 group: group.into(),
                 partition,
-                lease: None,
-                writes: Arc::new(writes),
+                lease: share.lease().cloned(),
+                writes,
             }],
             durability: Some(Durability::Durable),
             ..Transaction::default()
@@ -287,13 +319,18 @@ impl Broker {
         processor: Option<&Processor>,
         expects: Vec<Expectation>,
     ) -> Result<Version, CommitError> {
-        let group: Arc<str> = name.as_str().into();
-        // Revisions that are no longer kept may have read other topics.
-        let partitions = self.inner.engine.state_partitions(&group).into_iter();
-        let reset = |partition| StateWrite {
-            group: Arc::clone(&group),
-            partition,
-            lease: None,
+        let holdings = self.inner.hosts.holdings(name.as_str());
+        // Workers on other hosts may not have heard of it yet: none of them commits anything any more.
+        let shares = holdings.claim_all(self.places_of(name)).await?;
+        let leases: Vec<Lease> = shares.iter().filter_map(|s| s.lease().cloned()).collect();
+        let has_state = self.inner.engine.state_partitions(name.as_str());
+        let (state, fences): (Vec<Lease>, Vec<Lease>) = leases
+            .into_iter()
+            .partition(|lease| has_state.binary_search(&lease.partition).is_ok());
+        let reset = |lease: Lease| StateWrite {
+            group: Arc::clone(&lease.group),
+            partition: lease.partition,
+            lease: Some(lease),
             writes: Arc::new(StateWrites {
                 resets: true,
                 changes: Vec::new(),
@@ -301,13 +338,30 @@ impl Broker {
         };
         let transaction = Transaction {
             entries: vec![entry(EntryKind::Processor, name.to_string(), processor)],
-            state: partitions.map(reset).collect(),
+            state: state.into_iter().map(reset).collect(),
+            fences,
             durability: Some(Durability::Durable),
             expects,
             ..Transaction::default()
         };
-        let receipt = self.inner.engine.commit(transaction).await?;
-        Ok(receipt.versions.first().copied().unwrap_or_default())
+        let committed = self.inner.engine.commit(transaction).await;
+        for share in shares {
+            share.leave().await;
+        }
+        Ok(committed?.versions.first().copied().unwrap_or_default())
+    }
+
+    /// Where the processor has state, or may come to have some: revisions that are no longer kept may have read other topics.
+    fn places_of(&self, name: &ProcessorName) -> BTreeSet<TopicPartition> {
+        let engine = &self.inner.engine;
+        let mut places = BTreeSet::from_iter(engine.state_partitions(name.as_str()));
+        if let Some(known) = self.deployed(name) {
+            let revisions = known.processor.revisions.iter();
+            let read = revisions.flat_map(|revision| &revision.spec.topics);
+            let topics = read.filter_map(|topic| self.topic(topic));
+            places.extend(topics.flat_map(|topic| topic.partitions().collect::<Vec<_>>()));
+        }
+        places
     }
 }
 

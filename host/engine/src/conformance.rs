@@ -166,6 +166,8 @@ macro_rules! two_hosts_tests {
             hosts::what_a_dead_host_held_is_left_for_another,
             hosts::whoever_takes_over_from_a_dead_host_is_told_so,
             hosts::a_claim_takes_what_a_living_host_holds,
+            hosts::a_claim_hides_nothing_that_was_left,
+            hosts::state_goes_over_with_the_work,
             hosts::a_host_that_stood_still_commits_nothing_of_what_it_lost,
             hosts::a_host_that_stood_still_goes_on_with_what_nobody_took,
             hosts::hosts_that_live_are_listed,

@@ -109,7 +109,7 @@ pub struct ProgressWrite {
     pub progress: Arc<Progress>,
 }
 
-/// The right to commit progress for one group in one partition, until somebody claims it anew.
+/// The right to commit progress and state of one group in one partition, until somebody holds or claims it anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Whose progress; a processor's name.
@@ -193,8 +193,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Where the partition begins and ends.
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError>;
 
-    /// Takes the right to commit the group's progress in the partition; whoever had it is fenced, and told. Durable on return.
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError>;
+    /// Takes the work of the group in the partition from whoever has it, who is fenced, and told; for an operator, who must not wait. What it
+    /// was taken from was not left: whether it had been, whoever holds it next is told. Durable on return.
+    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError>;
 
     /// Takes the work of the group in the partition for as long as this host lives: `None` while another living host has it. A host that
     /// holds it already takes it from itself. Durable on return.
@@ -234,8 +235,17 @@ pub trait Engine: Send + Sync + 'static {
     /// The partitions in which the group has progress, in order.
     fn progress_partitions(&self, group: &str) -> Vec<TopicPartition>;
 
-    /// The group's state in the partition, to read from: each commit shows in it when it returns, or sooner. It goes with its topic.
-    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError>;
+    /// The group's state in the partition, to read from. It has all that was committed under leases older than the newest one that this host
+    /// has, and what is committed through this handle shows in it when that returns, or sooner; what others commit, within the engine's delay.
+    /// It goes with its topic.
+    async fn state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Arc<StateTable>, ReadError>;
+
+    /// Changes after other hosts have written state of the group. Cheap; may be held for ever.
+    fn watch_state(&self, group: &str) -> watch::Receiver<u64>;
 
     /// Entries of the group's state in the partition, and of what progress they are.
     async fn read_state(

@@ -7,8 +7,8 @@
 mod hosts;
 mod store;
 
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use self::hosts::{Mirror, Seen, Store};
-use self::store::{Partition, State};
+use self::store::{Holder, Partition, State};
 use crate::contract::{
     CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
     ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch, changed,
@@ -173,17 +173,16 @@ impl Engine for MemoryEngine {
         }
     }
 
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
+    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError> {
         let mut state = self.open()?;
         let group: Arc<str> = group.into();
         let claimed = state.group(&group, partition)?;
-        claimed.holder = None;
-        let epoch = claimed.take();
-        Ok(Lease {
-            group,
-            partition,
-            epoch,
-        })
+        claimed.leave_if(|holder| !self.store.lives(holder));
+        claimed.holder = Some(Holder {
+            host: self.host,
+            works: false,
+        });
+        Ok(claimed.take(&group, partition, false))
     }
 
     async fn hold(
@@ -194,19 +193,16 @@ impl Engine for MemoryEngine {
         let mut state = self.open()?;
         let group: Arc<str> = group.into();
         let held = state.group(&group, partition)?;
-        let before = held.holder.filter(|holder| *holder != self.host);
-        if before.is_some_and(|holder| self.store.lives(holder)) {
+        held.leave_if(|holder| !self.store.lives(holder));
+        if held.holder.is_some_and(|holder| holder.host != self.host) {
             return Ok(None);
         }
-        held.holder = Some(self.host);
-        let epoch = held.take();
-        let lost = held.lost.subscribe();
-        let lease = Lease {
-            group,
-            partition,
-            epoch,
-        };
-        Ok(Some(Hold::new(lease, before.is_some(), lost)))
+        held.holder = Some(Holder {
+            host: self.host,
+            works: true,
+        });
+        let left = std::mem::take(&mut held.left);
+        Ok(Some(held.take(&group, partition, left)))
     }
 
     async fn release(&self, hold: Hold) -> Result<(), CommitError> {
@@ -270,10 +266,22 @@ impl Engine for MemoryEngine {
         found
     }
 
-    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
+    async fn state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Arc<StateTable>, ReadError> {
         let mut state = self.store.state.lock();
         state.partition(partition)?;
-        Ok(state.table(group, partition))
+        let table = state.table(group, partition);
+        Ok(match &self.mirror {
+            Some(mirror) => mirror.lock().table(group, partition, &table),
+            None => table,
+        })
+    }
+
+    fn watch_state(&self, group: &str) -> watch::Receiver<u64> {
+        self.store.state.lock().writes_of(group).subscribe()
     }
 
     async fn read_state(

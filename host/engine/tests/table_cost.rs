@@ -80,7 +80,7 @@ async fn a_table_takes_what_is_counted_for_it() {
         let group = format!("{case:?}");
         filled(&*engine, partition, &group, case).await;
         let took = own_bytes().saturating_sub(before);
-        let table = engine.state(&group, partition).expect("there");
+        let table = engine.state(&group, partition).await.expect("there");
         let counted = table.size().cost();
         println!(
             "{case:?}: counted {counted}, took {took}: {} a key",

@@ -7,9 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
-    LocalEngine, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
-    Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, LocalEngine,
+    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 use millrace_model::{
     Digest, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId, TopicName,
@@ -246,7 +245,7 @@ impl Engine for BentEngine {
         Ok(ends)
     }
 
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
+    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError> {
         self.inner.claim(group, partition).await
     }
 
@@ -284,8 +283,16 @@ impl Engine for BentEngine {
         Ok(progress)
     }
 
-    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
-        self.inner.state(group, partition)
+    async fn state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Arc<StateTable>, ReadError> {
+        self.inner.state(group, partition).await
+    }
+
+    fn watch_state(&self, group: &str) -> watch::Receiver<u64> {
+        self.inner.watch_state(group)
     }
 
     fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {

@@ -333,9 +333,10 @@ impl World {
     /// Takes inputs to outputs and dead letters until the power fails, or, in the last life, until all are through.
     async fn process(&self, life: &Life, partition: u32) {
         let input = at(&life.topics[0], partition);
-        let Ok(lease) = life.engine.claim("worker", input).await else {
+        let Ok(claimed) = life.engine.claim("worker", input).await else {
             return;
         };
+        let lease = claimed.lease;
         let Ok(progress) = life.engine.progress("worker", input).await else {
             return;
         };
@@ -389,7 +390,7 @@ impl World {
         };
         let transaction = Transaction {
             appends: appends.collect(),
-            state: count(&*life.engine, lease, taken),
+            state: count(&*life.engine, lease, taken).await,
             progress: Some(ProgressWrite {
                 partition: lease.partition,
                 lease: lease.clone(),
@@ -519,8 +520,8 @@ fn is_dead(text: &str) -> bool {
 }
 
 /// Counts those that do not die, in state.
-fn count(engine: &dyn Engine, lease: &Lease, taken: &[(Offset, String)]) -> Vec<StateWrite> {
-    let Ok(table) = engine.state(&lease.group, lease.partition) else {
+async fn count(engine: &dyn Engine, lease: &Lease, taken: &[(Offset, String)]) -> Vec<StateWrite> {
+    let Ok(table) = engine.state(&lease.group, lease.partition).await else {
         return Vec::new();
     };
     let mut attempt = StateAttempt::new(table, Timestamp::default(), taken.len());

@@ -13,6 +13,8 @@ use super::Key;
 pub(super) struct Leases {
     /// When the process began to know of them, by the monotonic clock.
     started: Duration,
+    /// The same of topics whose leases other hosts may have renewed.
+    anew: Mutex<HashMap<TopicId, Duration>>,
     /// When those end that were given or renewed since, by the monotonic clock.
     ends: Mutex<HashMap<Key, (LeaseId, Duration)>>,
 }
@@ -21,6 +23,7 @@ impl Leases {
     pub(super) fn new(now: Duration) -> Self {
         Self {
             started: now,
+            anew: Mutex::default(),
             ends: Mutex::default(),
         }
     }
@@ -33,8 +36,15 @@ impl Leases {
         let length = Duration::from_millis(u64::from(lease.length_ms));
         let known = self.ends.lock().get(key).copied();
         let end = known.filter(|(id, _)| *id == lease.id);
-        let end = end.map_or(self.started + length, |(_, end)| end);
+        let began = || self.anew.lock().get(&key.0).copied();
+        let end = end.map_or_else(|| began().unwrap_or(self.started) + length, |(_, end)| end);
         end.saturating_sub(now)
+    }
+
+    /// Another host may have renewed the topic's leases until now: each counts anew.
+    pub(super) fn begin_anew(&self, topic: TopicId, now: Duration) {
+        self.anew.lock().insert(topic, now);
+        self.ends.lock().retain(|(of, _), _| *of != topic);
     }
 
     /// It holds until then, or as long as it was said to hold, if that is longer: its reader may do two things at once.
@@ -70,6 +80,7 @@ impl Leases {
     }
 
     pub(super) fn forget_topic(&self, topic: TopicId) {
+        self.anew.lock().remove(&topic);
         self.ends.lock().retain(|(of, _), _| *of != topic);
     }
 }

@@ -5,6 +5,7 @@
 //! positions, `leases` knows until when a reader has its right, and here it is done.
 
 mod leases;
+mod rights;
 mod rules;
 mod stored;
 
@@ -23,10 +24,13 @@ use millrace_model::{
 };
 
 use self::leases::Leases;
+use self::rights::Rights;
 use self::rules::{Hold, Taken};
 use self::stored::{decoded, home};
 use crate::beginning::BeginAt;
 use crate::broker::{Broker, Inner};
+use crate::catalogue::decided;
+use crate::dispatch::holding::{Hosts, Share};
 
 /// A shorter lease would end between a request and the next.
 const LEASE_MS_MIN: u32 = 100;
@@ -41,6 +45,8 @@ type Key = (TopicId, ConsumerName);
 /// What the broker knows of consumers beside what is stored.
 pub(crate) struct Consumers {
     leases: Leases,
+    /// What this host may write of them.
+    rights: Rights,
     /// Held by whoever changes a consumer whose name falls to it, from before the first read until after the commit.
     locks: Vec<tokio::sync::Mutex<()>>,
     /// Held by whoever makes one, within a lock: there are no more than there may be.
@@ -48,9 +54,10 @@ pub(crate) struct Consumers {
 }
 
 impl Consumers {
-    pub(crate) fn new(now: Duration) -> Self {
+    pub(crate) fn new(now: Duration, hosts: &Arc<Hosts>) -> Self {
         Self {
             leases: Leases::new(now),
+            rights: Rights::new(hosts),
             locks: (0..LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
             making: tokio::sync::Mutex::default(),
         }
@@ -64,6 +71,7 @@ impl Consumers {
     /// Its topic is gone.
     pub(crate) fn forget_topic(&self, topic: TopicId) {
         self.leases.forget_topic(topic);
+        self.rights.forget_topic(topic);
     }
 }
 
@@ -288,16 +296,51 @@ impl Broker {
         begin_at: Option<BeginAt>,
     ) -> Result<(ConsumerStatus, bool), ConsumerError> {
         let topic = self.consumed(topic)?;
+        let topic = &topic;
+        self.in_right(topic, name, |share| async move {
+            let known = self.stored_consumer(topic, name).await?;
+            let made = known.is_none();
+            let consumer = match known {
+                Some(known) => known,
+                None => {
+                    self.make_stored(topic, name, begin_at, &share, |_| {})
+                        .await?
+                }
+            };
+            let ends = self.all_ends(topic);
+            Ok((self.consumer_status(topic, name, &consumer, &ends), made))
+        })
+        .await
+    }
+
+    /// Changes a consumer, with nobody else changing it meanwhile: on this host by its lock, on others by the right to write.
+    async fn in_right<T, F>(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        change: impl Fn(Arc<Share>) -> F,
+    ) -> Result<T, ConsumerError>
+    where
+        F: Future<Output = Result<T, ConsumerError>>,
+    {
         let key = (topic.id, name.clone());
-        let _lock = self.inner.consumers.lock(&key).await;
-        let known = self.stored_consumer(&topic, name).await?;
-        let made = known.is_none();
-        let consumer = match known {
-            Some(known) => known,
-            None => self.make_stored(&topic, name, begin_at, |_| {}).await?,
-        };
-        let ends = self.all_ends(&topic);
-        Ok((self.consumer_status(&topic, name, &consumer, &ends), made))
+        let Inner {
+            clock,
+            consumers,
+            engine,
+            ..
+        } = &*self.inner;
+        let _lock = consumers.lock(&key).await;
+        decided(&**engine, || async {
+            let right = consumers.rights.take(home(topic)).await;
+            let right = right.map_err(|error| stored::explained(error, topic))?;
+            if right.is_new_among_several {
+                // Another host may have renewed them until just now.
+                consumers.leases.begin_anew(topic.id, clock.monotonic());
+            }
+            change(right.share).await
+        })
+        .await
     }
 
     /// Makes the consumers of all topics fit what recovery left of their messages. Before anybody appends: what comes has the offsets of
@@ -322,7 +365,13 @@ impl Broker {
                 tracing::warn!(topic = %topic.spec.name, consumer = %name, %partition, %position, %end, "the partition ends before the committed position; going on at its end");
             }
             if after != before {
-                self.store_consumer(topic, &name, Some(&mut after)).await?;
+                let (name, after) = (&name, &after);
+                self.in_right(topic, name, |share| async move {
+                    let mut after = after.clone();
+                    self.store_consumer(topic, name, &share, Some(&mut after))
+                        .await
+                })
+                .await?;
             }
         }
         Ok(())
@@ -384,11 +433,23 @@ impl Broker {
         name: &ConsumerName,
         request: HoldRequest,
     ) -> Result<HeldConsumer, ConsumerError> {
+        self.in_right(topic, name, |share| async move {
+            self.hold_under(topic, name, request, &share).await
+        })
+        .await
+    }
+
+    async fn hold_under(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        request: HoldRequest,
+        share: &Share,
+    ) -> Result<HeldConsumer, ConsumerError> {
         let key = (topic.id, name.clone());
         let Inner {
             clock, consumers, ..
         } = &*self.inner;
-        let _lock = consumers.lock(&key).await;
         let known = match request.makes && request.lease.is_none() {
             true => self.stored_consumer(topic, name).await?,
             false => Some(self.known_consumer(topic, name).await?),
@@ -405,7 +466,7 @@ impl Broker {
                 let lease = new.clone();
                 let take = |consumer: &mut Consumer| consumer.lease = Some(new);
                 let made = self
-                    .make_stored(topic, name, request.begin_at, take)
+                    .make_stored(topic, name, request.begin_at, share, take)
                     .await?;
                 tracing::info!(topic = %topic.spec.name, consumer = %name, by = lease.by, "a consumer was made by its first reader");
                 (made, lease)
@@ -432,7 +493,8 @@ impl Broker {
                     Hold::Lost { why } => return Err(lost(topic, name, why)),
                 };
                 if request.lease != Some(lease.id) {
-                    self.store_consumer(topic, name, Some(&mut known)).await?;
+                    self.store_consumer(topic, name, share, Some(&mut known))
+                        .await?;
                 }
                 (known, lease)
             }
@@ -469,24 +531,37 @@ impl Broker {
         for &partition in commit.positions.keys() {
             self.consumed_place(&topic, partition)?;
         }
+        let (topic, commit) = (&topic, &commit);
+        self.in_right(topic, name, |share| async move {
+            self.commit_under(topic, name, commit, &share).await
+        })
+        .await
+    }
+
+    async fn commit_under(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        commit: &ConsumerCommit,
+        share: &Share,
+    ) -> Result<Option<Timestamp>, ConsumerError> {
         let key = (topic.id, name.clone());
         let Inner {
             clock, consumers, ..
         } = &*self.inner;
-        let _lock = consumers.lock(&key).await;
-        let mut consumer = self.known_consumer(&topic, name).await?;
-        let ends = |partition| self.ends(&topic, partition);
-        let taken = rules::commit(&mut consumer, &commit, ends);
+        let mut consumer = self.known_consumer(topic, name).await?;
+        let ends = |partition| self.ends(topic, partition);
+        let taken = rules::commit(&mut consumer, commit, ends);
         let Taken { moved, gave_back } = match taken {
             Ok(taken) => taken,
-            Err(rules::Refused::Lost { why }) => return Err(lost(&topic, name, why)),
+            Err(rules::Refused::Lost { why }) => return Err(lost(topic, name, why)),
             Err(rules::Refused::Position(error)) => return Err(error),
         };
         if moved {
             consumer.committed = Some(self.note());
         }
         if moved || gave_back {
-            self.store_consumer(&topic, name, Some(&mut consumer))
+            self.store_consumer(topic, name, share, Some(&mut consumer))
                 .await?;
         }
         let held = consumer.lease.filter(|lease| lease.length_ms > 0);
@@ -513,23 +588,26 @@ impl Broker {
         begin_at: BeginAt,
     ) -> Result<ConsumerStatus, ConsumerError> {
         let topic = self.consumed(topic)?;
-        let places = match partition {
-            None => topic.partitions().collect(),
+        let places: &[TopicPartition] = &match partition {
+            None => topic.partitions().collect::<Vec<_>>(),
             Some(partition) => vec![self.consumed_place(&topic, partition)?],
         };
-        let key = (topic.id, name.clone());
-        let _lock = self.inner.consumers.lock(&key).await;
-        let mut consumer = self.known_consumer(&topic, name).await?;
-        for place in places {
-            let offset = self.first_of(place, begin_at).await?;
-            consumer.move_to(place.partition, offset);
-        }
-        consumer.lease = None;
-        consumer.reset = Some(self.note());
-        self.store_consumer(&topic, name, Some(&mut consumer))
-            .await?;
-        self.inner.consumers.leases.forget(&key);
-        Ok(self.consumer_status(&topic, name, &consumer, &self.all_ends(&topic)))
+        let topic = &topic;
+        self.in_right(topic, name, |share| async move {
+            let mut consumer = self.known_consumer(topic, name).await?;
+            for &place in places {
+                let offset = self.first_of(place, begin_at).await?;
+                consumer.move_to(place.partition, offset);
+            }
+            consumer.lease = None;
+            consumer.reset = Some(self.note());
+            self.store_consumer(topic, name, &share, Some(&mut consumer))
+                .await?;
+            let key = (topic.id, name.clone());
+            self.inner.consumers.leases.forget(&key);
+            Ok(self.consumer_status(topic, name, &consumer, &self.all_ends(topic)))
+        })
+        .await
     }
 
     /// Forgets a consumer and its positions, whoever reads as it.
@@ -542,17 +620,20 @@ impl Broker {
         name: &ConsumerName,
     ) -> Result<(), ConsumerError> {
         let topic = self.consumed(topic)?;
-        let key = (topic.id, name.clone());
-        let _lock = self.inner.consumers.lock(&key).await;
-        match self.stored_consumer(&topic, name).await {
-            // One that cannot be read can be deleted.
-            Ok(Some(_)) | Err(ConsumerError::Unreadable { .. }) => {}
-            Ok(None) => return Err(unknown(&topic, name)),
-            Err(error) => return Err(error),
-        }
-        self.store_consumer(&topic, name, None).await?;
-        self.inner.consumers.leases.forget(&key);
-        Ok(())
+        let topic = &topic;
+        self.in_right(topic, name, |share| async move {
+            match self.stored_consumer(topic, name).await {
+                // One that cannot be read can be deleted.
+                Ok(Some(_)) | Err(ConsumerError::Unreadable { .. }) => {}
+                Ok(None) => return Err(unknown(topic, name)),
+                Err(error) => return Err(error),
+            }
+            self.store_consumer(topic, name, &share, None).await?;
+            let key = (topic.id, name.clone());
+            self.inner.consumers.leases.forget(&key);
+            Ok(())
+        })
+        .await
     }
 
     fn asker(&self) -> &str {

@@ -13,14 +13,16 @@ use millrace_model::{
 use super::{ConsumerError, unknown};
 use crate::beginning::BeginAt;
 use crate::broker::Broker;
+use crate::dispatch::holding::Share;
 
 impl Broker {
-    /// Under the consumer's lock: makes one that is not there.
+    /// In the right to change it: makes one that is not there.
     pub(super) async fn make_stored(
         &self,
         topic: &Topic,
         name: &ConsumerName,
         begin_at: Option<BeginAt>,
+        share: &Share,
         first: impl FnOnce(&mut Consumer),
     ) -> Result<Consumer, ConsumerError> {
         let _making = self.inner.consumers.making.lock().await;
@@ -37,7 +39,7 @@ impl Broker {
             consumer.move_to(place.partition, offset);
         }
         first(&mut consumer);
-        self.store_consumer(topic, name, Some(&mut consumer))
+        self.store_consumer(topic, name, share, Some(&mut consumer))
             .await?;
         Ok(consumer)
     }
@@ -109,11 +111,12 @@ impl Broker {
         Ok(entries.map(|entry| (entry.key, entry.value)).collect())
     }
 
-    /// Under the consumer's lock: writes it, or removes it.
+    /// In the right to change it: writes it, or removes it.
     pub(super) async fn store_consumer(
         &self,
         topic: &Topic,
         name: &ConsumerName,
+        share: &Share,
         consumer: Option<&mut Consumer>,
     ) -> Result<(), ConsumerError> {
         let value = consumer.map(|consumer| {
@@ -131,7 +134,7 @@ impl Broker {
         let write = StateWrite {
             group: CONSUMERS_GROUP.into(),
             partition: home(topic),
-            lease: None,
+            lease: share.lease().cloned(),
             writes: Arc::new(StateWrites {
                 resets: false,
                 changes: vec![change],
@@ -143,12 +146,15 @@ impl Broker {
             ..Transaction::default()
         };
         let committed = self.inner.engine.commit(transaction).await;
-        committed.map(drop).map_err(|error| match error {
-            CommitError::UnknownPartition(_) => {
-                ConsumerError::UnknownTopic(topic.spec.name.clone())
-            }
-            error => error.into(),
-        })
+        committed.map(drop).map_err(|error| explained(error, topic))
+    }
+}
+
+/// A topic may go meanwhile.
+pub(super) fn explained(error: CommitError, topic: &Topic) -> ConsumerError {
+    match error {
+        CommitError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
+        error => error.into(),
     }
 }
 

@@ -245,7 +245,7 @@ impl Trial<'_> {
         shelf: &Shelf,
         batch: &Arc<ColumnBatch>,
     ) -> Result<Result<Verdict, CallError>, DeadLetterError> {
-        let attempt = self.attempt(shelf, batch.len())?;
+        let attempt = self.attempt(shelf, batch.len()).await?;
         // Whoever asked may be gone: a guest that does not answer is not kept at it for as long as it may take with messages.
         let time = self.broker.inner.clock.monotonic();
         let left =
@@ -273,7 +273,7 @@ impl Trial<'_> {
     }
 
     /// The committed state of where the letters came from, to be written over and thrown away.
-    fn attempt(
+    async fn attempt(
         &self,
         shelf: &Shelf,
         messages: usize,
@@ -290,7 +290,7 @@ impl Trial<'_> {
         let partition = topic.partition(shelf.partition.partition);
         let engine = &self.broker.inner.engine;
         let group = self.processor.as_str();
-        let table = engine.state(group, partition.ok_or_else(no_input)?);
+        let table = engine.state(group, partition.ok_or_else(no_input)?).await;
         let table = table.map_err(FetchError::Read)?;
         let now = self.broker.inner.clock.wall();
         Ok(Some(Box::new(StateAttempt::new(table, now, messages))))

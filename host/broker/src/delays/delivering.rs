@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::stored::{GROUP, read, removal};
 use super::{DelayedId, Delays};
+use crate::dispatch::holding::{MOVES_AFTER, NUDGE_SLACK, Share};
 use crate::dispatch::retry::Backoff;
 use crate::packing;
 use crate::tasks;
@@ -26,6 +27,8 @@ const DELIVERED_BYTES_AT_ONCE_MAX: usize = 4 << 20;
 const PARTITIONS_AT_ONCE_MAX: usize = 16;
 /// Nobody sleeps longer in one go, for the wall clock may be set; and so often all partitions are looked at, whatever was noted.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// After other hosts have delayed messages, so much later what is due is looked at anew.
+const OTHERS_LOOK_AFTER: Duration = Duration::from_millis(20);
 
 /// Why a partition was left.
 enum Left {
@@ -66,27 +69,40 @@ struct Due {
 /// Delivers until told to stop, or until the engine does.
 pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
-    let mut looked_at = None;
+    let mut look_at = Duration::ZERO;
+    let mut hosts = delays.holdings.changes();
+    let mut others = delays.engine.watch_state(GROUP);
     loop {
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => break,
             () = delays.follow_steps() => {}
         }
         let monotonic = delays.clock.monotonic();
-        if looked_at.is_none_or(|before| monotonic.saturating_sub(before) >= LOOK_EVERY) {
-            delays.look();
-            looked_at = Some(monotonic);
+        if look_at <= monotonic {
+            delays.give_back().await;
+            delays.look().await;
+            look_at = monotonic + LOOK_EVERY;
         }
         let Some(wait) = delays.round(&mut backoff).await else {
-            return;
+            break;
         };
-        tokio::select! {
+        let look_in = look_at.saturating_sub(delays.clock.monotonic());
+        let looks_after = tokio::select! {
             // Whoever would tell it may be gone as well.
-            _ = stop.wait_for(|stop| *stop) => return,
-            () = delays.earlier.notified() => {}
-            () = tokio::time::sleep(wait) => {}
+            _ = stop.wait_for(|stop| *stop) => break,
+            () = delays.earlier.notified() => continue,
+            () = tokio::time::sleep(wait.min(look_in)) => continue,
+            Ok(()) = hosts.changed() => MOVES_AFTER + NUDGE_SLACK,
+            // Something may be due earlier than is known here.
+            Ok(()) = others.changed() => OTHERS_LOOK_AFTER,
+        };
+        if looks_after > OTHERS_LOOK_AFTER {
+            // What nobody holds is taken over at once; what this host holds goes over when it is time.
+            delays.look().await;
         }
+        look_at = look_at.min(delays.clock.monotonic() + looks_after);
     }
+    delays.give_back_all().await;
 }
 
 impl Delays {
@@ -133,12 +149,20 @@ impl Delays {
         topic: &TopicName,
         now: Timestamp,
     ) -> Result<(), Left> {
-        let table = self.engine.state(GROUP, partition)?;
+        if self.holdings.elsewhere(partition).is_some() {
+            // Looked at again when hosts come or go.
+            return Ok(());
+        }
+        let Some(share) = self.share_of(partition).await? else {
+            let reason = "another host has not given them back yet".to_owned();
+            return Err(Left::Wait(reason));
+        };
+        let table = self.engine.state(GROUP, partition).await?;
         // Whoever cancels one of them waits, and finds it gone.
         let turn = table.turn().await;
         let due = due(&table, partition, now);
         if !due.entries.is_empty() {
-            self.deliver(partition, topic, due).await?;
+            self.deliver(partition, topic, due, &share).await?;
         }
         drop(turn);
         self.show(partition, topic, &table);
@@ -148,11 +172,48 @@ impl Delays {
         Ok(())
     }
 
+    /// The right to deliver there, kept from then on; `None` while somebody else has it.
+    pub(super) async fn share_of(
+        &self,
+        partition: TopicPartition,
+    ) -> Result<Option<Arc<Share>>, CommitError> {
+        let kept = self.held.lock().get(&partition).cloned();
+        if let Some(share) = kept.filter(|share| !share.is_lost()) {
+            return Ok(Some(share));
+        }
+        let share = self.holdings.take(partition).await?;
+        if let Some(share) = &share {
+            let mut held = self.held.lock();
+            held.insert(partition, Arc::clone(share));
+        }
+        Ok(share)
+    }
+
+    /// What is to go to other hosts by now.
+    async fn give_back(&self) {
+        let moving: Vec<Arc<Share>> = {
+            let mut held = self.held.lock();
+            let moving = held.extract_if(|at, _| self.holdings.moves(*at));
+            moving.map(|(_, share)| share).collect()
+        };
+        for share in moving {
+            share.leave().await;
+        }
+    }
+
+    async fn give_back_all(&self) {
+        let held = std::mem::take(&mut *self.held.lock());
+        for share in held.into_values() {
+            share.leave().await;
+        }
+    }
+
     async fn deliver(
         &self,
         partition: TopicPartition,
         topic: &TopicName,
         due: Due,
+        share: &Share,
     ) -> Result<(), Left> {
         let lost = due.entries.len() - due.ids.len();
         if lost > 0 {
@@ -164,7 +225,11 @@ impl Delays {
         let append = |batch| Append { partition, batch };
         let transaction = Transaction {
             appends: packed.into_iter().map(append).collect(),
-            state: vec![removal(partition, due.entries.iter().map(|e| &e.key))],
+            state: vec![removal(
+                partition,
+                share,
+                due.entries.iter().map(|e| &e.key),
+            )],
             ..Transaction::default()
         };
         self.engine.commit(transaction).await?;
@@ -173,7 +238,7 @@ impl Delays {
     }
 
     /// Notes every partition that has delayed messages.
-    pub(super) fn look(&self) {
+    pub(super) async fn look(&self) {
         let partitions = self.engine.state_partitions(GROUP);
         self.forget_all_but(&partitions);
         if partitions.is_empty() {
@@ -182,7 +247,7 @@ impl Delays {
         let topics = self.engine.topics().into_iter();
         let names: std::collections::HashMap<_, _> = topics.map(|t| (t.id, t.spec.name)).collect();
         for partition in partitions {
-            let table = self.engine.state(GROUP, partition);
+            let table = self.engine.state(GROUP, partition).await;
             if let (Some(topic), Ok(table)) = (names.get(&partition.topic), table) {
                 self.show(partition, topic, &table);
                 if let Some(due) = first_due(&table) {

@@ -74,7 +74,7 @@ impl Delays {
                     by_ms = step.ms(),
                     "the wall clock was set; messages delayed by a span wait as long as they were to wait"
                 );
-                self.look();
+                self.look().await;
             }
         }
     }
@@ -85,8 +85,14 @@ impl Delays {
         before: u64,
         step: Step,
     ) -> Result<usize, CommitError> {
-        let Ok(table) = self.engine.state(GROUP, partition) else {
-            // Gone with its topic.
+        let share = match self.holdings.elsewhere(partition) {
+            None => self.share_of(partition).await?,
+            // It moves them itself, by its own clock.
+            Some(_) => None,
+        };
+        let table = self.engine.state(GROUP, partition).await;
+        let (Some(share), Ok(table)) = (share, table) else {
+            // Or gone with its topic.
             return Ok(0);
         };
         let mut ids = Vec::new();
@@ -110,7 +116,7 @@ impl Delays {
                 changes,
             };
             let transaction = Transaction {
-                state: vec![write(partition, writes)],
+                state: vec![write(partition, Some(&share), writes)],
                 ..Transaction::default()
             };
             match self.engine.commit(transaction).await {

@@ -17,6 +17,8 @@ use millrace_model::{
 };
 use serde::{Serialize, Serializer};
 
+use crate::dispatch::holding::Share;
+
 /// Whose state delayed messages are; no processor's name.
 pub(crate) const GROUP: &str = DELAYS_GROUP;
 
@@ -236,7 +238,7 @@ impl Additions {
     /// For the transaction.
     pub(crate) fn take_writes(&mut self) -> Vec<StateWrite> {
         let write = |(partition, addition): (&TopicPartition, &mut Addition)| {
-            write(*partition, std::mem::take(&mut addition.writes))
+            write(*partition, None, std::mem::take(&mut addition.writes))
         };
         self.0.iter_mut().map(write).collect()
     }
@@ -251,6 +253,7 @@ impl Addition {
 /// Removes what is delivered, or cancelled.
 pub(super) fn removal<'a>(
     partition: TopicPartition,
+    share: &Share,
     keys: impl Iterator<Item = &'a Arc<[u8]>>,
 ) -> StateWrite {
     let change = |key: &Arc<[u8]>| StateChange {
@@ -262,14 +265,19 @@ pub(super) fn removal<'a>(
         resets: false,
         changes: keys.map(change).collect(),
     };
-    write(partition, writes)
+    write(partition, Some(share), writes)
 }
 
-pub(super) fn write(partition: TopicPartition, writes: StateWrites) -> StateWrite {
+/// Additions need no right: whoever has it sees them, sooner or later.
+pub(super) fn write(
+    partition: TopicPartition,
+    share: Option<&Share>,
+    writes: StateWrites,
+) -> StateWrite {
     StateWrite {
         group: GROUP.into(),
         partition,
-        lease: None,
+        lease: share.and_then(Share::lease).cloned(),
         writes: Arc::new(writes),
     }
 }

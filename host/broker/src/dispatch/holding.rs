@@ -2,20 +2,24 @@
 //! host does. What is sent again to a partition is worked at by the same host, under the same hold.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use millrace_engine::{CommitError, Engine, Hold, HostId, HostInfo};
-use millrace_model::{Clock, ProcessorName, TopicPartition};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use millrace_engine::{CommitError, Engine, Hold, HostId, HostInfo, Lease};
+use millrace_model::{Clock, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::broker::Inner;
 
 /// After hosts came or went, what a host holds moves so much later: a host that is only started again is back by then.
-const MOVES_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const MOVES_AFTER: Duration = Duration::from_secs(5);
+/// Claims that are made side by side.
+const CLAIMS_AT_ONCE_MAX: usize = 64;
 /// Workers are told so much later still, so that the time is over by their clock.
-const NUDGE_SLACK: Duration = Duration::from_millis(50);
+pub(crate) const NUDGE_SLACK: Duration = Duration::from_millis(50);
 
 /// The living hosts, as this one sees them.
 pub(crate) struct Hosts {
@@ -24,6 +28,10 @@ pub(crate) struct Hosts {
     listed: watch::Receiver<Arc<[HostInfo]>>,
     /// What was listed last, and since when.
     known: Mutex<(Arc<[HostInfo]>, Duration)>,
+    /// Whether no other one was ever listed.
+    alone: AtomicBool,
+    /// What is held here, by whose work it is.
+    groups: Mutex<HashMap<Arc<str>, Weak<Holdings>>>,
 }
 
 impl Hosts {
@@ -35,7 +43,32 @@ impl Hosts {
             clock,
             listed,
             known,
+            alone: AtomicBool::new(true),
+            groups: Mutex::default(),
         })
+    }
+
+    /// What this host holds of a group's work: one for all who ask.
+    pub(crate) fn holdings(self: &Arc<Self>, group: &str) -> Arc<Holdings> {
+        let mut groups = self.groups.lock();
+        if let Some(holdings) = groups.get(group).and_then(Weak::upgrade) {
+            return holdings;
+        }
+        groups.retain(|_, holdings| holdings.strong_count() > 0);
+        let group: Arc<str> = group.into();
+        let holdings = Arc::new(Holdings {
+            hosts: Arc::clone(self),
+            group: Arc::clone(&group),
+            held: tokio::sync::Mutex::default(),
+        });
+        groups.insert(group, Arc::downgrade(&holdings));
+        holdings
+    }
+
+    /// Whether no other host was seen since this one began.
+    pub(crate) fn are_one(&self) -> bool {
+        self.now();
+        self.alone.load(Ordering::Relaxed)
     }
 
     /// The hosts, and for how long it has been those.
@@ -45,6 +78,9 @@ impl Hosts {
         let mut known = self.known.lock();
         if known.0 != listed {
             *known = (listed, now);
+        }
+        if known.0.len() > 1 {
+            self.alone.store(false, Ordering::Relaxed);
         }
         (known.0.clone(), now.saturating_sub(known.1))
     }
@@ -86,29 +122,23 @@ fn weight(host: HostId, group: &str, at: TopicPartition) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// What the workers of a processor hold.
+/// What this host holds of a group's work.
 pub(crate) struct Holdings {
     hosts: Arc<Hosts>,
     group: Arc<str>,
     held: tokio::sync::Mutex<HashMap<TopicPartition, Weak<Share>>>,
 }
 
-/// A worker's share of a hold: given back when the last one goes.
+/// A share of a hold: given back when the last one goes.
 pub(crate) struct Share {
     /// `None` once it is given back.
     hold: Option<Hold>,
+    /// Whether to do the work; else it was claimed, for as long as something takes.
+    works: bool,
     engine: Arc<dyn Engine>,
 }
 
 impl Holdings {
-    pub(crate) fn new(hosts: Arc<Hosts>, processor: &ProcessorName) -> Arc<Self> {
-        Arc::new(Self {
-            hosts,
-            group: processor.as_str().into(),
-            held: tokio::sync::Mutex::default(),
-        })
-    }
-
     /// The host that is to work there, if it is another one.
     pub(crate) fn elsewhere(&self, at: TopicPartition) -> Option<HostInfo> {
         self.hosts.wanted_elsewhere(&self.group, at)
@@ -120,23 +150,53 @@ impl Holdings {
         since >= MOVES_AFTER && self.elsewhere(at).is_some()
     }
 
-    /// Takes what is to be worked at; `None` while another living host has it.
+    /// Takes what is to be worked at; `None` while somebody else has it.
     pub(crate) async fn take(&self, at: TopicPartition) -> Result<Option<Arc<Share>>, CommitError> {
         let mut held = self.held.lock().await;
-        let shared = held.get(&at).and_then(Weak::upgrade);
-        if let Some(share) = shared.filter(|share| !share.is_lost()) {
-            return Ok(Some(share));
+        if let Some(share) = live(&held, at) {
+            // Only a hold to work says what was left.
+            return Ok(share.works.then_some(share));
         }
-        let engine = &self.hosts.engine;
-        let Some(hold) = engine.hold(&self.group, at).await? else {
-            return Ok(None);
-        };
+        let hold = self.hosts.engine.hold(&self.group, at).await?;
+        Ok(hold.map(|hold| self.share(&mut held, at, hold, true)))
+    }
+
+    /// The right to write there, whoever works: this host's, if it has it, or claimed.
+    pub(crate) async fn claim(&self, at: TopicPartition) -> Result<Arc<Share>, CommitError> {
+        let mut held = self.held.lock().await;
+        if let Some(share) = live(&held, at) {
+            return Ok(share);
+        }
+        let hold = self.hosts.engine.claim(&self.group, at).await?;
+        Ok(self.share(&mut held, at, hold, false))
+    }
+
+    /// As [`Holdings::claim`], of several, in the same order.
+    pub(crate) async fn claim_all(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<Vec<Arc<Share>>, CommitError> {
+        let claims = partitions.into_iter().map(|at| self.claim(at));
+        let claims = stream::iter(claims).buffered(CLAIMS_AT_ONCE_MAX);
+        claims.try_collect().await
+    }
+
+    fn share(
+        &self,
+        held: &mut HashMap<TopicPartition, Weak<Share>>,
+        at: TopicPartition,
+        hold: Hold,
+        works: bool,
+    ) -> Arc<Share> {
         let share = Arc::new(Share {
             hold: Some(hold),
-            engine: Arc::clone(engine),
+            works,
+            engine: Arc::clone(&self.hosts.engine),
         });
+        // Of topics and processors that come and go, nothing stays.
+        held.retain(|_, share| share.strong_count() > 0);
         held.insert(at, Arc::downgrade(&share));
-        Ok(Some(share))
+        share
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<Arc<[HostInfo]>> {
@@ -159,9 +219,20 @@ impl Share {
         self.hold.as_ref()
     }
 
+    /// The right to commit. Of what was given back, none that counts.
+    pub(crate) fn lease(&self) -> Option<&Lease> {
+        self.hold.as_ref().map(|hold| &hold.lease)
+    }
+
     pub(crate) fn is_lost(&self) -> bool {
         self.hold.as_ref().is_none_or(Hold::is_lost)
     }
+}
+
+/// A share that counts.
+fn live(held: &HashMap<TopicPartition, Weak<Share>>, at: TopicPartition) -> Option<Arc<Share>> {
+    let share = held.get(&at).and_then(Weak::upgrade);
+    share.filter(|share| !share.is_lost())
 }
 
 impl Drop for Share {

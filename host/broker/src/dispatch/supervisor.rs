@@ -318,7 +318,7 @@ impl Team {
     fn new(context: &Context, live: Arc<Live>) -> Self {
         let (clock, alarms) = (Arc::clone(&context.clock), context.alarms.clone());
         Self {
-            holdings: Holdings::new(Arc::clone(&context.hosts), &live.processor),
+            holdings: context.hosts.holdings(live.processor.as_str()),
             gate: Arc::new(Gate::new(clock, alarms, Arc::clone(&live))),
             commands: watch::Sender::new(Command {
                 live,

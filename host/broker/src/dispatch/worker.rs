@@ -374,7 +374,7 @@ impl Worker {
         };
         worker.show(State::Running);
         let live = Arc::clone(&worker.commands.borrow().live);
-        worker.home(&live)?;
+        worker.home(&live).await?;
         Ok(Opened::Here(Box::new(worker)))
     }
 
@@ -518,7 +518,7 @@ impl Worker {
         };
         self.meters.lost(self.source.take_lost());
         if batch.len() == 0 {
-            return self.pass(command, batch, take, probe.is_some());
+            return self.pass(command, batch, take, probe.is_some()).await;
         }
         self.bytes_before = batch.columns.data.len();
         self.side = batch.side;
@@ -552,7 +552,7 @@ impl Worker {
     }
 
     /// There is nothing to call with: what came, if anything did, waits behind other messages.
-    fn pass(
+    async fn pass(
         &mut self,
         command: &Command,
         batch: Batch,
@@ -577,7 +577,7 @@ impl Worker {
             self.show(state);
         }
         // Another revision may use state as the first, and others may have written it.
-        self.home(&command.live)?;
+        self.home(&command.live).await?;
         self.show_state();
         Ok(Step::Idle)
     }

@@ -120,15 +120,19 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
         let produced = rig.broker.produce(&topic("in"), vec![message]).await;
         produced.unwrap();
     };
-    let waiting = || {
+    let waiting = async || {
         let query = DelayedQuery {
             max: 10,
             ..DelayedQuery::default()
         };
-        rig.broker.delayed(&topic("in"), &query).unwrap().messages
+        rig.broker
+            .delayed(&topic("in"), &query)
+            .await
+            .unwrap()
+            .messages
     };
     send("late", DueAt::after(clock.wall(), 60_000)).await;
-    let first_id = waiting()[0].id;
+    let first_id = waiting().await[0].id;
     send("soon", DueAt::after(clock.wall(), 1_000)).await;
     let half_an_hour = Duration::from_secs(1_800);
     send("fixed", clock.wall().after(half_an_hour).into()).await;
@@ -139,7 +143,7 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
     // Another message that waits makes the host look at the clock at once; one that is due when it comes would not.
     send("now", DueAt::after(clock.wall(), 1_000)).await;
     rig.hold("in", &["soon", "fixed", "now"]).await;
-    let late = waiting().remove(0);
+    let late = waiting().await.remove(0);
     assert_eq!(text(late.message.value.as_deref()), "late");
     let left = clock.wall().until(late.id.due());
     assert!(
@@ -152,7 +156,7 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
         .cancel_delayed(&topic("in"), first_id)
         .await
         .unwrap();
-    assert!(waiting().is_empty());
+    assert!(waiting().await.is_empty());
 }
 
 #[tokio::test]

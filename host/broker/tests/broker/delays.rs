@@ -39,16 +39,16 @@ impl Rig {
         self.broker.produce(&topic("in"), messages).await.unwrap()
     }
 
-    fn waiting(&self, name: &str) -> DelayedPage {
+    async fn waiting(&self, name: &str) -> DelayedPage {
         let query = DelayedQuery {
             max: 1_000,
             ..DelayedQuery::default()
         };
-        self.broker.delayed(&topic(name), &query).unwrap()
+        self.broker.delayed(&topic(name), &query).await.unwrap()
     }
 
-    fn waiting_values(&self, name: &str) -> Vec<String> {
-        let messages = self.waiting(name).messages;
+    async fn waiting_values(&self, name: &str) -> Vec<String> {
+        let messages = self.waiting(name).await.messages;
         let value = |m: &millrace_broker::DelayedMessage| text(m.message.value.as_deref());
         messages.iter().map(value).collect()
     }
@@ -92,7 +92,7 @@ async fn a_delayed_message_is_there_at_its_time_and_not_before() {
     let soon = soon.unwrap();
     assert_eq!(soon.timestamp, due, "it has none of its own");
     assert_eq!(soon.headers.len(), 1);
-    assert_eq!(rig.waiting_values("in"), ["late"]);
+    assert_eq!(rig.waiting_values("in").await, ["late"]);
 }
 
 #[tokio::test]
@@ -115,10 +115,13 @@ async fn delayed_messages_outlive_the_broker_and_come_at_once_if_they_are_late()
     rig.send(vec![delayed("a", SOON), delayed("b", LATER)])
         .await;
     let rig = rig.again().await;
-    assert_eq!(rig.waiting("in").total + rig.values("in").await.len(), 2);
+    assert_eq!(
+        rig.waiting("in").await.total + rig.values("in").await.len(),
+        2
+    );
     rig.hold("in", &["a"]).await;
     let rig = rig.again().await;
-    assert_eq!(rig.waiting_values("in"), ["b"]);
+    assert_eq!(rig.waiting_values("in").await, ["b"]);
     assert_eq!(rig.values("in").await, ["a"]);
 }
 
@@ -138,7 +141,7 @@ async fn a_cancelled_message_is_never_delivered_and_a_delivered_one_cannot_be_ca
         refused,
         Err(DelayedError::UnknownPartition { .. })
     ));
-    assert_eq!(rig.waiting("in"), DelayedPage::default());
+    assert_eq!(rig.waiting("in").await, DelayedPage::default());
     assert_eq!(rig.values("in").await, ["b"]);
 }
 
@@ -192,7 +195,7 @@ async fn a_call_with_a_key_delays_its_messages_once() {
     rig.hold("in", &["a", "now"]).await;
     let third = again(1).await;
     assert_eq!((third.placed, third.repeated), (first.placed, true));
-    assert_eq!(rig.waiting_values("in"), ["b"]);
+    assert_eq!(rig.waiting_values("in").await, ["b"]);
     assert_eq!(rig.values("in").await.len(), 2);
 
     let only = vec![delayed("c", LATER)];
@@ -201,7 +204,7 @@ async fn a_call_with_a_key_delays_its_messages_once() {
     let one = one.await.unwrap();
     let two = rig.broker.produce_once(&name, only, key(2));
     assert_eq!(two.await.unwrap().placed, one.placed);
-    assert_eq!(rig.waiting_values("in"), ["b", "c"]);
+    assert_eq!(rig.waiting_values("in").await, ["b", "c"]);
 }
 
 #[tokio::test]
@@ -218,7 +221,10 @@ async fn what_is_too_large_or_too_far_away_is_refused_whole() {
     ));
     let refused = send(vec![far]).await;
     assert!(matches!(refused, Err(ProduceError::TooFar { .. })));
-    assert_eq!(rig.waiting("in").total + rig.values("in").await.len(), 0);
+    assert_eq!(
+        rig.waiting("in").await.total + rig.values("in").await.len(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -242,7 +248,7 @@ async fn delayed_messages_are_listed_by_partition_and_time_in_pages() {
     };
     let mut seen = Vec::new();
     loop {
-        let page = rig.broker.delayed(&topic("in"), &query).unwrap();
+        let page = rig.broker.delayed(&topic("in"), &query).await.unwrap();
         assert_eq!(page.total, 5);
         let values = page
             .messages
@@ -260,7 +266,7 @@ async fn delayed_messages_are_listed_by_partition_and_time_in_pages() {
         after: None,
         max: 9,
     };
-    let page = rig.broker.delayed(&topic("in"), &query).unwrap();
+    let page = rig.broker.delayed(&topic("in"), &query).await.unwrap();
     assert_eq!((page.total, page.has_more), (2, false));
 }
 
@@ -271,12 +277,12 @@ async fn delayed_messages_go_with_their_topic() {
         .await;
     rig.broker.delete_topic(&topic("in"), false).await.unwrap();
     let query = DelayedQuery::default();
-    let gone = rig.broker.delayed(&topic("in"), &query);
+    let gone = rig.broker.delayed(&topic("in"), &query).await;
     assert!(matches!(gone, Err(DelayedError::UnknownTopic(_))));
     rig.topic("in", 1).await;
     rig.send(vec![delayed("c", SOON)]).await;
     rig.hold("in", &["c"]).await;
-    assert_eq!(rig.waiting("in").total, 0);
+    assert_eq!(rig.waiting("in").await.total, 0);
 }
 
 /// Emits each message twice: at once with a timestamp of its own, and so much later.
@@ -302,7 +308,7 @@ async fn an_output_says_its_timestamp_and_when_it_is_delivered() {
     rig.settled().await;
     let rig = rig.again().await;
     rig.hold("out", &["1", "1", "2", "2"]).await;
-    assert_eq!(rig.waiting("out").total, 0);
+    assert_eq!(rig.waiting("out").await.total, 0);
     let messages = rig.messages("out").await;
     let at_once = messages.iter().filter(|m| m.timestamp == Timestamp(5));
     assert_eq!(at_once.count(), 2);
@@ -340,7 +346,7 @@ async fn an_output_that_finds_no_room_to_wait_in_makes_its_partition_wait() {
         .await
         .unwrap();
     rig.settled().await;
-    assert_eq!(rig.waiting("out").total, placed.len());
+    assert_eq!(rig.waiting("out").await.total, placed.len());
     assert_eq!(rig.messages("out").await.len(), 1);
     assert!(rig.broker.processor(&processor("p")).await.is_some());
 }

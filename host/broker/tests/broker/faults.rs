@@ -10,9 +10,9 @@ use millrace_broker::handler::BatchHandler;
 use millrace_broker::{Broker, ProduceError};
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
-    MemoryEngine, ProgressWrite, ReadError, Receipt, TopicChange, TopicError, Transaction,
-    TrimError, Version, Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, MemoryEngine,
+    ProgressWrite, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
+    Watch,
 };
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::processor::Order;
@@ -96,7 +96,7 @@ impl Engine for Moody {
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
         self.engine.ends(partition)
     }
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
+    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError> {
         if let Some(error) = self.claims.lock().clone() {
             return Err(error);
         }
@@ -121,8 +121,15 @@ impl Engine for Moody {
     fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>> {
         self.engine.hosts()
     }
-    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
-        self.engine.state(group, partition)
+    async fn state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Arc<StateTable>, ReadError> {
+        self.engine.state(group, partition).await
+    }
+    fn watch_state(&self, group: &str) -> watch::Receiver<u64> {
+        self.engine.watch_state(group)
     }
     async fn read_state(
         &self,
@@ -451,7 +458,7 @@ async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
         rig.produce(&[("a", "a1"), ("a", "a2")]).await;
         let partition = rig.broker.topic(&topic("in")).unwrap();
         let partition = partition.partition(PartitionId(0)).unwrap();
-        let lease = rig.engine.claim("p", partition).await.unwrap();
+        let lease = rig.engine.claim("p", partition).await.unwrap().lease;
         let progress = Progress {
             first_call: Some(Offset(2)),
             ..Progress::default()

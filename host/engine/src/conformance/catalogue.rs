@@ -160,7 +160,11 @@ pub async fn a_deleted_topic_takes_its_messages_and_progress_along(engine: Arc<d
     let other = make_partition(&*engine, "returns").await;
     for partition in [at(&topic, 0), at(&topic, 1), other] {
         produce(&*engine, partition, &["a"]).await;
-        let lease = engine.claim("group", partition).await.expect("claimed");
+        let lease = engine
+            .claim("group", partition)
+            .await
+            .expect("claimed")
+            .lease;
         let written = commit_progress(&*engine, &lease, up_to(1)).await;
         written.expect("committed");
     }
@@ -182,7 +186,11 @@ pub async fn a_deleted_topic_takes_its_messages_and_progress_along(engine: Arc<d
 pub async fn a_topic_made_again_starts_empty(engine: Arc<dyn Engine>) {
     let old = make_topic(&*engine, "orders", 2).await;
     produce(&*engine, at(&old, 0), &["old", "older"]).await;
-    let lease = engine.claim("group", at(&old, 0)).await.expect("claimed");
+    let lease = engine
+        .claim("group", at(&old, 0))
+        .await
+        .expect("claimed")
+        .lease;
     let written = commit_progress(&*engine, &lease, up_to(2)).await;
     written.expect("committed");
     engine
@@ -210,13 +218,13 @@ pub async fn a_topic_made_again_starts_empty(engine: Arc<dyn Engine>) {
 pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
     let input = make_partition(&*engine, "orders").await;
     let output = make_partition(&*engine, "outputs").await;
-    let lease = engine.claim("group", input).await.expect("claimed");
+    let lease = engine.claim("group", input).await.expect("claimed").lease;
     engine
         .delete_topic(&name("orders"), Vec::new())
         .await
         .expect("deleted");
     let again = make_partition(&*engine, "orders").await;
-    engine.claim("group", again).await.expect("claimed");
+    engine.claim("group", again).await.expect("claimed").lease;
     let refused = engine
         .commit(Transaction {
             progress: Some(ProgressWrite {
@@ -259,7 +267,11 @@ pub async fn modules_are_kept_once_and_forgotten(engine: Arc<dyn Engine>) {
 /// With an error that says so, however often it is closed.
 pub async fn a_closed_engine_refuses_every_change(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let lease = engine.claim("group", partition).await.expect("claimed");
+    let lease = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     engine.close().await;
     engine.close().await;
     let produced = Transaction::produce(vec![append(partition, &["late"])]);

@@ -90,7 +90,7 @@ pub async fn a_conflict_leaves_nothing_of_its_transaction(engine: Arc<dyn Engine
     let engine = &*engine;
     let input = make_partition(engine, "input").await;
     let output = make_partition(engine, "output").await;
-    let lease = engine.claim("group", input).await.expect("claimed");
+    let lease = engine.claim("group", input).await.expect("claimed").lease;
     let absent = as_now(engine, "key");
     write(engine, "key", Some("first")).await;
     let whole = |expects| Transaction {
@@ -269,7 +269,11 @@ pub async fn whoever_watches_the_catalogue_hears_of_each_change(engine: Arc<dyn 
     told(&mut watch).await;
     let produced = Transaction::produce(vec![append(at(&topic, 0), &["a"])]);
     engine.commit(produced).await.expect("committed");
-    let lease = engine.claim("group", at(&topic, 0)).await.expect("claimed");
+    let lease = engine
+        .claim("group", at(&topic, 0))
+        .await
+        .expect("claimed")
+        .lease;
     let write = ProgressWrite {
         partition: lease.partition,
         lease,

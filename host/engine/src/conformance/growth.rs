@@ -50,7 +50,7 @@ pub async fn a_topic_that_is_given_more_partitions_keeps_what_it_has(engine: Arc
     let other = make_topic(&*engine, "returns", 1).await;
     let before = at(&topic, 1);
     produce(&*engine, before, &["a", "b"]).await;
-    let lease = engine.claim("group", before).await.expect("claimed");
+    let lease = engine.claim("group", before).await.expect("claimed").lease;
     let written = commit_progress(&*engine, &lease, up_to(1)).await;
     written.expect("committed");
     keep(&*engine, before).await;
@@ -91,7 +91,7 @@ pub async fn a_topic_that_is_given_more_partitions_keeps_what_it_has(engine: Arc
         assert_eq!(progress, None);
         assert_eq!(entries(&*engine, added).await, 0);
         let mut watch = engine.watch(added).expect("it exists");
-        let lease = engine.claim("group", added).await.expect("claimed");
+        let lease = engine.claim("group", added).await.expect("claimed").lease;
         let value = format!("in {number}");
         assert_eq!(produce(&*engine, added, &[&value]).await, Offset(0));
         assert_eq!(watch.past(Offset(0)).await, Some(Offset(1)));

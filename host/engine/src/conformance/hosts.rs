@@ -1,5 +1,6 @@
 //! Promises to several hosts on one store: each has its work alone, hears of the others, and undoes nothing of theirs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::{
     append, at, end, entries, entry, grow, make_partition, make_topic, name, produce, values,
 };
 use crate::contract::{CommitError, Engine, EntryKind, Hold, TopicError, Transaction};
+use crate::state::StateTable;
 
 const KIND: EntryKind = EntryKind::Processor;
 /// Longer than anybody takes to hear of anything.
@@ -117,11 +119,9 @@ pub async fn whoever_takes_over_from_a_dead_host_is_told_so(hosts: TwoHosts) {
 pub async fn a_claim_takes_what_a_living_host_holds(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     let mut hold = held(&*hosts.one, partition).await.expect("nobody has it");
-    let lease = hosts
-        .other
-        .claim("group", partition)
-        .await
-        .expect("claimed");
+    let claimed = hosts.other.claim("group", partition).await;
+    let claimed = claimed.expect("claimed");
+    let lease = claimed.lease.clone();
     let told = tokio::time::timeout(HEARD_DURATION_MAX, hold.lost()).await;
     told.expect("whoever had it is told");
     assert!(hold.is_lost());
@@ -129,6 +129,11 @@ pub async fn a_claim_takes_what_a_living_host_holds(hosts: TwoHosts) {
     assert!(matches!(late, Err(CommitError::Fenced { .. })), "{late:?}");
     let written = commit_progress(&*hosts.other, &lease, up_to(2)).await;
     written.expect("claimed");
+    assert!(
+        held(&*hosts.one, partition).await.is_none(),
+        "whoever claimed it has it"
+    );
+    hosts.other.release(claimed).await.expect("given back");
     let next = held(&*hosts.one, partition).await.expect("nobody holds it");
     assert!(!next.left, "its host lives");
     let late = commit_progress(&*hosts.other, &lease, up_to(3)).await;
@@ -136,6 +141,65 @@ pub async fn a_claim_takes_what_a_living_host_holds(hosts: TwoHosts) {
     // What it gives back late is not what it has now.
     hosts.one.release(hold).await.expect("nothing happens");
     assert!(held(&*hosts.other, partition).await.is_none());
+}
+
+/// Whoever works next is told what the one that worked before came to, whoever claimed it meanwhile.
+pub async fn a_claim_hides_nothing_that_was_left(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    held(&*hosts.one, partition).await.expect("nobody has it");
+    hosts.fate.die();
+    let (dead, mut living) = (hosts.one.host(), hosts.other.hosts());
+    let gone = living.wait_for(|hosts| hosts.iter().all(|host| host.id != dead));
+    let gone = tokio::time::timeout(HEARD_DURATION_MAX, gone).await;
+    gone.expect("in time").expect("the engine is open");
+    for _ in 0..2 {
+        let claimed = hosts.other.claim("group", partition).await;
+        let claimed = claimed.expect("claimed");
+        assert!(!claimed.left, "it is not to work");
+        hosts.other.release(claimed).await.expect("given back");
+    }
+    let next = held(&*hosts.other, partition).await.expect("nobody has it");
+    assert!(next.left);
+    let again = held(&*hosts.other, partition).await.expect("it has it");
+    assert!(!again.left, "it was told");
+}
+
+/// Each reads what the one before wrote, to the last; what is written without a lease comes late, and whoever watches is woken.
+pub async fn state_goes_over_with_the_work(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    let mut expected = BTreeSet::new();
+    let mut engines = [&hosts.one, &hosts.other];
+    for number in 0..20 {
+        let [engine, other] = engines;
+        let hold = held(&**engine, partition).await.expect("nobody has it");
+        let table = engine.state("group", partition).await;
+        let table = table.expect("it is there");
+        assert_eq!(keys(&table), expected);
+        for (key, lease) in [("held", Some(&hold.lease)), ("free", None)] {
+            let key = format!("{key} {number}");
+            let from = if lease.is_some() { engine } else { other };
+            let mut woken = engine.watch_state("group");
+            let write = super::state::one(lease, "group", partition, &key);
+            from.commit(write).await.expect("committed");
+            expected.insert(key);
+            if lease.is_none() {
+                let woken = tokio::time::timeout(HEARD_DURATION_MAX, woken.changed()).await;
+                woken.expect("in time").expect("the engine is open");
+                until("it shows", async || keys(&table) == expected).await;
+            }
+            assert_eq!(keys(&table), expected);
+        }
+        engine.release(hold).await.expect("given back");
+        engines.reverse();
+    }
+}
+
+fn keys(table: &StateTable) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    table.each_key(|key| {
+        keys.insert(String::from_utf8_lossy(key).into_owned());
+    });
+    keys
 }
 
 /// It does not know yet that it lost everything.

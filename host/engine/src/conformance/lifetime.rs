@@ -149,7 +149,11 @@ pub async fn a_trimmed_partition_goes_on_at_its_end(engine: Arc<dyn Engine>) {
 pub async fn progress_below_the_start_is_kept_as_it_was(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     produce(&*engine, partition, &["0", "1", "2"]).await;
-    let lease = engine.claim("group", partition).await.expect("claimed");
+    let lease = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     let written = commit_progress(&*engine, &lease, up_to(1)).await;
     written.expect("committed");
     trim(&*engine, partition, 3).await;

@@ -24,7 +24,7 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
     let input = make_partition(&*engine, "input").await;
     let outputs = make_topic(&*engine, "outputs", 2).await;
     produce(&*engine, at(&outputs, 1), &["earlier"]).await;
-    let lease = engine.claim("copier", input).await.expect("claimed");
+    let lease = engine.claim("copier", input).await.expect("claimed").lease;
     let progress = Progress {
         next: Offset(1),
         ..Progress::default()
@@ -67,7 +67,7 @@ pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc
     let topic = make_topic(&*engine, "orders", 2).await;
     let (first, second) = (at(&topic, 0), at(&topic, 1));
     produce(&*engine, first, &["kept"]).await;
-    let lease = engine.claim("group", first).await.expect("claimed");
+    let lease = engine.claim("group", first).await.expect("claimed").lease;
     let before = [engine.ends(first).unwrap(), engine.ends(second).unwrap()];
     let beyond = TopicPartition {
         partition: PartitionId(2),
@@ -121,7 +121,11 @@ pub async fn a_transaction_need_not_append(engine: Arc<dyn Engine>) {
     assert!(engine.entry(EntryKind::Module, "alone").is_some());
 
     let partition = make_partition(&*engine, "input").await;
-    let lease = engine.claim("group", partition).await.expect("claimed");
+    let lease = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     let progress = Progress::default();
     let write = ProgressWrite {
         partition: lease.partition,
@@ -223,7 +227,11 @@ pub async fn a_reader_sees_a_transaction_whole(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let parts = [at(&topic, 0), at(&topic, 1)];
     let reader = tokio::spawn(look_for_halves(engine.clone(), parts));
-    let lease = engine.claim("group", parts[0]).await.expect("claimed");
+    let lease = engine
+        .claim("group", parts[0])
+        .await
+        .expect("claimed")
+        .lease;
     let mut number = 0;
     while !reader.is_finished() {
         number += 1;

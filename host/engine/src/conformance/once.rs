@@ -143,7 +143,11 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
     let topic = make_topic(&*engine, "orders", 2).await;
     let producer = start(&*engine, None).await;
     let batch = |partition, first| numbered(at(&topic, partition), producer, first, 2);
-    let lease = engine.claim("group", at(&topic, 0)).await.expect("claimed");
+    let lease = engine
+        .claim("group", at(&topic, 0))
+        .await
+        .expect("claimed")
+        .lease;
     let whole = Transaction {
         progress: Some(ProgressWrite {
             partition: lease.partition,

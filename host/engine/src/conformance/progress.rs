@@ -75,12 +75,12 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
 ) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (input, output) = (at(&topic, 0), at(&topic, 1));
-    let old = engine.claim("group", input).await.expect("claimed");
+    let old = engine.claim("group", input).await.expect("claimed").lease;
     assert_eq!((&*old.group, old.partition), ("group", input));
     let under_old = commit_progress(&*engine, &old, up_to(1)).await;
     under_old.expect("nobody claimed anew");
 
-    let new = engine.claim("group", input).await.expect("claimed");
+    let new = engine.claim("group", input).await.expect("claimed").lease;
     assert!(new.epoch > old.epoch, "epochs count the claims");
     let before = end(&*engine, output);
     let fenced = engine
@@ -114,14 +114,18 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
 pub async fn claims_elsewhere_do_not_fence(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let other_topic = make_partition(&*engine, "returns").await;
-    let lease = engine.claim("group", at(&topic, 0)).await.unwrap();
+    let lease = engine.claim("group", at(&topic, 0)).await.unwrap().lease;
     for (group, partition) in [
         ("group", at(&topic, 1)),
         ("other", at(&topic, 0)),
         ("group", other_topic),
     ] {
-        engine.claim(group, partition).await.expect("claimed");
-        engine.claim(group, partition).await.expect("claimed again");
+        engine.claim(group, partition).await.expect("claimed").lease;
+        engine
+            .claim(group, partition)
+            .await
+            .expect("claimed again")
+            .lease;
     }
     let kept = commit_progress(&*engine, &lease, up_to(1)).await;
     kept.expect("nobody claimed the same");
@@ -137,7 +141,11 @@ pub async fn a_lease_that_was_never_given_is_fenced(engine: Arc<dyn Engine>) {
     };
     let refused = commit_progress(&*engine, &invented, up_to(1)).await;
     assert_fenced(&refused, &invented);
-    let given = engine.claim("group", partition).await.expect("claimed");
+    let given = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     invented.epoch = given.epoch + 1;
     let refused = commit_progress(&*engine, &invented, up_to(1)).await;
     assert_fenced(&refused, &invented);
@@ -155,7 +163,8 @@ pub async fn of_many_claims_only_the_newest_commits(engine: Arc<dyn Engine>) {
         .collect();
     let mut leases = Vec::new();
     for claim in claims {
-        leases.push(claim.await.expect("the task finished").expect("claimed"));
+        let claimed = claim.await.expect("the task finished");
+        leases.push(claimed.expect("claimed").lease);
     }
     let epochs: BTreeSet<u64> = leases.iter().map(|lease| lease.epoch).collect();
     assert_eq!(epochs.len(), leases.len(), "each claim has its own epoch");
@@ -174,13 +183,21 @@ pub async fn of_many_claims_only_the_newest_commits(engine: Arc<dyn Engine>) {
 /// The next holder goes on where the last one stopped.
 pub async fn a_claim_leaves_progress_alone(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let lease = engine.claim("group", partition).await.expect("claimed");
+    let lease = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     let unwritten = engine.progress("group", partition).await.unwrap();
     assert_eq!(unwritten, None, "a claim is no progress");
     let kept = with_parked(9, 3);
     let written = commit_progress(&*engine, &lease, kept.clone()).await;
     written.expect("committed");
-    engine.claim("group", partition).await.expect("claimed");
+    engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     let stored = engine.progress("group", partition).await.unwrap();
     assert_eq!(stored, Some(kept));
 }
@@ -188,7 +205,11 @@ pub async fn a_claim_leaves_progress_alone(engine: Arc<dyn Engine>) {
 /// Nothing of the old one remains: neither its parked messages nor its height.
 pub async fn progress_is_replaced_whole(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let lease = engine.claim("group", partition).await.expect("claimed");
+    let lease = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     for next in [with_parked(9, 3), with_parked(12, 50), up_to(12), up_to(2)] {
         let written = commit_progress(&*engine, &lease, next.clone()).await;
         written.expect("committed");
@@ -202,7 +223,11 @@ pub async fn progress_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let places = [("a", 0), ("a", 1), ("b", 0), ("b", 1)];
     for (number, (group, partition)) in places.into_iter().enumerate() {
-        let lease = engine.claim(group, at(&topic, partition)).await.unwrap();
+        let lease = engine
+            .claim(group, at(&topic, partition))
+            .await
+            .unwrap()
+            .lease;
         let written = commit_progress(&*engine, &lease, up_to(number as u64)).await;
         written.expect("committed");
     }
@@ -219,11 +244,11 @@ pub async fn it_is_known_who_has_progress_where(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (first, second) = (at(&topic, 0), at(&topic, 1));
     for (group, partition) in [("b", first), ("a", first), ("a", second)] {
-        let lease = engine.claim(group, partition).await.expect("claimed");
+        let lease = engine.claim(group, partition).await.expect("claimed").lease;
         let written = commit_progress(&*engine, &lease, up_to(1)).await;
         written.expect("committed");
     }
-    engine.claim("c", first).await.expect("claimed");
+    engine.claim("c", first).await.expect("claimed").lease;
     let groups = |partition| engine.groups(partition).expect("a partition");
     assert_eq!(groups(first), [Arc::from("a"), Arc::from("b")]);
     assert_eq!(groups(second), [Arc::from("a")]);

@@ -73,7 +73,11 @@ async fn fill(engine: &dyn Engine) {
         produce(engine, at(&orders, number % 2), &[text, number.to_string()]).await;
     }
     for (group, progress) in GROUPS.into_iter().zip([with_parked(9, 5), up_to(3)]) {
-        let lease = engine.claim(group, at(&orders, 0)).await.expect("claimed");
+        let lease = engine
+            .claim(group, at(&orders, 0))
+            .await
+            .expect("claimed")
+            .lease;
         let first = commit_progress(engine, &lease, up_to(1)).await;
         first.expect("committed");
         let transaction = Transaction {
@@ -173,7 +177,7 @@ where
     let partition = make_partition(&*engine, "orders").await;
     let claim = async |engine: &dyn Engine| -> Lease {
         let claimed = engine.claim("group", partition).await;
-        claimed.expect("claimed")
+        claimed.expect("claimed").lease
     };
     let mut older = claim(&*engine).await;
     let old = claim(&*engine).await;
@@ -221,7 +225,11 @@ where
     let partition = make_partition(&*engine, "orders").await;
     let mut expected = Vec::new();
     for round in 0..10 {
-        let lease = engine.claim("group", partition).await.expect("claimed");
+        let lease = engine
+            .claim("group", partition)
+            .await
+            .expect("claimed")
+            .lease;
         for number in 0..20 {
             let text = format!("{round} {number}");
             produce(&*engine, partition, &[&text]).await;

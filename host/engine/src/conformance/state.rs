@@ -38,6 +38,21 @@ fn under(lease: &Lease, writes: StateWrites) -> StateWrite {
     }
 }
 
+/// One entry of a group's state, with or without a right to it.
+pub(super) fn one(
+    lease: Option<&Lease>,
+    group: &str,
+    partition: TopicPartition,
+    key: &str,
+) -> Transaction {
+    only(StateWrite {
+        group: group.into(),
+        partition,
+        lease: lease.cloned(),
+        writes: Arc::new(set(&[(key, "")])),
+    })
+}
+
 fn only(write: StateWrite) -> Transaction {
     Transaction {
         state: vec![write],
@@ -78,7 +93,7 @@ fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (input, output) = (at(&topic, 0), at(&topic, 1));
-    let table = engine.state("group", input).expect("it exists");
+    let table = engine.state("group", input).await.expect("it exists");
     let empty = page(&*engine, "group", input).await;
     let version = empty.version;
     let nothing = StatePage {
@@ -86,7 +101,7 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
         ..StatePage::default()
     };
     assert_eq!(empty, nothing);
-    let lease = engine.claim("group", input).await.expect("claimed");
+    let lease = engine.claim("group", input).await.expect("claimed").lease;
     let whole = Transaction {
         appends: vec![append(output, &["a"])],
         progress: Some(ProgressWrite {
@@ -117,8 +132,16 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
 /// Neither under the lease of its progress, nor under one of its own.
 pub async fn a_fenced_transaction_writes_no_state(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let old = engine.claim("group", partition).await.expect("claimed");
-    let new = engine.claim("group", partition).await.expect("claimed");
+    let old = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
+    let new = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     let before = end(&*engine, partition);
     let fenced = engine
         .commit(Transaction {
@@ -144,7 +167,7 @@ pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
     let places = [("x", 0), ("x", 1), ("y", 0)];
     for (group, partition) in places {
         let lease = engine.claim(group, at(&topic, partition)).await;
-        let lease = lease.expect("claimed");
+        let lease = lease.expect("claimed").lease;
         let value = format!("{group}{partition}");
         let write = under(&lease, set(&[("key", &value)]));
         engine.commit(only(write)).await.expect("committed");
@@ -155,7 +178,7 @@ pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
         assert_eq!(found, pairs(&[("key", &value)]));
     }
     // To have been looked for is not to be there.
-    let looked = engine.state("y", at(&topic, 1));
+    let looked = engine.state("y", at(&topic, 1)).await;
     assert_eq!(looked.expect("it exists").size().entries, 0);
     let of_x = [at(&topic, 0), at(&topic, 1)];
     assert_eq!(engine.state_partitions("x"), of_x);
@@ -166,7 +189,11 @@ pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
 /// Also when it comes in the transaction that follows at once.
 pub async fn a_reset_leaves_what_is_written_after_it(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let lease = engine.claim("group", partition).await.expect("claimed");
+    let lease = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     let write = under(&lease, set(&[("a", "1"), ("b", "2")]));
     engine.commit(only(write)).await.expect("committed");
     let reset = StateWrites {
@@ -193,8 +220,8 @@ pub async fn state_may_be_written_under_the_lease_of_another_partition_or_none(
 ) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (home, redrive) = (at(&topic, 0), at(&topic, 1));
-    let old = engine.claim("group", redrive).await.expect("claimed");
-    let lease = engine.claim("group", redrive).await.expect("claimed");
+    let old = engine.claim("group", redrive).await.expect("claimed").lease;
+    let lease = engine.claim("group", redrive).await.expect("claimed").lease;
     let home_write = |lease: Option<&Lease>, value| StateWrite {
         group: "group".into(),
         partition: home,
@@ -214,7 +241,11 @@ pub async fn state_may_be_written_under_the_lease_of_another_partition_or_none(
 /// Whoever holds the table of a deleted topic writes nothing any more.
 pub async fn state_goes_with_its_topic(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let lease = engine.claim("group", partition).await.expect("claimed");
+    let lease = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
     let write = under(&lease, set(&[("a", "1")]));
     engine.commit(only(write.clone())).await.expect("committed");
     let deleted = engine.delete_topic(&name("orders"), Vec::new()).await;
@@ -225,7 +256,7 @@ pub async fn state_goes_with_its_topic(engine: Arc<dyn Engine>) {
         "{refused:?}"
     );
     assert!(matches!(
-        engine.state("group", partition),
+        engine.state("group", partition).await,
         Err(ReadError::UnknownPartition(at)) if at == partition
     ));
     let again = make_partition(&*engine, "orders").await;
@@ -249,7 +280,11 @@ where
         (number >> 33) % below
     };
     for round in 0..5 {
-        let lease = engine.claim("group", partition).await.expect("claimed");
+        let lease = engine
+            .claim("group", partition)
+            .await
+            .expect("claimed")
+            .lease;
         for _ in 0..40 {
             let resets = next(60) == 0;
             let mut changes = BTreeMap::new();

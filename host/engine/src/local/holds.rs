@@ -14,6 +14,8 @@ use crate::contract::{Hold, HostId, HostInfo, Lease};
 pub(super) struct Holds {
     hosts: watch::Sender<Arc<[HostInfo]>>,
     taken: Mutex<HashMap<(TopicPartition, Arc<str>), Taken>>,
+    /// What other hosts do: nothing.
+    others: watch::Sender<u64>,
 }
 
 /// The newest lease of a group in a partition.
@@ -21,7 +23,7 @@ struct Taken {
     epoch: u64,
     /// Its end tells whoever holds it; `None` if nobody does.
     held: Option<watch::Sender<bool>>,
-    /// Whether nobody has held it since the engine was opened.
+    /// Whether nobody has held it to work since the engine was opened.
     left: bool,
 }
 
@@ -33,6 +35,7 @@ impl Default for Holds {
         Self {
             hosts: watch::Sender::new(Arc::new([HostInfo { id, address }])),
             taken: Mutex::default(),
+            others: watch::Sender::default(),
         }
     }
 }
@@ -47,30 +50,35 @@ impl Holds {
     }
 
     pub(super) fn hold(&self, lease: Lease) -> Hold {
+        self.take(lease, true)
+    }
+
+    /// Whether it was left stays to be told to whoever holds it next.
+    pub(super) fn claim(&self, lease: Lease) -> Hold {
+        let mut hold = self.take(lease, false);
+        hold.left = false;
+        hold
+    }
+
+    /// Of two that were taken side by side the older one is lost at once, in whichever order they come.
+    fn take(&self, lease: Lease, to_work: bool) -> Hold {
         let (held, lost) = watch::channel(false);
-        let left = self.take(&lease, Some(held));
-        Hold::new(lease, left, lost)
-    }
-
-    /// Somebody took it without holding it.
-    pub(super) fn claimed(&self, lease: &Lease) {
-        self.take(lease, None);
-    }
-
-    /// Whether nobody had held it. Of two that were taken side by side the older one is lost at once, in whichever order they come.
-    fn take(&self, lease: &Lease, held: Option<watch::Sender<bool>>) -> bool {
         let mut all = self.taken.lock();
-        let taken = all.entry(key(lease)).or_insert(Taken {
+        let taken = all.entry(key(&lease)).or_insert(Taken {
             epoch: 0,
             held: None,
             left: true,
         });
         let left = taken.left;
-        taken.left &= held.is_none();
+        taken.left &= !to_work;
         if taken.epoch < lease.epoch {
-            (taken.epoch, taken.held) = (lease.epoch, held);
+            (taken.epoch, taken.held) = (lease.epoch, Some(held));
         }
-        left
+        Hold::new(lease, left, lost)
+    }
+
+    pub(super) fn others(&self) -> watch::Receiver<u64> {
+        self.others.subscribe()
     }
 
     pub(super) fn release(&self, lease: &Lease) {

@@ -366,10 +366,9 @@ impl Engine for LocalEngine {
         Ok(self.partition(partition)?.ends())
     }
 
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
+    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError> {
         let lease = self.take(group, partition).await?;
-        self.holds.claimed(&lease);
-        Ok(lease)
+        Ok(self.holds.claim(lease))
     }
 
     async fn hold(
@@ -439,7 +438,15 @@ impl Engine for LocalEngine {
         self.shared.state.read().progress_of(group)
     }
 
-    fn state(&self, group: &str, partition: TopicPartition) -> Result<Arc<StateTable>, ReadError> {
+    fn watch_state(&self, _group: &str) -> watch::Receiver<u64> {
+        self.holds.others()
+    }
+
+    async fn state(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Arc<StateTable>, ReadError> {
         let mut state = self.shared.state.write();
         if !state.partitions.contains_key(&partition) {
             return Err(ReadError::UnknownPartition(partition));

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use millrace_model::{Clock, Offset, Topic, TopicName, TopicPartition};
+use millrace_model::{Clock, Offset, Timestamp, Topic, TopicName, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::MemoryEngine;
 use super::store::{Group, State};
-use crate::contract::{CommitError, Ends, HostId, HostInfo, ReadError, Watch};
+use crate::contract::{CommitError, Ends, Hold, HostId, HostInfo, Lease, ReadError, Watch};
 use crate::entries::Entries;
+use crate::state::{NEVER, StateChange, StateQuery, StateTable, StateWrites};
 
 /// A host that is not the first hears of others' changes so much later at the most.
 const HEARS_AFTER_MAX: Duration = Duration::from_millis(10);
@@ -145,6 +146,14 @@ pub(super) struct Mirror {
     entries: Entries,
     catalogue: watch::Sender<u64>,
     partitions: HashMap<TopicPartition, Known>,
+    tables: HashMap<(TopicPartition, Arc<str>), Copy>,
+}
+
+/// This host's copy of a table.
+struct Copy {
+    table: Arc<StateTable>,
+    /// The version of the store's that it is a copy of.
+    of: Option<u64>,
 }
 
 struct Known {
@@ -195,6 +204,12 @@ impl Mirror {
                 moves
             });
         }
+        self.tables.retain(|(at, group), copy| {
+            let partition = state.partitions.get(at);
+            let group = partition.and_then(|partition| partition.groups.get(group));
+            let table = group.and_then(|group| group.state.as_ref());
+            table.inspect(|table| copy.hear(table)).is_some()
+        });
         let changes = *state.catalogue.borrow();
         if *self.catalogue.borrow() != changes {
             self.topics = state.topics.clone();
@@ -215,9 +230,69 @@ impl Mirror {
         Ok(Watch::new(self.partition(partition)?.end.subscribe()))
     }
 
+    /// The copy of a table, as new as the store's.
+    pub(super) fn table(
+        &mut self,
+        group: &str,
+        partition: TopicPartition,
+        stored: &StateTable,
+    ) -> Arc<StateTable> {
+        let key = (partition, Arc::from(group));
+        let copy = self.tables.entry(key).or_insert_with(|| Copy {
+            table: Arc::default(),
+            of: None,
+        });
+        copy.hear(stored);
+        Arc::clone(&copy.table)
+    }
+
     fn partition(&self, partition: TopicPartition) -> Result<&Known, ReadError> {
         let unknown = ReadError::UnknownPartition(partition);
         self.partitions.get(&partition).ok_or(unknown)
+    }
+}
+
+impl Copy {
+    fn hear(&mut self, stored: &StateTable) {
+        let version = Some(stored.version());
+        if self.of == version {
+            return;
+        }
+        self.of = version;
+        let all = |table: &StateTable| {
+            let everything = StateQuery {
+                entries_max: usize::MAX,
+                bytes_max: usize::MAX,
+                // None has ended then.
+                now: Timestamp(0),
+                ..StateQuery::default()
+            };
+            let entries = table.page(&everything).entries.into_iter();
+            let by_key = entries.map(|entry| (entry.key, (entry.value, entry.ends_at)));
+            by_key.collect::<BTreeMap<_, _>>()
+        };
+        let (stored, known) = (all(stored), all(&self.table));
+        let gone = known.keys().filter(|key| !stored.contains_key(*key));
+        let gone = gone.map(|key| StateChange {
+            key: Arc::clone(key),
+            value: None,
+            ends_at: NEVER,
+        });
+        let new = stored
+            .iter()
+            .filter(|(key, entry)| known.get(*key) != Some(entry));
+        let new = new.map(|(key, (value, ends_at))| StateChange {
+            key: Arc::clone(key),
+            value: Some(value.clone()),
+            ends_at: *ends_at,
+        });
+        let changes: Vec<StateChange> = gone.chain(new).collect();
+        if !changes.is_empty() {
+            let resets = false;
+            self.table.apply(&StateWrites { resets, changes });
+            // There is no checkpoint to write it.
+            self.table.take_changes();
+        }
     }
 }
 
@@ -235,11 +310,24 @@ impl State {
 }
 
 impl Group {
-    /// Whoever had it has it no longer; the epoch of the next lease.
-    pub(super) fn take(&mut self) -> u64 {
+    /// Whoever had it has it no longer.
+    pub(super) fn take(&mut self, group: &Arc<str>, partition: TopicPartition, left: bool) -> Hold {
         self.lost.send_replace(true);
         self.lost = watch::Sender::new(false);
         self.epoch += 1;
-        self.epoch
+        let lease = Lease {
+            group: Arc::clone(group),
+            partition,
+            epoch: self.epoch,
+        };
+        Hold::new(lease, left, self.lost.subscribe())
+    }
+
+    /// Whoever had it and is dead left it.
+    pub(super) fn leave_if(&mut self, is_dead: impl FnOnce(HostId) -> bool) {
+        if let Some(dead) = self.holder.filter(|holder| is_dead(holder.host)) {
+            self.left |= dead.works;
+            self.holder = None;
+        }
     }
 }

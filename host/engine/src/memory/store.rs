@@ -33,6 +33,8 @@ pub(super) struct State {
     /// Offsets that are left out after each batch.
     pub(super) gap: u64,
     pub(super) idempotence: Idempotence,
+    /// How often state of a group was written.
+    pub(super) state_writes: HashMap<Arc<str>, watch::Sender<u64>>,
 }
 
 /// Goes with its topic, and everything in it: messages, progress, whoever waits.
@@ -52,10 +54,20 @@ pub(super) struct Group {
     pub(super) progress: Option<Arc<Progress>>,
     /// Made when it is first asked for or written.
     pub(super) state: Option<Arc<StateTable>>,
-    /// The host that has the work, if one has.
-    pub(super) holder: Option<HostId>,
-    /// Tells that host that it has it no longer.
+    /// Who has the work, if anybody has.
+    pub(super) holder: Option<Holder>,
+    /// Whether a host that worked ended without giving it back, and nobody was told yet.
+    pub(super) left: bool,
+    /// Tells whoever has it that somebody else has it now.
     pub(super) lost: watch::Sender<bool>,
+}
+
+/// Who has the work of a group in a partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holder {
+    pub(super) host: HostId,
+    /// Whether to do it; else an operator claimed it.
+    pub(super) works: bool,
 }
 
 impl Default for Partition {
@@ -137,6 +149,10 @@ impl State {
         Arc::clone(kept.state.get_or_insert_with(made))
     }
 
+    pub(super) fn writes_of(&mut self, group: &str) -> &watch::Sender<u64> {
+        self.state_writes.entry(group.into()).or_default()
+    }
+
     pub(super) fn apply(&mut self, transaction: Transaction) -> Receipt {
         let appends = transaction.appends.into_iter();
         let base_offsets: Vec<Offset> = appends.map(|append| self.append(append)).collect();
@@ -159,6 +175,8 @@ impl State {
             table.apply(&write.writes);
             // There is no checkpoint to write it.
             table.take_changes();
+            let writes = self.writes_of(&write.group);
+            writes.send_modify(|count| *count += 1);
         }
         Receipt {
             base_offsets,

@@ -161,7 +161,7 @@ impl StateTable {
     }
 
     /// Grows with everything that is written.
-    fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u64 {
         self.first_version.0 + self.entries.read().version
     }
 

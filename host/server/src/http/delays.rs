@@ -202,7 +202,7 @@ pub(super) async fn list(
         max: params.max,
     };
     let room = app.answer_room(DELAYED_ROOM_BYTES).await?;
-    let page = app.broker.delayed(&topic, &query)?;
+    let page = app.broker.delayed(&topic, &query).await?;
     let written = serde_json::to_vec(&Listed::from(&page));
     let written = written.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(room.answer("application/json", written))

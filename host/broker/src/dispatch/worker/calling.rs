@@ -30,7 +30,7 @@ impl Worker {
         batch: &Batch,
         mut probe: Option<&mut Probe>,
     ) -> Result<(), Trouble> {
-        let home = self.home(live)?;
+        let home = self.home(live).await?;
         if let Some(home) = &home {
             // Before the turn: nobody who has a turn waits for another.
             let attempts = Arc::clone(&self.context.attempts);

@@ -9,7 +9,7 @@ use crate::dispatch::delivery::Effects;
 
 impl Worker {
     /// The batch's outputs for later, for its commit. Where there is no room they wait, and the partition with them.
-    pub(super) fn delay(
+    pub(super) async fn delay(
         &self,
         live: &Live,
         effects: &mut Effects,
@@ -21,8 +21,8 @@ impl Worker {
             let id = delays.next_id(PartitionId(delayed.partition), delayed.due.into());
             additions.add(topic, id, &delayed.message);
         }
-        self.context.delays.check_room(&additions)?;
-        self.context.delays.expect(&additions);
+        self.context.delays.check_room(&additions).await?;
+        self.context.delays.expect(&additions).await;
         Ok(additions)
     }
 }

@@ -126,7 +126,7 @@ impl Worker {
                 gate.give_back_unproven(run, unproven);
             };
             self.pack(live, &mut effects).await;
-            let reason = match self.delay(live, &mut effects) {
+            let reason = match self.delay(live, &mut effects).await {
                 Err(full) => full.to_string(),
                 Ok(delayed) => match self
                     .commit(live, &mut effects, Arc::clone(&progress), delayed)
@@ -212,7 +212,7 @@ impl Worker {
         };
         let before = self.context.clock.monotonic();
         self.context.engine.commit(transaction).await?;
-        self.context.delays.expect(&delayed);
+        self.context.delays.expect(&delayed).await;
         self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))
     }

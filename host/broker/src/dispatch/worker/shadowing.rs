@@ -26,7 +26,7 @@ impl Worker {
     pub(super) async fn glance(&mut self, batch: &Batch, took: Duration) -> Glance {
         let shadow = &self.echo.as_ref()?.shadow;
         let live = Arc::clone(&shadow.live);
-        let home = self.home(&live).ok()??;
+        let home = self.home(&live).await.ok()??;
         let now = self.now();
         let echo = self.echo.as_mut()?;
         echo.glance(&batch.columns, home.table, now, took).await

@@ -82,20 +82,24 @@ pub(super) fn must_stand_alone(
 
 impl Worker {
     /// Where its state is, if the revision uses any.
-    pub(super) fn home(&mut self, live: &Live) -> Result<Option<Home>, Trouble> {
+    pub(super) async fn home(&mut self, live: &Live) -> Result<Option<Home>, Trouble> {
         if !live.handler.uses_state() {
             return Ok(None);
         }
         if self.home.is_none() {
-            self.home = Some(self.find_home()?);
+            self.home = Some(self.find_home().await?);
             self.show_state();
         }
         Ok(self.home.clone())
     }
 
-    fn find_home(&self) -> Result<Home, Trouble> {
+    async fn find_home(&self) -> Result<Home, Trouble> {
         let partition = self.origin;
-        let table = self.context.engine.state(&self.lease.group, partition)?;
+        let table = self
+            .context
+            .engine
+            .state(&self.lease.group, partition)
+            .await?;
         Ok(Home { table, partition })
     }
 

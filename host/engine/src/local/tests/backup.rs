@@ -110,7 +110,7 @@ async fn a_copy_is_of_one_instant_after_it_was_asked_for_while_commits_go_on() {
     let place = Place::new();
     let engine = open_real(&place.at("data"), small()).await.unwrap();
     let topic = topic(&engine, "orders", Durability::Durable).await;
-    let lease = engine.claim("g", at(&topic, 2)).await.unwrap();
+    let lease = engine.claim("g", at(&topic, 2)).await.unwrap().lease;
     let (done, stop) = (
         Arc::new(AtomicU64::new(0)),
         Arc::new(AtomicBool::new(false)),

@@ -107,8 +107,8 @@ async fn check(engine: &LocalEngine, topics: &Topics, worker: u32, record: &mut 
 }
 
 async fn claim(engine: &LocalEngine, topics: &Topics, worker: u32) -> Lease {
-    let lease = engine.claim("group", at(&topics.os, worker)).await;
-    lease.unwrap()
+    let hold = engine.claim("group", at(&topics.os, worker)).await;
+    hold.unwrap().lease
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

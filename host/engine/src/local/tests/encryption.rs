@@ -58,7 +58,7 @@ fn module() -> (Digest, Bytes) {
 /// Everything of a user's that a directory may hold.
 async fn fill(engine: &LocalEngine) -> Topic {
     let topic = topic(engine, "in", Durability::Durable).await;
-    let lease = engine.claim("group", at(&topic, 0)).await.unwrap();
+    let lease = engine.claim("group", at(&topic, 0)).await.unwrap().lease;
     for number in 0..40u64 {
         let transaction = Transaction {
             appends: vec![Append {

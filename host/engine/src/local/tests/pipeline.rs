@@ -117,7 +117,7 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
         os,
         ..
     } = &setting;
-    let lease = engine.claim("group", *os).await.unwrap();
+    let lease = engine.claim("group", *os).await.unwrap().lease;
     engine.shared.keep_syncs_from_the_committer();
     let gate = hold_syncs(disk, "journal");
     let next = Offset(7);

@@ -325,9 +325,8 @@ impl Runner {
         partition: TopicPartition,
         writes: &Writes,
     ) -> StateWrite {
-        let held = engine
-            .state(group, partition)
-            .expect("a script's partition");
+        let held = self.runtime.block_on(engine.state(group, partition));
+        let held = held.expect("a script's partition");
         StateWrite {
             group: group.into(),
             partition,
@@ -407,7 +406,8 @@ impl Runner {
             }
             Step::Claim(group, topic, partition) => {
                 let at = before.at((topic, *partition));
-                let lease = runtime.block_on(engine.claim(group, at)).map_err(text)?;
+                let claimed = runtime.block_on(engine.claim(group, at));
+                let lease = claimed.map_err(text)?.lease;
                 assert_eq!(lease.epoch, before.epoch(group, at) + 1);
                 self.leases
                     .retain(|l| l.group != lease.group || l.partition != at);
