@@ -22,7 +22,7 @@ use crate::catalogue::{self, Followed};
 use crate::consumers::Consumers;
 use crate::delays::{self, Delays};
 use crate::dispatch::at_hand::AtHand;
-use crate::dispatch::holding::{self, Hosts};
+use crate::dispatch::holding::{self, Hosts, MOVES_AFTER};
 use crate::dispatch::remembered::Remembered;
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
@@ -48,6 +48,8 @@ pub struct BrokerLimits {
     pub state_attempts: usize,
     /// Bytes of batches that processors have at hand, with what is answered. A batch for which there is no room waits.
     pub at_hand_bytes: usize,
+    /// How long after hosts came or went what is held moves to where it is wanted then: a host that is only started again is back by then.
+    pub moves_after: Duration,
 }
 
 impl Default for BrokerLimits {
@@ -57,6 +59,7 @@ impl Default for BrokerLimits {
             remembered_bytes: HOST_ATTEMPTS_BYTES_MAX,
             state_attempts: HOST_STATE_ATTEMPTS_MAX,
             at_hand_bytes: HOST_AT_HAND_BYTES_MAX,
+            moves_after: MOVES_AFTER,
         }
     }
 }
@@ -146,7 +149,8 @@ impl Broker {
         let (alarms, heard) = mpsc::channel(ALARMS_MAX);
         let interrupt = Interrupt::default();
         let modules: Arc<dyn ModuleHost> = Interruptible::new(modules, interrupt.clone());
-        let hosts = Hosts::new(Arc::clone(&engine), Arc::clone(&clock));
+        let (e, c) = (Arc::clone(&engine), Arc::clone(&clock));
+        let hosts = Hosts::new(e, c, limits.moves_after);
         let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine), &hosts).await;
         let context = Context {
             clock: Arc::clone(&clock),
@@ -205,8 +209,9 @@ impl Broker {
             catalogue::follow(Weak::clone(&broker), changed.clone(), stop)
         });
         let (broker, hosts) = (Arc::downgrade(&self.inner), engine.hosts());
+        let moves_after = self.inner.hosts.moves_after();
         tasks.start("hosts", move |stop| {
-            holding::follow(Weak::clone(&broker), hosts.clone(), stop)
+            holding::follow(Weak::clone(&broker), moves_after, hosts.clone(), stop)
         });
         let delays = Arc::clone(delays);
         tasks.start("delays", move |stop| delays::run(Arc::clone(&delays), stop));

@@ -89,7 +89,7 @@ impl Broker {
     pub async fn fetch(&self, request: FetchRequest) -> Result<FetchResult, FetchError> {
         let partition = self.partition_of(&request)?;
         let engine = &self.inner.engine;
-        let ends = engine.ends(partition)?;
+        let ends = self.ends_about(partition, request.from).await?;
         let from = request.from.clamp(ends.start, ends.end);
         if from == ends.end && !request.wait.is_zero() {
             let mut watch = engine.watch(partition)?;
@@ -102,6 +102,11 @@ impl Broker {
         };
         let (messages, next) = self.read(partition, from, room).await?;
         let ends = engine.ends(partition)?;
+        // What was read is there, whatever was heard of it.
+        let ends = Ends {
+            end: ends.end.max(next),
+            ..ends
+        };
         Ok(FetchResult {
             messages,
             next,

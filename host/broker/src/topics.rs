@@ -6,7 +6,7 @@ use std::fmt;
 use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, ReadError, TopicError};
 use millrace_model::{
     Digest, Durability, NameError, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec,
-    SettingError, Topic, TopicName, TopicSettings, TopicSpec,
+    SettingError, Topic, TopicName, TopicPartition, TopicSettings, TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -418,6 +418,31 @@ impl Broker {
             return Ok(Vec::new());
         };
         self.inner.engine.accept_damage(partition, from, to).await
+    }
+
+    /// Where a partition begins and ends, as new as it takes to know whether an offset is there: what this host has heard of the end may be late.
+    ///
+    /// # Errors
+    /// [`ReadError::UnknownPartition`], or why the partition cannot be read there.
+    pub async fn ends_about(
+        &self,
+        partition: TopicPartition,
+        offset: Offset,
+    ) -> Result<Ends, ReadError> {
+        let engine = &self.inner.engine;
+        let ends = engine.ends(partition)?;
+        if offset <= ends.end {
+            return Ok(ends);
+        }
+        let end = match engine.read(partition, offset, 1).await {
+            Ok(_) => offset,
+            Err(ReadError::PastEnd { end, .. }) => end,
+            Err(error) => return Err(error),
+        };
+        Ok(Ends {
+            end: ends.end.max(end),
+            ..ends
+        })
     }
 
     /// Where a partition begins and ends; `None` if it does not exist.

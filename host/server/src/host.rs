@@ -120,6 +120,7 @@ impl Host {
             remembered_bytes: memory.attempts_bytes,
             state_attempts: memory.state_attempts,
             at_hand_bytes: memory.at_hand_bytes,
+            ..BrokerLimits::default()
         };
         let broker = Broker::start_within(clock.clone(), engine, modules, limits).await?;
         broker.ready().await.map_err(StartError::Poisoned)?;

@@ -550,7 +550,12 @@ impl Broker {
             clock, consumers, ..
         } = &*self.inner;
         let mut consumer = self.known_consumer(topic, name).await?;
-        let ends = |partition| self.ends(topic, partition);
+        let mut known = BTreeMap::new();
+        for (&partition, &position) in &commit.positions {
+            let place = self.consumed_place(topic, partition)?;
+            known.insert(partition, self.ends_about(place, position).await?);
+        }
+        let ends = |partition| known.get(&partition).copied();
         let taken = rules::commit(&mut consumer, commit, ends);
         let Taken { moved, gave_back } = match taken {
             Ok(taken) => taken,

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::stored::{GROUP, read, removal};
 use super::{DelayedId, Delays};
-use crate::dispatch::holding::{MOVES_AFTER, NUDGE_SLACK, Share};
+use crate::dispatch::holding::Share;
 use crate::dispatch::retry::Backoff;
 use crate::packing;
 use crate::tasks;
@@ -92,14 +92,12 @@ pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|stop| *stop) => break,
             () = delays.earlier.notified() => continue,
             () = tokio::time::sleep(wait.min(look_in)) => continue,
-            Ok(()) = hosts.changed() => MOVES_AFTER + NUDGE_SLACK,
+            Ok(()) = hosts.changed() => delays.holdings.moves_after(),
             // Something may be due earlier than is known here.
             Ok(()) = others.changed() => OTHERS_LOOK_AFTER,
         };
-        if looks_after > OTHERS_LOOK_AFTER {
-            // What nobody holds is taken over at once; what this host holds goes over when it is time.
-            delays.look().await;
-        }
+        // What nobody holds is taken over at once; what this host holds goes over when it is time.
+        delays.look().await;
         look_at = look_at.min(delays.clock.monotonic() + looks_after);
     }
     delays.give_back_all().await;

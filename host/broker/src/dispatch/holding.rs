@@ -14,17 +14,20 @@ use tokio::sync::watch;
 
 use crate::broker::Inner;
 
-/// After hosts came or went, what a host holds moves so much later: a host that is only started again is back by then.
+/// After hosts came or went, what a host holds moves so much later if nobody says otherwise: a host that is only started again is back by
+/// then.
 pub(crate) const MOVES_AFTER: Duration = Duration::from_secs(5);
 /// Claims that are made side by side.
 const CLAIMS_AT_ONCE_MAX: usize = 64;
 /// Workers are told so much later still, so that the time is over by their clock.
-pub(crate) const NUDGE_SLACK: Duration = Duration::from_millis(50);
+const NUDGE_SLACK: Duration = Duration::from_millis(50);
 
 /// The living hosts, as this one sees them.
 pub(crate) struct Hosts {
     engine: Arc<dyn Engine>,
     clock: Arc<dyn Clock>,
+    /// What is held moves so long after hosts came or went.
+    moves_after: Duration,
     listed: watch::Receiver<Arc<[HostInfo]>>,
     /// What was listed last, and since when.
     known: Mutex<(Arc<[HostInfo]>, Duration)>,
@@ -35,12 +38,17 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    pub(crate) fn new(engine: Arc<dyn Engine>, clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub(crate) fn new(
+        engine: Arc<dyn Engine>,
+        clock: Arc<dyn Clock>,
+        moves_after: Duration,
+    ) -> Arc<Self> {
         let listed = engine.hosts();
         let known = Mutex::new((listed.borrow().clone(), clock.monotonic()));
         Arc::new(Self {
             engine,
             clock,
+            moves_after,
             listed,
             known,
             alone: AtomicBool::new(true),
@@ -92,6 +100,11 @@ impl Hosts {
         // One that is taken for dead is wanted nowhere, and does not know it.
         let found = wanted(&hosts, group, at)?;
         (found.id != me).then(|| found.clone())
+    }
+
+    /// How long after hosts came or went what is held moves.
+    pub(crate) fn moves_after(&self) -> Duration {
+        self.moves_after
     }
 
     /// Wakes when hosts come or go.
@@ -147,7 +160,7 @@ impl Holdings {
     /// Whether what is held here is to go to another host by now.
     pub(crate) fn moves(&self, at: TopicPartition) -> bool {
         let (_, since) = self.hosts.now();
-        since >= MOVES_AFTER && self.elsewhere(at).is_some()
+        since >= self.hosts.moves_after && self.elsewhere(at).is_some()
     }
 
     /// Takes what is to be worked at; `None` while somebody else has it.
@@ -202,6 +215,11 @@ impl Holdings {
     pub(crate) fn changes(&self) -> watch::Receiver<Arc<[HostInfo]>> {
         self.hosts.changes()
     }
+
+    /// How long after a change it is sure that what is to move is to move.
+    pub(crate) fn moves_after(&self) -> Duration {
+        self.hosts.moves_after + NUDGE_SLACK
+    }
 }
 
 impl Share {
@@ -250,6 +268,7 @@ impl Drop for Share {
 /// Tells the workers when hosts come or go, and again when work is to move.
 pub(crate) async fn follow(
     broker: Weak<Inner>,
+    moves_after: Duration,
     mut hosts: watch::Receiver<Arc<[HostInfo]>>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -259,7 +278,7 @@ pub(crate) async fn follow(
             _ = stop.wait_for(|stop| *stop) => return,
             // No engine, no hosts.
             changed = hosts.changed() => match changed {
-                Ok(()) => wait = Some(MOVES_AFTER + NUDGE_SLACK),
+                Ok(()) => wait = Some(moves_after + NUDGE_SLACK),
                 Err(_) => return,
             },
             () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => wait = None,

@@ -34,3 +34,4 @@ mod trials;
 mod two_hosts;
 mod way_back;
 mod workplace;
+mod worlds;

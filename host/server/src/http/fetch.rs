@@ -230,7 +230,14 @@ impl App {
         match begin {
             Begin::Earliest => Ok(ends.start),
             Begin::Latest => Ok(ends.end),
-            Begin::At(offset) => kept(offset, ends),
+            Begin::At(offset) => {
+                let place = topic.partition(partition);
+                let ends = match place.filter(|_| offset > ends.end) {
+                    Some(place) => self.broker.ends_about(place, offset).await?,
+                    None => ends,
+                };
+                kept(offset, ends)
+            }
             Begin::Time(at) => {
                 let found = self.broker.offset_at(topic, partition, at).await?;
                 Ok(found.unwrap_or(ends.end))

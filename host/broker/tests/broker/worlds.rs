@@ -1,0 +1,502 @@
+//! Worlds of several hosts, by seed: they come, die, stand still and come back while messages are produced, delayed, cancelled and sent again,
+//! while revisions are deployed and operators write. In the end each message has taken effect once, those of a key in their order,
+//! state says how many they were, and nobody was given up because a host ended.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use millrace_broker::state::{StateQuery, StateWrites};
+use millrace_broker::{
+    BrokerLimits, CallKey, DelayedError, DelayedId, DelayedQuery, DueAt, NewMessage, Placed,
+    RedriveRequest, StatePlace,
+};
+use millrace_engine::{Engine, MemoryEngine};
+use millrace_model::processor::{BreakerPolicy, DeadLetterPolicy, Order};
+use millrace_model::{Clock, PartitionId, ProcessorSpec, SystemClock};
+use parking_lot::Mutex;
+
+use crate::rig::{Modules, Rig, Say, message, processor, spec, text, topic};
+use crate::states::{change, counting};
+
+/// Worlds that are tried; `MILLRACE_WORLDS` says another number, and `MILLRACE_WORLD` which one alone.
+const WORLDS: u64 = 1_000;
+/// Side by side.
+const THREADS: u64 = 4;
+const PARTITIONS: u32 = 3;
+const STEPS: usize = 40;
+/// A message that three hosts end with is given up: fewer end.
+const ENDS_MAX: usize = 2;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the handlers of a world know, whichever host they run on.
+#[derive(Default)]
+struct Memory {
+    tried: Mutex<HashSet<String>>,
+    is_mended: AtomicBool,
+}
+
+impl Memory {
+    /// `r…` is tried again once, `d…` dies until that is mended.
+    fn say(&self, value: &str) -> Say {
+        match value.as_bytes().first() {
+            Some(b'r') if self.tried.lock().insert(value.to_owned()) => Say::Retry(Some(1)),
+            Some(b'd') if !self.is_mended.load(Ordering::SeqCst) => Say::Reject("not yet"),
+            _ => Say::Pass,
+        }
+    }
+}
+
+struct Host {
+    rig: Rig,
+    is_still: bool,
+}
+
+struct World {
+    rng: fastrand::Rng,
+    hosts: Vec<Host>,
+    /// They are dead, or so it is believed; what they still do counts for nothing.
+    gone: Vec<Rig>,
+    memory: Arc<Memory>,
+    ends: usize,
+    /// By key, what was produced to be processed at once, in order.
+    produced: BTreeMap<String, Vec<String>>,
+    /// What was to be delivered later.
+    delayed: Vec<(DelayedId, String)>,
+    cancelled: HashSet<String>,
+    operators_writes: usize,
+    count: usize,
+}
+
+fn limits() -> BrokerLimits {
+    BrokerLimits {
+        moves_after: Duration::from_millis(5),
+        ..BrokerLimits::default()
+    }
+}
+
+async fn host_on(engine: Arc<MemoryEngine>, modules: Arc<Modules>) -> Rig {
+    Rig::beside(Arc::new(SystemClock::new()), engine, modules, limits()).await
+}
+
+/// No breaker and no bound stops anything; only a handler's word gives a message up.
+fn busy(module: millrace_model::Digest, messages_max: u32) -> ProcessorSpec {
+    let mut spec = ProcessorSpec {
+        order: Order::Key,
+        ..spec(module)
+    };
+    spec.batch.messages_max = messages_max;
+    spec.breaker = BreakerPolicy {
+        enabled: false,
+        ..spec.breaker
+    };
+    spec.dead_letters = DeadLetterPolicy {
+        max: 1_000_000,
+        ..spec.dead_letters
+    };
+    spec
+}
+
+impl World {
+    async fn begin(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let engine = MemoryEngine::with_gaps(Arc::new(SystemClock::new()), rng.u64(0..4));
+        let first = host_on(engine, Arc::new(Modules::default())).await;
+        for name in ["in", "out"] {
+            first.topic(name, PARTITIONS).await;
+        }
+        let memory = Arc::new(Memory::default());
+        let known = Arc::clone(&memory);
+        let handler = counting(move |batch, message| known.say(&text(batch.value(message))));
+        let module = first.upload_handler("m", handler).await;
+        first.deploy(busy(module, rng.u32(1..20))).await;
+        let mut world = Self {
+            rng,
+            hosts: vec![Host {
+                rig: first,
+                is_still: false,
+            }],
+            gone: Vec::new(),
+            memory,
+            ends: 0,
+            produced: BTreeMap::new(),
+            delayed: Vec::new(),
+            cancelled: HashSet::new(),
+            operators_writes: 0,
+            count: 0,
+        };
+        world.another().await;
+        world
+    }
+
+    /// A host beside those that are there.
+    async fn another(&mut self) {
+        let first = &self.hosts[0].rig;
+        let (engine, modules) = (first.engine.second_host(), Arc::clone(&first.modules));
+        let rig = host_on(engine, modules).await;
+        self.hosts.push(Host {
+            rig,
+            is_still: false,
+        });
+    }
+
+    /// Any host that is up.
+    fn any(&mut self) -> &Rig {
+        let at = self.rng.usize(0..self.hosts.len());
+        &self.hosts[at].rig
+    }
+
+    async fn step(&mut self) {
+        match self.rng.u32(0..20) {
+            0..=6 => self.produce().await,
+            7..=8 => self.delay().await,
+            9 => self.cancel().await,
+            10 => self.deploy().await,
+            11 => self.pause().await,
+            12 => self.redrive().await,
+            13..=14 => self.operate().await,
+            15 => self.claim().await,
+            16 => self.end().await,
+            17 => self.stand_still().await,
+            _ => {
+                let pause = Duration::from_micros(self.rng.u64(0..3_000));
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    /// Once, through any host; again through another if it is not known what became of it.
+    async fn send(&mut self, new: Vec<NewMessage>) -> Vec<Placed> {
+        let key = CallKey {
+            key: self.rng.u128(..).to_le_bytes(),
+            fingerprint: [7; 16],
+        };
+        let sent = self.any().broker.produce_once(&topic("in"), new, key).await;
+        sent.expect("a host that is up takes it").placed
+    }
+
+    fn next_value(&mut self) -> (String, String) {
+        self.count += 1;
+        let key = format!("k{}", self.rng.u32(0..6));
+        let kind = ["p", "p", "p", "r", "d"][self.rng.usize(0..5)];
+        (key, format!("{kind}{}", self.count))
+    }
+
+    async fn produce(&mut self) {
+        let mut new = Vec::new();
+        for _ in 0..self.rng.usize(1..8) {
+            let (key, value) = self.next_value();
+            new.push(message(&key, &value));
+            self.produced.entry(key).or_default().push(value);
+        }
+        self.send(new).await;
+    }
+
+    async fn delay(&mut self) {
+        let (key, value) = self.next_value();
+        let now = SystemClock::new().wall();
+        let new = NewMessage {
+            deliver_at: Some(DueAt::after(now, self.rng.u64(1..60))),
+            ..message(&key, &value)
+        };
+        let placed = self.send(vec![new]).await;
+        match placed[0] {
+            Placed::Delayed(id) => self.delayed.push((id, value)),
+            Placed::At { .. } => panic!("it is for later: {placed:?}"),
+        }
+    }
+
+    async fn cancel(&mut self) {
+        if self.delayed.is_empty() {
+            return;
+        }
+        let at = self.rng.usize(0..self.delayed.len());
+        let (id, value) = self.delayed[at].clone();
+        match self.any().broker.cancel_delayed(&topic("in"), id).await {
+            Ok(()) => assert!(self.cancelled.insert(value), "cancelled twice"),
+            Err(DelayedError::Unknown { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    async fn deploy(&mut self) {
+        let messages_max = self.rng.u32(1..20);
+        let rig = self.any();
+        let known = rig.broker.deployed_as(&processor("p"));
+        let module = known
+            .expect("it is deployed")
+            .current()
+            .unwrap()
+            .spec
+            .module;
+        rig.deploy(busy(module, messages_max)).await;
+    }
+
+    /// Paused on one host, resumed on another.
+    async fn pause(&mut self) {
+        let paused = self.any().broker.clone();
+        let resumed = self.any().broker.clone();
+        let name = processor("p");
+        // A hundredth of the time that a pause waits for others is plenty.
+        let pause = tokio::spawn(async move { paused.pause(&name).await.map(drop) });
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        pause.await.unwrap().expect("paused");
+        resumed
+            .resume(&processor("p"), None)
+            .await
+            .expect("resumed");
+    }
+
+    /// On two hosts at once.
+    async fn redrive(&mut self) {
+        let redrives = [self.any().broker.clone(), self.any().broker.clone()];
+        let redrives = redrives.map(|broker| {
+            tokio::spawn(async move {
+                let all = RedriveRequest {
+                    again: true,
+                    ..RedriveRequest::all("tester")
+                };
+                broker.redrive(&processor("p"), all).await
+            })
+        });
+        for redrive in redrives {
+            redrive.await.unwrap().expect("sent again");
+        }
+    }
+
+    fn place(&mut self) -> StatePlace {
+        StatePlace {
+            processor: processor("p"),
+            topic: None,
+            partition: PartitionId(self.rng.u32(0..PARTITIONS)),
+        }
+    }
+
+    /// An operator writes state of what is being worked at.
+    async fn operate(&mut self) {
+        let place = self.place();
+        self.operators_writes += 1;
+        let key = format!("op{}", self.operators_writes);
+        let writes = StateWrites {
+            resets: false,
+            changes: vec![change(&key, Some(1))],
+        };
+        let written = self.any().broker.write_state(&place, writes).await;
+        written.expect("written");
+    }
+
+    /// The work of a partition is taken from its host, which lives; maybe in the middle of its first call.
+    async fn claim(&mut self) {
+        let number = PartitionId(self.rng.u32(0..PARTITIONS));
+        let rig = self.any();
+        let partition = rig.broker.topic(&topic("in")).unwrap().partition(number);
+        let claimed = rig.engine.claim("p", partition.unwrap()).await;
+        let claimed = claimed.expect("claimed");
+        tokio::task::yield_now().await;
+        let rig = self.any();
+        // Whoever gives it back, nothing is left of it.
+        rig.engine.release(claimed).await.expect("given back");
+    }
+
+    /// A host ends without a word, and another one comes.
+    async fn end(&mut self) {
+        if self.ends >= ENDS_MAX {
+            return;
+        }
+        self.ends += 1;
+        self.another().await;
+        let at = self.rng.usize(0..self.hosts.len() - 1);
+        let host = self.hosts.remove(at);
+        host.rig.engine.die();
+        self.gone.push(host.rig);
+    }
+
+    /// A host is taken for dead, and goes on all the while.
+    async fn stand_still(&mut self) {
+        if let Some(still) = self.hosts.iter_mut().find(|host| host.is_still) {
+            still.is_still = false;
+            still.rig.engine.come_back();
+            return;
+        }
+        if self.ends >= ENDS_MAX || self.hosts.len() < 2 {
+            return;
+        }
+        self.ends += 1;
+        let at = self.rng.usize(0..self.hosts.len());
+        self.hosts[at].is_still = true;
+        self.hosts[at].rig.engine.stall();
+    }
+
+    /// All that is to come out, whoever asks.
+    fn expected(&self) -> Vec<String> {
+        let now = self.produced.values().flatten().cloned();
+        let later = self.delayed.iter().map(|(_, value)| value.clone());
+        let mut all: Vec<String> = now.chain(later).collect();
+        all.retain(|value| !self.cancelled.contains(value));
+        all.sort();
+        all
+    }
+
+    async fn finish(mut self) {
+        for host in &mut self.hosts {
+            if std::mem::take(&mut host.is_still) {
+                host.rig.engine.come_back();
+            }
+        }
+        self.memory.is_mended.store(true, Ordering::SeqCst);
+        let expected = self.expected();
+        let began = Instant::now();
+        let mut out = Vec::new();
+        while began.elapsed() < PATIENCE {
+            self.redrive().await;
+            out = self.any().values("out").await;
+            if out.len() >= expected.len() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let mut sorted = out.clone();
+        sorted.sort();
+        let missing: Vec<_> = expected.iter().filter(|v| !out.contains(v)).collect();
+        let twice: Vec<_> = sorted
+            .windows(2)
+            .filter(|pair| pair[0] == pair[1])
+            .collect();
+        assert!(
+            missing.is_empty() && twice.is_empty(),
+            "{missing:?} {twice:?}"
+        );
+        assert_eq!(sorted, expected, "nothing else");
+        self.check_order(&out);
+        self.check_letters().await;
+        self.check_state(expected.len()).await;
+        let query = DelayedQuery {
+            max: 10,
+            ..DelayedQuery::default()
+        };
+        let late = self.any().broker.delayed(&topic("in"), &query).await;
+        assert_eq!(late.unwrap().total, 0, "all was delivered or cancelled");
+        for host in self.hosts {
+            host.rig.broker.stop().await;
+        }
+    }
+
+    /// What each host says of its work.
+    async fn standing(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for Host { rig, .. } in &self.hosts {
+            let status = rig.broker.processor(&processor("p")).await;
+            let partitions = status.map(|status| status.partitions).unwrap_or_default();
+            let one = |one: millrace_broker::PartitionStatus| {
+                format!(
+                    "{}/{} at {} of {}: {}",
+                    one.topic, one.partition, one.next.0, one.end.0, one.state
+                )
+            };
+            all.push(format!(
+                "{}: {:?}",
+                rig.engine.host(),
+                partitions.into_iter().map(one).collect::<Vec<_>>()
+            ));
+        }
+        all
+    }
+
+    /// Of those that were never given up, and were produced for at once.
+    fn check_order(&self, out: &[String]) {
+        let place: BTreeMap<&str, usize> = out
+            .iter()
+            .enumerate()
+            .map(|(at, value)| (value.as_str(), at))
+            .collect();
+        for (key, values) in &self.produced {
+            let through = values.iter().filter(|value| !value.starts_with('d'));
+            let places: Vec<usize> = through.map(|value| place[value.as_str()]).collect();
+            assert!(places.is_sorted(), "of {key}: {places:?}");
+        }
+    }
+
+    /// No message was given up because a host ended: two ends are not enough.
+    async fn check_letters(&mut self) {
+        for letter in self.any().messages("in.p.dlq").await {
+            let value = text(letter.value.as_deref());
+            let causes = letter.headers.iter();
+            let causes: Vec<String> = causes.map(|header| text(header.value.as_deref())).collect();
+            assert!(
+                !causes.iter().any(|cause| cause == "host-died"),
+                "{value}: {causes:?}"
+            );
+            assert!(value.starts_with('d'), "{value} did not fail: {causes:?}");
+        }
+    }
+
+    /// Each message added 1 to its key when it went through, and operators wrote one entry each.
+    async fn check_state(&mut self, messages: usize) {
+        let began = Instant::now();
+        loop {
+            let (mut sum, mut operators) = (0, 0);
+            for number in 0..PARTITIONS {
+                let place = StatePlace {
+                    partition: PartitionId(number),
+                    ..self.place()
+                };
+                let all = StateQuery {
+                    entries_max: 1_000,
+                    ..StateQuery::default()
+                };
+                let page = self.any().broker.state(&place, all).await.expect("shown");
+                for entry in page.entries {
+                    let number = entry.value.as_number().unwrap_or_default();
+                    match entry.key.starts_with(b"op") {
+                        true => operators += 1,
+                        false => sum += number as usize,
+                    }
+                }
+            }
+            let (counted, expected) = ((sum, operators), (messages, self.operators_writes));
+            if counted == expected {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "{counted:?} of {expected:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn run(seed: u64) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::begin(seed).await;
+        for _ in 0..STEPS {
+            world.step().await;
+        }
+        world.finish().await;
+    });
+    runtime.shutdown_background();
+}
+
+#[test]
+fn whatever_becomes_of_hosts_each_message_takes_effect_once() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    if let Some(seed) = number("MILLRACE_WORLD") {
+        return run(seed);
+    }
+    let worlds = number("MILLRACE_WORLDS").unwrap_or(WORLDS);
+    let failed = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let failed = &failed;
+            scope.spawn(move || {
+                for seed in (0..worlds).filter(|seed| seed % THREADS == thread) {
+                    if std::panic::catch_unwind(|| run(seed)).is_err() {
+                        eprintln!("MILLRACE_WORLD={seed} failed");
+                        failed.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(failed.into_inner(), 0, "of {worlds} worlds");
+}
