@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram, histogram};
 use millrace_engine::{
-    BackupError, BackupRequest, BackupStream, CommitError, Engine, EntryKind, EntryWrite,
-    Transaction, Version,
+    BackupError, BackupRequest, BackupStream, CommitError, Engine, EntryKind, EntryWrite, Version,
 };
 use millrace_model::bounds::{
     DRY_RUNS_MAX, HOST_AT_HAND_BYTES_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_STATE_ATTEMPTS_MAX,
     PRODUCE_BYTES_IN_FLIGHT_MAX, STOP_CALLS_MS_MAX,
 };
-use millrace_model::{Clock, Durability, Processor, ProcessorName, TopicId};
+use millrace_model::{Clock, Processor, ProcessorName, TopicId};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -226,11 +225,7 @@ impl Broker {
     /// # Errors
     /// [`CommitError`] says why not.
     pub async fn ready(&self) -> Result<(), CommitError> {
-        let nothing = Transaction {
-            durability: Some(Durability::None),
-            ..Transaction::default()
-        };
-        self.inner.engine.commit(nothing).await.map(drop)
+        self.inner.engine.health().await
     }
 
     /// Copies everything as of one instant that comes after this call; all else goes on meanwhile.

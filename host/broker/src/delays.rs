@@ -388,7 +388,9 @@ impl Broker {
             durability: Some(topic.spec.durability),
             ..Transaction::default()
         };
-        self.inner.engine.commit(transaction).await?;
+        let committed = self.inner.engine.commit(transaction).await;
+        share.note(&committed);
+        committed?;
         self.inner.delays.show(partition, &topic.spec.name, &table);
         Ok(())
     }

@@ -254,7 +254,9 @@ impl Broker {
             durability: Some(Durability::Durable),
             ..Transaction::default()
         };
-        self.inner.engine.commit(transaction).await?;
+        let committed = self.inner.engine.commit(transaction).await;
+        share.note(&committed);
+        committed?;
         Ok(())
     }
 

@@ -13,7 +13,9 @@
 //!    [`CommitError::Conflict`]. Who reads, decides and writes needs no lock, however many do.
 //! 6. **Once.** A batch whose producer numbered it, and a transaction that carries a [`RequestMark`], take effect once, however
 //!    often they are committed: a repeat gets the receipt of the first time, and is as durable as asked when it gets it.
-//! 7. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
+//! 7. **Never unsaid.** A commit that fails did nothing, but for [`CommitError::InDoubt`]: it may have taken effect, or may still do so, until its
+//!    leases are taken anew or its mark is asked about. Losing the store for a while is [`CommitError::Unavailable`], and ends nothing.
+//! 8. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
 //!    with [`CommitError::Poisoned`] until it is opened again.
 //!
 //! # How late a read may be
@@ -332,6 +334,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Forgets a module's bytes.
     async fn delete_module(&self, digest: Digest) -> Result<(), CommitError>;
+
+    /// Whether commits are taken now.
+    ///
+    /// # Errors
+    /// What a commit would fail with.
+    async fn health(&self) -> Result<(), CommitError>;
 
     /// What is known to be damaged.
     fn damage(&self) -> DamageReport {

@@ -5,6 +5,7 @@
 //! is what it can be without a disk. [`MemoryEngine::second_host`] gives another host on the same store, which hears of things late.
 
 mod hosts;
+mod link;
 mod store;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,8 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use self::hosts::{Mirror, Seen, Store};
+pub use self::link::Doubt;
+use self::link::{CUT, Link};
 use self::store::{Holder, Partition, State};
 use crate::contract::{
     CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
@@ -37,6 +40,8 @@ pub struct MemoryEngine {
     closed: AtomicBool,
     /// What this host has heard of; `None`: it sees all as it is.
     mirror: Option<Mutex<Mirror>>,
+    /// How the store is reached.
+    link: Link,
     /// The host that was last begun in this one's place, if it was ever started again.
     place: Arc<Mutex<Weak<MemoryEngine>>>,
 }
@@ -73,6 +78,7 @@ impl MemoryEngine {
             store,
             closed: AtomicBool::new(false),
             mirror: None,
+            link: Link::default(),
             place: Arc::default(),
         })
     }
@@ -82,6 +88,14 @@ impl MemoryEngine {
         if self.closed.load(Ordering::SeqCst) {
             return Err(CommitError::Closed);
         }
+        self.link.check()?;
+        Ok(self.store.state.lock())
+    }
+
+    /// The state, to read from it.
+    fn look(&self) -> Result<MutexGuard<'_, State>, ReadError> {
+        let reached = self.link.check();
+        reached.map_err(|_| ReadError::Unavailable(CUT.into()))?;
         Ok(self.store.state.lock())
     }
 
@@ -108,16 +122,8 @@ impl MemoryEngine {
     }
 }
 
-impl Drop for MemoryEngine {
-    /// A process that ended is taken for dead.
-    fn drop(&mut self) {
-        self.store.leave(self.host);
-    }
-}
-
-#[async_trait]
-impl Engine for MemoryEngine {
-    async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+impl MemoryEngine {
+    fn commit_now(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
         let mut state = self.now()?;
         state.check_appends(&transaction)?;
         let overlay = Overlay::default();
@@ -142,6 +148,34 @@ impl Engine for MemoryEngine {
         self.hear(&state);
         Ok(receipt)
     }
+}
+
+impl Drop for MemoryEngine {
+    /// A process that ended is taken for dead.
+    fn drop(&mut self) {
+        self.store.leave(self.host);
+    }
+}
+
+#[async_trait]
+impl Engine for MemoryEngine {
+    async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+        let committed = match self.link.doubt() {
+            None => return self.commit_now(transaction),
+            Some(Doubt::Done) => self.commit_now(transaction).map(drop),
+            Some(Doubt::Late) => {
+                self.link.late.lock().push(transaction);
+                Ok(())
+            }
+            Some(Doubt::Lost) => Ok(()),
+        };
+        committed?;
+        Err(CommitError::InDoubt(CUT.into()))
+    }
+
+    async fn health(&self) -> Result<(), CommitError> {
+        self.open().map(drop)
+    }
 
     async fn read(
         &self,
@@ -149,11 +183,7 @@ impl Engine for MemoryEngine {
         from: Offset,
         bytes_max: usize,
     ) -> Result<Vec<RecordBatch>, ReadError> {
-        self.store
-            .state
-            .lock()
-            .partition(partition)?
-            .read(from, bytes_max)
+        self.look()?.partition(partition)?.read(from, bytes_max)
     }
 
     fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
@@ -239,7 +269,7 @@ impl Engine for MemoryEngine {
         group: &str,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
-        let state = self.store.state.lock();
+        let state = self.look()?;
         let group = state.partition(partition)?.groups.get(group);
         let progress = group.and_then(|group| group.progress.as_deref());
         Ok(progress.cloned())
@@ -271,7 +301,7 @@ impl Engine for MemoryEngine {
         group: &str,
         partition: TopicPartition,
     ) -> Result<Arc<StateTable>, ReadError> {
-        let mut state = self.store.state.lock();
+        let mut state = self.look()?;
         state.partition(partition)?;
         let table = state.table(group, partition);
         Ok(match &self.mirror {
@@ -290,7 +320,7 @@ impl Engine for MemoryEngine {
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
-        let state = self.store.state.lock();
+        let state = self.look()?;
         let Some(group) = state.partition(partition)?.groups.get(group) else {
             return Ok(StatePage::default());
         };
@@ -359,7 +389,7 @@ impl Engine for MemoryEngine {
         partition: TopicPartition,
         at: Timestamp,
     ) -> Result<Option<Offset>, ReadError> {
-        let state = self.store.state.lock();
+        let state = self.look()?;
         let partition = state.partition(partition)?;
         let mut batches = partition.batches.iter();
         Ok(batches.find_map(|batch| first_at(batch, partition.start, at)))

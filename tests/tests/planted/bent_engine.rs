@@ -257,6 +257,10 @@ impl Engine for BentEngine {
         self.inner.hold(group, partition).await
     }
 
+    async fn health(&self) -> Result<(), CommitError> {
+        self.inner.health().await
+    }
+
     async fn release(&self, hold: Hold) -> Result<(), CommitError> {
         self.inner.release(hold).await
     }

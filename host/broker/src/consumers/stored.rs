@@ -146,6 +146,7 @@ impl Broker {
             ..Transaction::default()
         };
         let committed = self.inner.engine.commit(transaction).await;
+        share.note(&committed);
         committed.map(drop).map_err(|error| explained(error, topic))
     }
 }

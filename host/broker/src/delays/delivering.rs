@@ -27,6 +27,8 @@ const DELIVERED_BYTES_AT_ONCE_MAX: usize = 4 << 20;
 const PARTITIONS_AT_ONCE_MAX: usize = 16;
 /// Nobody sleeps longer in one go, for the wall clock may be set; and so often all partitions are looked at, whatever was noted.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// So soon all partitions are looked at again if one could not be read.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// After other hosts have delayed messages, so much later what is due is looked at anew.
 const OTHERS_LOOK_AFTER: Duration = Duration::from_millis(20);
 
@@ -69,7 +71,7 @@ struct Due {
 /// Delivers until told to stop, or until the engine does.
 pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
-    let mut look_at = Duration::ZERO;
+    let (mut look_at, mut moves_at) = (Duration::ZERO, Duration::MAX);
     let mut hosts = delays.holdings.changes();
     let mut others = delays.engine.watch_state(GROUP);
     loop {
@@ -78,27 +80,40 @@ pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
             () = delays.follow_steps() => {}
         }
         let monotonic = delays.clock.monotonic();
-        if look_at <= monotonic {
+        if moves_at <= monotonic {
             delays.give_back().await;
-            delays.look().await;
-            look_at = monotonic + LOOK_EVERY;
+            moves_at = Duration::MAX;
+        }
+        if look_at <= monotonic {
+            let has_seen_all = delays.look().await;
+            look_at = monotonic
+                + if has_seen_all {
+                    LOOK_EVERY
+                } else {
+                    LOOK_AGAIN_AFTER
+                };
         }
         let Some(wait) = delays.round(&mut backoff).await else {
             break;
         };
-        let look_in = look_at.saturating_sub(delays.clock.monotonic());
-        let looks_after = tokio::select! {
+        let rest = look_at.min(moves_at);
+        let rest = rest.saturating_sub(delays.clock.monotonic());
+        tokio::select! {
             // Whoever would tell it may be gone as well.
             _ = stop.wait_for(|stop| *stop) => break,
-            () = delays.earlier.notified() => continue,
-            () = tokio::time::sleep(wait.min(look_in)) => continue,
-            Ok(()) = hosts.changed() => delays.holdings.moves_after(),
+            () = delays.earlier.notified() => {}
+            () = tokio::time::sleep(wait.min(rest)) => {}
+            // What nobody holds is taken over at once; what this host holds goes over when it is time.
+            Ok(()) = hosts.changed() => {
+                delays.holdings.notice();
+                moves_at = delays.clock.monotonic() + delays.holdings.moves_after();
+                look_at = Duration::ZERO;
+            }
             // Something may be due earlier than is known here.
-            Ok(()) = others.changed() => OTHERS_LOOK_AFTER,
-        };
-        // What nobody holds is taken over at once; what this host holds goes over when it is time.
-        delays.look().await;
-        look_at = look_at.min(delays.clock.monotonic() + looks_after);
+            Ok(()) = others.changed() => {
+                look_at = look_at.min(delays.clock.monotonic() + OTHERS_LOOK_AFTER);
+            }
+        }
     }
     delays.give_back_all().await;
 }
@@ -230,29 +245,40 @@ impl Delays {
             )],
             ..Transaction::default()
         };
-        self.engine.commit(transaction).await?;
+        let committed = self.engine.commit(transaction).await;
+        share.note(&committed);
+        committed?;
         self.delivered(topic, &due.ids);
         Ok(())
     }
 
-    /// Notes every partition that has delayed messages.
-    pub(super) async fn look(&self) {
+    /// Notes every partition that has delayed messages; whether all could be read.
+    pub(super) async fn look(&self) -> bool {
         let partitions = self.engine.state_partitions(GROUP);
         self.forget_all_but(&partitions);
         if partitions.is_empty() {
-            return;
+            return true;
         }
+        let mut has_seen_all = true;
         let topics = self.engine.topics().into_iter();
         let names: std::collections::HashMap<_, _> = topics.map(|t| (t.id, t.spec.name)).collect();
         for partition in partitions {
-            let table = self.engine.state(GROUP, partition).await;
-            if let (Some(topic), Ok(table)) = (names.get(&partition.topic), table) {
-                self.show(partition, topic, &table);
-                if let Some(due) = first_due(&table) {
-                    self.agenda.lock().note(partition, topic, due);
+            let Some(topic) = names.get(&partition.topic) else {
+                continue;
+            };
+            match self.engine.state(GROUP, partition).await {
+                Ok(table) => {
+                    self.show(partition, topic, &table);
+                    if let Some(due) = first_due(&table) {
+                        self.agenda.lock().note(partition, topic, due);
+                    }
                 }
+                // Gone with its topic.
+                Err(ReadError::UnknownPartition(_)) => {}
+                Err(_) => has_seen_all = false,
             }
         }
+        has_seen_all
     }
 }
 

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::broker::Inner;
+use crate::dispatch::retry::Backoff;
 
 /// After hosts came or went, what a host holds moves so much later if nobody says otherwise: a host that is only started again is back by
 /// then.
@@ -73,9 +74,14 @@ impl Hosts {
         holdings
     }
 
+    /// Looks who is there: what changed counts from now on.
+    pub(crate) fn notice(&self) {
+        self.now();
+    }
+
     /// Whether no other host was seen since this one began.
     pub(crate) fn are_one(&self) -> bool {
-        self.now();
+        self.notice();
         self.alone.load(Ordering::Relaxed)
     }
 
@@ -148,6 +154,8 @@ pub(crate) struct Share {
     hold: Option<Hold>,
     /// Whether to do the work; else it was claimed, for as long as something takes.
     works: bool,
+    /// Whether something that was committed under it is in doubt: only a new lease says what became of it.
+    is_doubtful: AtomicBool,
     engine: Arc<dyn Engine>,
 }
 
@@ -204,6 +212,7 @@ impl Holdings {
         let share = Arc::new(Share {
             hold: Some(hold),
             works,
+            is_doubtful: AtomicBool::new(false),
             engine: Arc::clone(&self.hosts.engine),
         });
         // Of topics and processors that come and go, nothing stays.
@@ -214,6 +223,11 @@ impl Holdings {
 
     pub(crate) fn changes(&self) -> watch::Receiver<Arc<[HostInfo]>> {
         self.hosts.changes()
+    }
+
+    /// As [`Hosts::notice`].
+    pub(crate) fn notice(&self) {
+        self.hosts.notice();
     }
 
     /// How long after a change it is sure that what is to move is to move.
@@ -228,8 +242,7 @@ impl Share {
         if let Some(mut share) = Arc::into_inner(self)
             && let Some(hold) = share.hold.take()
         {
-            // What cannot be given back is taken over when this host is gone.
-            let _ = share.engine.release(hold).await;
+            give_back(Arc::clone(&share.engine), hold).await;
         }
     }
 
@@ -243,7 +256,15 @@ impl Share {
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        self.hold.as_ref().is_none_or(Hold::is_lost)
+        let is_doubtful = self.is_doubtful.load(Ordering::SeqCst);
+        is_doubtful || self.hold.as_ref().is_none_or(Hold::is_lost)
+    }
+
+    /// Nobody goes on under it, if what was committed under it is in doubt.
+    pub(crate) fn note<T>(&self, committed: &Result<T, CommitError>) {
+        if matches!(committed, Err(CommitError::InDoubt(_))) {
+            self.is_doubtful.store(true, Ordering::SeqCst);
+        }
     }
 }
 
@@ -259,10 +280,32 @@ impl Drop for Share {
         if let Some(hold) = self.hold.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let engine = Arc::clone(&self.engine);
-            runtime.spawn(async move { engine.release(hold).await });
+            runtime.spawn(give_back(Arc::clone(&self.engine), hold));
         }
     }
+}
+
+/// As long as this host lives nobody else takes it: it is tried until the store is there again. Not waited for longer than a try.
+async fn give_back(engine: Arc<dyn Engine>, hold: Hold) {
+    if is_given_back(&*engine, &hold).await {
+        return;
+    }
+    tokio::spawn(async move {
+        let (mut backoff, mut rng) = (Backoff::default(), fastrand::Rng::new());
+        while !is_given_back(&*engine, &hold).await {
+            tokio::time::sleep(backoff.next(&mut rng)).await;
+        }
+    });
+}
+
+/// Or lost, or left for whoever comes after this host.
+async fn is_given_back(engine: &dyn Engine, hold: &Hold) -> bool {
+    let given = engine.release(hold.clone()).await;
+    let is_passing = matches!(
+        given,
+        Err(CommitError::Unavailable(_) | CommitError::InDoubt(_))
+    );
+    !is_passing || hold.is_lost()
 }
 
 /// Tells the workers when hosts come or go, and again when work is to move.
@@ -284,7 +327,10 @@ pub(crate) async fn follow(
             () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => wait = None,
         }
         match broker.upgrade() {
-            Some(inner) => inner.supervisor.nudge_all(),
+            Some(inner) => {
+                inner.hosts.notice();
+                inner.supervisor.nudge_all();
+            }
             None => return,
         }
     }

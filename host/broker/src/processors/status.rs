@@ -151,8 +151,9 @@ impl Broker {
             let calling = standing
                 .calling
                 .map(|since| monotonic.saturating_sub(since));
-            let Some(next) = standing.next else {
-                // A worker that has only just begun has come as far as the one before it.
+            let works_here = !matches!(standing.state, State::Elsewhere(_) | State::Held);
+            let Some(next) = standing.next.filter(|_| works_here) else {
+                // A worker that has only just begun has come as far as the one before it; of one on another host it is known what it committed.
                 if let Some(partition) = input.topic.partition(input.partition) {
                     let reads = (input.range, input.first);
                     let status = self.committed(name, &input.topic, partition, state, reads);

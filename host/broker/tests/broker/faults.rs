@@ -112,6 +112,9 @@ impl Engine for Moody {
         }
         self.engine.hold(group, partition).await
     }
+    async fn health(&self) -> Result<(), CommitError> {
+        self.engine.health().await
+    }
     async fn release(&self, hold: Hold) -> Result<(), CommitError> {
         self.engine.release(hold).await
     }

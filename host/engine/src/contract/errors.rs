@@ -8,7 +8,7 @@ use super::catalogue::Expectation;
 use crate::damage::DamageKind;
 use crate::room::RoomFull;
 
-/// Why nothing was committed (or, for `Poisoned`, why it is not known).
+/// Why nothing was committed (or, for `Poisoned` and `InDoubt`, why it is not known).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CommitError {
     /// The partition does not exist, or no longer.
@@ -95,6 +95,15 @@ pub enum CommitError {
          retention; reading still works"
     )]
     DiskFull,
+    /// The store cannot be reached. Nothing was written; try again.
+    #[error("the store cannot be reached ({0}); nothing was written: try again")]
+    Unavailable(Arc<str>),
+    /// The store was lost while it committed: it may have taken effect, and it may yet. Whoever carries a mark asks again with it; whoever
+    /// has a lease takes a new one, and looks.
+    #[error(
+        "the store was lost while it committed ({0}), so it is not known whether that took effect: ask again with the same key, or look"
+    )]
+    InDoubt(Arc<str>),
     /// The disk failed; nothing more is acknowledged until the host is started again.
     #[error(
         "the engine stopped after a disk error ({0}); restart the host, recovery decides what was kept"
@@ -109,7 +118,10 @@ impl CommitError {
     /// Whether the same transaction may succeed later without anybody changing it.
     #[must_use]
     pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::DiskFull | Self::RoomFull(_) | Self::Closed)
+        matches!(
+            self,
+            Self::DiskFull | Self::RoomFull(_) | Self::Unavailable(_) | Self::Closed
+        )
     }
 }
 
@@ -154,6 +166,9 @@ pub enum ReadError {
         "module {0} is damaged on disk: its bytes are not those that were uploaded; upload the same component again"
     )]
     ModuleDamaged(Digest),
+    /// The store cannot be reached.
+    #[error("the store cannot be reached ({0}): try again")]
+    Unavailable(Arc<str>),
     /// The disk failed.
     #[error("reading failed: {0}")]
     Io(Arc<str>),

@@ -570,6 +570,15 @@ impl Engine for LocalEngine {
         self.shared.state.read().watch_catalogue()
     }
 
+    async fn health(&self) -> Result<(), CommitError> {
+        // The committer has to answer, too.
+        let nothing = Transaction {
+            durability: Some(Durability::None),
+            ..Transaction::default()
+        };
+        self.commit(nothing).await.map(drop)
+    }
+
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
         self.change_module(move |modules| modules.put(digest, &bytes))
             .await?;

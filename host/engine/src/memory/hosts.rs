@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::MemoryEngine;
+use super::link::Link;
 use super::store::{Group, State};
 use crate::contract::{CommitError, Ends, Hold, HostId, HostInfo, Lease, ReadError, Watch};
 use crate::entries::Entries;
@@ -85,6 +86,7 @@ impl MemoryEngine {
             host: self.store.join(),
             closed: AtomicBool::new(false),
             mirror: Some(Mutex::new(mirror)),
+            link: Link::default(),
             place: Arc::default(),
         });
         let listening = Arc::downgrade(&second);
@@ -103,6 +105,7 @@ impl MemoryEngine {
             host: self.store.join(),
             closed: AtomicBool::new(false),
             mirror: None,
+            link: Link::default(),
             place: Arc::clone(&self.place),
         });
         *last = Arc::downgrade(&next);
@@ -134,8 +137,14 @@ fn listen(host: &Weak<MemoryEngine>) {
         let Some(host) = host.upgrade() else {
             return;
         };
-        let state = host.store.state.lock();
-        host.hear(&state);
+        for late in host.link.take_late() {
+            // Nobody waits for it any more.
+            let _ = host.commit_now(late);
+        }
+        if host.link.check().is_ok() {
+            let state = host.store.state.lock();
+            host.hear(&state);
+        }
     }
 }
 

@@ -273,6 +273,15 @@ impl From<CommitError> for ApiError {
                 "free space on the host, then try again",
                 10,
             ),
+            CommitError::Unavailable(_) => {
+                Self::unavailable("store-unavailable", text, "try again", 1)
+            }
+            CommitError::InDoubt(_) => Self::unavailable(
+                "in-doubt",
+                text,
+                "repeat the call with the same Idempotency-Key, or look whether it took effect",
+                1,
+            ),
             CommitError::Poisoned(_) => Self::unavailable(
                 "engine-poisoned",
                 text,
@@ -318,6 +327,9 @@ impl From<ReadError> for ApiError {
                     text,
                     "POST /v1/modules with the same bytes mends it",
                 )
+            }
+            ReadError::Unavailable(_) => {
+                Self::unavailable("store-unavailable", text, "try again", 1)
             }
             ReadError::Io(_) => Self::internal(text),
         }

@@ -211,7 +211,9 @@ impl Worker {
             ..Transaction::default()
         };
         let before = self.context.clock.monotonic();
-        self.context.engine.commit(transaction).await?;
+        let committed = self.context.engine.commit(transaction).await;
+        self.share.note(&committed);
+        committed?;
         self.context.delays.expect(&delayed).await;
         self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))

@@ -199,6 +199,7 @@ impl Worker {
             ..Transaction::default()
         };
         let committed = self.context.engine.commit(transaction).await;
+        self.share.note(&committed);
         if let Err(error) = committed {
             self.rewind();
             return Err(error.into());

@@ -40,9 +40,11 @@ impl From<CommitError> for Trouble {
         match error {
             CommitError::DiskFull
             | CommitError::RoomFull(_)
+            | CommitError::Unavailable(_)
             | CommitError::TooLarge { .. }
             | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
-            CommitError::Fenced { .. } => Self::Leave(error.to_string()),
+            // Under a new lease it is known, and stays so.
+            CommitError::InDoubt(_) | CommitError::Fenced { .. } => Self::Leave(error.to_string()),
             CommitError::Poisoned(_) | CommitError::Closed => Self::Stop(error.to_string()),
             // What a worker commits is neither numbered nor marked, and expects nothing: its lease and its progress make it take effect once.
             CommitError::Conflict(_)
