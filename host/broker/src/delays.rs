@@ -388,9 +388,7 @@ impl Broker {
             durability: Some(topic.spec.durability),
             ..Transaction::default()
         };
-        let committed = self.inner.engine.commit(transaction).await;
-        share.note(&committed);
-        committed?;
+        share.commit(transaction).await?;
         self.inner.delays.show(partition, &topic.spec.name, &table);
         Ok(())
     }

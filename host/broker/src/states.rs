@@ -254,9 +254,7 @@ impl Broker {
             durability: Some(Durability::Durable),
             ..Transaction::default()
         };
-        let committed = self.inner.engine.commit(transaction).await;
-        share.note(&committed);
-        committed?;
+        share.commit(transaction).await?;
         Ok(())
     }
 

@@ -145,8 +145,7 @@ impl Broker {
             durability: Some(Durability::Durable),
             ..Transaction::default()
         };
-        let committed = self.inner.engine.commit(transaction).await;
-        share.note(&committed);
+        let committed = share.commit(transaction).await;
         committed.map(drop).map_err(|error| explained(error, topic))
     }
 }

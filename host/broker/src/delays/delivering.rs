@@ -245,9 +245,7 @@ impl Delays {
             )],
             ..Transaction::default()
         };
-        let committed = self.engine.commit(transaction).await;
-        share.note(&committed);
-        committed?;
+        share.commit(transaction).await?;
         self.delivered(topic, &due.ids);
         Ok(())
     }

@@ -119,7 +119,7 @@ impl Delays {
                 state: vec![write(partition, Some(&share), writes)],
                 ..Transaction::default()
             };
-            match self.engine.commit(transaction).await {
+            match share.commit(transaction).await {
                 Ok(_) => {
                     moved += count;
                     rest = &rest[looked_at..];

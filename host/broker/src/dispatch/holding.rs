@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use millrace_engine::{CommitError, Engine, Hold, HostId, HostInfo, Lease};
+use millrace_engine::{CommitError, Engine, Hold, HostId, HostInfo, Lease, Receipt, Transaction};
 use millrace_model::{Clock, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -260,11 +260,20 @@ impl Share {
         is_doubtful || self.hold.as_ref().is_none_or(Hold::is_lost)
     }
 
-    /// Nobody goes on under it, if what was committed under it is in doubt.
-    pub(crate) fn note<T>(&self, committed: &Result<T, CommitError>) {
+    /// Commits what names its lease. Once something of that is in doubt nothing more is committed under it: what this host knows of progress and
+    /// state may be what was before.
+    pub(crate) async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+        if let Some(lease) = self.lease().filter(|_| self.is_lost()) {
+            return Err(CommitError::Fenced {
+                group: Arc::clone(&lease.group),
+                partition: lease.partition,
+            });
+        }
+        let committed = self.engine.commit(transaction).await;
         if matches!(committed, Err(CommitError::InDoubt(_))) {
             self.is_doubtful.store(true, Ordering::SeqCst);
         }
+        committed
     }
 }
 

@@ -224,7 +224,7 @@ pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
         .await
         .expect("deleted");
     let again = make_partition(&*engine, "orders").await;
-    engine.claim("group", again).await.expect("claimed").lease;
+    engine.claim("group", again).await.expect("claimed");
     let refused = engine
         .commit(Transaction {
             progress: Some(ProgressWrite {

@@ -211,9 +211,7 @@ impl Worker {
             ..Transaction::default()
         };
         let before = self.context.clock.monotonic();
-        let committed = self.context.engine.commit(transaction).await;
-        self.share.note(&committed);
-        committed?;
+        self.share.commit(transaction).await?;
         self.context.delays.expect(&delayed).await;
         self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))

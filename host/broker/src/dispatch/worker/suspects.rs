@@ -198,8 +198,7 @@ impl Worker {
             durability: Some(self.input.topic.spec.durability),
             ..Transaction::default()
         };
-        let committed = self.context.engine.commit(transaction).await;
-        self.share.note(&committed);
+        let committed = self.share.commit(transaction).await;
         if let Err(error) = committed {
             self.rewind();
             return Err(error.into());

@@ -46,11 +46,7 @@ async fn administer(engine: &LocalEngine, turn: usize) {
         ..Transaction::default()
     };
     engine.commit(paused).await.expect("paused");
-    engine
-        .claim("workers", doomed)
-        .await
-        .expect("claimed")
-        .lease;
+    engine.claim("workers", doomed).await.expect("claimed");
     engine
         .delete_topic(&name, Vec::new())
         .await
