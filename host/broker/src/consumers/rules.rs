@@ -6,7 +6,8 @@ use std::time::Duration;
 use millrace_engine::Ends;
 use millrace_model::{Consumer, LeaseId, Offset, PartitionId, ReadLease};
 
-use super::{ConsumerCommit, ConsumerError, somebody};
+use super::error::somebody;
+use super::{ConsumerCommit, ConsumerError};
 
 /// Whether somebody may read.
 #[derive(Debug, PartialEq, Eq)]

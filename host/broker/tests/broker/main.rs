@@ -29,6 +29,7 @@ mod scripts;
 mod shadow;
 mod states;
 mod stopping;
+mod takeovers;
 mod throughput;
 mod trials;
 mod two_hosts;

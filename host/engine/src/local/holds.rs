@@ -8,7 +8,10 @@ use millrace_model::{TopicId, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::contract::{Hold, HostId, HostInfo, Lease};
+use super::LocalEngine;
+use super::codec::OPERATION_OVERHEAD_BYTES;
+use super::committer::Request;
+use crate::contract::{CommitError, Hold, HostId, HostInfo, Lease};
 
 /// What is held, and what was since the engine was opened.
 pub(super) struct Holds {
@@ -91,6 +94,28 @@ impl Holds {
 
     pub(super) fn forget_topic(&self, topic: TopicId) {
         self.taken.lock().retain(|(at, _), _| at.topic != topic);
+    }
+}
+
+impl LocalEngine {
+    /// A lease under the group's next epoch.
+    pub(super) async fn take(
+        &self,
+        group: &str,
+        partition: TopicPartition,
+    ) -> Result<Lease, CommitError> {
+        let bytes = group.len() + OPERATION_OVERHEAD_BYTES;
+        if bytes > self.transaction_bytes_max {
+            let max = self.transaction_bytes_max;
+            return Err(CommitError::TooLarge { bytes, max });
+        }
+        let group = Arc::from(group);
+        self.ask(|answer| Request::Claim {
+            partition,
+            group,
+            answer,
+        })
+        .await
     }
 }
 

@@ -66,7 +66,7 @@ pub use millrace_log::segment::examine as segment;
 use self::backup::Backups;
 use self::care::{Care, Keep};
 use self::cleaner::{Cleaner, Pause};
-use self::codec::{BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES};
+use self::codec::BODY_OVERHEAD_BYTES;
 use self::committer::{ALONE_BYTES_MAX, Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
 use self::holds::Holds;
@@ -79,8 +79,8 @@ use self::submission::Submission;
 use self::tail::Partition;
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::contract::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
-    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, ReadError,
+    Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 use crate::damage::{DamageReport, DamagedRange};
 use crate::state::{StatePage, StateQuery, StateTable};
@@ -245,22 +245,6 @@ impl LocalEngine {
             Ok(answer) => answer,
             Err(_) => Err(self.why_stopped().into()),
         }
-    }
-
-    /// A lease under the group's next epoch.
-    async fn take(&self, group: &str, partition: TopicPartition) -> Result<Lease, CommitError> {
-        let bytes = group.len() + OPERATION_OVERHEAD_BYTES;
-        if bytes > self.transaction_bytes_max {
-            let max = self.transaction_bytes_max;
-            return Err(CommitError::TooLarge { bytes, max });
-        }
-        let group = Arc::from(group);
-        self.ask(|answer| Request::Claim {
-            partition,
-            group,
-            answer,
-        })
-        .await
     }
 
     fn check_open(&self) -> Result<(), CommitError> {

@@ -1,0 +1,303 @@
+//! Work on several hosts: each partition's, and what is delayed, kept and read there, is one host's at a time; who has it changes without a
+//! message lost, repeated or given up.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use millrace_broker::handler::BatchHandler;
+use millrace_broker::state::StateQuery;
+use millrace_broker::{
+    BrokerLimits, CallError, ConsumerCommit, ConsumerError, DelayedError, DueAt, HoldRequest,
+    NewMessage, Placed,
+};
+use millrace_engine::Engine;
+use millrace_model::columns::OutcomeCode;
+use millrace_model::{Answer, Clock, ColumnBatch, ConsumerName, Offset, PartitionId, SystemClock};
+use tokio::sync::Semaphore;
+
+use crate::rig::{Export, Rig, Say, message, processor, spec, topic};
+use crate::states::{change, counting, number, place, write};
+
+const PARTITIONS: u32 = 8;
+
+/// A second host on the store of the first, to which work moves soon.
+async fn beside(rig: &Rig) -> Rig {
+    let limits = BrokerLimits {
+        moves_after: Duration::from_millis(10),
+        ..BrokerLimits::default()
+    };
+    let (clock, modules) = (Arc::new(SystemClock::new()), Arc::clone(&rig.modules));
+    Rig::beside(clock, rig.engine.second_host(), modules, limits).await
+}
+
+/// Two hosts, both of which let go of what the other is to have soon.
+async fn two_hosts(partitions: u32) -> (Rig, Rig) {
+    let first = Rig::start(partitions).await;
+    let one = beside(&first).await;
+    let other = beside(&first).await;
+    first.broker.stop().await;
+    (one, other)
+}
+
+async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    for _ in 0..5_000 {
+        if is_so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("it never came to that: {what}");
+}
+
+/// Partitions that the host works at.
+async fn works_at(rig: &Rig) -> BTreeSet<u32> {
+    let status = rig.broker.processor(&processor("p")).await;
+    let partitions = status.map(|status| status.partitions).unwrap_or_default();
+    let here = partitions.iter().filter(|one| one.state == "running");
+    here.map(|one| one.partition.0).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn work_is_spread_over_the_hosts_and_goes_over_when_one_ends() {
+    let (one, other) = two_hosts(PARTITIONS).await;
+    let pass = crate::rig::per_message(|_, _| Say::Pass);
+    let module = one.upload_handler("m", pass).await;
+    one.deploy(spec(module)).await;
+    let all: BTreeSet<u32> = (0..PARTITIONS).collect();
+    until("each works at some", async || {
+        let (here, there) = (works_at(&one).await, works_at(&other).await);
+        let both = !here.is_empty() && !there.is_empty();
+        both && here.is_disjoint(&there) && &here | &there == all
+    })
+    .await;
+    let messages: Vec<(String, String)> =
+        (0..200).map(|n| (format!("k{n}"), n.to_string())).collect();
+    let messages: Vec<(&str, &str)> = messages
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect();
+    one.produce(&messages[..100]).await;
+    // Without a word, with some of it done.
+    one.engine.die();
+    other.produce(&messages[100..]).await;
+    until("all is at the other", async || {
+        works_at(&other).await == all
+    })
+    .await;
+    let values: Vec<&str> = messages.iter().map(|(_, value)| *value).collect();
+    other.hold("out", &values).await;
+    assert_eq!(other.values("in.p.dlq").await, [""; 0]);
+}
+
+/// Calls, each of which ends when it is let.
+struct Slow(Arc<AtomicUsize>, Arc<Semaphore>);
+
+#[async_trait]
+impl BatchHandler for Slow {
+    async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        self.1.acquire().await.unwrap().forget();
+        Ok(Answer {
+            outcomes: vec![OutcomeCode::Emit as u8; batch.len()],
+            sources: (0..batch.len() as u32).collect(),
+            ..Answer::default()
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_host_that_lives_may_lose_its_work_in_the_first_call_and_no_message_is_suspected() {
+    let rig = Rig::start(1).await;
+    let (calls, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let slow = Export::Processor(Arc::new(Slow(Arc::clone(&calls), Arc::clone(&ends))));
+    let module = rig.upload("m", slow).await;
+    rig.deploy(spec(module)).await;
+    rig.produce(&[("k", "innocent")]).await;
+    let input = rig.broker.topic(&topic("in")).unwrap();
+    let partition = input.partition(PartitionId(0)).unwrap();
+    // More often than ends of hosts that would give it up.
+    for taken in 1..=5 {
+        until("it is called", async || {
+            calls.load(Ordering::SeqCst) == taken
+        })
+        .await;
+        let claimed = rig.engine.claim("p", partition).await.unwrap();
+        rig.engine.release(claimed).await.unwrap();
+        ends.add_permits(1);
+    }
+    until("it is called once more", async || {
+        calls.load(Ordering::SeqCst) == 6
+    })
+    .await;
+    ends.add_permits(1);
+    rig.hold("out", &["innocent"]).await;
+    assert_eq!(rig.values("in.p.dlq").await, [""; 0]);
+}
+
+fn later(value: &str, after_ms: u64) -> NewMessage {
+    NewMessage {
+        deliver_at: Some(DueAt::after(SystemClock::new().wall(), after_ms)),
+        ..message(value, value)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_delayed_is_delivered_by_one_host_or_cancelled_by_one() {
+    let (one, other) = two_hosts(4).await;
+    let hosts = [&one, &other];
+    let mut kept = Vec::new();
+    let mut cancelled = Vec::new();
+    for number in 0..200 {
+        let value = format!("{number}");
+        let new = vec![later(&value, 40)];
+        let placed = hosts[number % 2]
+            .broker
+            .produce(&topic("in"), new)
+            .await
+            .unwrap();
+        match placed[0] {
+            Placed::Delayed(id) if number % 3 == 0 => cancelled.push((id, value)),
+            _ => kept.push(value),
+        }
+    }
+    let cancels = cancelled
+        .into_iter()
+        .enumerate()
+        .map(|(number, (id, value))| {
+            // On the host that did not take it.
+            let broker = hosts[(number + 1) % 2].broker.clone();
+            tokio::spawn(async move {
+                match broker.cancel_delayed(&topic("in"), id).await {
+                    Ok(()) => None,
+                    Err(DelayedError::Unknown { .. }) => Some(value),
+                    Err(error) => panic!("{error}"),
+                }
+            })
+        });
+    for cancel in cancels.collect::<Vec<_>>() {
+        kept.extend(cancel.await.unwrap());
+    }
+    let kept: Vec<&str> = kept.iter().map(String::as_str).collect();
+    one.hold("in", &kept).await;
+    // Nothing comes twice, and what was cancelled not at all.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(one.values("in").await.len(), kept.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_operators_write_on_any_host_stands_beside_what_the_worker_writes() {
+    const ROUNDS: i64 = 60;
+    let (one, other) = two_hosts(1).await;
+    let module = one.upload_handler("m", counting(|_, _| Say::Pass)).await;
+    one.deploy(spec(module)).await;
+    let operators = [&one, &other]
+        .into_iter()
+        .enumerate()
+        .map(|(which, rig)| async move {
+            for round in 0..ROUNDS {
+                let key = format!("op{which}-{round}");
+                write(rig, vec![change(&key, Some(1))])
+                    .await
+                    .expect("written");
+            }
+        });
+    let producing = async {
+        for round in 0..ROUNDS {
+            one.produce(&[("counted", &round.to_string())]).await;
+        }
+    };
+    tokio::join!(futures_util::future::join_all(operators), producing);
+    until("all are counted", async || {
+        number(&other, &place(), "counted").await == Some(ROUNDS)
+    })
+    .await;
+    let all = StateQuery {
+        prefix: b"op".to_vec(),
+        entries_max: 1_000,
+        ..StateQuery::default()
+    };
+    let page = one.broker.state(&place(), all).await.unwrap();
+    assert_eq!(page.entries.len() as i64, 2 * ROUNDS);
+    assert_eq!(one.values("out").await.len() as i64, ROUNDS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_that_another_host_still_does_comes_into_state_that_was_emptied() {
+    for _ in 0..10 {
+        let (one, other) = two_hosts(4).await;
+        let module = one.upload_handler("m", counting(|_, _| Say::Ack)).await;
+        one.deploy(spec(module)).await;
+        let producing = other.broker.clone();
+        let producing = tokio::spawn(async move {
+            for round in 0..40 {
+                let new = (0..8).map(|key| message(&format!("k{key}"), &round.to_string()));
+                producing
+                    .produce(&topic("in"), new.collect())
+                    .await
+                    .unwrap();
+            }
+        });
+        until("some are counted", async || {
+            works_at(&other).await.len() > 1
+        })
+        .await;
+        one.broker
+            .delete_processor_and_state(&processor("p"))
+            .await
+            .unwrap();
+        producing.await.unwrap();
+        until("the other host knows it", async || {
+            other.broker.deployed_as(&processor("p")).is_none()
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(one.engine.state_partitions("p"), []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_consumer_has_one_reader_whichever_host_is_asked() {
+    let (one, other) = two_hosts(1).await;
+    let input = one.broker.topic(&topic("in")).unwrap();
+    let name = ConsumerName::parse("c").unwrap();
+    let ask = |lease| HoldRequest {
+        lease,
+        lease_ms: 60_000,
+        wait: Duration::ZERO,
+        makes: true,
+        begin_at: None,
+    };
+    let held = one
+        .broker
+        .hold_consumer(&input, &name, ask(None))
+        .await
+        .unwrap();
+    let lease = held.lease;
+    held.kept().expect("it is the newest");
+    let busy = other.broker.hold_consumer(&input, &name, ask(None)).await;
+    assert!(
+        matches!(busy, Err(ConsumerError::Busy { .. })),
+        "the other host knows"
+    );
+    one.produce(&[("a", "1"), ("a", "2")]).await;
+    for (host, position) in [(&other, 1), (&one, 2)] {
+        let commit = ConsumerCommit {
+            lease,
+            positions: [(PartitionId(0), Offset(position))].into(),
+            release: position == 2,
+        };
+        host.broker
+            .commit_consumer(&topic("in"), &name, commit)
+            .await
+            .expect("its reader");
+    }
+    let next = other
+        .broker
+        .hold_consumer(&input, &name, ask(None))
+        .await
+        .unwrap();
+    assert_eq!(next.positions, [(PartitionId(0), Offset(2))]);
+}
