@@ -85,6 +85,8 @@ pub(crate) struct Inner {
     pub(crate) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
     /// Up to which of the catalogue's writes of processors they are known.
     pub(crate) processors_followed: Followed,
+    /// Topics as this host last looked at them, and how many partitions they had, where there are other hosts.
+    pub(crate) topics_followed: Mutex<HashMap<TopicId, u32>>,
     /// Held by whoever decides about the catalogue. Others may decide on other hosts: what must hold is expected by the commit.
     pub(crate) changes: tokio::sync::Mutex<()>,
     /// Held by whoever sends dead letters again, so that they need not try twice.
@@ -174,6 +176,7 @@ impl Broker {
                 supervisor: Supervisor::new(context),
                 processors: RwLock::default(),
                 processors_followed: Followed::default(),
+                topics_followed: Mutex::default(),
                 changes: tokio::sync::Mutex::default(),
                 redrives: tokio::sync::Mutex::default(),
                 dry_runs: Semaphore::new(DRY_RUNS_MAX),

@@ -1,14 +1,14 @@
 //! The catalogue as this host knows it. Whoever changes it reads, decides and commits on what was seen; if somebody else was quicker, it is
 //! read and decided again. What others changed is taken over from there.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Weak;
 use std::time::Duration;
 
 use millrace_engine::{
     CommitError, Engine, Entry, EntryKind, Expectation, TopicError, Transaction, Version,
 };
-use millrace_model::{Durability, Processor, ProcessorName, Topic};
+use millrace_model::{Durability, Processor, ProcessorName, Topic, TopicId};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -342,5 +342,35 @@ impl Broker {
             self.catch_up().await;
         }
         self.follow_schedules().await;
+        self.follow_topics().await;
+    }
+
+    /// What goes by a topic's number of partitions, or was kept of one that is gone, where another host changed it.
+    async fn follow_topics(&self) {
+        if self.inner.hosts.are_one() {
+            return;
+        }
+        let topics = self.topics();
+        let now: HashMap<TopicId, u32> = topics
+            .iter()
+            .map(|topic| (topic.id, topic.spec.partitions))
+            .collect();
+        let before = std::mem::replace(&mut *self.inner.topics_followed.lock(), now.clone());
+        for gone in before.keys().filter(|id| !now.contains_key(*id)) {
+            self.forget_topic(*gone);
+        }
+        let has_grown = |topic: &&Topic| {
+            let before = before.get(&topic.id);
+            before.is_none_or(|before| *before < topic.spec.partitions)
+        };
+        let grown: Vec<&Topic> = topics.iter().filter(has_grown).collect();
+        if grown.is_empty() {
+            return;
+        }
+        let _change = self.inner.changes.lock().await;
+        for topic in grown {
+            self.tell(topic).await;
+        }
+        self.inner.growths.send_modify(|count| *count += 1);
     }
 }

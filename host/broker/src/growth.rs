@@ -136,7 +136,7 @@ impl Broker {
     }
 
     /// Everybody who works by the number of partitions: whoever writes to the topic, the processors that read it, and readers that wait.
-    async fn tell(&self, topic: &Topic) {
+    pub(crate) async fn tell(&self, topic: &Topic) {
         self.inner.partitioners.grow(topic);
         for Deployed { processor, .. } in self.readers_of(&topic.spec.name) {
             let current = processor.current();

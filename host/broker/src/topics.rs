@@ -6,7 +6,7 @@ use std::fmt;
 use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, ReadError, TopicError};
 use millrace_model::{
     Digest, Durability, NameError, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec,
-    SettingError, Topic, TopicName, TopicPartition, TopicSettings, TopicSpec,
+    SettingError, Topic, TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -283,9 +283,7 @@ impl Broker {
             TopicError::Commit(error) => TopicDeleteError::Commit(error),
             _ => unknown(),
         })?;
-        self.inner.consumers.forget_topic(id);
-        self.inner.partitioners.forget(id);
-        self.inner.received.lock().remove(&id);
+        self.forget_topic(id);
         for loss in &losses {
             // Its way back is another one from now on.
             if let Loss::WayBack { processor, .. } = loss {
@@ -293,6 +291,13 @@ impl Broker {
             }
         }
         Ok(losses)
+    }
+
+    /// What is kept of a topic beside the store, once it is gone.
+    pub(crate) fn forget_topic(&self, id: TopicId) {
+        self.inner.consumers.forget_topic(id);
+        self.inner.partitioners.forget(id);
+        self.inner.received.lock().remove(&id);
     }
 
     /// What would be lost with the topic, but for what waits for `of`.

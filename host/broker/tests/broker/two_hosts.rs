@@ -313,6 +313,30 @@ async fn what_two_hosts_change_of_a_topic_at_once_stands_both() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_topic_that_one_host_enlarges_is_larger_on_the_other() {
+    let (one, other) = two_hosts().await;
+    let mut growths = other.broker.growths();
+    let more = TopicPatch {
+        partitions: Some(6),
+        accept_moved_keys: true,
+        ..TopicPatch::default()
+    };
+    let grown = one.broker.change_topic(&topic("in"), more).await;
+    grown.unwrap();
+    let heard = tokio::time::timeout(Duration::from_secs(10), growths.changed());
+    heard.await.expect("in time").unwrap();
+    other.until(|all| all.len() == 6).await;
+    let messages: Vec<(String, String)> =
+        (0..60).map(|n| (format!("k{n}"), n.to_string())).collect();
+    let messages: Vec<(&str, &str)> = messages.iter().map(|(k, v)| (&**k, &**v)).collect();
+    let placed = other.produce(&messages).await;
+    let values: Vec<&str> = messages.iter().map(|(_, value)| *value).collect();
+    one.hold("out", &values).await;
+    let used: BTreeSet<u32> = placed.iter().map(|placed| placed.partition().0).collect();
+    assert!(used.iter().any(|partition| *partition >= 2), "{used:?}");
+}
+
 #[tokio::test]
 async fn what_this_host_cannot_read_stops_here_and_is_left_as_it_is_until_it_can_be_read() {
     let rig = Rig::deployed(1, |_| (), |_, _| Say::Pass).await;
