@@ -359,7 +359,7 @@ impl Broker {
         let topic = &topic;
         decided(&*self.inner.engine, || async {
             // This host's own, where it delivers; no other host delivers there any more, or it did before.
-            let share = self.inner.delays.holdings.claim(partition).await?;
+            let share = self.inner.delays.right_to(partition).await?;
             let cancelled = self.cancel_under(topic, id, partition, &share).await;
             share.leave().await;
             cancelled
@@ -378,7 +378,9 @@ impl Broker {
         let wait = Duration::from_millis(CANCEL_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
         let _turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
-        let may_be_moved = self.inner.delays.moved_in.lock().contains(&partition);
+        // Other hosts move them by their own clocks.
+        let moved_here = self.inner.delays.moved_in.lock().contains(&partition);
+        let may_be_moved = moved_here || !self.inner.hosts.are_one();
         let Some(entry) = kept(&table, id, may_be_moved) else {
             let topic = topic.spec.name.clone();
             return Err(DelayedError::Unknown { topic, id });

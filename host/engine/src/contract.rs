@@ -31,8 +31,8 @@
 //! - What was committed through this handle shows in it when `commit` returns; what others committed, within the engine's delay.
 //! - Topics, entries and versions are a mirror. Own changes show when they return, those of others within the engine's delay, and
 //!   [`Engine::watch_catalogue`] changes after they show. What is decided on something late fails with [`CommitError::Conflict`].
-//! - [`Engine::progress`] is late for whoever has no lease. What it tells after [`Engine::claim`] is the last there is under any
-//!   earlier one.
+//! - [`Engine::progress`], [`Engine::state`], [`Engine::read_state`] and [`Engine::state_partitions`] are late for whoever has no lease. What they
+//!   tell after [`Engine::hold`] or [`Engine::claim`] has all that was committed under any earlier one.
 
 mod catalogue;
 mod errors;
@@ -195,8 +195,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Where the partition begins and ends.
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError>;
 
-    /// Takes the work of the group in the partition from whoever has it, who is fenced, and told; for an operator, who must not wait. What it
-    /// was taken from was not left: whether it had been, whoever holds it next is told. Durable on return.
+    /// Takes the work of the group in the partition from whoever has it, who is fenced, and told; for an operator, who must not wait. A claim does not
+    /// count as leaving: what was left before is told to the next [`Engine::hold`]. Durable on return.
     async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError>;
 
     /// Takes the work of the group in the partition for as long as this host lives: `None` while another living host has it. A host that

@@ -36,15 +36,18 @@ impl Leases {
         let length = Duration::from_millis(u64::from(lease.length_ms));
         let known = self.ends.lock().get(key).copied();
         let end = known.filter(|(id, _)| *id == lease.id);
-        let began = || self.anew.lock().get(&key.0).copied();
-        let end = end.map_or_else(|| began().unwrap_or(self.started) + length, |(_, end)| end);
+        let began = self.anew.lock().get(&key.0).copied();
+        let end = match (end, began) {
+            (Some((_, end)), Some(began)) => end.max(began + length),
+            (Some((_, end)), None) => end,
+            (None, began) => began.unwrap_or(self.started) + length,
+        };
         end.saturating_sub(now)
     }
 
     /// Another host may have renewed the topic's leases until now: each counts anew.
     pub(super) fn begin_anew(&self, topic: TopicId, now: Duration) {
         self.anew.lock().insert(topic, now);
-        self.ends.lock().retain(|(of, _), _| *of != topic);
     }
 
     /// It holds until then, or as long as it was said to hold, if that is longer: its reader may do two things at once.

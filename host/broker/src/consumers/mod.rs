@@ -239,13 +239,11 @@ impl Broker {
         } = &*self.inner;
         let _lock = consumers.lock(&key).await;
         decided(&**engine, || async {
-            let right = consumers.rights.take(home(topic)).await;
-            let right = right.map_err(|error| stored::explained(error, topic))?;
-            if right.is_new_among_several {
-                // Another host may have renewed them until just now.
-                consumers.leases.begin_anew(topic.id, clock.monotonic());
-            }
-            change(right.share).await
+            // Another host may have renewed them until just now.
+            let anew = || consumers.leases.begin_anew(topic.id, clock.monotonic());
+            let share = consumers.rights.take(home(topic), anew).await;
+            let share = share.map_err(|error| stored::explained(error, topic))?;
+            change(share).await
         })
         .await
     }

@@ -17,13 +17,6 @@ pub(super) struct Rights {
     kept: Mutex<HashMap<TopicPartition, Arc<Share>>>,
 }
 
-/// A right, once it is there.
-pub(super) struct Right {
-    pub(super) share: Arc<Share>,
-    /// Whether it was taken just now, maybe from another host.
-    pub(super) is_new_among_several: bool,
-}
-
 impl Rights {
     pub(super) fn new(hosts: &Arc<Hosts>) -> Self {
         Self {
@@ -33,20 +26,25 @@ impl Rights {
         }
     }
 
-    pub(super) async fn take(&self, home: TopicPartition) -> Result<Right, CommitError> {
+    /// The right, and if it was taken just now, maybe from another host, `is_new` before anybody uses it.
+    pub(super) async fn take(
+        &self,
+        home: TopicPartition,
+        is_new: impl FnOnce(),
+    ) -> Result<Arc<Share>, CommitError> {
         let kept = self.kept.lock().get(&home).cloned();
         if let Some(share) = kept.filter(|share| !share.is_lost()) {
-            return Ok(Right {
-                share,
-                is_new_among_several: false,
-            });
+            return Ok(share);
         }
         let share = self.holdings.claim(home).await?;
-        self.kept.lock().insert(home, Arc::clone(&share));
-        Ok(Right {
-            share,
-            is_new_among_several: !self.hosts.are_one(),
-        })
+        let mut kept = self.kept.lock();
+        let before = kept.insert(home, Arc::clone(&share));
+        // Of several who waited for the same claim, one has come first.
+        let is_known = before.is_some_and(|before| Arc::ptr_eq(&before, &share));
+        if !is_known && !self.hosts.are_one() {
+            is_new();
+        }
+        Ok(share)
     }
 
     /// Its topic is gone.

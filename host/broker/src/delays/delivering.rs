@@ -162,12 +162,14 @@ impl Delays {
         topic: &TopicName,
         now: Timestamp,
     ) -> Result<(), Left> {
-        if self.holdings.elsewhere(partition).is_some() {
+        let is_elsewhere = self.holdings.elsewhere(partition).is_some();
+        // What it holds it delivers until it gives that back.
+        if is_elsewhere && (self.kept(partition).is_none() || self.holdings.moves(partition)) {
             // Looked at again when hosts come or go.
             return Ok(());
         }
         let Some(share) = self.share_of(partition).await? else {
-            let reason = "another host has not given them back yet".to_owned();
+            let reason = "whoever has them has not given them back yet".to_owned();
             return Err(Left::Wait(reason));
         };
         let table = self.engine.state(GROUP, partition).await?;
@@ -190,8 +192,7 @@ impl Delays {
         &self,
         partition: TopicPartition,
     ) -> Result<Option<Arc<Share>>, CommitError> {
-        let kept = self.held.lock().get(&partition).cloned();
-        if let Some(share) = kept.filter(|share| !share.is_lost()) {
+        if let Some(share) = self.kept(partition) {
             return Ok(Some(share));
         }
         let share = self.holdings.take(partition).await?;
@@ -200,6 +201,24 @@ impl Delays {
             held.insert(partition, Arc::clone(share));
         }
         Ok(share)
+    }
+
+    fn kept(&self, partition: TopicPartition) -> Option<Arc<Share>> {
+        let kept = self.held.lock().get(&partition).cloned();
+        kept.filter(|share| !share.is_lost())
+    }
+
+    /// The right to write there now: the one to deliver, where that is this host's, or a claim.
+    pub(super) async fn right_to(
+        &self,
+        partition: TopicPartition,
+    ) -> Result<Arc<Share>, CommitError> {
+        if self.holdings.elsewhere(partition).is_none()
+            && let Some(share) = self.share_of(partition).await?
+        {
+            return Ok(share);
+        }
+        self.holdings.claim(partition).await
     }
 
     /// What is to go to other hosts by now.
@@ -254,6 +273,8 @@ impl Delays {
     pub(super) async fn look(&self) -> bool {
         let partitions = self.engine.state_partitions(GROUP);
         self.forget_all_but(&partitions);
+        // Of topics that are gone, too.
+        self.held.lock().retain(|_, share| !share.is_lost());
         if partitions.is_empty() {
             return true;
         }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use millrace_engine::state::{NEVER, StateChange, StateTable, StateWrites};
 use millrace_engine::{CommitError, Transaction};
@@ -17,6 +18,8 @@ use crate::dispatch::retry::Backoff;
 const MOVED_AT_ONCE_MAX: usize = 500;
 /// Bytes of them, but for one larger message.
 const MOVED_BYTES_AT_ONCE_MAX: usize = 1 << 20;
+/// So often is looked whether a partition's messages can be moved.
+const SHARE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Steps that wait to be followed. While there are so many, the clock is not looked at: the next look takes all since in one.
 const STEPS_WAITING_MAX: usize = 16;
 
@@ -85,14 +88,21 @@ impl Delays {
         before: u64,
         step: Step,
     ) -> Result<usize, CommitError> {
-        let share = match self.holdings.elsewhere(partition) {
-            None => self.share_of(partition).await?,
-            // It moves them itself, by its own clock.
-            Some(_) => None,
+        let share = loop {
+            if self.holdings.elsewhere(partition).is_some() {
+                // It moves them itself, by its own clock.
+                return Ok(0);
+            }
+            match self.share_of(partition).await {
+                Ok(Some(share)) => break share,
+                Err(CommitError::UnknownPartition(_)) => return Ok(0),
+                Err(error) if !error.is_retriable() => return Err(error),
+                // Somebody else has it for a moment, or the store is away.
+                _ => tokio::time::sleep(SHARE_LOOK_INTERVAL).await,
+            }
         };
-        let table = self.engine.state(GROUP, partition).await;
-        let (Some(share), Ok(table)) = (share, table) else {
-            // Or gone with its topic.
+        let Ok(table) = self.engine.state(GROUP, partition).await else {
+            // Gone with its topic.
             return Ok(0);
         };
         let mut ids = Vec::new();

@@ -18,6 +18,8 @@ use crate::dispatch::retry::Backoff;
 /// After hosts came or went, what a host holds moves so much later if nobody says otherwise: a host that is only started again is back by
 /// then.
 pub(crate) const MOVES_AFTER: Duration = Duration::from_secs(5);
+/// Places that are kept in mind before any is looked at again.
+const PLACES_MIN: usize = 64;
 /// Claims that are made side by side.
 const CLAIMS_AT_ONCE_MAX: usize = 64;
 /// Workers are told so much later still, so that the time is over by their clock.
@@ -26,6 +28,7 @@ const NUDGE_SLACK: Duration = Duration::from_millis(50);
 /// The living hosts, as this one sees them.
 pub(crate) struct Hosts {
     engine: Arc<dyn Engine>,
+    me: HostId,
     clock: Arc<dyn Clock>,
     /// What is held moves so long after hosts came or went.
     moves_after: Duration,
@@ -47,6 +50,7 @@ impl Hosts {
         let listed = engine.hosts();
         let known = Mutex::new((listed.borrow().clone(), clock.monotonic()));
         Arc::new(Self {
+            me: engine.host(),
             engine,
             clock,
             moves_after,
@@ -68,7 +72,7 @@ impl Hosts {
         let holdings = Arc::new(Holdings {
             hosts: Arc::clone(self),
             group: Arc::clone(&group),
-            held: tokio::sync::Mutex::default(),
+            places: Mutex::default(),
         });
         groups.insert(group, Arc::downgrade(&holdings));
         holdings
@@ -101,11 +105,19 @@ impl Hosts {
 
     /// Another host that is wanted there, if it is not this one.
     fn wanted_elsewhere(&self, group: &str, at: TopicPartition) -> Option<HostInfo> {
+        if self.is_alone() {
+            return None;
+        }
         let (hosts, _) = self.now();
-        let me = self.engine.host();
         // One that is taken for dead is wanted nowhere, and does not know it.
         let found = wanted(&hosts, group, at)?;
-        (found.id != me).then(|| found.clone())
+        (found.id != self.me).then(|| found.clone())
+    }
+
+    /// Whether this host is the only one now. Asked at each step of each worker.
+    fn is_alone(&self) -> bool {
+        let listed = self.listed.borrow();
+        matches!(&**listed, [host] if host.id == self.me)
     }
 
     /// How long after hosts came or went what is held moves.
@@ -145,7 +157,23 @@ fn weight(host: HostId, group: &str, at: TopicPartition) -> u64 {
 pub(crate) struct Holdings {
     hosts: Arc<Hosts>,
     group: Arc<str>,
-    held: tokio::sync::Mutex<HashMap<TopicPartition, Weak<Share>>>,
+    places: Mutex<Places>,
+}
+
+/// Where something is held, or is being taken.
+#[derive(Default)]
+struct Places {
+    by_partition: HashMap<TopicPartition, Arc<Place>>,
+    /// At so many, those where nothing is held are let go: topics and processors come and go.
+    prune_at: usize,
+}
+
+/// What this host holds in a partition. Each has a lock of its own: taking one is a commit, and many are taken side by side.
+#[derive(Default)]
+struct Place {
+    share: tokio::sync::Mutex<Weak<Share>>,
+    /// Whether the work was left, and nothing has been committed since that was told: it is told again to whoever takes it next.
+    is_left: AtomicBool,
 }
 
 /// A share of a hold: given back when the last one goes.
@@ -156,6 +184,9 @@ pub(crate) struct Share {
     works: bool,
     /// Whether something that was committed under it is in doubt: only a new lease says what became of it.
     is_doubtful: AtomicBool,
+    /// Whether a component is being called.
+    is_calling: AtomicBool,
+    place: Arc<Place>,
     engine: Arc<dyn Engine>,
 }
 
@@ -167,29 +198,41 @@ impl Holdings {
 
     /// Whether what is held here is to go to another host by now.
     pub(crate) fn moves(&self, at: TopicPartition) -> bool {
+        if self.hosts.is_alone() {
+            return false;
+        }
         let (_, since) = self.hosts.now();
         since >= self.hosts.moves_after && self.elsewhere(at).is_some()
     }
 
     /// Takes what is to be worked at; `None` while somebody else has it.
     pub(crate) async fn take(&self, at: TopicPartition) -> Result<Option<Arc<Share>>, CommitError> {
-        let mut held = self.held.lock().await;
-        if let Some(share) = live(&held, at) {
+        let place = self.place(at);
+        let mut held = place.share.lock().await;
+        if let Some(share) = live(&held) {
             // Only a hold to work says what was left.
             return Ok(share.works.then_some(share));
         }
         let hold = self.hosts.engine.hold(&self.group, at).await?;
-        Ok(hold.map(|hold| self.share(&mut held, at, hold, true)))
+        Ok(hold.map(|hold| {
+            place.is_left.fetch_or(hold.left, Ordering::SeqCst);
+            let share = self.share(&place, hold, true);
+            *held = Arc::downgrade(&share);
+            share
+        }))
     }
 
     /// The right to write there, whoever works: this host's, if it has it, or claimed.
     pub(crate) async fn claim(&self, at: TopicPartition) -> Result<Arc<Share>, CommitError> {
-        let mut held = self.held.lock().await;
-        if let Some(share) = live(&held, at) {
+        let place = self.place(at);
+        let mut held = place.share.lock().await;
+        if let Some(share) = live(&held) {
             return Ok(share);
         }
         let hold = self.hosts.engine.claim(&self.group, at).await?;
-        Ok(self.share(&mut held, at, hold, false))
+        let share = self.share(&place, hold, false);
+        *held = Arc::downgrade(&share);
+        Ok(share)
     }
 
     /// As [`Holdings::claim`], of several, in the same order.
@@ -202,23 +245,34 @@ impl Holdings {
         claims.try_collect().await
     }
 
-    fn share(
-        &self,
-        held: &mut HashMap<TopicPartition, Weak<Share>>,
-        at: TopicPartition,
-        hold: Hold,
-        works: bool,
-    ) -> Arc<Share> {
-        let share = Arc::new(Share {
+    fn place(&self, at: TopicPartition) -> Arc<Place> {
+        let mut places = self.places.lock();
+        if let Some(place) = places.by_partition.get(&at) {
+            return Arc::clone(place);
+        }
+        if places.by_partition.len() >= places.prune_at {
+            let is_used = |place: &Arc<Place>| {
+                let held = place.share.try_lock();
+                let is_held = held.is_ok_and(|share| share.strong_count() > 0);
+                Arc::strong_count(place) > 1 || is_held || place.is_left.load(Ordering::SeqCst)
+            };
+            places.by_partition.retain(|_, place| is_used(place));
+            places.prune_at = PLACES_MIN.max(2 * places.by_partition.len());
+        }
+        let place = Arc::default();
+        places.by_partition.insert(at, Arc::clone(&place));
+        place
+    }
+
+    fn share(&self, place: &Arc<Place>, hold: Hold, works: bool) -> Arc<Share> {
+        Arc::new(Share {
             hold: Some(hold),
             works,
             is_doubtful: AtomicBool::new(false),
+            is_calling: AtomicBool::new(false),
+            place: Arc::clone(place),
             engine: Arc::clone(&self.hosts.engine),
-        });
-        // Of topics and processors that come and go, nothing stays.
-        held.retain(|_, share| share.strong_count() > 0);
-        held.insert(at, Arc::downgrade(&share));
-        share
+        })
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<Arc<[HostInfo]>> {
@@ -255,6 +309,16 @@ impl Share {
         self.hold.as_ref().map(|hold| &hold.lease)
     }
 
+    /// Whether whoever worked before ended without giving it back, and nothing was committed since.
+    pub(crate) fn is_left(&self) -> bool {
+        self.place.is_left.load(Ordering::SeqCst)
+    }
+
+    /// A component is called, or no longer: a worker that ends in between is taken for one whose host ended.
+    pub(crate) fn calls(&self, is_calling: bool) {
+        self.is_calling.store(is_calling, Ordering::SeqCst);
+    }
+
     pub(crate) fn is_lost(&self) -> bool {
         let is_doubtful = self.is_doubtful.load(Ordering::SeqCst);
         is_doubtful || self.hold.as_ref().is_none_or(Hold::is_lost)
@@ -270,22 +334,26 @@ impl Share {
             });
         }
         let committed = self.engine.commit(transaction).await;
-        if matches!(committed, Err(CommitError::InDoubt(_))) {
-            self.is_doubtful.store(true, Ordering::SeqCst);
+        match &committed {
+            Ok(_) if self.works => self.place.is_left.store(false, Ordering::SeqCst),
+            Err(CommitError::InDoubt(_)) => self.is_doubtful.store(true, Ordering::SeqCst),
+            _ => {}
         }
         committed
     }
 }
 
 /// A share that counts.
-fn live(held: &HashMap<TopicPartition, Weak<Share>>, at: TopicPartition) -> Option<Arc<Share>> {
-    let share = held.get(&at).and_then(Weak::upgrade);
-    share.filter(|share| !share.is_lost())
+fn live(held: &Weak<Share>) -> Option<Arc<Share>> {
+    held.upgrade().filter(|share| !share.is_lost())
 }
 
 impl Drop for Share {
     /// Of a worker that panicked or was cut off.
     fn drop(&mut self) {
+        if self.is_calling.load(Ordering::SeqCst) {
+            self.place.is_left.store(true, Ordering::SeqCst);
+        }
         if let Some(hold) = self.hold.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {

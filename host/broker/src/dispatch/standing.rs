@@ -17,7 +17,7 @@ pub(crate) enum State {
     Done,
     /// Another host is to work here; where that is.
     Elsewhere(String),
-    /// Another host has the work, and is to give it back.
+    /// Somebody else has the work, and is to give it back: another host, or an operator for a moment.
     Held,
     /// Why, and until when, as far as that is known.
     Waiting(String, Option<Timestamp>),
@@ -31,7 +31,7 @@ impl fmt::Display for State {
             Self::Paused => f.write_str("paused"),
             Self::Done => f.write_str("done"),
             Self::Elsewhere(host) => write!(f, "at host {host}"),
-            Self::Held => f.write_str("waiting: another host has not given it back yet"),
+            Self::Held => f.write_str("waiting: whoever has the work has not given it back yet"),
             Self::Waiting(reason, _) => write!(f, "waiting: {reason}"),
             Self::Stopped(reason) => write!(f, "stopped: {reason}"),
         }

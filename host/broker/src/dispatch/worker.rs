@@ -50,6 +50,8 @@ use trouble::{End, Trouble};
 
 /// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// So often is looked whether another host has given back what it holds.
+const HELD_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often a worker looks whether there is room again for what is remembered.
 const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -175,7 +177,7 @@ pub(crate) async fn run(
             &context, &input, &commands, &window, &orders, &gate, &holdings,
         ));
         let wait = match opened.await {
-            Ok(Opened::Here(worker)) => match Box::pin(worker.work()).await {
+            Ok(Opened::Here(worker)) => match Box::pin(worker.work(&mut backoff)).await {
                 End::Over => break None,
                 End::Stopped(reason) => break Some(reason),
                 End::Left(reason) => {
@@ -189,7 +191,7 @@ pub(crate) async fn run(
             }
             Ok(Opened::Held) => {
                 window.lock().state = State::Held;
-                backoff.next(&mut rng)
+                HELD_LOOK_INTERVAL
             }
             Err(Trouble::Stop(reason)) => break Some(reason),
             Err(Trouble::Wait(reason) | Trouble::Leave(reason)) => {
@@ -307,7 +309,7 @@ impl Worker {
         let progress = match progress {
             Some(mut progress) => {
                 retry::brought_near(&mut progress.parked, time.now(&*context.clock));
-                if !hold.left {
+                if !share.is_left() {
                     suspects::forget_call(&mut progress);
                 }
                 progress
@@ -323,7 +325,7 @@ impl Worker {
                 ..Progress::default()
             },
         };
-        let suspects = Suspects::of(&progress, hold.left);
+        let suspects = Suspects::of(&progress, share.is_left());
         let watch = engine.watch(partition)?;
         let limit = input.range.map(|(_, end)| end);
         let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit)
@@ -379,8 +381,12 @@ impl Worker {
     }
 
     /// Works until it is told to stop, must, or is to leave; then others may have what it held.
-    async fn work(mut self: Box<Self>) -> End {
+    async fn work(mut self: Box<Self>, beginning: &mut Backoff) -> End {
         let end = self.work_on().await;
+        if self.commits > 0 {
+            // It could work: the next one begins at once.
+            beginning.reset();
+        }
         let Self { share, .. } = *self;
         share.leave().await;
         end
@@ -543,7 +549,9 @@ impl Worker {
         let batch = self.mark(live, batch).await?;
         self.interrupted = false;
         self.window.lock().calling = Some(self.context.clock.monotonic());
+        self.share.calls(true);
         let processed = self.process(live, &batch, probe.as_mut()).await;
+        self.share.calls(false);
         self.window.lock().calling = None;
         self.turn = None;
         self.attempt_room = None;

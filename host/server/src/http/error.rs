@@ -232,7 +232,7 @@ impl From<CommitError> for ApiError {
             CommitError::Fenced { .. } => Self::conflict(
                 "fenced",
                 text,
-                "another host works on this partition; ask that one",
+                "others took the work of this partition over meanwhile; try again",
             ),
             CommitError::Conflict(_) => Self::conflict(
                 "changed-meanwhile",
@@ -279,7 +279,7 @@ impl From<CommitError> for ApiError {
             CommitError::InDoubt(_) => Self::unavailable(
                 "in-doubt",
                 text,
-                "repeat the call with the same Idempotency-Key, or look whether it took effect",
+                "look whether it took effect; a call with an Idempotency-Key can be repeated with the same one",
                 1,
             ),
             CommitError::Poisoned(_) => Self::unavailable(
