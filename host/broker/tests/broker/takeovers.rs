@@ -193,6 +193,10 @@ async fn what_operators_write_on_any_host_stands_beside_what_the_worker_writes()
     let (one, other) = two_hosts(1).await;
     let module = one.upload_handler("m", counting(|_, _| Say::Pass)).await;
     one.deploy(spec(module)).await;
+    until("the other host knows it", async || {
+        other.broker.deployed_as(&processor("p")).is_some()
+    })
+    .await;
     let operators = [&one, &other]
         .into_iter()
         .enumerate()
