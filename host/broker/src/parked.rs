@@ -251,10 +251,18 @@ impl Broker {
         };
         let supervisor = &self.inner.supervisor;
         let given = supervisor.order(name, topic, partition, order);
-        let Some((orders, number)) = given else {
-            return Err(format!(
-                "no worker is at {topic}/{partition}: the processor does not read it, or cannot be started (`millrace processor show {name}`)"
-            ));
+        let (orders, number) = match given {
+            Some(Ok(given)) => given,
+            Some(Err(state)) => {
+                return Err(format!(
+                    "its worker is not on this host ({state}), and nothing was done; ask that host"
+                ));
+            }
+            None => {
+                return Err(format!(
+                    "no worker is at {topic}/{partition}: the processor does not read it, or cannot be started (`millrace processor show {name}`)"
+                ));
+            }
         };
         wait_for(answered, &orders, number).await
     }

@@ -1,7 +1,7 @@
 //! Which host works where. Each partition that a processor reads has one host that is wanted there; whoever works holds it, so that no other
 //! host does. What is sent again to a partition is worked at by the same host, under the same hold.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,6 +18,8 @@ use crate::dispatch::retry::Backoff;
 /// After hosts came or went, what a host holds moves so much later if nobody says otherwise: a host that is only started again is back by
 /// then.
 pub(crate) const MOVES_AFTER: Duration = Duration::from_secs(5);
+/// Work that nobody does is taken up after so many times what it takes to move.
+const TAKEN_UP_AFTER_MOVES: u32 = 12;
 /// Places that are kept in mind before any is looked at again.
 const PLACES_MIN: usize = 64;
 /// Claims that are made side by side.
@@ -73,6 +75,7 @@ impl Hosts {
             hosts: Arc::clone(self),
             group: Arc::clone(&group),
             places: Mutex::default(),
+            taken_up: Mutex::default(),
         });
         groups.insert(group, Arc::downgrade(&holdings));
         holdings
@@ -158,6 +161,15 @@ pub(crate) struct Holdings {
     hosts: Arc<Hosts>,
     group: Arc<str>,
     places: Mutex<Places>,
+    /// Work that the host that was wanted for it left lying: it stays here until hosts come or go.
+    taken_up: Mutex<TakenUp>,
+}
+
+/// Among these hosts, these partitions.
+#[derive(Default)]
+struct TakenUp {
+    among: Arc<[HostInfo]>,
+    partitions: HashSet<TopicPartition>,
 }
 
 /// Where something is held, or is being taken.
@@ -193,7 +205,36 @@ pub(crate) struct Share {
 impl Holdings {
     /// The host that is to work there, if it is another one.
     pub(crate) fn elsewhere(&self, at: TopicPartition) -> Option<HostInfo> {
-        self.hosts.wanted_elsewhere(&self.group, at)
+        let wanted = self.hosts.wanted_elsewhere(&self.group, at);
+        wanted.filter(|_| !self.is_taken_up(at))
+    }
+
+    fn is_taken_up(&self, at: TopicPartition) -> bool {
+        let taken_up = self.taken_up.lock();
+        taken_up.partitions.contains(&at) && taken_up.among == self.hosts.now().0
+    }
+
+    /// After so long, work that another host is wanted for and does not do is taken up.
+    pub(crate) fn taken_up_after(&self) -> Duration {
+        TAKEN_UP_AFTER_MOVES * self.hosts.moves_after
+    }
+
+    /// Takes what another host is wanted for and does not hold, be it that it cannot; whether it did not.
+    pub(crate) async fn take_up(
+        &self,
+        at: TopicPartition,
+    ) -> Result<Option<Arc<Share>>, CommitError> {
+        let share = self.take(at).await?;
+        if share.is_some() {
+            let mut taken_up = self.taken_up.lock();
+            let (among, _) = self.hosts.now();
+            if taken_up.among != among {
+                taken_up.partitions.clear();
+                taken_up.among = among;
+            }
+            taken_up.partitions.insert(at);
+        }
+        Ok(share)
     }
 
     /// Whether what is held here is to go to another host by now.

@@ -39,6 +39,11 @@ impl fmt::Display for State {
 }
 
 impl State {
+    /// Whether a worker of this host is at it, or is to be.
+    pub(crate) fn is_here(&self) -> bool {
+        !matches!(self, Self::Elsewhere(_) | Self::Held)
+    }
+
     /// Until when it waits, if it waits and that is known.
     pub(crate) fn until(&self) -> Option<Timestamp> {
         match self {

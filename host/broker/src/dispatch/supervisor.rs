@@ -252,17 +252,22 @@ impl Supervisor {
         topic: &TopicName,
         partition: PartitionId,
         order: Order,
-    ) -> Option<(Orders, u64)> {
+    ) -> Option<Result<(Orders, u64), State>> {
         let teams = self.teams.lock();
         let team = teams.get(name)?;
         let is_there = |post: &&Post| {
             post.input.topic.spec.name == *topic && post.input.partition == partition
         };
         let mut posts = team.posts.iter().filter(|post| !post.task.is_finished());
-        let orders = posts.find(is_there)?.orders.clone();
+        let post = posts.find(is_there)?;
+        let state = post.window.lock().state.clone();
+        if !state.is_here() {
+            return Some(Err(state));
+        }
+        let orders = post.orders.clone();
         let number = orders.put(order);
         team.commands.send_modify(|_| {});
-        Some((orders, number))
+        Some(Ok((orders, number)))
     }
 
     /// All workers look whether they are still where they are to be.
@@ -287,9 +292,12 @@ impl Supervisor {
     /// What the processor's workers have parked; empty if it has none.
     pub(crate) fn parked(&self, name: &ProcessorName) -> Vec<ParkedIn> {
         let standings = self.standings(name).into_iter();
-        let parked = standings.map(|(input, standing)| ParkedIn {
-            input,
-            progress: standing.next.map(|_| standing.progress),
+        let parked = standings.map(|(input, standing)| {
+            // Where another host works, this one knows what it last had itself.
+            let works_here = standing.state.is_here();
+            let known = standing.next.filter(|_| works_here);
+            let progress = known.map(|_| standing.progress);
+            ParkedIn { input, progress }
         });
         parked.collect()
     }

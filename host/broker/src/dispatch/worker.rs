@@ -168,15 +168,28 @@ pub(crate) async fn run(
     let mut backoff = Backoff::default();
     let mut rng = fastrand::Rng::new();
     let mut hosts = holdings.changes();
+    let mut lies_since = None;
     let reason = loop {
         if !wants(&commands.borrow_and_update(), &input.origin) {
             break None;
         }
         hosts.borrow_and_update();
+        let now = context.clock.monotonic();
+        let lies = lies_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        // Held until it is opened, if it was taken up.
+        let taken_up = match origin(&input, &*context.engine) {
+            Ok(origin) if lies >= holdings.taken_up_after() => {
+                lies_since = None;
+                holdings.take_up(origin).await.ok().flatten()
+            }
+            _ => None,
+        };
         let opened = Box::pin(Worker::open(
             &context, &input, &commands, &window, &orders, &gate, &holdings,
         ));
-        let wait = match opened.await {
+        let opened = opened.await;
+        drop(taken_up);
+        let wait = match opened {
             Ok(Opened::Here(worker)) => match Box::pin(worker.work(&mut backoff)).await {
                 End::Over => break None,
                 End::Stopped(reason) => break Some(reason),
@@ -187,7 +200,8 @@ pub(crate) async fn run(
             },
             Ok(Opened::Elsewhere(host)) => {
                 window.lock().state = State::Elsewhere(host.address.to_string());
-                SLEEP_MAX
+                lies_since.get_or_insert(now);
+                holdings.taken_up_after().min(SLEEP_MAX)
             }
             Ok(Opened::Held) => {
                 window.lock().state = State::Held;

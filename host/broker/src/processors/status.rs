@@ -151,8 +151,7 @@ impl Broker {
             let calling = standing
                 .calling
                 .map(|since| monotonic.saturating_sub(since));
-            let works_here = !matches!(standing.state, State::Elsewhere(_) | State::Held);
-            let Some(next) = standing.next.filter(|_| works_here) else {
+            let Some(next) = standing.next.filter(|_| standing.state.is_here()) else {
                 // A worker that has only just begun has come as far as the one before it; of one on another host it is known what it committed.
                 if let Some(partition) = input.topic.partition(input.partition) {
                     let reads = (input.range, input.first);

@@ -92,6 +92,31 @@ async fn work_is_spread_over_the_hosts_and_goes_over_when_one_ends() {
     assert_eq!(other.values("in.p.dlq").await, [""; 0]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_living_host_cannot_do_another_takes_up() {
+    let one = beside(&Rig::start(PARTITIONS).await).await;
+    let pass = crate::rig::per_message(|_, _| Say::Pass);
+    let module = one.upload_handler("m", pass).await;
+    one.deploy(spec(module)).await;
+    // It lacks what the component needs.
+    let limits = BrokerLimits {
+        moves_after: Duration::from_millis(10),
+        ..BrokerLimits::default()
+    };
+    let (clock, engine) = (Arc::new(SystemClock::new()), one.engine.second_host());
+    let other = Rig::beside(clock, engine, Arc::default(), limits).await;
+    assert!(works_at(&other).await.is_empty());
+    let all: BTreeSet<u32> = (0..PARTITIONS).collect();
+    until("some are let go", async || works_at(&one).await != all).await;
+    until("all are taken up", async || works_at(&one).await == all).await;
+    let messages: Vec<(String, String)> =
+        (0..100).map(|n| (format!("k{n}"), n.to_string())).collect();
+    let messages: Vec<(&str, &str)> = messages.iter().map(|(k, v)| (&**k, &**v)).collect();
+    other.produce(&messages).await;
+    let values: Vec<&str> = messages.iter().map(|(_, value)| *value).collect();
+    one.hold("out", &values).await;
+}
+
 /// Calls, each of which ends when it is let.
 struct Slow(Arc<AtomicUsize>, Arc<Semaphore>);
 
