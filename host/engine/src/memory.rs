@@ -117,7 +117,8 @@ impl MemoryEngine {
     /// What this host does shows here when it returns.
     fn hear(&self, state: &State) {
         if let Some(mirror) = &self.mirror {
-            mirror.lock().hear(state);
+            let is_deaf = self.link.is_deaf.load(Ordering::SeqCst);
+            mirror.lock().hear(state, is_deaf);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::state::Turn;
-use millrace_engine::{Engine, HostInfo, Lease};
+use millrace_engine::{Engine, Expectation, HostInfo, Lease};
 use millrace_model::processor::Order;
 use millrace_model::{Clock, Offset, Progress, SteadyClock, Timestamp, TopicName, TopicPartition};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -30,6 +30,7 @@ use crate::chains;
 use crate::delays::Delays;
 use crate::dispatch::remembered::{Part, Remembered};
 
+mod beginning;
 mod calling;
 mod committing;
 mod cutting;
@@ -103,6 +104,8 @@ struct Worker {
     /// Its share of what this host holds, and the right to commit that comes with it.
     share: Arc<Share>,
     lease: Lease,
+    /// What the first commit expects, until it is made.
+    beginning: Option<Expectation>,
     holdings: Arc<Holdings>,
     /// Where it works.
     partition: TopicPartition,
@@ -318,6 +321,8 @@ impl Worker {
             return Ok(Opened::Held);
         };
         let lease = hold.lease;
+        let live = Arc::clone(&commands.borrow().live);
+        let beginning = beginning::expected(context, &live)?;
         let progress = engine.progress(processor.as_str(), partition).await?;
         let time = SteadyClock::begin(&*context.clock);
         let progress = match progress {
@@ -356,6 +361,7 @@ impl Worker {
             gate_changes: gate.changes(),
             share,
             lease,
+            beginning,
             holdings: Arc::clone(holdings),
             partition,
             origin,
@@ -389,7 +395,6 @@ impl Worker {
             rng: fastrand::Rng::new(),
         };
         worker.show(State::Running);
-        let live = Arc::clone(&worker.commands.borrow().live);
         worker.home(&live).await?;
         Ok(Opened::Here(Box::new(worker)))
     }

@@ -288,6 +288,33 @@ async fn nothing_that_another_host_still_does_comes_into_state_that_was_emptied(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_host_that_hears_late_of_a_deletion_does_nothing_any_more() {
+    let (one, other) = two_hosts(4).await;
+    let module = one.upload_handler("m", counting(|_, _| Say::Pass)).await;
+    one.deploy(spec(module)).await;
+    until("the other works", async || {
+        !works_at(&other).await.is_empty()
+    })
+    .await;
+    other.engine.deaf(true);
+    let deleted = one.broker.delete_processor_and_state(&processor("p")).await;
+    deleted.unwrap();
+    let messages: Vec<(String, String)> =
+        (0..40).map(|n| (format!("k{n}"), n.to_string())).collect();
+    let messages: Vec<(&str, &str)> = messages.iter().map(|(k, v)| (&**k, &**v)).collect();
+    one.produce(&messages).await;
+    // Longer than its workers take to begin anew, several times.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(one.values("out").await, [""; 0]);
+    assert_eq!(one.engine.state_partitions("p"), []);
+    other.engine.deaf(false);
+    until("the other knows it", async || {
+        other.broker.deployed_as(&processor("p")).is_none()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_consumer_has_one_reader_whichever_host_is_asked() {
     let (one, other) = two_hosts(1).await;
     let input = one.broker.topic(&topic("in")).unwrap();

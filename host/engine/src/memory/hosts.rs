@@ -80,7 +80,7 @@ impl MemoryEngine {
     #[must_use]
     pub fn second_host(&self) -> Arc<Self> {
         let mut mirror = Mirror::default();
-        mirror.hear(&self.store.state.lock());
+        mirror.hear(&self.store.state.lock(), false);
         let second = Arc::new(Self {
             store: Arc::clone(&self.store),
             host: self.store.join(),
@@ -197,7 +197,7 @@ impl Mirror {
     }
 
     /// Takes over all that is.
-    pub(super) fn hear(&mut self, state: &State) {
+    pub(super) fn hear(&mut self, state: &State, is_deaf: bool) {
         self.partitions
             .retain(|id, _| state.partitions.contains_key(id));
         for (id, partition) in &state.partitions {
@@ -220,7 +220,7 @@ impl Mirror {
             table.inspect(|table| copy.hear(table)).is_some()
         });
         let changes = *state.catalogue.borrow();
-        if *self.catalogue.borrow() != changes {
+        if !is_deaf && *self.catalogue.borrow() != changes {
             self.topics = state.topics.clone();
             self.entries = state.entries.clone();
             self.catalogue.send_replace(changes);

@@ -24,6 +24,8 @@ pub enum Doubt {
 #[derive(Debug, Default)]
 pub(super) struct Link {
     is_cut: AtomicBool,
+    /// Whether nothing is heard of the catalogue.
+    pub(super) is_deaf: AtomicBool,
     /// What becomes of the next commits, the last one first.
     doubts: Mutex<Vec<Doubt>>,
     /// Commits that are still on their way.
@@ -54,6 +56,11 @@ impl MemoryEngine {
     /// As if the host lost its connection to the store (or got it back): nothing is read or committed, and nothing heard of.
     pub fn cut_off(&self, is_cut: bool) {
         self.link.is_cut.store(is_cut, Ordering::SeqCst);
+    }
+
+    /// As if nothing of what changes in the catalogue arrived, all else being well.
+    pub fn deaf(&self, is_deaf: bool) {
+        self.link.is_deaf.store(is_deaf, Ordering::SeqCst);
     }
 
     /// The answer to the next commit is lost. Of a host that is not a [second](Self::second_host) one, what is late stays so for ever.

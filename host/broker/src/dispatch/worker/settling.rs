@@ -208,10 +208,12 @@ impl Worker {
             }),
             durability: Some(self.input.topic.spec.durability),
             state,
+            expects: self.beginning.iter().cloned().collect(),
             ..Transaction::default()
         };
         let before = self.context.clock.monotonic();
         self.share.commit(transaction).await?;
+        self.beginning = None;
         self.context.delays.expect(&delayed).await;
         self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))

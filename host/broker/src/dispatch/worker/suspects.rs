@@ -196,6 +196,7 @@ impl Worker {
                 progress: Arc::new(progress),
             }),
             durability: Some(self.input.topic.spec.durability),
+            expects: self.beginning.iter().cloned().collect(),
             ..Transaction::default()
         };
         let committed = self.share.commit(transaction).await;
@@ -203,6 +204,7 @@ impl Worker {
             self.rewind();
             return Err(error.into());
         }
+        self.beginning = None;
         Ok(())
     }
 }

@@ -43,12 +43,13 @@ impl From<CommitError> for Trouble {
             | CommitError::Unavailable(_)
             | CommitError::TooLarge { .. }
             | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
-            // Under a new lease it is known, and stays so.
-            CommitError::InDoubt(_) | CommitError::Fenced { .. } => Self::Leave(error.to_string()),
+            // Under a new lease it is known, and stays so; or the processor was changed when this worker began.
+            CommitError::InDoubt(_) | CommitError::Fenced { .. } | CommitError::Conflict(_) => {
+                Self::Leave(error.to_string())
+            }
             CommitError::Poisoned(_) | CommitError::Closed => Self::Stop(error.to_string()),
-            // What a worker commits is neither numbered nor marked, and expects nothing: its lease and its progress make it take effect once.
-            CommitError::Conflict(_)
-            | CommitError::OutOfOrderSequence { .. }
+            // What a worker commits is neither numbered nor marked: its lease and its progress make it take effect once.
+            CommitError::OutOfOrderSequence { .. }
             | CommitError::ProducerFenced { .. }
             | CommitError::UnknownProducer(_)
             | CommitError::PartlyRepeated { .. }
