@@ -2,7 +2,7 @@
 //! host does. What is sent again to a partition is worked at by the same host, under the same hold.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -196,8 +196,8 @@ pub(crate) struct Share {
     works: bool,
     /// Whether something that was committed under it is in doubt: only a new lease says what became of it.
     is_doubtful: AtomicBool,
-    /// Whether a component is being called.
-    is_calling: AtomicBool,
+    /// Calls of components that are under way: of the worker of the partition, and of what is sent again to it.
+    calls: AtomicUsize,
     place: Arc<Place>,
     engine: Arc<dyn Engine>,
 }
@@ -310,7 +310,7 @@ impl Holdings {
             hold: Some(hold),
             works,
             is_doubtful: AtomicBool::new(false),
-            is_calling: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
             place: Arc::clone(place),
             engine: Arc::clone(&self.hosts.engine),
         })
@@ -355,9 +355,14 @@ impl Share {
         self.place.is_left.load(Ordering::SeqCst)
     }
 
-    /// A component is called, or no longer: a worker that ends in between is taken for one whose host ended.
-    pub(crate) fn calls(&self, is_calling: bool) {
-        self.is_calling.store(is_calling, Ordering::SeqCst);
+    /// A component is going to be called. A worker that ends before it has [answered](Self::answered) is taken for one whose host ended.
+    pub(crate) fn calls(&self) {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A call is over, whatever came of it.
+    pub(crate) fn answered(&self) {
+        self.calls.fetch_sub(1, Ordering::SeqCst);
     }
 
     pub(crate) fn is_lost(&self) -> bool {
@@ -374,9 +379,11 @@ impl Share {
                 partition: lease.partition,
             });
         }
+        // An operator's write says nothing of what was left.
+        let is_work = self.works && transaction.progress.is_some();
         let committed = self.engine.commit(transaction).await;
         match &committed {
-            Ok(_) if self.works => self.place.is_left.store(false, Ordering::SeqCst),
+            Ok(_) if is_work => self.place.is_left.store(false, Ordering::SeqCst),
             Err(CommitError::InDoubt(_)) => self.is_doubtful.store(true, Ordering::SeqCst),
             _ => {}
         }
@@ -392,7 +399,7 @@ fn live(held: &Weak<Share>) -> Option<Arc<Share>> {
 impl Drop for Share {
     /// Of a worker that panicked or was cut off.
     fn drop(&mut self) {
-        if self.is_calling.load(Ordering::SeqCst) {
+        if self.calls.load(Ordering::SeqCst) > 0 {
             self.place.is_left.store(true, Ordering::SeqCst);
         }
         if let Some(hold) = self.hold.take()
@@ -458,7 +465,11 @@ pub(crate) async fn follow(
 mod tests {
     use std::collections::HashSet;
 
-    use millrace_model::{PartitionId, TopicId};
+    use millrace_engine::{MemoryEngine, ProgressWrite};
+    use millrace_model::{
+        Durability, PartitionId, SystemClock, Timestamp, TopicId, TopicName, TopicSettings,
+        TopicSpec,
+    };
 
     use super::*;
 
@@ -468,6 +479,51 @@ mod tests {
             address: "".into(),
         };
         ids.into_iter().map(host).collect()
+    }
+
+    /// The worker of a partition and the one of what is sent again to it share what they hold.
+    #[tokio::test]
+    async fn a_worker_that_ends_in_a_call_leaves_it_to_the_next() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let engine = MemoryEngine::new(Arc::clone(&clock));
+        let spec = TopicSpec {
+            name: TopicName::parse("in").unwrap(),
+            partitions: 1,
+            durability: Durability::Os,
+            partitioner: None,
+            owner: None,
+            created_at: Timestamp(0),
+            settings: TopicSettings::default(),
+        };
+        let topic = engine.create_topic(spec).await.unwrap();
+        let at = topic.partition(PartitionId(0)).unwrap();
+        let holdings = Hosts::new(engine, clock, MOVES_AFTER).holdings("p");
+        let take = async || holdings.take(at).await.unwrap().unwrap();
+
+        let (one, other) = (take().await, take().await);
+        one.calls();
+        other.calls();
+        one.answered();
+        one.leave().await;
+        // It ends without a word, as one that panicked.
+        drop(other);
+        let next = take().await;
+        assert!(next.is_left());
+        next.leave().await;
+        assert!(take().await.is_left(), "until something is committed");
+
+        let share = take().await;
+        let progress = ProgressWrite {
+            lease: share.lease().unwrap().clone(),
+            partition: at,
+            progress: Arc::default(),
+        };
+        let transaction = Transaction {
+            progress: Some(progress),
+            ..Transaction::default()
+        };
+        share.commit(transaction).await.unwrap();
+        assert!(!share.is_left());
     }
 
     fn all() -> impl Iterator<Item = TopicPartition> {

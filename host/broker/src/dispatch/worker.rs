@@ -568,9 +568,9 @@ impl Worker {
         let batch = self.mark(live, batch).await?;
         self.interrupted = false;
         self.window.lock().calling = Some(self.context.clock.monotonic());
-        self.share.calls(true);
+        self.share.calls();
         let processed = self.process(live, &batch, probe.as_mut()).await;
-        self.share.calls(false);
+        self.share.answered();
         self.window.lock().calling = None;
         self.turn = None;
         self.attempt_room = None;
