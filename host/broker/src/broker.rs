@@ -21,11 +21,11 @@ use crate::catalogue::{self, Followed};
 use crate::consumers::Consumers;
 use crate::delays::{self, Delays};
 use crate::dispatch::at_hand::AtHand;
-use crate::dispatch::holding::{self, Hosts, MOVES_AFTER};
 use crate::dispatch::remembered::Remembered;
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
 use crate::handler::ModuleHost;
+use crate::hosts::{self, Hosts, MOVES_AFTER};
 use crate::interrupting::{Interrupt, Interruptible};
 use crate::partitioner::Partitioners;
 use crate::processors::{ProcessorError, take_back};
@@ -35,7 +35,7 @@ use crate::tasks::Tasks;
 /// Revisions that wait to be taken back. One beyond them is told again by its next failed probe.
 const ALARMS_MAX: usize = 64;
 
-/// What all calls and all processors together may hold in memory.
+/// What all calls and all processors together may hold in memory, and when work goes over to other hosts.
 #[derive(Clone, Copy, Debug)]
 pub struct BrokerLimits {
     /// Bytes of produce calls on their way to the engine; no more than [`PRODUCE_BYTES_IN_FLIGHT_MAX`].
@@ -211,9 +211,9 @@ impl Broker {
             catalogue::follow(Weak::clone(&broker), changed.clone(), stop)
         });
         let (broker, hosts) = (Arc::downgrade(&self.inner), engine.hosts());
-        let moves_after = self.inner.hosts.moves_after();
+        let moved_after = self.inner.hosts.moved_after();
         tasks.start("hosts", move |stop| {
-            holding::follow(Weak::clone(&broker), moves_after, hosts.clone(), stop)
+            hosts::follow(Weak::clone(&broker), moved_after, hosts.clone(), stop)
         });
         let delays = Arc::clone(delays);
         tasks.start("delays", move |stop| delays::run(Arc::clone(&delays), stop));

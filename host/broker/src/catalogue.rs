@@ -347,7 +347,7 @@ impl Broker {
 
     /// What goes by a topic's number of partitions, or was kept of one that is gone, where another host changed it.
     async fn follow_topics(&self) {
-        if self.inner.hosts.are_one() {
+        if !self.inner.hosts.had_others() {
             return;
         }
         let topics = self.topics();

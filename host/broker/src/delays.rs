@@ -27,7 +27,8 @@ use tokio::sync::Notify;
 
 use crate::broker::Broker;
 use crate::catalogue::decided;
-use crate::dispatch::holding::{Holdings, Hosts, Share};
+use crate::holding::{Holdings, Share};
+use crate::hosts::Hosts;
 use agenda::Agenda;
 pub(crate) use delivering::run;
 pub(crate) use stored::{Additions, alone};
@@ -380,7 +381,7 @@ impl Broker {
         let _turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
         // Other hosts move them by their own clocks.
         let moved_here = self.inner.delays.moved_in.lock().contains(&partition);
-        let may_be_moved = moved_here || !self.inner.hosts.are_one();
+        let may_be_moved = moved_here || self.inner.hosts.had_others();
         let Some(entry) = kept(&table, id, may_be_moved) else {
             let topic = topic.spec.name.clone();
             return Err(DelayedError::Unknown { topic, id });

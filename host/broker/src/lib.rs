@@ -23,6 +23,8 @@ mod gone;
 mod growth;
 pub mod handler;
 mod history;
+mod holding;
+mod hosts;
 mod interrupting;
 mod lifetime;
 mod loading;

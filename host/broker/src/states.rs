@@ -20,7 +20,7 @@ use millrace_model::{
 
 use crate::broker::{Broker, entry};
 use crate::catalogue::decided;
-use crate::dispatch::holding::Share;
+use crate::holding::Share;
 
 /// How long a write of the operator waits for the batch that uses the state; then it is refused, and nothing is written.
 const STATE_TURN_WAIT_MS_MAX: u64 = 10_000;

@@ -32,7 +32,8 @@ use self::stored::{decoded, home};
 use crate::beginning::BeginAt;
 use crate::broker::{Broker, Inner};
 use crate::catalogue::decided;
-use crate::dispatch::holding::{Hosts, Share};
+use crate::holding::Share;
+use crate::hosts::Hosts;
 
 /// A shorter lease would end between a request and the next.
 const LEASE_MS_MIN: u32 = 100;

@@ -9,7 +9,8 @@ use millrace_engine::room::CONSUMERS_GROUP;
 use millrace_model::{TopicId, TopicPartition};
 use parking_lot::Mutex;
 
-use crate::dispatch::holding::{Holdings, Hosts, Share};
+use crate::holding::{Holdings, Share};
+use crate::hosts::Hosts;
 
 pub(super) struct Rights {
     hosts: Arc<Hosts>,
@@ -41,7 +42,7 @@ impl Rights {
         let before = kept.insert(home, Arc::clone(&share));
         // Of several who waited for the same claim, one has come first.
         let is_known = before.is_some_and(|before| Arc::ptr_eq(&before, &share));
-        if !is_known && !self.hosts.are_one() {
+        if !is_known && self.hosts.had_others() {
             is_new();
         }
         Ok(share)

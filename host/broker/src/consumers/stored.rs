@@ -13,7 +13,7 @@ use millrace_model::{
 use super::{ConsumerError, unknown};
 use crate::beginning::BeginAt;
 use crate::broker::Broker;
-use crate::dispatch::holding::Share;
+use crate::holding::Share;
 
 impl Broker {
     /// In the right to change it: makes one that is not there.

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 use super::stored::{GROUP, read, removal};
 use super::{DelayedId, Delays};
-use crate::dispatch::holding::Share;
 use crate::dispatch::retry::Backoff;
+use crate::holding::Share;
 use crate::packing;
 use crate::tasks;
 
@@ -106,7 +106,7 @@ pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
             // What nobody holds is taken over at once; what this host holds goes over when it is time.
             Ok(()) = hosts.changed() => {
                 delays.holdings.notice();
-                moves_at = delays.clock.monotonic() + delays.holdings.moves_after();
+                moves_at = delays.clock.monotonic() + delays.holdings.moved_after();
                 look_at = Duration::ZERO;
             }
             // Something may be due earlier than is known here.

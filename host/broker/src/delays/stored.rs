@@ -17,7 +17,7 @@ use millrace_model::{
 };
 use serde::{Serialize, Serializer};
 
-use crate::dispatch::holding::Share;
+use crate::holding::Share;
 
 /// Whose state delayed messages are; no processor's name.
 pub(crate) const GROUP: &str = DELAYS_GROUP;

@@ -19,7 +19,6 @@ pub(crate) mod comparison;
 pub(crate) mod dead_letter;
 pub(crate) mod delivery;
 pub(crate) mod gate;
-pub(crate) mod holding;
 pub(crate) mod meters;
 pub(crate) mod orders;
 pub(crate) mod pace;

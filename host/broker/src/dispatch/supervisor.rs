@@ -18,13 +18,13 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::comparison::ShadowReport;
 use super::gate::Gate;
-use super::holding::Holdings;
 use super::orders::{Order, Orders};
 use super::shadow::Shadow;
 use super::sides::{Canary, Tally};
 use super::standing::{Standing, State, Window};
 use super::worker::{self, Context};
 use super::{Command, Input, Live};
+use crate::holding::Holdings;
 use crate::loading::Prepared;
 use crate::parked::ParkedIn;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::state::Turn;
-use millrace_engine::{Engine, Expectation, HostInfo, Lease};
+use millrace_engine::{Engine, Expectation, Lease};
 use millrace_model::processor::Order;
 use millrace_model::{Clock, Offset, Progress, SteadyClock, Timestamp, TopicName, TopicPartition};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -16,11 +16,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::at_hand::{self, AtHand, InHand};
 use super::batcher::{self, Batch};
 use super::gate::{Alarms, Entry, Gate, Probe};
-use super::holding::{Holdings, Hosts, Share};
 use super::meters::Meters;
 use super::orders::Orders;
 use super::pace::Pace;
-use super::retry::{self, Backoff};
+use super::retry::Backoff;
 use super::shadow::Echo;
 use super::sides::{Canary, Side};
 use super::source::Source;
@@ -29,14 +28,16 @@ use super::{Command, Input};
 use crate::chains;
 use crate::delays::Delays;
 use crate::dispatch::remembered::{Part, Remembered};
+use crate::holding::{Holdings, Share};
+use crate::hosts::Hosts;
 
-mod beginning;
 mod calling;
 mod committing;
 mod cutting;
 mod delaying;
 mod gating;
 mod hopping;
+mod opening;
 mod parking;
 mod settling;
 mod shadowing;
@@ -45,14 +46,13 @@ mod suspects;
 mod trouble;
 
 use cutting::Take;
+pub(crate) use opening::run;
 use stateful::Home;
 use suspects::Suspects;
 use trouble::{End, Trouble};
 
 /// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
-/// So often is looked whether another host has given back what it holds.
-const HELD_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often a worker looks whether there is room again for what is remembered.
 const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -158,92 +158,6 @@ struct Worker {
     turn: Option<Turn>,
 }
 
-/// Works until told to stop, or until it must.
-pub(crate) async fn run(
-    context: Context,
-    input: Input,
-    mut commands: watch::Receiver<Command>,
-    window: Window,
-    orders: Orders,
-    gate: Arc<Gate>,
-    holdings: Arc<Holdings>,
-) {
-    let mut backoff = Backoff::default();
-    let mut rng = fastrand::Rng::new();
-    let mut hosts = holdings.changes();
-    let mut lies_since = None;
-    let reason = loop {
-        if !wants(&commands.borrow_and_update(), &input.origin) {
-            break None;
-        }
-        hosts.borrow_and_update();
-        let now = context.clock.monotonic();
-        let lies = lies_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
-        // Held until it is opened, if it was taken up.
-        let taken_up = match origin(&input, &*context.engine) {
-            Ok(origin) if lies >= holdings.taken_up_after() => {
-                lies_since = None;
-                holdings.take_up(origin).await.ok().flatten()
-            }
-            _ => None,
-        };
-        let opened = Box::pin(Worker::open(
-            &context, &input, &commands, &window, &orders, &gate, &holdings,
-        ));
-        let opened = opened.await;
-        drop(taken_up);
-        let wait = match opened {
-            Ok(Opened::Here(worker)) => match Box::pin(worker.work(&mut backoff)).await {
-                End::Over => break None,
-                End::Stopped(reason) => break Some(reason),
-                End::Left(reason) => {
-                    tracing::info!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker leaves its partition");
-                    backoff.next(&mut rng)
-                }
-            },
-            Ok(Opened::Elsewhere(host)) => {
-                window.lock().state = State::Elsewhere(host.address.to_string());
-                lies_since.get_or_insert(now);
-                holdings.taken_up_after().min(SLEEP_MAX)
-            }
-            Ok(Opened::Held) => {
-                window.lock().state = State::Held;
-                HELD_LOOK_INTERVAL
-            }
-            Err(Trouble::Stop(reason)) => break Some(reason),
-            Err(Trouble::Wait(reason) | Trouble::Leave(reason)) => {
-                window.lock().state = State::Waiting(reason, None);
-                backoff.next(&mut rng)
-            }
-        };
-        let goes_on = tokio::select! {
-            goes_on = changed_within(&mut commands, wait) => goes_on,
-            // No engine, no hosts.
-            _ = hosts.changed() => true,
-        };
-        if !goes_on {
-            break None;
-        }
-    };
-    if let Some(reason) = &reason {
-        tracing::error!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker stopped");
-    }
-    let reason = reason.unwrap_or_else(|| "no longer deployed".to_owned());
-    window.lock().state = State::Stopped(reason);
-    // Nobody obeys them any more, and whoever waits is told so.
-    while orders.take().is_some() {}
-}
-
-/// Where the messages of an input came in first.
-fn origin(input: &Input, engine: &dyn Engine) -> Result<TopicPartition, Trouble> {
-    let topic = match input.is_redriven() {
-        false => Some(input.topic.clone()),
-        true => engine.topic(&input.origin),
-    };
-    let found = topic.and_then(|topic| topic.partition(input.partition));
-    found.ok_or_else(|| Trouble::Stop(format!("topic {} was deleted", input.origin)))
-}
-
 /// Whether the processor still reads what first stood in this topic.
 fn wants(command: &Command, origin: &TopicName) -> bool {
     !command.stopped && command.live.spec.topics.contains(origin)
@@ -286,119 +200,7 @@ async fn changed_within(commands: &mut watch::Receiver<Command>, delay: Duration
     }
 }
 
-/// What opening a worker comes to.
-enum Opened {
-    Here(Box<Worker>),
-    /// Another host is to work there.
-    Elsewhere(HostInfo),
-    /// Another host has not given it back.
-    Held,
-}
-
 impl Worker {
-    async fn open(
-        context: &Context,
-        input: &Input,
-        commands: &watch::Receiver<Command>,
-        window: &Window,
-        orders: &Orders,
-        gate: &Arc<Gate>,
-        holdings: &Arc<Holdings>,
-    ) -> Result<Opened, Trouble> {
-        let partition = input.topic.partition(input.partition);
-        let partition =
-            partition.ok_or_else(|| Trouble::Stop("the partition does not exist".to_owned()))?;
-        let engine = &context.engine;
-        let origin = origin(input, &**engine)?;
-        if let Some(host) = holdings.elsewhere(origin) {
-            return Ok(Opened::Elsewhere(host));
-        }
-        let processor = commands.borrow().live.processor.clone();
-        // The hold comes first: whoever had it can commit nothing after this, so the progress read is the last one.
-        let share = holdings.take(origin).await?;
-        let held = share.and_then(|share| Some((share.hold()?.clone(), share)));
-        let Some((hold, share)) = held else {
-            return Ok(Opened::Held);
-        };
-        let lease = hold.lease;
-        let live = Arc::clone(&commands.borrow().live);
-        let beginning = beginning::expected(context, &live)?;
-        let progress = engine.progress(processor.as_str(), partition).await?;
-        let time = SteadyClock::begin(&*context.clock);
-        let progress = match progress {
-            Some(mut progress) => {
-                retry::brought_near(&mut progress.parked, time.now(&*context.clock));
-                if !share.is_left() {
-                    suspects::forget_call(&mut progress);
-                }
-                progress
-            }
-            None => Progress {
-                next: match input.range {
-                    Some((first, _)) => first,
-                    None => {
-                        let start = engine.ends(partition)?.start;
-                        input.first.map_or(start, |first| first.max(start))
-                    }
-                },
-                ..Progress::default()
-            },
-        };
-        let suspects = Suspects::of(&progress, share.is_left());
-        let watch = engine.watch(partition)?;
-        let limit = input.range.map(|(_, end)| end);
-        let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit)
-            .only(input.times.clone());
-        let mut worker = Self {
-            meters: Meters::new(processor.as_str(), input),
-            context: context.clone(),
-            input: input.clone(),
-            commands: commands.clone(),
-            window: Arc::clone(window),
-            orders: orders.clone(),
-            time,
-            gate: Arc::clone(gate),
-            gate_changes: gate.changes(),
-            share,
-            lease,
-            beginning,
-            holdings: Arc::clone(holdings),
-            partition,
-            origin,
-            source,
-            in_hand: None,
-            held_up: None,
-            attempt_room: None,
-            remembered: Part::new(&context.remembered, &progress),
-            progress: Arc::new(Progress {
-                first_call: None,
-                ..progress
-            }),
-            suspects,
-            cleared: HashSet::new(),
-            interrupted: false,
-            home: None,
-            turn: None,
-            seen: Offset::default(),
-            revisions: (0, None),
-            side: Side::default(),
-            reported: HashSet::new(),
-            longest: Default::default(),
-            canary: None,
-            echo: None,
-            commits: 0,
-            pieces: Vec::new(),
-            pace: Default::default(),
-            alone: false,
-            bytes_before: 0,
-            backoff: Backoff::default(),
-            rng: fastrand::Rng::new(),
-        };
-        worker.show(State::Running);
-        worker.home(&live).await?;
-        Ok(Opened::Here(Box::new(worker)))
-    }
-
     /// Works until it is told to stop, must, or is to leave; then others may have what it held.
     async fn work(mut self: Box<Self>, beginning: &mut Backoff) -> End {
         let end = self.work_on().await;

@@ -1,0 +1,248 @@
+//! How a worker comes to its partition, and leaves it: it holds first, if this host is the one that is to work there, and reads then what the one
+//! before came to. It begins anew for as long as it is wanted.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::{Engine, EntryKind, Expectation, HostInfo};
+use millrace_model::{Offset, Processor, Progress, SteadyClock, TopicPartition};
+use tokio::sync::watch;
+
+use super::suspects::{self, Suspects};
+use super::trouble::{End, Trouble};
+use super::{Context, SLEEP_MAX, Worker, changed_within, wants};
+use crate::dispatch::gate::Gate;
+use crate::dispatch::meters::Meters;
+use crate::dispatch::orders::Orders;
+use crate::dispatch::remembered::Part;
+use crate::dispatch::retry::{self, Backoff};
+use crate::dispatch::sides::Side;
+use crate::dispatch::source::Source;
+use crate::dispatch::standing::{State, Window};
+use crate::dispatch::{Command, Input, Live};
+use crate::holding::{Holdings, Share};
+
+/// So often is looked whether somebody has given back what they hold.
+const HELD_LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Works until told to stop, or until it must.
+pub(crate) async fn run(
+    context: Context,
+    input: Input,
+    mut commands: watch::Receiver<Command>,
+    window: Window,
+    orders: Orders,
+    gate: Arc<Gate>,
+    holdings: Arc<Holdings>,
+) {
+    let mut backoff = Backoff::default();
+    let mut rng = fastrand::Rng::new();
+    let mut hosts = holdings.changes();
+    let mut elsewhere_since = None;
+    let reason = loop {
+        if !wants(&commands.borrow_and_update(), &input.origin) {
+            break None;
+        }
+        hosts.borrow_and_update();
+        let now = context.clock.monotonic();
+        let lies = |since: &mut Duration| now >= *since + holdings.taken_up_after();
+        // Held until it is opened.
+        let taken_up = match elsewhere_since.take_if(lies) {
+            Some(_) => take_up(&context, &input, &holdings).await,
+            None => None,
+        };
+        let opened = Box::pin(Worker::open(
+            &context, &input, &commands, &window, &orders, &gate, &holdings,
+        ));
+        let opened = opened.await;
+        drop(taken_up);
+        let wait = match opened {
+            Ok(Opened::Here(worker)) => match Box::pin(worker.work(&mut backoff)).await {
+                End::Over => break None,
+                End::Stopped(reason) => break Some(reason),
+                End::Left(reason) => {
+                    tracing::info!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker leaves its partition");
+                    backoff.next(&mut rng)
+                }
+            },
+            Ok(Opened::Elsewhere(host)) => {
+                window.lock().state = State::Elsewhere(host.address.to_string());
+                elsewhere_since.get_or_insert(now);
+                holdings.taken_up_after().min(SLEEP_MAX)
+            }
+            Ok(Opened::Held) => {
+                window.lock().state = State::Held;
+                HELD_LOOK_INTERVAL
+            }
+            Err(Trouble::Stop(reason)) => break Some(reason),
+            Err(Trouble::Wait(reason) | Trouble::Leave(reason)) => {
+                window.lock().state = State::Waiting(reason, None);
+                backoff.next(&mut rng)
+            }
+        };
+        let goes_on = tokio::select! {
+            goes_on = changed_within(&mut commands, wait) => goes_on,
+            // No engine, no hosts.
+            _ = hosts.changed() => true,
+        };
+        if !goes_on {
+            break None;
+        }
+    };
+    if let Some(reason) = &reason {
+        tracing::error!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker stopped");
+    }
+    let reason = reason.unwrap_or_else(|| "no longer deployed".to_owned());
+    window.lock().state = State::Stopped(reason);
+    // Nobody obeys them any more, and whoever waits is told so.
+    while orders.take().is_some() {}
+}
+
+/// Takes the work that the host that is wanted for it leaves lying.
+async fn take_up(context: &Context, input: &Input, holdings: &Holdings) -> Option<Arc<Share>> {
+    let origin = origin(input, &*context.engine).ok()?;
+    // What cannot be taken now is tried again later.
+    holdings.take_up(origin).await.ok().flatten()
+}
+
+/// Where the messages of an input came in first.
+fn origin(input: &Input, engine: &dyn Engine) -> Result<TopicPartition, Trouble> {
+    let topic = match input.is_redriven() {
+        false => Some(input.topic.clone()),
+        true => engine.topic(&input.origin),
+    };
+    let found = topic.and_then(|topic| topic.partition(input.partition));
+    found.ok_or_else(|| Trouble::Stop(format!("topic {} was deleted", input.origin)))
+}
+
+/// What a worker's first commit expects, where there are other hosts: that the processor is still deployed as this one knows it. Whoever emptied its
+/// state, or deleted it, has taken the work from all workers for that moment; one whose host has not heard of it must not go on.
+fn expected(context: &Context, live: &Live) -> Result<Option<Expectation>, Trouble> {
+    if !context.hosts.had_others() {
+        return Ok(None);
+    }
+    let (kind, name) = (EntryKind::Processor, live.processor.as_str());
+    let entry = context.engine.entry(kind, name);
+    let value = entry.as_ref().map(|entry| &entry.value);
+    let processor = value.and_then(|value| serde_json::from_slice::<Processor>(value).ok());
+    match processor.is_some_and(|processor| processor.current == live.revision) {
+        true => Ok(Some(Expectation::entry(kind, name, entry.as_ref()))),
+        false => Err(Trouble::Wait(
+            "this host does not run yet what is deployed".to_owned(),
+        )),
+    }
+}
+
+/// What opening a worker comes to.
+enum Opened {
+    Here(Box<Worker>),
+    /// Another host is to work there.
+    Elsewhere(HostInfo),
+    /// Another host has not given it back.
+    Held,
+}
+
+impl Worker {
+    async fn open(
+        context: &Context,
+        input: &Input,
+        commands: &watch::Receiver<Command>,
+        window: &Window,
+        orders: &Orders,
+        gate: &Arc<Gate>,
+        holdings: &Arc<Holdings>,
+    ) -> Result<Opened, Trouble> {
+        let partition = input.topic.partition(input.partition);
+        let partition =
+            partition.ok_or_else(|| Trouble::Stop("the partition does not exist".to_owned()))?;
+        let engine = &context.engine;
+        let origin = origin(input, &**engine)?;
+        if let Some(host) = holdings.elsewhere(origin) {
+            return Ok(Opened::Elsewhere(host));
+        }
+        let processor = commands.borrow().live.processor.clone();
+        // The hold comes first: whoever had it can commit nothing after this, so the progress read is the last one.
+        let share = holdings.take(origin).await?;
+        let held = share.and_then(|share| Some((share.lease()?.clone(), share)));
+        let Some((lease, share)) = held else {
+            return Ok(Opened::Held);
+        };
+        let live = Arc::clone(&commands.borrow().live);
+        let beginning = expected(context, &live)?;
+        let progress = engine.progress(processor.as_str(), partition).await?;
+        let time = SteadyClock::begin(&*context.clock);
+        let progress = match progress {
+            Some(mut progress) => {
+                retry::brought_near(&mut progress.parked, time.now(&*context.clock));
+                if !share.is_left() {
+                    suspects::forget_call(&mut progress);
+                }
+                progress
+            }
+            None => Progress {
+                next: match input.range {
+                    Some((first, _)) => first,
+                    None => {
+                        let start = engine.ends(partition)?.start;
+                        input.first.map_or(start, |first| first.max(start))
+                    }
+                },
+                ..Progress::default()
+            },
+        };
+        let suspects = Suspects::of(&progress, share.is_left());
+        let watch = engine.watch(partition)?;
+        let limit = input.range.map(|(_, end)| end);
+        let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit)
+            .only(input.times.clone());
+        let mut worker = Self {
+            meters: Meters::new(processor.as_str(), input),
+            context: context.clone(),
+            input: input.clone(),
+            commands: commands.clone(),
+            window: Arc::clone(window),
+            orders: orders.clone(),
+            time,
+            gate: Arc::clone(gate),
+            gate_changes: gate.changes(),
+            share,
+            lease,
+            beginning,
+            holdings: Arc::clone(holdings),
+            partition,
+            origin,
+            source,
+            in_hand: None,
+            held_up: None,
+            attempt_room: None,
+            remembered: Part::new(&context.remembered, &progress),
+            progress: Arc::new(Progress {
+                first_call: None,
+                ..progress
+            }),
+            suspects,
+            cleared: HashSet::new(),
+            interrupted: false,
+            home: None,
+            turn: None,
+            seen: Offset::default(),
+            revisions: (0, None),
+            side: Side::default(),
+            reported: HashSet::new(),
+            longest: Default::default(),
+            canary: None,
+            echo: None,
+            commits: 0,
+            pieces: Vec::new(),
+            pace: Default::default(),
+            alone: false,
+            bytes_before: 0,
+            backoff: Backoff::default(),
+            rng: fastrand::Rng::new(),
+        };
+        worker.show(State::Running);
+        worker.home(&live).await?;
+        Ok(Opened::Here(Box::new(worker)))
+    }
+}
