@@ -13,7 +13,7 @@
 //!    [`CommitError::Conflict`]. Who reads, decides and writes needs no lock, however many do.
 //! 6. **Once.** A batch whose producer numbered it, and a transaction that carries a [`RequestMark`], take effect once, however
 //!    often they are committed: a repeat gets the receipt of the first time, and is as durable as asked when it gets it.
-//! 7. **Never unsaid.** A commit that fails did nothing, but for [`CommitError::InDoubt`]: it may have taken effect, or may still do so, until its
+//! 7. **Failed is not done.** A commit that fails did nothing, but for [`CommitError::InDoubt`]: it may have taken effect, or may still do so, until its
 //!    leases are taken anew or its mark is asked about. Losing the store for a while is [`CommitError::Unavailable`], and ends nothing.
 //! 8. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
 //!    with [`CommitError::Poisoned`] until it is opened again.

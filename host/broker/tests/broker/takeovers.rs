@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::rig::{Export, Rig, Say, message, processor, spec, topic};
 use crate::states::{change, counting, number, place, write};
+use crate::two_hosts::until;
 
 const PARTITIONS: u32 = 8;
 
@@ -40,16 +41,6 @@ async fn two_hosts(partitions: u32) -> (Rig, Rig) {
     let other = beside(&first).await;
     first.broker.stop().await;
     (one, other)
-}
-
-async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
-    for _ in 0..5_000 {
-        if is_so().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    panic!("it never came to that: {what}");
 }
 
 /// Partitions that the host works at.
@@ -296,7 +287,7 @@ async fn a_host_that_hears_late_of_a_deletion_does_nothing_any_more() {
         !works_at(&other).await.is_empty()
     })
     .await;
-    other.engine.deaf(true);
+    other.engine.deafen(true);
     let deleted = one.broker.delete_processor_and_state(&processor("p")).await;
     deleted.unwrap();
     let messages: Vec<(String, String)> =
@@ -307,7 +298,7 @@ async fn a_host_that_hears_late_of_a_deletion_does_nothing_any_more() {
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(one.values("out").await, [""; 0]);
     assert_eq!(one.engine.state_partitions("p"), []);
-    other.engine.deaf(false);
+    other.engine.deafen(false);
     until("the other knows it", async || {
         other.broker.deployed_as(&processor("p")).is_none()
     })

@@ -54,7 +54,7 @@ where
 }
 
 /// Waits until that is so.
-async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     for _ in 0..5_000 {
         if is_so().await {
             return;

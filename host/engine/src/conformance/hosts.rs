@@ -67,6 +67,15 @@ async fn shared(hosts: &TwoHosts, topic: &str) -> millrace_model::TopicPartition
     partition
 }
 
+/// One of them dies, and the other knows it.
+async fn one_dies(hosts: &TwoHosts) {
+    hosts.fate.die();
+    let (dead, mut living) = (hosts.one.host(), hosts.other.hosts());
+    let gone = living.wait_for(|hosts| hosts.iter().all(|host| host.id != dead));
+    let gone = tokio::time::timeout(HEARD_DURATION_MAX, gone).await;
+    gone.expect("in time").expect("the engine is open");
+}
+
 /// Until then nobody else has it; then nothing was left.
 pub async fn a_host_has_what_it_holds_alone_until_it_gives_it_back(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
@@ -106,11 +115,7 @@ pub async fn what_a_dead_host_held_is_left_for_another(hosts: TwoHosts) {
 pub async fn whoever_takes_over_from_a_dead_host_is_told_so(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     held(&*hosts.one, partition).await.expect("nobody has it");
-    hosts.fate.die();
-    let (dead, mut living) = (hosts.one.host(), hosts.other.hosts());
-    let gone = living.wait_for(|hosts| hosts.iter().all(|host| host.id != dead));
-    let gone = tokio::time::timeout(HEARD_DURATION_MAX, gone).await;
-    gone.expect("in time").expect("the engine is open");
+    one_dies(&hosts).await;
     let taken = held(&*hosts.other, partition).await;
     assert!(taken.expect("the host is dead").left);
 }
@@ -147,11 +152,7 @@ pub async fn a_claim_takes_what_a_living_host_holds(hosts: TwoHosts) {
 pub async fn a_claim_hides_nothing_that_was_left(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     held(&*hosts.one, partition).await.expect("nobody has it");
-    hosts.fate.die();
-    let (dead, mut living) = (hosts.one.host(), hosts.other.hosts());
-    let gone = living.wait_for(|hosts| hosts.iter().all(|host| host.id != dead));
-    let gone = tokio::time::timeout(HEARD_DURATION_MAX, gone).await;
-    gone.expect("in time").expect("the engine is open");
+    one_dies(&hosts).await;
     for _ in 0..2 {
         let claimed = hosts.other.claim("group", partition).await;
         let claimed = claimed.expect("claimed");

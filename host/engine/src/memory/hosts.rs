@@ -155,11 +155,11 @@ pub(super) struct Mirror {
     entries: Entries,
     catalogue: watch::Sender<u64>,
     partitions: HashMap<TopicPartition, Known>,
-    tables: HashMap<(TopicPartition, Arc<str>), Copy>,
+    tables: HashMap<(TopicPartition, Arc<str>), Mirrored>,
 }
 
 /// This host's copy of a table.
-struct Copy {
+struct Mirrored {
     table: Arc<StateTable>,
     /// The version of the store's that it is a copy of.
     of: Option<u64>,
@@ -247,7 +247,7 @@ impl Mirror {
         stored: &StateTable,
     ) -> Arc<StateTable> {
         let key = (partition, Arc::from(group));
-        let copy = self.tables.entry(key).or_insert_with(|| Copy {
+        let copy = self.tables.entry(key).or_insert_with(|| Mirrored {
             table: Arc::default(),
             of: None,
         });
@@ -261,7 +261,7 @@ impl Mirror {
     }
 }
 
-impl Copy {
+impl Mirrored {
     fn hear(&mut self, stored: &StateTable) {
         let version = Some(stored.version());
         if self.of == version {

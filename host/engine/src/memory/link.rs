@@ -59,7 +59,7 @@ impl MemoryEngine {
     }
 
     /// As if nothing of what changes in the catalogue arrived, all else being well.
-    pub fn deaf(&self, is_deaf: bool) {
+    pub fn deafen(&self, is_deaf: bool) {
         self.link.is_deaf.store(is_deaf, Ordering::SeqCst);
     }
 

@@ -231,8 +231,7 @@ impl App {
             Begin::Earliest => Ok(ends.start),
             Begin::Latest => Ok(ends.end),
             Begin::At(offset) => {
-                let place = topic.partition(partition);
-                let ends = match place.filter(|_| offset > ends.end) {
+                let ends = match topic.partition(partition) {
                     Some(place) => self.broker.ends_about(place, offset).await?,
                     None => ends,
                 };
