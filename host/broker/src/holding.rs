@@ -252,7 +252,7 @@ impl Share {
             });
         }
         // An operator's write says nothing of what was left.
-        let is_work = self.works && transaction.progress.is_some();
+        let is_work = self.works && !transaction.progress.is_empty();
         let committed = self.engine.commit(transaction).await;
         match &committed {
             Ok(_) if is_work => self.place.is_left.store(false, Ordering::SeqCst),
@@ -309,7 +309,8 @@ async fn is_given_back(engine: &dyn Engine, hold: &Hold) -> bool {
 mod tests {
     use millrace_engine::{MemoryEngine, ProgressWrite};
     use millrace_model::{
-        Clock, Durability, PartitionId, SystemClock, Timestamp, TopicName, TopicSettings, TopicSpec,
+        Clock, Durability, PartitionId, Progress, SystemClock, Timestamp, TopicName, TopicSettings,
+        TopicSpec,
     };
 
     use super::*;
@@ -350,10 +351,10 @@ mod tests {
         let progress = ProgressWrite {
             lease: share.lease().unwrap().clone(),
             partition: at,
-            progress: Arc::default(),
+            progress: Progress::default().into(),
         };
         let transaction = Transaction {
-            progress: Some(progress),
+            progress: vec![progress],
             ..Transaction::default()
         };
         share.commit(transaction).await.unwrap();

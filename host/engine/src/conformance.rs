@@ -82,6 +82,9 @@ macro_rules! conformance_tests {
             once::of_many_at_once_with_one_key_one_takes_effect,
             catalogue::entries_are_set_replaced_removed_and_listed_by_key,
             catalogue::changes_of_entries_happen_in_the_order_listed,
+            progress::a_change_says_what_became_of_each_parked_message,
+            progress::several_groups_come_on_together_or_not_at_all,
+            once::an_epoch_begins_with_a_transaction_or_not_at_all,
             catalogue::topics_are_kept_as_asked_for_and_listed_by_name,
             catalogue::a_name_that_is_taken_is_refused_and_keeps_its_topic,
             catalogue::partition_counts_out_of_bounds_are_refused,
@@ -143,6 +146,7 @@ macro_rules! reopening_tests {
     ($open:expr) => {
         $crate::conformance_tests! { @tests hold_across_reopening $open;
             reopening::all_is_as_before,
+            reopening::changes_of_progress_stay,
             reopening::changes_and_trims_stay,
             reopening::partitions_that_were_added_stay,
             reopening::what_was_deleted_stays_deleted,
@@ -320,7 +324,7 @@ fn entries(entries: Vec<EntryWrite>) -> Transaction {
 
 fn progress(write: ProgressWrite) -> Transaction {
     Transaction {
-        progress: Some(write),
+        progress: vec![write],
         ..Transaction::default()
     }
 }

@@ -43,8 +43,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_model::{
-    Digest, Durability, Offset, PartitionId, ProducerId, Progress, RecordBatch, Timestamp, Topic,
-    TopicId, TopicName, TopicPartition, TopicSpec,
+    Digest, Durability, Offset, PartitionId, ProducerId, Progress, ProgressChange, RecordBatch,
+    Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use tokio::sync::watch;
 
@@ -61,8 +61,8 @@ use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
 pub struct Transaction {
     /// Batches to append; their base offsets are given by the engine.
     pub appends: Vec<Append>,
-    /// Progress of one group, under its lease.
-    pub progress: Option<ProgressWrite>,
+    /// Progress of groups, each under its lease, in order.
+    pub progress: Vec<ProgressWrite>,
     /// Leases that must be the newest, although nothing is written under them.
     pub fences: Vec<Lease>,
     /// Changes of the catalogue, in order.
@@ -73,6 +73,8 @@ pub struct Transaction {
     pub durability: Option<Durability>,
     /// Which request this is, so that it takes effect once.
     pub request: Option<RequestMark>,
+    /// A named producer that begins a new epoch with this.
+    pub producer: Option<NextEpoch>,
     /// What it was decided on. Of a request that took effect before nothing is expected any more.
     pub expects: Vec<Expectation>,
 }
@@ -91,6 +93,17 @@ pub struct RequestMark {
     pub note: Bytes,
 }
 
+/// That a named producer begins its next epoch: what it sends under this one afterwards is refused. In the transaction itself this one
+/// still counts; a repeat of the transaction is known by its [`RequestMark`] only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextEpoch {
+    /// Its name, as given to [`Engine::init_producer`].
+    pub name: Arc<str>,
+    /// Who it is until then. If it is somebody else by now the transaction fails whole, with [`CommitError::ProducerFenced`] or
+    /// [`CommitError::UnknownProducer`].
+    pub producer: ProducerId,
+}
+
 /// A batch for a partition.
 #[derive(Clone, Debug)]
 pub struct Append {
@@ -107,8 +120,8 @@ pub struct ProgressWrite {
     pub lease: Lease,
     /// Where.
     pub partition: TopicPartition,
-    /// The new progress; replaces the old one. Shared, for it may be large.
-    pub progress: Arc<Progress>,
+    /// What becomes of it, since the newest commit under the lease or any earlier one.
+    pub progress: ProgressChange,
 }
 
 /// The right to commit progress and state of one group in one partition, until somebody holds or claims it anew.
@@ -129,6 +142,8 @@ pub struct Receipt {
     pub base_offsets: Vec<Offset>,
     /// For each write of an entry, in order, its version; none of a repeated request.
     pub versions: Vec<Version>,
+    /// Who the named producer is from now on, if the transaction began an epoch of it; of a repeat, who it is by now.
+    pub producer: Option<ProducerId>,
     /// Whether all of it took effect earlier. Nothing of it was written now, and the offsets are those given then.
     pub repeated: bool,
     /// Of a repeated request, the note that it carried the first time.

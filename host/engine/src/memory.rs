@@ -132,10 +132,16 @@ impl MemoryEngine {
         let judged = state
             .idempotence
             .judge(&overlay, &transaction.appends, mark)?;
-        if let Judgement::Repeat(receipt) = judged {
+        let producers = &state.idempotence.producers;
+        if let Judgement::Repeat(mut receipt) = judged {
+            receipt.producer = transaction
+                .producer
+                .and_then(|of| producers.named(&of.name));
             return Ok(receipt);
         }
-        if let Some(write) = &transaction.progress {
+        let next = transaction.producer.as_ref();
+        let next = next.map(|next| producers.decide_next(next)).transpose()?;
+        for write in &transaction.progress {
             state.check_lease(&write.lease)?;
             state.check_partition(write.partition)?;
         }
@@ -145,7 +151,7 @@ impl MemoryEngine {
         state.check_state(&transaction.state)?;
         state.check_expectations(&transaction.expects)?;
         state.check_room(&transaction.state)?;
-        let receipt = state.apply(transaction);
+        let receipt = state.apply(transaction, next);
         self.hear(&state);
         Ok(receipt)
     }

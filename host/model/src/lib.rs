@@ -47,7 +47,7 @@ pub use processor::{
     ReplayRange, Revision, Shadow, Stopped, TopicStart,
 };
 pub use producer::{Numbering, ProducerId};
-pub use progress::{Attempt, GivenUp, Parked, Progress};
+pub use progress::{Attempt, GivenUp, Parked, Progress, ProgressChange};
 pub use schedule::{Schedule, ScheduleRun, ScheduleSpec};
 pub use settings::{SettingError, SettingsPatch, TopicSettings};
 pub use steady::{SteadyClock, Step};

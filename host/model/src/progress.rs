@@ -1,8 +1,12 @@
 //! Progress: how far a group has come in one partition, and which messages below that still wait.
 //!
-//! A retry is an entry here, not a copy in another topic. The encoding is ours, version first, little-endian; it is written
-//! with every commit, so it stays small: the number of parked messages is bounded by
+//! A retry is an entry here, not a copy in another topic. The encoding is ours, version first, little-endian. A commit writes what it
+//! changes ([`ProgressChange`]), a checkpoint all of it: the number of parked messages is bounded by
 //! [`PARKED_MESSAGES_MAX`](crate::bounds::PARKED_MESSAGES_MAX).
+
+mod change;
+
+pub use self::change::ProgressChange;
 
 use crate::bounds::{ATTEMPT_LOG_MAX, PARKED_MESSAGES_MAX};
 use crate::clock::Timestamp;
@@ -268,7 +272,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn any_parked() -> impl Strategy<Value = Parked> {
+    pub(super) fn any_parked() -> impl Strategy<Value = Parked> {
         let attempt = (any::<u64>(), any::<u32>(), "[a-z]{0,9}", ".{0,20}").prop_map(
             |(at, revision, class, reason)| Attempt {
                 at: Timestamp(at),

@@ -133,7 +133,7 @@ impl BentEngine {
 #[async_trait]
 impl Engine for BentEngine {
     async fn commit(&self, mut transaction: Transaction) -> Result<Receipt, CommitError> {
-        if transaction.progress.is_none() {
+        if transaction.progress.is_empty() {
             return self.commit_requests(transaction).await;
         }
         let only_state = Transaction {
@@ -147,12 +147,12 @@ impl Engine for BentEngine {
         };
         match self.bug {
             EngineBug::ProgressFirst => {
-                transaction.progress = None;
+                transaction.progress.clear();
                 transaction.state.clear();
                 self.split(only_progress, transaction).await
             }
             EngineBug::OutputFirst => {
-                transaction.progress = None;
+                transaction.progress.clear();
                 transaction.state.clear();
                 self.split(transaction, only_progress).await
             }

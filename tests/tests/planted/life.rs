@@ -391,11 +391,11 @@ impl World {
         let transaction = Transaction {
             appends: appends.collect(),
             state: count(&*life.engine, lease, taken).await,
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: lease.partition,
                 lease: lease.clone(),
                 progress: progress.into(),
-            }),
+            }],
             ..Transaction::default()
         };
         life.engine.commit(transaction).await.is_ok()

@@ -113,6 +113,8 @@ struct Worker {
     origin: TopicPartition,
     source: Source,
     progress: Arc<Progress>,
+    /// What is stored of it: a commit says what it changes of that.
+    stored: Arc<Progress>,
     /// Held while a batch is in memory.
     in_hand: Option<InHand>,
     /// Why the last batch was let go.

@@ -66,7 +66,7 @@ impl Engine for Moody {
             _ => {}
         }
         let delivers = !transaction.appends.is_empty() && !transaction.state.is_empty();
-        if transaction.progress.is_some() || delivers {
+        if !transaction.progress.is_empty() || delivers {
             let refusal = self.refusal.lock().clone();
             let refusal = refusal.filter(|refusal| match refusal {
                 CommitError::TooLarge { max, .. } => transaction.byte_count() > *max,
@@ -467,11 +467,11 @@ async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
             ..Progress::default()
         };
         let marked = Transaction {
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: lease.partition,
                 lease,
                 progress: progress.into(),
-            }),
+            }],
             ..Transaction::default()
         };
         rig.engine.commit(marked).await.unwrap();

@@ -227,11 +227,11 @@ pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
     engine.claim("group", again).await.expect("claimed");
     let refused = engine
         .commit(Transaction {
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: lease.partition,
                 lease,
                 progress: up_to(1).into(),
-            }),
+            }],
             ..Transaction::produce(vec![append(output, &["late"])])
         })
         .await;

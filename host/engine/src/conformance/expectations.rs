@@ -95,11 +95,11 @@ pub async fn a_conflict_leaves_nothing_of_its_transaction(engine: Arc<dyn Engine
     write(engine, "key", Some("first")).await;
     let whole = |expects| Transaction {
         appends: vec![append(output, &["a"])],
-        progress: Some(ProgressWrite {
+        progress: vec![ProgressWrite {
             partition: lease.partition,
             lease: lease.clone(),
             progress: up_to(1).into(),
-        }),
+        }],
         ..expecting(expects, vec![entry(KIND, "key", Some("second"))])
     };
     let before = end(engine, output);

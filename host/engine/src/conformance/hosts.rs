@@ -221,11 +221,11 @@ pub async fn a_host_that_stood_still_commits_nothing_of_what_it_lost(hosts: TwoH
     assert!(taken.left, "nobody can know better");
     hosts.fate.come_back();
     let late = hosts.one.commit(Transaction {
-        progress: Some(crate::contract::ProgressWrite {
+        progress: vec![crate::contract::ProgressWrite {
             partition: hold.lease.partition,
             lease: hold.lease.clone(),
             progress: up_to(1).into(),
-        }),
+        }],
         ..Transaction::produce(vec![append(output, &["late"])])
     });
     let late = late.await;

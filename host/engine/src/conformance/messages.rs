@@ -36,11 +36,11 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
                 append(at(&outputs, 0), &["c"]),
                 append(at(&outputs, 1), &["d"]),
             ],
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: lease.partition,
                 lease,
                 progress: progress.clone().into(),
-            }),
+            }],
             entries: vec![entry(EntryKind::Processor, "copier", Some("of input"))],
             ..Transaction::default()
         })
@@ -85,11 +85,11 @@ pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc
                     append(unknown, &["lost"]),
                     append(second, &["after"]),
                 ],
-                progress: Some(ProgressWrite {
+                progress: vec![ProgressWrite {
                     partition: lease.partition,
                     lease: lease.clone(),
                     progress: Progress::default().into(),
-                }),
+                }],
                 entries: vec![entry(EntryKind::Module, "key", Some("value"))],
                 ..Transaction::default()
             })
@@ -243,11 +243,11 @@ pub async fn a_reader_sees_a_transaction_whole(engine: Arc<dyn Engine>) {
         let lease = lease.clone();
         let transaction = Transaction {
             appends: parts.map(|part| append(part, &text)).to_vec(),
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: lease.partition,
                 lease,
                 progress: progress.into(),
-            }),
+            }],
             ..Transaction::default()
         };
         engine.commit(transaction).await.expect("committed");

@@ -10,7 +10,7 @@ use millrace_model::{BatchBuilder, Offset, ProducerId, TopicId, TopicPartition};
 use super::progress::{assert_fenced, up_to};
 use super::{Place, append, at, end, make_partition, make_topic, message, name, values};
 use crate::contract::{
-    Append, CommitError, Engine, ProgressWrite, Receipt, RequestMark, Transaction,
+    Append, CommitError, Engine, NextEpoch, ProgressWrite, Receipt, RequestMark, Transaction,
 };
 
 async fn start(engine: &dyn Engine, name: Option<&str>) -> ProducerId {
@@ -115,6 +115,48 @@ pub async fn a_producer_started_anew_fences_its_earlier_life(engine: Arc<dyn Eng
     }
 }
 
+/// What a transaction of the producer itself does, and what ends it: whoever sends under the old epoch afterwards is too late.
+pub async fn an_epoch_begins_with_a_transaction_or_not_at_all(engine: Arc<dyn Engine>) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let old = start(&*engine, Some("shop")).await;
+    let next = |producer| NextEpoch {
+        name: "shop".into(),
+        producer,
+    };
+    let with = |appends, key, next: NextEpoch| Transaction {
+        request: Some(mark(topic.id, key, 1, "note")),
+        producer: Some(next),
+        ..Transaction::produce(appends)
+    };
+    let last = with(vec![numbered(at(&topic, 0), old, 0, 1)], 1, next(old));
+    let receipt = engine.commit(last.clone()).await.expect("its last");
+    let new = receipt.producer.expect("an epoch");
+    assert_eq!((new.id, new.epoch), (old.id, old.epoch + 1));
+    let repeated = engine.commit(last).await.expect("known");
+    assert_eq!((repeated.repeated, repeated.producer), (true, Some(new)));
+    let late = send(&*engine, numbered(at(&topic, 1), old, 0, 1)).await;
+    assert!(matches!(late, Err(CommitError::ProducerFenced { .. })));
+
+    let plain = || append(at(&topic, 1), &["output"]);
+    let fenced = engine.commit(with(vec![plain()], 2, next(old))).await;
+    assert!(matches!(fenced, Err(CommitError::ProducerFenced { .. })));
+    let nobody = NextEpoch {
+        name: "nobody".into(),
+        producer: new,
+    };
+    for unknown in [nobody, next(start(&*engine, None).await)] {
+        let refused = engine.commit(with(vec![plain()], 2, unknown)).await;
+        assert!(matches!(refused, Err(CommitError::UnknownProducer(_))));
+    }
+    assert_eq!(
+        end(&*engine, at(&topic, 1)),
+        Offset(0),
+        "nothing was written"
+    );
+    let asked = start(&*engine, Some("shop")).await;
+    assert_eq!(asked.epoch, new.epoch + 1);
+}
+
 /// Named or not, asked one after the other or at once.
 pub async fn no_producer_id_is_given_twice(engine: Arc<dyn Engine>) {
     let mut asking = Vec::new();
@@ -149,11 +191,11 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
         .expect("claimed")
         .lease;
     let whole = Transaction {
-        progress: Some(ProgressWrite {
+        progress: vec![ProgressWrite {
             partition: lease.partition,
             lease: lease.clone(),
             progress: up_to(1).into(),
-        }),
+        }],
         ..Transaction::produce(vec![batch(0, 0), batch(1, 0), batch(1, 2)])
     };
     let receipt = engine.commit(whole.clone()).await.expect("new");
@@ -174,11 +216,11 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
     }
     let fenced = engine
         .commit(Transaction {
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: lease.partition,
                 lease: lease.clone(),
                 progress: up_to(2).into(),
-            }),
+            }],
             ..Transaction::produce(vec![batch(0, 2)])
         })
         .await;

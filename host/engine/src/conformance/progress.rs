@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use millrace_model::{Attempt, GivenUp, Offset, Parked, Progress, Timestamp};
+use millrace_model::{Attempt, GivenUp, Offset, Parked, Progress, ProgressChange, Timestamp};
 
 use super::{append, at, end, entry, make_partition, make_topic, progress, values};
 use crate::contract::{
@@ -61,6 +61,96 @@ pub(super) async fn commit_progress(
     engine.commit(progress(write)).await
 }
 
+/// Progress that is not as [`with_parked`] of twenty: some are gone, some wait otherwise, some are new.
+pub(super) fn of_twenty_parked() -> Progress {
+    let mut progress = with_parked(40, 30);
+    progress.parked.retain(|parked| parked.offset.0 % 4 != 1);
+    for parked in &mut progress.parked {
+        parked.attempts += u32::from(parked.offset.0 % 5 == 0);
+    }
+    progress.first_call = None;
+    progress
+}
+
+/// However much is parked, only what it names becomes something else.
+pub async fn a_change_says_what_became_of_each_parked_message(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let old = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
+    let (before, after) = (with_parked(20, 20), of_twenty_parked());
+    let come = async |lease: &Lease, change: ProgressChange| {
+        let write = ProgressWrite {
+            lease: lease.clone(),
+            partition,
+            progress: change,
+        };
+        engine.commit(progress(write)).await
+    };
+    let shown = async || engine.progress("group", partition).await.expect("read");
+    // Of nothing, it is all of it.
+    let begun = come(&old, Progress::default().change_to(&before)).await;
+    begun.expect("committed");
+    assert_eq!(shown().await, Some(before.clone()));
+    let lease = engine
+        .claim("group", partition)
+        .await
+        .expect("claimed")
+        .lease;
+    let fenced = come(&old, before.change_to(&after)).await;
+    assert_fenced(&fenced, &old);
+    assert_eq!(shown().await, Some(before.clone()));
+    for (from, to) in [(&before, &after), (&after, &after), (&after, &before)] {
+        come(&lease, from.change_to(to)).await.expect("committed");
+        assert_eq!(shown().await.as_ref(), Some(to));
+    }
+    come(&lease, up_to(50).into()).await.expect("committed");
+    assert_eq!(shown().await, Some(up_to(50)), "nothing stays parked");
+}
+
+/// As the offsets of a consumer group that a transaction takes along.
+pub async fn several_groups_come_on_together_or_not_at_all(engine: Arc<dyn Engine>) {
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let claim = async |group, partition| {
+        let hold = engine.claim(group, at(&topic, partition)).await;
+        hold.expect("claimed").lease
+    };
+    let leases = [
+        claim("a", 0).await,
+        claim("a", 1).await,
+        claim("b", 0).await,
+    ];
+    let come = async |next| {
+        let progress = leases.iter().map(|lease| ProgressWrite {
+            lease: lease.clone(),
+            partition: lease.partition,
+            progress: up_to(next).into(),
+        });
+        let transaction = Transaction {
+            appends: vec![append(at(&topic, 1), &["output"])],
+            progress: progress.collect(),
+            ..Transaction::default()
+        };
+        engine.commit(transaction).await
+    };
+    let shown = async || {
+        let mut shown = Vec::new();
+        for lease in &leases {
+            let found = engine.progress(&lease.group, lease.partition).await;
+            shown.push(found.expect("read").map(|progress| progress.next.0));
+        }
+        shown
+    };
+    come(3).await.expect("committed");
+    assert_eq!(shown().await, [Some(3); 3]);
+    claim("b", 0).await;
+    assert_fenced(&come(4).await, &leases[2]);
+    assert_eq!(shown().await, [Some(3); 3]);
+    assert_eq!(values(&*engine, at(&topic, 1)).await, ["output"]);
+}
+
 pub(super) fn assert_fenced(refused: &Result<Receipt, CommitError>, lease: &Lease) {
     assert!(
         matches!(refused, Err(CommitError::Fenced { group, partition })
@@ -86,11 +176,11 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
     let fenced = engine
         .commit(Transaction {
             appends: vec![append(output, &["by the old one"])],
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: old.partition,
                 lease: old.clone(),
                 progress: up_to(2).into(),
-            }),
+            }],
             entries: vec![entry(EntryKind::Redriven, "key", Some("by the old one"))],
             ..Transaction::default()
         })

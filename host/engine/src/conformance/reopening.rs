@@ -10,10 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::catalogue::listed;
 use super::messages::assert_is_unknown;
-use super::progress::{commit_progress, up_to, with_parked};
+use super::progress::{commit_progress, of_twenty_parked, up_to, with_parked};
 use super::{
     Place, append, at, end, entries, entry, grow, make_partition, make_topic, name, produce,
-    read_all, values,
+    progress, read_all, values,
 };
 use crate::contract::{
     CommitError, Ends, Engine, EntryKind, Lease, ProgressWrite, TopicChange, Transaction,
@@ -82,11 +82,11 @@ async fn fill(engine: &dyn Engine) {
         first.expect("committed");
         let transaction = Transaction {
             appends: vec![append(at(&returns, 0), &[group])],
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: lease.partition,
                 lease,
                 progress: progress.into(),
-            }),
+            }],
             entries: EntryKind::ALL
                 .map(|kind| entry(kind, group, Some("…")))
                 .to_vec(),
@@ -97,6 +97,31 @@ async fn fill(engine: &dyn Engine) {
     let module = Bytes::from_static(&MODULE);
     let put = engine.put_module(modules()[0], module).await;
     put.expect("kept");
+}
+
+/// With what is parked, after one change upon the other.
+pub async fn changes_of_progress_stay<Open>(place: Place<Open>)
+where
+    Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
+{
+    let engine = place.open().await;
+    let partition = at(&make_topic(&*engine, "orders", 1).await, 0);
+    let mut engine = engine;
+    let mut stored = Progress::default();
+    for to in [with_parked(20, 20), of_twenty_parked(), up_to(50)] {
+        let hold = engine.claim("group", partition).await;
+        let write = ProgressWrite {
+            lease: hold.expect("claimed").lease,
+            partition,
+            progress: stored.change_to(&to),
+        };
+        engine.commit(progress(write)).await.expect("committed");
+        engine = place.reopen(engine).await;
+        let found = engine.progress("group", partition).await;
+        assert_eq!(found.expect("read"), Some(to.clone()));
+        stored = to;
+    }
+    engine.close().await;
 }
 
 /// Topics, ends, messages, progress, entries and modules; also when nothing happens between one opening and the next.

@@ -104,11 +104,11 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
     let lease = engine.claim("group", input).await.expect("claimed").lease;
     let whole = Transaction {
         appends: vec![append(output, &["a"])],
-        progress: Some(ProgressWrite {
+        progress: vec![ProgressWrite {
             partition: lease.partition,
             lease: lease.clone(),
             progress: up_to(7).into(),
-        }),
+        }],
         state: vec![under(&lease, set(&[("b", "2"), ("a", "1"), ("c", "3")]))],
         ..Transaction::default()
     };

@@ -10,7 +10,7 @@ use millrace_model::bounds::{
 use millrace_model::producer::sequence_after;
 use millrace_model::{Numbering, Offset, ProducerId, Timestamp, TopicPartition};
 
-use crate::contract::CommitError;
+use crate::contract::{CommitError, NextEpoch};
 
 /// All that is remembered of producers. Bounded per partition, in all, and by age.
 #[derive(Debug, Default)]
@@ -232,6 +232,23 @@ impl Producers {
             Some(ProducerId { id, epoch })
         };
         Ok(before.and_then(next).unwrap_or(fresh))
+    }
+
+    /// The producer of a name, as it is now.
+    pub(crate) fn named(&self, name: &str) -> Option<ProducerId> {
+        self.names.get(name).map(|named| named.producer)
+    }
+
+    /// Decides who a named producer is after its next epoch began.
+    pub(crate) fn decide_next(&self, next: &NextEpoch) -> Result<ProducerId, CommitError> {
+        let known = self.named(&next.name);
+        match known.filter(|known| known.id == next.producer.id) {
+            Some(known) if known.epoch > next.producer.epoch => {
+                Err(fenced(next.producer, known.epoch))
+            }
+            Some(known) if known == next.producer => self.decide(Some(&next.name)),
+            _ => Err(CommitError::UnknownProducer(next.producer.id)),
+        }
     }
 
     /// Takes over a decision.

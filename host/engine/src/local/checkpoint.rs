@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_log::{Cipher, Mark, disk};
-use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicId, TopicPartition};
+use millrace_model::{Offset, PartitionId, Progress, Timestamp, Topic, TopicId, TopicPartition};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow,
     SqliteSynchronous,
@@ -105,7 +105,7 @@ pub(super) struct Checkpoint {
     pub(super) topics: Vec<Topic>,
     pub(super) removed_topics: Vec<TopicId>,
     pub(super) marks: Vec<(TopicPartition, Mark)>,
-    pub(super) groups: Vec<(TopicPartition, String, u64, Option<Bytes>)>,
+    pub(super) groups: Vec<(TopicPartition, String, u64, Option<Progress>)>,
     pub(super) entries: Vec<(EntryKind, String, Bytes)>,
     pub(super) state: BTreeMap<(TopicPartition, String), StateTable>,
     pub(super) idempotence: Idempotence,
@@ -348,9 +348,13 @@ async fn load(
         let id = partition(&row)?;
         let belongs_to = encryption::group(id, &name);
         let key = row.try_get(5)?;
-        let plain = |progress| encryption::plain(progress, key, cipher, &belongs_to);
-        let group = (id, name, epoch, progress.map(plain).transpose()?);
-        loaded.groups.push(group);
+        let decoded = |progress| {
+            let progress = encryption::plain(progress, key, cipher, &belongs_to)?;
+            let progress = Progress::decode(&progress);
+            progress.ok_or_else(|| malformed("progress"))
+        };
+        let progress = progress.map(decoded).transpose()?;
+        loaded.groups.push((id, name, epoch, progress));
     }
     for row in rows::ENTRIES.read(connection, sealed).await? {
         let kind = EntryKind::parse(row.try_get(0)?).ok_or_else(|| malformed("entry's kind"))?;
@@ -451,8 +455,8 @@ async fn save_changes(
     rows::TOPICS.put(on, topics).await?;
     let groups = changes.groups.iter().map(|(id, name, group)| {
         let belongs_to = encryption::group(*id, name);
-        let progress = group.progress.as_deref();
-        let progress = progress.map(|p| encryption::stored(p, cipher, &belongs_to));
+        let progress = group.progress.as_ref().map(|progress| progress.encode());
+        let progress = progress.map(|p| encryption::stored(&p, cipher, &belongs_to).into_owned());
         vec![
             id.topic.0.into(),
             id.partition.0.into(),

@@ -11,7 +11,8 @@ use bytes::{Buf, Bytes};
 use millrace_log::FrameBuffer;
 use millrace_log::cipher::{self, Cipher, DecryptError};
 use millrace_model::{
-    Offset, PartitionId, ProducerId, RecordBatch, Stamp, Timestamp, Topic, TopicId, TopicPartition,
+    Offset, PartitionId, ProducerId, Progress, ProgressChange, RecordBatch, Stamp, Timestamp,
+    Topic, TopicId, TopicPartition,
 };
 
 use crate::contract::EntryKind;
@@ -23,6 +24,7 @@ const ENCRYPTED: u8 = 2;
 /// At most what a body has beside its operations.
 pub(super) const BODY_OVERHEAD_BYTES: usize = 2 + cipher::OVERHEAD_BYTES;
 const APPEND: u8 = 1;
+/// All of it; written before changes were ([`PROGRESS_CHANGE`]).
 const PROGRESS: u8 = 2;
 const ENTRY: u8 = 3;
 const CLAIM: u8 = 4;
@@ -38,6 +40,7 @@ const CHANGE_TOPIC: u8 = 7;
 const TRIM: u8 = 8;
 /// Then what becomes of the table.
 const STATE: u8 = 11;
+const PROGRESS_CHANGE: u8 = 12;
 
 /// At most what an operation takes beside its names and bytes.
 pub(super) const OPERATION_OVERHEAD_BYTES: usize = 40;
@@ -52,8 +55,7 @@ pub(super) enum Operation {
     Progress {
         partition: TopicPartition,
         group: Arc<str>,
-        /// As [`millrace_model::Progress::encode`] gives it.
-        progress: Bytes,
+        change: ProgressChange,
     },
     Entry {
         kind: EntryKind,
@@ -144,12 +146,12 @@ pub(super) fn encode(out: &mut Vec<u8>, operation: &Operation) {
         Operation::Progress {
             partition,
             group,
-            progress,
+            change,
         } => {
-            out.push(PROGRESS);
+            out.push(PROGRESS_CHANGE);
             put_partition(out, *partition);
             put_bytes(out, group.as_bytes());
-            put_bytes(out, progress);
+            put_bytes(out, &change.encode());
         }
         Operation::Entry { kind, key, value } => {
             out.push(ENTRY);
@@ -288,7 +290,12 @@ fn take_operation(body: &mut Bytes) -> Option<Operation> {
         PROGRESS => Operation::Progress {
             partition: take_partition(body)?,
             group: take_text(body)?.into(),
-            progress: take_own_bytes(body)?,
+            change: Progress::decode(&take_bytes(body)?)?.into(),
+        },
+        PROGRESS_CHANGE => Operation::Progress {
+            partition: take_partition(body)?,
+            group: take_text(body)?.into(),
+            change: ProgressChange::decode(&take_bytes(body)?)?,
         },
         ENTRY => Operation::Entry {
             kind: EntryKind::parse(&take_text(body)?)?,
@@ -417,7 +424,19 @@ mod tests {
             Operation::Progress {
                 partition,
                 group: "g".into(),
-                progress: Bytes::from_static(b"progress"),
+                change: Progress::default().into(),
+            },
+            Operation::Progress {
+                partition,
+                group: "g".into(),
+                change: ProgressChange {
+                    to: Progress {
+                        next: Offset(5),
+                        ..Progress::default()
+                    },
+                    unparked: vec![Offset(3), Offset(4)],
+                    is_whole: false,
+                },
             },
             entry(None),
             entry(Some(Bytes::new())),
@@ -494,10 +513,36 @@ mod tests {
     }
 
     #[test]
+    fn progress_that_was_written_whole_replaces_what_there_is() {
+        let progress = Progress {
+            next: Offset(5),
+            revision: 2,
+            ..Progress::default()
+        };
+        let Operation::Progress {
+            partition, group, ..
+        } = operations().swap_remove(1)
+        else {
+            panic!("progress comes second");
+        };
+        let mut body = vec![VERSION, PROGRESS];
+        put_partition(&mut body, partition);
+        put_bytes(&mut body, group.as_bytes());
+        put_bytes(&mut body, &progress.encode());
+        let read = decode(body.into()).unwrap();
+        let change = progress.into();
+        let expected = Operation::Progress {
+            partition,
+            group,
+            change,
+        };
+        assert_eq!(read, [expected]);
+    }
+
+    #[test]
     fn what_stays_in_memory_does_not_keep_the_bytes_of_the_whole_journal_file() {
         for operation in decode(body(&operations())).unwrap() {
             let kept = match operation {
-                Operation::Progress { progress, .. } => progress,
                 Operation::Entry {
                     value: Some(value), ..
                 } => value,

@@ -72,14 +72,15 @@ pub(super) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 impl Request {
     /// Topics come, change and go alone: nothing else is decided on a set of topics that may not come true. So do producers.
     fn stands_alone(&self) -> bool {
-        matches!(
-            self,
+        match self {
+            Self::Commit { submission, .. } => submission.producer.is_some(),
             Self::CreateTopic { .. }
-                | Self::DeleteTopic { .. }
-                | Self::ChangeTopics { .. }
-                | Self::Trim { .. }
-                | Self::InitProducer { .. }
-        )
+            | Self::DeleteTopic { .. }
+            | Self::ChangeTopics { .. }
+            | Self::Trim { .. }
+            | Self::InitProducer { .. } => true,
+            Self::Claim { .. } | Self::Stop => false,
+        }
     }
 
     /// Whether it brings messages or values of state, which a full disk has no room for.
@@ -105,7 +106,9 @@ impl Request {
     /// Whether it changes what is not shown by offsets: such a group is made durable before anything of it is applied.
     fn changes_catalogue(&self) -> bool {
         match self {
-            Self::Commit { submission, .. } => !submission.entries.is_empty(),
+            Self::Commit { submission, .. } => {
+                !submission.entries.is_empty() || submission.producer.is_some()
+            }
             Self::Claim { .. } | Self::Stop => false,
             Self::CreateTopic { .. }
             | Self::DeleteTopic { .. }

@@ -388,26 +388,21 @@ impl Engine for LocalEngine {
         group: &str,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
-        let (bytes, written) = {
+        let (progress, written) = {
             let state = self.shared.state.read();
             if !state.partitions.contains_key(&partition) {
                 return Err(ReadError::UnknownPartition(partition));
             }
             let found = state.group(partition, group);
-            let bytes = found.and_then(|group| group.progress.clone());
-            (bytes, self.shared.pipeline.line().needed())
+            let progress = found.and_then(|group| group.progress.clone());
+            (progress, self.shared.pipeline.line().needed())
         };
         // It may come from a transaction that is not shown yet.
         self.shared.pipeline.shown(written).await;
         if let Some(poisoned) = self.shared.poisoned() {
             return Err(ReadError::Io(poisoned.to_string().into()));
         }
-        let Some(bytes) = bytes else {
-            return Ok(None);
-        };
-        let progress = Progress::decode(&bytes);
-        let malformed = || ReadError::Io("the stored progress is malformed".into());
-        progress.ok_or_else(malformed).map(Some)
+        Ok(progress.map(Arc::unwrap_or_clone))
     }
 
     fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
@@ -460,7 +455,6 @@ impl Engine for LocalEngine {
         if let Some(poisoned) = self.shared.poisoned() {
             return Err(ReadError::Io(poisoned.to_string().into()));
         }
-        let progress = progress.and_then(|bytes| Progress::decode(&bytes));
         let as_of = progress.map(|progress| progress.next).unwrap_or_default();
         Ok(StatePage { as_of, ..page })
     }

@@ -218,7 +218,11 @@ fn restore(store: Store, room: Arc<Room>, checkpoint: Checkpoint) -> std::io::Re
         state.insert_topic(topic);
     }
     for (partition, name, epoch, progress) in checkpoint.groups {
-        state.insert_group(partition, name, Group::stored(epoch, progress));
+        state.insert_group(
+            partition,
+            name,
+            Group::stored(epoch, progress.map(Arc::new)),
+        );
     }
     for (kind, key, value) in checkpoint.entries {
         state.insert_entry(kind, key, value);

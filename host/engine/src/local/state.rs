@@ -16,8 +16,8 @@ use millrace_log::partition::Location;
 use millrace_log::partition::encryption::BatchCipher;
 use millrace_log::{Cipher, Disk, PartitionFiles, SealedCache};
 use millrace_model::{
-    Durability, Offset, ProducerId, Stamp, Timestamp, Topic, TopicId, TopicName, TopicPartition,
-    TopicSpec,
+    Durability, Offset, ProducerId, Progress, Stamp, Timestamp, Topic, TopicId, TopicName,
+    TopicPartition, TopicSpec,
 };
 use tokio::sync::watch;
 
@@ -90,7 +90,7 @@ impl Store {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Group {
     pub(super) epoch: u64,
-    pub(super) progress: Option<Bytes>,
+    pub(super) progress: Option<Arc<Progress>>,
     /// Made when it is first asked for or written.
     pub(super) state: Option<Arc<StateTable>>,
     changed: bool,
@@ -99,7 +99,7 @@ pub(super) struct Group {
 
 impl Group {
     /// As a checkpoint has it.
-    pub(super) fn stored(epoch: u64, progress: Option<Bytes>) -> Self {
+    pub(super) fn stored(epoch: u64, progress: Option<Arc<Progress>>) -> Self {
         Self {
             epoch,
             progress,
@@ -210,20 +210,29 @@ impl State {
         let judged = self
             .idempotence
             .judge(&pending.idempotence, &submission.appends, mark)?;
-        if let Judgement::Repeat(receipt) = judged {
+        let producers = &self.idempotence.producers;
+        if let Judgement::Repeat(mut receipt) = judged {
+            let of = submission.producer.as_ref();
+            receipt.producer = of.and_then(|of| producers.named(&of.name));
             // Something is written, so that the answer waits its turn: behind the first one, and for a sync if it needs one.
             pending.durable |= durability == Durability::Durable;
             self.write_moment(pending);
             return Ok(receipt);
         }
+        // It is alone in its group, so nobody in it was given an epoch before.
+        let next = submission.producer.as_ref();
+        let next = next.map(|next| producers.decide_next(next)).transpose()?;
         self.check_lease(pending, &submission)?;
         self.check_expectations(pending, &submission.expects)?;
         pending.growth = self.check_room(pending.growth, &submission.state)?;
-        pending.durable |= durability == Durability::Durable;
-        if judged == Judgement::New {
+        pending.durable |= durability == Durability::Durable || next.is_some();
+        if judged == Judgement::New || next.is_some() {
             self.write_moment(pending);
         }
-        let mut receipt = Receipt::default();
+        let mut receipt = Receipt {
+            producer: next,
+            ..Receipt::default()
+        };
         for Append { partition, batch } in submission.appends {
             let base = self.next_offset(pending, partition);
             if let Some(numbering) = batch.numbering() {
@@ -236,12 +245,18 @@ impl State {
             let append = Operation::Append { partition, batch };
             pending.operations.push(append);
         }
-        if let Some(come) = submission.progress {
-            pending.operations.push(Operation::Progress {
-                partition: come.partition,
-                group: come.lease.group,
-                progress: come.progress,
-            });
+        let progress = submission.progress.into_iter();
+        pending
+            .operations
+            .extend(progress.map(|write| Operation::Progress {
+                partition: write.partition,
+                group: write.lease.group,
+                change: write.progress,
+            }));
+        if let (Some(producer), Some(of)) = (next, submission.producer) {
+            let name = Some(of.name);
+            let give = Operation::Producer { producer, name };
+            pending.operations.push(give);
         }
         let state = submission.state.into_iter();
         pending
@@ -291,10 +306,10 @@ impl State {
             self.existing(write.partition)?;
         }
         let of_state = submission.state.iter().filter_map(|w| w.lease.as_ref());
-        if let Some(come) = &submission.progress {
-            self.existing(come.partition)?;
+        for write in &submission.progress {
+            self.existing(write.partition)?;
         }
-        let of_progress = submission.progress.iter().map(|come| &come.lease);
+        let of_progress = submission.progress.iter().map(|write| &write.lease);
         let leases = of_progress.chain(of_state).chain(&submission.fences);
         for lease in leases {
             self.existing(lease.partition)?;
@@ -450,8 +465,11 @@ impl State {
             Operation::Progress {
                 partition,
                 group,
-                progress,
-            } => self.change_group(partition, group, |group| group.progress = Some(progress)),
+                change,
+            } => self.change_group(partition, group, |group| {
+                let progress = group.progress.get_or_insert_default();
+                Arc::make_mut(progress).change(change);
+            }),
             Operation::Claim {
                 partition,
                 group,

@@ -1,48 +1,38 @@
 //! A transaction on its way to the committer.
 
 use bytes::Bytes;
-use millrace_model::{Durability, TopicPartition};
+use millrace_model::Durability;
 
 use super::codec::OPERATION_OVERHEAD_BYTES;
 use crate::contract::{
-    Append, EntryWrite, Expectation, Lease, ProgressWrite, RequestMark, Transaction,
+    Append, EntryWrite, Expectation, Lease, NextEpoch, ProgressWrite, RequestMark, Transaction,
 };
 use crate::state::StateWrite;
 
-/// A transaction, its progress encoded already.
+/// A transaction. Every part of it says what it takes in the journal.
 pub(super) struct Submission {
     pub(super) appends: Vec<Append>,
-    pub(super) progress: Option<Come>,
+    pub(super) progress: Vec<ProgressWrite>,
     pub(super) fences: Vec<Lease>,
     pub(super) entries: Vec<EntryWrite>,
     pub(super) state: Vec<StateWrite>,
     pub(super) durability: Option<Durability>,
     pub(super) request: Option<RequestMark>,
+    pub(super) producer: Option<NextEpoch>,
     pub(super) expects: Vec<Expectation>,
-}
-
-/// Where a group has come to, encoded.
-pub(super) struct Come {
-    pub(super) lease: Lease,
-    pub(super) partition: TopicPartition,
-    pub(super) progress: Bytes,
 }
 
 impl From<Transaction> for Submission {
     fn from(transaction: Transaction) -> Self {
-        let encoded = |write: ProgressWrite| Come {
-            lease: write.lease,
-            partition: write.partition,
-            progress: write.progress.encode().into(),
-        };
         Self {
             appends: transaction.appends,
-            progress: transaction.progress.map(encoded),
+            progress: transaction.progress,
             fences: transaction.fences,
             entries: transaction.entries,
             state: transaction.state,
             durability: transaction.durability,
             request: transaction.request,
+            producer: transaction.producer,
             expects: transaction.expects,
         }
     }
@@ -54,17 +44,21 @@ impl Submission {
         let appends = self.appends.iter();
         let appends = appends.map(|append| append.batch.byte_count());
         let progress = self.progress.iter();
-        let progress = progress.map(|come| come.lease.group.len() + come.progress.len());
+        let progress =
+            progress.map(|write| write.lease.group.len() + write.progress.encoded_bytes());
         let entries = self.entries.iter();
         let entries = entries.map(|e| e.key.len() + e.value.as_ref().map_or(0, Bytes::len));
         let request = self.request.iter();
         let request = request.map(|mark| mark.note.len() + 32 + 8 * self.appends.len());
         let is_numbered = |append: &Append| append.batch.numbering().is_some();
-        let has_moment = self.request.is_some() || self.appends.iter().any(is_numbered);
+        let producer = self.producer.iter().map(|next| next.name.len());
+        let has_moment = self.request.is_some()
+            || self.producer.is_some()
+            || self.appends.iter().any(is_numbered);
         let moment = has_moment.then_some(0);
         let state = self.state.iter();
         let state = state.map(|write| write.group.len() + write.writes.byte_count());
-        let parts = appends.chain(progress).chain(entries);
+        let parts = appends.chain(progress).chain(entries).chain(producer);
         let parts = parts.chain(request).chain(moment).chain(state);
         1 + parts
             .map(|bytes| bytes + OPERATION_OVERHEAD_BYTES)

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
-    Digest, Offset, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Digest, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
+    TopicSpec,
 };
 use tokio::sync::watch;
 
@@ -153,7 +154,7 @@ impl State {
         self.state_writes.entry(group.into()).or_default()
     }
 
-    pub(super) fn apply(&mut self, transaction: Transaction) -> Receipt {
+    pub(super) fn apply(&mut self, transaction: Transaction, next: Option<ProducerId>) -> Receipt {
         let appends = transaction.appends.into_iter();
         let base_offsets: Vec<Offset> = appends.map(|append| self.append(append)).collect();
         if let Some(mark) = transaction.request {
@@ -161,8 +162,12 @@ impl State {
             let request = Request::new(mark, at, base_offsets.clone());
             self.idempotence.apply_request(topic, Arc::new(request));
         }
-        if let Some(write) = transaction.progress {
-            self.set_progress(write);
+        transaction
+            .progress
+            .into_iter()
+            .for_each(|write| self.set_progress(write));
+        if let (Some(next), Some(of)) = (next, transaction.producer) {
+            self.idempotence.give(next, Some(of.name));
         }
         let entries = transaction.entries.into_iter();
         let set = |EntryWrite { kind, key, value }| self.entries.set(kind, key, value);
@@ -181,6 +186,7 @@ impl State {
         Receipt {
             base_offsets,
             versions,
+            producer: next,
             ..Receipt::default()
         }
     }
@@ -205,7 +211,9 @@ impl State {
     fn set_progress(&mut self, write: ProgressWrite) {
         let partition = self.partitions.get_mut(&write.partition);
         let groups = &mut partition.expect("was checked").groups;
-        groups.entry(write.lease.group).or_default().progress = Some(write.progress);
+        let group = groups.entry(write.lease.group).or_default();
+        let progress = group.progress.get_or_insert_default();
+        Arc::make_mut(progress).change(write.progress);
     }
 
     pub(super) fn create_topic(&mut self, spec: TopicSpec) -> Result<Topic, TopicError> {

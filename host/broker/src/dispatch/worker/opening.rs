@@ -172,6 +172,7 @@ impl Worker {
         let beginning = expected(context, &live)?;
         let progress = engine.progress(processor.as_str(), partition).await?;
         let time = SteadyClock::begin(&*context.clock);
+        let stored = Arc::new(progress.clone().unwrap_or_default());
         let progress = match progress {
             Some(mut progress) => {
                 retry::brought_near(&mut progress.parked, time.now(&*context.clock));
@@ -217,6 +218,7 @@ impl Worker {
             held_up: None,
             attempt_room: None,
             remembered: Part::new(&context.remembered, &progress),
+            stored,
             progress: Arc::new(Progress {
                 first_call: None,
                 ..progress

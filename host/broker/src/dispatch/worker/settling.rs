@@ -128,10 +128,7 @@ impl Worker {
             self.pack(live, &mut effects).await;
             let reason = match self.delay(live, &mut effects).await {
                 Err(full) => full.to_string(),
-                Ok(delayed) => match self
-                    .commit(live, &mut effects, Arc::clone(&progress), delayed)
-                    .await
-                {
+                Ok(delayed) => match self.commit(live, &mut effects, &progress, delayed).await {
                     Ok(took) => {
                         self.count_classes(verdict, &effects.given_up);
                         if let Some(canary) = self.canary.as_ref().filter(|_| contradictions > 0) {
@@ -194,18 +191,18 @@ impl Worker {
         &mut self,
         live: &Live,
         effects: &mut Effects,
-        progress: Arc<Progress>,
+        progress: &Arc<Progress>,
         mut delayed: Additions,
     ) -> Result<Duration, CommitError> {
         let mut state = delayed.take_writes();
         state.extend(effects.state.take());
         let transaction = Transaction {
             appends: self.appends(live, effects),
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: self.partition,
                 lease: self.lease.clone(),
-                progress,
-            }),
+                progress: self.stored.change_to(progress),
+            }],
             durability: Some(self.input.topic.spec.durability),
             state,
             expects: self.beginning.iter().cloned().collect(),
@@ -214,6 +211,7 @@ impl Worker {
         let before = self.context.clock.monotonic();
         self.share.commit(transaction).await?;
         self.beginning = None;
+        self.stored = Arc::clone(progress);
         self.context.delays.expect(&delayed).await;
         self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))

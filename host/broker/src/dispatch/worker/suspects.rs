@@ -189,12 +189,13 @@ impl Worker {
 
     /// Commits progress and nothing else.
     pub(super) async fn keep(&mut self, progress: Progress) -> Result<(), Trouble> {
+        let progress = Arc::new(progress);
         let transaction = Transaction {
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: self.partition,
                 lease: self.lease.clone(),
-                progress: Arc::new(progress),
-            }),
+                progress: self.stored.change_to(&progress),
+            }],
             durability: Some(self.input.topic.spec.durability),
             expects: self.beginning.iter().cloned().collect(),
             ..Transaction::default()
@@ -205,6 +206,7 @@ impl Worker {
             return Err(error.into());
         }
         self.beginning = None;
+        self.stored = progress;
         Ok(())
     }
 }

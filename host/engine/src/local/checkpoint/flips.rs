@@ -1,7 +1,7 @@
 //! A checkpoint in which bits flipped is refused, or says what it said.
 
 use fastrand::Rng;
-use millrace_model::{Durability, ProducerId, TopicName, TopicSpec};
+use millrace_model::{Attempt, Durability, Parked, ProducerId, TopicName, TopicSpec};
 
 use super::*;
 use crate::idempotence::producers::{Named, ProducerChanges, ProducerState, Sent};
@@ -59,6 +59,18 @@ fn changes() -> Changes {
         "large".to_owned(),
         Some(vec![7; 9_000].into()),
     );
+    let progress = |n| Progress {
+        parked: vec![Parked {
+            log: vec![Attempt {
+                at: Timestamp(7),
+                revision: 1,
+                class: "busy".to_owned(),
+                reason: String::from_utf8(text("progress", n).to_vec()).unwrap(),
+            }],
+            ..Parked::default()
+        }],
+        ..Progress::default()
+    };
     let entries = (0..40).map(|n| (EntryKind::Processor, n.to_string(), Some(text("entry", n))));
     Changes {
         next_topic: TopicId(9),
@@ -68,7 +80,7 @@ fn changes() -> Changes {
                 (
                     at(n % 3),
                     format!("group-{n}").into(),
-                    Group::stored(n.into(), Some(text("progress", n))),
+                    Group::stored(n.into(), Some(progress(n).into())),
                 )
             })
             .collect(),

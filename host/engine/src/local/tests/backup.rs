@@ -91,7 +91,7 @@ async fn step(engine: &LocalEngine, topic: &Topic, lease: &crate::Lease, number:
     let value = format!("{number} {}", "x".repeat(number as usize % 300));
     let transaction = Transaction {
         appends: vec![append(at(topic, 0), &value), append(at(topic, 1), &value)],
-        progress: Some(ProgressWrite {
+        progress: vec![ProgressWrite {
             partition: lease.partition,
             lease: lease.clone(),
             progress: Progress {
@@ -99,7 +99,7 @@ async fn step(engine: &LocalEngine, topic: &Topic, lease: &crate::Lease, number:
                 ..Progress::default()
             }
             .into(),
-        }),
+        }],
         ..Transaction::default()
     };
     engine.commit(transaction).await.expect("committed");

@@ -41,7 +41,7 @@ async fn work(
                 append(at(first, worker), &value),
                 append(at(&topics.os, worker), &value),
             ],
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: lease.partition,
                 lease: lease.clone(),
                 progress: Progress {
@@ -49,7 +49,7 @@ async fn work(
                     ..Progress::default()
                 }
                 .into(),
-            }),
+            }],
             entries: vec![EntryWrite {
                 kind: EntryKind::Redriven,
                 key: worker.to_string(),

@@ -65,11 +65,11 @@ async fn fill(engine: &LocalEngine) -> Topic {
                 partition: at(&topic, 0),
                 batch: secret_batch(),
             }],
-            progress: Some(ProgressWrite {
+            progress: vec![ProgressWrite {
                 partition: lease.partition,
                 lease: lease.clone(),
                 progress: progress(number).into(),
-            }),
+            }],
             entries: vec![EntryWrite {
                 kind: EntryKind::Processor,
                 key: "p".into(),

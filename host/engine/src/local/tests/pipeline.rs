@@ -123,7 +123,7 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
     let next = Offset(7);
     let transaction = Transaction {
         appends: vec![append(*os, "both"), append(*durable, "both")],
-        progress: Some(ProgressWrite {
+        progress: vec![ProgressWrite {
             partition: lease.partition,
             lease,
             progress: Progress {
@@ -131,7 +131,7 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
                 ..Progress::default()
             }
             .into(),
-        }),
+        }],
         ..Transaction::default()
     };
     let committing = begin(engine, transaction);

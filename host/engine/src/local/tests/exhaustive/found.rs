@@ -45,8 +45,7 @@ impl Dump {
         for group in GROUPS {
             if let Some(found) = state.group(at, group) {
                 let progress = found.progress.as_ref();
-                let progress = progress.map(|p| millrace_model::Progress::decode(p));
-                let next = progress.map(|p| p.expect("sound progress").next.0);
+                let next = progress.map(|progress| progress.next.0);
                 if (found.epoch, next) != (0, None) {
                     self.groups.insert((at, group), (found.epoch, next));
                 }

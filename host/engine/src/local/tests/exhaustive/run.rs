@@ -655,7 +655,7 @@ fn renew(number: u64, group: &str, topic: &Topic) -> Transaction {
 fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
     Transaction {
         appends: vec![append(output, &value(number, 20))],
-        progress: Some(ProgressWrite {
+        progress: vec![ProgressWrite {
             partition: lease.partition,
             lease: lease.clone(),
             progress: millrace_model::Progress {
@@ -663,7 +663,7 @@ fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
                 ..Default::default()
             }
             .into(),
-        }),
+        }],
         entries: vec![EntryWrite {
             kind: EntryKind::Redriven,
             key: "work".to_owned(),
