@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use millrace_engine::{CommitError, DamageReport, DamagedRange, Ends, ReadError, TopicError};
+use millrace_engine::{
+    CommitError, DamageReport, DamagedRange, Ends, ReadError, TopicError, Transaction,
+};
 use millrace_model::{
     Digest, Durability, NameError, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec,
     SettingError, Topic, TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
@@ -284,6 +286,16 @@ impl Broker {
             _ => unknown(),
         })?;
         self.forget_topic(id);
+        let forgotten = Transaction {
+            entries: self.forgotten_with(id),
+            ..Transaction::default()
+        };
+        if !forgotten.entries.is_empty()
+            && let Err(error) = self.inner.engine.commit(forgotten).await
+        {
+            // Nobody looks there any more: a topic of the same name is another one.
+            tracing::warn!(topic = %name, %error, "what was redriven from the deleted topic stays on record");
+        }
         for loss in &losses {
             // Its way back is another one from now on.
             if let Loss::WayBack { processor, .. } = loss {

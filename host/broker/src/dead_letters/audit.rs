@@ -13,8 +13,9 @@ use millrace_model::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::record::Sent;
 use super::redrive::Sending;
-use super::shelf::{Sent, Shelf};
+use super::shelf::Shelf;
 use super::{DeadLetterError, DeadLetterPlace};
 use crate::broker::Broker;
 use crate::dispatch::dead_letter;

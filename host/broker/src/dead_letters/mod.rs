@@ -6,6 +6,7 @@ mod dry_run;
 mod edit;
 mod filter;
 mod listing;
+mod record;
 mod redrive;
 mod shelf;
 mod waiting;

@@ -14,12 +14,13 @@ use millrace_model::{BatchBuilder, Offset, ProcessorName, Timestamp, TopicName, 
 use serde::Serialize;
 
 use super::audit::{AuditAction, EditDigests};
-use super::shelf::{Sent, Shelf};
+use super::record::Sent;
+use super::shelf::Shelf;
 use super::{
     DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPlace, LETTERS_BYTES, LETTERS_MAX,
     Redrives,
 };
-use crate::broker::{Broker, Deployed, entry};
+use crate::broker::{Broker, Deployed};
 use crate::catalogue::decided;
 use crate::dispatch::dead_letter;
 use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
@@ -214,16 +215,16 @@ impl Broker {
 
     async fn send_to_the_end(&self, sending: Sending) -> Result<Redriven, DeadLetterError> {
         let shelf = &sending.shelf;
-        let record = self.audit_partition(&sending.processor, shelf).await?;
+        let audit = self.audit_partition(&sending.processor, shelf).await?;
         let _redrive = self.inner.redrives.lock().await;
         // What was read may be changed meanwhile: which letters of the shelf were sent, or the processor.
-        decided(&*self.inner.engine, || self.send_once(&sending, record)).await
+        decided(&*self.inner.engine, || self.send_once(&sending, audit)).await
     }
 
     async fn send_once(
         &self,
         sending: &Sending,
-        record: TopicPartition,
+        audit: TopicPartition,
     ) -> Result<Redriven, DeadLetterError> {
         let shelf = &sending.shelf;
         // It may have been deleted since somebody looked.
@@ -232,12 +233,15 @@ impl Broker {
         let taker = self.inner.engine.entry(kind, name);
         let taker = taker.ok_or_else(|| DeadLetterError::Deleted(sending.processor.clone()))?;
         let taker = Expectation::entry(kind, name, Some(&taker));
-        let (mut sent, unchanged) = self.sent(shelf)?;
-        sent.forget_before(self.ends_of(shelf)?.start);
+        let offsets = sending.letters.iter().map(|letter| letter.offset);
+        let (Some(first), Some(last)) = (offsets.clone().min(), offsets.max()) else {
+            return Ok(Redriven::default());
+        };
+        let mut record = self.sent_of(shelf, first..=last)?;
         let (mut builder, mut now_sent) = (BatchBuilder::with_capacity(0), Sent::default());
         let mut redriven = Redriven::default();
         for letter in &sending.letters {
-            if !sent.insert(letter.offset) {
+            if !record.insert(letter.offset) {
                 redriven.already += 1;
                 continue;
             }
@@ -259,13 +263,14 @@ impl Broker {
             batch,
         };
         let mut appends = vec![again];
-        appends.extend(self.audit_append(record, sending, now_sent, redriven.sent));
-        let transaction = Transaction {
+        appends.extend(self.audit_append(audit, sending, now_sent, redriven.sent));
+        let mut transaction = Transaction {
             appends,
-            entries: vec![entry(EntryKind::Redriven, shelf.key(), Some(&sent))],
-            expects: vec![unchanged, taker],
+            entries: self.forgotten(shelf, self.ends_of(shelf)?.start),
+            expects: vec![taker],
             ..Transaction::default()
         };
+        record.write(shelf, &mut transaction);
         self.inner.engine.commit(transaction).await?;
         Ok(redriven)
     }

@@ -1,9 +1,9 @@
-//! Where dead letters stand: the partitions of a processor's dead-letter topics, and what of them was sent again.
+//! Where dead letters stand: the partitions of a processor's dead-letter topics.
 
-use millrace_engine::{Ends, EntryKind, Expectation, ReadError};
+use millrace_engine::{Ends, ReadError};
 use millrace_model::{Offset, PartitionId, ProcessorName, Topic, TopicName, TopicPartition};
-use serde::{Deserialize, Serialize};
 
+use super::record::Record;
 use super::{DeadLetter, DeadLetterError, DeadLetterPlace, LETTERS_BYTES, LETTERS_MAX};
 use crate::broker::Broker;
 use crate::dispatch::dead_letter::Evidence;
@@ -18,11 +18,6 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// Under which the catalogue keeps what was sent again. By identity: a topic made again under its name is another one.
-    pub(super) fn key(&self) -> String {
-        self.partition.to_string()
-    }
-
     /// A place on it.
     pub(super) fn place(&self, offset: Offset) -> DeadLetterPlace {
         DeadLetterPlace {
@@ -42,7 +37,7 @@ impl Shelf {
         name.strip_suffix(suffix.as_str()).unwrap_or(name)
     }
 
-    fn letter(&self, fetched: Fetched, sent: &Sent) -> Option<DeadLetter> {
+    fn letter(&self, fetched: Fetched, record: &Record) -> Option<DeadLetter> {
         let evidence = Evidence::of(&fetched.message)?;
         Some(DeadLetter {
             topic: self.topic.spec.name.clone(),
@@ -63,7 +58,7 @@ impl Shelf {
             backtrace: evidence.backtrace,
             call: evidence.call,
             redrives: evidence.redrives,
-            redriven: sent.contains(fetched.offset),
+            redriven: record.contains(fetched.offset),
             message: fetched.message,
         })
     }
@@ -120,10 +115,13 @@ impl Broker {
         from: Offset,
     ) -> Result<(Vec<DeadLetter>, Offset), DeadLetterError> {
         let (messages, next) = self.on_shelf(shelf, from).await?;
-        let (sent, _) = self.sent(shelf)?;
+        let (Some(first), Some(last)) = (messages.first(), messages.last()) else {
+            return Ok((Vec::new(), next));
+        };
+        let record = self.sent_of(shelf, first.offset..=last.offset)?;
         let letters = messages
             .into_iter()
-            .filter_map(|fetched| shelf.letter(fetched, &sent));
+            .filter_map(|fetched| shelf.letter(fetched, &record));
         Ok((letters.collect(), next))
     }
 
@@ -172,102 +170,13 @@ impl Broker {
         let fetched = messages
             .into_iter()
             .find(|fetched| fetched.offset == offset);
-        let (sent, _) = self.sent(shelf)?;
-        let letter = fetched.and_then(|fetched| shelf.letter(fetched, &sent));
+        let record = self.sent_of(shelf, offset..=offset)?;
+        let letter = fetched.and_then(|fetched| shelf.letter(fetched, &record));
         letter.ok_or_else(missing)
     }
 
     pub(super) fn ends_of(&self, shelf: &Shelf) -> Result<Ends, DeadLetterError> {
         let ends = self.inner.engine.ends(shelf.partition);
         Ok(ends.map_err(FetchError::Read)?)
-    }
-
-    /// What was sent again, and the expectation that it is still so. An entry that cannot be read is no empty one: all of its letters would be sent twice.
-    pub(super) fn sent(&self, shelf: &Shelf) -> Result<(Sent, Expectation), DeadLetterError> {
-        let (kind, key) = (EntryKind::Redriven, shelf.key());
-        let entry = self.inner.engine.entry(kind, &key);
-        let unchanged = Expectation::entry(kind, key.as_str(), entry.as_ref());
-        let sent = entry
-            .map(|entry| serde_json::from_slice(&entry.value))
-            .transpose();
-        let unreadable =
-            |error| format!("the catalogue's entry of what was redriven from {key}: {error}");
-        let sent = sent.map_err(|error| DeadLetterError::Catalogue(unreadable(error)))?;
-        Ok((sent.unwrap_or_default(), unchanged))
-    }
-}
-
-/// Offsets of letters that were sent again: ranges, the end exclusive, ascending and apart.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Sent(Vec<(Offset, Offset)>);
-
-impl Sent {
-    pub(super) fn contains(&self, offset: Offset) -> bool {
-        let after = self.0.partition_point(|&(start, _)| start <= offset);
-        after.checked_sub(1).is_some_and(|at| offset < self.0[at].1)
-    }
-
-    /// Adds an offset; false if it was there.
-    pub(super) fn insert(&mut self, offset: Offset) -> bool {
-        if self.contains(offset) {
-            return false;
-        }
-        let at = self.0.partition_point(|&(start, _)| start <= offset);
-        self.0.insert(at, (offset, offset.next()));
-        if self
-            .0
-            .get(at + 1)
-            .is_some_and(|next| next.0 == offset.next())
-        {
-            self.0[at].1 = self.0.remove(at + 1).1;
-        }
-        if at > 0 && self.0[at - 1].1 == offset {
-            self.0[at - 1].1 = self.0.remove(at).1;
-        }
-        true
-    }
-
-    /// Forgets what is no longer kept.
-    pub(super) fn forget_before(&mut self, start: Offset) {
-        self.0.retain(|&(_, end)| end > start);
-    }
-
-    /// How many there are from `start` on.
-    pub(super) fn count_from(&self, start: Offset) -> u64 {
-        let kept = |&(from, to): &(Offset, Offset)| to.0.saturating_sub(from.0.max(start.0));
-        self.0.iter().map(kept).sum()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn offsets_sent_are_remembered_each_and_kept_as_few_ranges(offsets: Vec<u8>, start: u8) {
-            let mut sent = Sent::default();
-            let mut expected = BTreeSet::new();
-            for &offset in &offsets {
-                let offset = Offset(offset.into());
-                prop_assert_eq!(sent.insert(offset), expected.insert(offset));
-            }
-            for offset in 0..300 {
-                prop_assert_eq!(sent.contains(Offset(offset)), expected.contains(&Offset(offset)));
-            }
-            let apart = sent.0.windows(2).all(|pair| pair[0].1 < pair[1].0);
-            prop_assert!(apart, "{:?}", sent);
-            let start = Offset(start.into());
-            let kept = expected.range(start..).count() as u64;
-            prop_assert_eq!(sent.count_from(start), kept);
-            sent.forget_before(start);
-            prop_assert_eq!(sent.count_from(start), kept);
-            prop_assert!(expected.range(start..).all(|&offset| sent.contains(offset)));
-        }
     }
 }

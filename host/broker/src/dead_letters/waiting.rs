@@ -19,7 +19,7 @@ impl Broker {
         for shelf in self.shelves(name)? {
             let ends = self.ends_of(&shelf)?;
             let kept = ends.end.0.saturating_sub(ends.start.0);
-            waiting += kept.saturating_sub(self.sent(&shelf)?.0.count_from(ends.start));
+            waiting += kept.saturating_sub(self.count_sent(&shelf, ends.start)?);
         }
         Ok(waiting)
     }

@@ -13,7 +13,7 @@ use millrace_broker::{
 };
 use millrace_engine::{Append, Engine, EntryKind, EntryWrite, Transaction};
 use millrace_model::bounds::{DEAD_LETTERS_LISTED_BYTES_MAX, MESSAGE_HEADERS_MAX};
-use millrace_model::{Answer, ColumnBatch, Offset, PartitionId, Timestamp};
+use millrace_model::{Answer, BatchBuilder, ColumnBatch, Offset, PartitionId, Timestamp};
 
 use crate::rig::{
     Rig, Say, digest, per_message, processor, spec, text, topic, trap, unreadable_after,
@@ -235,6 +235,79 @@ async fn when_what_was_sent_again_cannot_be_read_nothing_is_sent_twice() {
     rig.engine.commit(transaction).await.unwrap();
     let refused = redrive_all(&rig).await;
     assert!(matches!(refused, Err(DeadLetterError::Catalogue(_))));
+}
+
+#[tokio::test]
+async fn what_is_on_record_as_a_whole_stays_sent() {
+    let (rig, open) = three_dead().await;
+    open.store(true, Ordering::SeqCst);
+    let letters = found(&rig, all()).await;
+    let (place, offset) = (letters[1].partition, letters[1].offset);
+    let dead = rig.broker.topic(&letters[1].topic).unwrap();
+    let sent = format!("[[{},{}]]", offset.0, offset.0 + 1);
+    let before_blocks = EntryWrite {
+        kind: EntryKind::Redriven,
+        key: dead.partition(place).unwrap().to_string(),
+        value: Some(sent.into()),
+    };
+    let transaction = Transaction {
+        entries: vec![before_blocks],
+        ..Transaction::default()
+    };
+    rig.engine.commit(transaction).await.unwrap();
+    let name = processor("p");
+    assert_eq!(rig.broker.dead_letters_waiting(&name).unwrap(), 2);
+    let done = redrive_all(&rig).await.unwrap();
+    assert_eq!((done.sent, done.already), (2, 1));
+    assert_eq!(redrive_all(&rig).await.unwrap().already, 3);
+    assert_eq!(rig.broker.dead_letters_waiting(&name).unwrap(), 0);
+}
+
+/// However many letters were sent before, a redrive writes what is on record of those around its own.
+#[tokio::test]
+async fn what_was_sent_again_is_on_record_piece_by_piece_and_goes_with_its_letters() {
+    let (rig, open) = three_dead().await;
+    open.store(true, Ordering::SeqCst);
+    let name = processor("p");
+    let letter = found(&rig, all()).await.swap_remove(0);
+    let dead = rig.broker.topic(&letter.topic).unwrap();
+    let shelf = dead.partition(letter.partition).unwrap();
+    let more = async |count: usize| {
+        let mut batch = BatchBuilder::with_capacity(0);
+        (0..count).for_each(|_| batch.push(&letter.message));
+        let (partition, batch) = (shelf, batch.finish().unwrap());
+        let append = Append { partition, batch };
+        let receipt = rig.engine.commit(Transaction::produce(vec![append])).await;
+        receipt.unwrap().base_offsets[0]
+    };
+    more(6_000).await;
+    let sent = redrive_all(&rig).await.unwrap().sent;
+    assert_eq!(sent, 6_003);
+    assert_eq!(redrive_all(&rig).await.unwrap().sent, 0);
+    let on_record = || rig.engine.entries(EntryKind::Redriven);
+    let of_shelf = |key: &String| key.starts_with(&format!("{shelf}#"));
+    let before = on_record();
+    let blocks = before.iter().filter(|(key, _)| of_shelf(key)).count();
+    assert_eq!(blocks, 2);
+
+    let last = more(1).await;
+    assert_eq!(redrive_all(&rig).await.unwrap().sent, 1);
+    let after = on_record();
+    let changed = after.iter().filter(|entry| !before.contains(entry));
+    assert_eq!(changed.count(), 1, "only the block of the letter");
+    assert_eq!(rig.broker.dead_letters_waiting(&name).unwrap(), 0);
+
+    rig.engine.trim(shelf, last).await.unwrap();
+    more(1).await;
+    assert_eq!(redrive_all(&rig).await.unwrap().sent, 1);
+    let kept = on_record();
+    let blocks = kept.iter().filter(|(key, _)| of_shelf(key)).count();
+    assert_eq!(blocks, 1, "of letters that are gone nothing is on record");
+
+    rig.settled().await;
+    rig.broker.delete_processor(&name).await.unwrap();
+    rig.broker.delete_topic(&letter.topic, true).await.unwrap();
+    assert!(on_record().is_empty());
 }
 
 #[tokio::test]
