@@ -1,11 +1,12 @@
 //! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state shadow commits log reading
-//! restart latency producers storage memory swap neighbours`, and `soak`, which takes ten minutes and runs only when it is named. One
+//! restart latency producers storage memory swap neighbours`, and `keys` and `soak`, which take minutes and run only when they are named. One
 //! table, each row a ratio of two things
 //! measured in turns within the same run, because machines differ and are shared. It never gates a test.
 #![forbid(unsafe_code)]
 
 mod calls;
 mod commits;
+mod keys;
 mod latency;
 mod load;
 mod log;
@@ -37,10 +38,11 @@ const COMPILE: &str = "compile-module";
 
 /// As which the soak starts this program as a host of its own.
 const SERVE: &str = "serve";
-/// The part that takes too long to run unasked.
+/// The parts that take too long to run unasked.
+const KEYS: &str = "keys";
 const SOAK: &str = "soak";
 
-const PARTS: [&str; 15] = [
+const PARTS: [&str; 16] = [
     "calls",
     "path",
     "state",
@@ -55,6 +57,7 @@ const PARTS: [&str; 15] = [
     "memory",
     "swap",
     "neighbours",
+    KEYS,
     SOAK,
 ];
 
@@ -86,7 +89,7 @@ fn bench(parts: &[String]) -> Result<()> {
     let mut table = Table::default();
     for part in PARTS {
         let is_asked = parts.iter().any(|asked| asked == part);
-        if !is_asked && (part == SOAK || !parts.is_empty()) {
+        if !is_asked && ([KEYS, SOAK].contains(&part) || !parts.is_empty()) {
             continue;
         }
         eprintln!("measuring {part} …");
@@ -104,6 +107,7 @@ fn bench(parts: &[String]) -> Result<()> {
             "storage" => runtime.block_on(storage::measure(&mut table))?,
             "swap" => runtime.block_on(swap::measure(&mut table))?,
             "neighbours" => runtime.block_on(neighbours::measure(&mut table))?,
+            KEYS => runtime.block_on(keys::measure(&mut table))?,
             SOAK => soak::measure(&mut table)?,
             _ => runtime.block_on(memory::measure(&mut table))?,
         }

@@ -42,11 +42,16 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
 }
 
 fn resident_mib() -> Result<f64> {
+    status_mib("VmRSS:")
+}
+
+/// What the kernel says of this process's memory under that name.
+pub(crate) fn status_mib(name: &str) -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
+        .find_map(|line| line.strip_prefix(name))
+        .with_context(|| format!("no {name}"))?;
     let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
     Ok(kib / 1024.0)
 }

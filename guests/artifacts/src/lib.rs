@@ -62,6 +62,8 @@ guests! {
     COUNTER = "counter";
     /// Counts the messages of each key, in its own memory.
     FORGETFUL_COUNTER = "forgetful-counter";
+    /// Counts the messages of each key in state, in values of a hundred bytes.
+    PADDED_COUNTER = "padded-counter";
     /// Counts the messages of each key, in state, and then fails as a header says.
     MISCOUNT = "miscount";
     /// Fails as often as a header says.

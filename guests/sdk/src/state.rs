@@ -1,7 +1,7 @@
 //! State: keys and values of the processor in the partition that its batch comes from. What is written counts when the batch's
 //! outcomes do, and only if the message that writes succeeds; give each write its message, or one failure repeats the whole batch.
 //!
-//! Calls of the host cost most, not keys: [`Sums`] adds for a whole batch at once. Off WASM the state is a map in the thread's
+//! Calls of the host cost most, not keys: [`Sums`] adds for a whole batch at once, [`get_many`] reads for one, [`Writes`] sets for one. Off WASM the state is a map in the thread's
 //! memory, for tests: see [`testing`](crate::testing), which gives a handler state of its own and tells what became of it.
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -17,6 +17,8 @@ use memory as host;
 
 /// Keys that one call of the host takes.
 const CALL_KEYS_MAX: usize = 10_000;
+/// Bytes that [`Writes`] gives to one call: half of what it takes, so that there is room for a last large value.
+const CALL_BYTES: usize = 4 << 20;
 
 /// There is no room for more; nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +114,63 @@ fn append(data: &mut Vec<u8>, bytes: &[u8]) -> [u32; 2] {
     let start = data.len() as u32;
     data.extend_from_slice(bytes);
     [start, bytes.len() as u32]
+}
+
+/// Keys to set and to delete, each for its message, in as few calls of the host as they fit in.
+#[derive(Debug, Default)]
+pub struct Writes {
+    calls: Vec<Call>,
+}
+
+#[derive(Debug, Default)]
+struct Call {
+    data: Vec<u8>,
+    keys: Vec<u32>,
+    values: Vec<u32>,
+    messages: Vec<u32>,
+}
+
+impl Writes {
+    /// Sets a key, for this message.
+    pub fn set(&mut self, message: &Message, key: &[u8], value: &[u8]) {
+        self.add(message, key, Some(value));
+    }
+
+    /// Removes a key, for this message.
+    pub fn delete(&mut self, message: &Message, key: &[u8]) {
+        self.add(message, key, None);
+    }
+
+    fn add(&mut self, message: &Message, key: &[u8], value: Option<&[u8]>) {
+        let has_room =
+            |call: &Call| call.messages.len() < CALL_KEYS_MAX && call.data.len() < CALL_BYTES;
+        if !self.calls.last().is_some_and(has_room) {
+            self.calls.push(Call::default());
+        }
+        let Some(call) = self.calls.last_mut() else {
+            return;
+        };
+        call.keys.extend(append(&mut call.data, key));
+        let value = value.map_or([0, NONE], |value| append(&mut call.data, value));
+        call.values.extend(value);
+        call.messages.push(message.index() as u32);
+    }
+
+    /// Writes, in the order in which they were added.
+    ///
+    /// # Errors
+    /// [`Full`]; what earlier calls of the host took is written for its messages.
+    pub fn write(self) -> Result<(), Full> {
+        self.calls.iter().try_for_each(|call| {
+            let Call {
+                data,
+                keys,
+                values,
+                messages,
+            } = call;
+            host::set(data, keys, values, &[], messages)
+        })
+    }
 }
 
 /// Sums of a whole batch, in one call of the host: each message adds 1 to its own key, or what is said.

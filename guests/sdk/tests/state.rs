@@ -30,3 +30,28 @@ fn keys_are_set_read_scanned_and_deleted() {
     let found = state::get_many(&[b"x1", b"x2"]);
     assert_eq!(found, [None, Some(b"two".to_vec())]);
 }
+
+#[test]
+fn many_keys_are_set_and_deleted_at_once() {
+    let batch = batch();
+    let mut writes = state::Writes::default();
+    let value = vec![7; 1 << 20];
+    for number in 0..12_000 {
+        let large = number % 2_000 == 0;
+        let value: &[u8] = if large { &value } else { b"small" };
+        writes.set(&batch.message(number % 4), &key(number), value);
+    }
+    writes.delete(&batch.message(1), &key(5));
+    writes.set(&batch.message(2), &key(6), b"later");
+    writes.write().unwrap();
+    let keys: Vec<Vec<u8>> = [4_000, 5, 6, 11_999].map(key).to_vec();
+    let asked: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let found = state::get_many(&asked);
+    let expected = [Some(&value[..]), None, Some(b"later"), Some(b"small")];
+    let found: Vec<Option<&[u8]>> = found.iter().map(Option::as_deref).collect();
+    assert_eq!(found, expected);
+}
+
+fn key(number: usize) -> Vec<u8> {
+    format!("key {number}").into_bytes()
+}
