@@ -1,0 +1,109 @@
+//! Goes through a run in the order of its keys, and reads ahead.
+
+use std::sync::Arc;
+
+use super::block::Block;
+use super::reader::{Map, Run};
+use super::{Item, RunError};
+
+/// Bytes read at once, about.
+const AHEAD_BYTES: usize = 256 << 10;
+
+/// A place in a run.
+pub struct Cursor<'a> {
+    run: &'a Run,
+    map: Arc<Map>,
+    /// The block that it is in.
+    block: usize,
+    body: Vec<u8>,
+    item: usize,
+    /// Pieces read ahead, and where they begin.
+    ahead: Vec<u8>,
+    ahead_at: u64,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn begin(run: &'a Run, map: Arc<Map>, from: &[u8]) -> Result<Self, RunError> {
+        let block = map.index.block_of(from).unwrap_or_default();
+        let mut cursor = Self {
+            run,
+            map,
+            block,
+            body: Vec::new(),
+            item: 0,
+            ahead: Vec::new(),
+            ahead_at: 0,
+        };
+        cursor.load()?;
+        if !cursor.body.is_empty() {
+            let item = Block::of(&cursor.body).and_then(|block| block.seek(from));
+            cursor.item = item.ok_or_else(|| cursor.malformed())?;
+            cursor.enter_next()?;
+        }
+        Ok(cursor)
+    }
+
+    /// The item that it is at; `None` at the end.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn item(&self) -> Result<Option<Item<'_>>, RunError> {
+        if self.body.is_empty() {
+            return Ok(None);
+        }
+        let item = Block::of(&self.body).and_then(|block| block.item(self.item));
+        item.map(Some).ok_or_else(|| self.malformed())
+    }
+
+    /// Goes to the next item.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn advance(&mut self) -> Result<(), RunError> {
+        self.item += 1;
+        self.enter_next()
+    }
+
+    /// Into the next block, if it is past this one.
+    fn enter_next(&mut self) -> Result<(), RunError> {
+        let count = Block::of(&self.body).map_or(0, |block| block.count());
+        if self.item < count || self.body.is_empty() {
+            return Ok(());
+        }
+        self.block += 1;
+        self.item = 0;
+        self.load()
+    }
+
+    /// Reads the block that it is in; past the last one there is nothing.
+    fn load(&mut self) -> Result<(), RunError> {
+        self.body.clear();
+        if self.block >= self.map.index.len() {
+            return Ok(());
+        }
+        let (at, bytes) = self.run.extent(&self.map.index, self.block)?;
+        let held = self.ahead_at..self.ahead_at + self.ahead.len() as u64;
+        if !(held.contains(&at) && held.end - at >= bytes as u64) {
+            self.read_ahead(at, bytes)?;
+        }
+        let from = (at - self.ahead_at) as usize;
+        let piece = &self.ahead[from..from + bytes];
+        self.run.body_of(piece, at, &mut self.body)?;
+        match Block::of(&self.body) {
+            Some(_) => Ok(()),
+            None => Err(self.malformed()),
+        }
+    }
+
+    fn read_ahead(&mut self, at: u64, bytes: usize) -> Result<(), RunError> {
+        let left = self.run.facts().index_at.saturating_sub(at);
+        let wanted = left.min(AHEAD_BYTES.max(bytes) as u64) as usize;
+        self.ahead.resize(wanted.max(bytes), 0);
+        self.ahead_at = at;
+        self.run.read(&mut self.ahead, at)
+    }
+
+    fn malformed(&self) -> RunError {
+        self.run.malformed(self.map.index.place(self.block))
+    }
+}
