@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::block::Block;
 use super::reader::{Map, Run};
-use super::{Item, RunError};
+use super::{Item, Piece, RunError};
 
 /// Bytes read at once, about.
 const AHEAD_BYTES: usize = 256 << 10;
@@ -15,7 +15,7 @@ pub struct Cursor<'a> {
     map: Arc<Map>,
     /// The block that it is in.
     block: usize,
-    body: Vec<u8>,
+    piece: Piece,
     item: usize,
     /// Pieces read ahead, and where they begin.
     ahead: Vec<u8>,
@@ -29,14 +29,14 @@ impl<'a> Cursor<'a> {
             run,
             map,
             block,
-            body: Vec::new(),
+            piece: Piece::default(),
             item: 0,
             ahead: Vec::new(),
             ahead_at: 0,
         };
         cursor.load()?;
-        if !cursor.body.is_empty() {
-            let item = Block::of(&cursor.body).and_then(|block| block.seek(from));
+        if !cursor.piece.body().is_empty() {
+            let item = Block::of(cursor.piece.body()).and_then(|block| block.seek(from));
             cursor.item = item.ok_or_else(|| cursor.malformed())?;
             cursor.enter_next()?;
         }
@@ -48,10 +48,10 @@ impl<'a> Cursor<'a> {
     /// # Errors
     /// [`RunError`].
     pub fn item(&self) -> Result<Option<Item<'_>>, RunError> {
-        if self.body.is_empty() {
+        if self.piece.body().is_empty() {
             return Ok(None);
         }
-        let item = Block::of(&self.body).and_then(|block| block.item(self.item));
+        let item = Block::of(self.piece.body()).and_then(|block| block.item(self.item));
         item.map(Some).ok_or_else(|| self.malformed())
     }
 
@@ -66,8 +66,8 @@ impl<'a> Cursor<'a> {
 
     /// Into the next block, if it is past this one.
     fn enter_next(&mut self) -> Result<(), RunError> {
-        let count = Block::of(&self.body).map_or(0, |block| block.count());
-        if self.item < count || self.body.is_empty() {
+        let count = Block::of(self.piece.body()).map_or(0, |block| block.count());
+        if self.item < count || self.piece.body().is_empty() {
             return Ok(());
         }
         self.block += 1;
@@ -77,7 +77,7 @@ impl<'a> Cursor<'a> {
 
     /// Reads the block that it is in; past the last one there is nothing.
     fn load(&mut self) -> Result<(), RunError> {
-        self.body.clear();
+        self.piece.clear();
         if self.block >= self.map.index.len() {
             return Ok(());
         }
@@ -87,9 +87,10 @@ impl<'a> Cursor<'a> {
             self.read_ahead(at, bytes)?;
         }
         let from = (at - self.ahead_at) as usize;
-        let piece = &self.ahead[from..from + bytes];
-        self.run.body_of(piece, at, &mut self.body)?;
-        match Block::of(&self.body) {
+        let read = &self.ahead[from..from + bytes];
+        self.piece.bytes(bytes).copy_from_slice(read);
+        self.run.open_piece(&mut self.piece, at)?;
+        match Block::of(self.piece.body()) {
             Some(_) => Ok(()),
             None => Err(self.malformed()),
         }

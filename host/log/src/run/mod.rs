@@ -16,6 +16,7 @@ mod block;
 mod cursor;
 mod filter;
 mod index;
+mod merge;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use crate::cipher::{self, Cipher, DecryptError};
 
 pub use self::block::Item;
 pub use self::cursor::Cursor;
+pub use self::merge::Merged;
 pub use self::reader::{Reach, Run};
 pub use self::writer::RunWriter;
 
@@ -177,28 +179,56 @@ fn body_bytes(piece: &[u8]) -> Option<usize> {
     (length <= BODY_BYTES_MAX + cipher::OVERHEAD_BYTES).then_some(length)
 }
 
-/// The body of a piece that stands at `position`, as it was written.
-fn body_of(
-    piece: &[u8],
-    number: u64,
-    position: u64,
-    cipher: Option<&Cipher>,
-    out: &mut Vec<u8>,
-) -> Result<(), PieceError> {
-    let length = body_bytes(piece).ok_or(PieceError::Malformed)?;
-    let body = piece.get(PIECE_HEADER_BYTES..PIECE_HEADER_BYTES + length);
-    let body = body.ok_or(PieceError::Malformed)?;
-    if u32_at(piece, 4) != Some(checksum(number, position, body)) {
-        return Err(PieceError::Malformed);
+/// A piece as it was read, and its body.
+#[derive(Default)]
+struct Piece {
+    bytes: Vec<u8>,
+    /// What was encrypted.
+    plain: Option<Vec<u8>>,
+}
+
+impl Piece {
+    /// The bytes, to be read into; whatever was there is gone.
+    fn bytes(&mut self, count: usize) -> &mut [u8] {
+        self.bytes.resize(count, 0);
+        &mut self.bytes
     }
-    out.clear();
-    match cipher {
-        None => out.extend_from_slice(body),
-        Some(cipher) => cipher
-            .decrypt_into(body, &belongs_to(number, position), out)
-            .map_err(PieceError::Encrypted)?,
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.plain = None;
     }
-    Ok(())
+
+    /// Checks, and decrypts, what was read at `position`.
+    fn open(
+        &mut self,
+        number: u64,
+        position: u64,
+        cipher: Option<&Cipher>,
+    ) -> Result<(), PieceError> {
+        let length = body_bytes(&self.bytes).ok_or(PieceError::Malformed)?;
+        let body = self.bytes.get(PIECE_HEADER_BYTES..);
+        let body = body.filter(|body| body.len() == length);
+        let body = body.ok_or(PieceError::Malformed)?;
+        if u32_at(&self.bytes, 4) != Some(checksum(number, position, body)) {
+            return Err(PieceError::Malformed);
+        }
+        if let Some(cipher) = cipher {
+            let plain = self.plain.get_or_insert_default();
+            plain.clear();
+            let decrypted = cipher.decrypt_into(body, &belongs_to(number, position), plain);
+            decrypted.map_err(PieceError::Encrypted)?;
+        }
+        Ok(())
+    }
+
+    /// What was written, of a piece that was opened; nothing of one that was cleared.
+    fn body(&self) -> &[u8] {
+        match &self.plain {
+            Some(plain) => plain,
+            None => self.bytes.get(PIECE_HEADER_BYTES..).unwrap_or_default(),
+        }
+    }
 }
 
 enum PieceError {

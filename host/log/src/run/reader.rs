@@ -12,8 +12,8 @@ use super::cursor::Cursor;
 use super::filter::{Filter, hash};
 use super::index::Index;
 use super::{
-    HEADER_BYTES, Item, MAGIC, PIECE_HEADER_BYTES, RunError, RunFacts, TRAILER_BYTES, body_bytes,
-    body_of, u64_at,
+    HEADER_BYTES, Item, MAGIC, PIECE_HEADER_BYTES, Piece, RunError, RunFacts, TRAILER_BYTES,
+    body_bytes, u64_at,
 };
 use crate::cipher::Cipher;
 use crate::disk::{Disk, DiskFile};
@@ -138,11 +138,11 @@ impl Run {
             }
         }
         let (mut left, mut held) = (Vec::new(), None);
-        let (mut piece, mut body) = (Vec::new(), Vec::new());
+        let mut piece = Piece::default();
         for (place, block) in looks {
             if held != Some(block) {
                 held = None;
-                if !self.read_block(&map.index, block, reach, &mut piece, &mut body)? {
+                if !self.read_block(&map.index, block, reach, &mut piece)? {
                     left.push(place);
                     continue;
                 }
@@ -157,7 +157,7 @@ impl Run {
                     false => Some(None),
                 }
             };
-            let item = look(&body).ok_or_else(|| self.malformed(map.index.place(block)))?;
+            let item = look(piece.body()).ok_or_else(|| self.malformed(map.index.place(block)))?;
             if let Some(item) = item.filter(|item| item.key == key) {
                 found(place, item);
             }
@@ -218,7 +218,7 @@ impl Run {
         to: u64,
         mut see: impl FnMut(&[u8]) -> Option<()>,
     ) -> Result<(), RunError> {
-        let (mut piece, mut body) = (Vec::new(), Vec::new());
+        let mut piece = Piece::default();
         while at < to {
             let mut header = [0; PIECE_HEADER_BYTES];
             self.read(&mut header, at)?;
@@ -227,10 +227,9 @@ impl Run {
             if bytes > to - at {
                 return Err(self.malformed(Some(at)));
             }
-            piece.resize(bytes as usize, 0);
-            self.read(&mut piece, at)?;
-            self.body_of(&piece, at, &mut body)?;
-            see(&body).ok_or_else(|| self.malformed(Some(at)))?;
+            self.read(piece.bytes(bytes as usize), at)?;
+            self.open_piece(&mut piece, at)?;
+            see(piece.body()).ok_or_else(|| self.malformed(Some(at)))?;
             at += bytes;
         }
         Ok(())
@@ -242,21 +241,19 @@ impl Run {
         index: &Index,
         block: usize,
         reach: Reach,
-        piece: &mut Vec<u8>,
-        body: &mut Vec<u8>,
+        piece: &mut Piece,
     ) -> Result<bool, RunError> {
         let (at, bytes) = self.extent(index, block)?;
-        piece.resize(bytes, 0);
         match reach {
-            Reach::Disk => self.read(piece, at)?,
+            Reach::Disk => self.read(piece.bytes(bytes), at)?,
             Reach::Memory => {
-                let read = self.file.read_cached_at(piece, at);
+                let read = self.file.read_cached_at(piece.bytes(bytes), at);
                 if read.map_err(|source| self.io(source))? != Some(bytes) {
                     return Ok(false);
                 }
             }
         }
-        self.body_of(piece, at, body)?;
+        self.open_piece(piece, at)?;
         Ok(true)
     }
 
@@ -280,13 +277,8 @@ impl Run {
         }
     }
 
-    pub(super) fn body_of(
-        &self,
-        piece: &[u8],
-        at: u64,
-        body: &mut Vec<u8>,
-    ) -> Result<(), RunError> {
-        let opened = body_of(piece, self.facts.number, at, self.cipher.as_deref(), body);
+    pub(super) fn open_piece(&self, piece: &mut Piece, at: u64) -> Result<(), RunError> {
+        let opened = piece.open(self.facts.number, at, self.cipher.as_deref());
         opened.map_err(|error| error.at(&self.path, at))
     }
 

@@ -146,6 +146,45 @@ fn what_the_system_does_not_hold_is_left_to_the_disk() {
 }
 
 #[test]
+fn of_each_key_the_newest_run_counts() {
+    let disk = disk();
+    let mut expected = Model::new();
+    let runs = (0..4_u64).map(|age| {
+        let path = Path::new("/data/state").join(format!("{age}.run"));
+        let mut writer = RunWriter::create(&disk, &path, age, None).unwrap();
+        let items = model(900).into_iter().enumerate();
+        let items = items.filter(|(place, _)| (*place as u64 + age).is_multiple_of(2 + age));
+        for (_, (key, (value, _))) in items {
+            writer
+                .add(&Item {
+                    key: &key,
+                    value: value.as_deref(),
+                    ends_at: age,
+                })
+                .unwrap();
+            expected.insert(key, (value, age));
+        }
+        writer.finish().unwrap();
+        Run::open(&disk, &path, age, None).unwrap()
+    });
+    let runs: Vec<Run> = runs.collect();
+    for from in [&b""[..], b"1", b"7", b"~"] {
+        let cursors = runs.iter().map(|run| run.cursor(from).unwrap());
+        let mut merged = Merged::of(cursors.collect()).unwrap();
+        let mut read = Model::new();
+        while let Some(item) = merged.item().unwrap() {
+            let value = item.value.map(<[u8]>::to_vec);
+            let before = read.insert(item.key.to_vec(), (value, item.ends_at));
+            assert_eq!(before, None, "a key comes once");
+            merged.advance().unwrap();
+        }
+        let mut after = expected.clone();
+        after.retain(|key, _| &**key >= from);
+        assert_eq!(read, after);
+    }
+}
+
+#[test]
 fn a_flipped_bit_anywhere_is_told_or_changes_nothing() {
     let (disk, model) = (disk(), model(60));
     written(&disk, &model, None).unwrap();
