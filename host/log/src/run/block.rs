@@ -8,7 +8,7 @@
 
 use std::cmp::Ordering;
 
-use super::{BLOCK_BYTES, u16_at, u32_at, u64_at};
+use super::{BLOCK_BYTES, KEY_BYTES_MAX, VALUE_BYTES_MAX, u16_at, u32_at, u64_at};
 
 const HAS_VALUE: u8 = 1;
 const ENDS: u8 = 2;
@@ -115,12 +115,24 @@ impl<'a> Block<'a> {
             ends_at = u64_at(item, next)?;
             next += 8;
         }
+        if key_bytes > KEY_BYTES_MAX || value_bytes > VALUE_BYTES_MAX {
+            return None;
+        }
         let (key, rest) = item.get(next..)?.split_at_checked(key_bytes)?;
         let value = rest.get(..value_bytes)?;
         Some(Item {
             key,
             value: (flags & HAS_VALUE != 0).then_some(value),
             ends_at,
+        })
+    }
+
+    /// Whether all items can be read, and their keys ascend, the first one after this key if there is one.
+    pub(super) fn ascends_after(&self, key: Option<&[u8]>) -> bool {
+        let mut last = key;
+        (0..self.count()).all(|index| {
+            let item = self.item(index);
+            item.is_some_and(|item| last.replace(item.key).is_none_or(|last| last < item.key))
         })
     }
 

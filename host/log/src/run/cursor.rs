@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::block::Block;
 use super::reader::{Map, Run};
 use super::{Item, Piece, RunError};
+use crate::pace::Pace;
 
 /// Bytes read at once, about.
 const AHEAD_BYTES: usize = 256 << 10;
@@ -20,10 +21,16 @@ pub struct Cursor<'a> {
     /// Pieces read ahead, and where they begin.
     ahead: Vec<u8>,
     ahead_at: u64,
+    pace: Option<Pace>,
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn begin(run: &'a Run, map: Arc<Map>, from: &[u8]) -> Result<Self, RunError> {
+    pub(super) fn begin(
+        run: &'a Run,
+        map: Arc<Map>,
+        from: &[u8],
+        pace: Option<Pace>,
+    ) -> Result<Self, RunError> {
         let block = map.index.block_of(from).unwrap_or_default();
         let mut cursor = Self {
             run,
@@ -33,6 +40,7 @@ impl<'a> Cursor<'a> {
             item: 0,
             ahead: Vec::new(),
             ahead_at: 0,
+            pace,
         };
         cursor.load()?;
         if !cursor.piece.body().is_empty() {
@@ -100,11 +108,14 @@ impl<'a> Cursor<'a> {
         let left = self.run.facts().index_at.saturating_sub(at);
         let wanted = left.min(AHEAD_BYTES.max(bytes) as u64) as usize;
         self.ahead.resize(wanted.max(bytes), 0);
+        if let Some(pace) = &self.pace {
+            pace(wanted as u64).map_err(|source| self.run.io(source))?;
+        }
         self.ahead_at = at;
         self.run.read(&mut self.ahead, at)
     }
 
-    fn malformed(&self) -> RunError {
+    pub(super) fn malformed(&self) -> RunError {
         self.run.malformed(self.map.index.place(self.block))
     }
 }

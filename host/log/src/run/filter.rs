@@ -30,19 +30,19 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Of these hashes.
-    pub(super) fn of(hashes: &[u64]) -> Self {
-        let lines = (hashes.len() * KEY_BITS).div_ceil(LINE_BITS);
-        let mut filter = Self {
+    /// With room for so many keys; more make it say yes more often, and nothing else.
+    pub(super) fn for_keys(count: u64) -> Self {
+        let lines = (count as usize * KEY_BITS).div_ceil(LINE_BITS);
+        Self {
             lines: vec![[0; LINE_WORDS]; lines],
-        };
-        for &hash in hashes {
-            let line = filter.line(hash);
-            for (word, bit) in probes(hash) {
-                filter.lines[line][word] |= bit;
-            }
         }
-        filter
+    }
+
+    pub(super) fn add(&mut self, hash: u64) {
+        let line = self.line(hash);
+        if let Some(line) = self.lines.get_mut(line) {
+            probes(hash).for_each(|(word, bit)| line[word] |= bit);
+        }
     }
 
     pub(super) fn of_bytes(bytes: &[u8]) -> Option<Self> {
@@ -97,7 +97,9 @@ mod tests {
     fn what_is_there_is_never_denied_and_little_else_is_granted() {
         let key = |number: u32| format!("key-{number:06}").into_bytes();
         let hashes: Vec<u64> = (0..10_000).map(|number| hash(&key(number))).collect();
-        let filter = Filter::of_bytes(&Filter::of(&hashes).bytes()).unwrap();
+        let mut filter = Filter::for_keys(10_000);
+        hashes.iter().for_each(|&hash| filter.add(hash));
+        let filter = Filter::of_bytes(&filter.bytes()).unwrap();
         assert!(hashes.iter().all(|&hash| filter.may_have(hash)));
         let others = (10_000..110_000).filter(|&number| filter.may_have(hash(&key(number))));
         let granted = others.count();

@@ -30,6 +30,17 @@ impl Index {
         self.places.get(block).copied()
     }
 
+    /// Where the next block begins after this place.
+    pub(super) fn place_after(&self, place: u64) -> Option<u64> {
+        self.place(self.places.partition_point(|&p| p <= place))
+    }
+
+    /// The first key of the block that begins here.
+    pub(super) fn first_key_at(&self, place: u64) -> Option<&[u8]> {
+        let block = self.places.binary_search(&place).ok()?;
+        Some(self.key(block))
+    }
+
     fn key(&self, block: usize) -> &[u8] {
         let from = block.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.keys[from as usize..self.ends[block] as usize]

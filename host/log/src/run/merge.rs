@@ -1,8 +1,42 @@
 //! Several runs as one: of each key what the newest of them says.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
-use super::{Cursor, Item, RunError};
+use super::{Cursor, Item, Run, RunError, RunFacts, RunWriter};
+use crate::pace::Pace;
+
+/// Writes what these runs say together, the oldest of them first, into one, and ends it. Removals stay in it, for they count against
+/// older runs; they go where there are none.
+///
+/// It reads at a pace, and so writes at it; an error of the pace breaks it off. What is damaged is never passed over.
+///
+/// # Errors
+/// [`RunError`]. What was written until then is no run.
+pub fn merge(
+    runs: &[Arc<Run>],
+    are_oldest: bool,
+    mut writer: RunWriter,
+    pace: &Pace,
+) -> Result<RunFacts, RunError> {
+    let path = writer.path().to_owned();
+    let io = |source| RunError::Io {
+        path: path.clone(),
+        source,
+    };
+    let cursors = runs.iter().map(|run| run.cursor_at_pace(pace));
+    let mut merged = Merged::of(cursors.collect::<Result<_, _>>()?)?;
+    while let Some(item) = merged.item()? {
+        if !writer.comes_next(&item) {
+            return Err(merged.malformed());
+        }
+        if item.value.is_some() || !are_oldest {
+            writer.add(&item).map_err(io)?;
+        }
+        merged.advance()?;
+    }
+    writer.finish().map_err(io)
+}
 
 /// A place in several runs at once.
 pub struct Merged<'a> {
@@ -44,6 +78,12 @@ impl<'a> Merged<'a> {
             self.cursors[at].advance()?;
         }
         self.look()
+    }
+
+    /// The newest run that is at the least key is not as it was written.
+    fn malformed(&self) -> RunError {
+        let newest = self.least.last().copied().unwrap_or_default();
+        self.cursors[newest].malformed()
     }
 
     fn look(&mut self) -> Result<(), RunError> {

@@ -14,6 +14,7 @@
 
 mod block;
 mod cursor;
+mod examine;
 mod filter;
 mod index;
 mod merge;
@@ -29,7 +30,8 @@ use crate::cipher::{self, Cipher, DecryptError};
 
 pub use self::block::Item;
 pub use self::cursor::Cursor;
-pub use self::merge::Merged;
+pub use self::examine::{Fault, Met};
+pub use self::merge::{Merged, merge};
 pub use self::reader::{Reach, Run};
 pub use self::writer::RunWriter;
 
@@ -43,6 +45,8 @@ pub const KEY_BYTES_MAX: usize = 2 << 10;
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a block, unless it is of one item that is larger.
 const BLOCK_BYTES: usize = 4 << 10;
+/// Bytes that an item takes at least, in a block's items and among its places.
+const ITEM_BYTES_MIN: u64 = 7;
 /// Bytes of a piece of the index or of the filter, about.
 const PIECE_BYTES: usize = 64 << 10;
 /// Bytes of any piece's body; more is damage.
@@ -100,6 +104,12 @@ pub struct RunFacts {
 }
 
 impl RunFacts {
+    /// Items of both kinds.
+    #[must_use]
+    pub fn items(&self) -> u64 {
+        self.entries.saturating_add(self.removals)
+    }
+
     fn trailer(&self) -> [u8; TRAILER_BYTES] {
         let mut out = [0; TRAILER_BYTES];
         let numbers = [
@@ -143,7 +153,8 @@ impl RunFacts {
             && facts.index_at <= facts.filter_at
             && facts.filter_at <= end;
         let fits = facts.filter_bytes <= end - facts.filter_at
-            && facts.blocks <= facts.index_at / PIECE_HEADER_BYTES as u64;
+            && facts.blocks <= facts.index_at / PIECE_HEADER_BYTES as u64
+            && facts.items() <= facts.index_at / ITEM_BYTES_MIN;
         (in_order && fits).then_some(facts)
     }
 }

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::cipher::Cipher;
 use crate::disk::{Disk, DiskFile};
+use crate::pace::Pace;
 
 /// How far a look goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +172,20 @@ impl Run {
     /// [`RunError`].
     pub fn cursor(&self, from: &[u8]) -> Result<Cursor<'_>, RunError> {
         let map = self.map(Reach::Disk)?.unwrap_or_default();
-        Cursor::begin(self, map, from)
+        Cursor::begin(self, map, from, None)
+    }
+
+    /// All items, read at a pace. What leads to the blocks is not kept for it.
+    pub(super) fn cursor_at_pace(&self, pace: &Pace) -> Result<Cursor<'_>, RunError> {
+        let held = self.map(Reach::Memory)?;
+        let map = match held {
+            Some(map) => map,
+            None => Arc::new(Map {
+                index: self.load_index()?,
+                filter: Filter::default(),
+            }),
+        };
+        Cursor::begin(self, map, b"", Some(Arc::clone(pace)))
     }
 
     /// What leads to the blocks; `None` where the disk would have to be read for it.
@@ -188,6 +202,13 @@ impl Run {
     }
 
     fn load(&self) -> Result<Map, RunError> {
+        Ok(Map {
+            index: self.load_index()?,
+            filter: self.load_filter()?,
+        })
+    }
+
+    pub(super) fn load_index(&self) -> Result<Index, RunError> {
         let mut index = Index::default();
         let (from, to) = (self.facts.index_at, self.facts.filter_at);
         self.each_piece(from, to, |body| index.add(body))?;
@@ -197,19 +218,23 @@ impl Run {
         let is_right = index.len() as u64 == self.facts.blocks
             && first == HEADER_BYTES as u64
             && (last < from || index.len() == 0);
-        if !is_right {
-            return Err(self.malformed(Some(from)));
+        match is_right {
+            true => Ok(index),
+            false => Err(self.malformed(Some(from))),
         }
+    }
+
+    pub(super) fn load_filter(&self) -> Result<Filter, RunError> {
         let mut bytes = Vec::new();
+        let from = self.facts.filter_at;
         let end = self.facts.file_bytes - TRAILER_BYTES as u64;
-        self.each_piece(to, end, |body| {
+        self.each_piece(from, end, |body| {
             bytes.extend_from_slice(body);
             Some(())
         })?;
         let filter = Filter::of_bytes(&bytes);
         let filter = filter.filter(|_| bytes.len() as u64 == self.facts.filter_bytes);
-        let filter = filter.ok_or_else(|| self.malformed(Some(to)))?;
-        Ok(Map { index, filter })
+        filter.ok_or_else(|| self.malformed(Some(from)))
     }
 
     fn each_piece(
@@ -277,20 +302,33 @@ impl Run {
         }
     }
 
+    /// As [`Run::read`], from the disk itself, and leaves nothing behind in the system's memory.
+    pub(super) fn read_beside_cache(&self, buffer: &mut [u8], at: u64) -> Result<(), RunError> {
+        let length = buffer.len() as u64;
+        self.file.forget_cached(at, length);
+        let read = self.read(buffer, at);
+        self.file.forget_cached(at, length);
+        read
+    }
+
     pub(super) fn open_piece(&self, piece: &mut Piece, at: u64) -> Result<(), RunError> {
         let opened = piece.open(self.facts.number, at, self.cipher.as_deref());
         opened.map_err(|error| error.at(&self.path, at))
     }
 
     pub(super) fn malformed(&self, at: Option<u64>) -> RunError {
+        self.damaged(at.unwrap_or_default(), "what stands there is malformed")
+    }
+
+    pub(super) fn damaged(&self, position: u64, what: &'static str) -> RunError {
         RunError::Damaged {
             path: self.path.clone(),
-            position: at.unwrap_or_default(),
-            what: "what stands there is malformed",
+            position,
+            what,
         }
     }
 
-    fn io(&self, source: io::Error) -> RunError {
+    pub(super) fn io(&self, source: io::Error) -> RunError {
         RunError::Io {
             path: self.path.clone(),
             source,

@@ -1,5 +1,7 @@
 //! A run says what was written, or that it cannot.
 
+mod whole;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,7 +49,7 @@ fn model(count: u32) -> Model {
 }
 
 fn written(disk: &SimDisk, model: &Model, cipher: Option<&Arc<Cipher>>) -> io::Result<RunFacts> {
-    let mut writer = RunWriter::create(disk, &path(), NUMBER, cipher.cloned())?;
+    let mut writer = RunWriter::create(disk, &path(), NUMBER, model.len() as u64, cipher.cloned())?;
     for (key, (value, ends_at)) in model {
         writer.add(&Item {
             key,
@@ -151,7 +153,7 @@ fn of_each_key_the_newest_run_counts() {
     let mut expected = Model::new();
     let runs = (0..4_u64).map(|age| {
         let path = Path::new("/data/state").join(format!("{age}.run"));
-        let mut writer = RunWriter::create(&disk, &path, age, None).unwrap();
+        let mut writer = RunWriter::create(&disk, &path, age, 900, None).unwrap();
         let items = model(900).into_iter().enumerate();
         let items = items.filter(|(place, _)| (*place as u64 + age).is_multiple_of(2 + age));
         for (_, (key, (value, _))) in items {

@@ -1,7 +1,7 @@
 //! Writes a run, from its first key to its last. Nothing counts before [`RunWriter::finish`] has returned, and the directory is synced.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::block::BlockBuilder;
@@ -19,6 +19,7 @@ const WRITE_BYTES: usize = 1 << 20;
 /// A run that is being written. One that is dropped leaves a file that is none.
 pub struct RunWriter {
     file: Arc<dyn DiskFile>,
+    path: PathBuf,
     cipher: Option<Arc<Cipher>>,
     facts: RunFacts,
     block: BlockBuilder,
@@ -27,12 +28,12 @@ pub struct RunWriter {
     out: Vec<u8>,
     written: u64,
     index: Index,
-    hashes: Vec<u64>,
+    filter: Filter,
     last_key: Vec<u8>,
 }
 
 impl RunWriter {
-    /// Begins the file, over whatever has its name.
+    /// Begins the file, over whatever has its name. It is given about as many items as are said here: the filter is made for them.
     ///
     /// # Errors
     /// The disk's.
@@ -40,6 +41,7 @@ impl RunWriter {
         disk: &dyn Disk,
         path: &Path,
         number: u64,
+        items: u64,
         cipher: Option<Arc<Cipher>>,
     ) -> io::Result<Self> {
         let mut out = Vec::with_capacity(WRITE_BYTES + (64 << 10));
@@ -48,6 +50,7 @@ impl RunWriter {
         debug_assert_eq!(out.len(), HEADER_BYTES);
         Ok(Self {
             file: disk.create(path)?,
+            path: path.to_owned(),
             cipher,
             facts: RunFacts {
                 number,
@@ -58,7 +61,7 @@ impl RunWriter {
             out,
             written: 0,
             index: Index::default(),
-            hashes: Vec::new(),
+            filter: Filter::for_keys(items),
             last_key: Vec::new(),
         })
     }
@@ -68,10 +71,7 @@ impl RunWriter {
     /// # Errors
     /// The disk's.
     pub fn add(&mut self, item: &Item<'_>) -> io::Result<()> {
-        assert!(
-            self.hashes.is_empty() || *item.key > *self.last_key,
-            "the keys of a run ascend"
-        );
+        assert!(self.comes_next(item), "the keys of a run ascend");
         let value_bytes = item.value.map_or(0, <[u8]>::len);
         assert!(
             item.key.len() <= KEY_BYTES_MAX && value_bytes <= VALUE_BYTES_MAX,
@@ -85,7 +85,7 @@ impl RunWriter {
             Some(_) => self.facts.entries += 1,
             None => self.facts.removals += 1,
         }
-        self.hashes.push(hash(item.key));
+        self.filter.add(hash(item.key));
         self.last_key.clear();
         self.last_key.extend_from_slice(item.key);
         Ok(())
@@ -105,7 +105,7 @@ impl RunWriter {
             self.put(&piece)?;
         }
         self.facts.filter_at = self.position();
-        let filter = Filter::of(&self.hashes).bytes();
+        let filter = self.filter.bytes();
         self.facts.filter_bytes = filter.len() as u64;
         for piece in filter.chunks(PIECE_BYTES) {
             self.put(piece)?;
@@ -115,6 +115,15 @@ impl RunWriter {
         self.write()?;
         self.file.sync_data().map_err(final_error)?;
         Ok(self.facts)
+    }
+
+    /// Whether the item's key comes after all that were added.
+    pub(super) fn comes_next(&self, item: &Item<'_>) -> bool {
+        self.facts.items() == 0 || *item.key > *self.last_key
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn position(&self) -> u64 {
