@@ -207,7 +207,7 @@ impl Broker {
     pub async fn write_state(
         &self,
         place: &StatePlace,
-        writes: StateWrites,
+        mut writes: StateWrites,
     ) -> Result<(), StateAccessError> {
         let writes = Arc::new(writes);
         let partition = self.state_partition(place)?;
@@ -244,6 +244,7 @@ impl Broker {
         let turn = tokio::time::timeout(wait, table.turn()).await;
         let _turn = turn.map_err(|_| StateAccessError::Busy(place.partition))?;
         check_bounds(&table, &writes).map_err(StateAccessError::Bound)?;
+        writes.adds = Some(table.adds(&writes));
         let transaction = Transaction {
             state: vec![StateWrite {
                 group: group.into(),
@@ -334,6 +335,7 @@ impl Broker {
             writes: Arc::new(StateWrites {
                 resets: true,
                 changes: Vec::new(),
+                adds: None,
             }),
         };
         let transaction = Transaction {

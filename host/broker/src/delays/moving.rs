@@ -124,6 +124,7 @@ impl Delays {
             let writes = StateWrites {
                 resets: false,
                 changes,
+                adds: None,
             };
             let transaction = Transaction {
                 state: vec![write(partition, Some(&share), writes)],

@@ -264,6 +264,7 @@ pub(super) fn removal<'a>(
     let writes = StateWrites {
         resets: false,
         changes: keys.map(change).collect(),
+        adds: None,
     };
     write(partition, Some(share), writes)
 }

@@ -79,6 +79,7 @@ pub(crate) async fn write(rig: &Rig, changes: Vec<StateChange>) -> Result<(), St
     let writes = StateWrites {
         resets: false,
         changes,
+        adds: None,
     };
     rig.broker.write_state(&place(), writes).await
 }
@@ -130,6 +131,7 @@ async fn state_of_a_deleted_processor_can_be_seen_and_emptied() {
     let reset = StateWrites {
         resets: true,
         changes: Vec::new(),
+        adds: None,
     };
     let emptied = rig.broker.write_state(&place(), reset).await;
     emptied.expect("nobody else would do it");
@@ -285,6 +287,7 @@ async fn a_key_is_found_without_its_partition_and_totals_are_of_all() {
         let writes = StateWrites {
             resets: false,
             changes: vec![change("total", Some(7))],
+            adds: None,
         };
         rig.broker.write_state(&place, writes).await.unwrap();
     }

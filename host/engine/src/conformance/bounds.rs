@@ -40,6 +40,7 @@ fn writing(group: &str, partition: TopicPartition, change: StateChange) -> Trans
             writes: Arc::new(StateWrites {
                 resets: false,
                 changes: vec![change],
+                adds: None,
             }),
         }],
         ..Transaction::default()

@@ -26,6 +26,7 @@ fn set(pairs: &[(&str, &str)]) -> StateWrites {
     StateWrites {
         resets: false,
         changes: changes.collect(),
+        adds: None,
     }
 }
 
@@ -121,6 +122,7 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
     let second = StateWrites {
         resets: false,
         changes: vec![change("a", None), change("b", Some("4"))],
+        adds: None,
     };
     let second = engine.commit(only(under(&lease, second))).await;
     second.expect("committed");
@@ -313,6 +315,7 @@ where
             let writes = StateWrites {
                 resets,
                 changes: changes.into_values().collect(),
+                adds: None,
             };
             let committed = engine.commit(only(under(&lease, writes))).await;
             committed.expect("committed");

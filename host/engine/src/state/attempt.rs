@@ -13,7 +13,8 @@ use millrace_model::columns::NONE;
 
 use super::table::{Entries, Entry, weight};
 use super::{
-    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue, StateWrites,
+    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue,
+    StateWrites,
 };
 
 /// Why a call on state does nothing.
@@ -363,6 +364,10 @@ impl StateAttempt {
         StateWrites {
             resets: false,
             changes: self.writes.into_iter().map(change).collect(),
+            adds: Some(Adds {
+                entries: self.growth.entries as i64,
+                bytes: self.growth.bytes as i64,
+            }),
         }
     }
 }

@@ -42,6 +42,39 @@ pub struct StateWrites {
     pub resets: bool,
     /// The keys that change; one key at most once.
     pub changes: Vec<StateChange>,
+    /// What the table has more afterwards than before, or than nothing if it is emptied. Whoever has had the table's turn since his
+    /// first read knows it; others say nothing.
+    pub adds: Option<Adds>,
+}
+
+/// What writes add to a table; less than nothing where they remove more than they bring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adds {
+    /// Entries.
+    pub entries: i64,
+    /// Bytes, counted as in [`StateSize`].
+    pub bytes: i64,
+}
+
+impl Adds {
+    /// From one size to another.
+    #[must_use]
+    pub fn between(before: StateSize, after: StateSize) -> Self {
+        Self {
+            entries: after.entries as i64 - before.entries as i64,
+            bytes: after.bytes as i64 - before.bytes as i64,
+        }
+    }
+
+    /// The size after it; `None` if there never were as many entries or bytes as it takes away.
+    #[must_use]
+    pub fn after(self, before: StateSize) -> Option<StateSize> {
+        let with = |size: usize, more: i64| size.checked_add_signed(isize::try_from(more).ok()?);
+        Some(StateSize {
+            entries: with(before.entries, self.entries)?,
+            bytes: with(before.bytes, self.bytes)?,
+        })
+    }
 }
 
 /// One key's change.

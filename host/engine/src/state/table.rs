@@ -9,8 +9,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
-    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery,
-    StateValue, StateWrites,
+    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage,
+    StateQuery, StateValue, StateWrites,
 };
 use crate::room::{Room, RoomFull, Share};
 
@@ -192,6 +192,16 @@ impl StateTable {
             size.bytes = size.bytes + change.weight() - before.unwrap_or(0);
         }
         size
+    }
+
+    /// What these writes add; for whoever has the turn, as nobody else writes before they are committed.
+    #[must_use]
+    pub fn adds(&self, writes: &StateWrites) -> Adds {
+        let before = match writes.resets {
+            true => StateSize::default(),
+            false => self.size(),
+        };
+        Adds::between(before, self.size_after(writes))
     }
 
     /// Bytes that these writes add to what the table costs; none if it costs less afterwards.
@@ -467,6 +477,7 @@ mod tests {
         StateWrites {
             resets: false,
             changes,
+            adds: None,
         }
     }
 
@@ -615,8 +626,14 @@ mod tests {
             let writes = StateWrites {
                 resets,
                 changes: changes.clone(),
+                adds: None,
             };
             let foretold = table.size_after(&writes);
+            let before = match resets {
+                true => StateSize::default(),
+                false => table.size(),
+            };
+            assert_eq!(table.adds(&writes).after(before), Some(foretold));
             table.apply(&writes);
             assert_eq!(table.size(), foretold);
             assert_eq!(foretold.entries, 2);
@@ -630,6 +647,7 @@ mod tests {
         table.apply(&StateWrites {
             resets: true,
             changes: vec![write("a", Some("2"), u64::MAX)],
+            adds: None,
         });
         let changes = table.take_changes();
         assert!(changes.empties);

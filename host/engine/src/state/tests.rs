@@ -191,6 +191,7 @@ fn what_is_written_after_a_listing_is_listed_and_many_ended_keys_are_passed_over
     table.apply(&StateWrites {
         resets: false,
         changes: (0..3_500).map(ended).collect(),
+        adds: None,
     });
     let mut attempt = attempt(&table);
     assert_eq!(list(&mut attempt, "", None, 9), [""; 0]);
@@ -272,6 +273,7 @@ fn a_full_table_takes_no_new_keys_and_goes_on_with_those_it_has() {
     table.apply(&StateWrites {
         resets: false,
         changes: (0..STATE_ENTRIES_MAX).map(change).collect(),
+        adds: None,
     });
     let mut attempt = attempt(&table);
     let keys = KeyColumns {
@@ -329,7 +331,10 @@ fn any_calls_give_what_a_map_gives() {
         }
         // Some attempts fail: nothing is left of them.
         if rng.u32(0..3) > 0 {
-            table.apply(&tried.into_writes());
+            let (writes, before) = (tried.into_writes(), table.size());
+            table.apply(&writes);
+            let after = writes.adds.and_then(|adds| adds.after(before));
+            assert_eq!(after, Some(table.size()));
             model = expected;
         }
         assert_eq!(table.size().entries, model.len());

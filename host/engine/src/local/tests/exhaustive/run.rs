@@ -327,11 +327,13 @@ impl Runner {
     ) -> StateWrite {
         let held = self.runtime.block_on(engine.state(group, partition));
         let held = held.expect("a script's partition");
+        let writes = writes.attempt(Arc::clone(&held), number, self.clock.wall());
+        assert_eq!(writes.adds, Some(held.adds(&writes)));
         StateWrite {
             group: group.into(),
             partition,
             lease: None,
-            writes: Arc::new(writes.attempt(held, number, self.clock.wall())),
+            writes: Arc::new(writes),
         }
     }
 
@@ -638,6 +640,7 @@ fn renew(number: u64, group: &str, topic: &Topic) -> Transaction {
         writes: Arc::new(StateWrites {
             resets: true,
             changes: Vec::new(),
+            adds: None,
         }),
     };
     Transaction {
