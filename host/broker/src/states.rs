@@ -207,7 +207,7 @@ impl Broker {
     pub async fn write_state(
         &self,
         place: &StatePlace,
-        mut writes: StateWrites,
+        writes: StateWrites,
     ) -> Result<(), StateAccessError> {
         let writes = Arc::new(writes);
         let partition = self.state_partition(place)?;
@@ -242,16 +242,20 @@ impl Broker {
         let table = self.inner.engine.state(group, partition).await?;
         let wait = Duration::from_millis(STATE_TURN_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
-        let _turn = turn.map_err(|_| StateAccessError::Busy(place.partition))?;
+        let turn = turn.map_err(|_| StateAccessError::Busy(place.partition))?;
         check_bounds(&table, &writes).map_err(StateAccessError::Bound)?;
-        writes.adds = Some(table.adds(&writes));
+        let writes = StateWrites {
+            adds: Some(table.adds(&writes)),
+            ..StateWrites::clone(&writes)
+        };
         let transaction = Transaction {
             state: vec![StateWrite {
                 group: group.into(),
                 partition,
                 lease: share.lease().cloned(),
-                writes,
+                writes: Arc::new(writes),
             }],
+            turns: turn.held().into_iter().collect(),
             durability: Some(Durability::Durable),
             ..Transaction::default()
         };
@@ -325,6 +329,13 @@ impl Broker {
         let shares = holdings.claim_all(self.places_of(name)).await?;
         let leases: Vec<Lease> = shares.iter().filter_map(|s| s.lease().cloned()).collect();
         let has_state = self.inner.engine.state_partitions(name.as_str());
+        // Nobody who has read what was there may write after it is gone. Who waits for several turns takes them in order.
+        let mut turns = Vec::with_capacity(has_state.len());
+        for &partition in &has_state {
+            if let Ok(table) = self.inner.engine.state(name.as_str(), partition).await {
+                turns.extend(table.turn().await.held());
+            }
+        }
         let (state, fences): (Vec<Lease>, Vec<Lease>) = leases
             .into_iter()
             .partition(|lease| has_state.binary_search(&lease.partition).is_ok());
@@ -341,6 +352,7 @@ impl Broker {
         let transaction = Transaction {
             entries: vec![entry(EntryKind::Processor, name.to_string(), processor)],
             state: state.into_iter().map(reset).collect(),
+            turns,
             fences,
             durability: Some(Durability::Durable),
             expects,

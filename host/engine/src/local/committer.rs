@@ -18,7 +18,7 @@ use super::submission::Submission;
 use crate::contract::{
     CommitError, Expectation, Lease, Receipt, TopicChange, TopicError, TrimError,
 };
-use crate::state::StateWrite;
+use crate::state::{HeldTurn, StateWrite};
 
 /// Bytes of transactions that one group takes, unless a single one is larger.
 const GROUP_BYTES_MAX: usize = 4 << 20;
@@ -158,7 +158,8 @@ pub(super) enum Decided {
     Commit(
         Answer<Receipt, CommitError>,
         Receipt,
-        #[expect(dead_code, reason = "held until the answer is given")] OwnedSemaphorePermit,
+        #[expect(dead_code, reason = "held until the answer is given")]
+        (OwnedSemaphorePermit, Vec<HeldTurn>),
     ),
     Claim(Answer<Lease, CommitError>, Lease),
     Created(Answer<Topic, TopicError>, Topic),
@@ -505,14 +506,17 @@ impl Committer {
 fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Decided> {
     match request {
         Request::Commit {
-            submission,
+            mut submission,
             answer,
             room,
             ..
-        } => match state.decide(pending, submission) {
-            Ok(receipt) => return Some(Decided::Commit(answer, receipt, room)),
-            Err(error) => drop(answer.send(Err(error))),
-        },
+        } => {
+            let turns = std::mem::take(&mut submission.turns);
+            match state.decide(pending, submission) {
+                Ok(receipt) => return Some(Decided::Commit(answer, receipt, (room, turns))),
+                Err(error) => drop(answer.send(Err(error))),
+            }
+        }
         Request::Claim {
             partition,
             group,

@@ -17,7 +17,7 @@ use millrace_model::{Offset, Timestamp, TopicPartition};
 
 pub use attempt::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
 pub(crate) use table::TableChanges;
-pub use table::{StateSize, StateTable, Turn};
+pub use table::{HeldTurn, StateSize, StateTable, Turn};
 pub use value::StateValue;
 
 use crate::contract::Lease;

@@ -30,8 +30,23 @@ pub struct StateTable {
 #[derive(Debug)]
 pub struct Turn {
     table: Arc<StateTable>,
-    held: Option<OwnedMutexGuard<()>>,
+    held: Option<HeldTurn>,
     version: u64,
+}
+
+/// A turn that lasts until everybody has let go of it: whoever commits hands it over with his writes, so that nobody else reads before
+/// they are applied, even if the one who commits does not live to see it.
+#[derive(Clone, Debug)]
+pub struct HeldTurn {
+    _guard: Arc<OwnedMutexGuard<()>>,
+}
+
+impl HeldTurn {
+    async fn of(turn: &Arc<Mutex<()>>) -> Self {
+        Self {
+            _guard: Arc::new(Arc::clone(turn).lock_owned().await),
+        }
+    }
 }
 
 impl Turn {
@@ -44,9 +59,15 @@ impl Turn {
     /// Takes it again after a pause; whether nobody wrote meanwhile, so that what was read still holds.
     pub async fn resume(&mut self) -> bool {
         if self.held.is_none() {
-            self.held = Some(Arc::clone(&self.table.turn).lock_owned().await);
+            self.held = Some(HeldTurn::of(&self.table.turn).await);
         }
         self.version == self.table.version()
+    }
+
+    /// To be handed over with writes; `None` during a pause.
+    #[must_use]
+    pub fn held(&self) -> Option<HeldTurn> {
+        self.held.clone()
     }
 }
 
@@ -152,7 +173,7 @@ impl StateTable {
     /// Waits for the right to read, and then write, what nobody else writes meanwhile. Whoever commits writes of a table takes it
     /// before the first read.
     pub async fn turn(self: &Arc<Self>) -> Turn {
-        let held = Arc::clone(&self.turn).lock_owned().await;
+        let held = HeldTurn::of(&self.turn).await;
         Turn {
             version: self.version(),
             table: Arc::clone(self),

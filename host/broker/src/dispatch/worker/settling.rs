@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_engine::state::Turn;
 use millrace_engine::{CommitError, Kept, ProgressWrite, Transaction};
 use millrace_model::Progress;
 
@@ -209,6 +210,7 @@ impl Worker {
             durability: Some(self.input.topic.spec.durability),
             state,
             expects: self.beginning.iter().cloned().collect(),
+            turns: self.turn.iter().filter_map(Turn::held).collect(),
             ..Transaction::default()
         };
         let before = self.context.clock.monotonic();
