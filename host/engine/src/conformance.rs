@@ -73,6 +73,7 @@ macro_rules! conformance_tests {
             state::a_reset_leaves_what_is_written_after_it,
             state::state_may_be_written_under_the_lease_of_another_partition_or_none,
             state::state_goes_with_its_topic,
+            state::a_page_is_of_one_moment_while_commits_go_on,
             state::a_turn_lasts_until_what_was_written_under_it_is_there,
             once::a_repeated_batch_is_told_its_offset_and_not_appended,
             once::a_gap_between_batches_is_refused,

@@ -147,13 +147,44 @@ pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<d
         let _ = tokio::time::timeout(std::time::Duration::ZERO, commit).await;
         drop(turn);
         let _turn = table.turn().await;
-        let seen = table.page(&StateQuery::default()).version;
+        let seen = table.page(&StateQuery::default()).unwrap().version;
         // Whatever was asked before is decided before this.
         let after = only(under(&lease, StateWrites::default()));
         engine.commit(after).await.expect("committed");
-        let last = table.page(&StateQuery::default()).version;
+        let last = table.page(&StateQuery::default()).unwrap().version;
         assert!(last <= seen + 1, "something came after the turn");
     }
+}
+
+/// Its entries are of one transaction with each other, and with the progress that they are said to be of.
+pub async fn a_page_is_of_one_moment_while_commits_go_on(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let lease = engine.claim("group", partition).await.expect("claimed");
+    let writing = async {
+        for round in 1..=200 {
+            let number = round.to_string();
+            let transaction = Transaction {
+                progress: Some(ProgressWrite {
+                    partition,
+                    lease: lease.clone(),
+                    progress: up_to(round).into(),
+                }),
+                ..only(under(&lease, set(&[("a", &number), ("b", &number)])))
+            };
+            engine.commit(transaction).await.expect("committed");
+        }
+    };
+    let reading = async {
+        for _ in 0..200 {
+            let page = page(&*engine, "group", partition).await;
+            let values = page.entries.iter().map(|entry| entry.value.as_bytes());
+            let expected = page.as_of.0.to_string();
+            let count = if page.as_of == Offset(0) { 0 } else { 2 };
+            assert!(values.eq(std::iter::repeat_n(expected.as_bytes(), count)));
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(writing, reading);
 }
 
 /// Neither under the lease of its progress, nor under one of its own.

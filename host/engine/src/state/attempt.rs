@@ -11,7 +11,7 @@ use millrace_model::bounds::{
 };
 use millrace_model::columns::NONE;
 
-use super::table::{Entries, Entry, weight};
+use super::resident::{Entries, Entry, weight};
 use super::{
     Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue,
     StateWrites,

@@ -6,7 +6,7 @@ use millrace_model::bounds::{STATE_CALL_BYTES_MAX, STATE_CALL_KEYS_MAX};
 
 use super::StateValue;
 use super::attempt::{StateAttempt, StateError, ValueColumns};
-use super::table::{Entries, range};
+use super::resident::{Entries, range};
 
 /// Keys that are looked at before the table is let go for a moment, for there may be many that have ended: commits wait meanwhile.
 const KEYS_AT_ONCE: usize = 1_000;

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod listing;
+mod resident;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use millrace_model::bounds::{STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX};
 use millrace_model::{Offset, Timestamp, TopicPartition};
 
 pub use attempt::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
-pub(crate) use table::TableChanges;
+pub(crate) use resident::TableChanges;
 pub use table::{HeldTurn, StateSize, StateTable, Turn};
 pub use value::StateValue;
 
@@ -118,7 +119,7 @@ impl StateChange {
     #[must_use]
     pub fn weight(&self) -> usize {
         let value = self.value.as_ref();
-        value.map_or(0, |value| table::weight(&self.key, value))
+        value.map_or(0, |value| resident::weight(&self.key, value))
     }
 
     /// Bytes that the entry costs in memory; none if it is removed.

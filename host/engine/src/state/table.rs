@@ -1,6 +1,5 @@
-//! What is committed of one group's state in one partition, and what of it the next checkpoint has to write.
+//! What is committed of one group's state in one partition: the table that the engine, workers and readers share, and whose turn it is.
 
-use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -8,14 +7,11 @@ use millrace_model::Timestamp;
 use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::resident::{Entries, TableChanges};
 use super::{
-    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage,
-    StateQuery, StateValue, StateWrites,
+    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, StateEntry, StatePage, StateQuery, StateWrites,
 };
 use crate::room::{Room, RoomFull, Share};
-
-/// Buckets that a table may keep for nothing.
-const BUCKETS_LEFT: usize = 1_024;
 
 /// A table, shared by the engine, which changes it with each commit, and by those who read.
 #[derive(Debug, Default)]
@@ -98,41 +94,6 @@ impl Default for FirstVersion {
     }
 }
 
-/// The entries, for reading.
-#[derive(Debug, Default)]
-pub(super) struct Entries {
-    by_key: HashMap<Arc<[u8]>, Entry>,
-    pub(super) ordered: BTreeSet<Arc<[u8]>>,
-    ending: BTreeSet<(Timestamp, Arc<[u8]>)>,
-    bytes: usize,
-    /// The number of the next new entry.
-    next_slot: u64,
-    changed: Vec<Arc<[u8]>>,
-    /// Numbers of entries that are gone.
-    freed: Vec<u64>,
-    emptied: bool,
-    /// How often it was written to.
-    version: u64,
-}
-
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) value: StateValue,
-    pub(super) ends_at: Timestamp,
-    /// Its number in the checkpoint.
-    slot: u64,
-    changed: bool,
-}
-
-/// What the next checkpoint has to write of a table.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TableChanges {
-    /// Whether all rows go first.
-    pub(crate) empties: bool,
-    pub(crate) freed: Vec<u64>,
-    pub(crate) entries: Vec<(u64, StateEntry)>,
-}
-
 impl Drop for StateTable {
     fn drop(&mut self) {
         self.share.moved(self.entries.get_mut().size().cost(), 0);
@@ -183,36 +144,19 @@ impl StateTable {
 
     /// Grows with everything that is written.
     pub(crate) fn version(&self) -> u64 {
-        self.first_version.0 + self.entries.read().version
+        self.first_version.0 + self.entries.read().version()
     }
 
     /// How much there is.
     #[must_use]
     pub fn size(&self) -> StateSize {
-        let entries = self.entries.read();
-        StateSize {
-            entries: entries.by_key.len(),
-            bytes: entries.bytes,
-        }
+        self.entries.read().size()
     }
 
     /// How much there would be after these writes.
     #[must_use]
     pub fn size_after(&self, writes: &StateWrites) -> StateSize {
-        let changes = writes.changes.iter();
-        let last: HashMap<&[u8], &StateChange> = changes.map(|c| (&*c.key, c)).collect();
-        let entries = self.entries.read();
-        let mut size = match writes.resets {
-            true => StateSize::default(),
-            false => entries.size(),
-        };
-        for (key, change) in last {
-            let before = entries.weight(key).filter(|_| !writes.resets);
-            size.entries += usize::from(change.value.is_some());
-            size.entries -= usize::from(before.is_some());
-            size.bytes = size.bytes + change.weight() - before.unwrap_or(0);
-        }
-        size
+        self.entries.read().size_after(writes)
     }
 
     /// What these writes add; for whoever has the turn, as nobody else writes before they are committed.
@@ -234,36 +178,9 @@ impl StateTable {
     /// Entries by key. `as_of` is left to the engine.
     #[must_use]
     pub fn page(&self, query: &StateQuery) -> StatePage {
-        let entries = self.entries.read();
-        let keys = range(&entries.ordered, &query.prefix, query.after.as_deref());
-        let mut shown = keys.filter_map(|key| {
-            let entry = entries.get(key, query.now)?;
-            Some(StateEntry {
-                key: Arc::clone(key),
-                value: entry.value.clone(),
-                ends_at: entry.ends_at,
-            })
-        });
-        let (mut page, mut bytes) = (Vec::new(), 0);
-        let has_more = loop {
-            let Some(entry) = shown.next() else {
-                break false;
-            };
-            bytes += weight(&entry.key, &entry.value);
-            let is_full = bytes > query.bytes_max && !page.is_empty();
-            if is_full || page.len() >= query.entries_max {
-                break true;
-            }
-            page.push(entry);
-        };
-        drop(shown);
-        StatePage {
-            entries: page,
-            has_more,
-            as_of: Default::default(),
-            version: self.first_version.0 + entries.version,
-            size: entries.size(),
-        }
+        let page = self.entries.read().page(query);
+        let version = self.first_version.0 + page.version;
+        StatePage { version, ..page }
     }
 
     /// Hands over the key of every entry, in order, ended ones that are not removed yet included.
@@ -295,195 +212,23 @@ impl StateTable {
 
     /// Takes over what is committed.
     pub(crate) fn apply(&self, writes: &StateWrites) {
-        self.change(|entries| {
-            entries.version += 1;
-            if writes.resets {
-                entries.empty();
-            }
-            for change in &writes.changes {
-                entries.change(change);
-            }
-            entries.shrink();
-        });
+        self.change(|entries| entries.apply(writes));
     }
 
     /// An entry of the checkpoint.
     pub(crate) fn insert_stored(&self, slot: u64, entry: &StateEntry) {
-        self.change(|entries| {
-            let next_slot = entries.next_slot.max(slot + 1);
-            entries.next_slot = slot;
-            entries.insert(&entry.key, entry.value.clone(), entry.ends_at);
-            entries.next_slot = next_slot;
-            let key = entries.changed.pop();
-            let stored = key.and_then(|key| entries.by_key.get_mut(&key));
-            stored.into_iter().for_each(|entry| entry.changed = false);
-        });
+        self.change(|entries| entries.insert_stored(slot, entry));
     }
 
     /// What changed since the last call.
     pub(crate) fn take_changes(&self) -> TableChanges {
-        let mut entries = self.entries.write();
-        let changed = std::mem::take(&mut entries.changed);
-        let mut taken = TableChanges {
-            empties: std::mem::take(&mut entries.emptied),
-            freed: std::mem::take(&mut entries.freed),
-            entries: Vec::with_capacity(changed.len()),
-        };
-        for key in changed {
-            let Some(entry) = entries.by_key.get_mut(&key).filter(|e| e.changed) else {
-                continue;
-            };
-            entry.changed = false;
-            let (value, ends_at) = (entry.value.clone(), entry.ends_at);
-            let row = StateEntry {
-                key,
-                value,
-                ends_at,
-            };
-            taken.entries.push((entry.slot, row));
-        }
-        taken
+        self.entries.write().take_changes()
     }
-}
-
-impl Entries {
-    /// The entry of a key, unless it has ended.
-    pub(super) fn get(&self, key: &[u8], now: Timestamp) -> Option<&Entry> {
-        self.by_key.get(key).filter(|entry| entry.ends_at > now)
-    }
-
-    /// The key as the table holds it, and its entry, which may have ended.
-    pub(super) fn held(&self, key: &[u8]) -> Option<(&Arc<[u8]>, &Entry)> {
-        self.by_key.get_key_value(key)
-    }
-
-    /// What the table holds, ended entries included.
-    pub(super) fn size(&self) -> StateSize {
-        StateSize {
-            entries: self.by_key.len(),
-            bytes: self.bytes,
-        }
-    }
-
-    /// Bytes that the entry of a key counts for; `None` if there is none, not even an ended one.
-    pub(super) fn weight(&self, key: &[u8]) -> Option<usize> {
-        let entry = self.by_key.get(key)?;
-        Some(weight(key, &entry.value))
-    }
-
-    fn next_end(&self) -> Timestamp {
-        self.ending.first().map_or(NEVER, |(at, _)| *at)
-    }
-
-    fn change(&mut self, change: &StateChange) {
-        match &change.value {
-            Some(value) => self.insert(&change.key, value.clone(), change.ends_at),
-            None => self.remove(&change.key),
-        }
-    }
-
-    fn insert(&mut self, key: &Arc<[u8]>, value: StateValue, ends_at: Timestamp) {
-        let Some(entry) = self.by_key.get_mut(key) else {
-            return self.add(key, value, ends_at);
-        };
-        self.bytes = self.bytes + value.as_bytes().len() - entry.value.as_bytes().len();
-        entry.value = value;
-        let ended_before = std::mem::replace(&mut entry.ends_at, ends_at);
-        if !std::mem::replace(&mut entry.changed, true) {
-            self.changed.push(Arc::clone(key));
-        }
-        if ended_before != ends_at {
-            self.ending.remove(&(ended_before, Arc::clone(key)));
-            self.note_end(key, ends_at);
-        }
-    }
-
-    fn add(&mut self, key: &Arc<[u8]>, value: StateValue, ends_at: Timestamp) {
-        self.bytes += weight(key, &value);
-        self.note_end(key, ends_at);
-        self.ordered.insert(Arc::clone(key));
-        self.changed.push(Arc::clone(key));
-        let entry = Entry {
-            value,
-            ends_at,
-            slot: self.next_slot,
-            changed: true,
-        };
-        self.next_slot += 1;
-        self.by_key.insert(Arc::clone(key), entry);
-    }
-
-    fn note_end(&mut self, key: &Arc<[u8]>, ends_at: Timestamp) {
-        if ends_at != NEVER {
-            self.ending.insert((ends_at, Arc::clone(key)));
-        }
-    }
-
-    fn remove(&mut self, key: &Arc<[u8]>) {
-        let Some(entry) = self.by_key.remove(key) else {
-            return;
-        };
-        self.bytes -= weight(key, &entry.value);
-        self.ordered.remove(key);
-        if entry.ends_at != NEVER {
-            self.ending.remove(&(entry.ends_at, Arc::clone(key)));
-        }
-        self.freed.push(entry.slot);
-    }
-
-    fn empty(&mut self) {
-        *self = Self {
-            // Numbers are not given again: a checkpoint may be on its way with the old ones.
-            next_slot: self.next_slot,
-            version: self.version,
-            emptied: true,
-            ..Self::default()
-        };
-    }
-
-    /// Gives back what a table that was larger once holds of buckets.
-    fn shrink(&mut self) {
-        let count = self.by_key.len();
-        if self.by_key.capacity() > BUCKETS_LEFT.max(8 * count) {
-            self.by_key.shrink_to(2 * count);
-        }
-    }
-
-    fn sweep(&mut self, now: Timestamp, entries_max: usize) -> usize {
-        let mut swept = 0;
-        while swept < entries_max
-            && let Some((_, key)) = self.ending.first().filter(|(at, _)| *at <= now).cloned()
-        {
-            self.remove(&key);
-            swept += 1;
-        }
-        self.shrink();
-        swept
-    }
-}
-
-/// Keys that begin with the prefix and come after one, in order.
-pub(super) fn range<'a>(
-    keys: &'a BTreeSet<Arc<[u8]>>,
-    prefix: &'a [u8],
-    after: Option<&[u8]>,
-) -> impl Iterator<Item = &'a Arc<[u8]>> + use<'a> {
-    use std::ops::Bound::{Excluded, Included, Unbounded};
-    let from = match after {
-        Some(after) if after >= prefix => Excluded(after),
-        _ => Included(prefix),
-    };
-    let keys = keys.range::<[u8], _>((from, Unbounded));
-    keys.take_while(move |key| key.starts_with(prefix))
-}
-
-/// What an entry counts for.
-pub(super) fn weight(key: &[u8], value: &StateValue) -> usize {
-    key.len() + value.as_bytes().len() + ENTRY_OVERHEAD_BYTES
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{StateChange, StateValue};
     use super::*;
 
     fn write(key: &str, value: Option<&str>, ends_at: u64) -> StateChange {
