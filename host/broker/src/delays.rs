@@ -270,7 +270,7 @@ async fn found(engine: &dyn Engine) -> (u64, HashSet<TopicPartition>) {
     for partition in engine.state_partitions(GROUP) {
         if let Ok(table) = engine.state(GROUP, partition).await {
             let mut has_moved = false;
-            table.each_key(|key| {
+            stored::each_key(&table, |key| {
                 if let Some(id) = DelayedId::of_key(partition.partition, key) {
                     last = last.max(id.arrival);
                     has_moved |= id.is_moved();
@@ -323,12 +323,13 @@ impl Broker {
             if after.is_some_and(|id| id.partition > at.partition) || page.has_more {
                 continue;
             }
-            let found = table.page(&StateQuery {
+            let wanted = StateQuery {
                 after: after.map(|id| id.key().to_vec()),
                 entries_max: room,
                 bytes_max: bytes,
                 ..StateQuery::default()
-            });
+            };
+            let found = stored::page(&table, &wanted);
             room -= found.entries.len();
             let taken = found
                 .entries
@@ -409,7 +410,7 @@ fn kept(table: &StateTable, id: DelayedId, may_be_moved: bool) -> Option<StateEn
         return entry;
     }
     let mut moved = None;
-    table.each_key(|key| {
+    stored::each_key(table, |key| {
         let other = DelayedId::of_key(id.partition, key);
         moved = moved.or_else(|| other.filter(|other| other.is_same(&id)));
     });

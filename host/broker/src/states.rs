@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::state::{
-    StateChange, StatePage, StateQuery, StateTable, StateWrite, StateWrites,
+    Adds, StateChange, StatePage, StateQuery, StateSize, StateTable, StateWrite, StateWrites,
 };
 use millrace_engine::{
     CommitError, EntryKind, Expectation, Lease, ReadError, Transaction, Version,
@@ -235,7 +235,7 @@ impl Broker {
         &self,
         place: &StatePlace,
         partition: TopicPartition,
-        writes: Arc<StateWrites>,
+        mut writes: Arc<StateWrites>,
         share: &Share,
     ) -> Result<(), StateAccessError> {
         let group = place.processor.as_str();
@@ -243,17 +243,16 @@ impl Broker {
         let wait = Duration::from_millis(STATE_TURN_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
         let turn = turn.map_err(|_| StateAccessError::Busy(place.partition))?;
-        check_bounds(&table, &writes).map_err(StateAccessError::Bound)?;
-        let writes = StateWrites {
-            adds: Some(table.adds(&writes)),
-            ..StateWrites::clone(&writes)
-        };
+        check_call(&writes).map_err(StateAccessError::Bound)?;
+        let adds = table.adds_in_time(&writes).await.map_err(ReadError::from)?;
+        check_bounds(&table, &writes, adds).map_err(StateAccessError::Bound)?;
+        Arc::make_mut(&mut writes).adds = Some(adds);
         let transaction = Transaction {
             state: vec![StateWrite {
                 group: group.into(),
                 partition,
                 lease: share.lease().cloned(),
-                writes: Arc::new(writes),
+                writes,
             }],
             turns: turn.held().into_iter().collect(),
             durability: Some(Durability::Durable),
@@ -379,7 +378,8 @@ impl Broker {
     }
 }
 
-fn check_bounds(table: &StateTable, writes: &StateWrites) -> Result<(), String> {
+/// Whether this much may be written at once.
+fn check_call(writes: &StateWrites) -> Result<(), String> {
     let count = writes.changes.len();
     if count > STATE_CALL_KEYS_MAX || writes.byte_count() > STATE_ATTEMPT_BYTES_MAX {
         return Err(format!(
@@ -387,8 +387,17 @@ fn check_bounds(table: &StateTable, writes: &StateWrites) -> Result<(), String> 
             writes.byte_count()
         ));
     }
-    writes.changes.iter().try_for_each(StateChange::check)?;
-    let (before, after) = (table.size(), table.size_after(writes));
+    writes.changes.iter().try_for_each(StateChange::check)
+}
+
+/// Whether the table may have this much more.
+fn check_bounds(table: &StateTable, writes: &StateWrites, adds: Adds) -> Result<(), String> {
+    let before = table.size();
+    let begin = match writes.resets {
+        true => StateSize::default(),
+        false => before,
+    };
+    let after = adds.after(begin).unwrap_or(begin);
     // Nobody is kept from making it smaller.
     let has_entries = after.entries <= STATE_ENTRIES_MAX.max(before.entries);
     if !has_entries || after.bytes > STATE_BYTES_MAX.max(before.bytes) {

@@ -327,6 +327,7 @@ impl Engine for MemoryEngine {
         };
         let progress = group.progress.as_ref();
         let page = group.state.as_ref().map(|table| table.page(query));
+        let page = page.transpose()?;
         Ok(StatePage {
             as_of: progress.map(|p| p.next).unwrap_or_default(),
             ..page.unwrap_or_default()

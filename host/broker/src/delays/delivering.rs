@@ -12,7 +12,7 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
-use super::stored::{GROUP, read, removal};
+use super::stored::{self, GROUP, read, removal};
 use super::{DelayedId, Delays};
 use crate::dispatch::retry::Backoff;
 use crate::holding::Share;
@@ -303,11 +303,12 @@ impl Delays {
 
 /// What is due, as one batch.
 fn due(table: &StateTable, partition: TopicPartition, now: Timestamp) -> Due {
-    let page = table.page(&StateQuery {
+    let query = StateQuery {
         entries_max: DELIVERED_AT_ONCE_MAX,
         bytes_max: DELIVERED_BYTES_AT_ONCE_MAX,
         ..StateQuery::default()
-    });
+    };
+    let page = stored::page(table, &query);
     let mut entries = page.entries;
     let is_due = |entry: &StateEntry| {
         let id = DelayedId::of_key(partition.partition, &entry.key);
@@ -331,10 +332,11 @@ fn due(table: &StateTable, partition: TopicPartition, now: Timestamp) -> Due {
 
 /// When the first one is due.
 fn first_due(table: &StateTable) -> Option<Timestamp> {
-    let first = table.page(&StateQuery {
+    let query = StateQuery {
         entries_max: 1,
         ..StateQuery::default()
-    });
+    };
+    let first = stored::page(table, &query);
     let key = &first.entries.first()?.key;
     // What cannot be read is dealt with at once.
     Some(DelayedId::of_key(Default::default(), key).map_or_else(Timestamp::default, |id| id.due))

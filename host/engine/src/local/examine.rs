@@ -21,7 +21,7 @@ pub use self::report::{FINDINGS_MAX, Finding, Repair, Report, Severity};
 use self::catalogue::Catalogue;
 use super::backup;
 use super::checkpoint::{Checkpoint, CheckpointStore};
-use super::{OpenError, evidence, names, reserve};
+use super::{OpenError, evidence, names, reserve, runs};
 use millrace_log::inspect::ReadOnlyDisk;
 
 /// Less room than this is worth a word: the journal alone takes several files of 64 MiB.
@@ -29,13 +29,14 @@ const FREE_BYTES_MIN: u64 = 512 << 20;
 const CHECKPOINT: &str = "checkpoint.sqlite";
 const ROLLBACK: &str = "checkpoint.sqlite-journal";
 /// What may stand in a data directory; `code` is the cache of compiled modules, which the host can do without.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     backup::STAGING,
     backup::IDENTITY,
     "lock",
     "journal",
     "topics",
     "modules",
+    runs::DIRECTORY,
     CHECKPOINT,
     ROLLBACK,
     "code",

@@ -127,6 +127,8 @@ enum Saving {
 struct Saved {
     saver: Box<Saver>,
     made: Result<(), KeepError>,
+    /// Whether the database has it, whatever failed after that.
+    is_saved: bool,
     snapshot: Snapshot,
     partitions: Vec<Arc<Partition>>,
 }
@@ -351,7 +353,12 @@ impl Flusher {
         };
         self.saving = Saving::No(saved.saver);
         if let Err(error) = saved.made {
-            self.unsaved = Some(saved.snapshot.changes);
+            let mut changes = saved.snapshot.changes;
+            if saved.is_saved {
+                // Runs that are written are not written again.
+                changes.tables.clear();
+            }
+            self.unsaved = Some(changes);
             self.keeper.take_back(saved.partitions.iter());
             return Err(error);
         }
@@ -419,6 +426,7 @@ fn save(
     } = snapshot;
     let marks = flushed.marks.clone();
     let saved = saver.save(sequence, journal_file, changes, flushed);
+    let is_saved = saved.is_ok();
     let made = saved.and_then(|()| {
         let removed = changes.removed.iter().flat_map(|r| &r.partitions);
         removed.for_each(|partition| shared.release(partition.clear()));
@@ -441,6 +449,7 @@ fn save(
     Saved {
         saver,
         made,
+        is_saved,
         snapshot,
         partitions,
     }

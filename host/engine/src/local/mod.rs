@@ -33,9 +33,11 @@ mod recovery;
 pub mod repair;
 mod reserve;
 mod retention;
+mod runs;
 mod saver;
 mod shared;
 mod state;
+mod states;
 mod submission;
 mod tail;
 #[cfg(test)]
@@ -292,7 +294,10 @@ fn named(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<Jo
 
 #[async_trait]
 impl Engine for LocalEngine {
-    async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+    async fn commit(&self, mut transaction: Transaction) -> Result<Receipt, CommitError> {
+        if !transaction.state.is_empty() {
+            self.complete(&mut transaction).await?;
+        }
         let submission = Submission::from(transaction);
         let bytes = submission.byte_count();
         if bytes > self.transaction_bytes_max {
@@ -444,25 +449,7 @@ impl Engine for LocalEngine {
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
-        let (page, progress, written) = {
-            // As long as it is held, nothing is taken over: entries and progress belong together.
-            let state = self.shared.state.read();
-            if !state.partitions.contains_key(&partition) {
-                return Err(ReadError::UnknownPartition(partition));
-            }
-            let found = state.group(partition, group);
-            let table = found.and_then(|group| group.state.as_ref());
-            let page = table.map(|table| table.page(query)).unwrap_or_default();
-            let progress = found.and_then(|group| group.progress.clone());
-            (page, progress, self.shared.pipeline.line().needed())
-        };
-        self.shared.pipeline.shown(written).await;
-        if let Some(poisoned) = self.shared.poisoned() {
-            return Err(ReadError::Io(poisoned.to_string().into()));
-        }
-        let progress = progress.and_then(|bytes| Progress::decode(&bytes));
-        let as_of = progress.map(|progress| progress.next).unwrap_or_default();
-        Ok(StatePage { as_of, ..page })
+        self.page_of_state(group, partition, query).await
     }
 
     fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {

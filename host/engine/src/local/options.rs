@@ -43,6 +43,8 @@ pub struct LocalOptions {
     pub cleaning_interval: Duration,
     /// What may be kept in memory for others.
     pub bounds: HostBounds,
+    /// Bytes of memory that one group's state in one partition may cost before it is kept in files.
+    pub state_resident_bytes: usize,
 }
 
 /// KiB of transactions that wait for the committer or are with it, unless memory is scarce; further callers wait for their turn.
@@ -69,6 +71,7 @@ impl Default for LocalOptions {
             encryption: None,
             cleaning_interval: Duration::from_secs(60),
             bounds: HostBounds::default(),
+            state_resident_bytes: usize::MAX,
         }
     }
 }
@@ -138,6 +141,18 @@ pub enum OpenError {
         path.display()
     )]
     Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of state that the checkpoint names is not there, or not whole.
+    #[error(
+        "{} cannot be used: {reason}. It holds state of a processor. Nothing was changed; put the file back, or restore the data directory \
+         from a backup",
+        path.display()
+    )]
+    State {
         /// The file.
         path: PathBuf,
         /// What is wrong.

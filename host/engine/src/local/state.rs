@@ -33,7 +33,7 @@ use crate::idempotence::producers::ProducerChanges;
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::idempotence::{Idempotence, Judgement, Overlay};
 use crate::room::{Growth, Room};
-use crate::state::{StateTable, TableChanges};
+use crate::state::{StateTable, TableStep};
 
 /// By partition, in an order that depends on nothing but what was put in: then the disk sees the same work in the same order
 /// again, which is what tests of it stand on. The engine gives the keys, so nobody can choose them to collide.
@@ -62,6 +62,8 @@ pub(super) struct Store {
     pub(super) topics_dir: PathBuf,
     pub(super) segment_bytes: u64,
     pub(super) encryption: Option<Arc<Cipher>>,
+    /// Bytes of memory that a table may cost before it is paged.
+    pub(super) state_resident_bytes: usize,
 }
 
 impl Store {
@@ -134,7 +136,7 @@ pub(super) struct Changes {
     pub(super) topics: Vec<Topic>,
     pub(super) removed: Vec<Removed>,
     pub(super) groups: Vec<(TopicPartition, Arc<str>, Group)>,
-    pub(super) tables: Vec<(TopicPartition, Arc<str>, TableChanges)>,
+    pub(super) tables: Vec<(TopicPartition, Arc<str>, TableStep)>,
     pub(super) entries: Vec<(EntryKind, String, Option<Bytes>)>,
     pub(super) moment: Timestamp,
     pub(super) producers: ProducerChanges,
@@ -218,6 +220,7 @@ impl State {
         }
         self.check_lease(pending, &submission)?;
         self.check_expectations(pending, &submission.expects)?;
+        self.check_state(&submission.state)?;
         pending.growth = self.check_room(pending.growth, &submission.state)?;
         pending.durable |= durability == Durability::Durable;
         if judged == Judgement::New {
@@ -636,7 +639,7 @@ impl Changes {
         self.topics.extend(later.topics);
         self.removed.extend(later.removed);
         self.groups.extend(later.groups);
-        self.tables.extend(later.tables);
+        self.merge_tables(later.tables);
         self.entries.extend(later.entries);
         self.moment = later.moment;
         self.producers.merge(later.producers);

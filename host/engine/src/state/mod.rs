@@ -4,11 +4,17 @@
 //! writes over the table, which become [`StateWrites`] if they are to count, and are dropped if not.
 
 mod attempt;
+mod layer;
 mod listing;
+mod lookup;
+mod paged;
+mod picture;
 mod resident;
+mod runs;
 mod table;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod value;
 
 use std::sync::Arc;
@@ -17,8 +23,15 @@ use millrace_model::bounds::{STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX};
 use millrace_model::{Offset, Timestamp, TopicPartition};
 
 pub use attempt::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
+pub(crate) use layer::Layer;
+pub use lookup::StateFetch;
+pub(crate) use paged::LayersStep;
+pub use picture::Picture;
 pub(crate) use resident::TableChanges;
-pub use table::{HeldTurn, StateSize, StateTable, Turn};
+pub(crate) use runs::{RunSet, items_of, write_layers};
+pub(crate) use table::{Reading, TableStep};
+pub use table::{StateSize, StateTable};
+pub use turn::{HeldTurn, Turn};
 pub use value::StateValue;
 
 use crate::contract::Lease;

@@ -1,6 +1,7 @@
 //! A table that is in memory: its entries by key, in order and by their ends, and what of them the next checkpoint has to write.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use millrace_model::Timestamp;
@@ -15,7 +16,7 @@ const BUCKETS_LEFT: usize = 1_024;
 
 /// The entries, for reading.
 #[derive(Debug, Default)]
-pub(super) struct Entries {
+pub(crate) struct Entries {
     by_key: HashMap<Arc<[u8]>, Entry>,
     pub(super) ordered: BTreeSet<Arc<[u8]>>,
     ending: BTreeSet<(Timestamp, Arc<[u8]>)>,
@@ -49,6 +50,14 @@ pub(crate) struct TableChanges {
 }
 
 impl Entries {
+    /// Empty, in the place of a table that stood in runs and was written to so often.
+    pub(super) fn after(version: u64) -> Self {
+        Self {
+            version,
+            ..Self::default()
+        }
+    }
+
     /// How often it was written to.
     pub(super) fn version(&self) -> u64 {
         self.version
@@ -56,52 +65,20 @@ impl Entries {
 
     /// What [`StateTable::page`](super::StateTable::page) shows; its version is how often it was written to.
     pub(super) fn page(&self, query: &StateQuery) -> StatePage {
-        let keys = range(&self.ordered, &query.prefix, query.after.as_deref());
-        let mut shown = keys.filter_map(|key| {
-            let entry = self.get(key, query.now)?;
-            Some(StateEntry {
-                key: Arc::clone(key),
-                value: entry.value.clone(),
-                ends_at: entry.ends_at,
-            })
-        });
-        let (mut page, mut bytes) = (Vec::new(), 0);
-        let has_more = loop {
-            let Some(entry) = shown.next() else {
-                break false;
-            };
-            bytes += weight(&entry.key, &entry.value);
-            let is_full = bytes > query.bytes_max && !page.is_empty();
-            if is_full || page.len() >= query.entries_max {
-                break true;
+        let mut page = PageBuilder::new(query);
+        let mut keys = range(&self.ordered, &query.prefix, query.after.as_deref());
+        while !page.is_over()
+            && let Some(key) = keys.next()
+        {
+            if let Some(entry) = self.get(key, query.now) {
+                page.add(StateEntry {
+                    key: Arc::clone(key),
+                    value: entry.value.clone(),
+                    ends_at: entry.ends_at,
+                });
             }
-            page.push(entry);
-        };
-        drop(shown);
-        StatePage {
-            entries: page,
-            has_more,
-            as_of: Default::default(),
-            version: self.version,
-            size: self.size(),
         }
-    }
-
-    /// How much there would be after these writes.
-    pub(super) fn size_after(&self, writes: &StateWrites) -> StateSize {
-        let changes = writes.changes.iter();
-        let last: HashMap<&[u8], &StateChange> = changes.map(|c| (&*c.key, c)).collect();
-        let mut size = match writes.resets {
-            true => StateSize::default(),
-            false => self.size(),
-        };
-        for (key, change) in last {
-            let before = self.weight(key).filter(|_| !writes.resets);
-            size.entries += usize::from(change.value.is_some());
-            size.entries -= usize::from(before.is_some());
-            size.bytes = size.bytes + change.weight() - before.unwrap_or(0);
-        }
-        size
+        page.end(self.size(), self.version)
     }
 
     /// Takes over what is committed.
@@ -114,6 +91,12 @@ impl Entries {
             self.change(change);
         }
         self.shrink();
+    }
+
+    /// Drops what only checkpoints row by row need.
+    pub(super) fn forget_slots(&mut self) {
+        self.changed = Vec::new();
+        self.freed = Vec::new();
     }
 
     /// An entry of the checkpoint.
@@ -268,22 +251,77 @@ impl Entries {
     }
 }
 
+/// Puts a page together, of entries in order.
+pub(super) struct PageBuilder<'a> {
+    query: &'a StateQuery,
+    entries: Vec<StateEntry>,
+    bytes: usize,
+    has_more: bool,
+}
+
+impl<'a> PageBuilder<'a> {
+    pub(super) fn new(query: &'a StateQuery) -> Self {
+        Self {
+            query,
+            entries: Vec::new(),
+            bytes: 0,
+            has_more: false,
+        }
+    }
+
+    /// Whether it takes no more.
+    pub(super) fn is_over(&self) -> bool {
+        self.has_more
+    }
+
+    /// Adds the entry, unless it has ended, or the page is full: then there is more.
+    pub(super) fn add(&mut self, entry: StateEntry) {
+        if entry.ends_at <= self.query.now {
+            return;
+        }
+        self.bytes += weight(&entry.key, &entry.value);
+        let is_full = self.bytes > self.query.bytes_max && !self.entries.is_empty();
+        self.has_more = is_full || self.entries.len() >= self.query.entries_max;
+        if !self.has_more {
+            self.entries.push(entry);
+        }
+    }
+
+    pub(super) fn end(self, size: StateSize, version: u64) -> StatePage {
+        StatePage {
+            entries: self.entries,
+            has_more: self.has_more,
+            as_of: Default::default(),
+            version,
+            size,
+        }
+    }
+}
+
+/// Where keys begin that begin with the prefix and come after one.
+pub(super) fn after_of<'a>(prefix: &'a [u8], after: Option<&'a [u8]>) -> Bound<&'a [u8]> {
+    match after {
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        _ => Bound::Included(prefix),
+    }
+}
+
 /// Keys that begin with the prefix and come after one, in order.
 pub(super) fn range<'a>(
     keys: &'a BTreeSet<Arc<[u8]>>,
     prefix: &'a [u8],
     after: Option<&[u8]>,
 ) -> impl Iterator<Item = &'a Arc<[u8]>> + use<'a> {
-    use std::ops::Bound::{Excluded, Included, Unbounded};
-    let from = match after {
-        Some(after) if after >= prefix => Excluded(after),
-        _ => Included(prefix),
-    };
-    let keys = keys.range::<[u8], _>((from, Unbounded));
+    let keys = keys.range::<[u8], _>((after_of(prefix, after), Bound::Unbounded));
     keys.take_while(move |key| key.starts_with(prefix))
 }
 
 /// What an entry counts for.
 pub(super) fn weight(key: &[u8], value: &StateValue) -> usize {
-    key.len() + value.as_bytes().len() + ENTRY_OVERHEAD_BYTES
+    weight_of(key.len(), value.as_bytes().len())
+}
+
+/// What an entry counts for whose key and value have so many bytes.
+pub(super) fn weight_of(key_bytes: usize, value_bytes: usize) -> usize {
+    key_bytes + value_bytes + ENTRY_OVERHEAD_BYTES
 }

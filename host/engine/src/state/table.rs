@@ -1,69 +1,110 @@
 //! What is committed of one group's state in one partition: the table that the engine, workers and readers share, and whose turn it is.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use millrace_model::Timestamp;
-use parking_lot::{RwLock, RwLockReadGuard};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
+use tokio::sync::Mutex;
 
+use super::layer::{Layer, Met};
+use super::lookup::{Seen, StateFetch, View, Wanted};
+use super::paged::{LayersStep, Paged};
+use super::picture::Picture;
 use super::resident::{Entries, TableChanges};
+use super::runs::RunSet;
+use super::turn::Turn;
 use super::{
-    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, StateEntry, StatePage, StateQuery, StateWrites,
+    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, StateChange, StateEntry, StateError, StatePage,
+    StateQuery, StateWrites,
 };
 use crate::room::{Room, RoomFull, Share};
 
 /// A table, shared by the engine, which changes it with each commit, and by those who read.
 #[derive(Debug, Default)]
 pub struct StateTable {
-    entries: RwLock<Entries>,
+    held: RwLock<Held>,
     share: Share,
     first_version: FirstVersion,
     turn: Arc<Mutex<()>>,
 }
 
-/// The right to read, and then write, what nobody else writes meanwhile.
+#[derive(Debug, Default)]
+struct Held {
+    form: Form,
+    /// What it counts for in the host's room.
+    counted: usize,
+}
+
 #[derive(Debug)]
-pub struct Turn {
-    table: Arc<StateTable>,
-    held: Option<HeldTurn>,
-    version: u64,
+enum Form {
+    /// All of it is in memory.
+    Resident(Entries),
+    /// Memory has what changed; the rest stands in runs.
+    Paged(Paged),
 }
 
-/// A turn that lasts until everybody has let go of it: whoever commits hands it over with his writes, so that nobody else reads before
-/// they are applied, even if the one who commits does not live to see it.
+impl Default for Form {
+    fn default() -> Self {
+        Self::Resident(Entries::default())
+    }
+}
+
+impl Form {
+    fn size(&self) -> StateSize {
+        match self {
+            Self::Resident(entries) => entries.size(),
+            Self::Paged(paged) => paged.size(),
+        }
+    }
+
+    /// How often it was written to.
+    fn version(&self) -> u64 {
+        match self {
+            Self::Resident(entries) => entries.version(),
+            Self::Paged(paged) => paged.version(),
+        }
+    }
+
+    /// Bytes in memory, about.
+    fn cost(&self) -> usize {
+        match self {
+            Self::Resident(entries) => entries.size().cost(),
+            Self::Paged(paged) => paged.cost(),
+        }
+    }
+}
+
+/// Entries of a table, or where they are to be read.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    /// They were in memory.
+    Page(StatePage),
+    /// They are read from there; it may take the disk.
+    Picture(Picture),
+}
+
+/// What a checkpoint has to write of a table.
 #[derive(Clone, Debug)]
-pub struct HeldTurn {
-    _guard: Arc<OwnedMutexGuard<()>>,
+pub(crate) enum TableStep {
+    /// Rows, of one that is in memory.
+    Rows(TableChanges),
+    /// A run, of one that is paged.
+    Layers(LayersStep),
 }
 
-impl HeldTurn {
-    async fn of(turn: &Arc<Mutex<()>>) -> Self {
-        Self {
-            _guard: Arc::new(Arc::clone(turn).lock_owned().await),
+impl TableStep {
+    /// Whether nothing counts that earlier steps say of the table.
+    pub(crate) fn says_all(&self) -> bool {
+        match self {
+            Self::Rows(changes) => changes.empties,
+            // Each has all that stands in no run yet.
+            Self::Layers(_) => true,
         }
-    }
-}
-
-impl Turn {
-    /// Gives the right up for a while: whoever has to wait lets others write.
-    pub fn pause(&mut self) {
-        self.version = self.table.version();
-        self.held = None;
-    }
-
-    /// Takes it again after a pause; whether nobody wrote meanwhile, so that what was read still holds.
-    pub async fn resume(&mut self) -> bool {
-        if self.held.is_none() {
-            self.held = Some(HeldTurn::of(&self.table.turn).await);
-        }
-        self.version == self.table.version()
-    }
-
-    /// To be handed over with writes; `None` during a pause.
-    #[must_use]
-    pub fn held(&self) -> Option<HeldTurn> {
-        self.held.clone()
     }
 }
 
@@ -96,7 +137,7 @@ impl Default for FirstVersion {
 
 impl Drop for StateTable {
     fn drop(&mut self) {
-        self.share.moved(self.entries.get_mut().size().cost(), 0);
+        self.share.moved(self.held.get_mut().counted, 0);
     }
 }
 
@@ -109,9 +150,17 @@ impl StateTable {
     /// The same table, which counts for the host's room from now on.
     pub(crate) fn into_room(mut self, room: &Arc<Room>, group: &str) -> Self {
         self.share = Share::of(room, group);
-        let cost = self.entries.get_mut().size().cost();
-        self.share.moved(0, cost);
+        let held = self.held.get_mut();
+        held.counted = held.form.cost();
+        self.share.moved(0, held.counted);
         self
+    }
+
+    /// A paged one, as a checkpoint has it.
+    pub(crate) fn paged(runs: Arc<RunSet>, size: StateSize) -> Self {
+        let mut table = Self::default();
+        table.held.get_mut().form = Form::Paged(Paged::stored(runs, size));
+        table
     }
 
     /// Whether the host has room for so many bytes more, whatever the table's own bounds say.
@@ -122,86 +171,223 @@ impl StateTable {
         self.share.check(more)
     }
 
-    /// Changes the entries, and counts what they cost then.
-    fn change<T>(&self, change: impl FnOnce(&mut Entries) -> T) -> T {
-        let mut entries = self.entries.write();
-        let before = entries.size().cost();
-        let done = change(&mut entries);
-        self.share.moved(before, entries.size().cost());
+    /// Changes the table, and counts what it costs then.
+    fn change<T>(&self, change: impl FnOnce(&mut Form) -> T) -> T {
+        let mut held = self.held.write();
+        let done = change(&mut held.form);
+        let cost = held.form.cost();
+        self.share.moved(held.counted, cost);
+        held.counted = cost;
         done
     }
 
     /// Waits for the right to read, and then write, what nobody else writes meanwhile. Whoever commits writes of a table takes it
     /// before the first read.
     pub async fn turn(self: &Arc<Self>) -> Turn {
-        let held = HeldTurn::of(&self.turn).await;
-        Turn {
-            version: self.version(),
-            table: Arc::clone(self),
-            held: Some(held),
-        }
+        Turn::of(self).await
+    }
+
+    pub(super) fn turn_mutex(&self) -> &Arc<Mutex<()>> {
+        &self.turn
     }
 
     /// Grows with everything that is written.
     pub(crate) fn version(&self) -> u64 {
-        self.first_version.0 + self.entries.read().version()
+        self.first_version.0 + self.held.read().form.version()
     }
 
     /// How much there is.
     #[must_use]
     pub fn size(&self) -> StateSize {
-        self.entries.read().size()
+        self.held.read().form.size()
     }
 
-    /// How much there would be after these writes.
+    /// Whether memory has only a part of it, so that reading may take the disk.
     #[must_use]
-    pub fn size_after(&self, writes: &StateWrites) -> StateSize {
-        self.entries.read().size_after(writes)
+    pub fn is_paged(&self) -> bool {
+        matches!(self.held.read().form, Form::Paged(_))
+    }
+
+    /// How much there would be after these writes. Of a paged table it is read what their keys have.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`].
+    pub fn size_after(&self, writes: &StateWrites) -> Result<StateSize, StateError> {
+        if writes.resets {
+            return Ok(foretold(StateSize::default(), writes, |_| None));
+        }
+        if let Some(entries) = self.resident() {
+            let weight = |key: &[u8]| entries.weight(key);
+            return Ok(foretold(entries.size(), writes, weight));
+        }
+        let mut keys: Vec<&[u8]> = writes.changes.iter().map(|change| &*change.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut seen = Seen::default();
+        if let Some(mut fetch) = self.ask(None, &keys, Wanted::Lengths, &mut seen) {
+            fetch.read()?;
+            seen.take_in(fetch);
+        }
+        let view = View::Seen(&seen);
+        let weight = |key: &[u8]| view.held(key).map(|held| held.weight());
+        Ok(foretold(seen.size, writes, weight))
     }
 
     /// What these writes add; for whoever has the turn, as nobody else writes before they are committed.
-    #[must_use]
-    pub fn adds(&self, writes: &StateWrites) -> Adds {
+    ///
+    /// # Errors
+    /// As [`StateTable::size_after`].
+    pub fn adds(&self, writes: &StateWrites) -> Result<Adds, StateError> {
         let before = match writes.resets {
             true => StateSize::default(),
             false => self.size(),
         };
-        Adds::between(before, self.size_after(writes))
+        Ok(Adds::between(before, self.size_after(writes)?))
     }
 
-    /// Bytes that these writes add to what the table costs; none if it costs less afterwards.
+    /// As [`StateTable::adds`], and whatever has to be read from the disk is read on a thread for that.
+    ///
+    /// # Errors
+    /// As [`StateTable::size_after`].
+    pub async fn adds_in_time(
+        self: &Arc<Self>,
+        writes: &Arc<StateWrites>,
+    ) -> Result<Adds, StateError> {
+        if writes.resets || !self.is_paged() {
+            return self.adds(writes);
+        }
+        let (table, writes) = (Arc::clone(self), Arc::clone(writes));
+        let read = tokio::task::spawn_blocking(move || table.adds(&writes)).await;
+        let failed = |_| Err(StateError::Unreadable("the reading thread failed".into()));
+        read.unwrap_or_else(failed)
+    }
+
+    /// Bytes that these writes add to what the table costs in memory, at the most; none if it costs less afterwards.
     pub(crate) fn growth(&self, writes: &StateWrites) -> usize {
-        let after = self.size_after(writes).cost();
-        after.saturating_sub(self.size().cost())
+        let Some(entries) = self.resident() else {
+            return writes.cost();
+        };
+        let (before, weight) = match writes.resets {
+            true => (StateSize::default(), None),
+            false => (entries.size(), Some(|key: &[u8]| entries.weight(key))),
+        };
+        let after = foretold(before, writes, |key| weight.as_ref().and_then(|w| w(key)));
+        after.cost().saturating_sub(entries.size().cost())
     }
 
-    /// Entries by key. `as_of` is left to the engine.
-    #[must_use]
-    pub fn page(&self, query: &StateQuery) -> StatePage {
-        let page = self.entries.read().page(query);
+    /// Entries by key. `as_of` is left to the engine. Those of a paged table are read from the disk.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`]; never of a table that is in memory.
+    pub fn page(&self, query: &StateQuery) -> Result<StatePage, StateError> {
+        match self.reading(query) {
+            Reading::Page(page) => Ok(page),
+            Reading::Picture(picture) => picture.page(query),
+        }
+    }
+
+    /// As [`StateTable::page`], and what may take the disk is left to the caller: it is of this moment, whenever it is read.
+    pub(crate) fn reading(&self, query: &StateQuery) -> Reading {
+        if let Some(picture) = self.picture() {
+            return Reading::Picture(picture);
+        }
+        let page = self.resident().map(|entries| entries.page(query));
+        let page = page.unwrap_or_default();
         let version = self.first_version.0 + page.version;
-        StatePage { version, ..page }
+        Reading::Page(StatePage { version, ..page })
     }
 
     /// Hands over the key of every entry, in order, ended ones that are not removed yet included.
-    pub fn each_key(&self, mut see: impl FnMut(&[u8])) {
-        let entries = self.entries.read();
-        entries.ordered.iter().for_each(|key| see(key));
+    ///
+    /// # Errors
+    /// As [`StateTable::page`]; what was handed over before is right.
+    pub fn each_key(&self, mut see: impl FnMut(&[u8])) -> Result<(), StateError> {
+        if let Some(picture) = self.picture() {
+            return picture.each_key(see);
+        }
+        if let Some(entries) = self.resident() {
+            entries.ordered.iter().for_each(|key| see(key));
+        }
+        Ok(())
     }
 
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, Entries> {
-        self.entries.read()
+    /// A paged table as it is now; `None` of one that is in memory.
+    pub(super) fn picture(&self) -> Option<Picture> {
+        if !self.is_paged() {
+            return None;
+        }
+        match &mut self.held.write().form {
+            Form::Paged(paged) => {
+                let mut picture = paged.picture();
+                picture.version += self.first_version.0;
+                Some(picture)
+            }
+            Form::Resident(_) => None,
+        }
     }
 
-    /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were. Whoever has the
-    /// table's turn may count on what an entry was at the beginning of it, so this is his to do; [`StateTable::sweep_idle`] is
-    /// anybody's.
+    /// The entries, if all are in memory; nothing is committed to the table as long as they are held.
+    pub(super) fn resident(&self) -> Option<MappedRwLockReadGuard<'_, Entries>> {
+        RwLockReadGuard::try_map(self.held.read(), |held| match &held.form {
+            Form::Resident(entries) => Some(entries),
+            Form::Paged(_) => None,
+        })
+        .ok()
+    }
+
+    /// Notes what memory says of keys, which ascend: as they were in the picture, or as they are. What is left is to be read from runs.
+    pub(super) fn ask(
+        &self,
+        picture: Option<&Picture>,
+        keys: &[&[u8]],
+        wanted: Wanted,
+        seen: &mut Seen,
+    ) -> Option<StateFetch> {
+        let mut left = Vec::new();
+        let mut note = |key: &[u8], said: Option<Met<'_>>| match said {
+            Some(said) => seen.note(key, Some(said)),
+            None => left.push(Arc::from(key)),
+        };
+        let held;
+        let (runs, size) = match picture {
+            Some(picture) => {
+                keys.iter().for_each(|key| note(key, picture.said(key)));
+                (Arc::clone(&picture.runs), picture.size)
+            }
+            None => {
+                held = self.held.read();
+                match &held.form {
+                    Form::Paged(paged) => {
+                        keys.iter().for_each(|key| note(key, paged.said(key)));
+                        (Arc::clone(paged.runs()), paged.size())
+                    }
+                    Form::Resident(entries) => {
+                        let said = |key: &[u8]| {
+                            let (key, entry) = entries.held(key)?;
+                            Some((key, Some(&entry.value), entry.ends_at))
+                        };
+                        keys.iter().for_each(|key| note(key, said(key)));
+                        (Arc::default(), entries.size())
+                    }
+                }
+            }
+        };
+        seen.size = size;
+        (!left.is_empty()).then(|| StateFetch::new(runs, wanted, left))
+    }
+
+    /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were; none of a paged table,
+    /// where that is a write. Whoever has the table's turn may count on what an entry was at the beginning of it, so this is his to
+    /// do; [`StateTable::sweep_idle`] is anybody's.
     pub fn sweep(&self, now: Timestamp, entries_max: usize) -> usize {
-        let has_ended = self.entries.read().next_end() <= now;
+        let has_ended = self.resident().is_some_and(|e| e.next_end() <= now);
         if !has_ended {
             return 0;
         }
-        self.change(|entries| entries.sweep(now, entries_max))
+        self.change(|form| match form {
+            Form::Resident(entries) => entries.sweep(now, entries_max),
+            Form::Paged(_) => 0,
+        })
     }
 
     /// As [`StateTable::sweep`], unless somebody has the turn.
@@ -210,214 +396,106 @@ impl StateTable {
         turn.map_or(0, |_turn| self.sweep(now, entries_max))
     }
 
-    /// Takes over what is committed.
-    pub(crate) fn apply(&self, writes: &StateWrites) {
-        self.change(|entries| entries.apply(writes));
+    /// Whether it can take over these writes: to a paged table they say what they add, and take away no more than there is.
+    pub(crate) fn can_apply(&self, writes: &StateWrites) -> bool {
+        match &self.held.read().form {
+            Form::Paged(paged) if !writes.resets => {
+                let adds = writes.adds;
+                adds.is_some_and(|adds| adds.after(paged.size()).is_some())
+            }
+            _ => true,
+        }
+    }
+
+    /// Takes over what is committed. A table that is emptied is in memory from then on.
+    ///
+    /// # Errors
+    /// If it cannot ([`StateTable::can_apply`]); nothing was done.
+    pub(crate) fn apply(&self, writes: &StateWrites) -> Result<(), &'static str> {
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                if !writes.resets {
+                    let applied = paged.apply(writes);
+                    return applied.ok_or("it does not go with what the state holds");
+                }
+                *form = Form::Resident(Entries::after(paged.version()));
+            }
+            if let Form::Resident(entries) = form {
+                entries.apply(writes);
+            }
+            Ok(())
+        })
     }
 
     /// An entry of the checkpoint.
     pub(crate) fn insert_stored(&self, slot: u64, entry: &StateEntry) {
-        self.change(|entries| entries.insert_stored(slot, entry));
+        self.change(|form| {
+            if let Form::Resident(entries) = form {
+                entries.insert_stored(slot, entry);
+            }
+        });
     }
 
-    /// What changed since the last call.
+    /// What changed since the last call, as rows; of a paged table nothing.
     pub(crate) fn take_changes(&self) -> TableChanges {
-        self.entries.write().take_changes()
+        match &mut self.held.write().form {
+            Form::Resident(entries) => entries.take_changes(),
+            Form::Paged(_) => TableChanges::default(),
+        }
+    }
+
+    /// What a checkpoint has to write; `None` if nothing. A table that costs more than so many bytes is paged from now on.
+    pub(crate) fn take_step(self: &Arc<Self>, resident_bytes: usize) -> Option<TableStep> {
+        self.change(|form| {
+            if let Form::Resident(entries) = form
+                && entries.size().cost() > resident_bytes
+            {
+                *form = Form::Paged(Paged::of(std::mem::take(entries)));
+            }
+            match form {
+                Form::Resident(entries) => Some(TableStep::Rows(entries.take_changes())),
+                Form::Paged(paged) => {
+                    let step = paged.hand_over(Arc::downgrade(self));
+                    step.map(TableStep::Layers)
+                }
+            }
+        })
+    }
+
+    /// Whether it is in memory, and costs more than so many bytes.
+    pub(crate) fn is_to_be_paged(&self, resident_bytes: usize) -> bool {
+        let entries = self.resident();
+        entries.is_some_and(|entries| entries.size().cost() > resident_bytes)
+    }
+
+    /// A durable checkpoint names these runs for what was `before` and the layers.
+    pub(crate) fn install(
+        &self,
+        layers: &[Arc<Layer>],
+        before: Option<&Arc<RunSet>>,
+        runs: Arc<RunSet>,
+    ) {
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                paged.install(layers, before, runs);
+            }
+        });
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::{StateChange, StateValue};
-    use super::*;
-
-    fn write(key: &str, value: Option<&str>, ends_at: u64) -> StateChange {
-        StateChange {
-            key: key.as_bytes().into(),
-            value: value.map(|value| StateValue::new(value.as_bytes())),
-            ends_at: Timestamp(ends_at),
-        }
+/// How much there is after writes to a table of this size, in which keys have these weights.
+fn foretold(
+    mut size: StateSize,
+    writes: &StateWrites,
+    weight: impl Fn(&[u8]) -> Option<usize>,
+) -> StateSize {
+    let changes = writes.changes.iter();
+    let last: HashMap<&[u8], &StateChange> = changes.map(|c| (&*c.key, c)).collect();
+    for (key, change) in last {
+        let before = weight(key);
+        size.entries += usize::from(change.value.is_some());
+        size.entries = size.entries.saturating_sub(usize::from(before.is_some()));
+        size.bytes = (size.bytes + change.weight()).saturating_sub(before.unwrap_or(0));
     }
-
-    fn writes(changes: Vec<StateChange>) -> StateWrites {
-        StateWrites {
-            resets: false,
-            changes,
-            adds: None,
-        }
-    }
-
-    fn keys(table: &StateTable, prefix: &str, now: u64) -> Vec<String> {
-        let page = table.page(&StateQuery {
-            prefix: prefix.into(),
-            entries_max: 100,
-            bytes_max: usize::MAX,
-            now: Timestamp(now),
-            ..StateQuery::default()
-        });
-        let key = |entry: &StateEntry| String::from_utf8_lossy(&entry.key).into_owned();
-        page.entries.iter().map(key).collect()
-    }
-
-    #[test]
-    fn a_checkpoint_is_told_what_changed_and_nothing_else() {
-        let table = StateTable::default();
-        table.apply(&writes(vec![
-            write("a", Some("1"), u64::MAX),
-            write("b", Some("2"), u64::MAX),
-        ]));
-        assert_eq!(table.take_changes().entries.len(), 2);
-        assert!(table.take_changes().entries.is_empty());
-        table.apply(&writes(vec![
-            write("a", None, 0),
-            write("b", Some("3"), u64::MAX),
-        ]));
-        table.apply(&writes(vec![write("a", Some("4"), u64::MAX)]));
-        let changes = table.take_changes();
-        assert_eq!(changes.freed, [0]);
-        let slots: Vec<u64> = changes.entries.iter().map(|(slot, _)| *slot).collect();
-        assert_eq!(slots, [1, 2]);
-    }
-
-    #[test]
-    fn what_was_stored_is_no_change() {
-        let (before, after) = (StateTable::default(), StateTable::default());
-        before.apply(&writes(vec![
-            write("a", Some("1"), 5),
-            write("b", Some("2"), u64::MAX),
-        ]));
-        for (slot, entry) in before.take_changes().entries {
-            after.insert_stored(slot, &entry);
-        }
-        assert!(after.take_changes().entries.is_empty());
-        assert_eq!(after.size(), before.size());
-        after.apply(&writes(vec![write("c", Some("3"), u64::MAX)]));
-        assert_eq!(after.take_changes().entries[0].0, 2);
-    }
-
-    #[test]
-    fn ended_entries_are_absent_and_then_gone() {
-        let table = StateTable::default();
-        table.apply(&writes(vec![
-            write("a", Some("1"), 10),
-            write("b", Some("2"), 20),
-        ]));
-        table.apply(&writes(vec![write("b", Some("2"), 30)]));
-        assert_eq!(keys(&table, "", 9), ["a", "b"]);
-        assert_eq!(keys(&table, "", 10), ["b"]);
-        let turn = table.turn.try_lock().unwrap();
-        assert_eq!(
-            table.sweep_idle(Timestamp(25), 100),
-            0,
-            "somebody is at work"
-        );
-        drop(turn);
-        table.sweep_idle(Timestamp(25), 100);
-        assert_eq!(table.size().entries, 1);
-        table.sweep(Timestamp(30), 100);
-        assert_eq!(table.size(), StateSize::default());
-    }
-
-    #[test]
-    fn keys_are_listed_in_order_by_prefix_and_after_another() {
-        let table = StateTable::default();
-        let all = ["b", "ab", "a", "abc", "ac"];
-        let changes = all.map(|key| write(key, Some(""), u64::MAX));
-        table.apply(&writes(changes.to_vec()));
-        assert_eq!(keys(&table, "a", 0), ["a", "ab", "abc", "ac"]);
-        let after = |key: &[u8]| StateQuery {
-            prefix: b"a".to_vec(),
-            after: Some(key.to_vec()),
-            entries_max: 1,
-            bytes_max: 0,
-            now: Timestamp(0),
-        };
-        let page = table.page(&after(b"ab"));
-        assert_eq!((&*page.entries[0].key, page.has_more), (&b"abc"[..], true));
-        assert!(!table.page(&after(b"abc")).has_more);
-        assert!(table.page(&after(b"b")).entries.is_empty());
-    }
-
-    #[test]
-    fn pages_of_one_version_have_nothing_written_between_them() {
-        let table = StateTable::default();
-        let version = || table.page(&StateQuery::default()).version;
-        let first = version();
-        assert_eq!(version(), first);
-        table.apply(&writes(vec![write("absent", None, u64::MAX)]));
-        assert_ne!(version(), first);
-        let resets = StateWrites {
-            resets: true,
-            ..StateWrites::default()
-        };
-        table.apply(&resets);
-        assert_eq!(version(), first + 2);
-    }
-
-    #[test]
-    fn a_page_ends_at_its_bytes_and_has_one_entry_at_least() {
-        let table = StateTable::default();
-        let all = ["a", "b", "c"].map(|key| write(key, Some("123"), u64::MAX));
-        table.apply(&writes(all.to_vec()));
-        let page = |bytes_max| {
-            let page = table.page(&StateQuery {
-                entries_max: 3,
-                bytes_max,
-                ..StateQuery::default()
-            });
-            (page.entries.len(), page.has_more)
-        };
-        let entry = 4 + ENTRY_OVERHEAD_BYTES;
-        assert_eq!(page(0), (1, true));
-        assert_eq!(page(2 * entry), (2, true));
-        assert_eq!(page(3 * entry - 1), (2, true));
-        assert_eq!(page(3 * entry), (3, false));
-    }
-
-    #[test]
-    fn the_size_after_writes_is_known_before_them() {
-        let table = StateTable::default();
-        table.apply(&writes(vec![
-            write("a", Some("long before"), u64::MAX),
-            write("b", Some("2"), u64::MAX),
-        ]));
-        let changes = vec![
-            write("a", Some("1"), u64::MAX),
-            write("b", None, u64::MAX),
-            write("absent", None, u64::MAX),
-            write("c", Some("first"), u64::MAX),
-            write("c", Some("twice"), u64::MAX),
-        ];
-        for resets in [false, true, false] {
-            let writes = StateWrites {
-                resets,
-                changes: changes.clone(),
-                adds: None,
-            };
-            let foretold = table.size_after(&writes);
-            let before = match resets {
-                true => StateSize::default(),
-                false => table.size(),
-            };
-            assert_eq!(table.adds(&writes).after(before), Some(foretold));
-            table.apply(&writes);
-            assert_eq!(table.size(), foretold);
-            assert_eq!(foretold.entries, 2);
-        }
-    }
-
-    #[test]
-    fn an_emptied_table_has_no_bytes_and_gives_no_number_again() {
-        let table = StateTable::default();
-        table.apply(&writes(vec![write("a", Some("1"), u64::MAX)]));
-        table.apply(&StateWrites {
-            resets: true,
-            changes: vec![write("a", Some("2"), u64::MAX)],
-            adds: None,
-        });
-        let changes = table.take_changes();
-        assert!(changes.empties);
-        assert_eq!(changes.entries[0].0, 1);
-        assert_eq!(table.size().entries, 1);
-    }
+    size
 }

@@ -15,7 +15,7 @@ use millrace_log::partition::{Listing, Mark};
 use millrace_model::{Offset, Topic, TopicId, TopicPartition};
 
 use super::{RepairError, Work};
-use crate::local::checkpoint::{CheckpointStore, Step};
+use crate::local::checkpoint::{CheckpointStore, RunsStep, Step};
 use crate::local::codec::{self, Operation};
 use crate::local::evidence::{self, Evidence, EvidenceFile};
 use crate::local::names::{self, Names};
@@ -62,6 +62,7 @@ pub(super) fn rebuild(work: &Work<'_>) -> Result<(), RepairError> {
         changes: &changes,
         marks: &marks,
         swept_topics: &[],
+        runs: &RunsStep::default(),
     };
     let unwritten = |error: String| failed(io::Error::other(error));
     let store = CheckpointStore::open(&work.dir.join(CHECKPOINT), work.cipher.clone());

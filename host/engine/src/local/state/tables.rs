@@ -1,13 +1,15 @@
 //! The tables of groups' state among what is committed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use millrace_model::{Timestamp, TopicPartition};
 
-use super::{Contradiction, Group, State};
+use super::super::states::may_be_paged;
+use super::{Changes, Contradiction, Group, State};
+use crate::contract::CommitError;
 use crate::room::{Growth, Kept, RoomFull};
-use crate::state::{StateTable, StateWrite, StateWrites, TableChanges};
+use crate::state::{StateTable, StateWrite, StateWrites, TableStep};
 
 /// Ended entries that a checkpoint removes, of all state together; the next one goes on.
 const SWEPT_ENTRIES_MAX: usize = 100_000;
@@ -22,8 +24,21 @@ impl State {
         if !self.partitions.contains_key(&partition) {
             return Err("it writes state of an unknown partition");
         }
-        self.table(partition, &name).apply(writes);
+        self.table(partition, &name).apply(writes)?;
         self.note_table(partition, name);
+        Ok(())
+    }
+
+    /// Whether each table can take over what is written to it.
+    pub(super) fn check_state(&self, writes: &[StateWrite]) -> Result<(), CommitError> {
+        for write in writes {
+            let group = self.group(write.partition, &write.group);
+            let table = group.and_then(|group| group.state.as_ref());
+            if table.is_some_and(|table| !table.can_apply(&write.writes)) {
+                let what = "what the writes say of it does not go with what it holds";
+                return Err(CommitError::State(what.into()));
+            }
+        }
         Ok(())
     }
 
@@ -91,11 +106,12 @@ impl State {
         partition: TopicPartition,
         name: &str,
         table: StateTable,
-    ) {
-        let table = table.into_room(&self.room, name);
+    ) -> Arc<StateTable> {
+        let table = Arc::new(table.into_room(&self.room, name));
         let groups = self.groups.entry(partition).or_default();
         let group = groups.entry(name.into()).or_default();
-        group.state = Some(Arc::new(table));
+        group.state = Some(Arc::clone(&table));
+        table
     }
 
     /// The state of a group in a partition that is there.
@@ -125,11 +141,15 @@ impl State {
         found
     }
 
-    /// What a checkpoint has to write of these.
+    /// What a checkpoint has to write of these, and of tables that are to be paged from now on.
     pub(super) fn take_tables(
         &mut self,
-        changed: Vec<(TopicPartition, Arc<str>)>,
-    ) -> Vec<(TopicPartition, Arc<str>, TableChanges)> {
+        mut changed: Vec<(TopicPartition, Arc<str>)>,
+    ) -> Vec<(TopicPartition, Arc<str>, TableStep)> {
+        let resident_bytes = self.store.state_resident_bytes;
+        self.note_large(&mut changed);
+        // The disk sees the same work in the same order again.
+        changed.sort_unstable();
         let mut taken = Vec::with_capacity(changed.len());
         for (partition, name) in changed {
             let found = self.groups.get_mut(&partition);
@@ -137,9 +157,44 @@ impl State {
                 continue;
             };
             group.state_changed = false;
-            let changes = group.state.as_ref().map(|table| table.take_changes());
-            taken.extend(changes.map(|changes| (partition, name, changes)));
+            let resident_bytes = match may_be_paged(&name) {
+                true => resident_bytes,
+                false => usize::MAX,
+            };
+            let step = group.state.as_ref();
+            let step = step.and_then(|table| table.take_step(resident_bytes));
+            taken.extend(step.map(|step| (partition, name, step)));
         }
         taken
+    }
+
+    /// Adds tables that nobody wrote to, and that are larger than they may be now.
+    fn note_large(&self, changed: &mut Vec<(TopicPartition, Arc<str>)>) {
+        let resident_bytes = self.store.state_resident_bytes;
+        if resident_bytes == usize::MAX {
+            return;
+        }
+        for (partition, groups) in &self.groups {
+            for (name, group) in groups {
+                let table = group.state.as_ref().filter(|_| !group.state_changed);
+                let is_large = table.is_some_and(|table| table.is_to_be_paged(resident_bytes));
+                if is_large && may_be_paged(name) {
+                    changed.push((*partition, Arc::clone(name)));
+                }
+            }
+        }
+    }
+}
+
+impl Changes {
+    /// Adds steps of tables after those that are there, and drops of those what does not count any more.
+    pub(super) fn merge_tables(&mut self, later: Vec<(TopicPartition, Arc<str>, TableStep)>) {
+        let say_all = later.iter().filter(|(_, _, step)| step.says_all());
+        let say_all: HashSet<_> = say_all
+            .map(|(at, name, _)| (*at, Arc::clone(name)))
+            .collect();
+        self.tables
+            .retain(|(at, name, _)| !say_all.contains(&(*at, Arc::clone(name))));
+        self.tables.extend(later);
     }
 }
