@@ -64,9 +64,6 @@ impl LocalEngine {
             let write = &transaction.state[*place];
             write.writes.adds.is_none() && !write.writes.resets && may_be_paged(&write.group)
         };
-        if self.shared.options.state_resident_bytes == usize::MAX {
-            return Ok(());
-        }
         let places = (0..transaction.state.len()).filter(says_nothing);
         let mut places: Vec<usize> = places.collect();
         // Whoever waits for several turns takes them in order.
@@ -80,6 +77,10 @@ impl LocalEngine {
                 // It is refused when it is decided.
                 continue;
             };
+            let never_paged = self.shared.options.state_resident_bytes == usize::MAX;
+            if never_paged && !table.is_paged() {
+                continue;
+            }
             if write.writes.is_empty() {
                 Arc::make_mut(&mut write.writes).adds = Some(Adds::default());
                 continue;

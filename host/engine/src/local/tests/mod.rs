@@ -14,6 +14,7 @@ mod full;
 mod lifetime;
 mod loss;
 mod misplaced;
+mod paged;
 mod pipeline;
 mod producers;
 mod restart;
