@@ -299,7 +299,9 @@ impl Flusher {
         let is_same = snapshot.sequence == self.sequence && !self.marks_moved;
         // Entries of state may have ended since: what a checkpoint is not told of now, it is never told.
         // What is left of a deleted topic in the checkpoint goes now that its files are gone.
-        let is_same = is_same && !matches!(&self.saving, Saving::No(saver) if saver.has_swept());
+        // Files of state that became one are named by the next checkpoint, whatever else it says.
+        let has_news = |saver: &Saver| saver.has_swept() || saver.has_merged();
+        let is_same = is_same && !matches!(&self.saving, Saving::No(saver) if has_news(saver));
         let says_nothing = is_same && snapshot.changes.tables.is_empty();
         if says_nothing && self.unsaved.is_none() && order.is_none() {
             return Ok(());
@@ -443,6 +445,9 @@ fn save(
     });
     if let Some(errand) = errand.filter(|_| made.is_ok()) {
         saver.run(errand, sequence);
+    }
+    if made.is_ok() && !shared.reserve.is_full() && !shared.orders.has_stop() {
+        saver.runs().begin_merge();
     }
     // The flusher looks after what came of it.
     shared.orders.ask(|orders| orders.saved = true);

@@ -76,6 +76,7 @@ use self::lock::DirLock;
 use self::modules::ModuleFiles;
 use self::pipeline::SYNCERS;
 use self::recovery::{Recovered, recover};
+use self::runs::Merger;
 use self::shared::Shared;
 use self::submission::Submission;
 use self::tail::Partition;
@@ -111,6 +112,7 @@ struct Threads {
     committer: JoinHandle<()>,
     syncers: Vec<JoinHandle<()>>,
     flusher: JoinHandle<()>,
+    merger: JoinHandle<()>,
     cleaner: JoinHandle<()>,
     pause: Arc<Pause>,
     /// Released last.
@@ -171,7 +173,7 @@ impl LocalEngine {
             state,
             journal,
             keeper,
-            saver,
+            mut saver,
             modules,
             evidence,
             reserve,
@@ -182,6 +184,13 @@ impl LocalEngine {
         shared.note_durable(false);
         let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
         let committer = Committer::new(Arc::clone(&shared), requests);
+        saver.runs().merge_with(Arc::clone(&shared.merges));
+        let merger = Merger {
+            shared: Arc::clone(&shared),
+            disk: Arc::clone(&disk),
+            dir: dir.join(runs::DIRECTORY),
+            cipher: shared.options.encryption.clone(),
+        };
         let flusher = Flusher::new(Arc::clone(&shared), keeper, saver);
         let syncer = |who| {
             let shared = Arc::clone(&shared);
@@ -216,6 +225,7 @@ impl LocalEngine {
             pause,
             committer: named("millrace-commit", move || committer.run())?,
             flusher: named("millrace-flush", move || flusher.run())?,
+            merger: named("millrace-state", move || merger.run())?,
             _lock: lock,
         };
         Ok(Self {
@@ -653,6 +663,9 @@ impl Threads {
         // The cleaner asks the others, so it goes before them.
         self.pause.end();
         let _ = self.cleaner.join();
+        // What it has done by then the last checkpoint tells.
+        shared.merges.stop();
+        let _ = self.merger.join();
         // The committer goes first: it may wait for the flusher to make room.
         let _ = self.committer.join();
         shared.pipeline.stop();

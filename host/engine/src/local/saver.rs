@@ -130,6 +130,11 @@ impl Saver {
         self.runs.named().count()
     }
 
+    /// Whether files of state became one that the checkpoint does not know of.
+    pub(super) fn has_merged(&self) -> bool {
+        self.runs.has_merged()
+    }
+
     /// The files that paged tables stand in.
     pub(super) fn runs(&mut self) -> &mut RunFiles {
         &mut self.runs

@@ -14,6 +14,7 @@ use super::flusher::OrderBook;
 use super::options::LocalOptions;
 use super::pipeline::Pipeline;
 use super::reserve::Reserve;
+use super::runs::Merges;
 use super::state::State;
 use super::tail::Partition;
 use crate::contract::CommitError;
@@ -54,6 +55,8 @@ pub(super) struct Shared {
     pub(super) room: Mutex<()>,
     pub(super) room_changed: Condvar,
     pub(super) reserve: Arc<Reserve>,
+    /// Runs of state that are to be one.
+    pub(super) merges: Arc<Merges>,
     poison: OnceLock<Arc<str>>,
 }
 
@@ -85,6 +88,7 @@ impl Shared {
             room: Mutex::new(()),
             room_changed: Condvar::new(),
             reserve,
+            merges: Arc::default(),
             poison: OnceLock::new(),
         }
     }

@@ -4,9 +4,10 @@
 //! A file that no durable checkpoint names does not count. So it is written and synced before the checkpoint that names it, and
 //! removed after the first one that does not.
 
+mod merging;
 mod saving;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -15,9 +16,11 @@ use millrace_log::run::Run;
 use millrace_log::{Cipher, Disk};
 use millrace_model::TopicPartition;
 
+use self::merging::Merged;
+pub(super) use self::merging::{Merger, Merges};
 use super::checkpoint::{Checkpoint, StoredRun};
 use super::options::OpenError;
-use crate::state::{RunSet, StateTable};
+use crate::state::{RunSet, StateSize, StateTable};
 
 /// The directory of runs, in the data directory.
 pub(super) const DIRECTORY: &str = "state";
@@ -31,6 +34,8 @@ struct Known {
     set: Arc<RunSet>,
     /// As the checkpoint has them, in the same order.
     stored: Vec<StoredRun>,
+    /// How much the table holds there.
+    size: StateSize,
     /// Who reads them.
     table: Weak<StateTable>,
 }
@@ -47,6 +52,12 @@ pub(super) struct RunFiles {
     next_number: u64,
     /// Files that no checkpoint names, and that could not be removed so far.
     leaving: Vec<u64>,
+    /// Who merges runs; nobody during a recovery.
+    merges: Option<Arc<Merges>>,
+    /// The result of a merge, durable, that no checkpoint names yet.
+    merged: Option<Merged>,
+    /// Tables with a run that cannot be read, so that it cannot be merged.
+    unreadable: BTreeSet<TableKey>,
 }
 
 /// The name of a run's file.
@@ -89,12 +100,16 @@ impl RunFiles {
             tables: BTreeMap::new(),
             strange: Vec::new(),
             leaving: Vec::new(),
+            merges: None,
+            merged: None,
+            unreadable: BTreeSet::new(),
         };
         for ((partition, name), table) in &checkpoint.paged {
             let runs = table.runs.iter().map(|stored| files.open_stored(stored));
             let known = Known {
                 set: RunSet::of(runs.collect::<Result<_, _>>()?),
                 stored: table.runs.clone(),
+                size: table.size,
                 table: Weak::new(),
             };
             let key = (*partition, Arc::from(name.as_str()));

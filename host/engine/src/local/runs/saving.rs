@@ -11,7 +11,9 @@ use super::{Known, RunFiles, TableKey};
 use crate::local::checkpoint::{PagedTable, RunsStep, StoredRun};
 use crate::local::keeper::KeepError;
 use crate::local::state::Changes;
-use crate::state::{Layer, LayersStep, RunSet, StateTable, TableStep, items_of, write_layers};
+use crate::state::{
+    Layer, LayersStep, RunSet, StateSize, StateTable, TableStep, items_of, write_layers,
+};
 
 /// Runs that are written and synced, and count once the checkpoint's step is durable.
 pub(in crate::local) struct Plan {
@@ -28,6 +30,7 @@ struct Install {
     before: Option<Arc<RunSet>>,
     set: Arc<RunSet>,
     stored: Vec<StoredRun>,
+    size: StateSize,
 }
 
 impl RunFiles {
@@ -53,6 +56,7 @@ impl RunFiles {
     fn write_all(&mut self, changes: &Changes, plan: &mut Plan) -> io::Result<()> {
         let removed = changes.removed.iter().map(|removed| removed.topic);
         let removed: BTreeSet<TopicId> = removed.collect();
+        self.take_merged();
         for (partition, name, step) in &changes.tables {
             let key = (*partition, Arc::clone(name));
             if removed.contains(&partition.topic) {
@@ -61,6 +65,7 @@ impl RunFiles {
             match step {
                 TableStep::Layers(layers) => self.write_table(key, layers, plan)?,
                 TableStep::Rows(_) if self.tables.contains_key(&key) => {
+                    self.cancel_merge(&key);
                     plan.step.tables.push((key, None));
                 }
                 TableStep::Rows(_) => {}
@@ -69,11 +74,42 @@ impl RunFiles {
         let gone = self.tables.keys();
         let gone = gone.filter(|(partition, _)| removed.contains(&partition.topic));
         let gone = gone.chain(&self.strange);
+        gone.clone().for_each(|key| self.cancel_merge(key));
         plan.step.tables.extend(gone.map(|key| (key.clone(), None)));
+        self.install_merged(plan)?;
         plan.step.next_run = self.next_number;
         if !plan.written.is_empty() {
             self.disk.sync_dir(&self.dir)?;
         }
+        Ok(())
+    }
+
+    /// Of a table that nothing else is said of, what a merge made of its runs.
+    fn install_merged(&self, plan: &mut Plan) -> io::Result<()> {
+        let merged = self.merged.as_ref().map(|merged| &merged.job.key);
+        let Some((key, known)) = merged.and_then(|key| self.tables.get_key_value(key)) else {
+            return Ok(());
+        };
+        if plan.step.tables.iter().any(|(other, _)| other == key) {
+            return Ok(());
+        }
+        let (mut runs, mut stored) = (known.set.runs().to_vec(), known.stored.clone());
+        self.with_merged(key, &mut runs, &mut stored)?;
+        let table = PagedTable {
+            size: known.size,
+            runs: stored.clone(),
+            replaces_rows: false,
+        };
+        plan.step.tables.push((key.clone(), Some(table)));
+        plan.installs.push(Install {
+            key: key.clone(),
+            table: known.table.clone(),
+            layers: Vec::new(),
+            before: Some(Arc::clone(&known.set)),
+            set: RunSet::of(runs),
+            stored,
+            size: known.size,
+        });
         Ok(())
     }
 
@@ -88,6 +124,7 @@ impl RunFiles {
         let mut runs = before
             .as_ref()
             .map_or(Vec::new(), |set| set.runs().to_vec());
+        self.with_merged(&key, &mut runs, &mut stored)?;
         let number = self.next_number;
         self.next_number += 1;
         plan.written.push(number);
@@ -110,6 +147,7 @@ impl RunFiles {
             before,
             set: RunSet::of(runs),
             stored,
+            size: from.size,
         });
         Ok(())
     }
@@ -130,7 +168,7 @@ impl RunFiles {
         }
     }
 
-    fn open_written(&self, number: u64) -> io::Result<Run> {
+    pub(super) fn open_written(&self, number: u64) -> io::Result<Run> {
         let opened = Run::open(&*self.disk, &self.path(number), number, self.cipher.clone());
         opened.map_err(io::Error::other)
     }
@@ -151,14 +189,26 @@ impl RunFiles {
                 before,
                 set,
                 stored,
+                size,
             } = install;
             if let Some(table) = table.upgrade() {
                 table.install(&layers, before.as_ref(), Arc::clone(&set));
             }
-            let known = Known { set, stored, table };
+            let known = Known {
+                set,
+                stored,
+                size,
+                table,
+            };
             self.tables.insert(key, known);
         }
+        // It is in there, or its table has other runs now.
+        let merged = self.merged.take();
         let after: BTreeSet<u64> = self.named().collect();
+        let merged = merged.filter(|merged| merged.facts.is_some());
+        let useless = merged.map(|merged| merged.job.number);
+        self.leaving
+            .extend(useless.filter(|number| !after.contains(number)));
         self.leaving.extend(before.difference(&after));
         self.remove_leaving();
     }

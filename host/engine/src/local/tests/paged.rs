@@ -268,3 +268,78 @@ async fn a_table_of_a_topic_that_is_not_there_is_forgotten_with_its_runs() {
     engine.close().await;
     assert_eq!(format_of(dir.path()).await, 3);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_become_one_and_the_table_stays_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_real(dir.path(), paged()).await.unwrap();
+    let at = at(&topic(&engine, "in", Durability::Durable).await, 0);
+    for round in 0..9 {
+        let (key, value) = (format!("key {}", round % 4), round.to_string());
+        write(&engine, at, &[(&key, Some(&value)), ("gone", None)]).await;
+        write(
+            &engine,
+            at,
+            &[(&format!("of {round}"), Some("")), ("gone", Some("1"))],
+        )
+        .await;
+        checkpoint(&engine).await;
+        eventually(async || engine.shared.merges.are_idle()).await;
+    }
+    write(&engine, at, &[("gone", None)]).await;
+    checkpoint(&engine).await;
+    eventually(async || engine.shared.merges.are_idle()).await;
+    checkpoint(&engine).await;
+    assert!(runs(dir.path()).len() < 5, "{:?}", runs(dir.path()));
+    let expected = pairs(&engine, at).await;
+    assert_eq!(expected.len(), 4 + 9);
+    assert_eq!(expected[0], ("key 0".into(), "8".into()));
+    let size = page(&engine, at).await.size;
+    engine.close().await;
+    drop(engine);
+    let engine = open_real(dir.path(), paged()).await.unwrap();
+    assert_eq!(pairs(&engine, at).await, expected);
+    assert_eq!(page(&engine, at).await.size, size);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_run_is_not_merged_and_others_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_real(dir.path(), paged()).await.unwrap();
+    let topic = topic(&engine, "in", Durability::Durable).await;
+    let (damaged, sound) = (at(&topic, 0), at(&topic, 1));
+    for round in 0..3 {
+        let key = format!("{round}");
+        write(&engine, damaged, &[(&key, Some("1"))]).await;
+        write(&engine, sound, &[(&key, Some("1"))]).await;
+        checkpoint(&engine).await;
+    }
+    let path = dir
+        .path()
+        .join(format!("state/{}.run", runs(dir.path())[0]));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[30] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    for round in 3..9 {
+        let key = format!("{round}");
+        write(&engine, damaged, &[(&key, Some("1"))]).await;
+        write(&engine, sound, &[(&key, Some("1"))]).await;
+        checkpoint(&engine).await;
+        eventually(async || engine.shared.merges.are_idle()).await;
+    }
+    // Nine of the one, and those that are left of the other's nine.
+    let left = runs(dir.path()).len();
+    assert!((10..14).contains(&left), "{left}");
+    assert_eq!(pairs(&engine, sound).await.len(), 9);
+    let all = StateQuery {
+        entries_max: 100,
+        bytes_max: usize::MAX,
+        ..StateQuery::default()
+    };
+    let refused = engine.read_state(GROUP, damaged, &all).await;
+    let refused = refused.expect_err("it cannot be read").to_string();
+    assert!(refused.contains(".run"), "{refused}");
+    // Nothing else is the worse for it.
+    write(&engine, damaged, &[("9", Some("1"))]).await;
+    checkpoint(&engine).await;
+}

@@ -262,7 +262,9 @@ pub(super) fn read_checkpoint(dir: &Path, last: Option<Arc<Vec<u8>>>) -> Option<
 /// Waits until the engine has nothing to do.
 fn settle(engine: &LocalEngine) {
     for _ in 0..200_000 {
-        let at_rest = engine.shared.orders.are_done() && engine.shared.pipeline.is_at_rest();
+        let shared = &engine.shared;
+        let at_rest = shared.orders.are_done() && shared.pipeline.is_at_rest();
+        let at_rest = at_rest && shared.merges.are_idle();
         if at_rest || engine.shared.poisoned().is_some() {
             return;
         }
