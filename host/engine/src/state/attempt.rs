@@ -146,28 +146,71 @@ impl StateAttempt {
         })
     }
 
-    /// What of the keys has to be read from runs before a call on them; `None` where nothing has. Whoever reads it and gives it to
-    /// [`StateAttempt::take_in`] has calls on these keys that wait for no disk.
+    /// Makes ready a call on these keys that waits for no disk: what is in memory, the system's included, is looked for at once, and
+    /// what is left has to be read ([`StateFetch::read`]) and taken in ([`StateAttempt::take_in`]) before the call; `None` where
+    /// nothing is. `gets`: the call asks for values.
     ///
     /// # Errors
-    /// [`StateError::Misuse`].
+    /// [`StateError`]; those of the call, too.
+    pub fn prepare(
+        &mut self,
+        keys: &KeyColumns<'_>,
+        gets: bool,
+    ) -> Result<Option<StateFetch>, StateError> {
+        if self.picture.is_none() && !self.table.is_paged() {
+            return Ok(None);
+        }
+        let wanted = match gets {
+            true => Wanted::Values,
+            false => Wanted::Lengths,
+        };
+        let Some(mut fetch) = self.fetch(keys, wanted)? else {
+            return Ok(None);
+        };
+        fetch.read_cached()?;
+        if fetch.is_done() {
+            self.take_in(fetch);
+            return Ok(None);
+        }
+        Ok(Some(fetch))
+    }
+
+    /// Whether a listing may wait for the disk.
+    #[must_use]
+    pub fn lists_from_disk(&self) -> bool {
+        self.picture.is_some() || self.table.is_paged()
+    }
+
+    /// What of the keys has to be read from runs; `None` where nothing has.
     fn fetch(
         &mut self,
         keys: &KeyColumns<'_>,
         wanted: Wanted,
     ) -> Result<Option<StateFetch>, StateError> {
-        self.seen.bound();
-        let mut asked = Vec::new();
-        for index in 0..keys.count()? {
-            let key = keys.key(index)?;
-            if !self.writes.contains_key(key) && !self.seen.knows(key, wanted) {
-                asked.push(key);
-            }
+        let mut asked = self.unknown(keys, wanted)?;
+        if !asked.is_empty() && self.seen.bound() {
+            asked = self.unknown(keys, wanted)?;
         }
         asked.sort_unstable();
         asked.dedup();
         let picture = self.picture.as_ref();
         Ok(self.table.ask(picture, &asked, wanted, &mut self.seen))
+    }
+
+    /// The keys of which nothing is known.
+    fn unknown<'k>(
+        &self,
+        keys: &KeyColumns<'k>,
+        wanted: Wanted,
+    ) -> Result<Vec<&'k [u8]>, StateError> {
+        let mut unknown = Vec::new();
+        for index in 0..keys.count()? {
+            let key = keys.key(index)?;
+            if !self.writes.contains_key(key) && !self.seen.knows(key, wanted) {
+                unknown.push(key);
+            }
+        }
+        Ok(unknown)
     }
 
     /// Takes what was read.

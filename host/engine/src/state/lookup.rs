@@ -131,12 +131,14 @@ impl Seen {
         self.by_key.insert(key, entry);
     }
 
-    /// Lets everything go once it is much: it is found again.
-    pub(super) fn bound(&mut self) {
-        if self.bytes > STATE_ATTEMPT_BYTES_MAX {
+    /// Lets everything go if it is much, for it is found again; whether it was.
+    pub(super) fn bound(&mut self) -> bool {
+        let is_much = self.bytes > STATE_ATTEMPT_BYTES_MAX;
+        if is_much {
             self.by_key.clear();
             self.bytes = 0;
         }
+        is_much
     }
 
     pub(super) fn take_in(&mut self, fetch: StateFetch) {

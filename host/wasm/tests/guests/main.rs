@@ -8,5 +8,6 @@ mod cost;
 mod diagnostics;
 mod hostile;
 mod state;
+mod state_on_disk;
 mod support;
 mod words;
