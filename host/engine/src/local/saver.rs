@@ -156,7 +156,8 @@ impl Saver {
 
     /// Does what is ordered of the checkpoint that was just made.
     pub(super) fn run(&self, errand: Errand, sequence: u64) {
-        errand.run(self.store.path(), sequence);
+        let disk = &*self.layout.disk;
+        errand.run(disk, self.store.path(), self.runs.files(), sequence);
     }
 
     fn sync(&self, unsynced: Vec<Unsynced>, lost_sight: bool) -> Result<(), KeepError> {

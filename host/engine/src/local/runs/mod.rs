@@ -162,6 +162,12 @@ impl RunFiles {
         self.strange.push(key);
     }
 
+    /// All runs that the last checkpoint names, and where they are.
+    pub(super) fn files(&self) -> impl Iterator<Item = (StoredRun, PathBuf)> {
+        let stored = self.tables.values().flat_map(|known| &known.stored);
+        stored.map(|run| (*run, self.path(run.number)))
+    }
+
     fn path(&self, number: u64) -> PathBuf {
         self.dir.join(file_name(number))
     }

@@ -2,6 +2,7 @@
 
 use millrace_log::Cipher;
 
+use super::backup::{Place, back_up};
 use super::damage::change_checkpoint;
 use super::*;
 use crate::room::Kept;
@@ -342,4 +343,49 @@ async fn a_damaged_run_is_not_merged_and_others_are() {
     // Nothing else is the worse for it.
     write(&engine, damaged, &[("9", Some("1"))]).await;
     checkpoint(&engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_has_the_state_of_its_moment_and_what_is_restored_has_it() {
+    let place = Place::new();
+    let engine = open_real(&place.at("data"), paged()).await.unwrap();
+    let at = at(&topic(&engine, "in", Durability::Durable).await, 0);
+    for (key, value) in [("a", "1"), ("b", "22")] {
+        write(&engine, at, &[(key, Some(value))]).await;
+        checkpoint(&engine).await;
+    }
+    write(&engine, at, &[("c", Some("3")), ("a", None)]).await;
+    let expected = pairs(&engine, at).await;
+    back_up(&engine, &place.at("backup")).await;
+    // Its runs go, and stay in the backup.
+    commit(&engine, at, true, &[("later", Some("4"))]).await;
+    checkpoint(&engine).await;
+    let verified = place.verified("backup");
+    assert!(verified.flaws.is_empty(), "{:?}", verified.flaws);
+    assert!(verified.manifest.damage.is_empty());
+    assert_eq!(verified.manifest.format, 2);
+    place.restored("backup", "restored");
+    let restored = open_real(&place.at("restored"), paged()).await.unwrap();
+    assert_eq!(pairs(&restored, at).await, expected);
+    // One that has none in files is as it was for older versions.
+    let plain = open_real(&place.at("plain"), small()).await.unwrap();
+    back_up(&plain, &place.at("plain-backup")).await;
+    assert_eq!(place.verified("plain-backup").manifest.format, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_state_is_copied_and_named() {
+    let place = Place::new();
+    let engine = open_real(&place.at("data"), paged()).await.unwrap();
+    let at = at(&topic(&engine, "in", Durability::Durable).await, 0);
+    write(&engine, at, &[("a", Some("1"))]).await;
+    checkpoint(&engine).await;
+    let path = place.at("data").join("state/1.run");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[30] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    back_up(&engine, &place.at("backup")).await;
+    let manifest = place.verified("backup").manifest;
+    let named: Vec<&str> = { manifest.damage.iter() }.map(|flaw| &*flaw.path).collect();
+    assert_eq!(named, ["state/1.run"]);
 }
