@@ -36,7 +36,7 @@ use crate::state::StateTable;
 /// What is written; those before are read, too. 2: values may be encrypted, and say with which key; topics' partitions say how old
 /// their active segments are, and how far they are compacted. 3: every row has a checksum. 4: tables of state stand in runs; where
 /// none does, 3 is written.
-const FORMAT_MAX: u64 = 4;
+const FORMAT_RUNS: u64 = 4;
 /// The format without runs.
 const FORMAT_ROWS: u64 = 3;
 /// The first format in which every row has a checksum.
@@ -303,8 +303,8 @@ async fn read_meta(
         .iter()
         .find(|row| matches!(row.try_get(0), Ok("format")));
     let format = format.map_or(Ok(0), |row| number(row, 1))?;
-    if format > FORMAT_MAX {
-        let newer = format!("it has format {format}; this version reads up to {FORMAT_MAX}");
+    if format > FORMAT_RUNS {
+        let newer = format!("it has format {format}; this version reads up to {FORMAT_RUNS}");
         return Err(sqlx::Error::Protocol(newer));
     }
     let sealed = format >= FORMAT_SEALED;
@@ -460,7 +460,7 @@ async fn save_step(
 /// An older version does not know of runs, and must not open what has any; everything else it can.
 async fn format_of(on: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
     Ok(match runs::has_paged(on).await? {
-        true => FORMAT_MAX,
+        true => FORMAT_RUNS,
         false => FORMAT_ROWS,
     })
 }

@@ -8,6 +8,5 @@ mod cost;
 mod diagnostics;
 mod hostile;
 mod state;
-mod state_on_disk;
 mod support;
 mod words;

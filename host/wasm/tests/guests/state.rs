@@ -10,7 +10,7 @@ use millrace_model::{ColumnBatch, Timestamp};
 use crate::support::{TestHost, batch, outputs};
 
 /// Messages with these keys, and perhaps a header of the first.
-pub(crate) fn keyed(keys: &[&str], header: Option<(&str, &str)>) -> Arc<ColumnBatch> {
+fn keyed(keys: &[&str], header: Option<(&str, &str)>) -> Arc<ColumnBatch> {
     let mut batch = ColumnBatch::clone(&batch(keys.iter().map(|_| "x")));
     let mut push = |text: &str| {
         let start = batch.data.len() as u32;
