@@ -139,7 +139,7 @@ impl OnDisk {
         engine.close().await;
         drop(engine);
         let engine = open().await.unwrap();
-        let table = engine.state("p", partition).unwrap();
+        let table = engine.state("p", partition).await.unwrap();
         assert!(table.is_paged());
         Self {
             disk,

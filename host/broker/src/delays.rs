@@ -379,7 +379,7 @@ impl Broker {
         let table = self.inner.engine.state(GROUP, partition).await?;
         let wait = Duration::from_millis(CANCEL_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
-        let _turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
+        let turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
         // Other hosts move them by their own clocks.
         let moved_here = self.inner.delays.moved_in.lock().contains(&partition);
         let may_be_moved = moved_here || self.inner.hosts.had_others();
@@ -389,6 +389,7 @@ impl Broker {
         };
         let transaction = Transaction {
             state: vec![removal(partition, share, std::iter::once(&entry.key))],
+            turns: turn.held().into_iter().collect(),
             durability: Some(topic.spec.durability),
             ..Transaction::default()
         };

@@ -69,7 +69,8 @@ pub struct Transaction {
     pub entries: Vec<EntryWrite>,
     /// Changes of groups' state, in order; one table at most once.
     pub state: Vec<StateWrite>,
-    /// The turns that the state was read and is written under. They are held until it is applied.
+    /// The turns that the state was read and is written under. They are held until it is applied or refused; of a commit in doubt, until that
+    /// is said.
     pub turns: Vec<HeldTurn>,
     /// At least this durable; each append's topic may ask for more.
     pub durability: Option<Durability>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
-use millrace_engine::state::{StateEntry, StateQuery, StateTable};
+use millrace_engine::state::{StateEntry, StateQuery, StateTable, Turn};
 use millrace_engine::{Append, CommitError, ReadError, Transaction};
 use millrace_model::{
     BatchBuilder, Compression, RecordBatch, Timestamp, TopicName, TopicPartition,
@@ -177,7 +177,7 @@ impl Delays {
         let turn = table.turn().await;
         let due = due(&table, partition, now);
         if !due.entries.is_empty() {
-            self.deliver(partition, topic, due, &share).await?;
+            self.deliver(partition, topic, due, &share, &turn).await?;
         }
         drop(turn);
         self.show(partition, topic, &table);
@@ -246,6 +246,7 @@ impl Delays {
         topic: &TopicName,
         due: Due,
         share: &Share,
+        turn: &Turn,
     ) -> Result<(), Left> {
         let lost = due.entries.len() - due.ids.len();
         if lost > 0 {
@@ -262,6 +263,7 @@ impl Delays {
                 share,
                 due.entries.iter().map(|e| &e.key),
             )],
+            turns: turn.held().into_iter().collect(),
             ..Transaction::default()
         };
         share.commit(transaction).await?;

@@ -128,6 +128,7 @@ impl Delays {
             };
             let transaction = Transaction {
                 state: vec![write(partition, Some(&share), writes)],
+                turns: turn.held().into_iter().collect(),
                 ..Transaction::default()
             };
             match share.commit(transaction).await {

@@ -134,13 +134,13 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
 /// Also where nobody waits for the commit any more: whoever has the turn next sees all of it, or it never comes.
 pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let lease = engine.claim("group", partition).await.expect("claimed");
-    let table = engine.state("group", partition).expect("a table");
+    let hold = engine.claim("group", partition).await.expect("claimed");
+    let table = engine.state("group", partition).await.expect("a table");
     for round in 0..50 {
         let turn = table.turn().await;
         let written = Transaction {
             turns: turn.held().into_iter().collect(),
-            ..only(under(&lease, set(&[("round", &round.to_string())])))
+            ..only(under(&hold.lease, set(&[("round", &round.to_string())])))
         };
         // Not longer than it takes to ask.
         let commit = engine.commit(written);
@@ -149,7 +149,7 @@ pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<d
         let _turn = table.turn().await;
         let seen = table.page(&StateQuery::default()).unwrap().version;
         // Whatever was asked before is decided before this.
-        let after = only(under(&lease, StateWrites::default()));
+        let after = only(under(&hold.lease, StateWrites::default()));
         engine.commit(after).await.expect("committed");
         let last = table.page(&StateQuery::default()).unwrap().version;
         assert!(last <= seen + 1, "something came after the turn");

@@ -73,7 +73,7 @@ impl LocalEngine {
         });
         for place in places {
             let write = &mut transaction.state[place];
-            let Ok(table) = self.state(&write.group, write.partition) else {
+            let Ok(table) = self.state(&write.group, write.partition).await else {
                 // It is refused when it is decided.
                 continue;
             };

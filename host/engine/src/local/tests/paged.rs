@@ -199,7 +199,7 @@ async fn what_a_checkpoint_has_of_an_emptied_table_does_not_count_for_the_host()
     assert!(held() > 2_000);
     // A checkpoint's word of it that is not made yet.
     let step = {
-        let table = engine.state(GROUP, at).unwrap();
+        let table = engine.state(GROUP, at).await.unwrap();
         table.take_step(0).expect("something to write")
     };
     assert!(held() > 2_000, "what stands in no run is in memory");
