@@ -75,6 +75,7 @@ macro_rules! conformance_tests {
             state::state_goes_with_its_topic,
             state::a_page_is_of_one_moment_while_commits_go_on,
             state::a_turn_lasts_until_what_was_written_under_it_is_there,
+            state::what_has_ended_is_removed_and_nothing_goes_with_it,
             once::a_repeated_batch_is_told_its_offset_and_not_appended,
             once::a_gap_between_batches_is_refused,
             once::a_producer_started_anew_fences_its_earlier_life,

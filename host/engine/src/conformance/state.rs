@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use millrace_model::{Offset, Timestamp, TopicPartition};
+use millrace_model::{Clock as _, Offset, SystemClock, Timestamp, TopicPartition};
 
 use super::progress::{assert_fenced, up_to};
 use super::{Place, append, at, end, make_partition, make_topic, name};
@@ -154,6 +154,55 @@ pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<d
         let last = table.page(&StateQuery::default()).unwrap().version;
         assert!(last <= seen + 1, "something came after the turn");
     }
+}
+
+/// Whoever removes it: the engine by itself, or whoever has the turn.
+pub async fn what_has_ended_is_removed_and_nothing_goes_with_it(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let hold = engine.claim("group", partition).await.expect("claimed");
+    let table = engine.state("group", partition).await.expect("a table");
+    let clock = SystemClock::new();
+    let now = clock.wall().0;
+    let ending = |key: &str, ends_at| StateChange {
+        ends_at: Timestamp(ends_at),
+        ..change(key, Some("1"))
+    };
+    let keys: Vec<String> = (0..20).map(|number| format!("ends {number}")).collect();
+    let changes = keys.iter().map(|key| ending(key, now - 1));
+    let others = [change("stays", Some("1")), ending("lives on", now - 1)];
+    let writes = StateWrites {
+        changes: changes.chain(others).collect(),
+        ..StateWrites::default()
+    };
+    let moved = StateWrites {
+        changes: vec![ending("lives on", now + 3_600_000)],
+        ..StateWrites::default()
+    };
+    for writes in [writes, moved] {
+        let committed = engine.commit(only(under(&hold.lease, writes))).await;
+        committed.expect("committed");
+    }
+    for _ in 0..10_000 {
+        if table.size().entries == 2 {
+            break;
+        }
+        let turn = table.turn().await;
+        table.sweep(clock.wall(), 7);
+        let ended = table.find_ended(clock.wall(), 7, usize::MAX);
+        let ended = ended.expect("readable");
+        if !ended.is_empty() {
+            let removal = Transaction {
+                turns: turn.held().into_iter().collect(),
+                ..only(under(&hold.lease, ended.into_writes()))
+            };
+            engine.commit(removal).await.expect("committed");
+        }
+        drop(turn);
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    let left = pairs(&[("lives on", "1"), ("stays", "1")]);
+    assert_eq!(state(&*engine, "group", partition).await, left);
+    assert_eq!(table.size().entries, 2);
 }
 
 /// Its entries are of one transaction with each other, and with the progress that they are said to be of.

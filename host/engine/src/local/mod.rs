@@ -21,6 +21,7 @@ mod codec;
 mod committer;
 mod evidence;
 pub mod examine;
+mod expiry;
 mod flusher;
 mod holds;
 mod keeper;
@@ -218,7 +219,13 @@ impl LocalEngine {
         };
         let care_thread = care.start(keep)?;
         let pause = Arc::new(Pause::default());
-        let cleaner = Cleaner::new(Arc::clone(&shared), queue.downgrade(), Arc::clone(&pause));
+        let room = Arc::clone(&queue_room);
+        let cleaner = Cleaner::new(
+            Arc::clone(&shared),
+            queue.downgrade(),
+            room,
+            Arc::clone(&pause),
+        );
         let threads = Threads {
             syncers: SYNCERS.map(syncer).collect::<std::io::Result<_>>()?,
             cleaner: named("millrace-clean", move || cleaner.run())?,

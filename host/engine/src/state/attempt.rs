@@ -12,6 +12,7 @@ use millrace_model::bounds::{
 use millrace_model::columns::NONE;
 use parking_lot::MappedRwLockReadGuard;
 
+use super::ending::Ended;
 use super::lookup::{Held, Seen, StateFetch, View, Wanted};
 use super::picture::Picture;
 use super::resident::{Entries, weight};
@@ -88,6 +89,8 @@ pub struct StateAttempt {
     written_bytes: usize,
     /// What the table would hold more.
     growth: Growth,
+    /// What is removed besides, unless it is written.
+    ended: Ended,
     /// Which messages wrote.
     wrote: Vec<bool>,
     wrote_for_all: bool,
@@ -124,6 +127,7 @@ impl StateAttempt {
             ordered: None,
             written_bytes: 0,
             growth: Growth::default(),
+            ended: Ended::default(),
             wrote: vec![false; messages],
             wrote_for_all: false,
         }
@@ -492,6 +496,11 @@ impl StateAttempt {
             || self.wrote.get(message).copied().unwrap_or(false)
     }
 
+    /// Has entries that have ended removed along with its writes. They are no message's, and count for no bound of a call.
+    pub fn remove_ended(&mut self, ended: Ended) {
+        self.ended = ended;
+    }
+
     /// What is to be committed.
     #[must_use]
     pub fn into_writes(self) -> StateWrites {
@@ -500,14 +509,19 @@ impl StateAttempt {
             value: written.value,
             ends_at: written.ends_at,
         };
-        StateWrites {
+        let mut writes = StateWrites {
             resets: false,
-            changes: self.writes.into_iter().map(change).collect(),
+            changes: Vec::with_capacity(self.writes.len() + self.ended.len()),
             adds: Some(Adds {
                 entries: self.growth.entries as i64,
                 bytes: self.growth.bytes as i64,
             }),
-        }
+        };
+        let written = &self.writes;
+        self.ended
+            .add_to(&mut writes, |key| !written.contains_key(key));
+        writes.changes.extend(self.writes.into_iter().map(change));
+        writes
     }
 }
 

@@ -1,7 +1,7 @@
 //! What changed in a paged table and stands in no run yet, by key. One layer grows with each commit; all others stay as they are, so
 //! that pictures and checkpoints read them without a lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use millrace_model::Timestamp;
 
 use super::resident::Entries;
-use super::{StateChange, StateValue};
+use super::{NEVER, StateChange, StateValue};
 
 /// Bytes that a change costs in memory beside its key and value, about.
 const CHANGE_COST_BYTES: usize = 160;
@@ -26,9 +26,13 @@ pub(super) struct Said {
 #[derive(Debug, Default)]
 pub(crate) struct Changed {
     by_key: HashMap<Arc<[u8]>, Said>,
+    /// Places of ends at which nothing ends any more, whatever older layers and runs say.
+    vacant: HashSet<(Timestamp, Arc<[u8]>)>,
     cost: usize,
     /// The keys in order, from the first time on that somebody asks; nothing changes any more then.
     sorted: OnceLock<Vec<Arc<[u8]>>>,
+    /// Places in order, and which of them are vacant; likewise.
+    places: OnceLock<Vec<(Timestamp, Arc<[u8]>, bool)>>,
 }
 
 /// Changes that stay as they are.
@@ -42,9 +46,12 @@ pub(crate) enum Layer {
 /// A key and what is said of it, owned by nobody but the layers.
 pub(super) type Met<'a> = (&'a Arc<[u8]>, Option<&'a StateValue>, Timestamp);
 
+/// The place of an end: the end, the key, and whether it is vacant.
+pub(super) type Place<'a> = (Timestamp, &'a Arc<[u8]>, bool);
+
 impl Changed {
     pub(super) fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
+        self.by_key.is_empty() && self.vacant.is_empty()
     }
 
     pub(super) fn cost(&self) -> usize {
@@ -61,7 +68,18 @@ impl Changed {
         );
     }
 
+    /// Notes that nothing ends there.
+    pub(super) fn note_vacant(&mut self, end: Timestamp, key: &Arc<[u8]>) {
+        if self.vacant.insert((end, Arc::clone(key))) {
+            self.cost += key.len() + CHANGE_COST_BYTES;
+        }
+    }
+
     fn put(&mut self, key: &Arc<[u8]>, said: Said) {
+        let ends = said.value.is_some() && said.ends_at != NEVER && !self.vacant.is_empty();
+        if ends && self.vacant.remove(&(said.ends_at, Arc::clone(key))) {
+            self.cost -= key.len() + CHANGE_COST_BYTES;
+        }
         let bytes = |said: &Said| said.value.as_ref().map_or(0, |v| v.as_bytes().len());
         self.cost += bytes(&said);
         match self.by_key.get_mut(key) {
@@ -80,11 +98,16 @@ impl Changed {
     fn over(older: &Self, newer: &Self) -> Self {
         let mut both = Self {
             by_key: older.by_key.clone(),
+            vacant: older.vacant.clone(),
             cost: older.cost,
-            sorted: OnceLock::new(),
+            ..Self::default()
         };
-        let newer = newer.by_key.iter();
-        newer.for_each(|(key, said)| both.put(key, said.clone()));
+        for (key, said) in &newer.by_key {
+            both.put(key, said.clone());
+        }
+        for (end, key) in &newer.vacant {
+            both.note_vacant(*end, key);
+        }
         both
     }
 
@@ -100,6 +123,23 @@ impl Changed {
             keys
         })
     }
+
+    fn places(&self) -> &[(Timestamp, Arc<[u8]>, bool)] {
+        self.places.get_or_init(|| {
+            let said = self.by_key.iter();
+            let ending = said.filter(|(_, said)| said.value.is_some() && said.ends_at != NEVER);
+            let ending = ending.map(|(key, said)| (said.ends_at, Arc::clone(key), false));
+            let vacant = self.vacant.iter();
+            let vacant = vacant.map(|(end, key)| (*end, Arc::clone(key), true));
+            let mut places: Vec<_> = ending.chain(vacant).collect();
+            places.sort_unstable();
+            places
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.by_key.len() + self.vacant.len()
+    }
 }
 
 impl Layer {
@@ -110,11 +150,11 @@ impl Layer {
         }
     }
 
-    /// How many keys it says something of.
+    /// Of how many keys and vacant places it says something.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Whole(entries) => entries.size().entries,
-            Self::Changes(changed) => changed.by_key.len(),
+            Self::Changes(changed) => changed.len(),
         }
     }
 
@@ -137,12 +177,32 @@ impl Layer {
     pub(super) fn joined(older: &Self, newer: &Self) -> Option<Self> {
         match (older, newer) {
             (Self::Changes(older), Self::Changes(newer))
-                if older.by_key.len() <= 2 * newer.by_key.len() =>
+                if older.len() <= 2 * newer.len() =>
             {
                 Some(Self::Changes(Changed::over(older, newer)))
             }
             _ => None,
         }
+    }
+
+    /// Places of ends, in order.
+    pub(super) fn places(&self) -> Box<dyn Iterator<Item = Place<'_>> + '_> {
+        match self {
+            Self::Whole(entries) => Box::new(entries.ends().map(|(end, key)| (*end, key, false))),
+            Self::Changes(changed) => {
+                let places = changed.places().iter();
+                Box::new(places.map(|(end, key, is_vacant)| (*end, key, *is_vacant)))
+            }
+        }
+    }
+
+    /// Places that it knows to be vacant.
+    pub(super) fn vacant(&self) -> impl Iterator<Item = &(Timestamp, Arc<[u8]>)> {
+        let changed = match self {
+            Self::Whole(_) => None,
+            Self::Changes(changed) => Some(changed),
+        };
+        changed.into_iter().flat_map(|changed| &changed.vacant)
     }
 
     /// All keys from a bound on, in order.

@@ -4,6 +4,7 @@
 //! writes over the table, which become [`StateWrites`] if they are to count, and are dropped if not.
 
 mod attempt;
+mod ending;
 mod layer;
 mod listing;
 mod lookup;
@@ -23,6 +24,7 @@ use millrace_model::bounds::{STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX};
 use millrace_model::{Offset, Timestamp, TopicPartition};
 
 pub use attempt::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
+pub use ending::Ended;
 pub(crate) use layer::Layer;
 pub use lookup::StateFetch;
 pub(crate) use paged::LayersStep;

@@ -10,11 +10,14 @@
 
 use std::sync::{Arc, Weak};
 
+use millrace_model::Timestamp;
+
+use super::ending::{self, Found};
 use super::layer::{Changed, Layer, Met};
 use super::picture::Picture;
 use super::resident::Entries;
 use super::runs::RunSet;
-use super::{StateSize, StateTable, StateWrites};
+use super::{NEVER, StateError, StateSize, StateTable, StateWrites};
 
 #[derive(Debug)]
 pub(super) struct Paged {
@@ -26,6 +29,8 @@ pub(super) struct Paged {
     runs: Arc<RunSet>,
     size: StateSize,
     version: u64,
+    /// Before it nothing has ended, as far as anybody has looked.
+    next_end: Timestamp,
 }
 
 /// What a checkpoint has to write of a paged table.
@@ -49,16 +54,20 @@ impl Paged {
             runs,
             size,
             version: 0,
+            // It was not looked yet.
+            next_end: Timestamp(0),
         }
     }
 
     /// A table that was in memory: what it had becomes the first layer, without being copied.
     pub(super) fn of(mut entries: Entries) -> Self {
         let (size, version) = (entries.size(), entries.version());
+        let next_end = entries.next_end();
         entries.forget_slots();
         Self {
             aside: vec![Arc::new(Layer::Whole(entries))],
             version,
+            next_end,
             ..Self::stored(Arc::default(), size)
         }
     }
@@ -92,9 +101,45 @@ impl Paged {
     pub(super) fn apply(&mut self, writes: &StateWrites) -> Option<()> {
         self.size = writes.adds?.after(self.size)?;
         self.version += 1;
-        let changes = writes.changes.iter();
-        changes.for_each(|change| self.changes.note(change));
+        for change in &writes.changes {
+            if change.value.is_some() {
+                self.next_end = self.next_end.min(change.ends_at);
+            }
+            self.changes.note(change);
+        }
         Some(())
+    }
+
+    /// Whether something may have ended that is still there.
+    pub(super) fn has_ended(&self, now: Timestamp) -> bool {
+        self.next_end <= now
+    }
+
+    /// The table as it is now, for whoever looks for what has ended in it; what is written from now on is noted beside that.
+    pub(super) fn begin_look(&mut self) -> Picture {
+        self.next_end = NEVER;
+        self.picture()
+    }
+
+    /// What the look at the table found that was written to so often.
+    pub(super) fn end_look(
+        &mut self,
+        version: u64,
+        now: Timestamp,
+        found: Result<&Found, &StateError>,
+    ) {
+        let look_at = match found {
+            Ok(found) => found.look_at,
+            Err(_) => ending::after_unreadable(now),
+        };
+        self.next_end = self.next_end.min(look_at);
+        // Nothing may have come to end there meanwhile.
+        if let Ok(found) = found
+            && self.version == version
+        {
+            let mut vacant = found.vacant.iter();
+            vacant.for_each(|(end, key)| self.changes.note_vacant(*end, key));
+        }
     }
 
     /// Sets the changes aside, so that they stay as they are.

@@ -163,6 +163,11 @@ impl Entries {
         self.ending.first().map_or(NEVER, |(at, _)| *at)
     }
 
+    /// All ends, in order.
+    pub(super) fn ends(&self) -> impl Iterator<Item = &(Timestamp, Arc<[u8]>)> {
+        self.ending.iter()
+    }
+
     fn change(&mut self, change: &StateChange) {
         match &change.value {
             Some(value) => self.insert(&change.key, value.clone(), change.ends_at),

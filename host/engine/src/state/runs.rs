@@ -1,13 +1,14 @@
 //! The runs of one paged table, as one: what was changed before the layers in memory (docs/adr/0020).
 //!
 //! A key of a run begins with a byte that says what it is: of an entry 0, then the entry's key; of the place of an end 1, then the end
-//! as a big-endian number, then the entry's key. A place has an empty value and not none, for a merge drops what has none.
+//! as a big-endian number, then the entry's key. A place has an empty value, or none if it is vacant, for a merge drops what has none.
 
 use std::sync::Arc;
 
 use millrace_log::run::{Item, Merged, Reach, Run, RunError, RunWriter};
 use millrace_model::Timestamp;
 
+use super::ending::vacant_of;
 use super::layer::{Layer, LayersWalk};
 use super::{NEVER, StateError};
 
@@ -82,14 +83,22 @@ impl RunSet {
 
     /// All entries from a key on, in order.
     pub(super) fn walk(&self, from: &[u8]) -> Result<RunsWalk<'_>, RunError> {
-        let from = [&[ENTRY][..], from].concat();
-        let cursors = self.runs.iter().map(|run| run.cursor(&from));
+        self.walk_from(&[&[ENTRY][..], from].concat())
+    }
+
+    /// All places of ends, in order.
+    pub(super) fn walk_places(&self) -> Result<RunsWalk<'_>, RunError> {
+        self.walk_from(&[END])
+    }
+
+    fn walk_from(&self, from: &[u8]) -> Result<RunsWalk<'_>, RunError> {
+        let cursors = self.runs.iter().map(|run| run.cursor(from));
         let merged = Merged::of(cursors.collect::<Result<_, _>>()?)?;
         Ok(RunsWalk { merged })
     }
 }
 
-/// A place among the entries of all runs.
+/// Somewhere among the entries of all runs, or among their places of ends.
 pub(super) struct RunsWalk<'a> {
     merged: Merged<'a>,
 }
@@ -104,6 +113,17 @@ impl RunsWalk<'_> {
         }))
     }
 
+    /// The place of an end that it is at, and whether that is vacant; `None` past the last one.
+    pub(super) fn place(&self) -> Result<Option<(Timestamp, &[u8], bool)>, RunError> {
+        let item = self.merged.item()?;
+        Ok(item.and_then(|item| {
+            let place = item.key.strip_prefix(&[END])?;
+            let (end, key) = place.split_first_chunk()?;
+            let end = Timestamp(u64::from_be_bytes(*end));
+            Some((end, key, item.value.is_none()))
+        }))
+    }
+
     pub(super) fn advance(&mut self) -> Result<(), RunError> {
         self.merged.advance()
     }
@@ -111,8 +131,8 @@ impl RunsWalk<'_> {
 
 /// How many items [`write_layers`] writes at the most.
 pub(crate) fn items_of(layers: &[Arc<Layer>]) -> u64 {
-    let keys: usize = layers.iter().map(|layer| layer.len()).sum();
-    2 * keys as u64
+    let said: usize = layers.iter().map(|layer| layer.len()).sum();
+    2 * said as u64
 }
 
 /// Writes what layers say, the oldest first, into a run; `are_oldest` if there is no run below them. Says whether there was anything.
@@ -145,20 +165,26 @@ pub(crate) fn write_layers(
         })?;
         is_any = true;
         if ends_at != NEVER {
-            ending.push((ends_at, entry));
+            ending.push((ends_at, entry, false));
         }
     }
+    if !are_oldest {
+        ending.extend(vacant_of(layers).map(|(end, entry)| (end, entry, true)));
+    }
     ending.sort_unstable();
-    for (ends_at, entry) in ending {
+    // A place at which something ends again is not vacant.
+    ending.dedup_by(|later, earlier| (later.0, later.1) == (earlier.0, earlier.1));
+    for (ends_at, entry, is_vacant) in ending {
         key.clear();
         key.push(END);
         key.extend(ends_at.0.to_be_bytes());
         key.extend_from_slice(entry);
         writer.add(&Item {
             key: &key,
-            value: Some(b""),
+            value: (!is_vacant).then_some(b""),
             ends_at: NEVER.0,
         })?;
+        is_any = true;
     }
     Ok(is_any)
 }

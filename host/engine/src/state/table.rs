@@ -11,13 +11,14 @@ use millrace_model::Timestamp;
 use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
 use tokio::sync::Mutex;
 
+use super::ending::Ended;
 use super::layer::{Layer, Met};
 use super::lookup::{Seen, StateFetch, View, Wanted};
 use super::paged::{LayersStep, Paged};
 use super::picture::Picture;
 use super::resident::{Entries, TableChanges};
 use super::runs::RunSet;
-use super::turn::Turn;
+use super::turn::{HeldTurn, Turn};
 use super::{
     Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, StateChange, StateEntry, StateError, StatePage,
     StateQuery, StateWrites,
@@ -377,7 +378,7 @@ impl StateTable {
     }
 
     /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were; none of a paged table,
-    /// where that is a write. Whoever has the table's turn may count on what an entry was at the beginning of it, so this is his to
+    /// where that is a write ([`StateTable::find_ended`]). Whoever has the table's turn may count on what an entry was at the beginning of it, so this is his to
     /// do; [`StateTable::sweep_idle`] is anybody's.
     pub fn sweep(&self, now: Timestamp, entries_max: usize) -> usize {
         let has_ended = self.resident().is_some_and(|e| e.next_end() <= now);
@@ -394,6 +395,48 @@ impl StateTable {
     pub fn sweep_idle(&self, now: Timestamp, entries_max: usize) -> usize {
         let turn = self.turn.try_lock();
         turn.map_or(0, |_turn| self.sweep(now, entries_max))
+    }
+
+    /// Whether entries may have ended that only a write removes: those of a paged table.
+    #[must_use]
+    pub fn may_have_ended(&self, now: Timestamp) -> bool {
+        match &self.held.read().form {
+            Form::Paged(paged) => paged.has_ended(now),
+            Form::Resident(_) => false,
+        }
+    }
+
+    /// Looks for entries of a paged table that have ended: at most so many, and no more than removing them takes so many bytes in a
+    /// journal, but for one larger. For whoever has the turn, to be removed with what he commits; until then they are found again.
+    /// It may read from the disk.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`]; it is not looked again for a while.
+    pub fn find_ended(
+        &self,
+        now: Timestamp,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Result<Ended, StateError> {
+        let picture = self.change(|form| match form {
+            Form::Paged(paged) if paged.has_ended(now) => Some(paged.begin_look()),
+            _ => None,
+        });
+        let Some(picture) = picture else {
+            return Ok(Ended::default());
+        };
+        let found = picture.find_ended(now, entries_max, bytes_max);
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                paged.end_look(picture.version, now, found.as_ref());
+            }
+        });
+        Ok(found?.ended)
+    }
+
+    /// As [`StateTable::turn`], if nobody else has it.
+    pub(crate) fn try_turn(&self) -> Option<HeldTurn> {
+        HeldTurn::try_of(&self.turn)
     }
 
     /// Whether it can take over these writes: to a paged table they say what they add, and take away no more than there is.

@@ -28,6 +28,14 @@ impl HeldTurn {
         }
     }
 
+    /// The turn, if nobody has it.
+    pub(super) fn try_of(turn: &Arc<Mutex<()>>) -> Option<Self> {
+        let guard = Arc::clone(turn).try_lock_owned().ok()?;
+        Some(Self {
+            guard: Arc::new(guard),
+        })
+    }
+
     /// Whether it is a turn of this table.
     pub(crate) fn is_of(&self, table: &StateTable) -> bool {
         Arc::ptr_eq(OwnedMutexGuard::mutex(&self.guard), table.turn_mutex())

@@ -91,6 +91,27 @@ impl State {
         }
     }
 
+    /// The tables that stand in files, in order.
+    pub(in crate::local) fn paged_tables(&self) -> Vec<(TopicPartition, Arc<str>, Arc<StateTable>)> {
+        let groups = self.groups.iter();
+        let groups = groups.flat_map(|(at, groups)| groups.iter().map(move |(n, g)| (at, n, g)));
+        let paged = groups.filter_map(|(partition, name, group)| {
+            let table = group.state.as_ref().filter(|table| table.is_paged())?;
+            Some((*partition, Arc::clone(name), Arc::clone(table)))
+        });
+        let mut paged: Vec<_> = paged.collect();
+        paged.sort_unstable_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
+        paged
+    }
+
+    /// The next checkpoint has to look at the table, if it is still there, for what was found out about its places of ends.
+    pub(in crate::local) fn note_places(&mut self, partition: TopicPartition, name: &Arc<str>) {
+        let groups = self.groups.get(&partition);
+        if groups.is_some_and(|groups| groups.contains_key(name)) {
+            self.note_table(partition, Arc::clone(name));
+        }
+    }
+
     /// What the next checkpoint has to look at.
     fn note_table(&mut self, partition: TopicPartition, name: Arc<str>) {
         let groups = self.groups.entry(partition).or_default();

@@ -35,9 +35,18 @@ async fn commit(
         value: value.map(|value| StateValue::new(value.as_bytes())),
         ends_at: NEVER,
     });
+    change(engine, partition, resets, changes.collect()).await;
+}
+
+async fn change(
+    engine: &LocalEngine,
+    partition: TopicPartition,
+    resets: bool,
+    changes: Vec<StateChange>,
+) {
     let writes = StateWrites {
         resets,
-        changes: changes.collect(),
+        changes,
         adds: None,
     };
     let transaction = Transaction {
@@ -219,6 +228,41 @@ async fn what_a_checkpoint_has_of_an_emptied_table_does_not_count_for_the_host()
         .await
         .unwrap();
     assert_eq!(held(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_ended_in_a_table_at_rest_is_removed_as_everybody_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = LocalOptions {
+        cleaning_interval: Duration::from_millis(5),
+        ..paged()
+    };
+    let engine = open_real(dir.path(), options.clone()).await.unwrap();
+    let at = at(&topic(&engine, "in", Durability::Durable).await, 0);
+    write(&engine, at, &[("stays", Some("1"))]).await;
+    let ends_at = Timestamp(SystemClock::new().wall().0 + 200);
+    let changes = (0..2_500_u32).map(|number| StateChange {
+        key: number.to_string().as_bytes().into(),
+        value: Some(StateValue::new(b"2")),
+        ends_at,
+    });
+    let changes: Vec<StateChange> = changes.collect();
+    // No more than a journal's file takes.
+    for some in changes.chunks(300) {
+        change(&engine, at, false, some.to_vec()).await;
+    }
+    checkpoint(&engine).await;
+    let table = engine.state(GROUP, at).await.unwrap();
+    assert!(table.is_paged());
+    eventually(async || table.size().entries == 1).await;
+    assert_eq!(pairs(&engine, at).await, [("stays".into(), "1".into())]);
+    let size = table.size();
+    drop(table);
+    // It was written down.
+    engine.close().await;
+    drop(engine);
+    let engine = open_real(dir.path(), paged()).await.unwrap();
+    assert_eq!(page(&engine, at).await.size, size);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -156,8 +156,9 @@ fn a_paged_table_is_as_one_in_memory_at_every_step() {
         let (plain, mut paging) = (Arc::new(StateTable::default()), Paging::new());
         let table = Arc::clone(&paging.table);
         let mut pictures: Vec<(Picture, StatePage)> = Vec::new();
+        let mut sweeps = 0;
         for _ in 0..60 {
-            match random.u32(0..12) {
+            match random.u32(0..13) {
                 0 | 1 => paging.hand_over(),
                 2 | 3 => paging.save(),
                 4 => {
@@ -165,6 +166,16 @@ fn a_paged_table_is_as_one_in_memory_at_every_step() {
                     paging.save();
                 }
                 5 if random.bool() => paging.merge(),
+                8 => {
+                    sweeps += 1;
+                    let now = Timestamp(NOW.0 + 1_001 * sweeps);
+                    plain.sweep(now, 1_000);
+                    table.sweep(now, 1_000);
+                    let ended = table.find_ended(now, 1_000, usize::MAX).unwrap();
+                    let writes = ended.into_writes();
+                    assert_eq!(table.adds(&writes).unwrap(), writes.adds.unwrap());
+                    table.apply(&writes).unwrap();
+                }
                 6 if random.u32(0..4) == 0 => {
                     let resets = StateWrites {
                         resets: true,
@@ -293,4 +304,89 @@ fn writes_that_do_not_say_what_they_add_or_take_away_too_much_are_not_taken() {
         assert!(table.apply(&writes).is_err());
         assert_eq!(table.size(), before);
     }
+}
+
+/// Sets the key, which ends after so long.
+fn set_for(table: &Arc<StateTable>, key: &str, ttl_ms: u64) {
+    let columns = Columns::of(&[key]);
+    let how = WriteColumns {
+        ttl_ms: &[ttl_ms],
+        messages: &[],
+    };
+    let mut attempt = attempt(table);
+    attempt
+        .put(&columns.keys(), &columns.spans, &how)
+        .expect("set");
+    table.apply(&attempt.into_writes()).unwrap();
+}
+
+#[test]
+fn places_of_ends_go_after_what_ended_there() {
+    let mut paging = Paging::new();
+    let table = Arc::clone(&paging.table);
+    for key in ["ends", "lives on", "removed"] {
+        set_for(&table, key, 10);
+    }
+    paging.hand_over();
+    paging.save();
+    set_for(&table, "lives on", 100_000);
+    let mut removal = attempt(&table);
+    set(&mut removal, "removed", None).unwrap();
+    table.apply(&removal.into_writes()).unwrap();
+    paging.hand_over();
+    paging.save();
+    assert!(!table.may_have_ended(Timestamp(1_009)));
+    let now = Timestamp(2_000);
+    let ended = table.find_ended(now, 10, usize::MAX).unwrap();
+    assert_eq!(ended.len(), 1);
+    table.apply(&ended.into_writes()).unwrap();
+    assert_eq!(table.size().entries, 1);
+    assert!(!table.may_have_ended(now), "it rests");
+    let later = Timestamp(4_000);
+    assert!(table.find_ended(later, 10, usize::MAX).unwrap().is_empty());
+    paging.hand_over();
+    paging.save();
+    paging.merge();
+    // The one that lives on, and its place.
+    assert_eq!(paging.runs.as_ref().unwrap().runs()[0].facts().items(), 2);
+    assert!(!table.may_have_ended(Timestamp(100_999)));
+    let stored = StateTable::paged(paging.runs.clone().unwrap(), table.size());
+    for table in [&*table, &stored] {
+        let ended = table.find_ended(Timestamp(101_000), 10, usize::MAX);
+        assert_eq!(ended.unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn what_ended_is_found_in_parts_and_again_until_it_is_removed() {
+    let mut paging = Paging::new();
+    let table = Arc::clone(&paging.table);
+    for key in ["a", "b", "c", "d", "e"] {
+        set_for(&table, key, 10);
+        paging.hand_over();
+        paging.save();
+    }
+    let now = Timestamp(2_000);
+    for _ in 0..2 {
+        assert_eq!(table.find_ended(now, 2, usize::MAX).unwrap().len(), 2);
+        assert!(table.may_have_ended(now));
+    }
+    assert_eq!(table.find_ended(now, 10, 0).unwrap().len(), 1);
+    let mut sizes = Vec::new();
+    while table.may_have_ended(now) {
+        let ended = table.find_ended(now, 2, usize::MAX).unwrap();
+        table.apply(&ended.into_writes()).unwrap();
+        sizes.push(table.size().entries);
+    }
+    assert_eq!(sizes.last(), Some(&0), "{sizes:?}");
+    // A call that writes one of them itself counts it once.
+    set_for(&table, "f", 10);
+    paging.hand_over();
+    let ended = table.find_ended(Timestamp(4_000), 10, usize::MAX).unwrap();
+    let mut own = StateAttempt::new(Arc::clone(&table), Timestamp(4_000), 1);
+    own.remove_ended(ended);
+    set(&mut own, "f", Some("1")).unwrap();
+    let writes = own.into_writes();
+    assert_eq!(writes.changes.len(), 1);
+    assert_eq!(table.adds(&writes).unwrap(), writes.adds.unwrap());
 }

@@ -16,6 +16,7 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
     all.push(("a paged table that is emptied", emptied()));
     all.push(("a paged table of which everything is removed", removed()));
     all.push(("a paged table whose topic goes", gone()));
+    all.push(("a paged table whose entries end", ends()));
     all
 }
 
@@ -119,6 +120,53 @@ fn removed() -> Vec<Step> {
         script.push(Step::Wait(HOUR_MS / 2));
         script.push(Step::Reopen);
     }
+    script
+}
+
+/// Entries end: that stand in runs, that do not yet, whose end was moved, and that were removed and written again with the same end.
+/// They are removed by whoever writes, by the cleaner, and by whoever comes after a crash.
+fn ends() -> Vec<Step> {
+    use Change::{Add, AddFor, Remove, Set};
+    let [first, _] = GROUPS;
+    let hour = Some(HOUR_MS);
+    let mut script = vec![Step::Create("in", 1, Durable)];
+    for n in 0..3 {
+        let numbers = (1..4).map(|key| (key, AddFor(1, HOUR_MS)));
+        script.push(write(first, numbers.chain([(4, Add(1))]).collect()));
+        let texts = (10..13).map(|key| (key, Set(20, hour)));
+        script.push(write(first, texts.collect()));
+        script.push(Step::Checkpoint);
+        let moved = vec![(1, AddFor(1, 3 * HOUR_MS)), (10, Set(5, None)), (11, Remove)];
+        script.push(write(first, moved));
+        if n == 1 {
+            script.push(Step::Checkpoint);
+        }
+        script.push(write(first, vec![(11, Set(3, hour))]));
+        if n > 0 {
+            script.push(Step::Checkpoint);
+        }
+        script.push(Step::Wait(HOUR_MS));
+        script.push(Step::Sweep);
+        if n == 2 {
+            script.push(Step::Checkpoint);
+        }
+        // What is left of them are their places.
+        script.push(Step::Wait(2_000));
+        script.push(Step::Sweep);
+        script.push(Step::Checkpoint);
+        if n < 2 {
+            script.push(Step::Restart);
+        }
+        script.push(write(first, vec![(2, AddFor(1, HOUR_MS))]));
+        script.push(Step::Wait(3 * HOUR_MS));
+        script.push(write(first, vec![(4, Add(1))]));
+        if n > 0 {
+            script.push(Step::Checkpoint);
+        }
+    }
+    script.push(Step::Reopen);
+    script.push(Step::Sweep);
+    script.push(Step::Checkpoint);
     script
 }
 

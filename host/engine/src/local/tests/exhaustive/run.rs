@@ -444,6 +444,13 @@ impl Runner {
                 Ok(())
             }
             Step::Clean(place) => clean(&engine, before.at(*place)),
+            Step::Sweep => {
+                cleaner(&engine).remove_ended();
+                match engine.shared.poisoned() {
+                    Some(poisoned) => Err(text(poisoned)),
+                    None => Ok(()),
+                }
+            }
             Step::Wait(ms) => {
                 self.clock.advance(Duration::from_millis(*ms));
                 Ok(())
@@ -522,10 +529,14 @@ fn text(error: impl std::fmt::Display) -> String {
 }
 
 /// What the cleaner's thread does to one partition. Where the disk refuses it, it is tried again another time.
-fn clean(engine: &LocalEngine, at: TopicPartition) -> Result<(), String> {
+fn cleaner(engine: &LocalEngine) -> Cleaner {
     let queue = engine.queue.as_ref().expect("an open engine").downgrade();
-    let shared = Arc::clone(&engine.shared);
-    let cleaner = Cleaner::new(shared, queue, Arc::new(Pause::default()));
+    let (shared, room) = (Arc::clone(&engine.shared), Arc::clone(&engine.queue_room));
+    Cleaner::new(shared, queue, room, Arc::new(Pause::default()))
+}
+
+fn clean(engine: &LocalEngine, at: TopicPartition) -> Result<(), String> {
+    let cleaner = cleaner(engine);
     let partition = engine.partition(at).map_err(text)?;
     let settings = partition.settings();
     let cleaned = cleaner.look_at(&partition, &settings);

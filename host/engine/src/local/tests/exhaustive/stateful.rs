@@ -15,6 +15,9 @@ use crate::state::{
     KeyColumns, NEVER, StateAttempt, StateError, StateQuery, StateTable, StateWrites, WriteColumns,
 };
 
+/// Ended entries that a step removes along: fewer than there are.
+const SWEPT_AT_ONCE: usize = 2;
+
 /// What a step makes of one table.
 #[derive(Clone, Debug)]
 pub(super) struct Writes {
@@ -80,7 +83,9 @@ impl Writes {
         now: Timestamp,
     ) -> Result<StateWrites, StateError> {
         let table = if self.resets { Arc::default() } else { held };
+        let ended = table.find_ended(now, SWEPT_AT_ONCE, usize::MAX)?;
         let mut attempt = StateAttempt::new(table, now, 1);
+        attempt.remove_ended(ended);
         for &(key, change) in &self.changes {
             write(&mut attempt, key, change, number)?;
         }
