@@ -1,13 +1,14 @@
 //! A data directory, examined without changing a byte of it: `millrace doctor`'s eyes. Everything is looked at through a disk that
 //! cannot write; the checkpoint, whose database may have to roll back a cut transaction, is opened as a copy elsewhere.
 //!
-//! The order is that of a start: lock, checkpoint, journal, then what these say should be there: segments and modules.
+//! The order is that of a start: lock, checkpoint, journal, then what these say should be there: segments, files of state and modules.
 
 mod catalogue;
 mod journal;
 mod modules;
 mod partitions;
 mod report;
+mod runs;
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -21,7 +22,7 @@ pub use self::report::{FINDINGS_MAX, Finding, Repair, Report, Severity};
 use self::catalogue::Catalogue;
 use super::backup;
 use super::checkpoint::{Checkpoint, CheckpointStore};
-use super::{OpenError, evidence, names, reserve, runs};
+use super::{OpenError, evidence, names, reserve};
 use millrace_log::inspect::ReadOnlyDisk;
 
 /// Less room than this is worth a word: the journal alone takes several files of 64 MiB.
@@ -36,7 +37,7 @@ const KNOWN: [&str; 15] = [
     "journal",
     "topics",
     "modules",
-    runs::DIRECTORY,
+    super::runs::DIRECTORY,
     CHECKPOINT,
     ROLLBACK,
     "code",
@@ -80,7 +81,7 @@ pub enum ExamineError {
     },
 }
 
-/// How far the deep check of segments and modules is.
+/// How far the deep check of segments, files of state and modules is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
     /// Bytes read.
@@ -148,7 +149,8 @@ pub(super) fn look(
         }
         None => Catalogue::guessed(dir).map_err(failed(topics))?,
     };
-    let bytes_total = byte_count(&dir.join("topics")) + byte_count(&dir.join("modules"));
+    let read_through = ["topics", super::runs::DIRECTORY, "modules"];
+    let bytes_total = read_through.iter().map(|name| byte_count(&dir.join(name))).sum();
     let mut reached = Reached {
         bytes: 0,
         bytes_total,
@@ -159,6 +161,8 @@ pub(super) fn look(
     };
     let partitions = partitions::examine(&mut report, &catalogue, &mut read);
     report.expect_read("topics", partitions);
+    let runs = runs::examine(&mut report, &catalogue, &mut read, cipher.as_ref());
+    report.expect_read(super::runs::DIRECTORY, runs);
     let modules = modules::examine(&mut report, &catalogue, &mut read, cipher.as_deref());
     report.expect_read("modules", modules);
     report.conclude_keys();

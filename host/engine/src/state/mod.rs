@@ -30,7 +30,7 @@ pub use lookup::StateFetch;
 pub(crate) use paged::LayersStep;
 pub use picture::Picture;
 pub(crate) use resident::TableChanges;
-pub(crate) use runs::{RunSet, items_of, write_layers};
+pub(crate) use runs::{RunSet, entry_key, items_of, write_layers};
 pub(crate) use table::{Reading, TableStep};
 pub use table::{StateSize, StateTable};
 pub use turn::{HeldTurn, Turn};

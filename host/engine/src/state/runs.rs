@@ -10,7 +10,8 @@ use millrace_model::Timestamp;
 
 use super::ending::vacant_of;
 use super::layer::{Layer, LayersWalk};
-use super::{NEVER, StateError};
+use super::resident::weight_of;
+use super::{NEVER, StateError, StateSize};
 
 const ENTRY: u8 = 0;
 const END: u8 = 1;
@@ -81,6 +82,23 @@ impl RunSet {
         Ok(unread)
     }
 
+    /// How much stands in them. All of it is read.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub(crate) fn count(&self) -> Result<StateSize, RunError> {
+        let mut size = StateSize::default();
+        let mut walk = self.walk(b"")?;
+        while let Some(item) = walk.entry()? {
+            if let Some(value) = item.value {
+                size.entries += 1;
+                size.bytes += weight_of(item.key.len(), value.len());
+            }
+            walk.advance()?;
+        }
+        Ok(size)
+    }
+
     /// All entries from a key on, in order.
     pub(super) fn walk(&self, from: &[u8]) -> Result<RunsWalk<'_>, RunError> {
         self.walk_from(&[&[ENTRY][..], from].concat())
@@ -127,6 +145,16 @@ impl RunsWalk<'_> {
     pub(super) fn advance(&mut self) -> Result<(), RunError> {
         self.merged.advance()
     }
+}
+
+/// The key of the entry that a run's key is about, be it the entry itself or the place of its end.
+pub(crate) fn entry_key(key: &[u8]) -> &[u8] {
+    let entry = match key.split_first() {
+        Some((&END, place)) => place.get(size_of::<u64>()..),
+        Some((_, entry)) => Some(entry),
+        None => None,
+    };
+    entry.unwrap_or_default()
 }
 
 /// How many items [`write_layers`] writes at the most.

@@ -61,12 +61,12 @@ pub(super) struct RunFiles {
 }
 
 /// The name of a run's file.
-fn file_name(number: u64) -> String {
+pub(super) fn file_name(number: u64) -> String {
     format!("{number}.{EXTENSION}")
 }
 
 /// The number of a run's file.
-fn number_of(name: &str) -> Option<u64> {
+pub(super) fn number_of(name: &str) -> Option<u64> {
     let (number, extension) = name.split_once('.')?;
     let number = number.parse().ok()?;
     (extension == EXTENSION && file_name(number) == name).then_some(number)
