@@ -148,7 +148,7 @@ impl Picture {
                     there[at] = weight.map(|weight| (ends_at, weight));
                 }
                 None => {
-                    left.insert((key, at));
+                    left.insert((&**key, at));
                 }
             }
         }

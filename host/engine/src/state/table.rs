@@ -312,6 +312,14 @@ impl StateTable {
         Ok(())
     }
 
+    /// The files of a paged table; `None` of one that is in memory.
+    pub(crate) fn runs(&self) -> Option<Arc<RunSet>> {
+        match &self.held.read().form {
+            Form::Paged(paged) => Some(Arc::clone(paged.runs())),
+            Form::Resident(_) => None,
+        }
+    }
+
     /// A paged table as it is now; `None` of one that is in memory.
     pub(super) fn picture(&self) -> Option<Picture> {
         if !self.is_paged() {

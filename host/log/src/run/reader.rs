@@ -100,6 +100,12 @@ impl Run {
         &self.facts
     }
 
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes in memory.
     #[must_use]
     pub fn cost(&self) -> usize {

@@ -1,5 +1,7 @@
 //! Tables of state that stand in files: what is on the disk, and what becomes of it.
 
+mod damage;
+
 use millrace_log::Cipher;
 
 use super::backup::{Place, back_up};
