@@ -4,6 +4,7 @@ use std::fs;
 
 use super::*;
 use crate::local::examine::{Finding, Report, Severity, examine};
+use crate::local::repair::repair;
 
 /// A closed directory whose table stands in two files, which are named.
 async fn filled() -> (tempfile::TempDir, Vec<std::path::PathBuf>) {
@@ -121,4 +122,23 @@ async fn the_search_for_damage_reads_files_of_state() {
     assert_eq!(dir.path().join(&damaged.file), files[0]);
     flip(&files[0], 30);
     eventually(async || engine.damage().state.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_state_that_nobody_can_assign_any_more_are_kept() {
+    let (dir, files) = filled().await;
+    fs::remove_file(dir.path().join("checkpoint.sqlite")).unwrap();
+    let owned = dir.path().to_owned();
+    let repaired = tokio::task::spawn_blocking(move || {
+        repair(&owned, None, Timestamp(7), &mut |_| {}).expect("it is repaired")
+    });
+    repaired.await.unwrap();
+    let engine = open_real(dir.path(), paged()).await.unwrap();
+    assert_eq!(engine.state_partitions(GROUP), []);
+    engine.close().await;
+    for file in files {
+        let kept = dir.path().join("quarantine/7/state");
+        assert!(kept.join(file.file_name().unwrap()).exists());
+        assert!(!file.exists());
+    }
 }
