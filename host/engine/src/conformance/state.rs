@@ -208,7 +208,8 @@ pub async fn what_has_ended_is_removed_and_nothing_goes_with_it(engine: Arc<dyn 
 /// Its entries are of one transaction with each other, and with the progress that they are said to be of.
 pub async fn a_page_is_of_one_moment_while_commits_go_on(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let lease = engine.claim("group", partition).await.expect("claimed");
+    let hold = engine.claim("group", partition).await.expect("claimed");
+    let lease = hold.lease.clone();
     let writing = async {
         for round in 1..=200 {
             let number = round.to_string();

@@ -150,7 +150,10 @@ pub(super) fn look(
         None => Catalogue::guessed(dir).map_err(failed(topics))?,
     };
     let read_through = ["topics", super::runs::DIRECTORY, "modules"];
-    let bytes_total = read_through.iter().map(|name| byte_count(&dir.join(name))).sum();
+    let bytes_total = read_through
+        .iter()
+        .map(|name| byte_count(&dir.join(name)))
+        .sum();
     let mut reached = Reached {
         bytes: 0,
         bytes_total,

@@ -277,7 +277,11 @@ impl Mirrored {
                 ..StateQuery::default()
             };
             // It is in memory.
-            let entries = table.page(&everything).unwrap_or_default().entries.into_iter();
+            let entries = table
+                .page(&everything)
+                .unwrap_or_default()
+                .entries
+                .into_iter();
             let by_key = entries.map(|entry| (entry.key, (entry.value, entry.ends_at)));
             by_key.collect::<BTreeMap<_, _>>()
         };

@@ -176,9 +176,7 @@ impl Layer {
     /// Both as one, if the newer one is not much smaller: so each change is copied a few times and no more.
     pub(super) fn joined(older: &Self, newer: &Self) -> Option<Self> {
         match (older, newer) {
-            (Self::Changes(older), Self::Changes(newer))
-                if older.len() <= 2 * newer.len() =>
-            {
+            (Self::Changes(older), Self::Changes(newer)) if older.len() <= 2 * newer.len() => {
                 Some(Self::Changes(Changed::over(older, newer)))
             }
             _ => None,

@@ -137,8 +137,9 @@ impl Paged {
         if let Ok(found) = found
             && self.version == version
         {
-            let mut vacant = found.vacant.iter();
-            vacant.for_each(|(end, key)| self.changes.note_vacant(*end, key));
+            for (end, key) in &found.vacant {
+                self.changes.note_vacant(*end, key);
+            }
         }
     }
 

@@ -180,7 +180,8 @@ impl Examination<'_> {
                 Some(_) => {
                     let meaning = "state that no checkpoint names, which a crash left";
                     let advice = "nothing to do: the next start removes it";
-                    self.report.add(Finding::note(&path, meaning).advise(advice));
+                    self.report
+                        .add(Finding::note(&path, meaning).advise(advice));
                 }
                 None => self.report.add(Finding::stray(&path)),
             }
@@ -223,9 +224,9 @@ fn finding_of(path: &Path, fault: Fault) -> Finding {
             let from = after.map_or("the beginning".into(), |key| shown(&key));
             let to = before.map_or("the end".into(), |key| shown(&key));
             let meaning = format!("what stands between {from} and {to} cannot be read: {error}");
-            Finding::damage(path, meaning)
-                .in_bytes(bytes)
-                .advise("restore the data directory from a backup, or empty the state of this partition")
+            Finding::damage(path, meaning).in_bytes(bytes).advise(
+                "restore the data directory from a backup, or empty the state of this partition",
+            )
         }
         Fault::Map(error) => Finding::damage(
             path,

@@ -55,7 +55,9 @@ pub(super) fn rebuild(work: &Work<'_>) -> Result<(), RepairError> {
         source,
     };
     let names_of_state = work.disk.list(&work.dir.join(state)).map_err(unlisted)?;
-    let files = names_of_state.iter().filter(|name| runs::number_of(name).is_some());
+    let files = names_of_state
+        .iter()
+        .filter(|name| runs::number_of(name).is_some());
     for name in files {
         work.move_away(&state.join(name)).map_err(unlisted)?;
     }

@@ -92,7 +92,9 @@ impl State {
     }
 
     /// The tables that stand in files, in order.
-    pub(in crate::local) fn paged_tables(&self) -> Vec<(TopicPartition, Arc<str>, Arc<StateTable>)> {
+    pub(in crate::local) fn paged_tables(
+        &self,
+    ) -> Vec<(TopicPartition, Arc<str>, Arc<StateTable>)> {
         let groups = self.groups.iter();
         let groups = groups.flat_map(|(at, groups)| groups.iter().map(move |(n, g)| (at, n, g)));
         let paged = groups.filter_map(|(partition, name, group)| {

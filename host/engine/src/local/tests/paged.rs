@@ -3,6 +3,7 @@
 mod damage;
 
 use millrace_log::Cipher;
+use millrace_model::Clock as _;
 
 use super::backup::{Place, back_up};
 use super::damage::change_checkpoint;

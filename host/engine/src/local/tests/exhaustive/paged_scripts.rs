@@ -136,7 +136,11 @@ fn ends() -> Vec<Step> {
         let texts = (10..13).map(|key| (key, Set(20, hour)));
         script.push(write(first, texts.collect()));
         script.push(Step::Checkpoint);
-        let moved = vec![(1, AddFor(1, 3 * HOUR_MS)), (10, Set(5, None)), (11, Remove)];
+        let moved = vec![
+            (1, AddFor(1, 3 * HOUR_MS)),
+            (10, Set(5, None)),
+            (11, Remove),
+        ];
         script.push(write(first, moved));
         if n == 1 {
             script.push(Step::Checkpoint);

@@ -55,7 +55,10 @@ async fn an_examination_reads_all_files_of_state_and_counts_what_they_hold() {
     };
     assert_eq!(finding.severity, Severity::Ok);
     assert_eq!(finding.topic.as_deref(), Some("in"));
-    assert!(finding.meaning.contains("counts: sound; 2 entries"), "{finding:?}");
+    assert!(
+        finding.meaning.contains("counts: sound; 2 entries"),
+        "{finding:?}"
+    );
     assert!(finding.meaning.contains("2 files"), "{finding:?}");
 }
 
@@ -73,9 +76,17 @@ async fn an_examination_says_which_entries_cannot_be_read_and_what_is_nobodys() 
     };
     assert_eq!(damage.severity, Severity::Damage);
     assert_eq!(dir.path().join(&damage.place), files[1]);
-    assert!(damage.bytes.as_ref().is_some_and(|bytes| bytes.contains(&30)));
+    assert!(
+        damage
+            .bytes
+            .as_ref()
+            .is_some_and(|bytes| bytes.contains(&30))
+    );
     assert!(damage.meaning.contains("state of counts: "), "{damage:?}");
-    assert_eq!((left.severity, strange.severity), (Severity::Note, Severity::Note));
+    assert_eq!(
+        (left.severity, strange.severity),
+        (Severity::Note, Severity::Note)
+    );
     assert!(left.meaning.contains("no checkpoint names"), "{left:?}");
 }
 
