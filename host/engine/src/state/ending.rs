@@ -175,6 +175,9 @@ impl Picture {
     }
 }
 
+/// An end, and the key of what ends then.
+type End = (Timestamp, Arc<[u8]>);
+
 /// A place among those of all layers and runs.
 struct Places<'a> {
     /// The oldest first.
@@ -184,7 +187,7 @@ struct Places<'a> {
 
 impl<'a> Places<'a> {
     /// The next one that is not vacant.
-    fn next(&mut self) -> Result<Option<(Timestamp, Arc<[u8]>)>, StateError> {
+    fn next(&mut self) -> Result<Option<End>, StateError> {
         loop {
             let said = self.said();
             let stored = self.runs.place()?;

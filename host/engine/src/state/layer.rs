@@ -32,7 +32,7 @@ pub(crate) struct Changed {
     /// The keys in order, from the first time on that somebody asks; nothing changes any more then.
     sorted: OnceLock<Vec<Arc<[u8]>>>,
     /// Places in order, and which of them are vacant; likewise.
-    places: OnceLock<Vec<(Timestamp, Arc<[u8]>, bool)>>,
+    places: OnceLock<Vec<HeldPlace>>,
 }
 
 /// Changes that stay as they are.
@@ -45,6 +45,9 @@ pub(crate) enum Layer {
 
 /// A key and what is said of it, owned by nobody but the layers.
 pub(super) type Met<'a> = (&'a Arc<[u8]>, Option<&'a StateValue>, Timestamp);
+
+/// As [`Place`], with a key of its own.
+type HeldPlace = (Timestamp, Arc<[u8]>, bool);
 
 /// The place of an end: the end, the key, and whether it is vacant.
 pub(super) type Place<'a> = (Timestamp, &'a Arc<[u8]>, bool);
@@ -124,7 +127,7 @@ impl Changed {
         })
     }
 
-    fn places(&self) -> &[(Timestamp, Arc<[u8]>, bool)] {
+    fn places(&self) -> &[HeldPlace] {
         self.places.get_or_init(|| {
             let said = self.by_key.iter();
             let ending = said.filter(|(_, said)| said.value.is_some() && said.ends_at != NEVER);

@@ -13,6 +13,9 @@ use super::layer::{Layer, LayersWalk};
 use super::resident::weight_of;
 use super::{NEVER, StateError, StateSize};
 
+/// The place of an end: the end, the key, and whether it is vacant.
+type StoredPlace<'a> = (Timestamp, &'a [u8], bool);
+
 const ENTRY: u8 = 0;
 const END: u8 = 1;
 
@@ -132,7 +135,7 @@ impl RunsWalk<'_> {
     }
 
     /// The place of an end that it is at, and whether that is vacant; `None` past the last one.
-    pub(super) fn place(&self) -> Result<Option<(Timestamp, &[u8], bool)>, RunError> {
+    pub(super) fn place(&self) -> Result<Option<StoredPlace<'_>>, RunError> {
         let item = self.merged.item()?;
         Ok(item.and_then(|item| {
             let place = item.key.strip_prefix(&[END])?;

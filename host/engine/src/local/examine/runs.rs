@@ -221,8 +221,8 @@ fn finding_of(path: &Path, fault: Fault) -> Finding {
             before,
             error,
         } => {
-            let from = after.map_or("the beginning".into(), |key| shown(&key));
-            let to = before.map_or("the end".into(), |key| shown(&key));
+            let from = after.map_or_else(|| "the beginning".into(), |key| shown(&key));
+            let to = before.map_or_else(|| "the end".into(), |key| shown(&key));
             let meaning = format!("what stands between {from} and {to} cannot be read: {error}");
             Finding::damage(path, meaning).in_bytes(bytes).advise(
                 "restore the data directory from a backup, or empty the state of this partition",
