@@ -99,7 +99,7 @@ impl OnDisk {
         let (disk, home) = (SimDisk::default(), tempfile::tempdir().unwrap());
         let open = || {
             let options = LocalOptions {
-                state_resident_bytes: 0,
+                state_resident_bytes: Some(0),
                 scrub_bytes_per_second: 0,
                 ..LocalOptions::default()
             };

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Histogram, counter, gauge, histogram};
-use millrace_engine::state::{StateEntry, StateQuery, StateTable};
+use millrace_engine::state::{Adds, StateEntry, StateQuery, StateTable};
 use millrace_engine::{CommitError, Engine, ReadError, RoomFull, Transaction};
 use millrace_model::bounds::{
     DELAYED_BYTES_MAX, DELAYED_LISTED_MAX, DELAYED_MESSAGES_MAX, STATE_LISTED_BYTES_MAX,
@@ -189,7 +189,11 @@ impl Delays {
     /// Whether there is room for them. Those who ask at the same time may go beyond the bound of a partition together; that of the
     /// host the engine holds.
     pub(crate) async fn check_room(&self, additions: &Additions) -> Result<(), DelaysFull> {
-        let cost: usize = additions.0.values().map(|addition| addition.cost).sum();
+        let additions_of = additions.0.values();
+        let adds = additions_of.fold(Adds::default(), |adds, addition| Adds {
+            entries: adds.entries + addition.messages() as i64,
+            bytes: adds.bytes + addition.bytes as i64,
+        });
         for (partition, addition) in &additions.0 {
             // Whether the partition is there is for the commit to say.
             let Ok(table) = self.engine.state(GROUP, *partition).await else {
@@ -205,7 +209,7 @@ impl Delays {
                     bytes: size.bytes,
                 });
             }
-            table.check_room(cost)?;
+            table.check_room(adds)?;
         }
         Ok(())
     }

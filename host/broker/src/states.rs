@@ -11,8 +11,7 @@ use millrace_engine::{
     CommitError, EntryKind, Expectation, Lease, ReadError, Transaction, Version,
 };
 use millrace_model::bounds::{
-    STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX,
-    STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
+    STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
 };
 use millrace_model::{
     Durability, PartitionId, Processor, ProcessorName, Topic, TopicId, TopicName, TopicPartition,
@@ -398,17 +397,17 @@ fn check_bounds(table: &StateTable, writes: &StateWrites, adds: Adds) -> Result<
         false => before,
     };
     let after = adds.after(begin).unwrap_or(begin);
+    let max = table.bounds();
     // Nobody is kept from making it smaller.
-    let has_entries = after.entries <= STATE_ENTRIES_MAX.max(before.entries);
-    if !has_entries || after.bytes > STATE_BYTES_MAX.max(before.bytes) {
+    let has_entries = after.entries <= max.entries.max(before.entries);
+    if !has_entries || after.bytes > max.bytes.max(before.bytes) {
         return Err(format!(
-            "the state would have {} entries and {} bytes then; at most {STATE_ENTRIES_MAX} and {STATE_BYTES_MAX} are kept for one partition",
-            after.entries, after.bytes
+            "the state would have {} entries and {} bytes then; at most {} and {} are kept for one partition",
+            after.entries, after.bytes, max.entries, max.bytes
         ));
     }
-    let more = after.cost().saturating_sub(before.cost());
-    match more {
-        0 => Ok(()),
+    match Adds::between(before, after) {
+        more if more.bytes <= 0 && more.cost() == 0 => Ok(()),
         more => table.check_room(more).map_err(|full| full.to_string()),
     }
 }

@@ -26,4 +26,4 @@ pub use contract::{
 pub use damage::{DamageKind, DamageReport, DamagedRange, DamagedState, FoundBy, ScrubStatus};
 pub use local::{LocalEngine, LocalOptions, OpenError};
 pub use memory::MemoryEngine;
-pub use room::{HostBounds, Kept, Room, RoomFull};
+pub use room::{HostBound, HostBounds, Kept, Room, RoomFull};

@@ -217,8 +217,6 @@ pub(super) struct Addition {
     pub(super) topic: TopicName,
     pub(super) earliest: Timestamp,
     pub(super) bytes: usize,
-    /// What they cost in memory.
-    pub(super) cost: usize,
     writes: StateWrites,
 }
 
@@ -233,7 +231,6 @@ impl Additions {
             topic: topic.spec.name.clone(),
             earliest: id.due,
             bytes: 0,
-            cost: 0,
             writes: StateWrites::default(),
         });
         let change = StateChange {
@@ -243,7 +240,6 @@ impl Additions {
         };
         addition.earliest = addition.earliest.min(id.due);
         addition.bytes += change.weight();
-        addition.cost += change.cost();
         addition.writes.changes.push(change);
     }
 

@@ -14,6 +14,7 @@ use super::codec::{self, BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES, Operatio
 use super::pipeline::{COMMITTER, Written};
 use super::shared::{PoisonOnPanic, Shared};
 use super::state::{Pending, State};
+use super::states::may_be_paged;
 use super::submission::Submission;
 use crate::contract::{
     CommitError, Expectation, Lease, Receipt, TopicChange, TopicError, TrimError,
@@ -89,6 +90,15 @@ impl Request {
         };
         let keeps = |write: &StateWrite| write.writes.keep_values();
         !submission.appends.is_empty() || submission.state.iter().any(keeps)
+    }
+
+    /// Whether it brings values of processors' state.
+    fn brings_state(&self) -> bool {
+        let Self::Commit { submission, .. } = self else {
+            return false;
+        };
+        let brings = |write: &StateWrite| write.writes.keep_values() && may_be_paged(&write.group);
+        submission.state.iter().any(brings)
     }
 
     /// Whether the catalogue grows by it for good.
@@ -341,7 +351,8 @@ impl Committer {
         &mut self,
         shared: &'a Shared,
     ) -> Result<MutexGuard<'a, Journal>, CommitError> {
-        let has_room = shared.wait_for_room();
+        let brings_state = self.group.iter().any(Request::brings_state);
+        let has_room = shared.wait_for_room(brings_state);
         let mut journal = shared.journal.lock();
         match has_room.and_then(|()| self.make_room(&mut journal)) {
             Err(CommitError::DiskFull) => self.refuse_what_takes_room(),

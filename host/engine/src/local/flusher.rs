@@ -228,10 +228,11 @@ impl Flusher {
 
     fn show_kept(&self) {
         let room = Arc::clone(&self.shared.state.read().room);
-        for (kept, of) in [(Kept::Delayed, "delayed"), (Kept::State, "state")] {
-            let held = room.held(kept) as f64;
-            metrics::gauge!("millrace_kept_bytes", "of" => of).set(held);
+        let state = room.held(Kept::Consumers) + room.held(Kept::State);
+        for (held, of) in [(room.held(Kept::Delayed), "delayed"), (state, "state")] {
+            metrics::gauge!("millrace_kept_bytes", "of" => of).set(held as f64);
         }
+        metrics::gauge!("millrace_state_disk_bytes").set(room.stored() as f64);
     }
 
     /// Makes anew what was given up of the reserve; whether all is there. Not while a checkpoint may need it.
@@ -304,6 +305,7 @@ impl Flusher {
         let is_same = is_same && !matches!(&self.saving, Saving::No(saver) if has_news(saver));
         let says_nothing = is_same && snapshot.changes.tables.is_empty();
         if says_nothing && self.unsaved.is_none() && order.is_none() {
+            self.shared.paging.note_over();
             return Ok(());
         }
         if let Some(mut earlier) = self.unsaved.take() {
@@ -314,12 +316,14 @@ impl Flusher {
         for (partition, end) in std::mem::take(&mut snapshot.ends) {
             let flushed = reserve.spend(|| self.keeper.flush(&partition, end));
             if let Err(error) = flushed {
+                self.shared.paging.note_over();
                 self.unsaved = Some(snapshot.changes);
                 return Err(error);
             }
         }
         let trimmed = reserve.spend(|| self.keeper.trim(&snapshot.changes));
         if let Err(error) = trimmed {
+            self.shared.paging.note_over();
             self.unsaved = Some(snapshot.changes);
             return Err(error);
         }
@@ -394,7 +398,9 @@ impl Flusher {
                 if !self.shared.reserve.is_full() {
                     state.sweep(self.shared.clock.wall());
                 }
-                state.take_changes()
+                let changes = state.take_changes();
+                self.shared.paging.note_begun();
+                changes
             },
         })
     }
@@ -429,6 +435,7 @@ fn save(
     let marks = flushed.marks.clone();
     let saved = saver.save(sequence, journal_file, changes, flushed);
     let is_saved = saved.is_ok();
+    shared.paging.note_over();
     let made = saved.and_then(|()| {
         let removed = changes.removed.iter().flat_map(|r| &r.partitions);
         removed.for_each(|partition| shared.release(partition.clear()));

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use millrace_log::inspect::disk_bytes;
 use millrace_log::partition::Listing;
 use millrace_log::{Disk, Journal, JournalScan, PartitionFiles, SealedCache, journal};
 
@@ -130,7 +131,10 @@ pub(super) fn recover(
     saver.sweep();
     let mut keeper = Keeper::new(clock, store.segment_bytes);
     let replayed_from = checkpoint.sequence;
-    let room = Room::new(options.bounds);
+    // Where nobody says how large the disk is nothing is known to be too much for it.
+    let disk_bytes = disk_bytes(dir).map_or(u64::MAX, |bytes| bytes / 2);
+    let disk_bytes = usize::try_from(disk_bytes).unwrap_or(usize::MAX);
+    let room = Room::with_files(options.bounds, disk_bytes);
     let mut state = restore(store, room, checkpoint, saver.runs()).map_err(failed_io)?;
     replay(&scan, &mut state, &mut keeper, &reserve, options, dir)?;
     let sequence = scan.last_sequence();

@@ -99,7 +99,8 @@ impl Saver {
             // Nobody knows whether it was made: its files stay.
             Err(failed) => return Err(failed),
         }
-        self.reserve.fit(self.store.byte_count());
+        metrics::gauge!("millrace_state_runs").set(self.runs.count() as f64);
+        self.reserve.fit(self.store.byte_count(), self.runs.any());
         if let Some(topics) = &changes.all_topics {
             self.copy_names(sequence, changes.next_topic, topics);
         }

@@ -3,6 +3,7 @@
 //! The committer decides a group of transactions against the state and what the group has decided so far ([`Pending`]), makes
 //! it durable, and applies it. Recovery applies the same operations. A group that could not be written leaves no trace.
 
+mod paging;
 mod tables;
 mod topics;
 
@@ -21,6 +22,7 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
+pub(super) use self::paging::Paging;
 use super::codec::Operation;
 use super::submission::Submission;
 use super::tail::{Partition, weight};
@@ -62,8 +64,8 @@ pub(super) struct Store {
     pub(super) topics_dir: PathBuf,
     pub(super) segment_bytes: u64,
     pub(super) encryption: Option<Arc<Cipher>>,
-    /// Bytes of memory that a table may cost before it is paged.
-    pub(super) state_resident_bytes: usize,
+    /// Bytes of memory that a table may cost before it is paged; `None` is a share of what there is for state.
+    pub(super) state_resident_bytes: Option<usize>,
 }
 
 impl Store {
@@ -158,7 +160,7 @@ pub(super) struct Pending {
     entries: HashMap<(EntryKind, String), Option<Version>>,
     /// How many writes of entries there are of each kind.
     entry_writes: [u64; EntryKind::ALL.len()],
-    /// What the host will keep more, at the most.
+    /// What the host will keep more: of memory at the most, on the disk exactly.
     growth: Growth,
     /// What to write and then apply.
     pub(super) operations: Vec<Operation>,

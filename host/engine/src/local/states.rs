@@ -7,14 +7,12 @@ use tokio::task;
 
 use super::LocalEngine;
 use crate::contract::{CommitError, Engine as _, ReadError, Transaction};
+use crate::room::Kept;
 use crate::state::{Adds, Reading, StatePage, StateQuery};
 
-/// Groups whose names begin so are the engine's and the broker's own: their tables are always in memory.
-const OWN_GROUPS: char = '~';
-
-/// Whether a group's tables may be paged.
+/// Whether a group's tables may be paged: those of processors, and no others.
 pub(super) fn may_be_paged(group: &str) -> bool {
-    !group.starts_with(OWN_GROUPS)
+    Kept::of_group(group) == Kept::State
 }
 
 impl LocalEngine {
@@ -77,10 +75,6 @@ impl LocalEngine {
                 // It is refused when it is decided.
                 continue;
             };
-            let never_paged = self.shared.options.state_resident_bytes == usize::MAX;
-            if never_paged && !table.is_paged() {
-                continue;
-            }
             if write.writes.is_empty() {
                 Arc::make_mut(&mut write.writes).adds = Some(Adds::default());
                 continue;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use millrace_model::Timestamp;
 use millrace_model::bounds::{
-    STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_BYTES_MAX, STATE_CALL_KEYS_MAX,
-    STATE_ENTRIES_MAX, STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX,
+    STATE_ATTEMPT_BYTES_MAX, STATE_CALL_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_KEY_BYTES_MAX,
+    STATE_VALUE_BYTES_MAX,
 };
 use millrace_model::columns::NONE;
 use parking_lot::MappedRwLockReadGuard;
@@ -17,8 +17,7 @@ use super::lookup::{Held, Seen, StateFetch, View, Wanted};
 use super::picture::Picture;
 use super::resident::{Entries, weight};
 use super::{
-    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateSize, StateTable,
-    StateValue, StateWrites,
+    Adds, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateSize, StateTable, StateValue, StateWrites,
 };
 
 /// Why a call on state does nothing.
@@ -462,21 +461,24 @@ impl StateAttempt {
     fn fits(&self, size: StateSize, more: Growth) -> Result<(), String> {
         let entries = size.entries as isize + self.growth.entries + more.entries;
         let bytes = size.bytes as isize + self.growth.bytes + more.bytes;
-        if more.entries > 0 && entries > STATE_ENTRIES_MAX as isize {
+        let max = self.table.bounds();
+        if more.entries > 0 && entries > max.entries.cast_signed() {
             return Err(format!(
-                "it would have {entries} entries, at most {STATE_ENTRIES_MAX} are kept for one partition; delete some, or give them a time to live"
+                "it would have {entries} entries, at most {} are kept for one partition; delete some, or give them a time to live",
+                max.entries
             ));
         }
-        if more.bytes > 0 && bytes > STATE_BYTES_MAX as isize {
+        if more.bytes > 0 && bytes > max.bytes.cast_signed() {
             return Err(format!(
-                "it would have {bytes} bytes, at most {STATE_BYTES_MAX} are kept for one partition; delete some, or give them a time to live"
+                "it would have {bytes} bytes, at most {} are kept for one partition; delete some, or give them a time to live",
+                max.bytes
             ));
         }
         if more.bytes > 0 || more.entries > 0 {
-            let beside = (ENTRY_COST_BYTES - ENTRY_OVERHEAD_BYTES) as isize;
-            let cost = self.growth.bytes + more.bytes;
-            let cost = cost + beside * (self.growth.entries + more.entries);
-            let room = self.table.check_room(cost.max(0).cast_unsigned());
+            let room = self.table.check_room(Adds {
+                entries: (self.growth.entries + more.entries) as i64,
+                bytes: (self.growth.bytes + more.bytes) as i64,
+            });
             room.map_err(|full| full.to_string())?;
         }
         Ok(())

@@ -31,7 +31,7 @@ pub(crate) use paged::LayersStep;
 pub use picture::Picture;
 pub(crate) use resident::TableChanges;
 pub(crate) use runs::{RunSet, entry_key, items_of, write_layers};
-pub(crate) use table::{Reading, TableStep};
+pub(crate) use table::{Footing, Reading, TableStep};
 pub use table::{StateSize, StateTable};
 pub use turn::{HeldTurn, Turn};
 pub use value::StateValue;
@@ -80,6 +80,16 @@ impl Adds {
             entries: after.entries as i64 - before.entries as i64,
             bytes: after.bytes as i64 - before.bytes as i64,
         }
+    }
+
+    /// Bytes of memory that it takes more where all of a table is in memory; none if it takes less.
+    #[must_use]
+    pub fn cost(self) -> usize {
+        let beside = (ENTRY_COST_BYTES - ENTRY_OVERHEAD_BYTES) as i64;
+        let cost = self
+            .bytes
+            .saturating_add(self.entries.saturating_mul(beside));
+        usize::try_from(cost).unwrap_or(0)
     }
 
     /// The size after it; `None` if there never were as many entries or bytes as it takes away.

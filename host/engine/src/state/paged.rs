@@ -87,6 +87,12 @@ impl Paged {
         self.changes.cost() + aside + self.runs.cost()
     }
 
+    /// Bytes in memory of changes that stand in no run. What the table was when all of it was in memory is none of them.
+    pub(super) fn unwritten(&self) -> usize {
+        let changes = self.aside.iter().filter(|layer| !layer.is_whole());
+        self.changes.cost() + changes.map(|layer| layer.cost()).sum::<usize>()
+    }
+
     pub(super) fn runs(&self) -> &Arc<RunSet> {
         &self.runs
     }

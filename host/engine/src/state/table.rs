@@ -23,7 +23,7 @@ use super::{
     Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, StateChange, StateEntry, StateError, StatePage,
     StateQuery, StateWrites,
 };
-use crate::room::{Room, RoomFull, Share};
+use crate::room::{Counted, Room, RoomFull, Share};
 
 /// A table, shared by the engine, which changes it with each commit, and by those who read.
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ pub struct StateTable {
 struct Held {
     form: Form,
     /// What it counts for in the host's room.
-    counted: usize,
+    counted: Counted,
 }
 
 #[derive(Debug)]
@@ -71,13 +71,26 @@ impl Form {
         }
     }
 
-    /// Bytes in memory, about.
-    fn cost(&self) -> usize {
-        match self {
-            Self::Resident(entries) => entries.size().cost(),
-            Self::Paged(paged) => paged.cost(),
+    fn counted(&self) -> Counted {
+        let (cost, unwritten) = match self {
+            Self::Resident(entries) => (entries.size().cost(), 0),
+            Self::Paged(paged) => (paged.cost(), paged.unwritten()),
+        };
+        Counted {
+            cost,
+            stored: self.size().bytes,
+            unwritten,
         }
     }
+}
+
+/// What of a table memory has for longer than until the next checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Footing {
+    /// All of it, which costs so many bytes.
+    Resident(usize),
+    /// What leads to its entries in files, so many bytes; it can be read again.
+    Paged(usize),
 }
 
 /// Entries of a table, or where they are to be read.
@@ -138,7 +151,8 @@ impl Default for FirstVersion {
 
 impl Drop for StateTable {
     fn drop(&mut self) {
-        self.share.moved(self.held.get_mut().counted, 0);
+        let counted = self.held.get_mut().counted;
+        self.share.moved(counted, Counted::default());
     }
 }
 
@@ -152,8 +166,8 @@ impl StateTable {
     pub(crate) fn into_room(mut self, room: &Arc<Room>, group: &str) -> Self {
         self.share = Share::of(room, group);
         let held = self.held.get_mut();
-        held.counted = held.form.cost();
-        self.share.moved(0, held.counted);
+        held.counted = held.form.counted();
+        self.share.moved(Counted::default(), held.counted);
         self
     }
 
@@ -164,11 +178,17 @@ impl StateTable {
         table
     }
 
-    /// Whether the host has room for so many bytes more, whatever the table's own bounds say.
+    /// How much the table may hold, whatever the host has room for.
+    #[must_use]
+    pub fn bounds(&self) -> StateSize {
+        self.share.bounds()
+    }
+
+    /// Whether the host has room for more, whatever the table's own bounds say.
     ///
     /// # Errors
     /// [`RoomFull`] names the bound.
-    pub fn check_room(&self, more: usize) -> Result<(), RoomFull> {
+    pub fn check_room(&self, more: Adds) -> Result<(), RoomFull> {
         self.share.check(more)
     }
 
@@ -176,9 +196,9 @@ impl StateTable {
     fn change<T>(&self, change: impl FnOnce(&mut Form) -> T) -> T {
         let mut held = self.held.write();
         let done = change(&mut held.form);
-        let cost = held.form.cost();
-        self.share.moved(held.counted, cost);
-        held.counted = cost;
+        let counted = held.form.counted();
+        self.share.moved(held.counted, counted);
+        held.counted = counted;
         done
     }
 
@@ -274,6 +294,26 @@ impl StateTable {
         };
         let after = foretold(before, writes, |key| weight.as_ref().and_then(|w| w(key)));
         after.cost().saturating_sub(entries.size().cost())
+    }
+
+    /// Bytes that the table holds more with these writes, or less. Nothing is read for it: where they do not say it a table that is in
+    /// memory knows it.
+    pub(crate) fn stores(&self, writes: &StateWrites) -> i64 {
+        let before = self.size().bytes as i64;
+        let begin = match writes.resets {
+            true => 0,
+            false => before,
+        };
+        let after = match writes.adds {
+            Some(adds) => begin.saturating_add(adds.bytes),
+            None if writes.resets || !self.is_paged() => {
+                let after = self.size_after(writes);
+                after.map_or(before, |after| after.bytes as i64)
+            }
+            // It is refused.
+            None => before,
+        };
+        after.saturating_sub(before)
     }
 
     /// Entries by key. `as_of` is left to the engine. Those of a paged table are read from the disk.
@@ -495,11 +535,12 @@ impl StateTable {
         }
     }
 
-    /// What a checkpoint has to write; `None` if nothing. A table that costs more than so many bytes is paged from now on.
-    pub(crate) fn take_step(self: &Arc<Self>, resident_bytes: usize) -> Option<TableStep> {
+    /// What a checkpoint has to write; `None` if nothing. A table that is to be paged, and holds anything, is from now on.
+    pub(crate) fn take_step(self: &Arc<Self>, is_to_be_paged: bool) -> Option<TableStep> {
         self.change(|form| {
             if let Form::Resident(entries) = form
-                && entries.size().cost() > resident_bytes
+                && is_to_be_paged
+                && entries.size().entries > 0
             {
                 *form = Form::Paged(Paged::of(std::mem::take(entries)));
             }
@@ -513,10 +554,21 @@ impl StateTable {
         })
     }
 
-    /// Whether it is in memory, and costs more than so many bytes.
-    pub(crate) fn is_to_be_paged(&self, resident_bytes: usize) -> bool {
-        let entries = self.resident();
-        entries.is_some_and(|entries| entries.size().cost() > resident_bytes)
+    /// What memory has of it in the long run.
+    pub(crate) fn footing(&self) -> Footing {
+        match &self.held.read().form {
+            Form::Resident(entries) => Footing::Resident(entries.size().cost()),
+            Form::Paged(paged) => Footing::Paged(paged.runs().cost()),
+        }
+    }
+
+    /// Gives back what leads to its entries in files; it is read again when somebody asks for one.
+    pub(crate) fn forget_maps(&self) {
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                paged.runs().runs().iter().for_each(|run| run.forget_map());
+            }
+        });
     }
 
     /// A durable checkpoint names these runs for what was `before` and the layers.

@@ -6,15 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use millrace_model::Timestamp;
-use millrace_model::bounds::{
-    STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX, STATE_KEY_BYTES_MAX,
-};
+use millrace_model::bounds::{STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_KEY_BYTES_MAX};
 use millrace_model::columns::NONE;
 
 use super::{
-    Adds, KeyColumns, NEVER, StateAttempt, StateChange, StateError, StateTable, StateValue,
-    StateWrites, ValueColumns, WriteColumns,
+    Adds, KeyColumns, NEVER, StateAttempt, StateChange, StateError, StateSize, StateTable,
+    StateValue, StateWrites, ValueColumns, WriteColumns,
 };
+use crate::room::{HostBounds, Room};
 
 const NOW: Timestamp = Timestamp(1_000);
 
@@ -271,7 +270,14 @@ fn columns_that_contradict_themselves_are_misuse_and_never_a_panic() {
 
 #[test]
 fn a_full_table_takes_no_new_keys_and_goes_on_with_those_it_has() {
-    let table = Arc::new(StateTable::default());
+    let bounds = HostBounds {
+        table: StateSize {
+            entries: 1_000,
+            bytes: 1 << 20,
+        },
+        ..HostBounds::default()
+    };
+    let table = Arc::new(StateTable::in_room(&Room::new(bounds), "p"));
     let change = |number: usize| StateChange {
         key: number.to_le_bytes()[..4].into(),
         value: Some(StateValue::of_number(1)),
@@ -280,7 +286,7 @@ fn a_full_table_takes_no_new_keys_and_goes_on_with_those_it_has() {
     table
         .apply(&StateWrites {
             resets: false,
-            changes: (0..STATE_ENTRIES_MAX).map(change).collect(),
+            changes: (0..1_000).map(change).collect(),
             adds: None,
         })
         .unwrap();

@@ -403,7 +403,9 @@ fn room_full(full: &RoomFull) -> ApiError {
             code: "delays-full",
             ..busy(full.to_string())
         },
-        Kept::State => ApiError::refused("state-bound", full.to_string(), "write less"),
+        Kept::Consumers | Kept::State => {
+            ApiError::refused("state-bound", full.to_string(), "write less")
+        }
     }
 }
 

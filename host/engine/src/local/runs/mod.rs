@@ -145,6 +145,16 @@ impl RunFiles {
         Ok(Arc::new(run))
     }
 
+    /// Whether any table stands in files.
+    pub(super) fn any(&self) -> bool {
+        !self.tables.is_empty()
+    }
+
+    /// How many runs there are.
+    pub(super) fn count(&self) -> usize {
+        self.tables.values().map(|known| known.stored.len()).sum()
+    }
+
     /// The runs of a table, if the checkpoint says that it is paged.
     pub(super) fn set_of(&self, key: &TableKey) -> Option<Arc<RunSet>> {
         self.tables.get(key).map(|known| Arc::clone(&known.set))

@@ -17,22 +17,22 @@ async fn open(dir: PathBuf) -> Arc<dyn Engine> {
 
 /// Everything small, so that files roll, memory fills and checkpoints are made all the time.
 async fn open_small(dir: PathBuf) -> Arc<dyn Engine> {
-    open_with(dir, None, usize::MAX).await
+    open_with(dir, None, None).await
 }
 
 /// The same, encrypted.
 async fn open_encrypted(dir: PathBuf) -> Arc<dyn Engine> {
-    open_with(dir, Some(cipher()), usize::MAX).await
+    open_with(dir, Some(cipher()), None).await
 }
 
 /// As the small one, and state stands in files.
 async fn open_paged(dir: PathBuf) -> Arc<dyn Engine> {
-    open_with(dir, None, 0).await
+    open_with(dir, None, Some(0)).await
 }
 
 /// Both.
 async fn open_paged_encrypted(dir: PathBuf) -> Arc<dyn Engine> {
-    open_with(dir, Some(cipher()), 0).await
+    open_with(dir, Some(cipher()), Some(0)).await
 }
 
 fn cipher() -> Arc<Cipher> {
@@ -43,7 +43,7 @@ fn cipher() -> Arc<Cipher> {
 async fn open_with(
     dir: PathBuf,
     encryption: Option<Arc<Cipher>>,
-    state_resident_bytes: usize,
+    state_resident_bytes: Option<usize>,
 ) -> Arc<dyn Engine> {
     let options = LocalOptions {
         journal_file_bytes: 12 << 20,

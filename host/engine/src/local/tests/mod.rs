@@ -49,6 +49,7 @@ fn small() -> LocalOptions {
         notes_durable: false,
         cleaning_interval: Duration::from_secs(60),
         encryption: None,
+        state_changes_bytes_max: 64 << 10,
         ..LocalOptions::default()
     }
 }

@@ -1,5 +1,6 @@
 //! Tables of state that stand in files: what is on the disk, and what becomes of it.
 
+mod budget;
 mod damage;
 
 use millrace_log::Cipher;
@@ -17,7 +18,7 @@ const GROUP: &str = "counts";
 
 fn paged() -> LocalOptions {
     LocalOptions {
-        state_resident_bytes: 0,
+        state_resident_bytes: Some(0),
         ..small()
     }
 }
@@ -212,7 +213,7 @@ async fn what_a_checkpoint_has_of_an_emptied_table_does_not_count_for_the_host()
     // A checkpoint's word of it that is not made yet.
     let step = {
         let table = engine.state(GROUP, at).await.unwrap();
-        table.take_step(0).expect("something to write")
+        table.take_step(true).expect("something to write")
     };
     assert!(held() > 2_000, "what stands in no run is in memory");
     commit(&engine, at, true, &[]).await;

@@ -37,7 +37,7 @@ impl Paging {
     }
 
     fn hand_over(&mut self) {
-        if let Some(step) = self.table.take_step(0) {
+        if let Some(step) = self.table.take_step(true) {
             self.step = Some(step);
         }
     }

@@ -85,7 +85,7 @@ pub(super) fn options() -> LocalOptions {
 /// The same, with state in files.
 pub(super) fn paged() -> LocalOptions {
     LocalOptions {
-        state_resident_bytes: 0,
+        state_resident_bytes: Some(0),
         ..options()
     }
 }
