@@ -138,6 +138,7 @@ impl Register {
             }
             (None, None) | (Some(_), Some(_)) => {}
         }
+        known.measure();
     }
 
     pub(super) fn state(&self) -> Vec<DamagedState> {
@@ -146,7 +147,9 @@ impl Register {
 
     /// Forgets files of state that are no longer there.
     pub(super) fn keep_state_only(&self, files: &BTreeSet<String>) {
-        self.0.lock().state.retain(|file, _| files.contains(file));
+        let mut known = self.0.lock();
+        known.state.retain(|file, _| files.contains(file));
+        known.measure();
     }
 
     /// Forgets ranges that are no longer of interest.
@@ -291,6 +294,7 @@ impl Known {
         metrics::gauge!("millrace_quarantined_ranges").set(self.ranges.len() as f64);
         metrics::gauge!("millrace_quarantined_messages").set(messages as f64);
         metrics::gauge!("millrace_damaged_modules").set(self.modules.len() as f64);
+        metrics::gauge!("millrace_damaged_state_files").set(self.state.len() as f64);
     }
 }
 
