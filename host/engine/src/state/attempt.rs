@@ -503,6 +503,12 @@ impl StateAttempt {
         self.ended = ended;
     }
 
+    /// Whether anything that has ended is removed along with its writes.
+    #[must_use]
+    pub fn removes_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
     /// What is to be committed.
     #[must_use]
     pub fn into_writes(self) -> StateWrites {

@@ -231,6 +231,7 @@ impl Worker {
             if !alone.is_empty() {
                 return Ok((alone, verdict, Vec::new()));
             }
+            verdict.removes_ended = attempt.removes_ended();
             verdict.state = home.write_of(&self.lease, &verdict, batch, *attempt);
         }
         let now = self.context.clock.monotonic();

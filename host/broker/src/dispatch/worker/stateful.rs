@@ -111,7 +111,7 @@ impl Worker {
         home.table.sweep(now, SWEPT_ENTRIES_MAX);
         let table = Arc::clone(&home.table);
         let mut attempt = Box::new(StateAttempt::new(table, now, batch.len()));
-        if home.table.may_have_ended(now) {
+        if home.table.may_have_ended(now) && !self.leaves_ended {
             attempt.remove_ended(self.ended(home, now).await);
         }
         attempt
