@@ -239,6 +239,10 @@ pub const STATE_BYTES_MAX: usize = 256 << 30;
 /// that then. At half of it a checkpoint is ordered, at all of it commits that bring values wait for one.
 pub const STATE_CHANGES_BYTES_MAX: usize = 64 << 20;
 
+/// Files that the state of a processor in one partition stands in. There are so many only where merging them does not keep up with what is
+/// written: at the bound nothing that brings values is committed until some are merged, and its batch is tried again.
+pub const STATE_FILES_MAX: usize = 256;
+
 /// Keys that one call on state may name. More is the component's mistake: a trap.
 pub const STATE_CALL_KEYS_MAX: usize = 10_000;
 

@@ -360,6 +360,14 @@ impl StateTable {
         }
     }
 
+    /// How many files it stands in.
+    pub(crate) fn run_count(&self) -> usize {
+        match &self.held.read().form {
+            Form::Paged(paged) => paged.runs().runs().len(),
+            Form::Resident(_) => 0,
+        }
+    }
+
     /// A paged table as it is now; `None` of one that is in memory.
     pub(super) fn picture(&self) -> Option<Picture> {
         if !self.is_paged() {

@@ -19,7 +19,7 @@ use crate::local::shared::{PoisonOnPanic, Shared};
 
 /// Fewer runs are not worth a merge.
 const MERGED_RUNS_MIN: usize = 4;
-/// Runs of a table from which on all of them are merged, whatever their sizes.
+/// Runs of a table from which on all of them are merged, whatever their sizes, if there are not enough of like size.
 const RUNS_MAX: usize = 24;
 /// What has to be free on the disk for a merge to begin, as a multiple of what it may write.
 const FREE_FACTOR_MIN: u64 = 2;
@@ -28,9 +28,6 @@ const FREE_FACTOR_MIN: u64 = 2;
 /// twice all that are newer. So each entry is written a few times and no more.
 fn choose(bytes: &[u64]) -> Option<Range<usize>> {
     let runs = bytes.len();
-    if runs >= RUNS_MAX {
-        return Some(0..runs);
-    }
     let (mut from, mut newer) = (runs, 0_u64);
     for (place, bytes) in bytes.iter().enumerate().rev() {
         let is_newest = place + 1 == runs;
@@ -40,7 +37,10 @@ fn choose(bytes: &[u64]) -> Option<Range<usize>> {
         from = place;
         newer = newer.saturating_add(*bytes);
     }
-    (runs - from >= MERGED_RUNS_MIN).then_some(from..runs)
+    if runs - from >= MERGED_RUNS_MIN {
+        return Some(from..runs);
+    }
+    (runs >= RUNS_MAX).then_some(0..runs)
 }
 
 /// One merge.
@@ -63,7 +63,7 @@ pub(super) enum Outcome {
     Merged(Option<RunFacts>),
     /// It was broken off, or there was no room; it may be tried again.
     GivenUp,
-    /// A run cannot be read: it is left as it is.
+    /// One of the runs cannot be read: they are left as they are.
     Unreadable,
 }
 
@@ -251,12 +251,18 @@ impl RunFiles {
         if self.merged.is_some() || !merges.is_free() {
             return;
         }
-        let mut worth = self.tables.iter().filter_map(|(key, known)| {
-            let bytes: Vec<u64> = known.stored.iter().map(|run| run.file_bytes).collect();
-            let chosen = choose(&bytes).filter(|_| !self.unreadable.contains(key))?;
-            Some((key, known, chosen))
+        let worth = self.tables.iter().filter_map(|(key, known)| {
+            // What is newer than a run that cannot be read is merged beside it.
+            let is_unreadable = |run: &StoredRun| self.unreadable.contains(&run.number);
+            let from = known.stored.iter().rposition(is_unreadable);
+            let from = from.map_or(0, |place| place + 1);
+            let bytes = known.stored[from..].iter().map(|run| run.file_bytes);
+            let chosen = choose(&bytes.collect::<Vec<_>>())?;
+            Some((key, known, chosen.start + from..chosen.end + from))
         });
-        let Some((key, known, chosen)) = worth.next() else {
+        // Where most stand in the way first.
+        let most = worth.max_by_key(|(_, known, _)| known.stored.len());
+        let Some((key, known, chosen)) = most else {
             return;
         };
         let stored = &known.stored[chosen.clone()];
@@ -292,7 +298,7 @@ impl RunFiles {
         let over = self.merges.as_ref().and_then(|merges| merges.take_over());
         match over {
             Some((job, Outcome::Merged(facts))) => self.merged = Some(Merged { job, facts }),
-            Some((job, Outcome::Unreadable)) => drop(self.unreadable.insert(job.key.clone())),
+            Some((job, Outcome::Unreadable)) => self.unreadable.extend(&job.inputs),
             Some((_, Outcome::GivenUp)) | None => {}
         }
         let useless = self.merged.take_if(|merged| {
@@ -355,6 +361,9 @@ mod tests {
         assert_eq!(choose(&[100, 9, 1, 1, 1, 1]), Some(2..6));
         assert_eq!(choose(&[1, 1, 1, 1, 9]), Some(0..5));
         assert_eq!(choose(&[64, 16, 4, 1]), None);
+        // One that is large is not written again and again while others come.
+        let beside: Vec<u64> = [1_000].into_iter().chain([1; 40]).collect();
+        assert_eq!(choose(&beside), Some(1..41));
         let shrinking: Vec<u64> = (0..30).map(|n| 1 << (2 * (30 - n))).collect();
         assert_eq!(choose(&shrinking[..23]), None);
         assert_eq!(choose(&shrinking[..24]), Some(0..24));

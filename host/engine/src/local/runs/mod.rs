@@ -56,8 +56,8 @@ pub(super) struct RunFiles {
     merges: Option<Arc<Merges>>,
     /// The result of a merge, durable, that no checkpoint names yet.
     merged: Option<Merged>,
-    /// Tables with a run that cannot be read, so that it cannot be merged.
-    unreadable: BTreeSet<TableKey>,
+    /// Runs of merges in which one could not be read, until the next start.
+    unreadable: BTreeSet<u64>,
 }
 
 /// The name of a run's file.

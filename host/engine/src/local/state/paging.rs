@@ -41,9 +41,12 @@ impl Paging {
             || self.room.held(Kept::State) > self.due_at.load(Relaxed)
     }
 
-    /// Whether nobody is to bring values of state before a checkpoint is made.
+    /// Whether nobody is to bring values of state before a checkpoint is made: too much changed, or memory has more of it than there is
+    /// for it, and the checkpoint under way takes some out.
     pub(in crate::local) fn is_full(&self) -> bool {
+        let is_under_way = self.due_at.load(Relaxed) == usize::MAX;
         self.room.unwritten() > self.changes_bytes_max
+            || is_under_way && self.room.held(Kept::State) > self.room.state_budget()
     }
 
     /// A checkpoint is decided: it writes down all that changed until now, and what is large.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use millrace_model::bounds::STATE_FILES_MAX;
 use millrace_model::{Timestamp, TopicPartition};
 
 use super::super::states::may_be_paged;
@@ -38,9 +39,17 @@ impl State {
     pub(super) fn check_state(&self, writes: &[StateWrite]) -> Result<(), CommitError> {
         for write in writes {
             let group = self.group(write.partition, &write.group);
-            let table = group.and_then(|group| group.state.as_ref());
-            if table.is_some_and(|table| !table.can_apply(&write.writes)) {
+            let Some(table) = group.and_then(|group| group.state.as_ref()) else {
+                continue;
+            };
+            if !table.can_apply(&write.writes) {
                 let what = "what the writes say of it does not go with what it holds";
+                return Err(CommitError::State(what.into()));
+            }
+            // Each file is one more to look into. A table that is emptied gets rid of all.
+            let grows = write.writes.keep_values() && !write.writes.resets;
+            if grows && table.run_count() >= STATE_FILES_MAX {
+                let what = "it stands in too many files, which are being merged";
                 return Err(CommitError::State(what.into()));
             }
         }

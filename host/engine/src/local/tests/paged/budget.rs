@@ -1,5 +1,7 @@
 //! How much memory and disk state takes, and what happens where it would be more.
 
+use millrace_model::bounds::STATE_FILES_MAX;
+
 use super::*;
 use crate::room::{HostBound, HostBounds, Room};
 
@@ -31,6 +33,22 @@ async fn fill(engine: &LocalEngine, at: TopicPartition, entries: usize, value: u
         let some = from..entries.min(from + 40);
         let changes = some.map(|number| entry(number, Some(value)));
         change(engine, at, false, changes.collect()).await;
+    }
+}
+
+fn writing(partition: TopicPartition, change: StateChange) -> Transaction {
+    Transaction {
+        state: vec![StateWrite {
+            group: GROUP.into(),
+            partition,
+            lease: None,
+            writes: Arc::new(StateWrites {
+                resets: false,
+                changes: vec![change],
+                adds: None,
+            }),
+        }],
+        ..Transaction::default()
     }
 }
 
@@ -169,25 +187,13 @@ async fn values_beyond_the_bound_of_the_disk_are_refused_and_removals_go_on() {
     .await
     .unwrap();
     let at = at(&topic(&engine, "in", Durability::Durable).await, 0);
-    let write = async |number: usize, value: Option<u8>| {
-        let transaction = Transaction {
-            state: vec![StateWrite {
-                group: GROUP.into(),
-                partition: at,
-                lease: None,
-                writes: Arc::new(StateWrites {
-                    resets: false,
-                    changes: vec![entry(number, value)],
-                    adds: None,
-                }),
-            }],
-            ..Transaction::default()
-        };
-        match engine.commit(transaction).await {
-            Ok(_) => Ok(()),
-            Err(CommitError::RoomFull(full)) => Err(full),
-            Err(other) => panic!("{other}"),
-        }
+    let write = async |number: usize, value: Option<u8>| match engine
+        .commit(writing(at, entry(number, value)))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(CommitError::RoomFull(full)) => Err(full),
+        Err(other) => panic!("{other}"),
     };
     let mut count = 0;
     let full = loop {
@@ -245,4 +251,29 @@ async fn what_changed_and_is_in_no_file_yet_is_bounded_and_checkpoints_are_made_
     let gone = (0..400).map(|number| entry(number, None)).collect();
     change(&engine, at, false, gone).await;
     assert_eq!(page(&engine, at).await.size.entries, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_in_too_many_files_takes_no_values_and_everything_else_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_real(dir.path(), paged()).await.unwrap();
+    let topic = topic(&engine, "in", Durability::Durable).await;
+    let (many, few) = (at(&topic, 0), at(&topic, 1));
+    // Nobody merges.
+    engine.shared.merges.stop();
+    for number in 0..STATE_FILES_MAX {
+        change(&engine, many, false, vec![entry(number, Some(1))]).await;
+        checkpoint(&engine).await;
+    }
+    let refused = engine.commit(writing(many, entry(0, Some(2)))).await;
+    let refused = refused.expect_err("it is in too many files");
+    assert!(matches!(refused, CommitError::State(_)), "{refused}");
+    engine
+        .commit(writing(many, entry(0, None)))
+        .await
+        .expect("what only removes goes on");
+    change(&engine, few, false, vec![entry(0, Some(1))]).await;
+    commit(&engine, many, true, &[]).await;
+    change(&engine, many, false, vec![entry(0, Some(1))]).await;
+    assert_all(&engine, many, 1, 1).await;
 }
