@@ -362,7 +362,9 @@ fn outlives(attacks: &[(&'static str, Attack)], codes: &[&str]) -> Result<Option
         return Ok(None);
     };
     let directory = tempfile::tempdir()?;
-    let mut host = Host::in_directory(MILLRACE, &directory.path().join("data"), &[]);
+    // Twice what memory has for it.
+    let state = ["--state-disk-bytes-max", "100000000"];
+    let mut host = Host::in_directory(MILLRACE, &directory.path().join("data"), &state);
     let refusals = Refusals::default();
     for round in 0..ROUNDS {
         let began = Instant::now();

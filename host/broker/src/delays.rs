@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Histogram, counter, gauge, histogram};
-use millrace_engine::state::{StateEntry, StateQuery, StateTable};
+use millrace_engine::state::{Adds, StateEntry, StateQuery, StateTable};
 use millrace_engine::{CommitError, Engine, ReadError, RoomFull, Transaction};
 use millrace_model::bounds::{
     DELAYED_BYTES_MAX, DELAYED_LISTED_MAX, DELAYED_MESSAGES_MAX, STATE_LISTED_BYTES_MAX,
@@ -189,7 +189,11 @@ impl Delays {
     /// Whether there is room for them. Those who ask at the same time may go beyond the bound of a partition together; that of the
     /// host the engine holds.
     pub(crate) async fn check_room(&self, additions: &Additions) -> Result<(), DelaysFull> {
-        let cost: usize = additions.0.values().map(|addition| addition.cost).sum();
+        let additions_of = additions.0.values();
+        let adds = additions_of.fold(Adds::default(), |adds, addition| Adds {
+            entries: adds.entries + addition.messages() as i64,
+            bytes: adds.bytes + addition.bytes as i64,
+        });
         for (partition, addition) in &additions.0 {
             // Whether the partition is there is for the commit to say.
             let Ok(table) = self.engine.state(GROUP, *partition).await else {
@@ -205,7 +209,7 @@ impl Delays {
                     bytes: size.bytes,
                 });
             }
-            table.check_room(cost)?;
+            table.check_room(adds)?;
         }
         Ok(())
     }
@@ -270,7 +274,7 @@ async fn found(engine: &dyn Engine) -> (u64, HashSet<TopicPartition>) {
     for partition in engine.state_partitions(GROUP) {
         if let Ok(table) = engine.state(GROUP, partition).await {
             let mut has_moved = false;
-            table.each_key(|key| {
+            stored::each_key(&table, |key| {
                 if let Some(id) = DelayedId::of_key(partition.partition, key) {
                     last = last.max(id.arrival);
                     has_moved |= id.is_moved();
@@ -323,12 +327,13 @@ impl Broker {
             if after.is_some_and(|id| id.partition > at.partition) || page.has_more {
                 continue;
             }
-            let found = table.page(&StateQuery {
+            let wanted = StateQuery {
                 after: after.map(|id| id.key().to_vec()),
                 entries_max: room,
                 bytes_max: bytes,
                 ..StateQuery::default()
-            });
+            };
+            let found = stored::page(&table, &wanted);
             room -= found.entries.len();
             let taken = found
                 .entries
@@ -378,7 +383,7 @@ impl Broker {
         let table = self.inner.engine.state(GROUP, partition).await?;
         let wait = Duration::from_millis(CANCEL_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
-        let _turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
+        let turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
         // Other hosts move them by their own clocks.
         let moved_here = self.inner.delays.moved_in.lock().contains(&partition);
         let may_be_moved = moved_here || self.inner.hosts.had_others();
@@ -388,6 +393,7 @@ impl Broker {
         };
         let transaction = Transaction {
             state: vec![removal(partition, share, std::iter::once(&entry.key))],
+            turns: turn.held().into_iter().collect(),
             durability: Some(topic.spec.durability),
             ..Transaction::default()
         };
@@ -409,7 +415,7 @@ fn kept(table: &StateTable, id: DelayedId, may_be_moved: bool) -> Option<StateEn
         return entry;
     }
     let mut moved = None;
-    table.each_key(|key| {
+    stored::each_key(table, |key| {
         let other = DelayedId::of_key(id.partition, key);
         moved = moved.or_else(|| other.filter(|other| other.is_same(&id)));
     });

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::state::{
-    StateChange, StatePage, StateQuery, StateTable, StateWrite, StateWrites,
+    Adds, StateChange, StatePage, StateQuery, StateSize, StateTable, StateWrite, StateWrites,
 };
 use millrace_engine::{
     CommitError, EntryKind, Expectation, Lease, ReadError, Transaction, Version,
 };
 use millrace_model::bounds::{
-    STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX,
-    STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
+    STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
 };
 use millrace_model::{
     Durability, PartitionId, Processor, ProcessorName, Topic, TopicId, TopicName, TopicPartition,
@@ -235,15 +234,18 @@ impl Broker {
         &self,
         place: &StatePlace,
         partition: TopicPartition,
-        writes: Arc<StateWrites>,
+        mut writes: Arc<StateWrites>,
         share: &Share,
     ) -> Result<(), StateAccessError> {
         let group = place.processor.as_str();
         let table = self.inner.engine.state(group, partition).await?;
         let wait = Duration::from_millis(STATE_TURN_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
-        let _turn = turn.map_err(|_| StateAccessError::Busy(place.partition))?;
-        check_bounds(&table, &writes).map_err(StateAccessError::Bound)?;
+        let turn = turn.map_err(|_| StateAccessError::Busy(place.partition))?;
+        check_call(&writes).map_err(StateAccessError::Bound)?;
+        let adds = table.adds_in_time(&writes).await.map_err(ReadError::from)?;
+        check_bounds(&table, &writes, adds).map_err(StateAccessError::Bound)?;
+        Arc::make_mut(&mut writes).adds = Some(adds);
         let transaction = Transaction {
             state: vec![StateWrite {
                 group: group.into(),
@@ -251,6 +253,7 @@ impl Broker {
                 lease: share.lease().cloned(),
                 writes,
             }],
+            turns: turn.held().into_iter().collect(),
             durability: Some(Durability::Durable),
             ..Transaction::default()
         };
@@ -324,6 +327,13 @@ impl Broker {
         let shares = holdings.claim_all(self.places_of(name)).await?;
         let leases: Vec<Lease> = shares.iter().filter_map(|s| s.lease().cloned()).collect();
         let has_state = self.inner.engine.state_partitions(name.as_str());
+        // Nobody who has read what was there may write after it is gone. Who waits for several turns takes them in order.
+        let mut turns = Vec::with_capacity(has_state.len());
+        for &partition in &has_state {
+            if let Ok(table) = self.inner.engine.state(name.as_str(), partition).await {
+                turns.extend(table.turn().await.held());
+            }
+        }
         let (state, fences): (Vec<Lease>, Vec<Lease>) = leases
             .into_iter()
             .partition(|lease| has_state.binary_search(&lease.partition).is_ok());
@@ -334,11 +344,13 @@ impl Broker {
             writes: Arc::new(StateWrites {
                 resets: true,
                 changes: Vec::new(),
+                adds: None,
             }),
         };
         let transaction = Transaction {
             entries: vec![entry(EntryKind::Processor, name.to_string(), processor)],
             state: state.into_iter().map(reset).collect(),
+            turns,
             fences,
             durability: Some(Durability::Durable),
             expects,
@@ -365,7 +377,8 @@ impl Broker {
     }
 }
 
-fn check_bounds(table: &StateTable, writes: &StateWrites) -> Result<(), String> {
+/// Whether this much may be written at once.
+fn check_call(writes: &StateWrites) -> Result<(), String> {
     let count = writes.changes.len();
     if count > STATE_CALL_KEYS_MAX || writes.byte_count() > STATE_ATTEMPT_BYTES_MAX {
         return Err(format!(
@@ -373,19 +386,28 @@ fn check_bounds(table: &StateTable, writes: &StateWrites) -> Result<(), String> 
             writes.byte_count()
         ));
     }
-    writes.changes.iter().try_for_each(StateChange::check)?;
-    let (before, after) = (table.size(), table.size_after(writes));
+    writes.changes.iter().try_for_each(StateChange::check)
+}
+
+/// Whether the table may have this much more.
+fn check_bounds(table: &StateTable, writes: &StateWrites, adds: Adds) -> Result<(), String> {
+    let before = table.size();
+    let begin = match writes.resets {
+        true => StateSize::default(),
+        false => before,
+    };
+    let after = adds.after(begin).unwrap_or(begin);
+    let max = table.bounds();
     // Nobody is kept from making it smaller.
-    let has_entries = after.entries <= STATE_ENTRIES_MAX.max(before.entries);
-    if !has_entries || after.bytes > STATE_BYTES_MAX.max(before.bytes) {
+    let has_entries = after.entries <= max.entries.max(before.entries);
+    if !has_entries || after.bytes > max.bytes.max(before.bytes) {
         return Err(format!(
-            "the state would have {} entries and {} bytes then; at most {STATE_ENTRIES_MAX} and {STATE_BYTES_MAX} are kept for one partition",
-            after.entries, after.bytes
+            "the state would have {} entries and {} bytes then; at most {} and {} are kept for one partition",
+            after.entries, after.bytes, max.entries, max.bytes
         ));
     }
-    let more = after.cost().saturating_sub(before.cost());
-    match more {
-        0 => Ok(()),
+    match Adds::between(before, after) {
+        more if more.bytes <= 0 && more.cost() == 0 => Ok(()),
         more => table.check_room(more).map_err(|full| full.to_string()),
     }
 }

@@ -54,7 +54,7 @@ pub use self::errors::{CommitError, ReadError, TopicError, TrimError};
 pub use self::holding::{Hold, HostId, HostInfo};
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::damage::{DamageReport, DamagedRange};
-use crate::state::{StatePage, StateQuery, StateTable, StateWrite};
+use crate::state::{HeldTurn, StatePage, StateQuery, StateTable, StateWrite};
 
 /// The only thing that an engine writes.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +69,9 @@ pub struct Transaction {
     pub entries: Vec<EntryWrite>,
     /// Changes of groups' state, in order; one table at most once.
     pub state: Vec<StateWrite>,
+    /// The turns that the state was read and is written under. They are held until it is applied or refused; of a commit in doubt, until that
+    /// is said.
+    pub turns: Vec<HeldTurn>,
     /// At least this durable; each append's topic may ask for more.
     pub durability: Option<Durability>,
     /// Which request this is, so that it takes effect once.

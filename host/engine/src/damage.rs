@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use millrace_model::{Digest, Offset, Timestamp, TopicPartition};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,8 @@ pub struct DamageReport {
     pub ranges: Vec<DamagedRange>,
     /// Modules whose bytes are not those that were uploaded.
     pub modules: Vec<Digest>,
+    /// Files of state that are not as they were written, by file; as far as the background search came since the host started.
+    pub state: Vec<DamagedState>,
     /// The background search, where the engine has one.
     pub scrub: Option<ScrubStatus>,
 }
@@ -53,6 +56,21 @@ impl DamagedRange {
     pub fn meets(&self, from: Offset, to: Offset) -> bool {
         self.from < to && from < self.to
     }
+}
+
+/// A file of a group's state in which something cannot be read. What stands elsewhere in it can.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedState {
+    /// Whose state; a processor's name.
+    pub group: Arc<str>,
+    /// Which partition's.
+    pub partition: TopicPartition,
+    /// The file, as seen from the data directory.
+    pub file: String,
+    /// What is wrong with it, first of all.
+    pub reason: String,
+    /// When it was met first.
+    pub found_at: Timestamp,
 }
 
 /// What stands where messages were written.

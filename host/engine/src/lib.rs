@@ -23,7 +23,7 @@ pub use contract::{
     HostInfo, Lease, NextEpoch, ProgressWrite, ReadError, Receipt, RequestMark, TopicChange,
     TopicError, Transaction, TrimError, Version, Watch,
 };
-pub use damage::{DamageKind, DamageReport, DamagedRange, FoundBy, ScrubStatus};
+pub use damage::{DamageKind, DamageReport, DamagedRange, DamagedState, FoundBy, ScrubStatus};
 pub use local::{LocalEngine, LocalOptions, OpenError};
 pub use memory::MemoryEngine;
-pub use room::{HostBounds, Kept, Room, RoomFull};
+pub use room::{HostBound, HostBounds, Kept, Room, RoomFull};

@@ -166,11 +166,13 @@ impl Drop for MemoryEngine {
 
 #[async_trait]
 impl Engine for MemoryEngine {
-    async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+    async fn commit(&self, mut transaction: Transaction) -> Result<Receipt, CommitError> {
         let committed = match self.link.doubt() {
             None => return self.commit_now(transaction),
             Some(Doubt::Done) => self.commit_now(transaction).map(drop),
             Some(Doubt::Late) => {
+                // Turns end with the answer; what comes after that only a newer lease keeps out.
+                transaction.turns.clear();
                 self.link.late.lock().push(transaction);
                 Ok(())
             }
@@ -333,6 +335,7 @@ impl Engine for MemoryEngine {
         };
         let progress = group.progress.as_ref();
         let page = group.state.as_ref().map(|table| table.page(query));
+        let page = page.transpose()?;
         Ok(StatePage {
             as_of: progress.map(|p| p.next).unwrap_or_default(),
             ..page.unwrap_or_default()

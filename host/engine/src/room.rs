@@ -1,18 +1,20 @@
-//! How much a host keeps in memory for others: delayed messages and processors' state, counted in bytes as their tables cost, and
-//! their bounds: one for each, and one for both together. The same for every engine.
+//! How much a host keeps for others: delayed messages and processors' state, counted in bytes of memory as their tables cost, and their
+//! bounds: one for each, and one for both together. The same for every engine, but for one thing: where state may stand in files
+//! ([`Room::with_files`]) memory is no reason to refuse it, and what all of it has on the disk is bounded instead.
 //!
 //! An engine decides each transaction against it ([`Room::check`]), so the bounds hold however many write at once. A table moves what
-//! it costs whenever it changes, and gives all of it back when it is dropped: what counts is what is in memory.
+//! it costs whenever it changes, and gives all of it back when it is dropped: what counts is what is there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use millrace_model::bounds::{
     HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX, HOST_PARTITIONS_MAX, HOST_STATE_BYTES_MAX,
-    REQUESTS_BYTES_MAX,
+    REQUESTS_BYTES_MAX, STATE_BYTES_MAX, STATE_ENTRIES_MAX,
 };
 
 use crate::contract::TopicError;
+use crate::state::{Adds, StateSize};
 
 /// The group whose state delayed messages are; no processor's name.
 pub const DELAYS_GROUP: &str = "~delays";
@@ -25,32 +27,39 @@ pub const CONSUMERS_GROUP: &str = "~consumers";
 pub enum Kept {
     /// Messages that wait for their time.
     Delayed,
+    /// Where consumers of topics are: always in memory.
+    Consumers,
     /// State of processors.
     State,
 }
 
 impl Kept {
-    const COUNT: usize = 2;
+    const COUNT: usize = 3;
 
     /// What the state of a group is.
     #[must_use]
     pub fn of_group(group: &str) -> Self {
         match group {
             DELAYS_GROUP => Self::Delayed,
+            CONSUMERS_GROUP => Self::Consumers,
             _ => Self::State,
         }
     }
 }
 
-/// The bounds of a host, whatever the bounds of one partition say.
+/// The bounds of a host, and those of one processor's state in one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostBounds {
     /// Bytes of delayed messages.
     pub delayed_bytes: usize,
-    /// Bytes of processors' state.
+    /// Bytes of memory for processors' state.
     pub state_bytes: usize,
     /// Bytes of both together.
     pub kept_bytes: usize,
+    /// Bytes of processors' state where it stands in files; `None` is half of the disk.
+    pub state_disk_bytes: Option<usize>,
+    /// How much state one processor may have in one partition.
+    pub table: StateSize,
     /// Bytes of idempotency keys; the oldest go.
     pub requests_bytes: usize,
     /// Partitions of all topics together, those of processors included.
@@ -63,23 +72,44 @@ impl Default for HostBounds {
             delayed_bytes: HOST_DELAYED_BYTES_MAX,
             state_bytes: HOST_STATE_BYTES_MAX,
             kept_bytes: HOST_KEPT_BYTES_MAX,
+            state_disk_bytes: None,
+            table: TABLE_MAX,
             requests_bytes: REQUESTS_BYTES_MAX,
             partitions: HOST_PARTITIONS_MAX,
         }
     }
 }
 
+/// How much state one processor may have in one partition, unless a host says otherwise.
+pub const TABLE_MAX: StateSize = StateSize {
+    entries: STATE_ENTRIES_MAX,
+    bytes: STATE_BYTES_MAX,
+};
+
+/// Which bound of a host was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostBound {
+    /// That of delayed messages in memory.
+    Delayed,
+    /// That of state in memory.
+    State,
+    /// That of both together.
+    Together,
+    /// That of state on the disk.
+    StateDisk,
+}
+
 /// No room in the host; nothing was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the host keeps {held} bytes of {} in memory, at most {max} are kept ({}): {}",
+    "the host keeps {held} bytes of {}, at most {max} are kept ({}): {}",
     self.what(), self.setting(), self.remedy()
 )]
 pub struct RoomFull {
     /// What was to be kept.
     pub kept: Kept,
-    /// Whether the bound of both together is meant, not that of its kind.
-    pub together: bool,
+    /// Which bound it is.
+    pub bound: HostBound,
     /// Bytes that are kept.
     pub held: usize,
     /// The bound.
@@ -88,26 +118,32 @@ pub struct RoomFull {
 
 impl RoomFull {
     fn what(&self) -> &'static str {
-        match (self.together, self.kept) {
-            (true, _) => "delayed messages and state",
-            (false, Kept::Delayed) => "delayed messages",
-            (false, Kept::State) => "state",
+        match self.bound {
+            HostBound::Together => "delayed messages and state in memory",
+            HostBound::Delayed => "delayed messages in memory",
+            HostBound::State => "state in memory",
+            HostBound::StateDisk => "state on the disk",
         }
     }
 
     /// The bound's name, as it is set.
     #[must_use]
     pub fn setting(&self) -> &'static str {
-        match (self.together, self.kept) {
-            (true, _) => "kept_bytes_max",
-            (false, Kept::Delayed) => "delayed_bytes_max",
-            (false, Kept::State) => "state_bytes_max",
+        match self.bound {
+            HostBound::Together => "kept_bytes_max",
+            HostBound::Delayed => "delayed_bytes_max",
+            HostBound::State => "state_bytes_max",
+            HostBound::StateDisk => "state_disk_bytes_max",
         }
     }
 
     fn remedy(&self) -> &'static str {
         match self.kept {
             Kept::Delayed => "wait until some messages are delivered, or cancel some",
+            Kept::Consumers => "delete consumers that nobody reads as",
+            Kept::State if self.bound == HostBound::StateDisk => {
+                "delete some entries, give them a time to live, reset what is no longer used, or set the bound higher where the disk has room"
+            }
             Kept::State => "delete some entries, or give them a time to live",
         }
     }
@@ -117,38 +153,65 @@ impl RoomFull {
 #[derive(Debug, Default)]
 pub struct Room {
     bounds: HostBounds,
+    /// Bytes of state that may stand on the disk; `None` where all of it is in memory.
+    disk_bytes_max: Option<usize>,
     held: [AtomicUsize; Kept::COUNT],
+    /// Bytes of processors' state, wherever it stands.
+    stored: AtomicUsize,
+    /// Bytes of memory of what changed in tables that stand in files, and is not in one yet.
+    unwritten: AtomicUsize,
 }
 
-/// Bytes to be kept more, of each kind.
+/// What is to be kept more: bytes of memory of each kind, and of processors' state what there is more, or less, on the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Growth([usize; Kept::COUNT]);
+pub struct Growth {
+    memory: [usize; Kept::COUNT],
+    stored: i64,
+}
 
 impl Growth {
-    /// So many bytes more.
+    /// So many bytes of memory more.
     pub fn add(&mut self, kept: Kept, bytes: usize) {
-        self.0[kept as usize] = self.0[kept as usize].saturating_add(bytes);
+        let memory = &mut self.memory[kept as usize];
+        *memory = memory.saturating_add(bytes);
+    }
+
+    /// So many bytes of processors' state more.
+    pub fn store(&mut self, bytes: i64) {
+        self.stored = self.stored.saturating_add(bytes);
     }
 
     fn of(&self, kept: Kept) -> usize {
-        self.0[kept as usize]
+        self.memory[kept as usize]
     }
 
     /// This and that.
     #[must_use]
     pub fn with(mut self, more: Self) -> Self {
-        self.add(Kept::Delayed, more.of(Kept::Delayed));
-        self.add(Kept::State, more.of(Kept::State));
+        for (memory, more) in self.memory.iter_mut().zip(more.memory) {
+            *memory = memory.saturating_add(more);
+        }
+        self.store(more.stored);
         self
     }
 }
 
 impl Room {
-    /// Nothing is kept yet.
+    /// Nothing is kept yet, and all of it will be in memory.
     #[must_use]
     pub fn new(bounds: HostBounds) -> Arc<Self> {
         Arc::new(Self {
             bounds,
+            ..Self::default()
+        })
+    }
+
+    /// The same where processors' state may stand in files, on a disk of which so many bytes are for it unless the bounds say so.
+    #[must_use]
+    pub fn with_files(bounds: HostBounds, disk_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            bounds,
+            disk_bytes_max: Some(bounds.state_disk_bytes.unwrap_or(disk_bytes)),
             ..Self::default()
         })
     }
@@ -159,10 +222,30 @@ impl Room {
         &self.bounds
     }
 
-    /// Bytes that are kept.
+    /// Bytes of memory that are kept.
     #[must_use]
     pub fn held(&self, kept: Kept) -> usize {
-        self.held[kept as usize].load(Ordering::Relaxed)
+        self.held[kept as usize].load(Relaxed)
+    }
+
+    /// Bytes of processors' state, wherever it stands.
+    #[must_use]
+    pub fn stored(&self) -> usize {
+        self.stored.load(Relaxed)
+    }
+
+    /// Bytes of memory of what changed in tables that stand in files, and is not in one yet.
+    #[must_use]
+    pub fn unwritten(&self) -> usize {
+        self.unwritten.load(Relaxed)
+    }
+
+    /// Bytes of memory that processors' state may take: what others leave of its share.
+    #[must_use]
+    pub fn state_budget(&self) -> usize {
+        let (delayed, consumers) = (self.held(Kept::Delayed), self.held(Kept::Consumers));
+        let left = self.bounds.kept_bytes.saturating_sub(delayed);
+        self.bounds.state_bytes.min(left).saturating_sub(consumers)
     }
 
     /// Whether there is room for more.
@@ -170,34 +253,60 @@ impl Room {
     /// # Errors
     /// [`RoomFull`] names the bound that is met first.
     pub fn check(&self, growth: &Growth) -> Result<(), RoomFull> {
-        for (kept, max) in [
-            (Kept::Delayed, self.bounds.delayed_bytes),
-            (Kept::State, self.bounds.state_bytes),
-        ] {
+        self.check_stored(growth)?;
+        let of_state = |kept| match self.disk_bytes_max {
+            // State makes room for them.
+            Some(_) => self.held(kept),
+            None => self.held(Kept::Consumers) + self.held(Kept::State),
+        };
+        for kept in [Kept::Delayed, Kept::Consumers, Kept::State] {
             let more = growth.of(kept);
-            if more == 0 {
+            if more == 0 || kept == Kept::State && self.disk_bytes_max.is_some() {
                 continue;
             }
-            let (held, together) = (self.held(kept), self.held_together());
-            if held.saturating_add(more) > max {
-                return Err(RoomFull {
-                    kept,
-                    together: false,
-                    held,
-                    max,
-                });
-            }
-            let all = growth.0.iter().sum::<usize>();
-            if together.saturating_add(all) > self.bounds.kept_bytes {
-                return Err(RoomFull {
-                    kept,
-                    together: true,
-                    held: together,
-                    max: self.bounds.kept_bytes,
-                });
-            }
+            let (held, max, bound) = match kept {
+                Kept::Delayed => (
+                    self.held(kept),
+                    self.bounds.delayed_bytes,
+                    HostBound::Delayed,
+                ),
+                _ => (of_state(kept), self.bounds.state_bytes, HostBound::State),
+            };
+            self.check_bound(kept, bound, held, more, max)?;
+            let all = growth.memory.iter().sum::<usize>();
+            let (held, max) = (self.held_together(), self.bounds.kept_bytes);
+            self.check_bound(kept, HostBound::Together, held, all, max)?;
         }
         Ok(())
+    }
+
+    fn check_stored(&self, growth: &Growth) -> Result<(), RoomFull> {
+        let (Some(max), Ok(more)) = (self.disk_bytes_max, usize::try_from(growth.stored)) else {
+            return Ok(());
+        };
+        match more {
+            0 => Ok(()),
+            more => self.check_bound(Kept::State, HostBound::StateDisk, self.stored(), more, max),
+        }
+    }
+
+    fn check_bound(
+        &self,
+        kept: Kept,
+        bound: HostBound,
+        held: usize,
+        more: usize,
+        max: usize,
+    ) -> Result<(), RoomFull> {
+        match held.saturating_add(more) > max {
+            true => Err(RoomFull {
+                kept,
+                bound,
+                held,
+                max,
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Whether the host may have so many partitions more.
@@ -210,9 +319,20 @@ impl Room {
     }
 
     fn held_together(&self) -> usize {
-        self.held(Kept::Delayed)
-            .saturating_add(self.held(Kept::State))
+        let held = self.held.iter().map(|held| held.load(Relaxed));
+        held.fold(0, usize::saturating_add)
     }
+}
+
+/// What a table counts for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counted {
+    /// Bytes of memory.
+    pub(crate) cost: usize,
+    /// Bytes of its entries, wherever they stand.
+    pub(crate) stored: usize,
+    /// Bytes of memory of changes that are to stand in a file, and do not yet.
+    pub(crate) unwritten: usize,
 }
 
 /// What one table takes of the room; nothing where it belongs to no host.
@@ -224,25 +344,39 @@ impl Share {
         Self(Some((Arc::clone(room), Kept::of_group(group))))
     }
 
-    /// The table costs so much now.
-    pub(crate) fn moved(&self, before: usize, after: usize) {
+    /// The table counts for so much now.
+    pub(crate) fn moved(&self, before: Counted, after: Counted) {
         let Some((room, kept)) = self.0.as_ref().filter(|_| before != after) else {
             return;
         };
-        let held = &room.held[*kept as usize];
-        match after.checked_sub(before) {
-            Some(more) => held.fetch_add(more, Ordering::Relaxed),
-            None => held.fetch_sub(before - after, Ordering::Relaxed),
-        };
+        let moved =
+            |counter: &AtomicUsize, before: usize, after: usize| match after.checked_sub(before) {
+                Some(more) => counter.fetch_add(more, Relaxed),
+                None => counter.fetch_sub(before - after, Relaxed),
+            };
+        moved(&room.held[*kept as usize], before.cost, after.cost);
+        if *kept == Kept::State {
+            moved(&room.stored, before.stored, after.stored);
+            moved(&room.unwritten, before.unwritten, after.unwritten);
+        }
+    }
+
+    /// How much the table may hold, whatever the host has.
+    pub(crate) fn bounds(&self) -> StateSize {
+        let room = self.0.as_ref();
+        room.map_or(TABLE_MAX, |(room, _)| room.bounds.table)
     }
 
     /// Whether the host has room for more of this.
-    pub(crate) fn check(&self, more: usize) -> Result<(), RoomFull> {
+    pub(crate) fn check(&self, more: Adds) -> Result<(), RoomFull> {
         let Some((room, kept)) = &self.0 else {
             return Ok(());
         };
         let mut growth = Growth::default();
-        growth.add(*kept, more);
+        growth.add(*kept, more.cost());
+        if *kept == Kept::State {
+            growth.store(more.bytes);
+        }
         room.check(&growth)
     }
 }
@@ -250,35 +384,91 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::ENTRY_COST_BYTES;
 
-    fn growth(delayed: usize, state: usize) -> Growth {
+    const BOUNDS: HostBounds = HostBounds {
+        delayed_bytes: 100,
+        state_bytes: 200,
+        kept_bytes: 250,
+        state_disk_bytes: Some(1_000),
+        table: TABLE_MAX,
+        requests_bytes: 0,
+        partitions: 0,
+    };
+
+    fn growth(kept: Kept, bytes: usize) -> Growth {
         let mut growth = Growth::default();
-        growth.add(Kept::Delayed, delayed);
-        growth.add(Kept::State, state);
+        growth.add(kept, bytes);
         growth
+    }
+
+    fn cost(cost: usize) -> Counted {
+        Counted {
+            cost,
+            ..Counted::default()
+        }
+    }
+
+    fn bytes(bytes: i64) -> Adds {
+        Adds { entries: 0, bytes }
     }
 
     #[test]
     fn each_kind_has_its_bound_and_both_together_have_one() {
-        let room = Room::new(HostBounds {
-            delayed_bytes: 100,
-            state_bytes: 200,
-            kept_bytes: 250,
-            ..HostBounds::default()
-        });
+        let room = Room::new(BOUNDS);
         let (delayed, state) = (Share::of(&room, DELAYS_GROUP), Share::of(&room, "p"));
-        delayed.moved(0, 90);
-        assert_eq!(room.check(&growth(10, 0)), Ok(()));
-        let full = room.check(&growth(11, 0)).unwrap_err();
+        delayed.moved(cost(0), cost(90));
+        assert_eq!(room.check(&growth(Kept::Delayed, 10)), Ok(()));
+        let full = room.check(&growth(Kept::Delayed, 11)).unwrap_err();
         assert_eq!((full.setting(), full.held), ("delayed_bytes_max", 90));
-        assert_eq!(state.check(160), Ok(()));
-        assert_eq!(state.check(161).unwrap_err().setting(), "kept_bytes_max");
-        state.moved(0, 160);
-        assert_eq!(delayed.check(1).unwrap_err().setting(), "kept_bytes_max");
-        assert_eq!(room.check(&growth(0, 0)), Ok(()));
-        delayed.moved(90, 0);
-        assert_eq!(state.check(41).unwrap_err().setting(), "state_bytes_max");
-        state.moved(160, 10);
+        assert_eq!(state.check(bytes(160)), Ok(()));
+        let setting = |share: &Share, more| share.check(bytes(more)).unwrap_err().setting();
+        assert_eq!(setting(&state, 161), "kept_bytes_max");
+        state.moved(cost(0), cost(160));
+        assert_eq!(setting(&delayed, 1), "kept_bytes_max");
+        assert_eq!(room.check(&Growth::default()), Ok(()));
+        delayed.moved(cost(90), cost(0));
+        assert_eq!(setting(&state, 41), "state_bytes_max");
+        assert_eq!(
+            setting(&Share::of(&room, CONSUMERS_GROUP), 41),
+            "state_bytes_max"
+        );
+        state.moved(cost(160), cost(10));
         assert_eq!((room.held(Kept::Delayed), room.held(Kept::State)), (0, 10));
+    }
+
+    #[test]
+    fn state_that_may_stand_in_files_is_bounded_by_the_disk_and_makes_room_in_memory() {
+        let room = Room::with_files(BOUNDS, 7);
+        let (delayed, state) = (Share::of(&room, DELAYS_GROUP), Share::of(&room, "p"));
+        let consumers = Share::of(&room, CONSUMERS_GROUP);
+        let stored = |stored| Counted {
+            cost: 220,
+            stored,
+            unwritten: 30,
+        };
+        state.moved(Counted::default(), stored(900));
+        assert_eq!((room.stored(), room.unwritten()), (900, 30));
+        assert_eq!(state.check(bytes(100)), Ok(()), "more than memory has");
+        let full = state.check(bytes(101)).unwrap_err();
+        assert_eq!((full.held, full.max), (900, 1_000));
+        assert!(full.to_string().contains("(state_disk_bytes_max): delete"));
+        let smaller = Adds {
+            entries: -1,
+            bytes: 101,
+        };
+        assert!(101 < ENTRY_COST_BYTES as i64, "it costs less memory");
+        assert!(state.check(smaller).is_err(), "and more of the disk");
+        // Consumers are always in memory, and state is not in their way but for what both may have.
+        assert_eq!(consumers.check(bytes(30)), Ok(()));
+        consumers.moved(cost(0), cost(150));
+        state.moved(stored(900), stored(0));
+        let full = consumers.check(bytes(51)).unwrap_err();
+        assert_eq!((full.setting(), full.held), ("state_bytes_max", 150));
+        assert_eq!(room.state_budget(), 50);
+        delayed.moved(cost(0), cost(80));
+        assert_eq!(room.state_budget(), 20);
+        assert_eq!(state.check(bytes(1_000)), Ok(()));
+        assert!(state.check(bytes(-1)).is_ok() && state.check(bytes(0)).is_ok());
     }
 }

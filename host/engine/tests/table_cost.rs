@@ -44,6 +44,7 @@ async fn filled(
             writes: Arc::new(StateWrites {
                 resets: false,
                 changes,
+                adds: None,
             }),
         };
         let transaction = Transaction {

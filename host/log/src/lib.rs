@@ -14,6 +14,7 @@ pub mod journal;
 mod mapping;
 pub mod pace;
 pub mod partition;
+pub mod run;
 pub mod segment;
 pub mod sim;
 

@@ -230,10 +230,18 @@ pub const STATE_KEY_BYTES_MAX: usize = 1 << 10;
 pub const STATE_VALUE_BYTES_MAX: usize = 256 << 10;
 
 /// Entries of a processor's state in one partition. At the bound the component is told that it is full, and nothing is written.
-pub const STATE_ENTRIES_MAX: usize = 1_000_000;
+pub const STATE_ENTRIES_MAX: usize = 1_000_000_000;
 
 /// Bytes of a processor's state in one partition, about. At the bound the component is told that it is full, and nothing is written.
-pub const STATE_BYTES_MAX: usize = 128 << 20;
+pub const STATE_BYTES_MAX: usize = 256 << 30;
+
+/// Bytes of memory for what changed in state that stands in files and is not in one yet, unless memory for state is scarce: a quarter of
+/// that then. At half of it a checkpoint is ordered, at all of it commits that bring values wait for one.
+pub const STATE_CHANGES_BYTES_MAX: usize = 64 << 20;
+
+/// Files that the state of a processor in one partition stands in. There are so many only where merging them does not keep up with what is
+/// written: at the bound nothing that brings values is committed until some are merged, and its batch is tried again.
+pub const STATE_FILES_MAX: usize = 256;
 
 /// Keys that one call on state may name. More is the component's mistake: a trap.
 pub const STATE_CALL_KEYS_MAX: usize = 10_000;
@@ -263,8 +271,8 @@ pub const DELAYED_BYTES_MAX: usize = 128 << 20;
 /// bound as at that of a partition.
 pub const HOST_DELAYED_BYTES_MAX: usize = 1 << 30;
 
-/// Bytes that the state of all processors takes in memory, unless set otherwise or memory is scarce (`state_bytes_max`). At the bound a
-/// component is told that its state is full, and nothing is written.
+/// Bytes of memory for the state of all processors, unless set otherwise or memory is scarce (`state_bytes_max`). What is more than that
+/// stands in files; an engine that keeps all in memory tells a component that its state is full, and nothing is written.
 pub const HOST_STATE_BYTES_MAX: usize = 3 << 30;
 
 /// Bytes of delayed messages and state together, unless set otherwise or memory is scarce (`kept_bytes_max`). At the bound as at those

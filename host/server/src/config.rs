@@ -264,9 +264,12 @@ pub struct Settings {
     /// Bytes of all delayed messages [default: a 16th of the memory, at most 1 GiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_DELAYED_BYTES_MAX")]
     pub delayed_bytes_max: Option<u64>,
-    /// Bytes of the state of all processors [default: three 32nds of the memory, at most 3 GiB]
+    /// Memory for the state of all processors; what is more than that stands in files [default: three 32nds of the memory, at most 3 GiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_STATE_BYTES_MAX")]
     pub state_bytes_max: Option<u64>,
+    /// Bytes of the state of all processors on the disk [default: half of the disk of the data directory]
+    #[arg(long, value_name = "BYTES", env = "MILLRACE_STATE_DISK_BYTES_MAX")]
+    pub state_disk_bytes_max: Option<u64>,
     /// Bytes of delayed messages and state together [default: an eighth of the memory, at most 4 GiB]
     #[arg(long, value_name = "BYTES", env = "MILLRACE_KEPT_BYTES_MAX")]
     pub kept_bytes_max: Option<u64>,
@@ -486,6 +489,7 @@ fn with_memory(memory: MemorySettings, over: &Settings) -> MemorySettings {
         memory_bytes: over.memory_bytes.or(memory.memory_bytes),
         delayed_bytes_max: over.delayed_bytes_max.or(memory.delayed_bytes_max),
         state_bytes_max: over.state_bytes_max.or(memory.state_bytes_max),
+        state_disk_bytes_max: over.state_disk_bytes_max.or(memory.state_disk_bytes_max),
         kept_bytes_max: over.kept_bytes_max.or(memory.kept_bytes_max),
         idempotency_bytes_max: over.idempotency_bytes_max.or(memory.idempotency_bytes_max),
         partitions_max: over.partitions_max.or(memory.partitions_max),

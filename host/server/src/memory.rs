@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use millrace_engine::HostBounds;
+use millrace_engine::room::TABLE_MAX;
 use millrace_model::GuestLimits;
 use millrace_model::bounds::{
     HOST_AT_HAND_BYTES_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX,
@@ -48,8 +49,10 @@ pub struct MemorySettings {
     pub memory_bytes: Option<u64>,
     /// Bytes of delayed messages.
     pub delayed_bytes_max: Option<u64>,
-    /// Bytes of processors' state.
+    /// Bytes of memory for processors' state.
     pub state_bytes_max: Option<u64>,
+    /// Bytes of the disk for it; `None` is half of that.
+    pub state_disk_bytes_max: Option<u64>,
     /// Bytes of both together.
     pub kept_bytes_max: Option<u64>,
     /// Bytes of idempotency keys.
@@ -134,6 +137,10 @@ impl MemorySettings {
                 delayed_bytes: delayed,
                 state_bytes: state,
                 kept_bytes: or(self.kept_bytes_max, together),
+                state_disk_bytes: self
+                    .state_disk_bytes_max
+                    .map(|set| usize::try_from(set).unwrap_or(usize::MAX)),
+                table: TABLE_MAX,
                 requests_bytes: or(self.idempotency_bytes_max, requests),
                 partitions: or(self.partitions_max, partitions(4)),
             },

@@ -144,6 +144,14 @@ fn describe() {
         "millrace_kept_bytes",
         "Bytes that delayed messages, and likewise state, take in memory, as the host's bounds count them"
     );
+    describe_gauge!(
+        "millrace_state_disk_bytes",
+        "Bytes of the keys and values of all processors' state, in memory or not, as `state_disk_bytes_max` counts them"
+    );
+    describe_gauge!(
+        "millrace_state_runs",
+        "Files that processors' state stands in where it is larger than memory has room for"
+    );
     describe_counter!("millrace_checkpoints_total", "Checkpoints made");
     describe_gauge!(
         "millrace_checkpoint_age_seconds",
@@ -276,6 +284,10 @@ fn describe() {
     describe_gauge!(
         "millrace_damaged_modules",
         "Modules that are known to be damaged"
+    );
+    describe_gauge!(
+        "millrace_damaged_state_files",
+        "Files of processors' state that are known to be damaged"
     );
     describe_counter!(
         "millrace_scrub_bytes_total",

@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use millrace_broker::handler::{CallError, Interface};
+use millrace_broker::state::StateError;
 use millrace_model::{Clock, ColumnBatch};
 use rustc_demangle::try_demangle;
 use tokio::time::Sleep;
@@ -143,7 +144,8 @@ impl<F: Future> Metered<F> {
         let (start, yields) = (self.running(), self.notes.yields());
         let polled = self.work.as_mut().poll(context);
         self.time += self.running().saturating_sub(start);
-        if polled.is_pending() && self.notes.yields() == yields {
+        // A read from the disk is the host's time, and has a bound of its own.
+        if polled.is_pending() && self.notes.yields() == yields && !self.notes.is_reading() {
             self.waiting_since = Some(self.clock.monotonic());
         }
         polled
@@ -193,6 +195,10 @@ pub(crate) fn explain(error: &Error, guest: &GuestState) -> CallError {
     }
     if error.is::<wasmtime::PoolConcurrencyLimitError>() {
         return CallError::Host(format!("no room for another instance: {error}"));
+    }
+    // Whatever the guest was at: what is stored could not be read.
+    if let Some(unreadable @ StateError::Unreadable(_)) = error.downcast_ref() {
+        return CallError::Host(unreadable.to_string());
     }
     let frames = error.downcast_ref::<WasmBacktrace>();
     let cause = match (

@@ -1,7 +1,7 @@
 //! What the host notes of a call while it runs. It outlives the guest, so that it can tell of one that was thrown away.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use millrace_broker::handler::{CallLog, CallUse, GuestLine};
@@ -13,12 +13,23 @@ use parking_lot::Mutex;
 pub(crate) struct Notes {
     /// How often the guest was interrupted in this call.
     yields: AtomicU32,
+    /// Whether the host reads from the disk for it, which takes none of its time.
+    is_reading: AtomicBool,
     /// Linear memory of the instance.
     memory_bytes: AtomicU64,
     /// What it wrote in this call.
     log: Mutex<CallLog>,
     /// What the call is for, while it runs.
     batch: Mutex<Option<Arc<ColumnBatch>>>,
+}
+
+/// A read from the disk that a call waits for.
+pub(crate) struct Reading(Arc<Notes>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.is_reading.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Notes of a call that is over.
@@ -40,6 +51,16 @@ impl Notes {
 
     pub(crate) fn yields(&self) -> u32 {
         self.yields.load(Ordering::Relaxed)
+    }
+
+    /// The host reads from the disk for the call until this is dropped.
+    pub(crate) fn reading(self: &Arc<Self>) -> Reading {
+        self.is_reading.store(true, Ordering::Relaxed);
+        Reading(Arc::clone(self))
+    }
+
+    pub(crate) fn is_reading(&self) -> bool {
+        self.is_reading.load(Ordering::Relaxed)
     }
 
     pub(crate) fn memory(&self, bytes: usize) {

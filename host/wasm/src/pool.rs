@@ -128,6 +128,11 @@ impl GuestState {
         }
     }
 
+    /// What the host notes of the call.
+    pub(crate) fn notes(&self) -> &Arc<Notes> {
+        &self.notes
+    }
+
     /// What the guest said last in this call: panics and exceptions are told on standard error, by some languages on standard output.
     pub(crate) fn last_words(&self) -> String {
         match self.stderr.recent() {

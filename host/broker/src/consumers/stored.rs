@@ -138,6 +138,7 @@ impl Broker {
             writes: Arc::new(StateWrites {
                 resets: false,
                 changes: vec![change],
+                adds: None,
             }),
         };
         let transaction = Transaction {

@@ -293,7 +293,8 @@ impl Trial<'_> {
         let table = engine.state(group, partition.ok_or_else(no_input)?).await;
         let table = table.map_err(FetchError::Read)?;
         let now = self.broker.inner.clock.wall();
-        Ok(Some(Box::new(StateAttempt::new(table, now, messages))))
+        let attempt = StateAttempt::new(table, now, messages);
+        Ok(Some(Box::new(attempt.at_one_moment())))
     }
 
     fn note(&mut self, letters: &[DeadLetter], batch: &ColumnBatch, verdict: &Verdict) {

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
-use millrace_engine::state::{StateEntry, StateQuery, StateTable};
+use millrace_engine::state::{StateEntry, StateQuery, StateTable, Turn};
 use millrace_engine::{Append, CommitError, ReadError, Transaction};
 use millrace_model::{
     BatchBuilder, Compression, RecordBatch, Timestamp, TopicName, TopicPartition,
 };
 use tokio::sync::watch;
 
-use super::stored::{GROUP, read, removal};
+use super::stored::{self, GROUP, read, removal};
 use super::{DelayedId, Delays};
 use crate::dispatch::retry::Backoff;
 use crate::holding::Share;
@@ -177,7 +177,7 @@ impl Delays {
         let turn = table.turn().await;
         let due = due(&table, partition, now);
         if !due.entries.is_empty() {
-            self.deliver(partition, topic, due, &share).await?;
+            self.deliver(partition, topic, due, &share, &turn).await?;
         }
         drop(turn);
         self.show(partition, topic, &table);
@@ -246,6 +246,7 @@ impl Delays {
         topic: &TopicName,
         due: Due,
         share: &Share,
+        turn: &Turn,
     ) -> Result<(), Left> {
         let lost = due.entries.len() - due.ids.len();
         if lost > 0 {
@@ -262,6 +263,7 @@ impl Delays {
                 share,
                 due.entries.iter().map(|e| &e.key),
             )],
+            turns: turn.held().into_iter().collect(),
             ..Transaction::default()
         };
         share.commit(transaction).await?;
@@ -303,11 +305,12 @@ impl Delays {
 
 /// What is due, as one batch.
 fn due(table: &StateTable, partition: TopicPartition, now: Timestamp) -> Due {
-    let page = table.page(&StateQuery {
+    let query = StateQuery {
         entries_max: DELIVERED_AT_ONCE_MAX,
         bytes_max: DELIVERED_BYTES_AT_ONCE_MAX,
         ..StateQuery::default()
-    });
+    };
+    let page = stored::page(table, &query);
     let mut entries = page.entries;
     let is_due = |entry: &StateEntry| {
         let id = DelayedId::of_key(partition.partition, &entry.key);
@@ -331,10 +334,11 @@ fn due(table: &StateTable, partition: TopicPartition, now: Timestamp) -> Due {
 
 /// When the first one is due.
 fn first_due(table: &StateTable) -> Option<Timestamp> {
-    let first = table.page(&StateQuery {
+    let query = StateQuery {
         entries_max: 1,
         ..StateQuery::default()
-    });
+    };
+    let first = stored::page(table, &query);
     let key = &first.entries.first()?.key;
     // What cannot be read is dealt with at once.
     Some(DelayedId::of_key(Default::default(), key).map_or_else(Timestamp::default, |id| id.due))

@@ -10,7 +10,7 @@ use millrace_engine::{CommitError, Transaction};
 use millrace_model::{Clock, SteadyClock, Step, TopicPartition};
 use parking_lot::Mutex;
 
-use super::stored::{GROUP, exactly, write};
+use super::stored::{self, GROUP, exactly, write};
 use super::{DelayedId, Delays};
 use crate::dispatch::retry::Backoff;
 
@@ -106,7 +106,7 @@ impl Delays {
             return Ok(0);
         };
         let mut ids = Vec::new();
-        table.each_key(|key| {
+        stored::each_key(&table, |key| {
             let id = DelayedId::of_key(partition.partition, key);
             ids.extend(id.filter(|id| id.is_span() && id.arrival < before));
         });
@@ -124,9 +124,11 @@ impl Delays {
             let writes = StateWrites {
                 resets: false,
                 changes,
+                adds: None,
             };
             let transaction = Transaction {
                 state: vec![write(partition, Some(&share), writes)],
+                turns: turn.held().into_iter().collect(),
                 ..Transaction::default()
             };
             match share.commit(transaction).await {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millrace_engine::room::DELAYS_GROUP;
 use millrace_engine::state::{
-    NEVER, StateChange, StateEntry, StateQuery, StateTable, StateValue, StateWrite, StateWrites,
+    NEVER, StateChange, StateEntry, StatePage, StateQuery, StateTable, StateValue, StateWrite,
+    StateWrites,
 };
 use millrace_model::{
     BatchBuilder, Message, PartitionId, RecordBatch, Step, Timestamp, Topic, TopicName,
@@ -185,6 +186,17 @@ pub(super) fn read(entry: &StateEntry, partition: PartitionId) -> Option<(Delaye
     Some((id, view.to_message(batch.bytes()).ok()?))
 }
 
+/// Entries of a table of delayed messages, which is always in memory, so that nothing can keep it from being read.
+pub(super) fn page(table: &StateTable, query: &StateQuery) -> StatePage {
+    table.page(query).unwrap_or_default()
+}
+
+/// Its keys.
+pub(super) fn each_key(table: &StateTable, see: impl FnMut(&[u8])) {
+    let read = table.each_key(see);
+    debug_assert_eq!(read, Ok(()), "it is in memory");
+}
+
 /// The entry of this very id, if there is one.
 pub(super) fn exactly(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
     let query = StateQuery {
@@ -192,7 +204,7 @@ pub(super) fn exactly(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
         entries_max: 1,
         ..StateQuery::default()
     };
-    table.page(&query).entries.into_iter().next()
+    page(table, &query).entries.into_iter().next()
 }
 
 /// Delayed messages on their way into a transaction.
@@ -205,8 +217,6 @@ pub(super) struct Addition {
     pub(super) topic: TopicName,
     pub(super) earliest: Timestamp,
     pub(super) bytes: usize,
-    /// What they cost in memory.
-    pub(super) cost: usize,
     writes: StateWrites,
 }
 
@@ -221,7 +231,6 @@ impl Additions {
             topic: topic.spec.name.clone(),
             earliest: id.due,
             bytes: 0,
-            cost: 0,
             writes: StateWrites::default(),
         });
         let change = StateChange {
@@ -231,7 +240,6 @@ impl Additions {
         };
         addition.earliest = addition.earliest.min(id.due);
         addition.bytes += change.weight();
-        addition.cost += change.cost();
         addition.writes.changes.push(change);
     }
 
@@ -264,6 +272,7 @@ pub(super) fn removal<'a>(
     let writes = StateWrites {
         resets: false,
         changes: keys.map(change).collect(),
+        adds: None,
     };
     write(partition, Some(share), writes)
 }

@@ -25,6 +25,8 @@ pub(crate) struct Verdict {
     pub(crate) failed: Vec<Failed>,
     /// What the others wrote to state.
     pub(crate) state: Option<StateWrite>,
+    /// Whether entries that have ended are removed along with that.
+    pub(crate) removes_ended: bool,
     /// What the call used, if any of its messages failed and that is known.
     pub(crate) used: Option<CallUse>,
     /// Whether the failed are given up, and no error handler is asked.

@@ -121,8 +121,8 @@ impl Echo {
         }
         let (live, columns) = (Arc::clone(&self.shadow.live), Arc::clone(columns));
         let (answer, answered) = tokio::sync::oneshot::channel();
+        let attempt = StateAttempt::new(table, now, columns.len()).at_one_moment();
         let call = AbortOnDrop(tokio::spawn(async move {
-            let attempt = StateAttempt::new(table, now, columns.len());
             let called = live.handler.process_with_state(&columns, Box::new(attempt));
             let verdict = match called.await {
                 Ok((answer, _)) => checked(&live, answer, &columns),

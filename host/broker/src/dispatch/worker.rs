@@ -154,6 +154,8 @@ struct Worker {
     cleared: HashSet<Offset>,
     /// Whether the call at hand was interrupted: nothing happened.
     interrupted: bool,
+    /// Whether the batch at hand leaves what has ended of the state where it is: it had no room for that.
+    leaves_ended: bool,
     /// Where its state is; `None` as long as no revision has used any.
     home: Option<Home>,
     /// The right to write state, from the first read of a batch to its commit; nobody else has it meanwhile.

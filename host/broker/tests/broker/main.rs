@@ -28,6 +28,7 @@ mod schedules;
 mod scripts;
 mod shadow;
 mod states;
+mod states_on_disk;
 mod stopping;
 mod takeovers;
 mod throughput;

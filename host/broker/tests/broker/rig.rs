@@ -23,6 +23,7 @@ use millrace_model::{
     PartitionId, ProcessorName, ProcessorSpec, RecordBatch, SystemClock, Timestamp, TopicName,
 };
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 
 /// What a handler says of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,11 +215,7 @@ impl Modules {
 }
 
 pub(crate) fn digest(name: &str) -> Digest {
-    let mut digest = [0; 32];
-    for (index, byte) in name.bytes().enumerate() {
-        digest[index % 32] ^= byte;
-    }
-    Digest(digest)
+    Digest(Sha256::digest(name).into())
 }
 
 #[async_trait]

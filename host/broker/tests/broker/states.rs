@@ -7,9 +7,10 @@ use async_trait::async_trait;
 use millrace_broker::handler::BatchHandler;
 use millrace_broker::state::{NEVER, StateChange, StateQuery, StateValue, StateWrites};
 use millrace_broker::{CallError, StateAccessError, StatePlace};
-use millrace_engine::state::{KeyColumns, StateAttempt, WriteColumns};
-use millrace_model::bounds::{REVISIONS_KEPT_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX};
-use millrace_model::{Answer, ColumnBatch, PartitionId};
+use millrace_engine::state::{KeyColumns, StateAttempt, StateSize, WriteColumns};
+use millrace_engine::{HostBounds, MemoryEngine};
+use millrace_model::bounds::REVISIONS_KEPT_MAX;
+use millrace_model::{Answer, ColumnBatch, PartitionId, SystemClock};
 
 use crate::rig::{Rig, Say, per_message, processor, spec, topic};
 
@@ -79,6 +80,7 @@ pub(crate) async fn write(rig: &Rig, changes: Vec<StateChange>) -> Result<(), St
     let writes = StateWrites {
         resets: false,
         changes,
+        adds: None,
     };
     rig.broker.write_state(&place(), writes).await
 }
@@ -101,21 +103,32 @@ async fn entries(rig: &Rig) -> usize {
 
 #[tokio::test]
 async fn at_a_full_table_keys_can_be_changed_and_removed() {
-    let rig = Rig::deployed(1, |_| {}, |_, _| Say::Ack).await;
-    for start in (0..STATE_ENTRIES_MAX).step_by(STATE_CALL_KEYS_MAX) {
-        let keys = start..start + STATE_CALL_KEYS_MAX;
-        let filled = write(&rig, keys.map(|key| numbered(key, Some(1))).collect()).await;
-        filled.expect("there is room");
-    }
-    let refused = write(&rig, vec![numbered(STATE_ENTRIES_MAX, Some(1))]).await;
+    let entries_max = 100;
+    let bounds = HostBounds {
+        table: StateSize {
+            entries: entries_max,
+            bytes: 1 << 20,
+        },
+        ..HostBounds::default()
+    };
+    let engine = MemoryEngine::bounded(Arc::new(SystemClock::new()), bounds);
+    let rig = Rig::on(engine, Arc::default()).await;
+    rig.topic("in", 1).await;
+    rig.topic("out", 1).await;
+    let module = rig.upload_handler("m", per_message(|_, _| Say::Ack)).await;
+    rig.deploy(spec(module)).await;
+    let all = (0..entries_max).map(|key| numbered(key, Some(1)));
+    let filled = write(&rig, all.collect()).await;
+    filled.expect("there is room");
+    let refused = write(&rig, vec![numbered(entries_max, Some(1))]).await;
     assert!(
         matches!(refused, Err(StateAccessError::Bound(_))),
         "{refused:?}"
     );
     let changed = write(&rig, vec![numbered(0, Some(2)), numbered(1, None)]).await;
     changed.expect("what is there may change, and go");
-    assert_eq!(entries(&rig).await, STATE_ENTRIES_MAX - 1);
-    let written = write(&rig, vec![numbered(STATE_ENTRIES_MAX, Some(1))]).await;
+    assert_eq!(entries(&rig).await, entries_max - 1);
+    let written = write(&rig, vec![numbered(entries_max, Some(1))]).await;
     written.expect("there is room again");
 }
 
@@ -130,6 +143,7 @@ async fn state_of_a_deleted_processor_can_be_seen_and_emptied() {
     let reset = StateWrites {
         resets: true,
         changes: Vec::new(),
+        adds: None,
     };
     let emptied = rig.broker.write_state(&place(), reset).await;
     emptied.expect("nobody else would do it");
@@ -285,6 +299,7 @@ async fn a_key_is_found_without_its_partition_and_totals_are_of_all() {
         let writes = StateWrites {
             resets: false,
             changes: vec![change("total", Some(7))],
+            adds: None,
         };
         rig.broker.write_state(&place, writes).await.unwrap();
     }

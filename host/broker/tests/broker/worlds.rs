@@ -354,8 +354,8 @@ impl World {
         let number = self.operators_writes + self.operators_writes_in_doubt;
         let key = format!("op{number}");
         let writes = StateWrites {
-            resets: false,
             changes: vec![change(&key, Some(1))],
+            ..StateWrites::default()
         };
         let written = self.any().broker.write_state(&place, writes).await;
         match written {

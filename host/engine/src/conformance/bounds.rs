@@ -7,7 +7,7 @@ use millrace_model::TopicPartition;
 
 use super::{append, at, end, grow, make_topic, name, partitions, spec};
 use crate::contract::{CommitError, Engine, TopicError, Transaction};
-use crate::room::{DELAYS_GROUP, HostBounds, Kept, RoomFull};
+use crate::room::{DELAYS_GROUP, HostBound, HostBounds, Kept, RoomFull, TABLE_MAX};
 use crate::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
 
 const KIB: usize = 1 << 10;
@@ -17,6 +17,8 @@ pub const BOUNDS: HostBounds = HostBounds {
     delayed_bytes: 20 * KIB,
     state_bytes: 30 * KIB,
     kept_bytes: 40 * KIB,
+    state_disk_bytes: Some(17 * KIB),
+    table: TABLE_MAX,
     requests_bytes: 64 * KIB,
     partitions: 8,
 };
@@ -40,6 +42,7 @@ fn writing(group: &str, partition: TopicPartition, change: StateChange) -> Trans
             writes: Arc::new(StateWrites {
                 resets: false,
                 changes: vec![change],
+                adds: None,
             }),
         }],
         ..Transaction::default()
@@ -82,11 +85,14 @@ pub async fn each_kind_is_refused_beyond_its_bound_wherever_it_is(engine: Arc<dy
     let topic = make_topic(&*engine, "orders", 4).await;
     let partitions: Vec<_> = topic.partitions().collect();
     let (count, full) = fill(&*engine, DELAYS_GROUP, &partitions).await;
-    assert_eq!((full.kept, full.together), (Kept::Delayed, false));
+    assert_eq!((full.kept, full.bound), (Kept::Delayed, HostBound::Delayed));
     assert!((12..20).contains(&count), "{count} of about 1,300 bytes");
     let (count, full) = fill(&*engine, "group", &partitions).await;
-    assert_eq!((full.kept, full.together), (Kept::State, true));
-    assert!((12..20).contains(&count), "{count} of about 1,300 bytes");
+    assert_eq!(full.kept, Kept::State);
+    // By what there is on the disk where it may stand in files.
+    let bounds = [HostBound::Together, HostBound::StateDisk];
+    assert!(bounds.contains(&full.bound), "{full}");
+    assert!((12..20).contains(&count), "{count} of 1,100 to 1,300 bytes");
     // The other group's room is the same one.
     let other = set(&*engine, "other", partitions[0], 0).await;
     assert_eq!(other, Err(full));
@@ -97,7 +103,9 @@ pub async fn what_is_there_may_be_replaced_and_removed_at_the_bound(engine: Arc<
     let topic = make_topic(&*engine, "orders", 2).await;
     let partitions: Vec<_> = topic.partitions().collect();
     let (count, full) = fill(&*engine, "group", &partitions).await;
-    assert_eq!((full.kept, full.together), (Kept::State, false));
+    assert_eq!(full.kept, Kept::State);
+    let bounds = [HostBound::State, HostBound::StateDisk];
+    assert!(bounds.contains(&full.bound), "{full}");
     set(&*engine, "group", partitions[0], 0)
         .await
         .expect("it takes the room that it has");

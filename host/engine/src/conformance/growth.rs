@@ -26,6 +26,7 @@ async fn keep(engine: &dyn Engine, partition: TopicPartition) {
             writes: Arc::new(StateWrites {
                 resets: false,
                 changes: vec![change],
+                adds: None,
             }),
         }],
         ..Transaction::default()

@@ -197,9 +197,10 @@ pub async fn state_goes_over_with_the_work(hosts: TwoHosts) {
 
 fn keys(table: &StateTable) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
-    table.each_key(|key| {
+    let read = table.each_key(|key| {
         keys.insert(String::from_utf8_lossy(key).into_owned());
     });
+    read.expect("readable");
     keys
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use millrace_model::{Offset, Timestamp, TopicPartition};
+use millrace_model::{Clock as _, Offset, SystemClock, Timestamp, TopicPartition};
 
 use super::progress::{assert_fenced, up_to};
 use super::{Place, append, at, end, make_partition, make_topic, name};
@@ -26,6 +26,7 @@ fn set(pairs: &[(&str, &str)]) -> StateWrites {
     StateWrites {
         resets: false,
         changes: changes.collect(),
+        adds: None,
     }
 }
 
@@ -121,12 +122,127 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
     let second = StateWrites {
         resets: false,
         changes: vec![change("a", None), change("b", Some("4"))],
+        adds: None,
     };
     let second = engine.commit(only(under(&lease, second))).await;
     second.expect("committed");
     let left = pairs(&[("b", "4"), ("c", "3")]);
     assert_eq!(state(&*engine, "group", input).await, left);
     assert_eq!(table.size().entries, 2);
+}
+
+/// Also where nobody waits for the commit any more: whoever has the turn next sees all of it, or it never comes.
+pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let hold = engine.claim("group", partition).await.expect("claimed");
+    let table = engine.state("group", partition).await.expect("a table");
+    for round in 0..50 {
+        let turn = table.turn().await;
+        let written = Transaction {
+            turns: turn.held().into_iter().collect(),
+            ..only(under(&hold.lease, set(&[("round", &round.to_string())])))
+        };
+        // Not longer than it takes to ask.
+        let commit = engine.commit(written);
+        let _ = tokio::time::timeout(std::time::Duration::ZERO, commit).await;
+        drop(turn);
+        let _turn = table.turn().await;
+        let seen = table.page(&StateQuery::default()).unwrap().version;
+        // Whatever was asked before is decided before this.
+        let after = only(under(&hold.lease, StateWrites::default()));
+        engine.commit(after).await.expect("committed");
+        let last = table.page(&StateQuery::default()).unwrap().version;
+        assert!(last <= seen + 1, "something came after the turn");
+    }
+}
+
+/// Whoever removes it: the engine by itself, or whoever has the turn.
+pub async fn what_has_ended_is_removed_and_nothing_goes_with_it(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let hold = engine.claim("group", partition).await.expect("claimed");
+    let table = engine.state("group", partition).await.expect("a table");
+    let clock = SystemClock::new();
+    let now = clock.wall().0;
+    let ending = |key: &str, ends_at| StateChange {
+        ends_at: Timestamp(ends_at),
+        ..change(key, Some("1"))
+    };
+    let keys: Vec<String> = (0..20).map(|number| format!("ends {number}")).collect();
+    let changes = keys.iter().map(|key| ending(key, now - 1));
+    let others = [change("stays", Some("1")), ending("lives on", now - 1)];
+    let writes = StateWrites {
+        changes: changes.chain(others).collect(),
+        ..StateWrites::default()
+    };
+    let moved = StateWrites {
+        changes: vec![ending("lives on", now + 3_600_000)],
+        ..StateWrites::default()
+    };
+    for writes in [writes, moved] {
+        let committed = engine.commit(only(under(&hold.lease, writes))).await;
+        committed.expect("committed");
+    }
+    for _ in 0..10_000 {
+        if table.size().entries == 2 {
+            break;
+        }
+        let turn = table.turn().await;
+        table.sweep(clock.wall(), 7);
+        let ended = table.find_ended(clock.wall(), 7, usize::MAX);
+        let ended = ended.expect("readable");
+        if !ended.is_empty() {
+            let removal = Transaction {
+                turns: turn.held().into_iter().collect(),
+                ..only(under(&hold.lease, ended.into_writes()))
+            };
+            engine.commit(removal).await.expect("committed");
+        }
+        drop(turn);
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert_eq!(table.size().entries, 2);
+    let query = StateQuery {
+        entries_max: 100,
+        bytes_max: usize::MAX,
+        now: clock.wall(),
+        ..StateQuery::default()
+    };
+    let page = engine.read_state("group", partition, &query).await;
+    let page = page.expect("readable");
+    let left: Vec<&[u8]> = page.entries.iter().map(|entry| &*entry.key).collect();
+    assert_eq!(left, [&b"lives on"[..], b"stays"]);
+}
+
+/// Its entries are of one transaction with each other, and with the progress that they are said to be of.
+pub async fn a_page_is_of_one_moment_while_commits_go_on(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let hold = engine.claim("group", partition).await.expect("claimed");
+    let lease = hold.lease.clone();
+    let writing = async {
+        for round in 1..=200 {
+            let number = round.to_string();
+            let transaction = Transaction {
+                progress: vec![ProgressWrite {
+                    partition,
+                    lease: lease.clone(),
+                    progress: up_to(round).into(),
+                }],
+                ..only(under(&lease, set(&[("a", &number), ("b", &number)])))
+            };
+            engine.commit(transaction).await.expect("committed");
+        }
+    };
+    let reading = async {
+        for _ in 0..200 {
+            let page = page(&*engine, "group", partition).await;
+            let values = page.entries.iter().map(|entry| entry.value.as_bytes());
+            let expected = page.as_of.0.to_string();
+            let count = if page.as_of == Offset(0) { 0 } else { 2 };
+            assert!(values.eq(std::iter::repeat_n(expected.as_bytes(), count)));
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(writing, reading);
 }
 
 /// Neither under the lease of its progress, nor under one of its own.
@@ -313,6 +429,7 @@ where
             let writes = StateWrites {
                 resets,
                 changes: changes.into_values().collect(),
+                adds: None,
             };
             let committed = engine.commit(only(under(&lease, writes))).await;
             committed.expect("committed");

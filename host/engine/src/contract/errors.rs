@@ -7,6 +7,7 @@ use millrace_model::{Digest, Offset, TopicName, TopicPartition};
 use super::catalogue::Expectation;
 use crate::damage::DamageKind;
 use crate::room::RoomFull;
+use crate::state::StateError;
 
 /// Why nothing was committed (or, for `Poisoned` and `InDoubt`, why it is not known).
 #[derive(Clone, Debug, thiserror::Error)]
@@ -89,6 +90,9 @@ pub enum CommitError {
     /// As much is kept in memory as the host may. Nothing was written; try again when there is less.
     #[error(transparent)]
     RoomFull(#[from] RoomFull),
+    /// What the state holds that is written to could not be read, or the writes do not go with it. Nothing was written.
+    #[error("the state cannot be written to: {0}")]
+    State(Arc<str>),
     /// No room on the disk. Nothing was written; try again when there is space.
     #[error(
         "the disk is full, or the process may not write longer files or open more (`ulimit -f`, `ulimit -n`): free some space or shorten \
@@ -120,7 +124,11 @@ impl CommitError {
     pub fn is_retriable(&self) -> bool {
         matches!(
             self,
-            Self::DiskFull | Self::RoomFull(_) | Self::Unavailable(_) | Self::Closed
+            Self::DiskFull
+                | Self::RoomFull(_)
+                | Self::Unavailable(_)
+                | Self::State(_)
+                | Self::Closed
         )
     }
 }
@@ -235,4 +243,16 @@ pub enum TrimError {
     /// The partition is unknown, or the change could not be made durable.
     #[error(transparent)]
     Commit(#[from] CommitError),
+}
+
+impl From<StateError> for ReadError {
+    fn from(error: StateError) -> Self {
+        Self::Io(error.to_string().into())
+    }
+}
+
+impl From<StateError> for CommitError {
+    fn from(error: StateError) -> Self {
+        Self::State(error.to_string().into())
+    }
 }

@@ -120,6 +120,7 @@ impl Care {
         DamageReport {
             ranges: self.register.ranges(),
             modules: self.register.modules(),
+            state: self.register.state(),
             scrub: Some(ScrubStatus {
                 bytes: self.bytes.load(Ordering::Relaxed),
                 ..status

@@ -6,6 +6,7 @@ mod growth;
 mod idempotence;
 mod renewal;
 mod rows;
+mod runs;
 mod state;
 mod vacuum;
 
@@ -24,6 +25,7 @@ use sqlx::{Connection, Row};
 use tokio::runtime::Runtime;
 
 use self::rows::Value;
+pub(super) use self::runs::{PagedTable, RunsStep, StoredRun};
 use super::codec::topic_json;
 use super::options::OpenError;
 use super::state::Changes;
@@ -32,8 +34,11 @@ use crate::idempotence::Idempotence;
 use crate::state::StateTable;
 
 /// What is written; those before are read, too. 2: values may be encrypted, and say with which key; topics' partitions say how old
-/// their active segments are, and how far they are compacted. 3: every row has a checksum.
-const FORMAT: u64 = 3;
+/// their active segments are, and how far they are compacted. 3: every row has a checksum. 4: tables of state stand in runs; where
+/// none does, 3 is written.
+const FORMAT_RUNS: u64 = 4;
+/// The format without runs.
+const FORMAT_ROWS: u64 = 3;
 /// The first format in which every row has a checksum.
 const FORMAT_SEALED: u64 = 3;
 
@@ -108,6 +113,10 @@ pub(super) struct Checkpoint {
     pub(super) groups: Vec<(TopicPartition, String, u64, Option<Progress>)>,
     pub(super) entries: Vec<(EntryKind, String, Bytes)>,
     pub(super) state: BTreeMap<(TopicPartition, String), StateTable>,
+    /// Tables of state that stand in runs.
+    pub(super) paged: BTreeMap<(TopicPartition, String), PagedTable>,
+    /// The number of the next run; 0 if there never was one.
+    pub(super) next_run: u64,
     pub(super) idempotence: Idempotence,
 }
 
@@ -119,6 +128,8 @@ pub(super) struct Step<'a> {
     pub(super) marks: &'a [(TopicPartition, Mark)],
     /// Removed topics whose files are gone.
     pub(super) swept_topics: &'a [TopicId],
+    /// What it says of runs, which are durable.
+    pub(super) runs: &'a RunsStep,
 }
 
 impl CheckpointStore {
@@ -161,6 +172,8 @@ impl CheckpointStore {
             more.execute(&mut connection).await?;
             let state = sqlx::raw_sql(state::SCHEMA);
             state.execute(&mut connection).await?;
+            let runs = sqlx::raw_sql(runs::SCHEMA);
+            runs.execute(&mut connection).await?;
             encryption::add_columns(&mut connection).await?;
             for (table, column) in ADDED_COLUMNS {
                 let kind = "INTEGER NOT NULL DEFAULT 0";
@@ -290,8 +303,8 @@ async fn read_meta(
         .iter()
         .find(|row| matches!(row.try_get(0), Ok("format")));
     let format = format.map_or(Ok(0), |row| number(row, 1))?;
-    if format > FORMAT {
-        let newer = format!("it has format {format}; this version reads up to {FORMAT}");
+    if format > FORMAT_RUNS {
+        let newer = format!("it has format {format}; this version reads up to {FORMAT_RUNS}");
         return Err(sqlx::Error::Protocol(newer));
     }
     let sealed = format >= FORMAT_SEALED;
@@ -316,6 +329,7 @@ async fn load(
             "sequence" => loaded.sequence = value,
             "journal_file" => loaded.journal_file = value,
             "next_topic" => loaded.next_topic = TopicId(value),
+            "next_run" => loaded.next_run = value,
             "next_producer" => {
                 let next = i64::try_from(value).map_err(|_| malformed("number"))?;
                 loaded.idempotence.producers.set_next_id(next);
@@ -364,6 +378,7 @@ async fn load(
         loaded.entries.push((kind, key, value));
     }
     state::load(connection, cipher, sealed, &mut loaded).await?;
+    runs::load(connection, sealed, &mut loaded).await?;
     idempotence::load(connection, sealed, &mut loaded.idempotence).await?;
     Ok((loaded, sealed))
 }
@@ -402,8 +417,10 @@ async fn save_step(
     step: &Step<'_>,
     cipher: Option<&Cipher>,
 ) -> Result<(), sqlx::Error> {
+    runs::save(on, step.runs).await?;
     let meta = [
-        ("format", FORMAT),
+        ("format", format_of(on).await?),
+        ("next_run", step.runs.next_run),
         ("sequence", step.sequence),
         ("journal_file", step.journal_file),
         ("next_topic", step.changes.next_topic.0),
@@ -442,6 +459,14 @@ async fn save_step(
         }
     }
     Ok(())
+}
+
+/// An older version does not know of runs, and must not open what has any; everything else it can.
+async fn format_of(on: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+    Ok(match runs::has_paged(on).await? {
+        true => FORMAT_RUNS,
+        false => FORMAT_ROWS,
+    })
 }
 
 async fn save_changes(
@@ -548,6 +573,7 @@ mod tests {
             changes: &Changes::default(),
             marks: &[],
             swept_topics: &[],
+            runs: &RunsStep::default(),
         };
         store.save(&step).expect("saved");
         let mut store = CheckpointStore::open(&path, None).expect("opened");

@@ -1,5 +1,5 @@
 //! The cleaner's thread: looks now and then at what each partition holds, trims what its topic no longer keeps, compacts what it keeps
-//! one of, and has segments end that came to their age. Decides nothing itself: [`retention`] does, and trims are committed like
+//! one of, has segments end that came to their age, and removes [what has ended](super::expiry) of state in files. Decides nothing itself: [`retention`] does, and trims are committed like
 //! everything else.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use millrace_log::disk::is_full;
 use millrace_log::partition::compact::{COMPACTION_KEYS_MAX, Compaction, CompactionError};
 use millrace_model::{Offset, TopicId, TopicSettings};
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::committer::Request;
 use super::retention;
@@ -56,7 +56,9 @@ impl Pause {
 
 pub(super) struct Cleaner {
     pub(super) shared: Arc<Shared>,
-    queue: mpsc::WeakSender<Request>,
+    pub(super) queue: mpsc::WeakSender<Request>,
+    /// Room in the queue.
+    pub(super) room: Arc<Semaphore>,
     pub(super) pause: Arc<Pause>,
 }
 
@@ -71,11 +73,13 @@ impl Cleaner {
     pub(super) fn new(
         shared: Arc<Shared>,
         queue: mpsc::WeakSender<Request>,
+        room: Arc<Semaphore>,
         pause: Arc<Pause>,
     ) -> Self {
         Self {
             shared,
             queue,
+            room,
             pause,
         }
     }
@@ -87,6 +91,7 @@ impl Cleaner {
         let mut measured = BTreeMap::new();
         while self.pause.wait(shared.options.cleaning_interval) && shared.poisoned().is_none() {
             self.clean(&mut measured);
+            self.remove_ended();
         }
     }
 

@@ -416,7 +416,7 @@ mod tests {
             producer: ProducerId { id: 5, epoch: 6 },
             name,
         };
-        vec![
+        let mut operations = vec![
             Operation::Append {
                 partition,
                 batch: batch.finish().unwrap(),
@@ -472,12 +472,14 @@ mod tests {
                 partition,
                 start: Offset(1 << 40),
             },
-            Operation::State {
-                partition,
-                group: "g".into(),
-                writes: Arc::new(state::tests::writes()),
-            },
-        ]
+        ];
+        let writes = state::tests::all_writes().into_iter();
+        operations.extend(writes.map(|writes| Operation::State {
+            partition,
+            group: "g".into(),
+            writes: Arc::new(writes),
+        }));
+        operations
     }
 
     fn body(operations: &[Operation]) -> Bytes {

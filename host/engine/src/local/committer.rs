@@ -14,11 +14,12 @@ use super::codec::{self, BODY_OVERHEAD_BYTES, OPERATION_OVERHEAD_BYTES, Operatio
 use super::pipeline::{COMMITTER, Written};
 use super::shared::{PoisonOnPanic, Shared};
 use super::state::{Pending, State};
+use super::states::may_be_paged;
 use super::submission::Submission;
 use crate::contract::{
     CommitError, Expectation, Lease, Receipt, TopicChange, TopicError, TrimError,
 };
-use crate::state::StateWrite;
+use crate::state::{HeldTurn, StateWrite};
 
 /// Bytes of transactions that one group takes, unless a single one is larger.
 const GROUP_BYTES_MAX: usize = 4 << 20;
@@ -92,6 +93,15 @@ impl Request {
         !submission.appends.is_empty() || submission.state.iter().any(keeps)
     }
 
+    /// Whether it brings values of processors' state.
+    fn brings_state(&self) -> bool {
+        let Self::Commit { submission, .. } = self else {
+            return false;
+        };
+        let brings = |write: &StateWrite| write.writes.keep_values() && may_be_paged(&write.group);
+        submission.state.iter().any(brings)
+    }
+
     /// Whether the catalogue grows by it for good.
     fn brings_names(&self) -> bool {
         match self {
@@ -161,7 +171,8 @@ pub(super) enum Decided {
     Commit(
         Answer<Receipt, CommitError>,
         Receipt,
-        #[expect(dead_code, reason = "held until the answer is given")] OwnedSemaphorePermit,
+        #[expect(dead_code, reason = "held until the answer is given")]
+        (OwnedSemaphorePermit, Vec<HeldTurn>),
     ),
     Claim(Answer<Lease, CommitError>, Lease),
     Created(Answer<Topic, TopicError>, Topic),
@@ -343,7 +354,8 @@ impl Committer {
         &mut self,
         shared: &'a Shared,
     ) -> Result<MutexGuard<'a, Journal>, CommitError> {
-        let has_room = shared.wait_for_room();
+        let brings_state = self.group.iter().any(Request::brings_state);
+        let has_room = shared.wait_for_room(brings_state);
         let mut journal = shared.journal.lock();
         match has_room.and_then(|()| self.make_room(&mut journal)) {
             Err(CommitError::DiskFull) => self.refuse_what_takes_room(),
@@ -508,14 +520,17 @@ impl Committer {
 fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Decided> {
     match request {
         Request::Commit {
-            submission,
+            mut submission,
             answer,
             room,
             ..
-        } => match state.decide(pending, submission) {
-            Ok(receipt) => return Some(Decided::Commit(answer, receipt, room)),
-            Err(error) => drop(answer.send(Err(error))),
-        },
+        } => {
+            let turns = std::mem::take(&mut submission.turns);
+            match state.decide(pending, submission) {
+                Ok(receipt) => return Some(Decided::Commit(answer, receipt, (room, turns))),
+                Err(error) => drop(answer.send(Err(error))),
+            }
+        }
         Request::Claim {
             partition,
             group,

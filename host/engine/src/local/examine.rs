@@ -1,13 +1,14 @@
 //! A data directory, examined without changing a byte of it: `millrace doctor`'s eyes. Everything is looked at through a disk that
 //! cannot write; the checkpoint, whose database may have to roll back a cut transaction, is opened as a copy elsewhere.
 //!
-//! The order is that of a start: lock, checkpoint, journal, then what these say should be there: segments and modules.
+//! The order is that of a start: lock, checkpoint, journal, then what these say should be there: segments, files of state and modules.
 
 mod catalogue;
 mod journal;
 mod modules;
 mod partitions;
 mod report;
+mod runs;
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -29,13 +30,14 @@ const FREE_BYTES_MIN: u64 = 512 << 20;
 const CHECKPOINT: &str = "checkpoint.sqlite";
 const ROLLBACK: &str = "checkpoint.sqlite-journal";
 /// What may stand in a data directory; `code` is the cache of compiled modules, which the host can do without.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     backup::STAGING,
     backup::IDENTITY,
     "lock",
     "journal",
     "topics",
     "modules",
+    super::runs::DIRECTORY,
     CHECKPOINT,
     ROLLBACK,
     "code",
@@ -79,7 +81,7 @@ pub enum ExamineError {
     },
 }
 
-/// How far the deep check of segments and modules is.
+/// How far the deep check of segments, files of state and modules is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
     /// Bytes read.
@@ -147,7 +149,11 @@ pub(super) fn look(
         }
         None => Catalogue::guessed(dir).map_err(failed(topics))?,
     };
-    let bytes_total = byte_count(&dir.join("topics")) + byte_count(&dir.join("modules"));
+    let read_through = ["topics", super::runs::DIRECTORY, "modules"];
+    let bytes_total = read_through
+        .iter()
+        .map(|name| byte_count(&dir.join(name)))
+        .sum();
     let mut reached = Reached {
         bytes: 0,
         bytes_total,
@@ -158,6 +164,8 @@ pub(super) fn look(
     };
     let partitions = partitions::examine(&mut report, &catalogue, &mut read);
     report.expect_read("topics", partitions);
+    let runs = runs::examine(&mut report, &catalogue, &mut read, cipher.as_ref());
+    report.expect_read(super::runs::DIRECTORY, runs);
     let modules = modules::examine(&mut report, &catalogue, &mut read, cipher.as_deref());
     report.expect_read("modules", modules);
     report.conclude_keys();

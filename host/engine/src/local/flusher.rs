@@ -127,6 +127,8 @@ enum Saving {
 struct Saved {
     saver: Box<Saver>,
     made: Result<(), KeepError>,
+    /// Whether the database has it, whatever failed after that.
+    is_saved: bool,
     snapshot: Snapshot,
     partitions: Vec<Arc<Partition>>,
 }
@@ -226,10 +228,11 @@ impl Flusher {
 
     fn show_kept(&self) {
         let room = Arc::clone(&self.shared.state.read().room);
-        for (kept, of) in [(Kept::Delayed, "delayed"), (Kept::State, "state")] {
-            let held = room.held(kept) as f64;
-            metrics::gauge!("millrace_kept_bytes", "of" => of).set(held);
+        let state = room.held(Kept::Consumers) + room.held(Kept::State);
+        for (held, of) in [(room.held(Kept::Delayed), "delayed"), (state, "state")] {
+            metrics::gauge!("millrace_kept_bytes", "of" => of).set(held as f64);
         }
+        metrics::gauge!("millrace_state_disk_bytes").set(room.stored() as f64);
     }
 
     /// Makes anew what was given up of the reserve; whether all is there. Not while a checkpoint may need it.
@@ -297,9 +300,12 @@ impl Flusher {
         let is_same = snapshot.sequence == self.sequence && !self.marks_moved;
         // Entries of state may have ended since: what a checkpoint is not told of now, it is never told.
         // What is left of a deleted topic in the checkpoint goes now that its files are gone.
-        let is_same = is_same && !matches!(&self.saving, Saving::No(saver) if saver.has_swept());
+        // Files of state that became one are named by the next checkpoint, whatever else it says.
+        let has_news = |saver: &Saver| saver.has_swept() || saver.has_merged();
+        let is_same = is_same && !matches!(&self.saving, Saving::No(saver) if has_news(saver));
         let says_nothing = is_same && snapshot.changes.tables.is_empty();
         if says_nothing && self.unsaved.is_none() && order.is_none() {
+            self.shared.paging.note_over();
             return Ok(());
         }
         if let Some(mut earlier) = self.unsaved.take() {
@@ -310,12 +316,14 @@ impl Flusher {
         for (partition, end) in std::mem::take(&mut snapshot.ends) {
             let flushed = reserve.spend(|| self.keeper.flush(&partition, end));
             if let Err(error) = flushed {
+                self.shared.paging.note_over();
                 self.unsaved = Some(snapshot.changes);
                 return Err(error);
             }
         }
         let trimmed = reserve.spend(|| self.keeper.trim(&snapshot.changes));
         if let Err(error) = trimmed {
+            self.shared.paging.note_over();
             self.unsaved = Some(snapshot.changes);
             return Err(error);
         }
@@ -351,7 +359,12 @@ impl Flusher {
         };
         self.saving = Saving::No(saved.saver);
         if let Err(error) = saved.made {
-            self.unsaved = Some(saved.snapshot.changes);
+            let mut changes = saved.snapshot.changes;
+            if saved.is_saved {
+                // Runs that are written are not written again.
+                changes.tables.clear();
+            }
+            self.unsaved = Some(changes);
             self.keeper.take_back(saved.partitions.iter());
             return Err(error);
         }
@@ -385,7 +398,9 @@ impl Flusher {
                 if !self.shared.reserve.is_full() {
                     state.sweep(self.shared.clock.wall());
                 }
-                state.take_changes()
+                let changes = state.take_changes();
+                self.shared.paging.note_begun();
+                changes
             },
         })
     }
@@ -419,6 +434,8 @@ fn save(
     } = snapshot;
     let marks = flushed.marks.clone();
     let saved = saver.save(sequence, journal_file, changes, flushed);
+    let is_saved = saved.is_ok();
+    shared.paging.note_over();
     let made = saved.and_then(|()| {
         let removed = changes.removed.iter().flat_map(|r| &r.partitions);
         removed.for_each(|partition| shared.release(partition.clear()));
@@ -436,11 +453,15 @@ fn save(
     if let Some(errand) = errand.filter(|_| made.is_ok()) {
         saver.run(errand, sequence);
     }
+    if made.is_ok() && !shared.reserve.is_full() && !shared.orders.has_stop() {
+        saver.runs().begin_merge();
+    }
     // The flusher looks after what came of it.
     shared.orders.ask(|orders| orders.saved = true);
     Saved {
         saver,
         made,
+        is_saved,
         snapshot,
         partitions,
     }

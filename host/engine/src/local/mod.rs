@@ -21,6 +21,7 @@ mod codec;
 mod committer;
 mod evidence;
 pub mod examine;
+mod expiry;
 mod flusher;
 mod holds;
 mod keeper;
@@ -33,9 +34,11 @@ mod recovery;
 pub mod repair;
 mod reserve;
 mod retention;
+mod runs;
 mod saver;
 mod shared;
 mod state;
+mod states;
 mod submission;
 mod tail;
 #[cfg(test)]
@@ -74,6 +77,7 @@ use self::lock::DirLock;
 use self::modules::ModuleFiles;
 use self::pipeline::SYNCERS;
 use self::recovery::{Recovered, recover};
+use self::runs::Merger;
 use self::shared::Shared;
 use self::submission::Submission;
 use self::tail::Partition;
@@ -109,6 +113,7 @@ struct Threads {
     committer: JoinHandle<()>,
     syncers: Vec<JoinHandle<()>>,
     flusher: JoinHandle<()>,
+    merger: JoinHandle<()>,
     cleaner: JoinHandle<()>,
     pause: Arc<Pause>,
     /// Released last.
@@ -169,7 +174,7 @@ impl LocalEngine {
             state,
             journal,
             keeper,
-            saver,
+            mut saver,
             modules,
             evidence,
             reserve,
@@ -180,6 +185,13 @@ impl LocalEngine {
         shared.note_durable(false);
         let (queue, requests) = mpsc::channel(COMMIT_QUEUE_TRANSACTIONS_MAX);
         let committer = Committer::new(Arc::clone(&shared), requests);
+        saver.runs().merge_with(Arc::clone(&shared.merges));
+        let merger = Merger {
+            shared: Arc::clone(&shared),
+            disk: Arc::clone(&disk),
+            dir: dir.join(runs::DIRECTORY),
+            cipher: shared.options.encryption.clone(),
+        };
         let flusher = Flusher::new(Arc::clone(&shared), keeper, saver);
         let syncer = |who| {
             let shared = Arc::clone(&shared);
@@ -207,13 +219,20 @@ impl LocalEngine {
         };
         let care_thread = care.start(keep)?;
         let pause = Arc::new(Pause::default());
-        let cleaner = Cleaner::new(Arc::clone(&shared), queue.downgrade(), Arc::clone(&pause));
+        let room = Arc::clone(&queue_room);
+        let cleaner = Cleaner::new(
+            Arc::clone(&shared),
+            queue.downgrade(),
+            room,
+            Arc::clone(&pause),
+        );
         let threads = Threads {
             syncers: SYNCERS.map(syncer).collect::<std::io::Result<_>>()?,
             cleaner: named("millrace-clean", move || cleaner.run())?,
             pause,
             committer: named("millrace-commit", move || committer.run())?,
             flusher: named("millrace-flush", move || flusher.run())?,
+            merger: named("millrace-state", move || merger.run())?,
             _lock: lock,
         };
         Ok(Self {
@@ -292,7 +311,10 @@ fn named(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<Jo
 
 #[async_trait]
 impl Engine for LocalEngine {
-    async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+    async fn commit(&self, mut transaction: Transaction) -> Result<Receipt, CommitError> {
+        if !transaction.state.is_empty() {
+            self.complete(&mut transaction).await?;
+        }
         let submission = Submission::from(transaction);
         let bytes = submission.byte_count();
         if bytes > self.transaction_bytes_max {
@@ -439,24 +461,7 @@ impl Engine for LocalEngine {
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
-        let (page, progress, written) = {
-            // As long as it is held, nothing is taken over: entries and progress belong together.
-            let state = self.shared.state.read();
-            if !state.partitions.contains_key(&partition) {
-                return Err(ReadError::UnknownPartition(partition));
-            }
-            let found = state.group(partition, group);
-            let table = found.and_then(|group| group.state.as_ref());
-            let page = table.map(|table| table.page(query)).unwrap_or_default();
-            let progress = found.and_then(|group| group.progress.clone());
-            (page, progress, self.shared.pipeline.line().needed())
-        };
-        self.shared.pipeline.shown(written).await;
-        if let Some(poisoned) = self.shared.poisoned() {
-            return Err(ReadError::Io(poisoned.to_string().into()));
-        }
-        let as_of = progress.map(|progress| progress.next).unwrap_or_default();
-        Ok(StatePage { as_of, ..page })
+        self.page_of_state(group, partition, query).await
     }
 
     fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
@@ -660,6 +665,9 @@ impl Threads {
         // The cleaner asks the others, so it goes before them.
         self.pause.end();
         let _ = self.cleaner.join();
+        // What it has done by then the last checkpoint tells.
+        shared.merges.stop();
+        let _ = self.merger.join();
         // The committer goes first: it may wait for the flusher to make room.
         let _ = self.committer.join();
         shared.pipeline.stop();

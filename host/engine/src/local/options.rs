@@ -7,6 +7,7 @@ use std::time::Duration;
 use millrace_log::journal::JOURNAL_FILE_BYTES;
 use millrace_log::partition::SEGMENT_BYTES;
 use millrace_log::{Cipher, JournalError};
+use millrace_model::bounds::STATE_CHANGES_BYTES_MAX;
 
 use super::shared::JOURNAL_BYTES_FACTOR_MAX;
 use crate::room::HostBounds;
@@ -43,6 +44,12 @@ pub struct LocalOptions {
     pub cleaning_interval: Duration,
     /// What may be kept in memory for others.
     pub bounds: HostBounds,
+    /// Bytes of memory that one processor's state in one partition may cost before it is kept in files; `None` is an eighth of the memory
+    /// that there is for state.
+    pub state_resident_bytes: Option<usize>,
+    /// Bytes of memory for what changed in state that stands in files, until it is in one; a quarter of the memory that there is for state
+    /// if that is less. At half of it a checkpoint is made, at all of it commits that bring values wait.
+    pub state_changes_bytes_max: usize,
 }
 
 /// KiB of transactions that wait for the committer or are with it, unless memory is scarce; further callers wait for their turn.
@@ -69,6 +76,8 @@ impl Default for LocalOptions {
             encryption: None,
             cleaning_interval: Duration::from_secs(60),
             bounds: HostBounds::default(),
+            state_resident_bytes: None,
+            state_changes_bytes_max: STATE_CHANGES_BYTES_MAX,
         }
     }
 }
@@ -81,6 +90,12 @@ impl LocalOptions {
         let journal_bytes_max = journal_bytes_max.saturating_mul(JOURNAL_BYTES_FACTOR_MAX);
         let held = journal_bytes_max.min(self.tail_bytes_max as u64);
         [held + self.reserve_bytes / 2, self.reserve_bytes / 2]
+    }
+
+    /// What has changed in state and is not in a file yet, at the most.
+    pub(super) fn state_changes_bytes(&self) -> usize {
+        self.state_changes_bytes_max
+            .min(self.bounds.state_bytes / 4)
     }
 
     /// The same in KiB.
@@ -138,6 +153,18 @@ pub enum OpenError {
         path.display()
     )]
     Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of state that the checkpoint names is not there, or not whole.
+    #[error(
+        "{} cannot be used: {reason}. It holds state of a processor. Nothing was changed; put the file back, or restore the data directory \
+         from a backup",
+        path.display()
+    )]
+    State {
         /// The file.
         path: PathBuf,
         /// What is wrong.

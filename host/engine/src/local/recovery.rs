@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use millrace_log::inspect::disk_bytes;
 use millrace_log::partition::Listing;
 use millrace_log::{Disk, Journal, JournalScan, PartitionFiles, SealedCache, journal};
 
@@ -20,10 +21,12 @@ use super::lock::{DirLock, lock};
 use super::modules::ModuleFiles;
 use super::options::{LocalOptions, OpenError};
 use super::reserve::Reserve;
+use super::runs::{self, RunFiles};
 use super::saver::Saver;
 use super::state::{Group, State, Store};
 use super::tail::Partition;
 use crate::room::Room;
+use crate::state::StateTable;
 use millrace_model::{Clock, Offset};
 
 /// Everything that an engine works with.
@@ -59,7 +62,8 @@ pub(super) fn recover(
     let journal_dir = dir.join("journal");
     let topics_dir = dir.join("topics");
     let modules_dir = dir.join("modules");
-    for made in [&journal_dir, &topics_dir, &modules_dir] {
+    let state_dir = dir.join(runs::DIRECTORY);
+    for made in [&journal_dir, &topics_dir, &modules_dir, &state_dir] {
         disk.create_dir_all(made).map_err(failed_io)?;
     }
     disk.sync_dir(dir).map_err(failed_io)?;
@@ -95,6 +99,12 @@ pub(super) fn recover(
     )
     .map_err(|error| OpenError::Journal(Arc::new(error)))?;
     check_end(&scan, &journal_dir, known)?;
+    let runs = RunFiles::open(
+        Arc::clone(&disk),
+        dir,
+        options.encryption.clone(),
+        &checkpoint,
+    )?;
     checkpoints.compact()?;
     let mut adopted = checkpoints.adopt_keys();
     while matches!(adopted, Err(OpenError::DiskFull { .. })) && reserve.give_up() {
@@ -107,15 +117,25 @@ pub(super) fn recover(
         topics_dir,
         segment_bytes: options.segment_bytes,
         encryption: options.encryption.clone(),
+        state_resident_bytes: options.state_resident_bytes,
     };
     let removed = checkpoint.removed_topics.clone();
-    let mut saver =
-        Saver::new(store.clone(), checkpoints, Arc::clone(&reserve), removed).map_err(failed_io)?;
+    let saver = Saver::new(
+        store.clone(),
+        checkpoints,
+        Arc::clone(&reserve),
+        runs,
+        removed,
+    );
+    let mut saver = saver.map_err(failed_io)?;
     saver.sweep();
     let mut keeper = Keeper::new(clock, store.segment_bytes);
     let replayed_from = checkpoint.sequence;
-    let room = Room::new(options.bounds);
-    let mut state = restore(store, room, checkpoint).map_err(failed_io)?;
+    // Where nobody says how large the disk is nothing is known to be too much for it.
+    let disk_bytes = disk_bytes(dir).map_or(u64::MAX, |bytes| bytes / 2);
+    let disk_bytes = usize::try_from(disk_bytes).unwrap_or(usize::MAX);
+    let room = Room::with_files(options.bounds, disk_bytes);
+    let mut state = restore(store, room, checkpoint, saver.runs()).map_err(failed_io)?;
     replay(&scan, &mut state, &mut keeper, &reserve, options, dir)?;
     let sequence = scan.last_sequence();
     if sequence > replayed_from {
@@ -137,6 +157,7 @@ pub(super) fn recover(
         .map_err(failed)?;
     Keeper::note_saved(&partitions, &marks);
     saver.sweep();
+    saver.runs().sweep();
     let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
     // As long as that is not so, nobody may write messages.
     reserve.set_full(!(reserve.fill() && journal.has_reserved()));
@@ -198,7 +219,12 @@ fn describe(dir: &Path, error: KeepError) -> OpenError {
 }
 
 /// The state as the checkpoint has it.
-fn restore(store: Store, room: Arc<Room>, checkpoint: Checkpoint) -> std::io::Result<State> {
+fn restore(
+    store: Store,
+    room: Arc<Room>,
+    checkpoint: Checkpoint,
+    runs: &mut RunFiles,
+) -> std::io::Result<State> {
     let mut state = State::new(store.clone(), room, checkpoint.next_topic);
     let marks: HashMap<_, _> = checkpoint.marks.into_iter().collect();
     for topic in checkpoint.topics {
@@ -231,6 +257,17 @@ fn restore(store: Store, room: Arc<Room>, checkpoint: Checkpoint) -> std::io::Re
         // What is left of a topic that another version deleted.
         if state.partitions.contains_key(&partition) {
             state.insert_table(partition, &name, table);
+        }
+    }
+    for ((partition, name), table) in checkpoint.paged {
+        let key = (partition, Arc::from(name));
+        match runs.set_of(&key) {
+            Some(set) if state.partitions.contains_key(&partition) => {
+                let table = StateTable::paged(set, table.size);
+                let table = state.insert_table(partition, &key.1, table);
+                runs.register(&key, &table);
+            }
+            _ => runs.note_strange(key),
         }
     }
     state.idempotence = checkpoint.idempotence.within(state.room.bounds());

@@ -31,6 +31,10 @@ pub(super) struct Reserve {
     bytes: [u64; FILES.len()],
     /// What the last one has beyond that, for a checkpoint that is larger than it.
     beyond: AtomicU64,
+    /// What changes of state that stands in files may come to, which are written down before a checkpoint is.
+    state_bytes: u64,
+    /// Whether there is such state, and the first one has as much beyond that.
+    has_state: AtomicBool,
     held: Mutex<Held>,
     is_full: AtomicBool,
 }
@@ -58,6 +62,8 @@ impl Reserve {
             dir: dir.to_owned(),
             bytes: options.reserved_bytes(),
             beyond: AtomicU64::new(beyond_of(dir, options)),
+            state_bytes: options.state_changes_bytes() as u64,
+            has_state: AtomicBool::new(false),
             held: Mutex::new(Held {
                 first: 0,
                 lacks_last: false,
@@ -104,8 +110,13 @@ impl Reserve {
         self.held.lock().lacks_last
     }
 
-    /// Sees to it that a checkpoint of so many bytes can be written over.
-    pub(super) fn fit(&self, checkpoint_bytes: u64) {
+    /// Sees to it that a checkpoint of so many bytes can be written over, and where state stands in files what changes of it before that.
+    pub(super) fn fit(&self, checkpoint_bytes: u64, has_state: bool) {
+        // What was held for it is given back when the file is made anew.
+        if has_state && !self.has_state.swap(has_state, Ordering::Relaxed) && !self.is_full() {
+            self.set_full(!self.fill());
+        }
+        self.has_state.store(has_state, Ordering::Relaxed);
         let step = self.bytes[LAST].max(1);
         let beyond = checkpoint_bytes / step * step;
         let before = self.beyond.load(Ordering::Relaxed);
@@ -162,6 +173,7 @@ impl Reserve {
     fn wanted_bytes(&self, at: usize) -> u64 {
         match at {
             LAST => self.bytes[at] + self.beyond.load(Ordering::Relaxed),
+            _ if self.has_state.load(Ordering::Relaxed) => self.bytes[at] + self.state_bytes,
             _ => self.bytes[at],
         }
     }

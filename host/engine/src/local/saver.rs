@@ -14,6 +14,7 @@ use super::checkpoint::{CheckpointStore, Step};
 use super::keeper::KeepError;
 use super::names::Names;
 use super::reserve::Reserve;
+use super::runs::RunFiles;
 use super::state::{Changes, Store};
 
 /// Partitions whose files are made durable one by one; of more, the whole file system is at once.
@@ -32,6 +33,7 @@ pub(super) struct Saver {
     layout: Store,
     store: CheckpointStore,
     reserve: Arc<Reserve>,
+    runs: RunFiles,
     file_system: Arc<dyn FileSystem>,
     /// Topics that the checkpoint knows to be removed, and whose files are still there.
     removed: Vec<TopicId>,
@@ -44,6 +46,7 @@ impl Saver {
         layout: Store,
         store: CheckpointStore,
         reserve: Arc<Reserve>,
+        runs: RunFiles,
         removed: Vec<TopicId>,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -51,6 +54,7 @@ impl Saver {
             layout,
             store,
             reserve,
+            runs,
             removed,
             swept: Vec::new(),
         })
@@ -66,12 +70,16 @@ impl Saver {
         flushed: Flushed,
     ) -> Result<(), KeepError> {
         self.sync(flushed.unsynced, flushed.lost_sight)?;
+        // What the checkpoint names is durable before it is.
+        let (runs, reserve) = (&mut self.runs, &self.reserve);
+        let plan = reserve.spend(|| runs.write(changes))?;
         let step = Step {
             sequence,
             journal_file,
             changes,
             marks: &flushed.marks,
             swept_topics: &self.swept,
+            runs: &plan.step,
         };
         self.layout.disk.moment("checkpoint begins")?;
         let store = &mut self.store;
@@ -82,8 +90,17 @@ impl Saver {
             })
         });
         self.layout.disk.moment("checkpoint is made")?;
-        saved?;
-        self.reserve.fit(self.store.byte_count());
+        match saved {
+            Ok(()) => self.runs.commit(plan),
+            Err(KeepError::Full) => {
+                self.runs.abandon(plan);
+                return Err(KeepError::Full);
+            }
+            // Nobody knows whether it was made: its files stay.
+            Err(failed) => return Err(failed),
+        }
+        metrics::gauge!("millrace_state_runs").set(self.runs.count() as f64);
+        self.reserve.fit(self.store.byte_count(), self.runs.any());
         if let Some(topics) = &changes.all_topics {
             self.copy_names(sequence, changes.next_topic, topics);
         }
@@ -108,6 +125,22 @@ impl Saver {
         }
     }
 
+    /// How many runs the last checkpoint names.
+    #[cfg(test)]
+    pub(super) fn named_runs(&self) -> usize {
+        self.runs.named().count()
+    }
+
+    /// Whether files of state became one that the checkpoint does not know of.
+    pub(super) fn has_merged(&self) -> bool {
+        self.runs.has_merged()
+    }
+
+    /// The files that paged tables stand in.
+    pub(super) fn runs(&mut self) -> &mut RunFiles {
+        &mut self.runs
+    }
+
     /// Whether files are gone that the checkpoint still knows of.
     pub(super) fn has_swept(&self) -> bool {
         !self.swept.is_empty()
@@ -124,7 +157,8 @@ impl Saver {
 
     /// Does what is ordered of the checkpoint that was just made.
     pub(super) fn run(&self, errand: Errand, sequence: u64) {
-        errand.run(self.store.path(), sequence);
+        let disk = &*self.layout.disk;
+        errand.run(disk, self.store.path(), self.runs.files(), sequence);
     }
 
     fn sync(&self, unsynced: Vec<Unsynced>, lost_sight: bool) -> Result<(), KeepError> {

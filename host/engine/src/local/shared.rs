@@ -14,7 +14,8 @@ use super::flusher::OrderBook;
 use super::options::LocalOptions;
 use super::pipeline::Pipeline;
 use super::reserve::Reserve;
-use super::state::State;
+use super::runs::Merges;
+use super::state::{Paging, State};
 use super::tail::Partition;
 use crate::contract::CommitError;
 
@@ -54,6 +55,10 @@ pub(super) struct Shared {
     pub(super) room: Mutex<()>,
     pub(super) room_changed: Condvar,
     pub(super) reserve: Arc<Reserve>,
+    /// Runs of state that are to be one.
+    pub(super) merges: Arc<Merges>,
+    /// How much state memory has, and for how much of it a checkpoint is to be made.
+    pub(super) paging: Paging,
     poison: OnceLock<Arc<str>>,
 }
 
@@ -67,6 +72,7 @@ impl Shared {
         reserve: Arc<Reserve>,
     ) -> Self {
         let checkpointed = AtomicU64::new(journal.last_sequence());
+        let paging = Paging::new(&state.room, &options);
         Self {
             options,
             clock,
@@ -85,6 +91,8 @@ impl Shared {
             room: Mutex::new(()),
             room_changed: Condvar::new(),
             reserve,
+            merges: Arc::default(),
+            paging,
             poison: OnceLock::new(),
         }
     }
@@ -144,7 +152,7 @@ impl Shared {
         let held = before.wrapping_add(weight);
         let flush = held > self.options.tail_bytes_max / 2;
         self.journal_bytes.store(journal_bytes, Ordering::Relaxed);
-        let checkpoint = self.journal_is_long();
+        let checkpoint = self.journal_is_long() || self.paging.is_due();
         if flush || checkpoint {
             self.orders.ask(|orders| {
                 orders.flush |= flush;
@@ -153,15 +161,16 @@ impl Shared {
         }
     }
 
-    /// Waits until memory has room for more.
+    /// Waits until memory has room for more, for values of state if it brings some.
     ///
     /// # Errors
     /// [`CommitError::DiskFull`] where nobody is to write messages before somebody frees space.
-    pub(super) fn wait_for_room(&self) -> Result<(), CommitError> {
+    pub(super) fn wait_for_room(&self, brings_state: bool) -> Result<(), CommitError> {
         if self.reserve.is_full() {
             return Err(CommitError::DiskFull);
         }
-        if self.has_room() {
+        let has_room = || self.has_room() && !(brings_state && self.paging.is_full());
+        if has_room() {
             return Ok(());
         }
         metrics::counter!("millrace_commit_stalls_total").increment(1);
@@ -170,12 +179,12 @@ impl Shared {
             if let Some(poisoned) = self.poisoned() {
                 return Err(poisoned);
             }
-            if self.has_room() {
+            if has_room() {
                 return Ok(());
             }
             self.orders.ask(|orders| {
                 orders.flush = true;
-                orders.checkpoint |= self.journal_is_long();
+                orders.checkpoint |= self.journal_is_long() || self.paging.is_due();
             });
             if self.reserve.is_full() {
                 return Err(CommitError::DiskFull);

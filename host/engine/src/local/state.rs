@@ -3,6 +3,7 @@
 //! The committer decides a group of transactions against the state and what the group has decided so far ([`Pending`]), makes
 //! it durable, and applies it. Recovery applies the same operations. A group that could not be written leaves no trace.
 
+mod paging;
 mod tables;
 mod topics;
 
@@ -21,6 +22,7 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
+pub(super) use self::paging::Paging;
 use super::codec::Operation;
 use super::submission::Submission;
 use super::tail::{Partition, weight};
@@ -33,7 +35,7 @@ use crate::idempotence::producers::ProducerChanges;
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::idempotence::{Idempotence, Judgement, Overlay};
 use crate::room::{Growth, Room};
-use crate::state::{StateTable, TableChanges};
+use crate::state::{StateTable, TableStep};
 
 /// By partition, in an order that depends on nothing but what was put in: then the disk sees the same work in the same order
 /// again, which is what tests of it stand on. The engine gives the keys, so nobody can choose them to collide.
@@ -62,6 +64,8 @@ pub(super) struct Store {
     pub(super) topics_dir: PathBuf,
     pub(super) segment_bytes: u64,
     pub(super) encryption: Option<Arc<Cipher>>,
+    /// Bytes of memory that a table may cost before it is paged; `None` is a share of what there is for state.
+    pub(super) state_resident_bytes: Option<usize>,
 }
 
 impl Store {
@@ -134,7 +138,7 @@ pub(super) struct Changes {
     pub(super) topics: Vec<Topic>,
     pub(super) removed: Vec<Removed>,
     pub(super) groups: Vec<(TopicPartition, Arc<str>, Group)>,
-    pub(super) tables: Vec<(TopicPartition, Arc<str>, TableChanges)>,
+    pub(super) tables: Vec<(TopicPartition, Arc<str>, TableStep)>,
     pub(super) entries: Vec<(EntryKind, String, Option<Bytes>)>,
     pub(super) moment: Timestamp,
     pub(super) producers: ProducerChanges,
@@ -156,7 +160,7 @@ pub(super) struct Pending {
     entries: HashMap<(EntryKind, String), Option<Version>>,
     /// How many writes of entries there are of each kind.
     entry_writes: [u64; EntryKind::ALL.len()],
-    /// What the host will keep more, at the most.
+    /// What the host will keep more: of memory at the most, on the disk exactly.
     growth: Growth,
     /// What to write and then apply.
     pub(super) operations: Vec<Operation>,
@@ -224,6 +228,7 @@ impl State {
         let next = next.map(|next| producers.decide_next(next)).transpose()?;
         self.check_lease(pending, &submission)?;
         self.check_expectations(pending, &submission.expects)?;
+        self.check_state(&submission.state)?;
         pending.growth = self.check_room(pending.growth, &submission.state)?;
         pending.durable |= durability == Durability::Durable || next.is_some();
         if judged == Judgement::New || next.is_some() {
@@ -654,7 +659,7 @@ impl Changes {
         self.topics.extend(later.topics);
         self.removed.extend(later.removed);
         self.groups.extend(later.groups);
-        self.tables.extend(later.tables);
+        self.merge_tables(later.tables);
         self.entries.extend(later.entries);
         self.moment = later.moment;
         self.producers.merge(later.producers);

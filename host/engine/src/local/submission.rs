@@ -7,7 +7,7 @@ use super::codec::OPERATION_OVERHEAD_BYTES;
 use crate::contract::{
     Append, EntryWrite, Expectation, Lease, NextEpoch, ProgressWrite, RequestMark, Transaction,
 };
-use crate::state::StateWrite;
+use crate::state::{HeldTurn, StateWrite};
 
 /// A transaction. Every part of it says what it takes in the journal.
 pub(super) struct Submission {
@@ -16,6 +16,7 @@ pub(super) struct Submission {
     pub(super) fences: Vec<Lease>,
     pub(super) entries: Vec<EntryWrite>,
     pub(super) state: Vec<StateWrite>,
+    pub(super) turns: Vec<HeldTurn>,
     pub(super) durability: Option<Durability>,
     pub(super) request: Option<RequestMark>,
     pub(super) producer: Option<NextEpoch>,
@@ -30,6 +31,7 @@ impl From<Transaction> for Submission {
             fences: transaction.fences,
             entries: transaction.entries,
             state: transaction.state,
+            turns: transaction.turns,
             durability: transaction.durability,
             request: transaction.request,
             producer: transaction.producer,

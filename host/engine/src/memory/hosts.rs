@@ -276,7 +276,12 @@ impl Mirrored {
                 now: Timestamp(0),
                 ..StateQuery::default()
             };
-            let entries = table.page(&everything).entries.into_iter();
+            // It is in memory.
+            let entries = table
+                .page(&everything)
+                .unwrap_or_default()
+                .entries
+                .into_iter();
             let by_key = entries.map(|entry| (entry.key, (entry.value, entry.ends_at)));
             by_key.collect::<BTreeMap<_, _>>()
         };
@@ -297,8 +302,11 @@ impl Mirrored {
         });
         let changes: Vec<StateChange> = gone.chain(new).collect();
         if !changes.is_empty() {
-            let resets = false;
-            self.table.apply(&StateWrites { resets, changes });
+            let applied = self.table.apply(&StateWrites {
+                changes,
+                ..StateWrites::default()
+            });
+            debug_assert_eq!(applied, Ok(()), "its tables are in memory");
             // There is no checkpoint to write it.
             self.table.take_changes();
         }

@@ -177,7 +177,8 @@ impl State {
         }
         for write in transaction.state {
             let table = self.table(&write.group, write.partition);
-            table.apply(&write.writes);
+            let applied = table.apply(&write.writes);
+            debug_assert_eq!(applied, Ok(()), "its tables are in memory");
             // There is no checkpoint to write it.
             table.take_changes();
             let writes = self.writes_of(&write.group);

@@ -6,14 +6,18 @@ use std::sync::Arc;
 
 use millrace_model::Timestamp;
 use millrace_model::bounds::{
-    STATE_ATTEMPT_BYTES_MAX, STATE_BYTES_MAX, STATE_CALL_BYTES_MAX, STATE_CALL_KEYS_MAX,
-    STATE_ENTRIES_MAX, STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX,
+    STATE_ATTEMPT_BYTES_MAX, STATE_CALL_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_KEY_BYTES_MAX,
+    STATE_VALUE_BYTES_MAX,
 };
 use millrace_model::columns::NONE;
+use parking_lot::MappedRwLockReadGuard;
 
-use super::table::{Entries, Entry, weight};
+use super::ending::Ended;
+use super::lookup::{Held, Seen, StateFetch, View, Wanted};
+use super::picture::Picture;
+use super::resident::{Entries, weight};
 use super::{
-    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateTable, StateValue, StateWrites,
+    Adds, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateSize, StateTable, StateValue, StateWrites,
 };
 
 /// Why a call on state does nothing.
@@ -25,6 +29,18 @@ pub enum StateError {
     /// The caller made a mistake. What the attempt wrote must not be kept.
     #[error("state: {0}")]
     Misuse(String),
+    /// What is stored could not be read; nothing of the call was done. Nobody made a mistake: try again later.
+    #[error("the state cannot be read: {0}")]
+    Unreadable(Arc<str>),
+}
+
+impl StateError {
+    /// The values of a call are too much.
+    pub(super) fn too_many_bytes() -> Self {
+        Self::Misuse(format!(
+            "the values have more than {STATE_CALL_BYTES_MAX} bytes together; ask for fewer at once"
+        ))
+    }
 }
 
 /// Keys of a call: spans of its bytes, two numbers each.
@@ -60,6 +76,10 @@ pub struct ValueColumns {
 #[derive(Debug)]
 pub struct StateAttempt {
     pub(super) table: Arc<StateTable>,
+    /// What it reads of a paged table if not what is committed at each moment.
+    pub(super) picture: Option<Picture>,
+    /// What was found of a paged table.
+    seen: Seen,
     pub(super) now: Timestamp,
     pub(super) writes: HashMap<Arc<[u8]>, Written>,
     /// The keys of `writes` in order, from the first listing on.
@@ -68,6 +88,8 @@ pub struct StateAttempt {
     written_bytes: usize,
     /// What the table would hold more.
     growth: Growth,
+    /// What is removed besides, unless it is written.
+    ended: Ended,
     /// Which messages wrote.
     wrote: Vec<bool>,
     wrote_for_all: bool,
@@ -97,30 +119,152 @@ impl StateAttempt {
     pub fn new(table: Arc<StateTable>, now: Timestamp, messages: usize) -> Self {
         Self {
             table,
+            picture: None,
+            seen: Seen::default(),
             now,
             writes: HashMap::new(),
             ordered: None,
             written_bytes: 0,
             growth: Growth::default(),
+            ended: Ended::default(),
             wrote: vec![false; messages],
             wrote_for_all: false,
         }
     }
 
+    /// Whoever has not the table's turn sees a paged one as it is now, whatever is committed meanwhile.
+    #[must_use]
+    pub fn at_one_moment(mut self) -> Self {
+        self.picture = self.table.picture();
+        self
+    }
+
     /// The values of the keys.
     ///
     /// # Errors
-    /// [`StateError::Misuse`].
-    pub fn get(&self, keys: &KeyColumns<'_>) -> Result<ValueColumns, StateError> {
+    /// [`StateError::Misuse`], [`StateError::Unreadable`].
+    pub fn get(&mut self, keys: &KeyColumns<'_>) -> Result<ValueColumns, StateError> {
+        self.with_view(keys, Wanted::Values, |attempt, view| {
+            attempt.get_in(view, keys)
+        })
+    }
+
+    /// Makes ready a call on these keys that waits for no disk: what is in memory, the system's included, is looked for at once, and
+    /// what is left has to be read ([`StateFetch::read`]) and taken in ([`StateAttempt::take_in`]) before the call; `None` where
+    /// nothing is. `gets`: the call asks for values.
+    ///
+    /// # Errors
+    /// [`StateError`]; those of the call, too.
+    pub fn prepare(
+        &mut self,
+        keys: &KeyColumns<'_>,
+        gets: bool,
+    ) -> Result<Option<StateFetch>, StateError> {
+        if self.picture.is_none() && !self.table.is_paged() {
+            return Ok(None);
+        }
+        let wanted = match gets {
+            true => Wanted::Values,
+            false => Wanted::Lengths,
+        };
+        let Some(mut fetch) = self.fetch(keys, wanted)? else {
+            return Ok(None);
+        };
+        fetch.read_cached()?;
+        if fetch.is_done() {
+            self.take_in(fetch);
+            return Ok(None);
+        }
+        Ok(Some(fetch))
+    }
+
+    /// Whether a listing may wait for the disk.
+    #[must_use]
+    pub fn lists_from_disk(&self) -> bool {
+        self.picture.is_some() || self.table.is_paged()
+    }
+
+    /// What of the keys has to be read from runs; `None` where nothing has.
+    fn fetch(
+        &mut self,
+        keys: &KeyColumns<'_>,
+        wanted: Wanted,
+    ) -> Result<Option<StateFetch>, StateError> {
+        let mut asked = self.unknown(keys, wanted)?;
+        if !asked.is_empty() && self.seen.bound() {
+            asked = self.unknown(keys, wanted)?;
+        }
+        asked.sort_unstable();
+        asked.dedup();
+        let picture = self.picture.as_ref();
+        Ok(self.table.ask(picture, &asked, wanted, &mut self.seen))
+    }
+
+    /// The keys of which nothing is known.
+    fn unknown<'k>(
+        &self,
+        keys: &KeyColumns<'k>,
+        wanted: Wanted,
+    ) -> Result<Vec<&'k [u8]>, StateError> {
+        let mut unknown = Vec::new();
+        for index in 0..keys.count()? {
+            let key = keys.key(index)?;
+            if !self.writes.contains_key(key) && !self.seen.knows(key, wanted) {
+                unknown.push(key);
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// Takes what was read.
+    pub fn take_in(&mut self, fetch: StateFetch) {
+        self.seen.take_in(fetch);
+    }
+
+    /// Does something on the committed table: of a paged one what it has of the keys is found first, and no lock is held.
+    fn with_view<T>(
+        &mut self,
+        keys: &KeyColumns<'_>,
+        wanted: Wanted,
+        work: impl FnOnce(&mut Self, &View<'_>) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        let table = Arc::clone(&self.table);
+        if let Some(entries) = self.resident(&table) {
+            return work(self, &View::Resident(&entries));
+        }
+        if let Some(mut fetch) = self.fetch(keys, wanted)? {
+            fetch.read()?;
+            self.take_in(fetch);
+        }
+        let seen = std::mem::take(&mut self.seen);
+        let done = work(self, &View::Seen(&seen));
+        self.seen = seen;
+        done
+    }
+
+    /// The entries of a table that is in memory.
+    pub(super) fn resident<'t>(
+        &self,
+        table: &'t StateTable,
+    ) -> Option<MappedRwLockReadGuard<'t, Entries>> {
+        match self.picture {
+            Some(_) => None,
+            None => table.resident(),
+        }
+    }
+
+    fn get_in(&self, view: &View<'_>, keys: &KeyColumns<'_>) -> Result<ValueColumns, StateError> {
         let count = keys.count()?;
-        let entries = self.table.read();
         let mut found = ValueColumns::default();
         found.values.reserve(count * 2);
         for index in 0..count {
             let key = keys.key(index)?;
             let value = match self.writes.get(key) {
                 Some(written) => written.value.as_ref(),
-                None => entries.get(key, self.now).map(|entry| &entry.value),
+                None => {
+                    let held = view.held(key);
+                    held.filter(|h| h.ends_at > self.now).and_then(|h| h.value)
+                }
             };
             found.push_value(value)?;
         }
@@ -145,21 +289,21 @@ impl StateAttempt {
             ));
         }
         how.check(count, self.wrote.len())?;
-        let table = Arc::clone(&self.table);
-        let entries = table.read();
-        self.check_room(keys, &entries, |index| match values[index * 2 + 1] {
-            NONE => None,
-            length => Some(length as usize),
-        })?;
-        for index in 0..count {
-            let key = keys.key(index)?;
-            let value = span(keys.data, values, index, STATE_VALUE_BYTES_MAX, "value")?;
-            let ends_at = how.ends_at(index, self.now).unwrap_or(NEVER);
-            let value = value.map(StateValue::new);
-            self.write(&entries, key, Written { value, ends_at })?;
-        }
-        self.note(how.messages);
-        Ok(())
+        self.with_view(keys, Wanted::Lengths, |attempt, view| {
+            attempt.check_room(keys, view, |index| match values[index * 2 + 1] {
+                NONE => None,
+                length => Some(length as usize),
+            })?;
+            for index in 0..count {
+                let key = keys.key(index)?;
+                let value = span(keys.data, values, index, STATE_VALUE_BYTES_MAX, "value")?;
+                let ends_at = how.ends_at(index, attempt.now).unwrap_or(NEVER);
+                let value = value.map(StateValue::new);
+                attempt.write(view, key, Written { value, ends_at })?;
+            }
+            attempt.note(how.messages);
+            Ok(())
+        })
     }
 
     /// Adds to the numbers of the keys, in order; what is absent counts as 0, and a sum beyond the range stays at its end. The new
@@ -181,40 +325,39 @@ impl StateAttempt {
             ));
         }
         how.check(count, self.wrote.len())?;
-        let table = Arc::clone(&self.table);
-        let entries = table.read();
-        self.check_room(keys, &entries, |_| Some(size_of::<i64>()))?;
-        if self.writes.is_empty() {
-            self.writes.reserve(count);
-        }
-        let mut sums = Vec::with_capacity(count);
-        for index in 0..count {
-            let key = keys.key(index)?;
-            let delta = if deltas.is_empty() { 1 } else { deltas[index] };
-            let ends_at = how.ends_at(index, self.now);
-            let sum = self.add_one(&entries, key, delta, ends_at)?;
-            sums.push(sum);
-        }
-        self.note(how.messages);
-        Ok(sums)
+        self.with_view(keys, Wanted::Lengths, |attempt, view| {
+            attempt.check_room(keys, view, |_| Some(size_of::<i64>()))?;
+            if attempt.writes.is_empty() {
+                attempt.writes.reserve(count);
+            }
+            let mut sums = Vec::with_capacity(count);
+            for index in 0..count {
+                let key = keys.key(index)?;
+                let delta = if deltas.is_empty() { 1 } else { deltas[index] };
+                let ends_at = how.ends_at(index, attempt.now);
+                let sum = attempt.add_one(view, key, delta, ends_at)?;
+                sums.push(sum);
+            }
+            attempt.note(how.messages);
+            Ok(sums)
+        })
     }
 
     fn add_one(
         &mut self,
-        entries: &Entries,
+        view: &View<'_>,
         key: &[u8],
         delta: i64,
         ends_at: Option<Timestamp>,
     ) -> Result<i64, StateError> {
-        let sum_of = |value: Option<&StateValue>| match value {
+        let sum_of = |number: Option<Result<i64, usize>>| match number {
             None => Ok(delta),
-            Some(value) => match value.as_number() {
-                Some(before) => Ok(before.saturating_add(delta)),
-                None => Err(not_a_number(key, value)),
-            },
+            Some(Ok(before)) => Ok(before.saturating_add(delta)),
+            Some(Err(value_bytes)) => Err(not_a_number(key, value_bytes)),
         };
+        let number_of = |value: &StateValue| value.as_number().ok_or(value.as_bytes().len());
         if let Some(place) = self.writes.get_mut(key) {
-            let sum = sum_of(place.value.as_ref())?;
+            let sum = sum_of(place.value.as_ref().map(number_of))?;
             let written = Written {
                 value: Some(StateValue::of_number(sum)),
                 ends_at: ends_at.unwrap_or(place.ends_at),
@@ -223,11 +366,12 @@ impl StateAttempt {
             self.grow(before, Some(weight(key, &StateValue::of_number(sum))))?;
             return Ok(sum);
         }
-        let held = entries.held(key);
-        let entry = held.map(|(_, entry)| entry);
-        let entry = entry.filter(|entry| entry.ends_at > self.now);
-        let sum = sum_of(entry.map(|entry| &entry.value))?;
-        let ends_before = entry.map_or(NEVER, |entry| entry.ends_at);
+        let held = view.held(key);
+        let entry = held.as_ref().filter(|held| held.ends_at > self.now);
+        // A value that is longer than a number is not needed to say so.
+        let number = entry.map(|held| held.value.map_or(Err(held.value_bytes), number_of));
+        let sum = sum_of(number)?;
+        let ends_before = entry.map_or(NEVER, |held| held.ends_at);
         let written = Written {
             value: Some(StateValue::of_number(sum)),
             ends_at: ends_at.unwrap_or(ends_before),
@@ -236,9 +380,9 @@ impl StateAttempt {
         Ok(sum)
     }
 
-    fn write(&mut self, entries: &Entries, key: &[u8], written: Written) -> Result<(), StateError> {
+    fn write(&mut self, view: &View<'_>, key: &[u8], written: Written) -> Result<(), StateError> {
         let Some(place) = self.writes.get_mut(key) else {
-            return self.write_first(entries.held(key), key, written);
+            return self.write_first(view.held(key), key, written);
         };
         let after = written.weight(key);
         let before = std::mem::replace(place, written).weight(key);
@@ -248,13 +392,13 @@ impl StateAttempt {
     /// Writes a key for the first time, under the table's copy of it if there is one.
     fn write_first(
         &mut self,
-        held: Option<(&Arc<[u8]>, &Entry)>,
+        held: Option<Held<'_>>,
         key: &[u8],
         written: Written,
     ) -> Result<(), StateError> {
-        let before = held.map(|(_, entry)| weight(key, &entry.value));
+        let before = held.as_ref().map(Held::weight);
         let after = written.weight(key);
-        let key = held.map_or_else(|| Arc::from(key), |(key, _)| Arc::clone(key));
+        let key = held.map_or_else(|| Arc::from(key), |held| Arc::clone(held.key));
         if let Some(ordered) = &mut self.ordered {
             ordered.insert(Arc::clone(&key));
         }
@@ -278,7 +422,7 @@ impl StateAttempt {
     fn check_room(
         &self,
         keys: &KeyColumns<'_>,
-        entries: &Entries,
+        view: &View<'_>,
         value_bytes: impl Fn(usize) -> Option<usize>,
     ) -> Result<(), StateError> {
         let count = keys.count()?;
@@ -292,7 +436,7 @@ impl StateAttempt {
             all_new.entries += 1;
             all_new.bytes += bytes as isize;
         }
-        if self.fits(entries, all_new).is_ok() {
+        if self.fits(view.size(), all_new).is_ok() {
             return Ok(());
         }
         // Near the bound it is looked at closely: a key that is there takes the place that it has.
@@ -304,35 +448,37 @@ impl StateAttempt {
             let key = keys.key(index)?;
             let before = match self.writes.get(key) {
                 Some(written) => written.value.as_ref().map(|value| weight(key, value)),
-                None => entries.weight(key),
+                None => view.held(key).map(|held| held.weight()),
             };
             let before = before.unwrap_or(0) as isize;
             let is_new = before == 0 && seen.insert(key);
             growth.entries += isize::from(is_new);
             growth.bytes += (bytes as isize - before).max(0);
         }
-        self.fits(entries, growth).map_err(StateError::Full)
+        self.fits(view.size(), growth).map_err(StateError::Full)
     }
 
-    fn fits(&self, entries: &Entries, more: Growth) -> Result<(), String> {
-        let size = entries.size();
+    fn fits(&self, size: StateSize, more: Growth) -> Result<(), String> {
         let entries = size.entries as isize + self.growth.entries + more.entries;
         let bytes = size.bytes as isize + self.growth.bytes + more.bytes;
-        if more.entries > 0 && entries > STATE_ENTRIES_MAX as isize {
+        let max = self.table.bounds();
+        if more.entries > 0 && entries > max.entries.cast_signed() {
             return Err(format!(
-                "it would have {entries} entries, at most {STATE_ENTRIES_MAX} are kept for one partition; delete some, or give them a time to live"
+                "it would have {entries} entries, at most {} are kept for one partition; delete some, or give them a time to live",
+                max.entries
             ));
         }
-        if more.bytes > 0 && bytes > STATE_BYTES_MAX as isize {
+        if more.bytes > 0 && bytes > max.bytes.cast_signed() {
             return Err(format!(
-                "it would have {bytes} bytes, at most {STATE_BYTES_MAX} are kept for one partition; delete some, or give them a time to live"
+                "it would have {bytes} bytes, at most {} are kept for one partition; delete some, or give them a time to live",
+                max.bytes
             ));
         }
         if more.bytes > 0 || more.entries > 0 {
-            let beside = (ENTRY_COST_BYTES - ENTRY_OVERHEAD_BYTES) as isize;
-            let cost = self.growth.bytes + more.bytes;
-            let cost = cost + beside * (self.growth.entries + more.entries);
-            let room = self.table.check_room(cost.max(0).cast_unsigned());
+            let room = self.table.check_room(Adds {
+                entries: (self.growth.entries + more.entries) as i64,
+                bytes: (self.growth.bytes + more.bytes) as i64,
+            });
             room.map_err(|full| full.to_string())?;
         }
         Ok(())
@@ -352,6 +498,17 @@ impl StateAttempt {
             || self.wrote.get(message).copied().unwrap_or(false)
     }
 
+    /// Has entries that have ended removed along with its writes. They are no message's, and count for no bound of a call.
+    pub fn remove_ended(&mut self, ended: Ended) {
+        self.ended = ended;
+    }
+
+    /// Whether anything that has ended is removed along with its writes.
+    #[must_use]
+    pub fn removes_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
     /// What is to be committed.
     #[must_use]
     pub fn into_writes(self) -> StateWrites {
@@ -360,10 +517,19 @@ impl StateAttempt {
             value: written.value,
             ends_at: written.ends_at,
         };
-        StateWrites {
+        let mut writes = StateWrites {
             resets: false,
-            changes: self.writes.into_iter().map(change).collect(),
-        }
+            changes: Vec::with_capacity(self.writes.len() + self.ended.len()),
+            adds: Some(Adds {
+                entries: self.growth.entries as i64,
+                bytes: self.growth.bytes as i64,
+            }),
+        };
+        let written = &self.writes;
+        self.ended
+            .add_to(&mut writes, |key| !written.contains_key(key));
+        writes.changes.extend(self.writes.into_iter().map(change));
+        writes
     }
 }
 
@@ -424,9 +590,7 @@ impl ValueColumns {
         };
         let bytes = value.as_bytes();
         if self.data.len() + bytes.len() > STATE_CALL_BYTES_MAX {
-            return misuse(format!(
-                "the values have more than {STATE_CALL_BYTES_MAX} bytes together; ask for fewer at once"
-            ));
+            return Err(StateError::too_many_bytes());
         }
         self.values
             .extend([self.data.len() as u32, bytes.len() as u32]);
@@ -439,9 +603,8 @@ pub(super) fn misuse<T>(what: String) -> Result<T, StateError> {
     Err(StateError::Misuse(what))
 }
 
-fn not_a_number(key: &[u8], value: &StateValue) -> StateError {
+fn not_a_number(key: &[u8], bytes: usize) -> StateError {
     let key = key[..key.len().min(64)].escape_ascii();
-    let bytes = value.as_bytes().len();
     StateError::Misuse(format!(
         "the value of key {key} has {bytes} bytes; a number that is added to has 8"
     ))

@@ -6,7 +6,8 @@ use millrace_model::bounds::{STATE_CALL_BYTES_MAX, STATE_CALL_KEYS_MAX};
 
 use super::StateValue;
 use super::attempt::{StateAttempt, StateError, ValueColumns};
-use super::table::{Entries, range};
+use super::picture::Picture;
+use super::resident::{Entries, after_of, range};
 
 /// Keys that are looked at before the table is let go for a moment, for there may be many that have ended: commits wait meanwhile.
 const KEYS_AT_ONCE: usize = 1_000;
@@ -28,6 +29,11 @@ impl StateAttempt {
             self.ordered = Some(self.writes.keys().cloned().collect());
         }
         let mut listed = ValueColumns::default();
+        let picture = self.picture.clone().or_else(|| self.table.picture());
+        if let Some(picture) = picture {
+            self.list_picture(&picture, prefix, after, keys_max, &mut listed)?;
+            return Ok(listed);
+        }
         let mut last: Option<Arc<[u8]>> = after.map(Arc::from);
         loop {
             match self.list_on(prefix, last.as_deref(), keys_max, &mut listed)? {
@@ -45,7 +51,10 @@ impl StateAttempt {
         keys_max: usize,
         listed: &mut ValueColumns,
     ) -> Result<Option<Arc<[u8]>>, StateError> {
-        let entries = self.table.read();
+        // Emptied since, or not in memory any more: what is left of the listing is the attempt's own.
+        let none = Entries::default();
+        let entries = self.table.resident();
+        let entries = entries.as_deref().unwrap_or(&none);
         let own = self.ordered.iter();
         let mut own = own.flat_map(|own| range(own, prefix, after)).peekable();
         let mut held = range(&entries.ordered, prefix, after).peekable();
@@ -59,16 +68,10 @@ impl StateAttempt {
             own.next_if(|own| *own == key);
             held.next_if(|held| *held == key);
             looked_at += 1;
-            if let Some(value) = self.value(&entries, key) {
-                let bytes = listed.data.len() + key.len() + value.as_bytes().len();
-                if bytes > STATE_CALL_BYTES_MAX {
-                    return Ok(None);
-                }
-                listed
-                    .keys
-                    .extend([listed.data.len() as u32, key.len() as u32]);
-                listed.data.extend_from_slice(key);
-                listed.push_value(Some(value))?;
+            if let Some(value) = self.value(entries, key)
+                && !listed.push(key, value)?
+            {
+                return Ok(None);
             }
             if looked_at == KEYS_AT_ONCE {
                 return Ok(Some(Arc::clone(key)));
@@ -77,10 +80,68 @@ impl StateAttempt {
         Ok(None)
     }
 
+    /// A listing of a paged table: it may read from the disk, and holds no lock.
+    fn list_picture(
+        &self,
+        picture: &Picture,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        keys_max: usize,
+        listed: &mut ValueColumns,
+    ) -> Result<(), StateError> {
+        let own = self.ordered.iter();
+        let mut own = own.flat_map(|own| range(own, prefix, after)).peekable();
+        let mut walk = picture.walk(after_of(prefix, after))?;
+        let mut next = || {
+            let entry = walk.next()?;
+            Ok::<_, StateError>(entry.filter(|entry| entry.key.starts_with(prefix)))
+        };
+        let mut held = next()?;
+        while listed.values.len() < keys_max * 2 {
+            let is_own = match (own.peek(), &held) {
+                (None, None) => return Ok(()),
+                (Some(own), Some(held)) => **own <= held.key,
+                (own, _) => own.is_some(),
+            };
+            let added = match own.next_if(|_| is_own) {
+                Some(key) => {
+                    if held.as_ref().is_some_and(|held| held.key == *key) {
+                        held = next()?;
+                    }
+                    let value = self.writes.get(key).and_then(|w| w.value.as_ref());
+                    value.map_or(Ok(true), |value| listed.push(key, value))?
+                }
+                None => {
+                    let entry = std::mem::replace(&mut held, next()?);
+                    let entry = entry.filter(|entry| entry.ends_at > self.now);
+                    entry.map_or(Ok(true), |entry| listed.push(&entry.key, &entry.value))?
+                }
+            };
+            if !added {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
     fn value<'a>(&'a self, entries: &'a Entries, key: &[u8]) -> Option<&'a StateValue> {
         match self.writes.get(key) {
             Some(written) => written.value.as_ref(),
             None => entries.get(key, self.now).map(|entry| &entry.value),
         }
+    }
+}
+
+impl ValueColumns {
+    /// Adds a key and its value; whether there was room for both.
+    fn push(&mut self, key: &[u8], value: &StateValue) -> Result<bool, StateError> {
+        let bytes = self.data.len() + key.len() + value.as_bytes().len();
+        if bytes > STATE_CALL_BYTES_MAX {
+            return Ok(false);
+        }
+        self.keys.extend([self.data.len() as u32, key.len() as u32]);
+        self.data.extend_from_slice(key);
+        self.push_value(Some(value))?;
+        Ok(true)
     }
 }

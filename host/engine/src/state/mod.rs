@@ -4,10 +4,18 @@
 //! writes over the table, which become [`StateWrites`] if they are to count, and are dropped if not.
 
 mod attempt;
+mod ending;
+mod layer;
 mod listing;
+mod lookup;
+mod paged;
+mod picture;
+mod resident;
+mod runs;
 mod table;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod value;
 
 use std::sync::Arc;
@@ -16,8 +24,16 @@ use millrace_model::bounds::{STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX};
 use millrace_model::{Offset, Timestamp, TopicPartition};
 
 pub use attempt::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
-pub(crate) use table::TableChanges;
-pub use table::{StateSize, StateTable, Turn};
+pub use ending::Ended;
+pub(crate) use layer::Layer;
+pub use lookup::StateFetch;
+pub(crate) use paged::LayersStep;
+pub use picture::Picture;
+pub(crate) use resident::TableChanges;
+pub(crate) use runs::{RunSet, entry_key, items_of, write_layers};
+pub(crate) use table::{Footing, Reading, TableStep};
+pub use table::{StateSize, StateTable};
+pub use turn::{HeldTurn, Turn};
 pub use value::StateValue;
 
 use crate::contract::Lease;
@@ -42,6 +58,49 @@ pub struct StateWrites {
     pub resets: bool,
     /// The keys that change; one key at most once.
     pub changes: Vec<StateChange>,
+    /// What the table has more afterwards than before, or than nothing if it is emptied. Whoever has had the table's turn since his
+    /// first read knows it; others say nothing.
+    pub adds: Option<Adds>,
+}
+
+/// What writes add to a table; less than nothing where they remove more than they bring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adds {
+    /// Entries.
+    pub entries: i64,
+    /// Bytes, counted as in [`StateSize`].
+    pub bytes: i64,
+}
+
+impl Adds {
+    /// From one size to another.
+    #[must_use]
+    pub fn between(before: StateSize, after: StateSize) -> Self {
+        Self {
+            entries: after.entries as i64 - before.entries as i64,
+            bytes: after.bytes as i64 - before.bytes as i64,
+        }
+    }
+
+    /// Bytes of memory that it takes more where all of a table is in memory; none if it takes less.
+    #[must_use]
+    pub fn cost(self) -> usize {
+        let beside = (ENTRY_COST_BYTES - ENTRY_OVERHEAD_BYTES) as i64;
+        let cost = self
+            .bytes
+            .saturating_add(self.entries.saturating_mul(beside));
+        usize::try_from(cost).unwrap_or(0)
+    }
+
+    /// The size after it; `None` if there never were as many entries or bytes as it takes away.
+    #[must_use]
+    pub fn after(self, before: StateSize) -> Option<StateSize> {
+        let with = |size: usize, more: i64| size.checked_add_signed(isize::try_from(more).ok()?);
+        Some(StateSize {
+            entries: with(before.entries, self.entries)?,
+            bytes: with(before.bytes, self.bytes)?,
+        })
+    }
 }
 
 /// One key's change.
@@ -85,7 +144,7 @@ impl StateChange {
     #[must_use]
     pub fn weight(&self) -> usize {
         let value = self.value.as_ref();
-        value.map_or(0, |value| table::weight(&self.key, value))
+        value.map_or(0, |value| resident::weight(&self.key, value))
     }
 
     /// Bytes that the entry costs in memory; none if it is removed.

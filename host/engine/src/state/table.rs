@@ -1,52 +1,124 @@
-//! What is committed of one group's state in one partition, and what of it the next checkpoint has to write.
+//! What is committed of one group's state in one partition: the table that the engine, workers and readers share, and whose turn it is.
 
-use std::collections::{BTreeSet, HashMap};
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use millrace_model::Timestamp;
-use parking_lot::{RwLock, RwLockReadGuard};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
+use tokio::sync::Mutex;
 
+use super::ending::Ended;
+use super::layer::{Layer, Met};
+use super::lookup::{Seen, StateFetch, View, Wanted};
+use super::paged::{LayersStep, Paged};
+use super::picture::Picture;
+use super::resident::{Entries, TableChanges};
+use super::runs::RunSet;
+use super::turn::{HeldTurn, Turn};
 use super::{
-    ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateEntry, StatePage, StateQuery,
-    StateValue, StateWrites,
+    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, StateChange, StateEntry, StateError, StatePage,
+    StateQuery, StateWrites,
 };
-use crate::room::{Room, RoomFull, Share};
-
-/// Buckets that a table may keep for nothing.
-const BUCKETS_LEFT: usize = 1_024;
+use crate::room::{Counted, Room, RoomFull, Share};
 
 /// A table, shared by the engine, which changes it with each commit, and by those who read.
 #[derive(Debug, Default)]
 pub struct StateTable {
-    entries: RwLock<Entries>,
+    held: RwLock<Held>,
     share: Share,
     first_version: FirstVersion,
     turn: Arc<Mutex<()>>,
 }
 
-/// The right to read, and then write, what nobody else writes meanwhile.
-#[derive(Debug)]
-pub struct Turn {
-    table: Arc<StateTable>,
-    held: Option<OwnedMutexGuard<()>>,
-    version: u64,
+#[derive(Debug, Default)]
+struct Held {
+    form: Form,
+    /// What it counts for in the host's room.
+    counted: Counted,
 }
 
-impl Turn {
-    /// Gives the right up for a while: whoever has to wait lets others write.
-    pub fn pause(&mut self) {
-        self.version = self.table.version();
-        self.held = None;
+#[derive(Debug)]
+enum Form {
+    /// All of it is in memory.
+    Resident(Entries),
+    /// Memory has what changed; the rest stands in runs.
+    Paged(Paged),
+}
+
+impl Default for Form {
+    fn default() -> Self {
+        Self::Resident(Entries::default())
+    }
+}
+
+impl Form {
+    fn size(&self) -> StateSize {
+        match self {
+            Self::Resident(entries) => entries.size(),
+            Self::Paged(paged) => paged.size(),
+        }
     }
 
-    /// Takes it again after a pause; whether nobody wrote meanwhile, so that what was read still holds.
-    pub async fn resume(&mut self) -> bool {
-        if self.held.is_none() {
-            self.held = Some(Arc::clone(&self.table.turn).lock_owned().await);
+    /// How often it was written to.
+    fn version(&self) -> u64 {
+        match self {
+            Self::Resident(entries) => entries.version(),
+            Self::Paged(paged) => paged.version(),
         }
-        self.version == self.table.version()
+    }
+
+    fn counted(&self) -> Counted {
+        let (cost, unwritten) = match self {
+            Self::Resident(entries) => (entries.size().cost(), 0),
+            Self::Paged(paged) => (paged.cost(), paged.unwritten()),
+        };
+        Counted {
+            cost,
+            stored: self.size().bytes,
+            unwritten,
+        }
+    }
+}
+
+/// What of a table memory has for longer than until the next checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Footing {
+    /// All of it, which costs so many bytes.
+    Resident(usize),
+    /// What leads to its entries in files, so many bytes; it can be read again.
+    Paged(usize),
+}
+
+/// Entries of a table, or where they are to be read.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    /// They were in memory.
+    Page(StatePage),
+    /// They are read from there; it may take the disk.
+    Picture(Picture),
+}
+
+/// What a checkpoint has to write of a table.
+#[derive(Clone, Debug)]
+pub(crate) enum TableStep {
+    /// Rows, of one that is in memory.
+    Rows(TableChanges),
+    /// A run, of one that is paged.
+    Layers(LayersStep),
+}
+
+impl TableStep {
+    /// Whether nothing counts that earlier steps say of the table.
+    pub(crate) fn says_all(&self) -> bool {
+        match self {
+            Self::Rows(changes) => changes.empties,
+            // Each has all that stands in no run yet.
+            Self::Layers(_) => true,
+        }
     }
 }
 
@@ -77,44 +149,10 @@ impl Default for FirstVersion {
     }
 }
 
-/// The entries, for reading.
-#[derive(Debug, Default)]
-pub(super) struct Entries {
-    by_key: HashMap<Arc<[u8]>, Entry>,
-    pub(super) ordered: BTreeSet<Arc<[u8]>>,
-    ending: BTreeSet<(Timestamp, Arc<[u8]>)>,
-    bytes: usize,
-    /// The number of the next new entry.
-    next_slot: u64,
-    changed: Vec<Arc<[u8]>>,
-    /// Numbers of entries that are gone.
-    freed: Vec<u64>,
-    emptied: bool,
-    /// How often it was written to.
-    version: u64,
-}
-
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) value: StateValue,
-    pub(super) ends_at: Timestamp,
-    /// Its number in the checkpoint.
-    slot: u64,
-    changed: bool,
-}
-
-/// What the next checkpoint has to write of a table.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TableChanges {
-    /// Whether all rows go first.
-    pub(crate) empties: bool,
-    pub(crate) freed: Vec<u64>,
-    pub(crate) entries: Vec<(u64, StateEntry)>,
-}
-
 impl Drop for StateTable {
     fn drop(&mut self) {
-        self.share.moved(self.entries.get_mut().size().cost(), 0);
+        let counted = self.held.get_mut().counted;
+        self.share.moved(counted, Counted::default());
     }
 }
 
@@ -127,133 +165,286 @@ impl StateTable {
     /// The same table, which counts for the host's room from now on.
     pub(crate) fn into_room(mut self, room: &Arc<Room>, group: &str) -> Self {
         self.share = Share::of(room, group);
-        let cost = self.entries.get_mut().size().cost();
-        self.share.moved(0, cost);
+        let held = self.held.get_mut();
+        held.counted = held.form.counted();
+        self.share.moved(Counted::default(), held.counted);
         self
     }
 
-    /// Whether the host has room for so many bytes more, whatever the table's own bounds say.
+    /// A paged one, as a checkpoint has it.
+    pub(crate) fn paged(runs: Arc<RunSet>, size: StateSize) -> Self {
+        let mut table = Self::default();
+        table.held.get_mut().form = Form::Paged(Paged::stored(runs, size));
+        table
+    }
+
+    /// How much the table may hold, whatever the host has room for.
+    #[must_use]
+    pub fn bounds(&self) -> StateSize {
+        self.share.bounds()
+    }
+
+    /// Whether the host has room for more, whatever the table's own bounds say.
     ///
     /// # Errors
     /// [`RoomFull`] names the bound.
-    pub fn check_room(&self, more: usize) -> Result<(), RoomFull> {
+    pub fn check_room(&self, more: Adds) -> Result<(), RoomFull> {
         self.share.check(more)
     }
 
-    /// Changes the entries, and counts what they cost then.
-    fn change<T>(&self, change: impl FnOnce(&mut Entries) -> T) -> T {
-        let mut entries = self.entries.write();
-        let before = entries.size().cost();
-        let done = change(&mut entries);
-        self.share.moved(before, entries.size().cost());
+    /// Changes the table, and counts what it costs then.
+    fn change<T>(&self, change: impl FnOnce(&mut Form) -> T) -> T {
+        let mut held = self.held.write();
+        let done = change(&mut held.form);
+        let counted = held.form.counted();
+        self.share.moved(held.counted, counted);
+        held.counted = counted;
         done
     }
 
     /// Waits for the right to read, and then write, what nobody else writes meanwhile. Whoever commits writes of a table takes it
     /// before the first read.
     pub async fn turn(self: &Arc<Self>) -> Turn {
-        let held = Arc::clone(&self.turn).lock_owned().await;
-        Turn {
-            version: self.version(),
-            table: Arc::clone(self),
-            held: Some(held),
-        }
+        Turn::of(self).await
+    }
+
+    pub(super) fn turn_mutex(&self) -> &Arc<Mutex<()>> {
+        &self.turn
     }
 
     /// Grows with everything that is written.
     pub(crate) fn version(&self) -> u64 {
-        self.first_version.0 + self.entries.read().version
+        self.first_version.0 + self.held.read().form.version()
     }
 
     /// How much there is.
     #[must_use]
     pub fn size(&self) -> StateSize {
-        let entries = self.entries.read();
-        StateSize {
-            entries: entries.by_key.len(),
-            bytes: entries.bytes,
-        }
+        self.held.read().form.size()
     }
 
-    /// How much there would be after these writes.
+    /// Whether memory has only a part of it, so that reading may take the disk.
     #[must_use]
-    pub fn size_after(&self, writes: &StateWrites) -> StateSize {
-        let changes = writes.changes.iter();
-        let last: HashMap<&[u8], &StateChange> = changes.map(|c| (&*c.key, c)).collect();
-        let entries = self.entries.read();
-        let mut size = match writes.resets {
+    pub fn is_paged(&self) -> bool {
+        matches!(self.held.read().form, Form::Paged(_))
+    }
+
+    /// How much there would be after these writes. Of a paged table it is read what their keys have.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`].
+    pub fn size_after(&self, writes: &StateWrites) -> Result<StateSize, StateError> {
+        if writes.resets {
+            return Ok(foretold(StateSize::default(), writes, |_| None));
+        }
+        if let Some(entries) = self.resident() {
+            let weight = |key: &[u8]| entries.weight(key);
+            return Ok(foretold(entries.size(), writes, weight));
+        }
+        let mut keys: Vec<&[u8]> = writes.changes.iter().map(|change| &*change.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut seen = Seen::default();
+        if let Some(mut fetch) = self.ask(None, &keys, Wanted::Lengths, &mut seen) {
+            fetch.read()?;
+            seen.take_in(fetch);
+        }
+        let view = View::Seen(&seen);
+        let weight = |key: &[u8]| view.held(key).map(|held| held.weight());
+        Ok(foretold(seen.size, writes, weight))
+    }
+
+    /// What these writes add; for whoever has the turn, as nobody else writes before they are committed.
+    ///
+    /// # Errors
+    /// As [`StateTable::size_after`].
+    pub fn adds(&self, writes: &StateWrites) -> Result<Adds, StateError> {
+        let before = match writes.resets {
             true => StateSize::default(),
-            false => entries.size(),
+            false => self.size(),
         };
-        for (key, change) in last {
-            let before = entries.weight(key).filter(|_| !writes.resets);
-            size.entries += usize::from(change.value.is_some());
-            size.entries -= usize::from(before.is_some());
-            size.bytes = size.bytes + change.weight() - before.unwrap_or(0);
-        }
-        size
+        Ok(Adds::between(before, self.size_after(writes)?))
     }
 
-    /// Bytes that these writes add to what the table costs; none if it costs less afterwards.
+    /// As [`StateTable::adds`], and whatever has to be read from the disk is read on a thread for that.
+    ///
+    /// # Errors
+    /// As [`StateTable::size_after`].
+    pub async fn adds_in_time(
+        self: &Arc<Self>,
+        writes: &Arc<StateWrites>,
+    ) -> Result<Adds, StateError> {
+        if writes.resets || !self.is_paged() {
+            return self.adds(writes);
+        }
+        let (table, writes) = (Arc::clone(self), Arc::clone(writes));
+        let read = tokio::task::spawn_blocking(move || table.adds(&writes)).await;
+        let failed = |_| Err(StateError::Unreadable("the reading thread failed".into()));
+        read.unwrap_or_else(failed)
+    }
+
+    /// Bytes that these writes add to what the table costs in memory, at the most; none if it costs less afterwards.
     pub(crate) fn growth(&self, writes: &StateWrites) -> usize {
-        let after = self.size_after(writes).cost();
-        after.saturating_sub(self.size().cost())
+        let Some(entries) = self.resident() else {
+            return writes.cost();
+        };
+        let (before, weight) = match writes.resets {
+            true => (StateSize::default(), None),
+            false => (entries.size(), Some(|key: &[u8]| entries.weight(key))),
+        };
+        let after = foretold(before, writes, |key| weight.as_ref().and_then(|w| w(key)));
+        after.cost().saturating_sub(entries.size().cost())
     }
 
-    /// Entries by key. `as_of` is left to the engine.
-    #[must_use]
-    pub fn page(&self, query: &StateQuery) -> StatePage {
-        let entries = self.entries.read();
-        let keys = range(&entries.ordered, &query.prefix, query.after.as_deref());
-        let mut shown = keys.filter_map(|key| {
-            let entry = entries.get(key, query.now)?;
-            Some(StateEntry {
-                key: Arc::clone(key),
-                value: entry.value.clone(),
-                ends_at: entry.ends_at,
-            })
-        });
-        let (mut page, mut bytes) = (Vec::new(), 0);
-        let has_more = loop {
-            let Some(entry) = shown.next() else {
-                break false;
-            };
-            bytes += weight(&entry.key, &entry.value);
-            let is_full = bytes > query.bytes_max && !page.is_empty();
-            if is_full || page.len() >= query.entries_max {
-                break true;
-            }
-            page.push(entry);
+    /// Bytes that the table holds more with these writes, or less. Nothing is read for it: where they do not say it a table that is in
+    /// memory knows it.
+    pub(crate) fn stores(&self, writes: &StateWrites) -> i64 {
+        let before = self.size().bytes as i64;
+        let begin = match writes.resets {
+            true => 0,
+            false => before,
         };
-        drop(shown);
-        StatePage {
-            entries: page,
-            has_more,
-            as_of: Default::default(),
-            version: self.first_version.0 + entries.version,
-            size: entries.size(),
+        let after = match writes.adds {
+            Some(adds) => begin.saturating_add(adds.bytes),
+            None if writes.resets || !self.is_paged() => {
+                let after = self.size_after(writes);
+                after.map_or(before, |after| after.bytes as i64)
+            }
+            // It is refused.
+            None => before,
+        };
+        after.saturating_sub(before)
+    }
+
+    /// Entries by key. `as_of` is left to the engine. Those of a paged table are read from the disk.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`]; never of a table that is in memory.
+    pub fn page(&self, query: &StateQuery) -> Result<StatePage, StateError> {
+        match self.reading(query) {
+            Reading::Page(page) => Ok(page),
+            Reading::Picture(picture) => picture.page(query),
         }
+    }
+
+    /// As [`StateTable::page`], and what may take the disk is left to the caller: it is of this moment, whenever it is read.
+    pub(crate) fn reading(&self, query: &StateQuery) -> Reading {
+        if let Some(picture) = self.picture() {
+            return Reading::Picture(picture);
+        }
+        let page = self.resident().map(|entries| entries.page(query));
+        let page = page.unwrap_or_default();
+        let version = self.first_version.0 + page.version;
+        Reading::Page(StatePage { version, ..page })
     }
 
     /// Hands over the key of every entry, in order, ended ones that are not removed yet included.
-    pub fn each_key(&self, mut see: impl FnMut(&[u8])) {
-        let entries = self.entries.read();
-        entries.ordered.iter().for_each(|key| see(key));
+    ///
+    /// # Errors
+    /// As [`StateTable::page`]; what was handed over before is right.
+    pub fn each_key(&self, mut see: impl FnMut(&[u8])) -> Result<(), StateError> {
+        if let Some(picture) = self.picture() {
+            return picture.each_key(see);
+        }
+        if let Some(entries) = self.resident() {
+            entries.ordered.iter().for_each(|key| see(key));
+        }
+        Ok(())
     }
 
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, Entries> {
-        self.entries.read()
+    /// The files of a paged table; `None` of one that is in memory.
+    pub(crate) fn runs(&self) -> Option<Arc<RunSet>> {
+        match &self.held.read().form {
+            Form::Paged(paged) => Some(Arc::clone(paged.runs())),
+            Form::Resident(_) => None,
+        }
     }
 
-    /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were. Whoever has the
-    /// table's turn may count on what an entry was at the beginning of it, so this is his to do; [`StateTable::sweep_idle`] is
-    /// anybody's.
+    /// How many files it stands in.
+    pub(crate) fn run_count(&self) -> usize {
+        match &self.held.read().form {
+            Form::Paged(paged) => paged.runs().runs().len(),
+            Form::Resident(_) => 0,
+        }
+    }
+
+    /// A paged table as it is now; `None` of one that is in memory.
+    pub(super) fn picture(&self) -> Option<Picture> {
+        if !self.is_paged() {
+            return None;
+        }
+        match &mut self.held.write().form {
+            Form::Paged(paged) => {
+                let mut picture = paged.picture();
+                picture.version += self.first_version.0;
+                Some(picture)
+            }
+            Form::Resident(_) => None,
+        }
+    }
+
+    /// The entries, if all are in memory; nothing is committed to the table as long as they are held.
+    pub(super) fn resident(&self) -> Option<MappedRwLockReadGuard<'_, Entries>> {
+        RwLockReadGuard::try_map(self.held.read(), |held| match &held.form {
+            Form::Resident(entries) => Some(entries),
+            Form::Paged(_) => None,
+        })
+        .ok()
+    }
+
+    /// Notes what memory says of keys, which ascend: as they were in the picture, or as they are. What is left is to be read from runs.
+    pub(super) fn ask(
+        &self,
+        picture: Option<&Picture>,
+        keys: &[&[u8]],
+        wanted: Wanted,
+        seen: &mut Seen,
+    ) -> Option<StateFetch> {
+        let mut left = Vec::new();
+        let mut note = |key: &[u8], said: Option<Met<'_>>| match said {
+            Some(said) => seen.note(key, Some(said)),
+            None => left.push(Arc::from(key)),
+        };
+        let held;
+        let (runs, size) = match picture {
+            Some(picture) => {
+                keys.iter().for_each(|key| note(key, picture.said(key)));
+                (Arc::clone(&picture.runs), picture.size)
+            }
+            None => {
+                held = self.held.read();
+                match &held.form {
+                    Form::Paged(paged) => {
+                        keys.iter().for_each(|key| note(key, paged.said(key)));
+                        (Arc::clone(paged.runs()), paged.size())
+                    }
+                    Form::Resident(entries) => {
+                        let said = |key: &[u8]| {
+                            let (key, entry) = entries.held(key)?;
+                            Some((key, Some(&entry.value), entry.ends_at))
+                        };
+                        keys.iter().for_each(|key| note(key, said(key)));
+                        (Arc::default(), entries.size())
+                    }
+                }
+            }
+        };
+        seen.size = size;
+        (!left.is_empty()).then(|| StateFetch::new(runs, wanted, left))
+    }
+
+    /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were; none of a paged table,
+    /// where that is a write ([`StateTable::find_ended`]). Whoever has the table's turn may count on what an entry was at the beginning of it, so this is his to
+    /// do; [`StateTable::sweep_idle`] is anybody's.
     pub fn sweep(&self, now: Timestamp, entries_max: usize) -> usize {
-        let has_ended = self.entries.read().next_end() <= now;
+        let has_ended = self.resident().is_some_and(|e| e.next_end() <= now);
         if !has_ended {
             return 0;
         }
-        self.change(|entries| entries.sweep(now, entries_max))
+        self.change(|form| match form {
+            Form::Resident(entries) => entries.sweep(now, entries_max),
+            Form::Paged(_) => 0,
+        })
     }
 
     /// As [`StateTable::sweep`], unless somebody has the turn.
@@ -262,378 +453,160 @@ impl StateTable {
         turn.map_or(0, |_turn| self.sweep(now, entries_max))
     }
 
-    /// Takes over what is committed.
-    pub(crate) fn apply(&self, writes: &StateWrites) {
-        self.change(|entries| {
-            entries.version += 1;
-            if writes.resets {
-                entries.empty();
-            }
-            for change in &writes.changes {
-                entries.change(change);
-            }
-            entries.shrink();
+    /// Whether entries may have ended that only a write removes: those of a paged table.
+    #[must_use]
+    pub fn may_have_ended(&self, now: Timestamp) -> bool {
+        match &self.held.read().form {
+            Form::Paged(paged) => paged.has_ended(now),
+            Form::Resident(_) => false,
+        }
+    }
+
+    /// Looks for entries of a paged table that have ended: at most so many, and no more than removing them takes so many bytes in a
+    /// journal, but for one larger. For whoever has the turn, to be removed with what he commits; until then they are found again.
+    /// It may read from the disk.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`]; it is not looked again for a while.
+    pub fn find_ended(
+        &self,
+        now: Timestamp,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Result<Ended, StateError> {
+        let picture = self.change(|form| match form {
+            Form::Paged(paged) if paged.has_ended(now) => Some(paged.begin_look()),
+            _ => None,
         });
+        let Some(picture) = picture else {
+            return Ok(Ended::default());
+        };
+        let found = picture.find_ended(now, entries_max, bytes_max);
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                paged.end_look(picture.version, now, found.as_ref());
+            }
+        });
+        Ok(found?.ended)
+    }
+
+    /// As [`StateTable::turn`], if nobody else has it.
+    pub(crate) fn try_turn(&self) -> Option<HeldTurn> {
+        HeldTurn::try_of(&self.turn)
+    }
+
+    /// Whether it can take over these writes: to a paged table they say what they add, and take away no more than there is.
+    pub(crate) fn can_apply(&self, writes: &StateWrites) -> bool {
+        match &self.held.read().form {
+            Form::Paged(paged) if !writes.resets => {
+                let adds = writes.adds;
+                adds.is_some_and(|adds| adds.after(paged.size()).is_some())
+            }
+            _ => true,
+        }
+    }
+
+    /// Takes over what is committed. A table that is emptied is in memory from then on.
+    ///
+    /// # Errors
+    /// If it cannot ([`StateTable::can_apply`]); nothing was done.
+    pub(crate) fn apply(&self, writes: &StateWrites) -> Result<(), &'static str> {
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                if !writes.resets {
+                    let applied = paged.apply(writes);
+                    return applied.ok_or("it does not go with what the state holds");
+                }
+                *form = Form::Resident(Entries::after(paged.version()));
+            }
+            if let Form::Resident(entries) = form {
+                entries.apply(writes);
+            }
+            Ok(())
+        })
     }
 
     /// An entry of the checkpoint.
     pub(crate) fn insert_stored(&self, slot: u64, entry: &StateEntry) {
-        self.change(|entries| {
-            let next_slot = entries.next_slot.max(slot + 1);
-            entries.next_slot = slot;
-            entries.insert(&entry.key, entry.value.clone(), entry.ends_at);
-            entries.next_slot = next_slot;
-            let key = entries.changed.pop();
-            let stored = key.and_then(|key| entries.by_key.get_mut(&key));
-            stored.into_iter().for_each(|entry| entry.changed = false);
+        self.change(|form| {
+            if let Form::Resident(entries) = form {
+                entries.insert_stored(slot, entry);
+            }
         });
     }
 
-    /// What changed since the last call.
+    /// What changed since the last call, as rows; of a paged table nothing.
     pub(crate) fn take_changes(&self) -> TableChanges {
-        let mut entries = self.entries.write();
-        let changed = std::mem::take(&mut entries.changed);
-        let mut taken = TableChanges {
-            empties: std::mem::take(&mut entries.emptied),
-            freed: std::mem::take(&mut entries.freed),
-            entries: Vec::with_capacity(changed.len()),
-        };
-        for key in changed {
-            let Some(entry) = entries.by_key.get_mut(&key).filter(|e| e.changed) else {
-                continue;
-            };
-            entry.changed = false;
-            let (value, ends_at) = (entry.value.clone(), entry.ends_at);
-            let row = StateEntry {
-                key,
-                value,
-                ends_at,
-            };
-            taken.entries.push((entry.slot, row));
-        }
-        taken
-    }
-}
-
-impl Entries {
-    /// The entry of a key, unless it has ended.
-    pub(super) fn get(&self, key: &[u8], now: Timestamp) -> Option<&Entry> {
-        self.by_key.get(key).filter(|entry| entry.ends_at > now)
-    }
-
-    /// The key as the table holds it, and its entry, which may have ended.
-    pub(super) fn held(&self, key: &[u8]) -> Option<(&Arc<[u8]>, &Entry)> {
-        self.by_key.get_key_value(key)
-    }
-
-    /// What the table holds, ended entries included.
-    pub(super) fn size(&self) -> StateSize {
-        StateSize {
-            entries: self.by_key.len(),
-            bytes: self.bytes,
+        match &mut self.held.write().form {
+            Form::Resident(entries) => entries.take_changes(),
+            Form::Paged(_) => TableChanges::default(),
         }
     }
 
-    /// Bytes that the entry of a key counts for; `None` if there is none, not even an ended one.
-    pub(super) fn weight(&self, key: &[u8]) -> Option<usize> {
-        let entry = self.by_key.get(key)?;
-        Some(weight(key, &entry.value))
+    /// What a checkpoint has to write; `None` if nothing. A table that is to be paged, and holds anything, is from now on.
+    pub(crate) fn take_step(self: &Arc<Self>, is_to_be_paged: bool) -> Option<TableStep> {
+        self.change(|form| {
+            if let Form::Resident(entries) = form
+                && is_to_be_paged
+                && entries.size().entries > 0
+            {
+                *form = Form::Paged(Paged::of(std::mem::take(entries)));
+            }
+            match form {
+                Form::Resident(entries) => Some(TableStep::Rows(entries.take_changes())),
+                Form::Paged(paged) => {
+                    let step = paged.hand_over(Arc::downgrade(self));
+                    step.map(TableStep::Layers)
+                }
+            }
+        })
     }
 
-    fn next_end(&self) -> Timestamp {
-        self.ending.first().map_or(NEVER, |(at, _)| *at)
-    }
-
-    fn change(&mut self, change: &StateChange) {
-        match &change.value {
-            Some(value) => self.insert(&change.key, value.clone(), change.ends_at),
-            None => self.remove(&change.key),
+    /// What memory has of it in the long run.
+    pub(crate) fn footing(&self) -> Footing {
+        match &self.held.read().form {
+            Form::Resident(entries) => Footing::Resident(entries.size().cost()),
+            Form::Paged(paged) => Footing::Paged(paged.runs().cost()),
         }
     }
 
-    fn insert(&mut self, key: &Arc<[u8]>, value: StateValue, ends_at: Timestamp) {
-        let Some(entry) = self.by_key.get_mut(key) else {
-            return self.add(key, value, ends_at);
-        };
-        self.bytes = self.bytes + value.as_bytes().len() - entry.value.as_bytes().len();
-        entry.value = value;
-        let ended_before = std::mem::replace(&mut entry.ends_at, ends_at);
-        if !std::mem::replace(&mut entry.changed, true) {
-            self.changed.push(Arc::clone(key));
-        }
-        if ended_before != ends_at {
-            self.ending.remove(&(ended_before, Arc::clone(key)));
-            self.note_end(key, ends_at);
-        }
-    }
-
-    fn add(&mut self, key: &Arc<[u8]>, value: StateValue, ends_at: Timestamp) {
-        self.bytes += weight(key, &value);
-        self.note_end(key, ends_at);
-        self.ordered.insert(Arc::clone(key));
-        self.changed.push(Arc::clone(key));
-        let entry = Entry {
-            value,
-            ends_at,
-            slot: self.next_slot,
-            changed: true,
-        };
-        self.next_slot += 1;
-        self.by_key.insert(Arc::clone(key), entry);
-    }
-
-    fn note_end(&mut self, key: &Arc<[u8]>, ends_at: Timestamp) {
-        if ends_at != NEVER {
-            self.ending.insert((ends_at, Arc::clone(key)));
-        }
-    }
-
-    fn remove(&mut self, key: &Arc<[u8]>) {
-        let Some(entry) = self.by_key.remove(key) else {
-            return;
-        };
-        self.bytes -= weight(key, &entry.value);
-        self.ordered.remove(key);
-        if entry.ends_at != NEVER {
-            self.ending.remove(&(entry.ends_at, Arc::clone(key)));
-        }
-        self.freed.push(entry.slot);
-    }
-
-    fn empty(&mut self) {
-        *self = Self {
-            // Numbers are not given again: a checkpoint may be on its way with the old ones.
-            next_slot: self.next_slot,
-            version: self.version,
-            emptied: true,
-            ..Self::default()
-        };
-    }
-
-    /// Gives back what a table that was larger once holds of buckets.
-    fn shrink(&mut self) {
-        let count = self.by_key.len();
-        if self.by_key.capacity() > BUCKETS_LEFT.max(8 * count) {
-            self.by_key.shrink_to(2 * count);
-        }
-    }
-
-    fn sweep(&mut self, now: Timestamp, entries_max: usize) -> usize {
-        let mut swept = 0;
-        while swept < entries_max
-            && let Some((_, key)) = self.ending.first().filter(|(at, _)| *at <= now).cloned()
-        {
-            self.remove(&key);
-            swept += 1;
-        }
-        self.shrink();
-        swept
-    }
-}
-
-/// Keys that begin with the prefix and come after one, in order.
-pub(super) fn range<'a>(
-    keys: &'a BTreeSet<Arc<[u8]>>,
-    prefix: &'a [u8],
-    after: Option<&[u8]>,
-) -> impl Iterator<Item = &'a Arc<[u8]>> + use<'a> {
-    use std::ops::Bound::{Excluded, Included, Unbounded};
-    let from = match after {
-        Some(after) if after >= prefix => Excluded(after),
-        _ => Included(prefix),
-    };
-    let keys = keys.range::<[u8], _>((from, Unbounded));
-    keys.take_while(move |key| key.starts_with(prefix))
-}
-
-/// What an entry counts for.
-pub(super) fn weight(key: &[u8], value: &StateValue) -> usize {
-    key.len() + value.as_bytes().len() + ENTRY_OVERHEAD_BYTES
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write(key: &str, value: Option<&str>, ends_at: u64) -> StateChange {
-        StateChange {
-            key: key.as_bytes().into(),
-            value: value.map(|value| StateValue::new(value.as_bytes())),
-            ends_at: Timestamp(ends_at),
-        }
-    }
-
-    fn writes(changes: Vec<StateChange>) -> StateWrites {
-        StateWrites {
-            resets: false,
-            changes,
-        }
-    }
-
-    fn keys(table: &StateTable, prefix: &str, now: u64) -> Vec<String> {
-        let page = table.page(&StateQuery {
-            prefix: prefix.into(),
-            entries_max: 100,
-            bytes_max: usize::MAX,
-            now: Timestamp(now),
-            ..StateQuery::default()
+    /// Gives back what leads to its entries in files; it is read again when somebody asks for one.
+    pub(crate) fn forget_maps(&self) {
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                paged.runs().runs().iter().for_each(|run| run.forget_map());
+            }
         });
-        let key = |entry: &StateEntry| String::from_utf8_lossy(&entry.key).into_owned();
-        page.entries.iter().map(key).collect()
     }
 
-    #[test]
-    fn a_checkpoint_is_told_what_changed_and_nothing_else() {
-        let table = StateTable::default();
-        table.apply(&writes(vec![
-            write("a", Some("1"), u64::MAX),
-            write("b", Some("2"), u64::MAX),
-        ]));
-        assert_eq!(table.take_changes().entries.len(), 2);
-        assert!(table.take_changes().entries.is_empty());
-        table.apply(&writes(vec![
-            write("a", None, 0),
-            write("b", Some("3"), u64::MAX),
-        ]));
-        table.apply(&writes(vec![write("a", Some("4"), u64::MAX)]));
-        let changes = table.take_changes();
-        assert_eq!(changes.freed, [0]);
-        let slots: Vec<u64> = changes.entries.iter().map(|(slot, _)| *slot).collect();
-        assert_eq!(slots, [1, 2]);
-    }
-
-    #[test]
-    fn what_was_stored_is_no_change() {
-        let (before, after) = (StateTable::default(), StateTable::default());
-        before.apply(&writes(vec![
-            write("a", Some("1"), 5),
-            write("b", Some("2"), u64::MAX),
-        ]));
-        for (slot, entry) in before.take_changes().entries {
-            after.insert_stored(slot, &entry);
-        }
-        assert!(after.take_changes().entries.is_empty());
-        assert_eq!(after.size(), before.size());
-        after.apply(&writes(vec![write("c", Some("3"), u64::MAX)]));
-        assert_eq!(after.take_changes().entries[0].0, 2);
-    }
-
-    #[test]
-    fn ended_entries_are_absent_and_then_gone() {
-        let table = StateTable::default();
-        table.apply(&writes(vec![
-            write("a", Some("1"), 10),
-            write("b", Some("2"), 20),
-        ]));
-        table.apply(&writes(vec![write("b", Some("2"), 30)]));
-        assert_eq!(keys(&table, "", 9), ["a", "b"]);
-        assert_eq!(keys(&table, "", 10), ["b"]);
-        let turn = table.turn.try_lock().unwrap();
-        assert_eq!(
-            table.sweep_idle(Timestamp(25), 100),
-            0,
-            "somebody is at work"
-        );
-        drop(turn);
-        table.sweep_idle(Timestamp(25), 100);
-        assert_eq!(table.size().entries, 1);
-        table.sweep(Timestamp(30), 100);
-        assert_eq!(table.size(), StateSize::default());
-    }
-
-    #[test]
-    fn keys_are_listed_in_order_by_prefix_and_after_another() {
-        let table = StateTable::default();
-        let all = ["b", "ab", "a", "abc", "ac"];
-        let changes = all.map(|key| write(key, Some(""), u64::MAX));
-        table.apply(&writes(changes.to_vec()));
-        assert_eq!(keys(&table, "a", 0), ["a", "ab", "abc", "ac"]);
-        let after = |key: &[u8]| StateQuery {
-            prefix: b"a".to_vec(),
-            after: Some(key.to_vec()),
-            entries_max: 1,
-            bytes_max: 0,
-            now: Timestamp(0),
-        };
-        let page = table.page(&after(b"ab"));
-        assert_eq!((&*page.entries[0].key, page.has_more), (&b"abc"[..], true));
-        assert!(!table.page(&after(b"abc")).has_more);
-        assert!(table.page(&after(b"b")).entries.is_empty());
-    }
-
-    #[test]
-    fn pages_of_one_version_have_nothing_written_between_them() {
-        let table = StateTable::default();
-        let version = || table.page(&StateQuery::default()).version;
-        let first = version();
-        assert_eq!(version(), first);
-        table.apply(&writes(vec![write("absent", None, u64::MAX)]));
-        assert_ne!(version(), first);
-        let resets = StateWrites {
-            resets: true,
-            ..StateWrites::default()
-        };
-        table.apply(&resets);
-        assert_eq!(version(), first + 2);
-    }
-
-    #[test]
-    fn a_page_ends_at_its_bytes_and_has_one_entry_at_least() {
-        let table = StateTable::default();
-        let all = ["a", "b", "c"].map(|key| write(key, Some("123"), u64::MAX));
-        table.apply(&writes(all.to_vec()));
-        let page = |bytes_max| {
-            let page = table.page(&StateQuery {
-                entries_max: 3,
-                bytes_max,
-                ..StateQuery::default()
-            });
-            (page.entries.len(), page.has_more)
-        };
-        let entry = 4 + ENTRY_OVERHEAD_BYTES;
-        assert_eq!(page(0), (1, true));
-        assert_eq!(page(2 * entry), (2, true));
-        assert_eq!(page(3 * entry - 1), (2, true));
-        assert_eq!(page(3 * entry), (3, false));
-    }
-
-    #[test]
-    fn the_size_after_writes_is_known_before_them() {
-        let table = StateTable::default();
-        table.apply(&writes(vec![
-            write("a", Some("long before"), u64::MAX),
-            write("b", Some("2"), u64::MAX),
-        ]));
-        let changes = vec![
-            write("a", Some("1"), u64::MAX),
-            write("b", None, u64::MAX),
-            write("absent", None, u64::MAX),
-            write("c", Some("first"), u64::MAX),
-            write("c", Some("twice"), u64::MAX),
-        ];
-        for resets in [false, true, false] {
-            let writes = StateWrites {
-                resets,
-                changes: changes.clone(),
-            };
-            let foretold = table.size_after(&writes);
-            table.apply(&writes);
-            assert_eq!(table.size(), foretold);
-            assert_eq!(foretold.entries, 2);
-        }
-    }
-
-    #[test]
-    fn an_emptied_table_has_no_bytes_and_gives_no_number_again() {
-        let table = StateTable::default();
-        table.apply(&writes(vec![write("a", Some("1"), u64::MAX)]));
-        table.apply(&StateWrites {
-            resets: true,
-            changes: vec![write("a", Some("2"), u64::MAX)],
+    /// A durable checkpoint names these runs for what was `before` and the layers.
+    pub(crate) fn install(
+        &self,
+        layers: &[Arc<Layer>],
+        before: Option<&Arc<RunSet>>,
+        runs: Arc<RunSet>,
+    ) {
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                paged.install(layers, before, runs);
+            }
         });
-        let changes = table.take_changes();
-        assert!(changes.empties);
-        assert_eq!(changes.entries[0].0, 1);
-        assert_eq!(table.size().entries, 1);
     }
+}
+
+/// How much there is after writes to a table of this size, in which keys have these weights.
+fn foretold(
+    mut size: StateSize,
+    writes: &StateWrites,
+    weight: impl Fn(&[u8]) -> Option<usize>,
+) -> StateSize {
+    let changes = writes.changes.iter();
+    let last: HashMap<&[u8], &StateChange> = changes.map(|c| (&*c.key, c)).collect();
+    for (key, change) in last {
+        let before = weight(key);
+        size.entries += usize::from(change.value.is_some());
+        size.entries = size.entries.saturating_sub(usize::from(before.is_some()));
+        size.bytes = (size.bytes + change.weight()).saturating_sub(before.unwrap_or(0));
+    }
+    size
 }

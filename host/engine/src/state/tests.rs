@@ -1,18 +1,19 @@
 //! What a call makes of state.
 
+mod paged;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use millrace_model::Timestamp;
-use millrace_model::bounds::{
-    STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_ENTRIES_MAX, STATE_KEY_BYTES_MAX,
-};
+use millrace_model::bounds::{STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_KEY_BYTES_MAX};
 use millrace_model::columns::NONE;
 
 use super::{
-    KeyColumns, NEVER, StateAttempt, StateChange, StateError, StateTable, StateValue, StateWrites,
-    ValueColumns, WriteColumns,
+    Adds, KeyColumns, NEVER, StateAttempt, StateChange, StateError, StateSize, StateTable,
+    StateValue, StateWrites, ValueColumns, WriteColumns,
 };
+use crate::room::{HostBounds, Room};
 
 const NOW: Timestamp = Timestamp(1_000);
 
@@ -85,7 +86,7 @@ fn texts(found: &ValueColumns, spans: &[u32]) -> Vec<Option<String>> {
     spans.as_chunks().0.iter().map(text).collect()
 }
 
-fn get(attempt: &StateAttempt, keys: &[&str]) -> Vec<Option<String>> {
+fn get(attempt: &mut StateAttempt, keys: &[&str]) -> Vec<Option<String>> {
     let found = attempt.get(&Columns::of(keys).keys()).expect("found");
     texts(&found, &found.values)
 }
@@ -110,12 +111,15 @@ fn a_call_sees_what_it_wrote_and_nobody_else_does_before_it_is_committed() {
     set(&mut first, "b", Some("2")).expect("set");
     set(&mut first, "b", None).expect("removed");
     assert_eq!(
-        get(&first, &["a", "b", "c"]),
+        get(&mut first, &["a", "b", "c"]),
         [Some("1".into()), None, None]
     );
-    assert_eq!(get(&attempt(&table), &["a"]), [None]);
-    table.apply(&first.into_writes());
-    assert_eq!(get(&attempt(&table), &["a", "b"]), [Some("1".into()), None]);
+    assert_eq!(get(&mut attempt(&table), &["a"]), [None]);
+    table.apply(&first.into_writes()).unwrap();
+    assert_eq!(
+        get(&mut attempt(&table), &["a", "b"]),
+        [Some("1".into()), None]
+    );
 }
 
 #[test]
@@ -123,7 +127,7 @@ fn sums_go_on_from_the_table_and_within_the_call() {
     let table = Arc::new(StateTable::default());
     let mut first = attempt(&table);
     assert_eq!(add(&mut first, &["a", "b", "a"], &[5, -1, 7]), [5, -1, 12]);
-    table.apply(&first.into_writes());
+    table.apply(&first.into_writes()).unwrap();
     let mut second = attempt(&table);
     assert_eq!(add(&mut second, &["a", "c", "a"], &[]), [13, 1, 14]);
     assert_eq!(add(&mut second, &["c"], &[i64::MAX]), [i64::MAX]);
@@ -151,12 +155,12 @@ fn what_has_ended_counts_as_absent_and_a_sum_keeps_its_end() {
         messages: &[],
     };
     first.add(&keys.keys(), &[], &ttl).expect("added");
-    table.apply(&first.into_writes());
+    table.apply(&first.into_writes()).unwrap();
     let mut second = StateAttempt::new(Arc::clone(&table), Timestamp(1_009), 1);
     assert_eq!(add(&mut second, &["a", "b"], &[]), [2, 2]);
-    table.apply(&second.into_writes());
+    table.apply(&second.into_writes()).unwrap();
     let mut third = StateAttempt::new(Arc::clone(&table), Timestamp(1_010), 1);
-    assert_eq!(get(&third, &["a"]), [None]);
+    assert_eq!(get(&mut third, &["a"]), [None]);
     assert_eq!(list(&mut third, "", None, 9), ["b"]);
     assert_eq!(add(&mut third, &["a", "b"], &[]), [1, 3]);
 }
@@ -168,7 +172,7 @@ fn keys_of_the_call_and_of_the_table_are_listed_as_one() {
     for key in ["xa", "xb", "xd", "y"] {
         set(&mut first, key, Some("t")).expect("set");
     }
-    table.apply(&first.into_writes());
+    table.apply(&first.into_writes()).unwrap();
     let mut second = attempt(&table);
     set(&mut second, "xb", None).expect("removed");
     set(&mut second, "xc", Some("o")).expect("set");
@@ -188,10 +192,13 @@ fn what_is_written_after_a_listing_is_listed_and_many_ended_keys_are_passed_over
         value: Some(StateValue::of_number(1)),
         ends_at: NOW,
     };
-    table.apply(&StateWrites {
-        resets: false,
-        changes: (0..3_500).map(ended).collect(),
-    });
+    table
+        .apply(&StateWrites {
+            resets: false,
+            changes: (0..3_500).map(ended).collect(),
+            adds: None,
+        })
+        .unwrap();
     let mut attempt = attempt(&table);
     assert_eq!(list(&mut attempt, "", None, 9), [""; 0]);
     for key in ["c", "a1700", "b"] {
@@ -263,16 +270,26 @@ fn columns_that_contradict_themselves_are_misuse_and_never_a_panic() {
 
 #[test]
 fn a_full_table_takes_no_new_keys_and_goes_on_with_those_it_has() {
-    let table = Arc::new(StateTable::default());
+    let bounds = HostBounds {
+        table: StateSize {
+            entries: 1_000,
+            bytes: 1 << 20,
+        },
+        ..HostBounds::default()
+    };
+    let table = Arc::new(StateTable::in_room(&Room::new(bounds), "p"));
     let change = |number: usize| StateChange {
         key: number.to_le_bytes()[..4].into(),
         value: Some(StateValue::of_number(1)),
         ends_at: NEVER,
     };
-    table.apply(&StateWrites {
-        resets: false,
-        changes: (0..STATE_ENTRIES_MAX).map(change).collect(),
-    });
+    table
+        .apply(&StateWrites {
+            resets: false,
+            changes: (0..1_000).map(change).collect(),
+            adds: None,
+        })
+        .unwrap();
     let mut attempt = attempt(&table);
     let keys = KeyColumns {
         data: &[1, 0, 0, 0, 0],
@@ -282,7 +299,7 @@ fn a_full_table_takes_no_new_keys_and_goes_on_with_those_it_has() {
     assert!(full.is_ok(), "both are there: {full:?}");
     let full = set(&mut attempt, "new key", Some(""));
     assert!(matches!(full, Err(StateError::Full(_))), "{full:?}");
-    assert_eq!(get(&attempt, &["new key"]), [None]);
+    assert_eq!(get(&mut attempt, &["new key"]), [None]);
     set(&mut attempt, "absent key", None).expect("what is removed needs no room");
     let removed = attempt.put(&keys, &[0, NONE, 0, NONE], &by(&[]));
     removed.expect("room is made");
@@ -329,7 +346,10 @@ fn any_calls_give_what_a_map_gives() {
         }
         // Some attempts fail: nothing is left of them.
         if rng.u32(0..3) > 0 {
-            table.apply(&tried.into_writes());
+            let (writes, before) = (tried.into_writes(), table.size());
+            table.apply(&writes).unwrap();
+            let after = writes.adds.and_then(|adds| adds.after(before));
+            assert_eq!(after, Some(table.size()));
             model = expected;
         }
         assert_eq!(table.size().entries, model.len());

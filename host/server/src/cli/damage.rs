@@ -88,6 +88,16 @@ fn list(answer: &Value) -> String {
             cell(digest)
         ));
     }
+    for file in items(&answer["state"]) {
+        text.push_str(&format!(
+            "\nstate of {} in {}/{} is damaged in {}: {}",
+            cell(&file["processor"]),
+            cell(&file["topic"]),
+            cell(&file["partition"]),
+            cell(&file["file"]),
+            cell(&file["reason"])
+        ));
+    }
     format!("{text}\n\n{}", scrub(&answer["scrub"]))
 }
 

@@ -4,8 +4,8 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use millrace_engine::{DamageKind, DamagedRange, FoundBy, ScrubStatus};
-use millrace_model::{Offset, PartitionId, TopicName};
+use millrace_engine::{DamageKind, DamagedRange, DamagedState, FoundBy, ScrubStatus};
+use millrace_model::{Offset, PartitionId, TopicName, TopicPartition};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -20,6 +20,8 @@ pub(super) struct DamageBody {
     ranges: Vec<RangeBody>,
     /// Modules whose bytes are not those that were uploaded, by digest; uploading them again mends them.
     modules: Vec<String>,
+    /// Files of processors' state in which something cannot be read, as far as the background search came since the host started.
+    state: Vec<StateFileBody>,
     /// The background search for damage; absent where the engine has none.
     scrub: Option<ScrubBody>,
 }
@@ -45,6 +47,21 @@ struct RangeBody {
     found_by: &'static str,
     /// When the loss was accepted; processors wait before the range until then.
     accepted_at: Option<u64>,
+}
+
+/// A file of a processor's state in which something cannot be read.
+#[derive(Serialize, ToSchema)]
+struct StateFileBody {
+    /// Whose state.
+    processor: String,
+    topic: String,
+    partition: u32,
+    /// The file, as seen from the data directory.
+    file: String,
+    /// What is wrong with it, first of all.
+    reason: String,
+    /// Milliseconds since the Unix epoch.
+    found_at: u64,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -125,13 +142,25 @@ impl From<ScrubStatus> for ScrubBody {
 pub(super) async fn list(State(app): Shared) -> Json<DamageBody> {
     let report = app.broker.damage();
     let topics = app.broker.topics();
-    let named = |range: DamagedRange| {
-        let topic = topics.iter().find(|t| t.id == range.partition.topic)?;
-        Some(RangeBody::of(topic.spec.name.as_str(), range))
+    let name = |partition: TopicPartition| {
+        let topic = topics.iter().find(|t| t.id == partition.topic)?;
+        Some(topic.spec.name.as_str())
+    };
+    let named = |range: DamagedRange| Some(RangeBody::of(name(range.partition)?, range));
+    let of_state = |state: DamagedState| {
+        Some(StateFileBody {
+            processor: state.group.to_string(),
+            topic: name(state.partition)?.to_owned(),
+            partition: state.partition.partition.0,
+            file: state.file,
+            reason: state.reason,
+            found_at: state.found_at.0,
+        })
     };
     Json(DamageBody {
         ranges: report.ranges.into_iter().filter_map(named).collect(),
         modules: report.modules.iter().map(ToString::to_string).collect(),
+        state: report.state.into_iter().filter_map(of_state).collect(),
         scrub: report.scrub.map(ScrubBody::from),
     })
 }
@@ -197,7 +226,7 @@ impl App {
     /// The damaged offsets of a topic's partition.
     pub(super) fn damaged(
         report: &millrace_engine::DamageReport,
-        partition: millrace_model::TopicPartition,
+        partition: TopicPartition,
     ) -> Vec<DamagedOffsets> {
         let ranges = report.ranges.iter().filter(|r| r.partition == partition);
         let offsets = ranges.map(|range| DamagedOffsets {

@@ -267,6 +267,7 @@ impl From<CommitError> for ApiError {
             }
             CommitError::TooLarge { .. } => Self::too_large(text, SMALLER),
             CommitError::RoomFull(full) => room_full(&full),
+            CommitError::State(_) => Self::internal(text),
             CommitError::DiskFull => Self::unavailable(
                 "disk-full",
                 text,
@@ -402,7 +403,9 @@ fn room_full(full: &RoomFull) -> ApiError {
             code: "delays-full",
             ..busy(full.to_string())
         },
-        Kept::State => ApiError::refused("state-bound", full.to_string(), "write less"),
+        Kept::Consumers | Kept::State => {
+            ApiError::refused("state-bound", full.to_string(), "write less")
+        }
     }
 }
 

@@ -302,6 +302,7 @@ pub(super) async fn write(
     let writes = StateWrites {
         resets: body.reset,
         changes: changes.collect::<Result<_, _>>()?,
+        adds: None,
     };
     let written = writes.changes.len();
     to_the_end(async move { Ok(app.broker.write_state(&place, writes).await?) }).await?;

@@ -1,10 +1,15 @@
 //! `state`: keys and values of a processor in a partition. Columns are read where they lie in the guest's memory; what each call
-//! may ask for is bounded, so it ends in milliseconds, and its time is the guest's.
+//! may ask for is bounded, so it ends in milliseconds, and its time is the guest's. Where something has to be read from the disk that is
+//! done on a thread of its own, and in the host's time.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_broker::state::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmList};
 
+use crate::notes::Notes;
 use crate::pool::GuestState;
 
 /// `state.values`.
@@ -45,41 +50,56 @@ type Store<'a> = StoreContextMut<'a, GuestState>;
 type Bytes = WasmList<u8>;
 type Numbers = WasmList<u32>;
 
+/// How long a call waits for the disk at the most; then the host could not make it.
+const STATE_READ_MS_MAX: u64 = 30_000;
+
 pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut interface = linker.instance("millrace:broker/state@0.1.0")?;
-    interface.func_wrap("get", |store: Store<'_>, (data, keys): (Bytes, Numbers)| {
-        with(store, |store, attempt| {
-            let found = attempt.get(&columns(store, &data, &keys));
-            let ValueColumns { data, values, .. } = found.map_err(trap)?;
-            Ok((Values { data, values },))
-        })
-    })?;
-    interface.func_wrap(
+    interface.func_wrap_async(
+        "get",
+        |mut store: Store<'_>, (data, keys): (Bytes, Numbers)| {
+            Box::new(async move {
+                read_ahead(&mut store, &data, &keys, true).await?;
+                with(&mut store, |store, attempt| {
+                    let found = attempt.get(&columns(store, &data, &keys));
+                    let ValueColumns { data, values, .. } = found.map_err(trap)?;
+                    Ok((Values { data, values },))
+                })
+            })
+        },
+    )?;
+    interface.func_wrap_async(
         "set",
-        |store: Store<'_>, (data, keys, values, how): (Bytes, Numbers, Numbers, Writes)| {
-            with(store, |store, attempt| {
-                let values = values.as_le_slice(store);
-                let done = attempt.put(&columns(store, &data, &keys), values, &how.of(store));
-                Ok((refused(done)?,))
+        |mut store: Store<'_>, (data, keys, values, how): (Bytes, Numbers, Numbers, Writes)| {
+            Box::new(async move {
+                read_ahead(&mut store, &data, &keys, false).await?;
+                with(&mut store, |store, attempt| {
+                    let values = values.as_le_slice(store);
+                    let done = attempt.put(&columns(store, &data, &keys), values, &how.of(store));
+                    Ok((refused(done)?,))
+                })
             })
         },
     )?;
-    interface.func_wrap(
+    interface.func_wrap_async(
         "add",
-        |store: Store<'_>, (data, keys, deltas, how): (Bytes, Numbers, WasmList<i64>, Writes)| {
-            with(store, |store, attempt| {
-                let deltas = deltas.as_le_slice(store);
-                let sums = attempt.add(&columns(store, &data, &keys), deltas, &how.of(store));
-                Ok((refused(sums)?,))
+        |mut store: Store<'_>,
+         (data, keys, deltas, how): (Bytes, Numbers, WasmList<i64>, Writes)| {
+            Box::new(async move {
+                read_ahead(&mut store, &data, &keys, false).await?;
+                with(&mut store, |store, attempt| {
+                    let deltas = deltas.as_le_slice(store);
+                    let sums = attempt.add(&columns(store, &data, &keys), deltas, &how.of(store));
+                    Ok((refused(sums)?,))
+                })
             })
         },
     )?;
-    interface.func_wrap(
+    interface.func_wrap_async(
         "scan",
-        |store: Store<'_>, (prefix, after, max): (Bytes, Option<Bytes>, u32)| {
-            with(store, |store, attempt| {
-                let after = after.as_ref().map(|after| after.as_le_slice(store));
-                let listed = attempt.list(prefix.as_le_slice(store), after, max as usize);
+        |mut store: Store<'_>, (prefix, after, max): (Bytes, Option<Bytes>, u32)| {
+            Box::new(async move {
+                let listed = list(&mut store, &prefix, after.as_ref(), max as usize).await?;
                 let ValueColumns { data, keys, values } = listed.map_err(trap)?;
                 Ok((Entries { data, keys, values },))
             })
@@ -87,19 +107,90 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     )
 }
 
+/// Sees to it that the next call on these keys waits for no disk: what is not in memory is read on a thread for that.
+async fn read_ahead(
+    store: &mut Store<'_>,
+    data: &Bytes,
+    keys: &Numbers,
+    gets: bool,
+) -> wasmtime::Result<()> {
+    let fetch = with(store, |store, attempt| {
+        attempt
+            .prepare(&columns(store, data, keys), gets)
+            .map_err(trap)
+    })?;
+    let Some(mut fetch) = fetch else {
+        return Ok(());
+    };
+    let notes = Arc::clone(store.data().notes());
+    let read = in_time(notes, move || fetch.read().map(|()| fetch)).await;
+    let fetch = read.and_then(|read| read).map_err(trap)?;
+    with(store, |_, attempt| {
+        attempt.take_in(fetch);
+        Ok(())
+    })
+}
+
+async fn list(
+    store: &mut Store<'_>,
+    prefix: &Bytes,
+    after: Option<&Bytes>,
+    max: usize,
+) -> wasmtime::Result<Result<ValueColumns, StateError>> {
+    let from_disk = with(store, |_, attempt| Ok(attempt.lists_from_disk()))?;
+    if !from_disk {
+        return with(store, |store, attempt| {
+            let after = after.map(|after| after.as_le_slice(store));
+            Ok(attempt.list(prefix.as_le_slice(store), after, max))
+        });
+    }
+    let prefix = prefix.as_le_slice(&*store).to_vec();
+    let after = after.map(|after| after.as_le_slice(&*store).to_vec());
+    let mut attempt = store.data_mut().state.take().ok_or_else(no_state)?;
+    // If nobody waits for it any more, the call is over, and what it wrote does not count.
+    let notes = Arc::clone(store.data().notes());
+    let listed = in_time(notes, move || {
+        let listed = attempt.list(&prefix, after.as_deref(), max);
+        (attempt, listed)
+    });
+    Ok(match listed.await {
+        Ok((attempt, listed)) => {
+            store.data_mut().state = Some(attempt);
+            listed
+        }
+        Err(error) => Err(error),
+    })
+}
+
+/// Reads on a thread that may wait for the disk. That is the host's time and not the guest's.
+async fn in_time<T: Send + 'static>(
+    notes: Arc<Notes>,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StateError> {
+    let _reading = notes.reading();
+    let bound = Duration::from_millis(STATE_READ_MS_MAX);
+    let read = tokio::time::timeout(bound, tokio::task::spawn_blocking(read)).await;
+    let unreadable = |why: String| StateError::Unreadable(why.into());
+    let read =
+        read.map_err(|_| unreadable(format!("the disk gave nothing for {STATE_READ_MS_MAX} ms")))?;
+    read.map_err(|error| unreadable(format!("the reading thread failed: {error}")))
+}
+
 /// Does something with the attempt and the guest's memory at once.
 fn with<T>(
-    mut store: Store<'_>,
+    store: &mut Store<'_>,
     work: impl FnOnce(&Store<'_>, &mut StateAttempt) -> wasmtime::Result<T>,
 ) -> wasmtime::Result<T> {
-    let Some(mut attempt) = store.data_mut().state.take() else {
-        return Err(wasmtime::Error::msg(
-            "state: there is none now; it is there while a message processor processes a batch",
-        ));
-    };
-    let done = work(&store, &mut attempt);
+    let mut attempt = store.data_mut().state.take().ok_or_else(no_state)?;
+    let done = work(store, &mut attempt);
     store.data_mut().state = Some(attempt);
     done
+}
+
+fn no_state() -> wasmtime::Error {
+    wasmtime::Error::msg(
+        "state: there is none now; it is there while a message processor processes a batch",
+    )
 }
 
 fn columns<'a>(store: &'a Store<'_>, data: &Bytes, keys: &Numbers) -> KeyColumns<'a> {
@@ -127,5 +218,9 @@ fn refused<T>(done: Result<T, StateError>) -> wasmtime::Result<Result<T, Refusal
 }
 
 fn trap(error: StateError) -> wasmtime::Error {
-    wasmtime::Error::msg(error.to_string())
+    match error {
+        // It is told from a mistake of the guest by what it is.
+        error @ StateError::Unreadable(_) => wasmtime::Error::new(error),
+        error => wasmtime::Error::msg(error.to_string()),
+    }
 }

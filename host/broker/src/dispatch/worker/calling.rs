@@ -199,7 +199,10 @@ impl Worker {
     ) -> (Result<Checked, CallError>, Option<CallUse>) {
         let clock = &self.context.clock;
         let before = clock.monotonic();
-        let attempt = home.map(|home| self.attempt(batch, home));
+        let attempt = match home {
+            Some(home) => Some(self.attempt(batch, home).await),
+            None => None,
+        };
         let Called { outcome, used } = live.handler.call(&batch.columns, attempt).await;
         self.meters
             .called(clock.monotonic().saturating_sub(before), batch.len());
@@ -228,6 +231,7 @@ impl Worker {
             if !alone.is_empty() {
                 return Ok((alone, verdict, Vec::new()));
             }
+            verdict.removes_ended = attempt.removes_ended();
             verdict.state = home.write_of(&self.lease, &verdict, batch, *attempt);
         }
         let now = self.context.clock.monotonic();

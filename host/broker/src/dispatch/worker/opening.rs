@@ -226,6 +226,7 @@ impl Worker {
             suspects,
             cleared: HashSet::new(),
             interrupted: false,
+            leaves_ended: false,
             home: None,
             turn: None,
             seen: Offset::default(),

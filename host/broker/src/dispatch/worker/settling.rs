@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_engine::state::Turn;
 use millrace_engine::{CommitError, Kept, ProgressWrite, Transaction};
 use millrace_model::Progress;
 
@@ -141,6 +142,15 @@ impl Worker {
                     Err(CommitError::RoomFull(full)) if full.kept == Kept::Delayed => {
                         full.to_string()
                     }
+                    // What has ended may be what is too much: the batch is called again, and leaves that for another one.
+                    Err(CommitError::TooLarge { .. })
+                        if verdict.removes_ended && !self.leaves_ended =>
+                    {
+                        give_back(granted);
+                        self.leaves_ended = true;
+                        self.rewind();
+                        return Ok(());
+                    }
                     Err(CommitError::RoomFull(full)) => {
                         // Others took the room meanwhile. The component is called again, and told so itself.
                         give_back(granted);
@@ -206,6 +216,7 @@ impl Worker {
             durability: Some(self.input.topic.spec.durability),
             state,
             expects: self.beginning.iter().cloned().collect(),
+            turns: self.turn.iter().filter_map(Turn::held).collect(),
             ..Transaction::default()
         };
         let before = self.context.clock.monotonic();
@@ -238,6 +249,7 @@ impl Worker {
             tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "a message was dropped");
         }
         self.remembered.settle();
+        self.leaves_ended = false;
         self.progress = progress;
         if let Some(piece) = self.pieces.pop()
             && piece > batch.len()

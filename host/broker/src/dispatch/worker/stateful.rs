@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use millrace_engine::Lease;
-use millrace_engine::state::{StateAttempt, StateTable, StateWrite};
-use millrace_model::TopicPartition;
+use millrace_engine::state::{Ended, StateAttempt, StateTable, StateWrite};
 use millrace_model::processor::Order;
+use millrace_model::{Timestamp, TopicPartition};
 
 use super::{Trouble, Worker};
 use crate::dispatch::Live;
@@ -19,6 +19,8 @@ use crate::dispatch::batcher::{self, Batch};
 
 /// Ended entries that one batch removes at the most.
 const SWEPT_ENTRIES_MAX: usize = 1_000;
+/// What removing them takes in a journal at the most, where it is written down.
+const SWEPT_BYTES_MAX: usize = 64 << 10;
 
 /// Where a worker's state is.
 #[derive(Clone)]
@@ -104,11 +106,28 @@ impl Worker {
     }
 
     /// The state that a batch is called with.
-    pub(super) fn attempt(&self, batch: &Batch, home: &Home) -> Box<StateAttempt> {
+    pub(super) async fn attempt(&self, batch: &Batch, home: &Home) -> Box<StateAttempt> {
         let now = self.now();
         home.table.sweep(now, SWEPT_ENTRIES_MAX);
         let table = Arc::clone(&home.table);
-        Box::new(StateAttempt::new(table, now, batch.len()))
+        let mut attempt = Box::new(StateAttempt::new(table, now, batch.len()));
+        if home.table.may_have_ended(now) && !self.leaves_ended {
+            attempt.remove_ended(self.ended(home, now).await);
+        }
+        attempt
+    }
+
+    /// What has ended in a table that is not all in memory. It is absent in any case, so a batch does not fail for it.
+    async fn ended(&self, home: &Home, now: Timestamp) -> Ended {
+        let table = Arc::clone(&home.table);
+        let find = move || table.find_ended(now, SWEPT_ENTRIES_MAX, SWEPT_BYTES_MAX);
+        let reason = match tokio::task::spawn_blocking(find).await {
+            Ok(Ok(ended)) => return ended,
+            Ok(Err(error)) => error.to_string(),
+            Err(failed) => failed.to_string(),
+        };
+        tracing::warn!(processor = %self.lease.group, partition = %home.partition, reason, "what has ended of the state could not be looked for; it stays for now");
+        Ended::default()
     }
 
     /// The batch is tried again in parts: each failed message is one, and what stands between two; nobody's attempt is spent.

@@ -41,6 +41,7 @@ impl From<CommitError> for Trouble {
             CommitError::DiskFull
             | CommitError::RoomFull(_)
             | CommitError::Unavailable(_)
+            | CommitError::State(_)
             | CommitError::TooLarge { .. }
             | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
             // Under a new lease it is known, and stays so; or the processor was changed when this worker began.

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use millrace_log::Mark;
 use millrace_log::partition::verify::KeptSegment;
+use millrace_log::{Disk, Mark};
 use parking_lot::Mutex;
 
+use super::super::checkpoint::StoredRun;
 use super::super::tail::Partition;
 use super::CHECKPOINT;
 
@@ -51,6 +52,8 @@ pub(super) enum Kind {
     Segment(KeptSegment),
     Index,
     Module,
+    /// State.
+    Run(StoredRun),
 }
 
 impl Desk {
@@ -85,10 +88,42 @@ impl Order {
 
 impl Errand {
     /// Does it, on the thread of the checkpoint that has just been made, and before the next one is decided.
-    pub(in crate::local) fn run(self, database: &Path, sequence: u64) {
+    /// `runs` are all that it names.
+    pub(in crate::local) fn run(
+        self,
+        disk: &dyn Disk,
+        database: &Path,
+        runs: impl Iterator<Item = (StoredRun, PathBuf)>,
+        sequence: u64,
+    ) {
         let staged = self.stage(database, sequence);
+        let staged = staged.and_then(|mut staged| {
+            self.stage_runs(disk, database, runs, &mut staged)?;
+            Ok(staged)
+        });
         // If nobody waits any more, the next backup or the next start sweeps.
         let _ = self.order.answer.send(staged);
+    }
+
+    /// A run never changes, so a second name is as good as a copy, and it stays whatever the checkpoints after this one let go.
+    fn stage_runs(
+        &self,
+        disk: &dyn Disk,
+        database: &Path,
+        runs: impl Iterator<Item = (StoredRun, PathBuf)>,
+        staged: &mut Staged,
+    ) -> io::Result<()> {
+        let dir = database.parent().unwrap_or(database);
+        for (run, own) in runs {
+            let stands_at = self.order.staging.join(format!("state-{}", run.number));
+            disk.link(&own, &stands_at)?;
+            staged.files.push(StagedFile {
+                path: below(dir, &own),
+                stands_at,
+                kind: Kind::Run(run),
+            });
+        }
+        Ok(())
     }
 
     fn stage(&self, database: &Path, sequence: u64) -> io::Result<Staged> {

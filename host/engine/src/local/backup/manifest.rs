@@ -14,10 +14,19 @@ use crate::backup::KnownFile;
 
 /// The file's name.
 pub const MANIFEST: &str = "backup.json";
-/// What is written; those before are read, too.
-pub(super) const FORMAT: u32 = 1;
+/// What is written where there is state in files; those before are read, too.
+pub(super) const FORMAT_RUNS: u32 = 2;
 /// A larger manifest is none of ours.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 512 << 20;
+
+/// The format of a backup: an older version knows of no files of state, and reads all others.
+pub(super) fn format_of(has_runs: bool) -> u32 {
+    match has_runs {
+        true => FORMAT_RUNS,
+        false => 1,
+    }
+}
+
 /// Where the manifest's own digest stands.
 const DIGEST: &str = "sha256";
 
@@ -79,7 +88,7 @@ pub enum ManifestError {
     },
     /// It was made by another version.
     #[error(
-        "the backup has format {found}; this version of millrace reads up to {FORMAT}. Use the version that made it, or a newer one"
+        "the backup has format {found}; this version of millrace reads up to {FORMAT_RUNS}. Use the version that made it, or a newer one"
     )]
     Newer {
         /// Its format.
@@ -116,7 +125,7 @@ impl Manifest {
         let mut value = value.map_err(|error| ManifestError::Damaged(error.to_string()))?;
         let format = value["format"].as_u64();
         let format = format.ok_or_else(|| damaged("it names no format"))?;
-        if format > u64::from(FORMAT) {
+        if format > u64::from(FORMAT_RUNS) {
             return Err(ManifestError::Newer { found: format });
         }
         let fields = value.as_object_mut();
@@ -216,7 +225,7 @@ pub(super) fn is_of_backup(path: &str) -> bool {
     let parts: Vec<&str> = path.split('/').collect();
     let of_place = matches!(
         parts[..],
-        [super::CHECKPOINT] | ["modules", _] | ["topics", _, _] | ["topics", _, _, _]
+        [super::CHECKPOINT] | ["modules" | "state", _] | ["topics", _, _] | ["topics", _, _, _]
     );
     of_place && parts.iter().all(|part| plain(part))
 }
@@ -231,7 +240,7 @@ mod tests {
 
     fn manifest() -> Manifest {
         Manifest {
-            format: FORMAT,
+            format: FORMAT_RUNS,
             millrace: "0.1.0".to_owned(),
             directory: "0f".to_owned(),
             begun_at: Timestamp(5),
@@ -277,6 +286,7 @@ mod tests {
         for path in [
             "checkpoint.sqlite",
             "modules/ab.wasm",
+            "state/17.run",
             "topics/1/0-7.segment",
             "topics/1/3/7.index",
         ] {

@@ -273,7 +273,7 @@ impl Receiver {
             }
         }
         // Of a backup that was unpacked here by a tar program.
-        for name in [CHECKPOINT, "topics", "modules"] {
+        for name in [CHECKPOINT, "topics", "modules", "state"] {
             sweep_under(&*self.disk, &self.dir.join(name), &named, RUN_DEPTH - 1)?;
         }
         Ok(())

@@ -18,6 +18,7 @@ use super::{CHECKPOINT, PIECE_BYTES, make_private};
 use crate::local::checkpoint::CheckpointStore;
 use crate::local::lock::{DirLock, lock};
 use crate::local::options::OpenError;
+use crate::local::runs;
 
 /// Where the database stands until it takes its place.
 const UNFINISHED: &str = "checkpoint.restored";
@@ -171,7 +172,7 @@ impl Restorer {
         let placeholder = self.disk.create(&self.dir.join(CHECKPOINT))?;
         placeholder.write_all_at(PLACEHOLDER, 0)?;
         placeholder.sync_data()?;
-        for name in ["journal", "topics", "modules"] {
+        for name in ["journal", "topics", "modules", runs::DIRECTORY] {
             self.disk.create_dir_all(&self.dir.join(name))?;
         }
         self.disk.sync_dir(&self.dir)

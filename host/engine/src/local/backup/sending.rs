@@ -11,19 +11,21 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use millrace_log::disk::is_full;
-use millrace_log::pace::lower_priority;
+use millrace_log::pace::{Pace, lower_priority};
 use millrace_log::partition::verify::{Damage, damage_in};
+use millrace_log::run::{Met, Run};
 use millrace_log::{Disk, DiskFile, RealDisk};
 use millrace_model::Digest;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
+use super::super::checkpoint::StoredRun;
 use super::super::cleaner::Pause;
 use super::super::modules::{self, ModuleFiles};
 use super::super::shared::Shared;
 use super::desk::{Kind, Order, Staged, StagedFile};
-use super::manifest::{BackupFile, FORMAT, Flaw, MANIFEST, Manifest};
+use super::manifest::{BackupFile, Flaw, MANIFEST, Manifest, format_of};
 use super::{BACKUP_BYTES_PER_SECOND_MAX, IDENTITY, PIECE_BYTES, PIECES_WAITING_MAX, STAGING, tar};
 use crate::backup::{BackupError, BackupRequest, BackupStream, KnownFile, stream};
 use crate::contract::CommitError;
@@ -211,8 +213,9 @@ impl Backups {
         }
         drop(modules);
         let cipher = shared.options.encryption.as_ref();
+        let has_runs = { staged.files.iter() }.any(|file| matches!(file.kind, Kind::Run(_)));
         let manifest = Manifest {
-            format: FORMAT,
+            format: format_of(has_runs),
             millrace: env!("CARGO_PKG_VERSION").to_owned(),
             directory: own,
             begun_at,
@@ -400,6 +403,9 @@ impl Sending {
         if let Kind::Module = staged.kind {
             flaws.extend(self.flaw_of_module(path));
         }
+        if let Kind::Run(stored) = &staged.kind {
+            flaws.extend(self.flaw_of_run(&staged.stands_at, stored));
+        }
         self.out.lock().zeros(tar::padding(bytes))?;
         let flaws = flaws.into_iter().map(|what| Flaw {
             path: path.clone(),
@@ -408,6 +414,26 @@ impl Sending {
         self.manifest.damage.extend(flaws);
         let (_, sha256) = &*copying.copied.lock();
         Ok(Digest(sha256.clone().finalize().into()))
+    }
+
+    fn flaw_of_run(&self, path: &Path, stored: &StoredRun) -> Option<String> {
+        let backups = &self.backups;
+        let cipher = backups.shared.options.encryption.clone();
+        // One of before the encryption is plain.
+        let cipher = cipher.filter(|_| stored.key.is_some());
+        let run = match Run::open(&*backups.disk, path, stored.number, cipher) {
+            Ok(run) => run,
+            Err(error) => return Some(error.to_string()),
+        };
+        let out = Arc::clone(&self.out);
+        let pace: Pace = Arc::new(move |_| out.lock().check());
+        let mut flaw = None;
+        let examined = run.examine(&pace, &mut |met| {
+            if let Met::Fault(fault) = met {
+                flaw.get_or_insert_with(|| format!("it is damaged: {fault:?}"));
+            }
+        });
+        examined.err().map(|error| error.to_string()).or(flaw)
     }
 
     fn flaw_of_module(&self, path: &str) -> Option<String> {

@@ -1,4 +1,4 @@
-//! Which messages and modules are known to be damaged, in memory; what of it is not written down yet is `dirty`.
+//! Which messages, modules and files of state are known to be damaged, in memory; what of it is not written down yet is `dirty`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -9,7 +9,7 @@ use millrace_model::{Digest, Offset, Timestamp, TopicPartition};
 use parking_lot::Mutex;
 
 use crate::contract::{EntryKind, EntryWrite};
-use crate::damage::{DamageKind, DamagedRange, FoundBy};
+use crate::damage::{DamageKind, DamagedRange, DamagedState, FoundBy};
 
 /// Ranges that are kept; of a disk that lost everything the first ones say enough.
 const RANGES_MAX: usize = 10_000;
@@ -34,6 +34,8 @@ struct Known {
     /// By partition and first offset.
     ranges: BTreeMap<(TopicPartition, Offset), DamagedRange>,
     modules: BTreeSet<Digest>,
+    /// By file. The host is told again by the next search: there are few, and it reads them all.
+    state: BTreeMap<String, DamagedState>,
     /// Where a reader met damage and nobody looked yet how far it goes.
     suspects: BTreeSet<(TopicPartition, Offset)>,
     /// Keys of entries to be written, or removed where there is no such range any more.
@@ -119,6 +121,34 @@ impl Register {
         } else if changed {
             tracing::info!(%digest, "a module is damaged no longer");
         }
+        known.measure();
+    }
+
+    /// A file of state was read through: it is damaged, or not; says so once.
+    pub(super) fn note_state(&self, file: String, damaged: Option<DamagedState>) {
+        let mut known = self.0.lock();
+        match (known.state.get(&file), damaged) {
+            (None, Some(damaged)) => {
+                tracing::error!(group = %damaged.group, partition = %damaged.partition, file, reason = damaged.reason, "a file of state is damaged; it stays where it is, and who needs what cannot be read in it waits");
+                known.state.insert(file, damaged);
+            }
+            (Some(_), None) => {
+                tracing::info!(file, "a file of state is damaged no longer");
+                known.state.remove(&file);
+            }
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        known.measure();
+    }
+
+    pub(super) fn state(&self) -> Vec<DamagedState> {
+        self.0.lock().state.values().cloned().collect()
+    }
+
+    /// Forgets files of state that are no longer there.
+    pub(super) fn keep_state_only(&self, files: &BTreeSet<String>) {
+        let mut known = self.0.lock();
+        known.state.retain(|file, _| files.contains(file));
         known.measure();
     }
 
@@ -264,6 +294,7 @@ impl Known {
         metrics::gauge!("millrace_quarantined_ranges").set(self.ranges.len() as f64);
         metrics::gauge!("millrace_quarantined_messages").set(messages as f64);
         metrics::gauge!("millrace_damaged_modules").set(self.modules.len() as f64);
+        metrics::gauge!("millrace_damaged_state_files").set(self.state.len() as f64);
     }
 }
 

@@ -1,17 +1,18 @@
 //! Reading through: one segment that somebody found damaged, or everything, round after round.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use millrace_log::pace::Pace;
 use millrace_log::partition::verify::{Damage, KeptSegment, verify};
+use millrace_log::run::{Fault, Met as MetInRun, Run};
 use millrace_model::{Offset, Timestamp, TopicPartition};
 
 use super::super::tail::kind_of;
 use super::Care;
 use super::register::Met;
-use crate::damage::FoundBy;
+use crate::damage::{DamagedState, FoundBy};
 
 /// What opening a file is counted as: a thousand small segments are work, too.
 const OPEN_BYTES: u64 = 64 << 10;
@@ -23,6 +24,10 @@ pub(super) struct Round {
     partitions: VecDeque<TopicPartition>,
     partition_count: usize,
     segments: VecDeque<(TopicPartition, KeptSegment)>,
+    /// Files of state, and whose they are. Those that are gone by then were merged into others, or let go.
+    runs: VecDeque<(TopicPartition, Arc<str>, Weak<Run>)>,
+    /// The names of all of them.
+    run_files: BTreeSet<String>,
 }
 
 impl Care {
@@ -62,11 +67,20 @@ impl Care {
             metrics::gauge!("millrace_scrub_round_done_ratio").set(1.0 - left);
             return true;
         }
+        if let Some((partition, group, run)) = round.runs.pop_front() {
+            if let Some(run) = run.upgrade() {
+                self.look_at_run(partition, group, &run, pace);
+            }
+            return true;
+        }
         if self.shared.options.scrub_bytes_per_second == 0 {
             return false;
         }
         match round.began_at.take() {
-            Some(began_at) => self.finish(began_at, pace),
+            Some(began_at) => {
+                self.register.keep_state_only(&round.run_files);
+                self.finish(began_at, pace);
+            }
             None => return self.begin(round),
         }
         true
@@ -91,6 +105,15 @@ impl Care {
             .copied()
             .collect();
         partitions.sort_unstable();
+        let tables = self.shared.state.read().paged_tables();
+        round.run_files.clear();
+        for (partition, group, table) in tables {
+            for run in table.runs().iter().flat_map(|set| set.runs()) {
+                round.run_files.insert(self.name(run.path()));
+                let run = (partition, Arc::clone(&group), Arc::downgrade(run));
+                round.runs.push_back(run);
+            }
+        }
         round.partition_count = partitions.len();
         round.partitions = partitions.into();
         round.began_at = Some(now);
@@ -137,6 +160,30 @@ impl Care {
         }
     }
 
+    fn look_at_run(&self, partition: TopicPartition, group: Arc<str>, run: &Run, pace: &Pace) {
+        let mut reason = None;
+        let examined = run.examine(pace, &mut |met| {
+            if let MetInRun::Fault(fault) = met {
+                reason.get_or_insert_with(|| reason_of(&fault));
+            }
+        });
+        let file = self.name(run.path());
+        match examined {
+            Ok(()) => {
+                let damaged = reason.map(|reason| DamagedState {
+                    group,
+                    partition,
+                    file: file.clone(),
+                    reason,
+                    found_at: self.shared.clock.wall(),
+                });
+                self.register.note_state(file, damaged);
+            }
+            Err(_) if self.is_stopping() => {}
+            Err(error) => unread(&file, &error),
+        }
+    }
+
     fn stands(&self, partition: TopicPartition, segment: &KeptSegment) -> bool {
         segment.stands_in(&self.segments(partition))
     }
@@ -170,6 +217,15 @@ impl Care {
         };
         self.register
             .replace(partition, &segment.offsets, found, met);
+    }
+}
+
+fn reason_of(fault: &Fault) -> String {
+    match fault {
+        Fault::Items { error, .. } | Fault::Map(error) => error.to_string(),
+        Fault::Counts { entries, removals } => {
+            format!("it has {entries} entries and {removals} removals, which is not what it says")
+        }
     }
 }
 

@@ -149,7 +149,7 @@ async fn adopt(on: &mut SqliteConnection, cipher: &Cipher) -> Result<(), sqlx::E
         (ACTIVE.to_owned(), active),
         (format!("{CHECK_PREFIX}{active}"), check),
         // Older versions would take encrypted values for plain ones.
-        ("format".to_owned(), super::FORMAT as i64),
+        ("format".to_owned(), super::format_of(on).await? as i64),
     ];
     let meta = meta.map(|(key, value)| vec![key.into(), value.into()]);
     rows::META.put(on, meta).await?;

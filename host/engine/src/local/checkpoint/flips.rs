@@ -8,7 +8,7 @@ use crate::idempotence::producers::{Named, ProducerChanges, ProducerState, Sent}
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::local::state::Group;
 use crate::state::StateEntry;
-use crate::state::{StateValue, TableChanges};
+use crate::state::{StateSize, StateValue, TableChanges, TableStep};
 
 /// As many rows as fill some pages of each table, with a value that takes pages of its own.
 fn changes() -> Changes {
@@ -87,10 +87,10 @@ fn changes() -> Changes {
         tables: vec![(
             at(1),
             "group-1".into(),
-            TableChanges {
+            TableStep::Rows(TableChanges {
                 entries: (0..60).map(|n| (n.into(), entry(n))).collect(),
                 ..TableChanges::default()
-            },
+            }),
         )],
         entries: entries.chain([large]).collect(),
         moment: Timestamp(77),
@@ -110,13 +110,48 @@ fn changes() -> Changes {
     }
 }
 
-fn step<'a>(changes: &'a Changes, marks: &'a [(TopicPartition, Mark)]) -> Step<'a> {
+/// Some paged tables, each with some runs.
+fn runs() -> RunsStep {
+    let run = |n: u64| StoredRun {
+        number: n,
+        file_bytes: 1_000 * n,
+        entries: 7 * n,
+        removals: n,
+        key: n.is_multiple_of(2).then_some(n as u32),
+    };
+    let table = |n: u64| {
+        let id = TopicPartition {
+            topic: TopicId(1),
+            partition: PartitionId(n as u32),
+        };
+        let table = PagedTable {
+            size: StateSize {
+                entries: n as usize,
+                bytes: 100 * n as usize,
+            },
+            runs: (n * 10..n * 11).map(run).collect(),
+            replaces_rows: true,
+        };
+        ((id, format!("paged-{n}").into()), Some(table))
+    };
+    RunsStep {
+        tables: (2..30).map(table).collect(),
+        next_run: 1_000,
+    }
+}
+
+fn step<'a>(
+    changes: &'a Changes,
+    marks: &'a [(TopicPartition, Mark)],
+    runs: &'a RunsStep,
+) -> Step<'a> {
     Step {
         sequence: 300,
         journal_file: 4,
         changes,
         marks,
         swept_topics: &[],
+        runs,
     }
 }
 
@@ -161,7 +196,7 @@ fn filled(dir: &Path) -> (Vec<u8>, Vec<String>) {
         (id, mark)
     };
     let marks: Vec<_> = (1..80).map(mark).collect();
-    store.save(&step(&changes(), &marks)).unwrap();
+    store.save(&step(&changes(), &marks, &runs())).unwrap();
     drop(store);
     let said = contents(&path).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
@@ -214,7 +249,7 @@ fn a_flipped_bit_in_what_is_known_of_keys_is_not_taken_for_a_wrong_key() {
     let cipher = Some(Arc::new(cipher));
     let mut store = CheckpointStore::open(&path, cipher.clone()).unwrap();
     store.adopt_keys().unwrap();
-    store.save(&step(&changes(), &[])).unwrap();
+    store.save(&step(&changes(), &[], &runs())).unwrap();
     drop(store);
     let said = contents_with(&path, cipher.clone()).unwrap();
     let whole = std::fs::read(&path).unwrap();
@@ -298,7 +333,11 @@ fn rows_of_an_earlier_format_get_their_checksums_with_the_next_step() {
         },
         ..Changes::default()
     };
-    store.save(&step(&nothing, &[])).unwrap();
+    let runs = RunsStep {
+        next_run: 1_000,
+        ..RunsStep::default()
+    };
+    store.save(&step(&nothing, &[], &runs)).unwrap();
     drop(store);
     assert_eq!(contents(&path).unwrap(), said);
     // From then on a row without one is damage.

@@ -24,6 +24,7 @@ fn save(store: &mut CheckpointStore, sequence: u64, bytes: usize) -> Result<(), 
         changes: &changes,
         marks: &[],
         swept_topics: &[],
+        runs: &RunsStep::default(),
     })
 }
 

@@ -76,6 +76,24 @@ pub(super) const STATE: Table = Table {
         "encryption_key",
     ],
 };
+pub(super) const STATE_TABLES: Table = Table {
+    name: "state_tables",
+    columns: &["topic", "partition", "name", "entries", "bytes"],
+};
+pub(super) const STATE_RUNS: Table = Table {
+    name: "state_runs",
+    columns: &[
+        "topic",
+        "partition",
+        "name",
+        "position",
+        "number",
+        "file_bytes",
+        "entries",
+        "removals",
+        "encryption_key",
+    ],
+};
 pub(super) const PRODUCERS: Table = Table {
     name: "producers",
     columns: &[
@@ -105,7 +123,7 @@ pub(super) const REQUESTS: Table = Table {
 };
 
 /// All of them.
-pub(super) const ALL: [&Table; 10] = [
+pub(super) const ALL: [&Table; 12] = [
     &META,
     &TOPICS,
     &REMOVED_TOPICS,
@@ -113,6 +131,8 @@ pub(super) const ALL: [&Table; 10] = [
     &GROUPS,
     &ENTRIES,
     &STATE,
+    &STATE_TABLES,
+    &STATE_RUNS,
     &PRODUCERS,
     &PRODUCER_NAMES,
     &REQUESTS,

@@ -10,7 +10,7 @@ use super::super::codec::state::{entry_bytes, entry_of};
 use super::super::state::Changes;
 use super::rows::{self, ROWS_AT_ONCE_MAX};
 use super::{Checkpoint, encryption, malformed, number, partition};
-use crate::state::TableChanges;
+use crate::state::{TableChanges, TableStep};
 
 pub(super) const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS state (
@@ -56,8 +56,10 @@ pub(super) async fn save(
     changes: &Changes,
     cipher: Option<&Cipher>,
 ) -> Result<(), sqlx::Error> {
-    for (id, name, changes) in &changes.tables {
-        save_table(on, *id, name, changes, cipher).await?;
+    for (id, name, step) in &changes.tables {
+        if let TableStep::Rows(changes) = step {
+            save_table(on, *id, name, changes, cipher).await?;
+        }
     }
     Ok(())
 }

@@ -5,23 +5,31 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use millrace_model::Timestamp;
 
-use crate::state::{NEVER, StateChange, StateEntry, StateValue, StateWrites};
+use crate::state::{Adds, NEVER, StateChange, StateEntry, StateValue, StateWrites};
 
 /// Keys change.
 const FORM_CHANGES: u8 = 0;
 /// The table is emptied, then keys change.
 const FORM_RESET: u8 = 1;
+/// Like the first two, and what is added stands before the keys.
+const FORM_CHANGES_ADDING: u8 = 2;
+const FORM_RESET_ADDING: u8 = 3;
 
 const HAS_VALUE: u8 = 1;
 const ENDS: u8 = 2;
 
 pub(super) fn put(out: &mut Vec<u8>, writes: &StateWrites) {
-    out.push(if writes.resets {
-        FORM_RESET
-    } else {
-        FORM_CHANGES
+    out.push(match (writes.resets, writes.adds) {
+        (false, None) => FORM_CHANGES,
+        (true, None) => FORM_RESET,
+        (false, Some(_)) => FORM_CHANGES_ADDING,
+        (true, Some(_)) => FORM_RESET_ADDING,
     });
     out.extend((writes.changes.len() as u32).to_le_bytes());
+    if let Some(adds) = writes.adds {
+        out.extend(adds.entries.to_le_bytes());
+        out.extend(adds.bytes.to_le_bytes());
+    }
     out.reserve(writes.byte_count());
     for change in &writes.changes {
         put_change(out, &change.key, change.value.as_ref(), change.ends_at);
@@ -63,16 +71,26 @@ fn put_change(out: &mut Vec<u8>, key: &[u8], value: Option<&StateValue>, ends_at
 }
 
 pub(super) fn take(body: &mut Bytes) -> Option<StateWrites> {
-    let resets = match body.try_get_u8().ok()? {
-        FORM_CHANGES => false,
-        FORM_RESET => true,
+    let (resets, says_adds) = match body.try_get_u8().ok()? {
+        FORM_CHANGES => (false, false),
+        FORM_RESET => (true, false),
+        FORM_CHANGES_ADDING => (false, true),
+        FORM_RESET_ADDING => (true, true),
         _ => return None,
     };
     let count = body.try_get_u32_le().ok()?;
+    let adds = match says_adds {
+        false => None,
+        true => Some(Adds {
+            entries: body.try_get_i64_le().ok()?,
+            bytes: body.try_get_i64_le().ok()?,
+        }),
+    };
     let changes = (0..count).map(|_| take_change(body));
     Some(StateWrites {
         resets,
         changes: changes.collect::<Option<_>>()?,
+        adds,
     })
 }
 
@@ -117,15 +135,59 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::local) fn writes() -> StateWrites {
+    /// In each form.
+    pub(in crate::local) fn all_writes() -> Vec<StateWrites> {
+        let adds = Adds {
+            entries: -1,
+            bytes: i64::MAX,
+        };
+        let forms = [None, Some(adds)].map(|adds| [(false, adds), (true, adds)]);
+        let forms = forms.into_iter().flatten();
+        let writes = |(resets, adds)| StateWrites {
+            resets,
+            adds,
+            ..writes()
+        };
+        forms.map(writes).collect()
+    }
+
+    fn writes() -> StateWrites {
         StateWrites {
             resets: true,
+            adds: None,
             changes: vec![
                 change("", Some(b""), NEVER),
                 change("gone", None, NEVER),
                 change("ends", Some(&[7; 300]), Timestamp(5)),
             ],
         }
+    }
+
+    #[test]
+    fn what_older_versions_wrote_is_read_and_says_nothing_of_what_it_adds() {
+        let key = [
+            &b"\x03\x01\x00k\x02\x00\x00\x00va"[..],
+            &9_u64.to_le_bytes(),
+        ]
+        .concat();
+        for (form, resets) in [(0, false), (1, true)] {
+            let mut body = Bytes::from([&[form, 2, 0, 0, 0], &key[..], b"\x00\x01\x00g"].concat());
+            let changes = vec![
+                change("k", Some(b"va"), Timestamp(9)),
+                change("g", None, NEVER),
+            ];
+            let expected = StateWrites {
+                resets,
+                changes,
+                adds: None,
+            };
+            let mut written = Vec::new();
+            put(&mut written, &expected);
+            assert_eq!(written, body);
+            assert_eq!(take(&mut body), Some(expected));
+            assert!(body.is_empty());
+        }
+        assert_eq!(take(&mut Bytes::from_static(&[4, 0, 0, 0, 0])), None);
     }
 
     #[test]

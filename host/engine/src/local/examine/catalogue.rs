@@ -10,9 +10,10 @@ use millrace_log::inspect::ReadOnlyDisk;
 use millrace_log::partition::Listing;
 use millrace_model::{Offset, PartitionId, TopicId, TopicPartition};
 
-use super::super::checkpoint::Checkpoint;
+use super::super::checkpoint::{Checkpoint, StoredRun};
 use super::super::codec::Operation;
 use crate::contract::EntryKind;
+use crate::state::StateSize;
 
 /// Topics, how far their partitions reach, and modules.
 #[derive(Default)]
@@ -26,8 +27,20 @@ pub(super) struct Catalogue {
     ends: BTreeMap<TopicPartition, Offset>,
     /// Digests of known modules, as text; `None` where nobody can tell.
     pub(super) modules: Option<BTreeSet<String>>,
+    /// Tables of state that stand in files, as the checkpoint has them.
+    pub(super) tables: Vec<Table>,
     /// Whether marks are known.
     pub(super) is_guessed: bool,
+}
+
+/// A table of state that stands in files.
+pub(super) struct Table {
+    pub(super) partition: TopicPartition,
+    pub(super) group: String,
+    /// The oldest first.
+    pub(super) runs: Vec<StoredRun>,
+    /// What they hold together.
+    pub(super) size: StateSize,
 }
 
 /// A topic.
@@ -44,8 +57,16 @@ impl Catalogue {
         let modules = modules
             .filter(|(kind, ..)| *kind == EntryKind::Module)
             .map(|(_, digest, _)| digest);
+        let tables = checkpoint.paged.into_iter();
+        let tables = tables.map(|((partition, group), table)| Table {
+            partition,
+            group,
+            runs: table.runs,
+            size: table.size,
+        });
         Self {
             topics,
+            tables: tables.collect(),
             removed: checkpoint.removed_topics.into_iter().collect(),
             ends: checkpoint
                 .marks

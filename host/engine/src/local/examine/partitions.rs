@@ -117,7 +117,8 @@ fn look_at_partition_names(
     Ok(())
 }
 
-fn names(dir: &Path) -> io::Result<Vec<OsString>> {
+/// The names in a directory, in order; none if there is no such directory.
+pub(super) fn names(dir: &Path) -> io::Result<Vec<OsString>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,

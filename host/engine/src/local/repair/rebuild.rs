@@ -15,10 +15,11 @@ use millrace_log::partition::{Listing, Mark};
 use millrace_model::{Offset, Topic, TopicId, TopicPartition};
 
 use super::{RepairError, Work};
-use crate::local::checkpoint::{CheckpointStore, Step};
+use crate::local::checkpoint::{CheckpointStore, RunsStep, Step};
 use crate::local::codec::{self, Operation};
 use crate::local::evidence::{self, Evidence, EvidenceFile};
 use crate::local::names::{self, Names};
+use crate::local::runs;
 use crate::local::state::Changes;
 
 /// What nothing but the checkpoint knew.
@@ -47,6 +48,19 @@ pub(super) fn rebuild(work: &Work<'_>) -> Result<(), RepairError> {
     for file in [CHECKPOINT, "checkpoint.sqlite-journal"] {
         work.move_away(Path::new(file)).map_err(failed)?;
     }
+    // Only the checkpoint knew whose they are, and a start removes files of state that none names.
+    let state = Path::new(runs::DIRECTORY);
+    let unlisted = |source| RepairError::Io {
+        path: work.dir.join(state),
+        source,
+    };
+    let names_of_state = work.disk.list(&work.dir.join(state)).map_err(unlisted)?;
+    let files = names_of_state
+        .iter()
+        .filter(|name| runs::number_of(name).is_some());
+    for name in files {
+        work.move_away(&state.join(name)).map_err(unlisted)?;
+    }
     let changes = Changes {
         next_topic: next_topic(work.dir, &names).map_err(failed)?,
         topics: names
@@ -62,6 +76,7 @@ pub(super) fn rebuild(work: &Work<'_>) -> Result<(), RepairError> {
         changes: &changes,
         marks: &marks,
         swept_topics: &[],
+        runs: &RunsStep::default(),
     };
     let unwritten = |error: String| failed(io::Error::other(error));
     let store = CheckpointStore::open(&work.dir.join(CHECKPOINT), work.cipher.clone());

@@ -19,18 +19,18 @@ use crate::local::examine::Severity;
 use crate::{MemoryEngine, ProgressWrite, ReadError};
 
 /// Directories of one test.
-struct Place(tempfile::TempDir);
+pub(super) struct Place(tempfile::TempDir);
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(super) fn at(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn restored(&self, from: &str, to: &str) -> Restored {
+    pub(super) fn restored(&self, from: &str, to: &str) -> Restored {
         self.try_restore(from, to).expect("restored")
     }
 
@@ -38,7 +38,7 @@ impl Place {
         apart(|| restore(&self.at(from), &self.at(to), &mut |_, _| {}))
     }
 
-    fn verified(&self, dir: &str) -> Verified {
+    pub(super) fn verified(&self, dir: &str) -> Verified {
         apart(|| verify(&self.at(dir), None, &mut |_, _| {})).expect("verified")
     }
 }
@@ -71,7 +71,7 @@ async fn archive(engine: &LocalEngine) -> Vec<u8> {
     drain(begin(engine).await).await
 }
 
-async fn back_up(engine: &LocalEngine, dir: &Path) -> Received {
+pub(super) async fn back_up(engine: &LocalEngine, dir: &Path) -> Received {
     try_back_up(engine, dir, false).await.expect("received")
 }
 

@@ -17,17 +17,34 @@ async fn open(dir: PathBuf) -> Arc<dyn Engine> {
 
 /// Everything small, so that files roll, memory fills and checkpoints are made all the time.
 async fn open_small(dir: PathBuf) -> Arc<dyn Engine> {
-    open_with(dir, None).await
+    open_with(dir, None, None).await
 }
 
 /// The same, encrypted.
 async fn open_encrypted(dir: PathBuf) -> Arc<dyn Engine> {
-    let key = format!("1:{}", "0123456789abcdef".repeat(4));
-    let cipher = Cipher::parse(&key).expect("a key");
-    open_with(dir, Some(Arc::new(cipher))).await
+    open_with(dir, Some(cipher()), None).await
 }
 
-async fn open_with(dir: PathBuf, encryption: Option<Arc<Cipher>>) -> Arc<dyn Engine> {
+/// As the small one, and state stands in files.
+async fn open_paged(dir: PathBuf) -> Arc<dyn Engine> {
+    open_with(dir, None, Some(0)).await
+}
+
+/// Both.
+async fn open_paged_encrypted(dir: PathBuf) -> Arc<dyn Engine> {
+    open_with(dir, Some(cipher()), Some(0)).await
+}
+
+fn cipher() -> Arc<Cipher> {
+    let key = format!("1:{}", "0123456789abcdef".repeat(4));
+    Arc::new(Cipher::parse(&key).expect("a key"))
+}
+
+async fn open_with(
+    dir: PathBuf,
+    encryption: Option<Arc<Cipher>>,
+    state_resident_bytes: Option<usize>,
+) -> Arc<dyn Engine> {
     let options = LocalOptions {
         journal_file_bytes: 12 << 20,
         segment_bytes: 8 << 10,
@@ -35,6 +52,7 @@ async fn open_with(dir: PathBuf, encryption: Option<Arc<Cipher>>) -> Arc<dyn Eng
         checkpoint_journal_bytes: 64 << 10,
         checkpoint_interval: std::time::Duration::from_millis(5),
         encryption,
+        state_resident_bytes,
         cleaning_interval: std::time::Duration::from_millis(5),
         ..LocalOptions::default()
     };
@@ -69,4 +87,14 @@ mod small {
 mod encrypted {
     crate::conformance_tests!(super::open_encrypted);
     crate::reopening_tests!(super::open_encrypted);
+}
+
+mod paged {
+    crate::conformance_tests!(super::open_paged);
+    crate::reopening_tests!(super::open_paged);
+}
+
+mod paged_encrypted {
+    crate::conformance_tests!(super::open_paged_encrypted);
+    crate::reopening_tests!(super::open_paged_encrypted);
 }

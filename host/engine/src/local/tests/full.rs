@@ -173,6 +173,7 @@ async fn the_reserve_grows_with_the_checkpoint_and_state_leaves_that_after_its_t
         let writes = StateWrites {
             resets: false,
             changes: vec![change],
+            adds: None,
         };
         let write = StateWrite {
             group: Arc::clone(&lease.group),
@@ -328,7 +329,11 @@ async fn write_state(
         group: "counts".into(),
         partition,
         lease: None,
-        writes: Arc::new(StateWrites { resets, changes }),
+        writes: Arc::new(StateWrites {
+            resets,
+            changes,
+            adds: None,
+        }),
     }];
     let durability = Some(Durability::Durable);
     let transaction = Transaction {

@@ -14,6 +14,7 @@ mod full;
 mod lifetime;
 mod loss;
 mod misplaced;
+mod paged;
 mod pipeline;
 mod producers;
 mod restart;
@@ -48,6 +49,7 @@ fn small() -> LocalOptions {
         notes_durable: false,
         cleaning_interval: Duration::from_secs(60),
         encryption: None,
+        state_changes_bytes_max: 64 << 10,
         ..LocalOptions::default()
     }
 }

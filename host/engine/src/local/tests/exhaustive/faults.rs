@@ -7,18 +7,30 @@ use millrace_log::sim::{Effect, Fault, Loss, OperationKind};
 
 use super::model::Step;
 use super::recover::Worker;
-use super::run::{Bug, Run, run, run_bent, run_until_failure};
-use super::{explore, life_scripts, scripts, stateful};
+use super::run::{
+    Bug, Run, options, paged, run, run_bent, run_lying, run_paged, run_until_failure,
+};
+use super::{explore, life_scripts, paged_scripts, scripts, stateful};
+use crate::local::LocalOptions;
 
 /// Every operation of the script goes wrong once, and then all from there on.
 fn every_operation_meets(effect: &Effect, kind: Option<OperationKind>, script: &[Step]) -> u64 {
+    every_operation_of(effect, kind, script, &options())
+}
+
+fn every_operation_of(
+    effect: &Effect,
+    kind: Option<OperationKind>,
+    script: &[Step],
+    options: &LocalOptions,
+) -> u64 {
     let mut met = 0;
     for for_ever in [false, true] {
         for place in 0.. {
             let mut fault = Fault::new(effect.clone()).after(place);
             fault = kind.into_iter().fold(fault, Fault::on);
             fault = if for_ever { fault.for_ever() } else { fault };
-            let ended = run_until_failure(script, fault);
+            let ended = run_until_failure(script, fault, options.clone());
             if !ended.disk.is_fault_met() {
                 break;
             }
@@ -101,6 +113,47 @@ fn exhaustive_full_disks_refuse_and_go_on_by_themselves() {
     let met = every_operation_meets(&Effect::Full, None, &script());
     println!("{met} full disks met");
     assert!(met > 100, "{met}");
+}
+
+#[test]
+fn exhaustive_errors_and_full_disks_leave_state_in_files_as_it_was() {
+    use OperationKind::{
+        Create, CreateDir, Length, List, Open, Read, Remove, Sync, SyncDir, Write,
+    };
+    let (script, options) = (paged_scripts::faulty(), paged());
+    let mut met = every_operation_of(&Effect::Full, None, &script, &options);
+    met += every_operation_of(&Effect::Short, None, &script, &options);
+    for kind in [
+        Create, CreateDir, Length, List, Open, Read, Remove, Sync, SyncDir, Write,
+    ] {
+        met += every_operation_of(&Effect::Fail, Some(kind), &script, &options);
+    }
+    println!("{met} errors met");
+    assert!(met > 200, "{met}");
+}
+
+#[test]
+fn exhaustive_checks_find_out_when_state_in_files_is_not_durable_that_was_said_to_be() {
+    use OperationKind::{Sync, SyncDir};
+    let script = paged_scripts::faulty();
+    for kind in [Sync, SyncDir] {
+        let lie = Fault::new(Effect::Lie).on(kind).at_path("state").for_ever();
+        let run = run_lying("on a disk that lies", &script, &[lie], paged());
+        assert!(finds_fault_with(&run), "{kind:?}");
+    }
+}
+
+#[test]
+fn exhaustive_checks_find_out_when_a_checkpoint_loses_state_in_files() {
+    let script = paged_scripts::faulty();
+    for loss in [
+        "DELETE FROM state_runs WHERE number > 1",
+        "DELETE FROM state_runs; DELETE FROM state_tables",
+    ] {
+        let mut run = run_paged("a checkpoint that loses", &script);
+        run.change_checkpoints(loss);
+        assert!(finds_fault_with(&run), "{loss}");
+    }
 }
 
 /// Whether the checks find out that the disk lied while the script ran.

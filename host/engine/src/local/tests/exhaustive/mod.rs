@@ -12,16 +12,18 @@ mod faults;
 mod found;
 mod life_scripts;
 mod model;
+mod paged_scripts;
 mod recover;
 mod run;
 mod scripts;
 mod stateful;
+mod transactions;
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::recover::{Tally, Worker};
-use self::run::{Run, run};
+use self::run::{Run, run, run_paged};
 
 /// Multiplies the losses and the random scripts of a run.
 const EFFORT_VARIABLE: &str = "MILLRACE_EXHAUSTIVE_EFFORT";
@@ -81,12 +83,34 @@ fn exhaustive_crash_points_keep_state_progress_and_outputs_together() {
 }
 
 #[test]
+fn exhaustive_crash_points_keep_state_that_stands_in_files() {
+    let began_at = std::time::Instant::now();
+    let mut total = Tally::default();
+    for (name, script) in paged_scripts::all() {
+        total += explore(&run_paged(name, &script), RANDOM_LOSSES * effort());
+    }
+    for seed in 0..RANDOM_SCRIPTS * effort() {
+        let script = scripts::random(seed);
+        total += explore(&run_paged("a random script", &script), RANDOM_LOSSES);
+    }
+    say(&format!(
+        "exhaustive crash points with state in files in all: {total}, {} s",
+        began_at.elapsed().as_secs()
+    ));
+    assert!(total.recoveries() >= 10_000, "{total}");
+}
+
+#[test]
 fn exhaustive_scripts_leave_the_same_trace_every_time() {
     let scripts = scripts::all().into_iter().chain(stateful::all());
     for (name, script) in scripts.chain([("random", scripts::random(1))]) {
         let [first, second] = [run(name, &script, &[]), run(name, &script, &[])];
         assert_eq!(first.trace_hash, second.trace_hash, "{name}");
         assert_eq!(first.points.len(), second.points.len());
+    }
+    for (name, script) in paged_scripts::all() {
+        let [first, second] = [run_paged(name, &script), run_paged(name, &script)];
+        assert_eq!(first.trace_hash, second.trace_hash, "{name}, in files");
     }
 }
 

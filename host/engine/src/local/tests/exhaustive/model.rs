@@ -46,6 +46,8 @@ pub(super) enum Step {
     Trim(Place, u64),
     /// What the cleaner does to a partition: retention and compaction.
     Clean(Place),
+    /// What the cleaner does to state in files: entries that have ended are removed.
+    Sweep,
     /// So many milliseconds pass.
     Wait(u64),
     Claim(&'static str, &'static str, u32),
@@ -211,7 +213,8 @@ impl Dump {
             Step::Keyed((to, _), _) | Step::Send(_, (to, _), _) => durable(to),
             Step::Work(_, _, (output, _)) | Step::Count(_, _, (output, _), ..) => durable(output),
             Step::Entry(..) | Step::Write(..) | Step::Renew(..) => true,
-            Step::Flush | Step::PutModule(_) | Step::DeleteModule(_) | Step::Wait(_) => false,
+            Step::Flush | Step::PutModule(_) | Step::DeleteModule(_) => false,
+            Step::Wait(_) | Step::Sweep => false,
             Step::Trim(..) | Step::Clean(_) => {
                 let starts = |dump: &Self| dump.logs.values().map(|l| l.start).collect::<Vec<_>>();
                 starts(self) != starts(after)
@@ -299,7 +302,7 @@ impl Dump {
             Step::Entry(kind, key, None) => {
                 after.entries.remove(&(*kind, (*key).to_owned()));
             }
-            Step::PutModule(_) | Step::DeleteModule(_) => {}
+            Step::PutModule(_) | Step::DeleteModule(_) | Step::Sweep => {}
             Step::Flush | Step::Checkpoint | Step::Restart | Step::Reopen => {}
         }
         after

@@ -14,7 +14,8 @@ use tempfile::TempDir;
 use super::super::*;
 use super::found::modules_of;
 use super::model::{BEGINNING, Dump, Modules, Sending};
-use super::run::{Point, Run, directory, mark, options, read_checkpoint, send};
+use super::run::{Point, Run, directory, read_checkpoint};
+use super::transactions::{mark, send};
 use crate::local::recovery::{Recovered, recover};
 
 /// The recoveries of one in so many are crashed at all of their operations; all others at one, chosen by seed.
@@ -199,7 +200,7 @@ impl<'a> Worker<'a> {
         let recovered = recover(
             Arc::new(disk.clone()),
             self.home.path(),
-            &options(),
+            &self.run.options,
             Arc::new(ManualClock::at(BEGINNING)),
         );
         let recovered = recovered.unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -273,7 +274,8 @@ impl<'a> Worker<'a> {
         runtime.block_on(async {
             let clock = Arc::new(ManualClock::at(BEGINNING));
             let on = Arc::new(disk.clone());
-            let engine = LocalEngine::open_on(on, self.home.path(), options(), clock).await;
+            let engine =
+                LocalEngine::open_on(on, self.home.path(), self.run.options.clone(), clock).await;
             let engine = engine.unwrap_or_else(|error| panic!("{what}: {error}"));
             let later = engine
                 .create_topic(spec("later", 1, Durability::Durable))
@@ -297,7 +299,7 @@ impl<'a> Worker<'a> {
         let recovered = recover(
             Arc::new(disk),
             self.home.path(),
-            &options(),
+            &self.run.options,
             Arc::new(ManualClock::at(BEGINNING)),
         );
         let recovered = recovered.unwrap_or_else(|error| panic!("{what}, then went on: {error}"));
@@ -378,6 +380,7 @@ fn assert_no_leftovers(disk: &SimDisk, recovered: &Recovered, what: &str) {
         let unfinished = path.extension().is_some_and(|end| end == "unfinished");
         assert!(!unfinished, "{what}: {} stayed", path.display());
     }
+    assert_runs_are_named(disk, recovered, what);
     for (id, partition) in &recovered.state.partitions {
         let files = partition.files.read();
         for segment in files.sealed_segments() {
@@ -385,4 +388,12 @@ fn assert_no_leftovers(disk: &SimDisk, recovered: &Recovered, what: &str) {
             assert!(!below, "{what}: {id} keeps a segment below its start");
         }
     }
+}
+
+/// The runs of state that are there are those that tables read, and no others.
+fn assert_runs_are_named(disk: &SimDisk, recovered: &Recovered, what: &str) {
+    let is_run = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "run");
+    let there: Vec<_> = disk.paths().into_iter().filter(is_run).collect();
+    let named = recovered.saver.named_runs();
+    assert_eq!(there.len(), named, "{what}: {there:?}");
 }

@@ -15,11 +15,12 @@ use tokio::runtime::Runtime;
 
 use super::super::damage::change_checkpoint;
 use super::super::*;
-use super::model::{BEGINNING, Dump, Modules, Place, Sending, Step, digest, module, value};
+use super::model::{BEGINNING, Dump, Modules, Step, digest, module, value};
 use super::stateful::Writes;
+use super::transactions::{keyed, renew, request, send, work};
 use crate::local::cleaner::{Cleaner, Pause, ends_segments};
-use crate::state::{StateWrite, StateWrites};
-use crate::{EntryKind, EntryWrite, Lease, ProgressWrite, RequestMark};
+use crate::state::StateWrite;
+use crate::{EntryWrite, Lease};
 
 /// A moment at which the power may fail.
 #[derive(Clone)]
@@ -48,6 +49,7 @@ struct History {
 /// A script that was run.
 pub(super) struct Run {
     pub(super) name: &'static str,
+    pub(super) options: LocalOptions,
     pub(super) script: Vec<Step>,
     pub(super) dir: PathBuf,
     /// What is there after each step, from none on.
@@ -80,13 +82,46 @@ pub(super) fn options() -> LocalOptions {
     }
 }
 
+/// The same, with state in files.
+pub(super) fn paged() -> LocalOptions {
+    LocalOptions {
+        state_resident_bytes: Some(0),
+        ..options()
+    }
+}
+
 /// Runs the script whole, on a disk with these faults, of which nobody may notice anything.
 pub(super) fn run(name: &'static str, script: &[Step], faults: &[Fault]) -> Run {
     run_bent(name, script, faults, Bug::None)
 }
 
+/// The same, and every table of state stands in files once a checkpoint was made.
+pub(super) fn run_paged(name: &'static str, script: &[Step]) -> Run {
+    run_with(name, script, &[], Bug::None, paged())
+}
+
 /// The same, and with something done wrong.
 pub(super) fn run_bent(name: &'static str, script: &[Step], faults: &[Fault], bug: Bug) -> Run {
+    run_with(name, script, faults, bug, options())
+}
+
+/// The same, on a disk with these faults.
+pub(super) fn run_lying(
+    name: &'static str,
+    script: &[Step],
+    faults: &[Fault],
+    options: LocalOptions,
+) -> Run {
+    run_with(name, script, faults, Bug::None, options)
+}
+
+fn run_with(
+    name: &'static str,
+    script: &[Step],
+    faults: &[Fault],
+    bug: Bug,
+    options: LocalOptions,
+) -> Run {
     let home = directory();
     let disk = SimDisk::default();
     for fault in faults {
@@ -96,6 +131,7 @@ pub(super) fn run_bent(name: &'static str, script: &[Step], faults: &[Fault], bu
     keep_points(&disk, home.path(), &history);
     let mut runner = Runner::new(&disk, home.path(), &history);
     runner.bug = bug;
+    runner.options = options.clone();
     let mut states = States::default();
     for (number, step) in script.iter().enumerate() {
         let done = runner.step(number + 1, step, &mut states);
@@ -108,6 +144,7 @@ pub(super) fn run_bent(name: &'static str, script: &[Step], faults: &[Fault], bu
     history.points.push(end);
     Run {
         name,
+        options,
         script: script.to_vec(),
         dir: home.path().to_owned(),
         states: states.each,
@@ -225,7 +262,9 @@ pub(super) fn read_checkpoint(dir: &Path, last: Option<Arc<Vec<u8>>>) -> Option<
 /// Waits until the engine has nothing to do.
 fn settle(engine: &LocalEngine) {
     for _ in 0..200_000 {
-        let at_rest = engine.shared.orders.are_done() && engine.shared.pipeline.is_at_rest();
+        let shared = &engine.shared;
+        let at_rest = shared.orders.are_done() && shared.pipeline.is_at_rest();
+        let at_rest = at_rest && shared.merges.are_idle();
         if at_rest || engine.shared.poisoned().is_some() {
             return;
         }
@@ -242,6 +281,7 @@ struct Runner {
     history: Arc<Mutex<History>>,
     leases: Vec<Lease>,
     clock: Arc<ManualClock>,
+    options: LocalOptions,
     bug: Bug,
 }
 
@@ -256,6 +296,7 @@ impl Runner {
             history: Arc::clone(history),
             leases: Vec::new(),
             clock: Arc::new(ManualClock::at(BEGINNING)),
+            options: options(),
             bug: Bug::None,
         }
     }
@@ -267,7 +308,7 @@ impl Runner {
         }
         let on = Arc::new(self.disk.clone());
         let clock = Arc::clone(&self.clock);
-        let opened = LocalEngine::open_on(on, &self.dir, options(), clock);
+        let opened = LocalEngine::open_on(on, &self.dir, self.options.clone(), clock);
         let engine = self.runtime.block_on(opened).map_err(text)?;
         settle(&engine);
         self.engine = Some(Arc::clone(&engine));
@@ -324,15 +365,18 @@ impl Runner {
         group: &str,
         partition: TopicPartition,
         writes: &Writes,
-    ) -> StateWrite {
+    ) -> Result<StateWrite, String> {
         let held = self.runtime.block_on(engine.state(group, partition));
         let held = held.expect("a script's partition");
-        StateWrite {
+        let writes = writes.attempt(Arc::clone(&held), number, self.clock.wall());
+        let writes = writes.map_err(text)?;
+        assert_eq!(writes.adds, Some(held.adds(&writes).map_err(text)?));
+        Ok(StateWrite {
             group: group.into(),
             partition,
             lease: None,
-            writes: Arc::new(writes.attempt(held, number, self.clock.wall())),
-        }
+            writes: Arc::new(writes),
+        })
     }
 
     fn work(&mut self, number: u64, step: &Step, before: &Dump) -> Result<(), String> {
@@ -400,6 +444,13 @@ impl Runner {
                 Ok(())
             }
             Step::Clean(place) => clean(&engine, before.at(*place)),
+            Step::Sweep => {
+                cleaner(&engine).remove_ended();
+                match engine.shared.poisoned() {
+                    Some(poisoned) => Err(text(poisoned)),
+                    None => Ok(()),
+                }
+            }
             Step::Wait(ms) => {
                 self.clock.advance(Duration::from_millis(*ms));
                 Ok(())
@@ -421,14 +472,14 @@ impl Runner {
             Step::Count(group, input, output, place, writes) => {
                 let lease = self.lease(group, before.at(*input));
                 let mut transaction = work(number, lease, before.at(*output));
-                let mut state = self.state(&engine, number, group, before.at(*place), writes);
+                let mut state = self.state(&engine, number, group, before.at(*place), writes)?;
                 state.lease = Some(lease.clone());
                 transaction.state = vec![state];
                 let transactions = self.bug.bend(transaction);
                 transactions.into_iter().try_for_each(commit)
             }
             Step::Write(group, place, writes) => commit(Transaction {
-                state: vec![self.state(&engine, number, group, before.at(*place), writes)],
+                state: vec![self.state(&engine, number, group, before.at(*place), writes)?],
                 durability: Some(Durability::Durable),
                 ..Transaction::default()
             }),
@@ -478,10 +529,14 @@ fn text(error: impl std::fmt::Display) -> String {
 }
 
 /// What the cleaner's thread does to one partition. Where the disk refuses it, it is tried again another time.
-fn clean(engine: &LocalEngine, at: TopicPartition) -> Result<(), String> {
+fn cleaner(engine: &LocalEngine) -> Cleaner {
     let queue = engine.queue.as_ref().expect("an open engine").downgrade();
-    let shared = Arc::clone(&engine.shared);
-    let cleaner = Cleaner::new(shared, queue, Arc::new(Pause::default()));
+    let (shared, room) = (Arc::clone(&engine.shared), Arc::clone(&engine.queue_room));
+    Cleaner::new(shared, queue, room, Arc::new(Pause::default()))
+}
+
+fn clean(engine: &LocalEngine, at: TopicPartition) -> Result<(), String> {
+    let cleaner = cleaner(engine);
     let partition = engine.partition(at).map_err(text)?;
     let settings = partition.settings();
     let cleaned = cleaner.look_at(&partition, &settings);
@@ -497,56 +552,6 @@ fn clean(engine: &LocalEngine, at: TopicPartition) -> Result<(), String> {
     }
 }
 
-fn keyed(number: u64, messages: &[(u8, Option<usize>)], now: Timestamp) -> RecordBatch {
-    let mut builder = BatchBuilder::with_capacity(0);
-    for (key, bytes) in messages {
-        builder.push(&Message {
-            key: Some(vec![*key].into()),
-            value: bytes.map(|bytes| value(number, bytes).into()),
-            headers: Vec::new(),
-            timestamp: now,
-        });
-    }
-    builder.finish().expect("a batch")
-}
-
-pub(super) fn request(
-    number: u64,
-    before: &Dump,
-    to: &[Place],
-    key: u8,
-    bytes: usize,
-) -> Transaction {
-    let value = value(number, bytes);
-    let appends = to.iter().map(|to| append(before.at(*to), &value));
-    Transaction {
-        request: Some(mark(before.at(to[0]).topic, key, number)),
-        ..Transaction::produce(appends.collect())
-    }
-}
-
-pub(super) fn mark(topic: millrace_model::TopicId, key: u8, number: u64) -> RequestMark {
-    RequestMark {
-        topic,
-        key: [key; 16],
-        fingerprint: [key; 16],
-        note: number.to_string().into(),
-    }
-}
-
-pub(super) fn send(number: u64, sending: &Sending, partition: TopicPartition) -> Transaction {
-    let Sending {
-        producer, sequence, ..
-    } = *sending;
-    let mut builder = BatchBuilder::with_capacity(0).numbered(producer, sequence);
-    builder.push(&Message {
-        value: Some(value(number, 30).into()),
-        ..Message::default()
-    });
-    let batch = builder.finish().expect("a batch");
-    Transaction::produce(vec![Append { partition, batch }])
-}
-
 /// What became of a script on a disk that fails.
 pub(super) struct Ended {
     /// The run, with one point: as it ended.
@@ -559,12 +564,13 @@ pub(super) struct Ended {
 }
 
 /// Runs the script until a step fails for good. A full disk is no end: there is room again, and the step is tried again.
-pub(super) fn run_until_failure(script: &[Step], fault: Fault) -> Ended {
+pub(super) fn run_until_failure(script: &[Step], fault: Fault, options: LocalOptions) -> Ended {
     let home = directory();
     let disk = SimDisk::default();
     disk.inject(fault);
     let history = Arc::new(Mutex::new(History::default()));
     let mut runner = Runner::new(&disk, home.path(), &history);
+    runner.options = options.clone();
     let mut states = States::default();
     let mut failed = None;
     for (number, step) in script.iter().enumerate() {
@@ -589,6 +595,7 @@ pub(super) fn run_until_failure(script: &[Step], fault: Fault) -> Ended {
         .point(disk.image(), home.path(), "the end".into());
     let run = Run {
         name: "on a failing disk",
+        options,
         script: script.to_vec(),
         dir: home.path().to_owned(),
         states: states.each,
@@ -627,49 +634,6 @@ impl Bug {
             Self::StateFirst => vec![state, transaction],
             _ => vec![transaction, state],
         }
-    }
-}
-
-fn renew(number: u64, group: &str, topic: &Topic) -> Transaction {
-    let empty = |partition| StateWrite {
-        group: group.into(),
-        partition,
-        lease: None,
-        writes: Arc::new(StateWrites {
-            resets: true,
-            changes: Vec::new(),
-        }),
-    };
-    Transaction {
-        entries: vec![EntryWrite {
-            kind: EntryKind::Processor,
-            key: "p".to_owned(),
-            value: Some(vec![7; number as usize].into()),
-        }],
-        state: topic.partitions().map(empty).collect(),
-        durability: Some(Durability::Durable),
-        ..Transaction::default()
-    }
-}
-
-fn work(number: u64, lease: &Lease, output: TopicPartition) -> Transaction {
-    Transaction {
-        appends: vec![append(output, &value(number, 20))],
-        progress: vec![ProgressWrite {
-            partition: lease.partition,
-            lease: lease.clone(),
-            progress: millrace_model::Progress {
-                next: Offset(number),
-                ..Default::default()
-            }
-            .into(),
-        }],
-        entries: vec![EntryWrite {
-            kind: EntryKind::Redriven,
-            key: "work".to_owned(),
-            value: Some(vec![7; number as usize].into()),
-        }],
-        ..Transaction::default()
     }
 }
 

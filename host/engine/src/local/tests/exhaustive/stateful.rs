@@ -12,8 +12,11 @@ use super::life_scripts::HOUR_MS;
 use super::model::{Dump, GROUPS, Place, Step, value};
 use crate::EntryKind;
 use crate::state::{
-    KeyColumns, NEVER, StateAttempt, StateQuery, StateTable, StateWrites, WriteColumns,
+    KeyColumns, NEVER, StateAttempt, StateError, StateQuery, StateTable, StateWrites, WriteColumns,
 };
+
+/// Ended entries that a step removes along: fewer than there are.
+const SWEPT_AT_ONCE: usize = 2;
 
 /// What a step makes of one table.
 #[derive(Clone, Debug)]
@@ -78,21 +81,28 @@ impl Writes {
         held: Arc<StateTable>,
         number: u64,
         now: Timestamp,
-    ) -> StateWrites {
+    ) -> Result<StateWrites, StateError> {
         let table = if self.resets { Arc::default() } else { held };
+        let ended = table.find_ended(now, SWEPT_AT_ONCE, usize::MAX)?;
         let mut attempt = StateAttempt::new(table, now, 1);
+        attempt.remove_ended(ended);
         for &(key, change) in &self.changes {
-            write(&mut attempt, key, change, number);
+            write(&mut attempt, key, change, number)?;
         }
         let mut writes = attempt.into_writes();
         writes.resets = self.resets;
         // In the same order every time.
         writes.changes.sort_by(|one, other| one.key.cmp(&other.key));
-        writes
+        Ok(writes)
     }
 }
 
-fn write(attempt: &mut StateAttempt, key: u8, change: Change, number: u64) {
+fn write(
+    attempt: &mut StateAttempt,
+    key: u8,
+    change: Change,
+    number: u64,
+) -> Result<(), StateError> {
     let mut data = vec![key];
     let ttl_ms = match change {
         Change::Set(_, Some(ttl_ms)) | Change::AddFor(_, ttl_ms) => vec![ttl_ms],
@@ -107,12 +117,12 @@ fn write(attempt: &mut StateAttempt, key: u8, change: Change, number: u64) {
             data,
             spans: &[0, 1],
         };
-        attempt.put(&keys, &[1, length], &how).expect("it is put");
+        attempt.put(&keys, &[1, length], &how)
     };
     match change {
         Change::Set(bytes, _) => {
             data.extend(value(number, bytes).into_bytes());
-            put(&data, data.len() as u32 - 1);
+            put(&data, data.len() as u32 - 1)
         }
         Change::Remove => put(&data, NONE),
         Change::Add(more) | Change::AddFor(more, _) => {
@@ -120,7 +130,7 @@ fn write(attempt: &mut StateAttempt, key: u8, change: Change, number: u64) {
                 data: &data,
                 spans: &[0, 1],
             };
-            attempt.add(&keys, &[more], &how).expect("it is added");
+            attempt.add(&keys, &[more], &how).map(drop)
         }
     }
 }
@@ -132,7 +142,7 @@ pub(super) fn table_of(table: &StateTable) -> Table {
         bytes_max: usize::MAX,
         ..StateQuery::default()
     };
-    let page = table.page(&all);
+    let page = table.page(&all).expect("readable");
     let mut bytes = 0;
     let entries = page.entries.iter().map(|entry| {
         bytes +=

@@ -1,0 +1,241 @@
+//! What has ended in a paged table. Removing it there is a write like any other, for a replay would count differently else.
+//!
+//! Each entry that ends has a *place*: its end and its key, in the order of which they are looked at. A place says when to look and
+//! no more: an entry that was written again, or removed, leaves its old place behind in a run. Whoever comes to such a place finds
+//! that nothing ends there, and notes it as vacant, which the next run says in its turn. No journal tells of that, for it changes
+//! nothing of what the table holds; what a crash forgets is found again.
+
+use std::collections::BTreeSet;
+use std::iter::Peekable;
+use std::sync::Arc;
+
+use millrace_log::run::Reach;
+use millrace_model::Timestamp;
+
+use super::layer::{Layer, Place};
+use super::picture::Picture;
+use super::resident::weight_of;
+use super::runs::RunsWalk;
+use super::{Adds, NEVER, StateChange, StateError, StateWrites};
+
+/// Milliseconds until it is looked again after everything was found: what has ended is absent in any case.
+const REST_MS: u64 = 1_000;
+/// The same after places could not be read.
+const REST_UNREADABLE_MS: u64 = 60_000;
+/// What a change takes in a journal beside its key.
+const CHANGE_OVERHEAD_BYTES: usize = 16;
+
+/// Entries that have ended, to be removed with what is committed next under the table's turn.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// Each with what it counts for.
+    entries: Vec<(Arc<[u8]>, usize)>,
+}
+
+impl Ended {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// What removes them.
+    #[must_use]
+    pub fn into_writes(self) -> StateWrites {
+        let mut writes = StateWrites {
+            adds: Some(Adds::default()),
+            ..StateWrites::default()
+        };
+        self.add_to(&mut writes, |_| true);
+        writes
+    }
+
+    /// Adds what removes those of them that are chosen.
+    pub(super) fn add_to(self, writes: &mut StateWrites, chosen: impl Fn(&[u8]) -> bool) {
+        let adds = writes.adds.get_or_insert_default();
+        for (key, weight) in self.entries.into_iter().filter(|(key, _)| chosen(key)) {
+            adds.entries -= 1;
+            adds.bytes -= weight as i64;
+            writes.changes.push(StateChange {
+                key,
+                value: None,
+                ends_at: NEVER,
+            });
+        }
+    }
+}
+
+/// What a look at places found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) ended: Ended,
+    /// Places at which nothing ends.
+    pub(super) vacant: Vec<(Timestamp, Arc<[u8]>)>,
+    /// When it is worth to look again.
+    pub(super) look_at: Timestamp,
+}
+
+/// When it is worth to look again after places could not be read.
+pub(super) fn after_unreadable(now: Timestamp) -> Timestamp {
+    Timestamp(now.0.saturating_add(REST_UNREADABLE_MS))
+}
+
+impl Picture {
+    /// Looks at places in order, at most so many, for entries that have ended: no more of them than take so many bytes in a journal,
+    /// but one at the least. It may read from the disk.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`].
+    pub(super) fn find_ended(
+        &self,
+        now: Timestamp,
+        places_max: usize,
+        bytes_max: usize,
+    ) -> Result<Found, StateError> {
+        let mut walk = self.places()?;
+        let (mut places, mut next) = (Vec::new(), NEVER);
+        while let Some((end, key)) = walk.next()? {
+            if end > now || places.len() == places_max {
+                next = end;
+                break;
+            }
+            places.push((end, key));
+        }
+        let there = self.ends_of(&places)?;
+        let (mut found, mut bytes) = (Found::default(), 0);
+        for ((end, key), there) in places.into_iter().zip(there) {
+            let Some((_, weight)) = there.filter(|(ends_at, _)| *ends_at == end) else {
+                found.vacant.push((end, key));
+                continue;
+            };
+            bytes += key.len() + CHANGE_OVERHEAD_BYTES;
+            if bytes > bytes_max && !found.ended.is_empty() {
+                next = end;
+                break;
+            }
+            found.ended.entries.push((key, weight));
+        }
+        let rest = Timestamp(now.0.saturating_add(REST_MS));
+        found.look_at = if next <= now {
+            // There are more.
+            now
+        } else if found.ended.is_empty() {
+            next.max(rest)
+        } else {
+            // Their places are vacant then.
+            rest
+        };
+        Ok(found)
+    }
+
+    /// The end and the weight of what the table has of each key.
+    fn ends_of(
+        &self,
+        places: &[(Timestamp, Arc<[u8]>)],
+    ) -> Result<Vec<Option<(Timestamp, usize)>>, StateError> {
+        let mut there = vec![None; places.len()];
+        let mut left: BTreeSet<(&[u8], usize)> = BTreeSet::new();
+        for (at, (_, key)) in places.iter().enumerate() {
+            match self.said(key) {
+                Some((key, value, ends_at)) => {
+                    let weight = value.map(|value| weight_of(key.len(), value.as_bytes().len()));
+                    there[at] = weight.map(|weight| (ends_at, weight));
+                }
+                None => {
+                    left.insert((&**key, at));
+                }
+            }
+        }
+        let mut keys: Vec<&[u8]> = left.iter().map(|(key, _)| *key).collect();
+        keys.dedup();
+        let unread = self.runs.find(&keys, Reach::Disk, |place, item| {
+            let key = keys[place];
+            let found = item.map(|(value, ends_at)| (ends_at, weight_of(key.len(), value.len())));
+            // A key may have several places.
+            let asked = left.range((key, 0)..=(key, usize::MAX));
+            asked.for_each(|(_, at)| there[*at] = found);
+        })?;
+        debug_assert!(unread.is_empty(), "the disk was read");
+        Ok(there)
+    }
+
+    /// All places at which something may end, in order.
+    fn places(&self) -> Result<Places<'_>, StateError> {
+        let layers = self.layers.iter().map(|layer| layer.places().peekable());
+        Ok(Places {
+            layers: layers.collect(),
+            runs: self.runs.walk_places()?,
+        })
+    }
+}
+
+/// An end, and the key of what ends then.
+type End = (Timestamp, Arc<[u8]>);
+
+/// A place among those of all layers and runs.
+struct Places<'a> {
+    /// The oldest first.
+    layers: Vec<Peekable<Box<dyn Iterator<Item = Place<'a>> + 'a>>>,
+    runs: RunsWalk<'a>,
+}
+
+impl<'a> Places<'a> {
+    /// The next one that is not vacant.
+    fn next(&mut self) -> Result<Option<End>, StateError> {
+        loop {
+            let said = self.said();
+            let stored = self.runs.place()?;
+            // Of a place that both tell of the newer counts, which is in memory.
+            let is_said = match (said, stored) {
+                (None, None) => return Ok(None),
+                (Some(_), None) => true,
+                (None, Some(_)) => false,
+                (Some(said), Some(stored)) => (said.0, &**said.1) <= (stored.0, stored.1),
+            };
+            if let Some((end, key, is_vacant)) = said.filter(|_| is_said) {
+                let is_same = stored.is_some_and(|stored| (stored.0, stored.1) == (end, &**key));
+                for layer in &mut self.layers {
+                    layer.next_if(|place| (place.0, place.1) == (end, key));
+                }
+                if is_same {
+                    self.runs.advance()?;
+                }
+                if !is_vacant {
+                    return Ok(Some((end, Arc::clone(key))));
+                }
+                continue;
+            }
+            let place = stored.filter(|(.., is_vacant)| !is_vacant);
+            let place = place.map(|(end, key, _)| (end, Arc::from(key)));
+            self.runs.advance()?;
+            if place.is_some() {
+                return Ok(place);
+            }
+        }
+    }
+
+    /// The least place of all layers, as the newest of them has it; it stays.
+    fn said(&mut self) -> Option<Place<'a>> {
+        let mut least: Option<Place<'a>> = None;
+        for layer in &mut self.layers {
+            let Some(place) = layer.peek() else { continue };
+            // Of equal ones the last, which is the newest.
+            if least.is_none_or(|least| (place.0, place.1) <= (least.0, least.1)) {
+                least = Some(*place);
+            }
+        }
+        least
+    }
+}
+
+/// Places that layers know to be vacant.
+pub(super) fn vacant_of(layers: &[Arc<Layer>]) -> impl Iterator<Item = (Timestamp, &Arc<[u8]>)> {
+    let vacant = layers.iter().flat_map(|layer| layer.vacant());
+    vacant.map(|(end, key)| (*end, key))
+}

@@ -1,0 +1,273 @@
+//! What changed in a paged table and stands in no run yet, by key. One layer grows with each commit; all others stay as they are, so
+//! that pictures and checkpoints read them without a lock.
+
+use std::collections::{HashMap, HashSet};
+use std::iter::Peekable;
+use std::ops::Bound;
+use std::sync::{Arc, OnceLock};
+
+use millrace_model::Timestamp;
+
+use super::resident::Entries;
+use super::{NEVER, StateChange, StateValue};
+
+/// Bytes that a change costs in memory beside its key and value, about.
+const CHANGE_COST_BYTES: usize = 160;
+
+/// What is said of a key.
+#[derive(Clone, Debug)]
+pub(super) struct Said {
+    /// `None`: it is removed.
+    pub(super) value: Option<StateValue>,
+    pub(super) ends_at: Timestamp,
+}
+
+/// Changes of keys.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    by_key: HashMap<Arc<[u8]>, Said>,
+    /// Places of ends at which nothing ends any more, whatever older layers and runs say.
+    vacant: HashSet<(Timestamp, Arc<[u8]>)>,
+    cost: usize,
+    /// The keys in order, from the first time on that somebody asks; nothing changes any more then.
+    sorted: OnceLock<Vec<Arc<[u8]>>>,
+    /// Places in order, and which of them are vacant; likewise.
+    places: OnceLock<Vec<HeldPlace>>,
+}
+
+/// Changes that stay as they are.
+#[derive(Debug)]
+pub(crate) enum Layer {
+    /// Everything of a table that was in memory until then: there is nothing below it.
+    Whole(Entries),
+    Changes(Changed),
+}
+
+/// A key and what is said of it, owned by nobody but the layers.
+pub(super) type Met<'a> = (&'a Arc<[u8]>, Option<&'a StateValue>, Timestamp);
+
+/// As [`Place`], with a key of its own.
+type HeldPlace = (Timestamp, Arc<[u8]>, bool);
+
+/// The place of an end: the end, the key, and whether it is vacant.
+pub(super) type Place<'a> = (Timestamp, &'a Arc<[u8]>, bool);
+
+impl Changed {
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_key.is_empty() && self.vacant.is_empty()
+    }
+
+    pub(super) fn cost(&self) -> usize {
+        self.cost
+    }
+
+    pub(super) fn note(&mut self, change: &StateChange) {
+        self.put(
+            &change.key,
+            Said {
+                value: change.value.clone(),
+                ends_at: change.ends_at,
+            },
+        );
+    }
+
+    /// Notes that nothing ends there.
+    pub(super) fn note_vacant(&mut self, end: Timestamp, key: &Arc<[u8]>) {
+        if self.vacant.insert((end, Arc::clone(key))) {
+            self.cost += key.len() + CHANGE_COST_BYTES;
+        }
+    }
+
+    fn put(&mut self, key: &Arc<[u8]>, said: Said) {
+        let ends = said.value.is_some() && said.ends_at != NEVER && !self.vacant.is_empty();
+        if ends && self.vacant.remove(&(said.ends_at, Arc::clone(key))) {
+            self.cost -= key.len() + CHANGE_COST_BYTES;
+        }
+        let bytes = |said: &Said| said.value.as_ref().map_or(0, |v| v.as_bytes().len());
+        self.cost += bytes(&said);
+        match self.by_key.get_mut(key) {
+            Some(before) => {
+                self.cost -= bytes(before);
+                *before = said;
+            }
+            None => {
+                self.cost += key.len() + CHANGE_COST_BYTES;
+                self.by_key.insert(Arc::clone(key), said);
+            }
+        }
+    }
+
+    /// Both as one.
+    fn over(older: &Self, newer: &Self) -> Self {
+        let mut both = Self {
+            by_key: older.by_key.clone(),
+            vacant: older.vacant.clone(),
+            cost: older.cost,
+            ..Self::default()
+        };
+        for (key, said) in &newer.by_key {
+            both.put(key, said.clone());
+        }
+        for (end, key) in &newer.vacant {
+            both.note_vacant(*end, key);
+        }
+        both
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Option<Met<'_>> {
+        let (key, said) = self.by_key.get_key_value(key)?;
+        Some((key, said.value.as_ref(), said.ends_at))
+    }
+
+    fn sorted(&self) -> &[Arc<[u8]>] {
+        self.sorted.get_or_init(|| {
+            let mut keys: Vec<_> = self.by_key.keys().cloned().collect();
+            keys.sort_unstable();
+            keys
+        })
+    }
+
+    fn places(&self) -> &[HeldPlace] {
+        self.places.get_or_init(|| {
+            let said = self.by_key.iter();
+            let ending = said.filter(|(_, said)| said.value.is_some() && said.ends_at != NEVER);
+            let ending = ending.map(|(key, said)| (said.ends_at, Arc::clone(key), false));
+            let vacant = self.vacant.iter();
+            let vacant = vacant.map(|(end, key)| (*end, Arc::clone(key), true));
+            let mut places: Vec<_> = ending.chain(vacant).collect();
+            places.sort_unstable();
+            places
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.by_key.len() + self.vacant.len()
+    }
+}
+
+impl Layer {
+    pub(super) fn cost(&self) -> usize {
+        match self {
+            Self::Whole(entries) => entries.size().cost(),
+            Self::Changes(changed) => changed.cost,
+        }
+    }
+
+    /// Of how many keys and vacant places it says something.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Whole(entries) => entries.size().entries,
+            Self::Changes(changed) => changed.len(),
+        }
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self, Self::Whole(_))
+    }
+
+    /// What it says of the key; `None` if nothing.
+    pub(super) fn get(&self, key: &[u8]) -> Option<Met<'_>> {
+        match self {
+            Self::Whole(entries) => {
+                let (key, entry) = entries.held(key)?;
+                Some((key, Some(&entry.value), entry.ends_at))
+            }
+            Self::Changes(changed) => changed.get(key),
+        }
+    }
+
+    /// Both as one, if the newer one is not much smaller: so each change is copied a few times and no more.
+    pub(super) fn joined(older: &Self, newer: &Self) -> Option<Self> {
+        match (older, newer) {
+            (Self::Changes(older), Self::Changes(newer)) if older.len() <= 2 * newer.len() => {
+                Some(Self::Changes(Changed::over(older, newer)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Places of ends, in order.
+    pub(super) fn places(&self) -> Box<dyn Iterator<Item = Place<'_>> + '_> {
+        match self {
+            Self::Whole(entries) => Box::new(entries.ends().map(|(end, key)| (*end, key, false))),
+            Self::Changes(changed) => {
+                let places = changed.places().iter();
+                Box::new(places.map(|(end, key, is_vacant)| (*end, key, *is_vacant)))
+            }
+        }
+    }
+
+    /// Places that it knows to be vacant.
+    pub(super) fn vacant(&self) -> impl Iterator<Item = &(Timestamp, Arc<[u8]>)> {
+        let changed = match self {
+            Self::Whole(_) => None,
+            Self::Changes(changed) => Some(changed),
+        };
+        changed.into_iter().flat_map(|changed| &changed.vacant)
+    }
+
+    /// All keys from a bound on, in order.
+    fn from(&self, from: Bound<&[u8]>) -> Box<dyn Iterator<Item = Met<'_>> + '_> {
+        match self {
+            Self::Whole(entries) => {
+                let keys = entries.ordered.range::<[u8], _>((from, Bound::Unbounded));
+                Box::new(keys.filter_map(|key| self.get(key)))
+            }
+            Self::Changes(changed) => {
+                let keys = changed.sorted();
+                let begin = keys.partition_point(|key| match from {
+                    Bound::Included(from) => **key < *from,
+                    Bound::Excluded(from) => **key <= *from,
+                    Bound::Unbounded => false,
+                });
+                let keys = keys[begin..].iter();
+                Box::new(keys.filter_map(|key| changed.get(key)))
+            }
+        }
+    }
+}
+
+/// Layers as one, in the order of keys: of each key what the newest says.
+pub(super) struct LayersWalk<'a> {
+    /// The oldest first.
+    layers: Vec<Peekable<Box<dyn Iterator<Item = Met<'a>> + 'a>>>,
+}
+
+impl<'a> LayersWalk<'a> {
+    pub(super) fn of(layers: &'a [Arc<Layer>], from: Bound<&[u8]>) -> Self {
+        let layers = layers.iter().map(|layer| layer.from(from).peekable());
+        Self {
+            layers: layers.collect(),
+        }
+    }
+
+    /// What comes next; it stays.
+    pub(super) fn peek(&mut self) -> Option<Met<'a>> {
+        let mut least: Option<Met<'a>> = None;
+        for layer in &mut self.layers {
+            let Some(met) = layer.peek() else { continue };
+            // Of equal ones the last, which is the newest.
+            if least.is_none_or(|least| met.0 <= least.0) {
+                least = Some(*met);
+            }
+        }
+        least
+    }
+
+    /// Past this key, in all layers.
+    pub(super) fn pass(&mut self, key: &[u8]) {
+        for layer in &mut self.layers {
+            layer.next_if(|met| **met.0 == *key);
+        }
+    }
+}
+
+impl<'a> Iterator for LayersWalk<'a> {
+    type Item = Met<'a>;
+
+    fn next(&mut self) -> Option<Met<'a>> {
+        let met = self.peek()?;
+        self.pass(met.0);
+        Some(met)
+    }
+}

@@ -1,0 +1,211 @@
+//! A table of which memory has only what changed: the rest stands in runs (docs/adr/0020).
+//!
+//! ```text
+//! changes   what commits wrote since the last picture or checkpoint; the only thing that grows
+//! aside     layers that stay as they are: what a checkpoint writes into a run just now, then what pictures are of
+//! runs      what the last checkpoint named
+//! ```
+//! The newest that says something of a key counts. What a key was is not looked for when it is written: whoever writes says what he
+//! adds.
+
+use std::sync::{Arc, Weak};
+
+use millrace_model::Timestamp;
+
+use super::ending::{self, Found};
+use super::layer::{Changed, Layer, Met};
+use super::picture::Picture;
+use super::resident::Entries;
+use super::runs::RunSet;
+use super::{NEVER, StateError, StateSize, StateTable, StateWrites};
+
+#[derive(Debug)]
+pub(super) struct Paged {
+    changes: Changed,
+    /// The oldest first.
+    aside: Vec<Arc<Layer>>,
+    /// How many of those a checkpoint was given to write.
+    handed: usize,
+    runs: Arc<RunSet>,
+    size: StateSize,
+    version: u64,
+    /// Before it nothing has ended, as far as anybody has looked.
+    next_end: Timestamp,
+}
+
+/// What a checkpoint has to write of a paged table.
+#[derive(Clone, Debug)]
+pub(crate) struct LayersStep {
+    /// Who is to be told; not held, for what is gone is not to count any more.
+    pub(crate) table: Weak<StateTable>,
+    /// All that stands in no run yet, the oldest first. If that is whole there is no run below.
+    pub(crate) layers: Vec<Arc<Layer>>,
+    /// How much the table holds then.
+    pub(crate) size: StateSize,
+}
+
+impl Paged {
+    /// A table as a checkpoint has it.
+    pub(super) fn stored(runs: Arc<RunSet>, size: StateSize) -> Self {
+        Self {
+            changes: Changed::default(),
+            aside: Vec::new(),
+            handed: 0,
+            runs,
+            size,
+            version: 0,
+            // It was not looked yet.
+            next_end: Timestamp(0),
+        }
+    }
+
+    /// A table that was in memory: what it had becomes the first layer, without being copied.
+    pub(super) fn of(mut entries: Entries) -> Self {
+        let (size, version) = (entries.size(), entries.version());
+        let next_end = entries.next_end();
+        entries.forget_slots();
+        Self {
+            aside: vec![Arc::new(Layer::Whole(entries))],
+            version,
+            next_end,
+            ..Self::stored(Arc::default(), size)
+        }
+    }
+
+    pub(super) fn size(&self) -> StateSize {
+        self.size
+    }
+
+    /// How often it was written to.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Bytes in memory.
+    pub(super) fn cost(&self) -> usize {
+        let aside: usize = self.aside.iter().map(|layer| layer.cost()).sum();
+        self.changes.cost() + aside + self.runs.cost()
+    }
+
+    /// Bytes in memory of changes that stand in no run. What the table was when all of it was in memory is none of them.
+    pub(super) fn unwritten(&self) -> usize {
+        let changes = self.aside.iter().filter(|layer| !layer.is_whole());
+        self.changes.cost() + changes.map(|layer| layer.cost()).sum::<usize>()
+    }
+
+    pub(super) fn runs(&self) -> &Arc<RunSet> {
+        &self.runs
+    }
+
+    /// What memory says of the key; `None` if nothing.
+    pub(super) fn said(&self, key: &[u8]) -> Option<Met<'_>> {
+        let aside = || self.aside.iter().rev().find_map(|layer| layer.get(key));
+        self.changes.get(key).or_else(aside)
+    }
+
+    /// Takes over what is committed; `None`, and nothing is done, if it does not say what it adds, or takes away more than there is.
+    pub(super) fn apply(&mut self, writes: &StateWrites) -> Option<()> {
+        self.size = writes.adds?.after(self.size)?;
+        self.version += 1;
+        for change in &writes.changes {
+            if change.value.is_some() {
+                self.next_end = self.next_end.min(change.ends_at);
+            }
+            self.changes.note(change);
+        }
+        Some(())
+    }
+
+    /// Whether something may have ended that is still there.
+    pub(super) fn has_ended(&self, now: Timestamp) -> bool {
+        self.next_end <= now
+    }
+
+    /// The table as it is now, for whoever looks for what has ended in it; what is written from now on is noted beside that.
+    pub(super) fn begin_look(&mut self) -> Picture {
+        self.next_end = NEVER;
+        self.picture()
+    }
+
+    /// What the look at the table found that was written to so often.
+    pub(super) fn end_look(
+        &mut self,
+        version: u64,
+        now: Timestamp,
+        found: Result<&Found, &StateError>,
+    ) {
+        let look_at = match found {
+            Ok(found) => found.look_at,
+            Err(_) => ending::after_unreadable(now),
+        };
+        self.next_end = self.next_end.min(look_at);
+        // Nothing may have come to end there meanwhile.
+        if let Ok(found) = found
+            && self.version == version
+        {
+            for (end, key) in &found.vacant {
+                self.changes.note_vacant(*end, key);
+            }
+        }
+    }
+
+    /// Sets the changes aside, so that they stay as they are.
+    fn set_aside(&mut self) {
+        if self.changes.is_empty() {
+            return;
+        }
+        let mut layer = Layer::Changes(std::mem::take(&mut self.changes));
+        while self.aside.len() > self.handed
+            && let Some(older) = self.aside.last()
+            && let Some(joined) = Layer::joined(older, &layer)
+        {
+            layer = joined;
+            self.aside.pop();
+        }
+        self.aside.push(Arc::new(layer));
+    }
+
+    /// The table as it is now.
+    pub(super) fn picture(&mut self) -> Picture {
+        self.set_aside();
+        Picture {
+            layers: self.aside.clone(),
+            runs: Arc::clone(&self.runs),
+            size: self.size,
+            version: self.version,
+        }
+    }
+
+    /// All that stands in no run; `None` if there is nothing.
+    pub(super) fn hand_over(&mut self, table: Weak<StateTable>) -> Option<LayersStep> {
+        self.set_aside();
+        self.handed = self.aside.len();
+        (!self.aside.is_empty()).then(|| LayersStep {
+            table,
+            layers: self.aside.clone(),
+            size: self.size,
+        })
+    }
+
+    /// A durable checkpoint has these layers in runs, or others have taken the place of the runs that there were, which are none below a
+    /// layer that is whole. Nothing is done to a table that was emptied since.
+    pub(super) fn install(
+        &mut self,
+        layers: &[Arc<Layer>],
+        before: Option<&Arc<RunSet>>,
+        runs: Arc<RunSet>,
+    ) {
+        let mut pairs = layers.iter().zip(&self.aside);
+        let are_mine =
+            layers.len() <= self.aside.len() && pairs.all(|(one, mine)| Arc::ptr_eq(one, mine));
+        let is_on_mine = match before {
+            Some(before) => Arc::ptr_eq(before, &self.runs),
+            None => layers.first().is_some_and(|layer| layer.is_whole()),
+        };
+        if are_mine && is_on_mine {
+            self.aside.drain(..layers.len());
+            self.handed = self.handed.saturating_sub(layers.len());
+            self.runs = runs;
+        }
+    }
+}

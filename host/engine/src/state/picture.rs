@@ -1,0 +1,123 @@
+//! A paged table as it was at one moment. It is read without a lock, while commits go on.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use millrace_model::Timestamp;
+
+use super::layer::{Layer, LayersWalk, Met};
+use super::resident::{PageBuilder, after_of};
+use super::runs::{RunSet, RunsWalk};
+use super::{StateEntry, StateError, StatePage, StateQuery, StateSize, StateValue};
+
+/// A table at one moment.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// The oldest first.
+    pub(super) layers: Vec<Arc<Layer>>,
+    pub(super) runs: Arc<RunSet>,
+    pub(super) size: StateSize,
+    pub(super) version: u64,
+}
+
+impl Picture {
+    /// Entries by key. `as_of` is left to the engine. It may read from the disk.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`].
+    pub fn page(&self, query: &StateQuery) -> Result<StatePage, StateError> {
+        let mut page = PageBuilder::new(query);
+        let mut walk = self.walk(after_of(&query.prefix, query.after.as_deref()))?;
+        while !page.is_over()
+            && let Some(entry) = walk.next()?
+            && entry.key.starts_with(&query.prefix)
+        {
+            page.add(entry);
+        }
+        Ok(page.end(self.size, self.version))
+    }
+
+    /// Hands over the key of every entry, in order, ended ones included. It may read from the disk.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`]; what was handed over before is right.
+    pub fn each_key(&self, mut see: impl FnMut(&[u8])) -> Result<(), StateError> {
+        let mut walk = self.walk(Bound::Unbounded)?;
+        while let Some(entry) = walk.next()? {
+            see(&entry.key);
+        }
+        Ok(())
+    }
+
+    /// What memory says of the key; `None` if nothing.
+    pub(super) fn said(&self, key: &[u8]) -> Option<Met<'_>> {
+        self.layers.iter().rev().find_map(|layer| layer.get(key))
+    }
+
+    /// All entries from a bound on, ended ones included, in order.
+    pub(super) fn walk(&self, from: Bound<&[u8]>) -> Result<Walk<'_>, StateError> {
+        let begin = match from {
+            Bound::Included(from) | Bound::Excluded(from) => from,
+            Bound::Unbounded => b"",
+        };
+        let mut runs = self.runs.walk(begin)?;
+        if let (Bound::Excluded(from), Some(item)) = (from, runs.entry()?)
+            && item.key == from
+        {
+            runs.advance()?;
+        }
+        Ok(Walk {
+            layers: LayersWalk::of(&self.layers, from),
+            runs,
+        })
+    }
+}
+
+/// A place among all entries.
+pub(super) struct Walk<'a> {
+    layers: LayersWalk<'a>,
+    runs: RunsWalk<'a>,
+}
+
+impl Walk<'_> {
+    /// The next entry.
+    pub(super) fn next(&mut self) -> Result<Option<StateEntry>, StateError> {
+        loop {
+            let said = self.layers.peek();
+            let stored = self.runs.entry()?;
+            // Of a key that both have the newer counts, which is in memory.
+            let is_said = match (said, &stored) {
+                (None, None) => return Ok(None),
+                (Some(_), None) => true,
+                (None, Some(_)) => false,
+                (Some((key, ..)), Some(item)) => **key <= *item.key,
+            };
+            if let Some((key, value, ends_at)) = said.filter(|_| is_said) {
+                let is_same = stored.is_some_and(|item| *item.key == **key);
+                self.layers.pass(key);
+                if is_same {
+                    self.runs.advance()?;
+                }
+                if let Some(value) = value {
+                    return Ok(Some(StateEntry {
+                        key: Arc::clone(key),
+                        value: value.clone(),
+                        ends_at,
+                    }));
+                }
+                continue;
+            }
+            let entry = stored.and_then(|item| {
+                Some(StateEntry {
+                    key: item.key.into(),
+                    value: StateValue::new(item.value?),
+                    ends_at: Timestamp(item.ends_at),
+                })
+            });
+            self.runs.advance()?;
+            if entry.is_some() {
+                return Ok(entry);
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Whose turn it is to read a table and then write it.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::StateTable;
+
+/// The right to read, and then write, what nobody else writes meanwhile.
+#[derive(Debug)]
+pub struct Turn {
+    table: Arc<StateTable>,
+    held: Option<HeldTurn>,
+    version: u64,
+}
+
+/// A turn that lasts until everybody has let go of it: whoever commits hands it over with his writes, so that nobody else reads before
+/// they are applied, even if the one who commits does not live to see it.
+#[derive(Clone, Debug)]
+pub struct HeldTurn {
+    guard: Arc<OwnedMutexGuard<()>>,
+}
+
+impl HeldTurn {
+    async fn of(turn: &Arc<Mutex<()>>) -> Self {
+        Self {
+            guard: Arc::new(Arc::clone(turn).lock_owned().await),
+        }
+    }
+
+    /// The turn, if nobody has it.
+    pub(super) fn try_of(turn: &Arc<Mutex<()>>) -> Option<Self> {
+        let guard = Arc::clone(turn).try_lock_owned().ok()?;
+        Some(Self {
+            guard: Arc::new(guard),
+        })
+    }
+
+    /// Whether it is a turn of this table.
+    pub(crate) fn is_of(&self, table: &StateTable) -> bool {
+        Arc::ptr_eq(OwnedMutexGuard::mutex(&self.guard), table.turn_mutex())
+    }
+}
+
+impl Turn {
+    pub(super) async fn of(table: &Arc<StateTable>) -> Self {
+        let held = HeldTurn::of(table.turn_mutex()).await;
+        Self {
+            version: table.version(),
+            table: Arc::clone(table),
+            held: Some(held),
+        }
+    }
+
+    /// Gives the right up for a while: whoever has to wait lets others write.
+    pub fn pause(&mut self) {
+        self.version = self.table.version();
+        self.held = None;
+    }
+
+    /// Takes it again after a pause; whether nobody wrote meanwhile, so that what was read still holds.
+    pub async fn resume(&mut self) -> bool {
+        if self.held.is_none() {
+            self.held = Some(HeldTurn::of(self.table.turn_mutex()).await);
+        }
+        self.version == self.table.version()
+    }
+
+    /// To be handed over with writes; `None` during a pause.
+    #[must_use]
+    pub fn held(&self) -> Option<HeldTurn> {
+        self.held.clone()
+    }
+}

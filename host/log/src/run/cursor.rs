@@ -1,0 +1,121 @@
+//! Goes through a run in the order of its keys, and reads ahead.
+
+use std::sync::Arc;
+
+use super::block::Block;
+use super::reader::{Map, Run};
+use super::{Item, Piece, RunError};
+use crate::pace::Pace;
+
+/// Bytes read at once, about.
+const AHEAD_BYTES: usize = 256 << 10;
+
+/// A place in a run.
+pub struct Cursor<'a> {
+    run: &'a Run,
+    map: Arc<Map>,
+    /// The block that it is in.
+    block: usize,
+    piece: Piece,
+    item: usize,
+    /// Pieces read ahead, and where they begin.
+    ahead: Vec<u8>,
+    ahead_at: u64,
+    pace: Option<Pace>,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn begin(
+        run: &'a Run,
+        map: Arc<Map>,
+        from: &[u8],
+        pace: Option<Pace>,
+    ) -> Result<Self, RunError> {
+        let block = map.index.block_of(from).unwrap_or_default();
+        let mut cursor = Self {
+            run,
+            map,
+            block,
+            piece: Piece::default(),
+            item: 0,
+            ahead: Vec::new(),
+            ahead_at: 0,
+            pace,
+        };
+        cursor.load()?;
+        if !cursor.piece.body().is_empty() {
+            let item = Block::of(cursor.piece.body()).and_then(|block| block.seek(from));
+            cursor.item = item.ok_or_else(|| cursor.malformed())?;
+            cursor.enter_next()?;
+        }
+        Ok(cursor)
+    }
+
+    /// The item that it is at; `None` at the end.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn item(&self) -> Result<Option<Item<'_>>, RunError> {
+        if self.piece.body().is_empty() {
+            return Ok(None);
+        }
+        let item = Block::of(self.piece.body()).and_then(|block| block.item(self.item));
+        item.map(Some).ok_or_else(|| self.malformed())
+    }
+
+    /// Goes to the next item.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn advance(&mut self) -> Result<(), RunError> {
+        self.item += 1;
+        self.enter_next()
+    }
+
+    /// Into the next block, if it is past this one.
+    fn enter_next(&mut self) -> Result<(), RunError> {
+        let count = Block::of(self.piece.body()).map_or(0, |block| block.count());
+        if self.item < count || self.piece.body().is_empty() {
+            return Ok(());
+        }
+        self.block += 1;
+        self.item = 0;
+        self.load()
+    }
+
+    /// Reads the block that it is in; past the last one there is nothing.
+    fn load(&mut self) -> Result<(), RunError> {
+        self.piece.clear();
+        if self.block >= self.map.index.len() {
+            return Ok(());
+        }
+        let (at, bytes) = self.run.extent(&self.map.index, self.block)?;
+        let held = self.ahead_at..self.ahead_at + self.ahead.len() as u64;
+        if !(held.contains(&at) && held.end - at >= bytes as u64) {
+            self.read_ahead(at, bytes)?;
+        }
+        let from = (at - self.ahead_at) as usize;
+        let read = &self.ahead[from..from + bytes];
+        self.piece.bytes(bytes).copy_from_slice(read);
+        self.run.open_piece(&mut self.piece, at)?;
+        match Block::of(self.piece.body()) {
+            Some(_) => Ok(()),
+            None => Err(self.malformed()),
+        }
+    }
+
+    fn read_ahead(&mut self, at: u64, bytes: usize) -> Result<(), RunError> {
+        let left = self.run.facts().index_at.saturating_sub(at);
+        let wanted = left.min(AHEAD_BYTES.max(bytes) as u64) as usize;
+        self.ahead.resize(wanted.max(bytes), 0);
+        if let Some(pace) = &self.pace {
+            pace(wanted as u64).map_err(|source| self.run.io(source))?;
+        }
+        self.ahead_at = at;
+        self.run.read(&mut self.ahead, at)
+    }
+
+    pub(super) fn malformed(&self) -> RunError {
+        self.run.malformed(self.map.index.place(self.block))
+    }
+}
