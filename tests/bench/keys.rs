@@ -11,8 +11,8 @@ use millrace_broker::Broker;
 use millrace_engine::state::StateQuery;
 use millrace_engine::{Append, Engine, Transaction};
 use millrace_model::{
-    BatchBuilder, Durability, Message, PartitionId, ProcessorSpec, RecordBatch, Topic,
-    TopicPartition,
+    BatchBuilder, Durability, Message, PartitionId, ProcessorName, ProcessorSpec, RecordBatch,
+    Topic, TopicPartition,
 };
 
 use crate::memory::status_mib;
@@ -180,6 +180,7 @@ async fn check(engine: &dyn Engine, topic: &Topic, keys: u64) -> Result<()> {
             *counts.entry(number).or_insert(0_u64) += 1;
         }
     }
+    let group = GROUP.parse::<ProcessorName>()?.group();
     for (number, expected) in counts {
         let partition = PartitionId((number % u64::from(PARTITIONS)) as u32);
         let partition = topic.partition(partition).context("it has two")?;
@@ -190,7 +191,7 @@ async fn check(engine: &dyn Engine, topic: &Topic, keys: u64) -> Result<()> {
             bytes_max: 1 << 10,
             ..StateQuery::default()
         };
-        let page = engine.read_state(GROUP, partition, &query).await?;
+        let page = engine.read_state(&group, partition, &query).await?;
         let value = page.entries.first().context("its entry")?.value.clone();
         let count = value
             .as_bytes()

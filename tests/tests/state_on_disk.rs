@@ -12,7 +12,8 @@ use millrace_engine::{Engine, Transaction};
 use millrace_log::sim::{Effect, Fault, Gate, OperationKind, SimDisk};
 use millrace_model::processor::Limits;
 use millrace_model::{
-    Answer, ColumnBatch, Digest, Durability, SystemClock, Timestamp, TopicName, TopicSpec,
+    Answer, ColumnBatch, Digest, Durability, GroupName, ProcessorName, SystemClock, Timestamp,
+    TopicName, TopicSpec,
 };
 use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
 use sha2::{Digest as _, Sha256};
@@ -128,7 +129,7 @@ impl OnDisk {
         };
         let transaction = Transaction {
             state: vec![StateWrite {
-                group: "p".into(),
+                group: group(),
                 partition,
                 lease: None,
                 writes: Arc::new(writes),
@@ -139,7 +140,7 @@ impl OnDisk {
         engine.close().await;
         drop(engine);
         let engine = open().await.unwrap();
-        let table = engine.state("p", partition).await.unwrap();
+        let table = engine.state(&group(), partition).await.unwrap();
         assert!(table.is_paged());
         Self {
             disk,
@@ -201,4 +202,10 @@ async fn waiting_for_the_disk_is_not_the_components_time() {
     assert!(!counting.is_finished(), "it waits, and is not timed out");
     gate.open();
     assert_eq!(counting.await.unwrap().unwrap().0, ["42"]);
+}
+
+/// The group of processor `p`.
+fn group() -> GroupName {
+    let name = ProcessorName::parse("p").expect("a valid name");
+    name.group()
 }

@@ -37,7 +37,7 @@ impl Broker {
         for topic in spec.topics.iter().filter_map(|topic| self.topic(topic)) {
             let mut offsets = Vec::new();
             for place in topic.partitions() {
-                let progress = self.inner.engine.progress(name.as_str(), place).await?;
+                let progress = self.inner.engine.progress(&name.group(), place).await?;
                 if progress.is_some() {
                     return invalid(format!(
                         "{name} was deployed before and deleted, and goes on where it was in {}; say nothing of where to begin, or choose another name",

@@ -164,7 +164,7 @@ impl Delays {
             moved_in: Mutex::new(moved_in),
             clock,
             engine,
-            holdings: hosts.holdings(GROUP),
+            holdings: hosts.holdings(&GROUP),
             held: Mutex::default(),
             agenda: Mutex::default(),
             earlier: Notify::new(),
@@ -196,7 +196,7 @@ impl Delays {
         });
         for (partition, addition) in &additions.0 {
             // Whether the partition is there is for the commit to say.
-            let Ok(table) = self.engine.state(GROUP, *partition).await else {
+            let Ok(table) = self.engine.state(&GROUP, *partition).await else {
                 continue;
             };
             let size = table.size();
@@ -218,7 +218,7 @@ impl Delays {
     /// after, for what was due at once may have been looked for too early.
     pub(crate) async fn expect(&self, additions: &Additions) {
         for (partition, addition) in &additions.0 {
-            if let Ok(table) = self.engine.state(GROUP, *partition).await {
+            if let Ok(table) = self.engine.state(&GROUP, *partition).await {
                 self.show(*partition, &addition.topic, &table);
             }
             let mut agenda = self.agenda.lock();
@@ -271,8 +271,8 @@ impl Delays {
 /// The arrival of the latest of all messages that wait, and where some have moved with the clock.
 async fn found(engine: &dyn Engine) -> (u64, HashSet<TopicPartition>) {
     let (mut last, mut moved_in) = (0, HashSet::new());
-    for partition in engine.state_partitions(GROUP) {
-        if let Ok(table) = engine.state(GROUP, partition).await {
+    for partition in engine.state_partitions(&GROUP) {
+        if let Ok(table) = engine.state(&GROUP, partition).await {
             let mut has_moved = false;
             stored::each_key(&table, |key| {
                 if let Some(id) = DelayedId::of_key(partition.partition, key) {
@@ -313,12 +313,12 @@ impl Broker {
         let of_topic = |at: &TopicPartition| {
             at.topic == topic.id && query.partition.is_none_or(|wanted| at.partition == wanted)
         };
-        let mut partitions = engine.state_partitions(GROUP);
+        let mut partitions = engine.state_partitions(&GROUP);
         partitions.retain(of_topic);
         let mut page = DelayedPage::default();
         let (mut room, mut bytes) = (query.max.min(DELAYED_LISTED_MAX), STATE_LISTED_BYTES_MAX);
         for at in partitions {
-            let table = engine.state(GROUP, at).await?;
+            let table = engine.state(&GROUP, at).await?;
             page.total += table.size().entries;
             let after = query
                 .after
@@ -380,7 +380,7 @@ impl Broker {
         partition: TopicPartition,
         share: &Share,
     ) -> Result<(), DelayedError> {
-        let table = self.inner.engine.state(GROUP, partition).await?;
+        let table = self.inner.engine.state(&GROUP, partition).await?;
         let wait = Duration::from_millis(CANCEL_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
         let turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;

@@ -210,7 +210,7 @@ impl Broker {
         }
         names.extend(self.inner.processors.read().keys().cloned());
         let has_state = |name: &ProcessorName| {
-            let partitions = self.inner.engine.state_partitions(name.as_str());
+            let partitions = self.inner.engine.state_partitions(&name.group());
             partitions.iter().any(|at| at.topic == topic.id)
         };
         let with_state = names.into_iter().filter(has_state);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use millrace_engine::{CommitError, Engine, Hold, HostInfo, Lease, Receipt, Transaction};
-use millrace_model::TopicPartition;
+use millrace_model::{GroupName, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -25,7 +25,7 @@ const CLAIMS_AT_ONCE_MAX: usize = 64;
 /// What this host holds of a group's work.
 pub(crate) struct Holdings {
     hosts: Arc<Hosts>,
-    group: Arc<str>,
+    group: GroupName,
     places: Mutex<Places>,
     /// Work that the host that was wanted for it left lying: it stays here until hosts come or go.
     taken_up: Mutex<TakenUp>,
@@ -69,7 +69,7 @@ pub(crate) struct Share {
 }
 
 impl Holdings {
-    pub(crate) fn new(hosts: Arc<Hosts>, group: Arc<str>) -> Arc<Self> {
+    pub(crate) fn new(hosts: Arc<Hosts>, group: GroupName) -> Arc<Self> {
         Arc::new(Self {
             hosts,
             group,
@@ -247,7 +247,7 @@ impl Share {
     pub(crate) async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
         if let Some(lease) = self.lease().filter(|_| self.is_lost()) {
             return Err(CommitError::Fenced {
-                group: Arc::clone(&lease.group),
+                group: lease.group.clone(),
                 partition: lease.partition,
             });
         }
@@ -309,8 +309,8 @@ async fn is_given_back(engine: &dyn Engine, hold: &Hold) -> bool {
 mod tests {
     use millrace_engine::{MemoryEngine, ProgressWrite};
     use millrace_model::{
-        Clock, Durability, PartitionId, Progress, SystemClock, Timestamp, TopicName, TopicSettings,
-        TopicSpec,
+        Clock, Durability, PartitionId, ProcessorName, Progress, SystemClock, Timestamp, TopicName,
+        TopicSettings, TopicSpec,
     };
 
     use super::*;
@@ -332,7 +332,8 @@ mod tests {
         };
         let topic = engine.create_topic(spec).await.unwrap();
         let at = topic.partition(PartitionId(0)).unwrap();
-        let holdings = Hosts::new(engine, clock, MOVES_AFTER).holdings("p");
+        let holdings = Hosts::new(engine, clock, MOVES_AFTER)
+            .holdings(&ProcessorName::parse("p").unwrap().group());
         let take = async || holdings.take(at).await.unwrap().unwrap();
 
         let (one, other) = (take().await, take().await);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use millrace_engine::{Engine, HostId, HostInfo};
-use millrace_model::{Clock, TopicPartition};
+use millrace_model::{Clock, GroupName, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -33,7 +33,7 @@ pub(crate) struct Hosts {
     /// Whether another one was ever listed.
     had_others: AtomicBool,
     /// What is held here, by whose work it is.
-    groups: Mutex<HashMap<Arc<str>, Weak<Holdings>>>,
+    groups: Mutex<HashMap<GroupName, Weak<Holdings>>>,
 }
 
 impl Hosts {
@@ -57,14 +57,14 @@ impl Hosts {
     }
 
     /// What this host holds of a group's work: one for all who ask.
-    pub(crate) fn holdings(self: &Arc<Self>, group: &str) -> Arc<Holdings> {
+    pub(crate) fn holdings(self: &Arc<Self>, group: &GroupName) -> Arc<Holdings> {
         let mut groups = self.groups.lock();
         if let Some(holdings) = groups.get(group).and_then(Weak::upgrade) {
             return holdings;
         }
         groups.retain(|_, holdings| holdings.strong_count() > 0);
-        let group: Arc<str> = group.into();
-        let holdings = Holdings::new(Arc::clone(self), Arc::clone(&group));
+        let group = group.clone();
+        let holdings = Holdings::new(Arc::clone(self), group.clone());
         groups.insert(group, Arc::downgrade(&holdings));
         holdings
     }
@@ -95,7 +95,11 @@ impl Hosts {
     }
 
     /// Another host that is wanted there, if it is not this one.
-    pub(crate) fn wanted_elsewhere(&self, group: &str, at: TopicPartition) -> Option<HostInfo> {
+    pub(crate) fn wanted_elsewhere(
+        &self,
+        group: &GroupName,
+        at: TopicPartition,
+    ) -> Option<HostInfo> {
         if self.is_alone() {
             return None;
         }
@@ -135,7 +139,11 @@ impl Hosts {
 /// The host that is wanted for a group in a partition: the one with the highest weight, which is made of all three. So each host has about as many
 /// as any other, and of what the others have nothing moves when one goes (D. Thaler and C. Ravishankar, *Using name-based mappings to
 /// increase hit rates*, IEEE/ACM Transactions on Networking 6, 1998).
-fn wanted<'a>(hosts: &'a [HostInfo], group: &str, at: TopicPartition) -> Option<&'a HostInfo> {
+fn wanted<'a>(
+    hosts: &'a [HostInfo],
+    group: &GroupName,
+    at: TopicPartition,
+) -> Option<&'a HostInfo> {
     hosts
         .iter()
         .max_by_key(|host| (weight(host.id, group, at), host.id))
@@ -143,9 +151,9 @@ fn wanted<'a>(hosts: &'a [HostInfo], group: &str, at: TopicPartition) -> Option<
 
 /// The same on every host, whatever its version: FNV-1a (G. Fowler, L. C. Noll and K.-P. Vo) over all of it, then the finalizer of splitmix64 (G. Steele, D. Lea and C. Flood,
 /// 2014), for FNV spreads its last bytes badly.
-fn weight(host: HostId, group: &str, at: TopicPartition) -> u64 {
+fn weight(host: HostId, group: &GroupName, at: TopicPartition) -> u64 {
     let place = [at.topic.0, u64::from(at.partition.0), host.0].map(u64::to_le_bytes);
-    let bytes = group.bytes().chain(place.into_iter().flatten());
+    let bytes = group.as_str().bytes().chain(place.into_iter().flatten());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
@@ -186,7 +194,7 @@ pub(crate) async fn follow(
 mod tests {
     use std::collections::HashSet;
 
-    use millrace_model::{PartitionId, TopicId};
+    use millrace_model::{PartitionId, ProcessorName, TopicId};
 
     use super::*;
 
@@ -205,8 +213,12 @@ mod tests {
         })
     }
 
+    fn group(name: &str) -> GroupName {
+        ProcessorName::parse(name).unwrap().group()
+    }
+
     fn places(hosts: &[HostInfo]) -> Vec<HostId> {
-        let place = |at| wanted(hosts, "p", at).unwrap().id;
+        let place = |at| wanted(hosts, &group("p"), at).unwrap().id;
         all().map(place).collect()
     }
 
@@ -231,7 +243,7 @@ mod tests {
             .map(|(before, _)| *before)
             .collect();
         assert_eq!(moved, HashSet::from([HostId(2)]));
-        assert!(wanted(&[], "p", all().next().unwrap()).is_none());
+        assert!(wanted(&[], &group("p"), all().next().unwrap()).is_none());
     }
 
     #[test]
@@ -239,7 +251,9 @@ mod tests {
         let two = hosts([1, 2]);
         let at = all().next().unwrap();
         let names: Vec<String> = (0..40).map(|n| format!("p{n}")).collect();
-        let wanted = names.iter().map(|name| wanted(&two, name, at).unwrap().id);
+        let wanted = names
+            .iter()
+            .map(|name| wanted(&two, &group(name), at).unwrap().id);
         let first = wanted.filter(|id| id.0 == 1).count();
         assert!((10..=30).contains(&first), "{first} of 40");
     }

@@ -284,7 +284,7 @@ impl Broker {
             let progress = match progress {
                 Some(progress) => progress,
                 None => {
-                    let committed = engine.progress(name.as_str(), partition).await?;
+                    let committed = engine.progress(&name.group(), partition).await?;
                     Arc::new(committed.unwrap_or_default())
                 }
             };
@@ -300,7 +300,7 @@ impl Broker {
             let topics = names.into_iter().flatten();
             for topic in topics.filter_map(|name| self.topic(&name)) {
                 for partition in topic.partitions() {
-                    let committed = engine.progress(name.as_str(), partition).await?;
+                    let committed = engine.progress(&name.group(), partition).await?;
                     let progress = Arc::new(committed.unwrap_or_default());
                     partitions.push((topic.spec.name.clone(), partition, progress));
                 }

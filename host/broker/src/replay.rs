@@ -190,9 +190,9 @@ impl Broker {
     ) -> Result<ProcessorName, ProcessorError> {
         let engine = &self.inner.engine;
         let mut used =
-            self.known(name).is_ok() || !engine.state_partitions(name.as_str()).is_empty();
+            self.known(name).is_ok() || !engine.state_partitions(&name.group()).is_empty();
         for place in topics.iter().flat_map(Topic::partitions) {
-            used = used || engine.progress(name.as_str(), place).await?.is_some();
+            used = used || engine.progress(&name.group(), place).await?.is_some();
         }
         match used {
             false => Ok(name.clone()),

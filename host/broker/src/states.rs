@@ -110,7 +110,7 @@ impl Broker {
         query.entries_max = query.entries_max.min(STATE_LISTED_MAX);
         query.bytes_max = STATE_LISTED_BYTES_MAX;
         let engine = &self.inner.engine;
-        let group = place.processor.as_str();
+        let group = &place.processor.group();
         Ok(engine.read_state(group, partition, &query).await?)
     }
 
@@ -130,7 +130,7 @@ impl Broker {
             entries_max: 1,
             ..StateQuery::default()
         };
-        let has_state = self.inner.engine.state_partitions(processor.as_str());
+        let has_state = self.inner.engine.state_partitions(&processor.group());
         let mut found = Vec::new();
         let mut bytes = 0;
         for holding in self
@@ -188,7 +188,7 @@ impl Broker {
         for topic in topics.into_iter().filter(is_wanted) {
             for at in topic.partitions().filter(|at| asked(*at)) {
                 let engine = &self.inner.engine;
-                let page = engine.read_state(processor.as_str(), at, &query).await?;
+                let page = engine.read_state(&processor.group(), at, &query).await?;
                 holdings.push(StateHolding {
                     topic: topic.spec.name.clone(),
                     partition: at.partition,
@@ -222,7 +222,7 @@ impl Broker {
         partition: TopicPartition,
         writes: Arc<StateWrites>,
     ) -> Result<(), StateAccessError> {
-        let group = place.processor.as_str();
+        let group = &place.processor.group();
         // The worker's right, if it works here.
         let share = self.inner.hosts.holdings(group).claim(partition).await?;
         let written = self.write_under(place, partition, writes, &share).await;
@@ -237,7 +237,7 @@ impl Broker {
         mut writes: Arc<StateWrites>,
         share: &Share,
     ) -> Result<(), StateAccessError> {
-        let group = place.processor.as_str();
+        let group = &place.processor.group();
         let table = self.inner.engine.state(group, partition).await?;
         let wait = Duration::from_millis(STATE_TURN_WAIT_MS_MAX);
         let turn = tokio::time::timeout(wait, table.turn()).await;
@@ -248,7 +248,7 @@ impl Broker {
         Arc::make_mut(&mut writes).adds = Some(adds);
         let transaction = Transaction {
             state: vec![StateWrite {
-                group: group.into(),
+                group: group.clone(),
                 partition,
                 lease: share.lease().cloned(),
                 writes,
@@ -302,7 +302,7 @@ impl Broker {
             .map(|r| r.spec.topics.clone());
         let read = current.unwrap_or_default();
         let has_state: HashSet<TopicId> = {
-            let partitions = self.inner.engine.state_partitions(name.as_str());
+            let partitions = self.inner.engine.state_partitions(&name.group());
             partitions.into_iter().map(|at| at.topic).collect()
         };
         if deployed.is_none() && has_state.is_empty() {
@@ -322,15 +322,15 @@ impl Broker {
         processor: Option<&Processor>,
         expects: Vec<Expectation>,
     ) -> Result<Version, CommitError> {
-        let holdings = self.inner.hosts.holdings(name.as_str());
+        let holdings = self.inner.hosts.holdings(&name.group());
         // Workers on other hosts may not have heard of it yet: none of them commits anything any more.
         let shares = holdings.claim_all(self.places_of(name)).await?;
         let leases: Vec<Lease> = shares.iter().filter_map(|s| s.lease().cloned()).collect();
-        let has_state = self.inner.engine.state_partitions(name.as_str());
+        let has_state = self.inner.engine.state_partitions(&name.group());
         // Nobody who has read what was there may write after it is gone. Who waits for several turns takes them in order.
         let mut turns = Vec::with_capacity(has_state.len());
         for &partition in &has_state {
-            if let Ok(table) = self.inner.engine.state(name.as_str(), partition).await {
+            if let Ok(table) = self.inner.engine.state(&name.group(), partition).await {
                 turns.extend(table.turn().await.held());
             }
         }
@@ -338,7 +338,7 @@ impl Broker {
             .into_iter()
             .partition(|lease| has_state.binary_search(&lease.partition).is_ok());
         let reset = |lease: Lease| StateWrite {
-            group: Arc::clone(&lease.group),
+            group: lease.group.clone(),
             partition: lease.partition,
             lease: Some(lease),
             writes: Arc::new(StateWrites {
@@ -366,7 +366,7 @@ impl Broker {
     /// Where the processor has state, or may come to have some: revisions that are no longer kept may have read other topics.
     fn places_of(&self, name: &ProcessorName) -> BTreeSet<TopicPartition> {
         let engine = &self.inner.engine;
-        let mut places = BTreeSet::from_iter(engine.state_partitions(name.as_str()));
+        let mut places = BTreeSet::from_iter(engine.state_partitions(&name.group()));
         if let Some(known) = self.deployed(name) {
             let revisions = known.processor.revisions.iter();
             let read = revisions.flat_map(|revision| &revision.spec.topics);

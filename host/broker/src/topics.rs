@@ -7,8 +7,9 @@ use millrace_engine::{
     CommitError, DamageReport, DamagedRange, Ends, ReadError, TopicError, Transaction,
 };
 use millrace_model::{
-    Digest, Durability, NameError, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec,
-    SettingError, Topic, TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
+    Digest, Durability, GroupName, NameError, Offset, PartitionId, Processor, ProcessorName,
+    ProcessorSpec, SettingError, Topic, TopicId, TopicName, TopicPartition, TopicSettings,
+    TopicSpec,
 };
 
 use crate::broker::Broker;
@@ -336,14 +337,10 @@ impl Broker {
         let mut for_whom: BTreeSet<ProcessorName> = topic.spec.owner.clone().into_iter().collect();
         for partition in topic.partitions() {
             let groups = self.inner.engine.groups(partition)?;
-            for_whom.extend(
-                groups
-                    .iter()
-                    .filter_map(|name| ProcessorName::parse(name).ok()),
-            );
+            for_whom.extend(groups.iter().filter_map(GroupName::as_processor));
         }
         for processor in for_whom.into_iter().filter(|name| Some(name) != of) {
-            let touched = self.inner.engine.progress_partitions(processor.as_str());
+            let touched = self.inner.engine.progress_partitions(&processor.group());
             let touched = touched.into_iter().collect();
             let waiting = self.waiting_in(&processor, topic, &touched).await?;
             let messages = waiting.parked + waiting.unread;

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_model::{
-    BatchBuilder, Durability, Message, Offset, PartitionId, RecordBatch, Timestamp, Topic,
-    TopicName, TopicPartition, TopicSpec,
+    BatchBuilder, Durability, GroupName, Message, Offset, PartitionId, ProcessorName, RecordBatch,
+    Timestamp, Topic, TopicName, TopicPartition, TopicSpec,
 };
 use tempfile::TempDir;
 
@@ -248,6 +248,12 @@ impl<Open: AsyncFn(PathBuf) -> Arc<dyn Engine>> Place<Open> {
 
 fn name(name: &str) -> TopicName {
     TopicName::parse(name).expect("a valid name")
+}
+
+/// The group of a processor of this name.
+pub(crate) fn named(group: &str) -> GroupName {
+    let name = ProcessorName::parse(group);
+    name.expect("a valid name").group()
 }
 
 fn spec(topic: &str, partitions: u32) -> TopicSpec {

@@ -43,8 +43,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_model::{
-    Digest, Durability, Offset, PartitionId, ProducerId, Progress, ProgressChange, RecordBatch,
-    Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Digest, Durability, GroupName, Offset, PartitionId, ProducerId, Progress, ProgressChange,
+    RecordBatch, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use tokio::sync::watch;
 
@@ -131,7 +131,7 @@ pub struct ProgressWrite {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Whose progress; a processor's name.
-    pub group: Arc<str>,
+    pub group: GroupName,
     /// Where.
     pub partition: TopicPartition,
     /// Counts the claims; only the highest may commit.
@@ -215,13 +215,17 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Takes the work of the group in the partition from whoever has it, who is fenced, and told; for an operator, who must not wait. A claim does not
     /// count as leaving: what was left before is told to the next [`Engine::hold`]. Durable on return.
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError>;
+    async fn claim(
+        &self,
+        group: &GroupName,
+        partition: TopicPartition,
+    ) -> Result<Hold, CommitError>;
 
     /// Takes the work of the group in the partition for as long as this host lives: `None` while another living host has it. A host that
     /// holds it already takes it from itself. Durable on return.
     async fn hold(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Hold>, CommitError>;
 
@@ -245,38 +249,38 @@ pub trait Engine: Send + Sync + 'static {
     /// The group's progress in the partition; `None` before its first commit.
     async fn progress(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError>;
 
     /// The groups of which there is progress in the partition, by name, whatever else is known of them.
-    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError>;
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError>;
 
     /// The partitions in which the group has progress, in order.
-    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition>;
+    fn progress_partitions(&self, group: &GroupName) -> Vec<TopicPartition>;
 
     /// The group's state in the partition, to read from. It has all that was committed under leases older than the newest one that this host
     /// has, and what is committed through this handle shows in it when that returns, or sooner; what others commit, within the engine's delay.
     /// It goes with its topic.
     async fn state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Arc<StateTable>, ReadError>;
 
     /// Changes after other hosts have written state of the group. Cheap; may be held for ever.
-    fn watch_state(&self, group: &str) -> watch::Receiver<u64>;
+    fn watch_state(&self, group: &GroupName) -> watch::Receiver<u64>;
 
     /// Entries of the group's state in the partition, and of what progress they are.
     async fn read_state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError>;
 
     /// The partitions in which the group has any state, in order, whatever else is known of the group.
-    fn state_partitions(&self, group: &str) -> Vec<TopicPartition>;
+    fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition>;
 
     /// Makes a topic. Durable on return.
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError>;

@@ -2,9 +2,8 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 
-use millrace_model::{Digest, Offset, Timestamp, TopicPartition};
+use millrace_model::{Digest, GroupName, Offset, Timestamp, TopicPartition};
 use serde::{Deserialize, Serialize};
 
 /// What is known to be damaged.
@@ -62,7 +61,7 @@ impl DamagedRange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedState {
     /// Whose state; a processor's name.
-    pub group: Arc<str>,
+    pub group: GroupName,
     /// Which partition's.
     pub partition: TopicPartition,
     /// The file, as seen from the data directory.

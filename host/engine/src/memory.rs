@@ -14,8 +14,8 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_model::{
-    Clock, Digest, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId, TopicName,
-    TopicPartition, TopicSpec,
+    Clock, Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId,
+    TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
@@ -212,9 +212,13 @@ impl Engine for MemoryEngine {
         }
     }
 
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError> {
+    async fn claim(
+        &self,
+        group: &GroupName,
+        partition: TopicPartition,
+    ) -> Result<Hold, CommitError> {
         let mut state = self.open()?;
-        let group: Arc<str> = group.into();
+        let group = group.clone();
         let claimed = state.group(&group, partition)?;
         claimed.leave_if(|holder| !self.store.lives(holder));
         claimed.holder = Some(Holder {
@@ -226,11 +230,11 @@ impl Engine for MemoryEngine {
 
     async fn hold(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Hold>, CommitError> {
         let mut state = self.open()?;
-        let group: Arc<str> = group.into();
+        let group = group.clone();
         let held = state.group(&group, partition)?;
         held.leave_if(|holder| !self.store.lives(holder));
         if held.holder.is_some_and(|holder| holder.host != self.host) {
@@ -275,7 +279,7 @@ impl Engine for MemoryEngine {
 
     async fn progress(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
         let state = self.look()?;
@@ -284,16 +288,16 @@ impl Engine for MemoryEngine {
         Ok(progress.cloned())
     }
 
-    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
         let state = self.store.state.lock();
         let groups = state.partition(partition)?.groups.iter();
         let with_progress = groups.filter(|(_, group)| group.progress.is_some());
-        let mut names: Vec<_> = with_progress.map(|(name, _)| Arc::clone(name)).collect();
+        let mut names: Vec<_> = with_progress.map(|(name, _)| name.clone()).collect();
         names.sort_unstable();
         Ok(names)
     }
 
-    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition> {
+    fn progress_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
         let state = self.store.state.lock();
         let has_progress = |partition: &Partition| {
             let group = partition.groups.get(group);
@@ -307,7 +311,7 @@ impl Engine for MemoryEngine {
 
     async fn state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Arc<StateTable>, ReadError> {
         let mut state = self.look()?;
@@ -319,13 +323,13 @@ impl Engine for MemoryEngine {
         })
     }
 
-    fn watch_state(&self, group: &str) -> watch::Receiver<u64> {
+    fn watch_state(&self, group: &GroupName) -> watch::Receiver<u64> {
         self.store.state.lock().writes_of(group).subscribe()
     }
 
     async fn read_state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
@@ -342,7 +346,7 @@ impl Engine for MemoryEngine {
         })
     }
 
-    fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
+    fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
         let state = self.store.state.lock();
         let has_entries = |partition: &Partition| {
             let group = partition.groups.get(group);

@@ -5,9 +5,10 @@
 //! An engine decides each transaction against it ([`Room::check`]), so the bounds hold however many write at once. A table moves what
 //! it costs whenever it changes, and gives all of it back when it is dropped: what counts is what is there.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 
+use millrace_model::GroupName;
 use millrace_model::bounds::{
     HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX, HOST_PARTITIONS_MAX, HOST_STATE_BYTES_MAX,
     REQUESTS_BYTES_MAX, STATE_BYTES_MAX, STATE_ENTRIES_MAX,
@@ -16,11 +17,11 @@ use millrace_model::bounds::{
 use crate::contract::TopicError;
 use crate::state::{Adds, StateSize};
 
-/// The group whose state delayed messages are; no processor's name.
-pub const DELAYS_GROUP: &str = "~delays";
+/// The group whose state delayed messages are.
+pub static DELAYS_GROUP: LazyLock<GroupName> = LazyLock::new(|| GroupName::service("delays"));
 
-/// The group whose state consumers of topics are; no processor's name.
-pub const CONSUMERS_GROUP: &str = "~consumers";
+/// The group whose state consumers of topics are.
+pub static CONSUMERS_GROUP: LazyLock<GroupName> = LazyLock::new(|| GroupName::service("consumers"));
 
 /// What is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +39,10 @@ impl Kept {
 
     /// What the state of a group is.
     #[must_use]
-    pub fn of_group(group: &str) -> Self {
+    pub fn of_group(group: &GroupName) -> Self {
         match group {
-            DELAYS_GROUP => Self::Delayed,
-            CONSUMERS_GROUP => Self::Consumers,
+            group if *group == *DELAYS_GROUP => Self::Delayed,
+            group if *group == *CONSUMERS_GROUP => Self::Consumers,
             _ => Self::State,
         }
     }
@@ -340,7 +341,7 @@ pub(crate) struct Counted {
 pub(crate) struct Share(Option<(Arc<Room>, Kept)>);
 
 impl Share {
-    pub(crate) fn of(room: &Arc<Room>, group: &str) -> Self {
+    pub(crate) fn of(room: &Arc<Room>, group: &GroupName) -> Self {
         Self(Some((Arc::clone(room), Kept::of_group(group))))
     }
 
@@ -384,6 +385,7 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conformance::named;
     use crate::state::ENTRY_COST_BYTES;
 
     const BOUNDS: HostBounds = HostBounds {
@@ -416,7 +418,10 @@ mod tests {
     #[test]
     fn each_kind_has_its_bound_and_both_together_have_one() {
         let room = Room::new(BOUNDS);
-        let (delayed, state) = (Share::of(&room, DELAYS_GROUP), Share::of(&room, "p"));
+        let (delayed, state) = (
+            Share::of(&room, &DELAYS_GROUP),
+            Share::of(&room, &named("p")),
+        );
         delayed.moved(cost(0), cost(90));
         assert_eq!(room.check(&growth(Kept::Delayed, 10)), Ok(()));
         let full = room.check(&growth(Kept::Delayed, 11)).unwrap_err();
@@ -430,7 +435,7 @@ mod tests {
         delayed.moved(cost(90), cost(0));
         assert_eq!(setting(&state, 41), "state_bytes_max");
         assert_eq!(
-            setting(&Share::of(&room, CONSUMERS_GROUP), 41),
+            setting(&Share::of(&room, &CONSUMERS_GROUP), 41),
             "state_bytes_max"
         );
         state.moved(cost(160), cost(10));
@@ -440,8 +445,11 @@ mod tests {
     #[test]
     fn state_that_may_stand_in_files_is_bounded_by_the_disk_and_makes_room_in_memory() {
         let room = Room::with_files(BOUNDS, 7);
-        let (delayed, state) = (Share::of(&room, DELAYS_GROUP), Share::of(&room, "p"));
-        let consumers = Share::of(&room, CONSUMERS_GROUP);
+        let (delayed, state) = (
+            Share::of(&room, &DELAYS_GROUP),
+            Share::of(&room, &named("p")),
+        );
+        let consumers = Share::of(&room, &CONSUMERS_GROUP);
         let stored = |stored| Counted {
             cost: 220,
             stored,

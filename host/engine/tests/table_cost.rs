@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use millrace_engine::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
 use millrace_engine::{Engine, MemoryEngine, Transaction};
-use millrace_model::{Durability, SystemClock, Timestamp, TopicName, TopicPartition, TopicSpec};
+use millrace_model::{
+    Durability, GroupName, SystemClock, Timestamp, TopicName, TopicPartition, TopicSpec,
+};
 
 /// What an allocator and a runtime take besides.
 const SLACK_BYTES: usize = 12 << 20;
@@ -22,7 +24,7 @@ fn own_bytes() -> usize {
 async fn filled(
     engine: &dyn Engine,
     partition: TopicPartition,
-    group: &str,
+    group: &GroupName,
     (entries, bytes, ends): (usize, usize, bool),
 ) {
     let at_once = (4 << 20) / (bytes + 100);
@@ -38,7 +40,7 @@ async fn filled(
         };
         let changes = (first..entries.min(first + at_once)).map(change).collect();
         let write = StateWrite {
-            group: group.into(),
+            group: group.clone(),
             partition,
             lease: None,
             writes: Arc::new(StateWrites {
@@ -78,7 +80,7 @@ async fn a_table_takes_what_is_counted_for_it() {
         (1_000, 100_000, false),
     ] {
         let before = own_bytes();
-        let group = format!("{case:?}");
+        let group = GroupName::stored(&format!("{case:?}"));
         filled(&*engine, partition, &group, case).await;
         let took = own_bytes().saturating_sub(before);
         let table = engine.state(&group, partition).await.expect("there");

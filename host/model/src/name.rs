@@ -108,6 +108,12 @@ macro_rules! name_type {
             }
         }
 
+        impl From<&$name> for Arc<str> {
+            fn from(name: &$name) -> Self {
+                Self::clone(&name.0)
+            }
+        }
+
         impl std::str::FromStr for $name {
             type Err = NameError;
             fn from_str(name: &str) -> Result<Self, NameError> {

@@ -11,8 +11,8 @@ use millrace_engine::{
     ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 use millrace_model::{
-    Digest, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId, TopicName,
-    TopicPartition, TopicSpec,
+    Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId,
+    TopicName, TopicPartition, TopicSpec,
 };
 use tokio::sync::watch;
 
@@ -245,13 +245,17 @@ impl Engine for BentEngine {
         Ok(ends)
     }
 
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError> {
+    async fn claim(
+        &self,
+        group: &GroupName,
+        partition: TopicPartition,
+    ) -> Result<Hold, CommitError> {
         self.inner.claim(group, partition).await
     }
 
     async fn hold(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Hold>, CommitError> {
         self.inner.hold(group, partition).await
@@ -275,7 +279,7 @@ impl Engine for BentEngine {
 
     async fn progress(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
         let mut progress = self.inner.progress(group, partition).await?;
@@ -289,31 +293,31 @@ impl Engine for BentEngine {
 
     async fn state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Arc<StateTable>, ReadError> {
         self.inner.state(group, partition).await
     }
 
-    fn watch_state(&self, group: &str) -> watch::Receiver<u64> {
+    fn watch_state(&self, group: &GroupName) -> watch::Receiver<u64> {
         self.inner.watch_state(group)
     }
 
-    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
         self.inner.groups(partition)
     }
 
-    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition> {
+    fn progress_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
         self.inner.progress_partitions(group)
     }
 
-    fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
+    fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
         self.inner.state_partitions(group)
     }
 
     async fn read_state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {

@@ -16,8 +16,9 @@ use millrace_engine::{
 use millrace_log::Disk;
 use millrace_log::sim::SimDisk;
 use millrace_model::{
-    BatchBuilder, Durability, Header, Message, Offset, PartitionId, Progress, RecordBatch,
-    SystemClock, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
+    BatchBuilder, Durability, GroupName, Header, Message, Offset, PartitionId, ProcessorName,
+    Progress, RecordBatch, SystemClock, Timestamp, Topic, TopicId, TopicName, TopicPartition,
+    TopicSettings, TopicSpec,
 };
 use millrace_tests::torture::checker::{Checker, Verdict};
 use millrace_tests::torture::history::{
@@ -333,11 +334,11 @@ impl World {
     /// Takes inputs to outputs and dead letters until the power fails, or, in the last life, until all are through.
     async fn process(&self, life: &Life, partition: u32) {
         let input = at(&life.topics[0], partition);
-        let Ok(claimed) = life.engine.claim("worker", input).await else {
+        let Ok(claimed) = life.engine.claim(&worker(), input).await else {
             return;
         };
         let lease = claimed.lease;
-        let Ok(progress) = life.engine.progress("worker", input).await else {
+        let Ok(progress) = life.engine.progress(&worker(), input).await else {
             return;
         };
         let mut next = progress.unwrap_or_default().next;
@@ -404,7 +405,7 @@ impl World {
     /// Whether the stored progress has reached the end, and no producer is left who may move it.
     async fn is_through(&self, life: &Life, input: TopicPartition) -> bool {
         let nobody_sends = life.producing.load(Ordering::Acquire) == 0;
-        let progress = life.engine.progress("worker", input).await;
+        let progress = life.engine.progress(&worker(), input).await;
         let next = progress.ok().flatten().unwrap_or_default().next;
         nobody_sends && life.engine.ends(input).is_ok_and(|ends| ends.end <= next)
     }
@@ -434,7 +435,7 @@ impl World {
                 ..StateQuery::default()
             };
             let place = at(&life.topics[0], partition);
-            let page = life.engine.read_state("worker", place, &all).await;
+            let page = life.engine.read_state(&worker(), place, &all).await;
             let entries = page.expect("state is read").entries.into_iter();
             let counts = entries.map(|entry| {
                 let key = String::from_utf8_lossy(&entry.key).into_owned();
@@ -539,7 +540,7 @@ async fn count(engine: &dyn Engine, lease: &Lease, taken: &[(Offset, String)]) -
         attempt.add(&keys, &[], &how).expect("it is counted");
     }
     vec![StateWrite {
-        group: Arc::clone(&lease.group),
+        group: lease.group.clone(),
         partition: lease.partition,
         lease: Some(lease.clone()),
         writes: Arc::new(attempt.into_writes()),
@@ -691,4 +692,10 @@ fn rules(seed: u64) -> Rules {
             redrives: false,
         }],
     }
+}
+
+/// The processor's group.
+fn worker() -> GroupName {
+    let name = ProcessorName::parse("worker").expect("a valid name");
+    name.group()
 }

@@ -252,7 +252,7 @@ impl Broker {
     /// Makes the consumers of all topics fit what recovery left of their messages. Before anybody appends: what comes has the offsets of
     /// what was lost. A full disk keeps no host from starting.
     pub(crate) async fn recover_consumers(&self) {
-        let with = self.inner.engine.state_partitions(CONSUMERS_GROUP);
+        let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP);
         let topics = self.topics().into_iter();
         for topic in topics.filter(|topic| with.contains(&home(topic))) {
             if let Err(error) = self.recover_consumers_of(&topic).await {
@@ -305,7 +305,7 @@ impl Broker {
 
     /// The consumers of all topics, by topic and name. A topic that goes meanwhile is left out.
     pub async fn all_consumers(&self) -> Vec<ConsumerStatus> {
-        let with = self.inner.engine.state_partitions(CONSUMERS_GROUP);
+        let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP);
         let with: Vec<TopicId> = with.into_iter().map(|place| place.topic).collect();
         let mut all = Vec::new();
         let topics = self.topics().into_iter();

@@ -22,7 +22,7 @@ impl Rights {
     pub(super) fn new(hosts: &Arc<Hosts>) -> Self {
         Self {
             hosts: Arc::clone(hosts),
-            holdings: hosts.holdings(CONSUMERS_GROUP),
+            holdings: hosts.holdings(&CONSUMERS_GROUP),
             kept: Mutex::default(),
         }
     }

@@ -102,7 +102,9 @@ impl Broker {
         query: &StateQuery,
     ) -> Result<Vec<(Arc<[u8]>, StateValue)>, ConsumerError> {
         let engine = &self.inner.engine;
-        let page = engine.read_state(CONSUMERS_GROUP, home(topic), query).await;
+        let page = engine
+            .read_state(&CONSUMERS_GROUP, home(topic), query)
+            .await;
         let page = page.map_err(|error| match error {
             ReadError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
             error => error.into(),
@@ -132,7 +134,7 @@ impl Broker {
             ends_at: NEVER,
         };
         let write = StateWrite {
-            group: CONSUMERS_GROUP.into(),
+            group: CONSUMERS_GROUP.clone(),
             partition: home(topic),
             lease: share.lease().cloned(),
             writes: Arc::new(StateWrites {
@@ -189,6 +191,6 @@ mod tests {
 
     #[test]
     fn the_group_is_no_processors() {
-        assert!(ProcessorName::parse(CONSUMERS_GROUP).is_err());
+        assert!(ProcessorName::parse(CONSUMERS_GROUP.as_str()).is_err());
     }
 }

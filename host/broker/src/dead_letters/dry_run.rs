@@ -289,7 +289,7 @@ impl Trial<'_> {
         let topic = self.broker.topic(&topic).ok_or_else(no_input)?;
         let partition = topic.partition(shelf.partition.partition);
         let engine = &self.broker.inner.engine;
-        let group = self.processor.as_str();
+        let group = &self.processor.group();
         let table = engine.state(group, partition.ok_or_else(no_input)?).await;
         let table = table.map_err(FetchError::Read)?;
         let now = self.broker.inner.clock.wall();

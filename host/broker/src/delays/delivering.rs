@@ -73,7 +73,7 @@ pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
     let (mut look_at, mut moves_at) = (Duration::ZERO, Duration::MAX);
     let mut hosts = delays.holdings.changes();
-    let mut others = delays.engine.watch_state(GROUP);
+    let mut others = delays.engine.watch_state(&GROUP);
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -172,7 +172,7 @@ impl Delays {
             let reason = "whoever has them has not given them back yet".to_owned();
             return Err(Left::Wait(reason));
         };
-        let table = self.engine.state(GROUP, partition).await?;
+        let table = self.engine.state(&GROUP, partition).await?;
         // Whoever cancels one of them waits, and finds it gone.
         let turn = table.turn().await;
         let due = due(&table, partition, now);
@@ -273,7 +273,7 @@ impl Delays {
 
     /// Notes every partition that has delayed messages; whether all could be read.
     pub(super) async fn look(&self) -> bool {
-        let partitions = self.engine.state_partitions(GROUP);
+        let partitions = self.engine.state_partitions(&GROUP);
         self.forget_all_but(&partitions);
         // Of topics that are gone, too.
         self.held.lock().retain(|_, share| !share.is_lost());
@@ -287,7 +287,7 @@ impl Delays {
             let Some(topic) = names.get(&partition.topic) else {
                 continue;
             };
-            match self.engine.state(GROUP, partition).await {
+            match self.engine.state(&GROUP, partition).await {
                 Ok(table) => {
                     self.show(partition, topic, &table);
                     if let Some(due) = first_due(&table) {

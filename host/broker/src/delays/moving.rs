@@ -63,7 +63,7 @@ impl Delays {
         self.notice_steps();
         for (before, step) in self.steps.take() {
             let mut moved = 0;
-            for partition in self.engine.state_partitions(GROUP) {
+            for partition in self.engine.state_partitions(&GROUP) {
                 match self.move_spans(partition, before, step).await {
                     Ok(count) => moved += count,
                     Err(error) => {
@@ -101,7 +101,7 @@ impl Delays {
                 _ => tokio::time::sleep(SHARE_LOOK_INTERVAL).await,
             }
         };
-        let Ok(table) = self.engine.state(GROUP, partition).await else {
+        let Ok(table) = self.engine.state(&GROUP, partition).await else {
             // Gone with its topic.
             return Ok(0);
         };

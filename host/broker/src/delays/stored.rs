@@ -7,7 +7,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millrace_engine::room::DELAYS_GROUP;
 use millrace_engine::state::{
     NEVER, StateChange, StateEntry, StatePage, StateQuery, StateTable, StateValue, StateWrite,
     StateWrites,
@@ -20,8 +19,8 @@ use serde::{Serialize, Serializer};
 
 use crate::holding::Share;
 
-/// Whose state delayed messages are; no processor's name.
-pub(crate) const GROUP: &str = DELAYS_GROUP;
+/// Whose state delayed messages are.
+pub(crate) use millrace_engine::room::DELAYS_GROUP as GROUP;
 
 const KEY_BYTES: usize = 20;
 /// Bits of a salt.
@@ -284,7 +283,7 @@ pub(super) fn write(
     writes: StateWrites,
 ) -> StateWrite {
     StateWrite {
-        group: GROUP.into(),
+        group: GROUP.clone(),
         partition,
         lease: share.and_then(Share::lease).cloned(),
         writes: Arc::new(writes),
@@ -312,7 +311,7 @@ mod tests {
 
     #[test]
     fn the_group_is_no_processors() {
-        assert!(ProcessorName::parse(GROUP).is_err());
+        assert!(ProcessorName::parse(GROUP.as_str()).is_err());
     }
 
     #[test]

@@ -326,7 +326,7 @@ impl Team {
     fn new(context: &Context, live: Arc<Live>) -> Self {
         let (clock, alarms) = (Arc::clone(&context.clock), context.alarms.clone());
         Self {
-            holdings: context.hosts.holdings(live.processor.as_str()),
+            holdings: context.hosts.holdings(&live.processor.group()),
             gate: Arc::new(Gate::new(clock, alarms, Arc::clone(&live))),
             commands: watch::Sender::new(Command {
                 live,

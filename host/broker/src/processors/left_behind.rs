@@ -50,7 +50,7 @@ impl Broker {
         let known = self.deployed(name);
         let current = known.as_ref().and_then(|known| known.processor.current());
         let read = current.map_or(&[][..], |current| &current.spec.topics);
-        let touched = self.inner.engine.progress_partitions(name.as_str());
+        let touched = self.inner.engine.progress_partitions(&name.group());
         let touched: HashSet<TopicPartition> = touched.into_iter().collect();
         let topics_touched: HashSet<_> = touched.iter().map(|at| at.topic).collect();
         let mut asked = Vec::new();
@@ -107,7 +107,7 @@ impl Broker {
         name: &ProcessorName,
         partition: TopicPartition,
     ) -> Result<(u64, Offset), ReadError> {
-        let progress = self.inner.engine.progress(name.as_str(), partition).await?;
+        let progress = self.inner.engine.progress(&name.group(), partition).await?;
         let progress = progress.unwrap_or_default();
         Ok((progress.parked.len() as u64, progress.next))
     }

@@ -218,7 +218,7 @@ impl Broker {
         if let Some((first, end)) = range {
             (ends.start, ends.end) = (first, end.min(ends.end));
         }
-        let progress = engine.progress(name.as_str(), partition).await;
+        let progress = engine.progress(&name.group(), partition).await;
         let progress = progress.ok().flatten().unwrap_or_else(|| Progress {
             next: first.map_or(ends.start, |first| first.max(ends.start)),
             ..Progress::default()

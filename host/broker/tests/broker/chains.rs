@@ -330,7 +330,10 @@ async fn the_first_call_is_marked_though_its_batch_was_cut_for_spent_messages() 
         .unwrap();
     let looks = (rig.engine(), Arc::clone(&marked));
     let handler = per_message(move |_, _| {
-        let progress = looks.0.progress("p", partition).now_or_never();
+        let progress = looks
+            .0
+            .progress(&processor("p").group(), partition)
+            .now_or_never();
         let progress = progress.expect("in memory").unwrap();
         let is_marked = progress.is_some_and(|progress| progress.first_call.is_some());
         looks.1.store(is_marked, Ordering::SeqCst);

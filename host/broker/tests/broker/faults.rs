@@ -17,13 +17,13 @@ use millrace_engine::{
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::processor::Order;
 use millrace_model::{
-    Clock, Digest, Offset, PartitionId, ProcessorSpec, ProducerId, Progress, RecordBatch,
-    SystemClock, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Clock, Digest, GroupName, Offset, PartitionId, ProcessorSpec, ProducerId, Progress,
+    RecordBatch, SystemClock, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
-use crate::rig::{Modules, Rig, Say, message, per_message, spec, text, topic};
+use crate::rig::{Modules, Rig, Say, message, per_message, processor, spec, text, topic};
 use crate::schedules;
 use crate::states::{change, counting, number, place, write};
 
@@ -96,7 +96,11 @@ impl Engine for Moody {
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
         self.engine.ends(partition)
     }
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError> {
+    async fn claim(
+        &self,
+        group: &GroupName,
+        partition: TopicPartition,
+    ) -> Result<Hold, CommitError> {
         if let Some(error) = self.claims.lock().clone() {
             return Err(error);
         }
@@ -104,7 +108,7 @@ impl Engine for Moody {
     }
     async fn hold(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Hold>, CommitError> {
         if let Some(error) = self.claims.lock().clone() {
@@ -126,17 +130,17 @@ impl Engine for Moody {
     }
     async fn state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Arc<StateTable>, ReadError> {
         self.engine.state(group, partition).await
     }
-    fn watch_state(&self, group: &str) -> watch::Receiver<u64> {
+    fn watch_state(&self, group: &GroupName) -> watch::Receiver<u64> {
         self.engine.watch_state(group)
     }
     async fn read_state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
@@ -147,7 +151,7 @@ impl Engine for Moody {
     }
     async fn progress(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
         if let Some(CommitError::Poisoned(reason)) = &*self.claims.lock() {
@@ -155,13 +159,13 @@ impl Engine for Moody {
         }
         self.engine.progress(group, partition).await
     }
-    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
         self.engine.groups(partition)
     }
-    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition> {
+    fn progress_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
         self.engine.progress_partitions(group)
     }
-    fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
+    fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
         self.engine.state_partitions(group)
     }
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
@@ -322,7 +326,7 @@ async fn a_worker_that_cannot_begin_stands_where_the_one_before_it_stood() {
     rig.produce(&[("a", "2")]).await;
     rig.until(|all| all[0].state.contains("a sync failed"))
         .await;
-    let name = crate::rig::processor("p");
+    let name = processor("p");
     let deployed = rig.broker.processor(&name).await.unwrap();
     let mut spec = deployed.processor.current().unwrap().spec.clone();
     spec.retry.attempts_max += 1;
@@ -434,11 +438,7 @@ async fn more_bytes_in_flight_than_the_bound_are_refused_as_busy_and_later_taken
 async fn a_worker_that_cannot_begin_does_not_hold_up_the_deployment_that_dismisses_it() {
     let (rig, engine) = moody(|_, _| Say::Pass).await;
     rig.topic("also", 1).await;
-    let deployed = rig
-        .broker
-        .processor(&crate::rig::processor("p"))
-        .await
-        .unwrap();
+    let deployed = rig.broker.processor(&processor("p")).await.unwrap();
     let spec = deployed.processor.current().unwrap().spec.clone();
     *engine.claims.lock() = Some(CommitError::DiskFull);
     let mut both = spec.clone();
@@ -461,7 +461,12 @@ async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
         rig.produce(&[("a", "a1"), ("a", "a2")]).await;
         let partition = rig.broker.topic(&topic("in")).unwrap();
         let partition = partition.partition(PartitionId(0)).unwrap();
-        let lease = rig.engine.claim("p", partition).await.unwrap().lease;
+        let lease = rig
+            .engine
+            .claim(&processor("p").group(), partition)
+            .await
+            .unwrap()
+            .lease;
         let progress = Progress {
             first_call: Some(Offset(2)),
             ..Progress::default()

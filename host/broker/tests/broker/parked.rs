@@ -280,7 +280,11 @@ async fn a_trim_lets_go_of_parked_messages_and_what_waits_behind_them_goes_on() 
         rig.until(|all| all[0].parked == 1).await;
         let committed = rig.broker.topic(&topic("in")).unwrap();
         let committed = committed.partition(PartitionId(0)).unwrap();
-        let progress = rig.engine().progress("p", committed).await.unwrap();
+        let progress = rig
+            .engine()
+            .progress(&processor("p").group(), committed)
+            .await
+            .unwrap();
         assert_eq!(progress.unwrap().parked.len(), 1);
         assert_eq!(rig.letters().await.len(), 0);
     }

@@ -252,7 +252,10 @@ async fn a_worker_whose_lease_was_taken_over_goes_on_under_a_new_one() {
     rig.hold("out", &["1"]).await;
     let input = rig.broker.topic(&topic("in")).unwrap();
     let partition = input.partition(PartitionId(0)).unwrap();
-    rig.engine().claim("p", partition).await.unwrap();
+    rig.engine()
+        .claim(&processor("p").group(), partition)
+        .await
+        .unwrap();
     rig.produce(&[("a", "2")]).await;
     rig.hold("out", &["1", "2"]).await;
     rig.settled().await;

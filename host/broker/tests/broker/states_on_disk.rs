@@ -9,7 +9,7 @@ use millrace_engine::state::StateWrite;
 use millrace_engine::{Engine, LocalEngine, LocalOptions, MemoryEngine, Transaction};
 use millrace_model::{Clock, PartitionId, SystemClock, Timestamp};
 
-use crate::rig::{Modules, Rig, Say, spec, topic};
+use crate::rig::{Modules, Rig, Say, processor, spec, topic};
 use crate::states::counting;
 use crate::two_hosts::until;
 
@@ -55,7 +55,7 @@ async fn a_batch_that_has_no_room_to_remove_what_has_ended_leaves_it_and_spends_
         };
         let transaction = Transaction {
             state: vec![StateWrite {
-                group: "p".into(),
+                group: processor("p").group(),
                 partition: place,
                 lease: None,
                 writes: Arc::new(writes),
@@ -64,7 +64,7 @@ async fn a_batch_that_has_no_room_to_remove_what_has_ended_leaves_it_and_spends_
         };
         engine.commit(transaction).await.unwrap();
     }
-    let table = engine.state("p", place).await.unwrap();
+    let table = engine.state(&processor("p").group(), place).await.unwrap();
     until("it is in a file", async || table.is_paged()).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(table.size().entries, ENDED, "they are still there");

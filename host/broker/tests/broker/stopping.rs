@@ -87,7 +87,11 @@ async fn within<T>(time: Duration, work: impl Future<Output = T>) -> T {
 async fn nothing_counts(rig: &Rig) {
     let partition = rig.broker.topic(&topic("in")).unwrap();
     let partition = partition.partitions().next().unwrap();
-    let progress = rig.engine().progress("p", partition).await.unwrap();
+    let progress = rig
+        .engine()
+        .progress(&processor("p").group(), partition)
+        .await
+        .unwrap();
     let progress = progress.unwrap_or_default();
     assert_eq!((progress.next.0, progress.parked.len()), (0, 0));
     assert_eq!(progress.first_call, None, "no message is suspected");

@@ -140,7 +140,11 @@ async fn a_host_that_lives_may_lose_its_work_in_the_first_call_and_no_message_is
             calls.load(Ordering::SeqCst) == taken
         })
         .await;
-        let claimed = rig.engine.claim("p", partition).await.unwrap();
+        let claimed = rig
+            .engine
+            .claim(&processor("p").group(), partition)
+            .await
+            .unwrap();
         rig.engine.release(claimed).await.unwrap();
         ends.add_permits(1);
     }
@@ -274,7 +278,7 @@ async fn nothing_that_another_host_still_does_comes_into_state_that_was_emptied(
         })
         .await;
         tokio::time::sleep(Duration::from_millis(20)).await;
-        assert_eq!(one.engine.state_partitions("p"), []);
+        assert_eq!(one.engine.state_partitions(&processor("p").group()), []);
     }
 }
 
@@ -297,7 +301,7 @@ async fn a_host_that_hears_late_of_a_deletion_does_nothing_any_more() {
     // Longer than its workers take to begin anew, several times.
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(one.values("out").await, [""; 0]);
-    assert_eq!(one.engine.state_partitions("p"), []);
+    assert_eq!(one.engine.state_partitions(&processor("p").group()), []);
     other.engine.deafen(false);
     until("the other knows it", async || {
         other.broker.deployed_as(&processor("p")).is_none()

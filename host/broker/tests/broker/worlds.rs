@@ -375,7 +375,10 @@ impl World {
         let rig = self.any();
         let partition = rig.broker.topic(&topic("in")).unwrap().partition(number);
         let engine = Arc::clone(&rig.engine);
-        let Ok(claimed) = engine.claim("p", partition.unwrap()).await else {
+        let Ok(claimed) = engine
+            .claim(&processor("p").group(), partition.unwrap())
+            .await
+        else {
             return;
         };
         tokio::task::yield_now().await;

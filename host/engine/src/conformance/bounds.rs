@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use millrace_model::TopicPartition;
+use millrace_model::{GroupName, TopicPartition};
 
-use super::{append, at, end, grow, make_topic, name, partitions, spec};
+use super::{append, at, end, grow, make_topic, name, named, partitions, spec};
 use crate::contract::{CommitError, Engine, TopicError, Transaction};
 use crate::room::{DELAYS_GROUP, HostBound, HostBounds, Kept, RoomFull, TABLE_MAX};
 use crate::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
@@ -32,11 +32,11 @@ fn change(key: usize, bytes: Option<usize>) -> StateChange {
 }
 
 /// Sets (or removes) a key; with an append, which is not to be there either where it is refused.
-fn writing(group: &str, partition: TopicPartition, change: StateChange) -> Transaction {
+fn writing(group: &GroupName, partition: TopicPartition, change: StateChange) -> Transaction {
     Transaction {
         appends: vec![append(partition, &["a"])],
         state: vec![StateWrite {
-            group: group.into(),
+            group: group.clone(),
             partition,
             lease: None,
             writes: Arc::new(StateWrites {
@@ -51,7 +51,7 @@ fn writing(group: &str, partition: TopicPartition, change: StateChange) -> Trans
 
 async fn set(
     engine: &dyn Engine,
-    group: &str,
+    group: &GroupName,
     partition: TopicPartition,
     key: usize,
 ) -> Result<(), RoomFull> {
@@ -66,7 +66,7 @@ async fn set(
 /// Sets keys in all partitions in turn until there is no room; how many, and what was said.
 async fn fill(
     engine: &dyn Engine,
-    group: &str,
+    group: &GroupName,
     partitions: &[TopicPartition],
 ) -> (usize, RoomFull) {
     for key in 0.. {
@@ -84,17 +84,17 @@ async fn fill(
 pub async fn each_kind_is_refused_beyond_its_bound_wherever_it_is(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 4).await;
     let partitions: Vec<_> = topic.partitions().collect();
-    let (count, full) = fill(&*engine, DELAYS_GROUP, &partitions).await;
+    let (count, full) = fill(&*engine, &DELAYS_GROUP, &partitions).await;
     assert_eq!((full.kept, full.bound), (Kept::Delayed, HostBound::Delayed));
     assert!((12..20).contains(&count), "{count} of about 1,300 bytes");
-    let (count, full) = fill(&*engine, "group", &partitions).await;
+    let (count, full) = fill(&*engine, &named("group"), &partitions).await;
     assert_eq!(full.kept, Kept::State);
     // By what there is on the disk where it may stand in files.
     let bounds = [HostBound::Together, HostBound::StateDisk];
     assert!(bounds.contains(&full.bound), "{full}");
     assert!((12..20).contains(&count), "{count} of 1,100 to 1,300 bytes");
     // The other group's room is the same one.
-    let other = set(&*engine, "other", partitions[0], 0).await;
+    let other = set(&*engine, &named("other"), partitions[0], 0).await;
     assert_eq!(other, Err(full));
 }
 
@@ -102,21 +102,21 @@ pub async fn each_kind_is_refused_beyond_its_bound_wherever_it_is(engine: Arc<dy
 pub async fn what_is_there_may_be_replaced_and_removed_at_the_bound(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let partitions: Vec<_> = topic.partitions().collect();
-    let (count, full) = fill(&*engine, "group", &partitions).await;
+    let (count, full) = fill(&*engine, &named("group"), &partitions).await;
     assert_eq!(full.kept, Kept::State);
     let bounds = [HostBound::State, HostBound::StateDisk];
     assert!(bounds.contains(&full.bound), "{full}");
-    set(&*engine, "group", partitions[0], 0)
+    set(&*engine, &named("group"), partitions[0], 0)
         .await
         .expect("it takes the room that it has");
     let removed = engine
-        .commit(writing("group", partitions[0], change(0, None)))
+        .commit(writing(&named("group"), partitions[0], change(0, None)))
         .await;
     removed.expect("what is removed needs no room");
-    set(&*engine, "group", partitions[1], count)
+    set(&*engine, &named("group"), partitions[1], count)
         .await
         .expect("there is room");
-    let full = set(&*engine, "group", partitions[1], count + 2).await;
+    let full = set(&*engine, &named("group"), partitions[1], count + 2).await;
     assert!(full.is_err(), "and no more");
 }
 
@@ -125,8 +125,8 @@ pub async fn a_deleted_topic_gives_its_room_back(engine: Arc<dyn Engine>) {
     for round in 0..3 {
         let topic = make_topic(&*engine, "orders", 2).await;
         let partitions: Vec<_> = topic.partitions().collect();
-        let (delayed, _) = fill(&*engine, DELAYS_GROUP, &partitions).await;
-        let (state, _) = fill(&*engine, "group", &partitions).await;
+        let (delayed, _) = fill(&*engine, &DELAYS_GROUP, &partitions).await;
+        let (state, _) = fill(&*engine, &named("group"), &partitions).await;
         assert!(
             delayed.min(state) >= 12,
             "{delayed} and {state} in round {round}"

@@ -9,7 +9,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, up_to};
-use super::{append, at, entries, entry, make_partition, make_topic, name, produce, spec, values};
+use super::{
+    append, at, entries, entry, make_partition, make_topic, name, named, produce, spec, values,
+};
 use crate::contract::{
     CommitError, Ends, Engine, Entry, EntryKind, EntryWrite, ProgressWrite, TopicError, Transaction,
 };
@@ -161,7 +163,7 @@ pub async fn a_deleted_topic_takes_its_messages_and_progress_along(engine: Arc<d
     for partition in [at(&topic, 0), at(&topic, 1), other] {
         produce(&*engine, partition, &["a"]).await;
         let lease = engine
-            .claim("group", partition)
+            .claim(&named("group"), partition)
             .await
             .expect("claimed")
             .lease;
@@ -176,7 +178,7 @@ pub async fn a_deleted_topic_takes_its_messages_and_progress_along(engine: Arc<d
         assert_is_unknown(&*engine, partition).await;
     }
     assert_eq!(values(&*engine, other).await, ["a"]);
-    let kept = engine.progress("group", other).await.unwrap();
+    let kept = engine.progress(&named("group"), other).await.unwrap();
     assert_eq!(kept, Some(up_to(1)));
     let again = engine.delete_topic(&name("orders"), Vec::new()).await;
     assert!(matches!(again, Err(TopicError::Unknown(_))), "{again:?}");
@@ -187,7 +189,7 @@ pub async fn a_topic_made_again_starts_empty(engine: Arc<dyn Engine>) {
     let old = make_topic(&*engine, "orders", 2).await;
     produce(&*engine, at(&old, 0), &["old", "older"]).await;
     let lease = engine
-        .claim("group", at(&old, 0))
+        .claim(&named("group"), at(&old, 0))
         .await
         .expect("claimed")
         .lease;
@@ -205,7 +207,7 @@ pub async fn a_topic_made_again_starts_empty(engine: Arc<dyn Engine>) {
     assert_eq!(ends.start, ends.end);
     let read = engine.read(partition, ends.start, 1000).await;
     assert_eq!(read.expect("readable"), []);
-    let progress = engine.progress("group", partition).await.unwrap();
+    let progress = engine.progress(&named("group"), partition).await.unwrap();
     assert_eq!(progress, None);
     produce(&*engine, partition, &["new"]).await;
     assert_eq!(values(&*engine, partition).await, ["new"]);
@@ -218,13 +220,17 @@ pub async fn a_topic_made_again_starts_empty(engine: Arc<dyn Engine>) {
 pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
     let input = make_partition(&*engine, "orders").await;
     let output = make_partition(&*engine, "outputs").await;
-    let lease = engine.claim("group", input).await.expect("claimed").lease;
+    let lease = engine
+        .claim(&named("group"), input)
+        .await
+        .expect("claimed")
+        .lease;
     engine
         .delete_topic(&name("orders"), Vec::new())
         .await
         .expect("deleted");
     let again = make_partition(&*engine, "orders").await;
-    engine.claim("group", again).await.expect("claimed");
+    engine.claim(&named("group"), again).await.expect("claimed");
     let refused = engine
         .commit(Transaction {
             progress: vec![ProgressWrite {
@@ -240,7 +246,7 @@ pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
         "{refused:?}"
     );
     assert_eq!(values(&*engine, output).await, [""; 0]);
-    assert_eq!(engine.progress("group", again).await.unwrap(), None);
+    assert_eq!(engine.progress(&named("group"), again).await.unwrap(), None);
 }
 
 /// By digest: what was put is got, twice is once, and forgetting one forgets no other.
@@ -268,7 +274,7 @@ pub async fn modules_are_kept_once_and_forgotten(engine: Arc<dyn Engine>) {
 pub async fn a_closed_engine_refuses_every_change(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
@@ -280,7 +286,7 @@ pub async fn a_closed_engine_refuses_every_change(engine: Arc<dyn Engine>) {
         engine.commit(produced).await.err(),
         engine.commit(entries(vec![write])).await.err(),
         commit_progress(&*engine, &lease, up_to(1)).await.err(),
-        engine.claim("group", partition).await.err(),
+        engine.claim(&named("group"), partition).await.err(),
         engine.put_module(Digest([1; 32]), Bytes::new()).await.err(),
         engine.delete_module(Digest([1; 32])).await.err(),
     ];

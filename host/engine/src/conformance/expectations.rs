@@ -9,8 +9,8 @@ use millrace_model::Topic;
 use super::catalogue::{listed, value};
 use super::progress::up_to;
 use super::{
-    append, at, end, entries, entry, grow, make_partition, make_topic, name, partitions, progress,
-    spec, values,
+    append, at, end, entries, entry, grow, make_partition, make_topic, name, named, partitions,
+    progress, spec, values,
 };
 use crate::contract::{
     CommitError, Engine, EntryKind, EntryWrite, Expectation, ProgressWrite, RequestMark,
@@ -90,7 +90,11 @@ pub async fn a_conflict_leaves_nothing_of_its_transaction(engine: Arc<dyn Engine
     let engine = &*engine;
     let input = make_partition(engine, "input").await;
     let output = make_partition(engine, "output").await;
-    let lease = engine.claim("group", input).await.expect("claimed").lease;
+    let lease = engine
+        .claim(&named("group"), input)
+        .await
+        .expect("claimed")
+        .lease;
     let absent = as_now(engine, "key");
     write(engine, "key", Some("first")).await;
     let whole = |expects| Transaction {
@@ -106,7 +110,7 @@ pub async fn a_conflict_leaves_nothing_of_its_transaction(engine: Arc<dyn Engine
     assert_conflict(engine.commit(whole(vec![absent.clone()])).await, &absent);
     assert_eq!(end(engine, output), before);
     assert_eq!(value(engine, KIND, "key").as_deref(), Some("first"));
-    assert_eq!(engine.progress("group", input).await.unwrap(), None);
+    assert_eq!(engine.progress(&named("group"), input).await.unwrap(), None);
     engine.commit(whole(Vec::new())).await.expect("committed");
     assert_eq!(values(engine, output).await, ["a"]);
     assert_eq!(value(engine, KIND, "key").as_deref(), Some("second"));
@@ -270,7 +274,7 @@ pub async fn whoever_watches_the_catalogue_hears_of_each_change(engine: Arc<dyn 
     let produced = Transaction::produce(vec![append(at(&topic, 0), &["a"])]);
     engine.commit(produced).await.expect("committed");
     let lease = engine
-        .claim("group", at(&topic, 0))
+        .claim(&named("group"), at(&topic, 0))
         .await
         .expect("claimed")
         .lease;

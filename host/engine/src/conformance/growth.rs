@@ -7,7 +7,7 @@ use millrace_model::{Durability, Offset, TopicPartition, TopicSettings};
 
 use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, up_to};
-use super::{append, at, end, grow, make_topic, name, partitions, produce, values};
+use super::{append, at, end, grow, make_topic, name, named, partitions, produce, values};
 use crate::contract::{CommitError, Engine, TopicChange, TopicError, Transaction};
 use crate::state::{NEVER, StateChange, StateQuery, StateValue, StateWrite, StateWrites};
 
@@ -20,7 +20,7 @@ async fn keep(engine: &dyn Engine, partition: TopicPartition) {
     };
     let transaction = Transaction {
         state: vec![StateWrite {
-            group: "group".into(),
+            group: named("group"),
             partition,
             lease: None,
             writes: Arc::new(StateWrites {
@@ -40,7 +40,7 @@ async fn entries(engine: &dyn Engine, partition: TopicPartition) -> usize {
         bytes_max: 1 << 20,
         ..StateQuery::default()
     };
-    let page = engine.read_state("group", partition, &query).await;
+    let page = engine.read_state(&named("group"), partition, &query).await;
     page.expect("readable").entries.len()
 }
 
@@ -51,7 +51,11 @@ pub async fn a_topic_that_is_given_more_partitions_keeps_what_it_has(engine: Arc
     let other = make_topic(&*engine, "returns", 1).await;
     let before = at(&topic, 1);
     produce(&*engine, before, &["a", "b"]).await;
-    let lease = engine.claim("group", before).await.expect("claimed").lease;
+    let lease = engine
+        .claim(&named("group"), before)
+        .await
+        .expect("claimed")
+        .lease;
     let written = commit_progress(&*engine, &lease, up_to(1)).await;
     written.expect("committed");
     keep(&*engine, before).await;
@@ -75,10 +79,13 @@ pub async fn a_topic_that_is_given_more_partitions_keeps_what_it_has(engine: Arc
     assert_eq!(engine.topics(), [expected.clone(), other]);
 
     assert_eq!(values(&*engine, before).await, ["a", "b"]);
-    let progress = engine.progress("group", before).await.expect("readable");
+    let progress = engine
+        .progress(&named("group"), before)
+        .await
+        .expect("readable");
     assert_eq!(progress, Some(up_to(1)));
     assert_eq!(entries(&*engine, before).await, 1);
-    assert_eq!(engine.state_partitions("group"), [before]);
+    assert_eq!(engine.state_partitions(&named("group")), [before]);
     let written = commit_progress(&*engine, &lease, up_to(2)).await;
     written.expect("the lease holds");
     let third = produce(&*engine, before, &["c"]).await;
@@ -88,11 +95,18 @@ pub async fn a_topic_that_is_given_more_partitions_keeps_what_it_has(engine: Arc
     for number in 2..5 {
         let added = at(&expected, number);
         assert_eq!(end(&*engine, added), Offset(0));
-        let progress = engine.progress("group", added).await.expect("readable");
+        let progress = engine
+            .progress(&named("group"), added)
+            .await
+            .expect("readable");
         assert_eq!(progress, None);
         assert_eq!(entries(&*engine, added).await, 0);
         let mut watch = engine.watch(added).expect("it exists");
-        let lease = engine.claim("group", added).await.expect("claimed").lease;
+        let lease = engine
+            .claim(&named("group"), added)
+            .await
+            .expect("claimed")
+            .lease;
         let value = format!("in {number}");
         assert_eq!(produce(&*engine, added, &[&value]).await, Offset(0));
         assert_eq!(watch.past(Offset(0)).await, Some(Offset(1)));

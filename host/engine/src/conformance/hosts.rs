@@ -10,7 +10,7 @@ use super::catalogue::value;
 use super::expectations::counts_up;
 use super::progress::{commit_progress, up_to};
 use super::{
-    append, at, end, entries, entry, grow, make_partition, make_topic, name, produce, values,
+    append, at, end, entries, entry, grow, make_partition, make_topic, name, named, produce, values,
 };
 use crate::contract::{CommitError, Engine, EntryKind, Hold, TopicError, Transaction};
 use crate::state::StateTable;
@@ -53,7 +53,7 @@ async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
 }
 
 async fn held(engine: &dyn Engine, partition: millrace_model::TopicPartition) -> Option<Hold> {
-    let held = engine.hold("group", partition).await;
+    let held = engine.hold(&named("group"), partition).await;
     held.expect("the partition is there")
 }
 
@@ -124,7 +124,7 @@ pub async fn whoever_takes_over_from_a_dead_host_is_told_so(hosts: TwoHosts) {
 pub async fn a_claim_takes_what_a_living_host_holds(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     let mut hold = held(&*hosts.one, partition).await.expect("nobody has it");
-    let claimed = hosts.other.claim("group", partition).await;
+    let claimed = hosts.other.claim(&named("group"), partition).await;
     let claimed = claimed.expect("claimed");
     let lease = claimed.lease.clone();
     let told = tokio::time::timeout(HEARD_DURATION_MAX, hold.lost()).await;
@@ -154,7 +154,7 @@ pub async fn a_claim_hides_nothing_that_was_left(hosts: TwoHosts) {
     held(&*hosts.one, partition).await.expect("nobody has it");
     one_dies(&hosts).await;
     for _ in 0..2 {
-        let claimed = hosts.other.claim("group", partition).await;
+        let claimed = hosts.other.claim(&named("group"), partition).await;
         let claimed = claimed.expect("claimed");
         assert!(!claimed.left, "it is not to work");
         hosts.other.release(claimed).await.expect("given back");
@@ -173,14 +173,14 @@ pub async fn state_goes_over_with_the_work(hosts: TwoHosts) {
     for number in 0..20 {
         let [engine, other] = engines;
         let hold = held(&**engine, partition).await.expect("nobody has it");
-        let table = engine.state("group", partition).await;
+        let table = engine.state(&named("group"), partition).await;
         let table = table.expect("it is there");
         assert_eq!(keys(&table), expected);
         for (key, lease) in [("held", Some(&hold.lease)), ("free", None)] {
             let key = format!("{key} {number}");
             let from = if lease.is_some() { engine } else { other };
-            let mut woken = engine.watch_state("group");
-            let write = super::state::one(lease, "group", partition, &key);
+            let mut woken = engine.watch_state(&named("group"));
+            let write = super::state::one(lease, &named("group"), partition, &key);
             from.commit(write).await.expect("committed");
             expected.insert(key);
             if lease.is_none() {

@@ -9,7 +9,7 @@ use millrace_model::{
 
 use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, up_to};
-use super::{at, end, make_partition, make_topic, name, produce, read_all, values};
+use super::{at, end, make_partition, make_topic, name, named, produce, read_all, values};
 use crate::contract::{
     Append, CommitError, Engine, ReadError, TopicChange, TopicError, Transaction, TrimError,
 };
@@ -150,14 +150,14 @@ pub async fn progress_below_the_start_is_kept_as_it_was(engine: Arc<dyn Engine>)
     let partition = make_partition(&*engine, "orders").await;
     produce(&*engine, partition, &["0", "1", "2"]).await;
     let lease = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
     let written = commit_progress(&*engine, &lease, up_to(1)).await;
     written.expect("committed");
     trim(&*engine, partition, 3).await;
-    let progress = engine.progress("group", partition).await.unwrap();
+    let progress = engine.progress(&named("group"), partition).await.unwrap();
     assert_eq!(progress, Some(up_to(1)));
     let written = commit_progress(&*engine, &lease, up_to(3)).await;
     written.expect("the lease holds");

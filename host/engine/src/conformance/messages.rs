@@ -12,8 +12,8 @@ use millrace_model::{
 
 use super::catalogue::value;
 use super::{
-    append, at, batch, end, entries, entry, make_partition, make_topic, messages_of, name, produce,
-    read_all, spec, values,
+    append, at, batch, end, entries, entry, make_partition, make_topic, messages_of, name, named,
+    produce, read_all, spec, values,
 };
 use crate::contract::{
     Append, CommitError, Ends, Engine, EntryKind, ProgressWrite, ReadError, Receipt, Transaction,
@@ -24,7 +24,11 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
     let input = make_partition(&*engine, "input").await;
     let outputs = make_topic(&*engine, "outputs", 2).await;
     produce(&*engine, at(&outputs, 1), &["earlier"]).await;
-    let lease = engine.claim("copier", input).await.expect("claimed").lease;
+    let lease = engine
+        .claim(&named("copier"), input)
+        .await
+        .expect("claimed")
+        .lease;
     let progress = Progress {
         next: Offset(1),
         ..Progress::default()
@@ -56,7 +60,10 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
     assert_eq!(first, [(of_first, "c".into())]);
     let second = read_all(&*engine, at(&outputs, 1)).await;
     assert_eq!(second[1], (of_second, "d".into()));
-    let stored = engine.progress("copier", input).await.expect("readable");
+    let stored = engine
+        .progress(&named("copier"), input)
+        .await
+        .expect("readable");
     assert_eq!(stored, Some(progress));
     let stored = value(&*engine, EntryKind::Processor, "copier");
     assert_eq!(stored.as_deref(), Some("of input"));
@@ -67,7 +74,11 @@ pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc
     let topic = make_topic(&*engine, "orders", 2).await;
     let (first, second) = (at(&topic, 0), at(&topic, 1));
     produce(&*engine, first, &["kept"]).await;
-    let lease = engine.claim("group", first).await.expect("claimed").lease;
+    let lease = engine
+        .claim(&named("group"), first)
+        .await
+        .expect("claimed")
+        .lease;
     let before = [engine.ends(first).unwrap(), engine.ends(second).unwrap()];
     let beyond = TopicPartition {
         partition: PartitionId(2),
@@ -101,7 +112,7 @@ pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc
     }
     assert_eq!(before[0], engine.ends(first).unwrap());
     assert_eq!(before[1], engine.ends(second).unwrap());
-    assert_eq!(engine.progress("group", first).await.unwrap(), None);
+    assert_eq!(engine.progress(&named("group"), first).await.unwrap(), None);
     assert_eq!(engine.entry(EntryKind::Module, "key"), None);
     produce(&*engine, second, &["goes on"]).await;
     assert_eq!(values(&*engine, first).await, ["kept"]);
@@ -122,7 +133,7 @@ pub async fn a_transaction_need_not_append(engine: Arc<dyn Engine>) {
 
     let partition = make_partition(&*engine, "input").await;
     let lease = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
@@ -134,7 +145,7 @@ pub async fn a_transaction_need_not_append(engine: Arc<dyn Engine>) {
     };
     let alone = engine.commit(super::progress(write)).await;
     assert_eq!(alone.expect("committed"), Receipt::default());
-    let stored = engine.progress("group", partition).await.unwrap();
+    let stored = engine.progress(&named("group"), partition).await.unwrap();
     assert_eq!(stored, Some(Progress::default()));
 }
 
@@ -228,7 +239,7 @@ pub async fn a_reader_sees_a_transaction_whole(engine: Arc<dyn Engine>) {
     let parts = [at(&topic, 0), at(&topic, 1)];
     let reader = tokio::spawn(look_for_halves(engine.clone(), parts));
     let lease = engine
-        .claim("group", parts[0])
+        .claim(&named("group"), parts[0])
         .await
         .expect("claimed")
         .lease;
@@ -268,7 +279,7 @@ async fn look_for_halves(engine: Arc<dyn Engine>, parts: [TopicPartition; 2]) {
             also >= seen,
             "{seen} without its other half; {also} is there"
         );
-        let progress = engine.progress("group", parts[0]).await;
+        let progress = engine.progress(&named("group"), parts[0]).await;
         let next = progress.expect("readable").map_or(0, |found| found.next.0);
         assert!(next >= seen, "{seen} without its progress; {next} is there");
         news += usize::from(seen > last);
@@ -441,7 +452,7 @@ pub(super) async fn assert_is_unknown(engine: &dyn Engine, unknown: TopicPartiti
         engine.read(unknown, Offset(0), 1000).await.err(),
         engine.ends(unknown).err(),
         engine.watch(unknown).err(),
-        engine.progress("group", unknown).await.err(),
+        engine.progress(&named("group"), unknown).await.err(),
     ];
     for refused in reads {
         assert!(
@@ -451,7 +462,7 @@ pub(super) async fn assert_is_unknown(engine: &dyn Engine, unknown: TopicPartiti
     }
     let appends = vec![append(unknown, &["lost"])];
     let writes = [
-        engine.claim("group", unknown).await.err(),
+        engine.claim(&named("group"), unknown).await.err(),
         engine.commit(Transaction::produce(appends)).await.err(),
     ];
     for refused in writes {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use millrace_model::{BatchBuilder, Offset, ProducerId, TopicId, TopicPartition};
 
 use super::progress::{assert_fenced, up_to};
-use super::{Place, append, at, end, make_partition, make_topic, message, name, values};
+use super::{Place, append, at, end, make_partition, make_topic, message, name, named, values};
 use crate::contract::{
     Append, CommitError, Engine, NextEpoch, ProgressWrite, Receipt, RequestMark, Transaction,
 };
@@ -186,7 +186,7 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
     let producer = start(&*engine, None).await;
     let batch = |partition, first| numbered(at(&topic, partition), producer, first, 2);
     let lease = engine
-        .claim("group", at(&topic, 0))
+        .claim(&named("group"), at(&topic, 0))
         .await
         .expect("claimed")
         .lease;
@@ -199,7 +199,7 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
         ..Transaction::produce(vec![batch(0, 0), batch(1, 0), batch(1, 2)])
     };
     let receipt = engine.commit(whole.clone()).await.expect("new");
-    let newer = engine.claim("group", at(&topic, 0)).await;
+    let newer = engine.claim(&named("group"), at(&topic, 0)).await;
     newer.expect("claimed");
     let again = engine.commit(whole).await.expect("a repeat");
     assert!(again.repeated);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millrace_model::{Attempt, GivenUp, Offset, Parked, Progress, ProgressChange, Timestamp};
 
-use super::{append, at, end, entry, make_partition, make_topic, progress, values};
+use super::{append, at, end, entry, make_partition, make_topic, named, progress, values};
 use crate::contract::{
     CommitError, Engine, EntryKind, Lease, ProgressWrite, ReadError, Receipt, Transaction,
 };
@@ -76,7 +76,7 @@ pub(super) fn of_twenty_parked() -> Progress {
 pub async fn a_change_says_what_became_of_each_parked_message(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let old = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
@@ -89,13 +89,18 @@ pub async fn a_change_says_what_became_of_each_parked_message(engine: Arc<dyn En
         };
         engine.commit(progress(write)).await
     };
-    let shown = async || engine.progress("group", partition).await.expect("read");
+    let shown = async || {
+        engine
+            .progress(&named("group"), partition)
+            .await
+            .expect("read")
+    };
     // Of nothing, it is all of it.
     let begun = come(&old, Progress::default().change_to(&before)).await;
     begun.expect("committed");
     assert_eq!(shown().await, Some(before.clone()));
     let lease = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
@@ -114,7 +119,7 @@ pub async fn a_change_says_what_became_of_each_parked_message(engine: Arc<dyn En
 pub async fn several_groups_come_on_together_or_not_at_all(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let claim = async |group, partition| {
-        let hold = engine.claim(group, at(&topic, partition)).await;
+        let hold = engine.claim(&named(group), at(&topic, partition)).await;
         hold.expect("claimed").lease
     };
     let leases = [
@@ -165,12 +170,20 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
 ) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (input, output) = (at(&topic, 0), at(&topic, 1));
-    let old = engine.claim("group", input).await.expect("claimed").lease;
-    assert_eq!((&*old.group, old.partition), ("group", input));
+    let old = engine
+        .claim(&named("group"), input)
+        .await
+        .expect("claimed")
+        .lease;
+    assert_eq!((&old.group, old.partition), (&named("group"), input));
     let under_old = commit_progress(&*engine, &old, up_to(1)).await;
     under_old.expect("nobody claimed anew");
 
-    let new = engine.claim("group", input).await.expect("claimed").lease;
+    let new = engine
+        .claim(&named("group"), input)
+        .await
+        .expect("claimed")
+        .lease;
     assert!(new.epoch > old.epoch, "epochs count the claims");
     let before = end(&*engine, output);
     let fenced = engine
@@ -189,14 +202,14 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
     assert_eq!(end(&*engine, output), before);
     assert_eq!(values(&*engine, output).await, [""; 0]);
     assert_eq!(engine.entry(EntryKind::Redriven, "key"), None);
-    let stored = engine.progress("group", input).await.unwrap();
+    let stored = engine.progress(&named("group"), input).await.unwrap();
     assert_eq!(stored, Some(up_to(1)));
 
     let under_new = commit_progress(&*engine, &new, up_to(3)).await;
     under_new.expect("the newest lease");
     let fenced = commit_progress(&*engine, &old, up_to(4)).await;
     assert_fenced(&fenced, &old);
-    let stored = engine.progress("group", input).await.unwrap();
+    let stored = engine.progress(&named("group"), input).await.unwrap();
     assert_eq!(stored, Some(up_to(3)));
 }
 
@@ -204,14 +217,24 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
 pub async fn claims_elsewhere_do_not_fence(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let other_topic = make_partition(&*engine, "returns").await;
-    let lease = engine.claim("group", at(&topic, 0)).await.unwrap().lease;
+    let lease = engine
+        .claim(&named("group"), at(&topic, 0))
+        .await
+        .unwrap()
+        .lease;
     for (group, partition) in [
         ("group", at(&topic, 1)),
         ("other", at(&topic, 0)),
         ("group", other_topic),
     ] {
-        engine.claim(group, partition).await.expect("claimed");
-        engine.claim(group, partition).await.expect("claimed again");
+        engine
+            .claim(&named(group), partition)
+            .await
+            .expect("claimed");
+        engine
+            .claim(&named(group), partition)
+            .await
+            .expect("claimed again");
     }
     let kept = commit_progress(&*engine, &lease, up_to(1)).await;
     kept.expect("nobody claimed the same");
@@ -221,21 +244,24 @@ pub async fn claims_elsewhere_do_not_fence(engine: Arc<dyn Engine>) {
 pub async fn a_lease_that_was_never_given_is_fenced(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let mut invented = Lease {
-        group: "group".into(),
+        group: named("group"),
         partition,
         epoch: 1,
     };
     let refused = commit_progress(&*engine, &invented, up_to(1)).await;
     assert_fenced(&refused, &invented);
     let given = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
     invented.epoch = given.epoch + 1;
     let refused = commit_progress(&*engine, &invented, up_to(1)).await;
     assert_fenced(&refused, &invented);
-    assert_eq!(engine.progress("group", partition).await.unwrap(), None);
+    assert_eq!(
+        engine.progress(&named("group"), partition).await.unwrap(),
+        None
+    );
 }
 
 /// Claims at the same time are different ones, and all but one of them are in vain.
@@ -244,7 +270,7 @@ pub async fn of_many_claims_only_the_newest_commits(engine: Arc<dyn Engine>) {
     let claims: Vec<_> = (0..16)
         .map(|_| {
             let engine = engine.clone();
-            tokio::spawn(async move { engine.claim("group", partition).await })
+            tokio::spawn(async move { engine.claim(&named("group"), partition).await })
         })
         .collect();
     let mut leases = Vec::new();
@@ -262,7 +288,7 @@ pub async fn of_many_claims_only_the_newest_commits(engine: Arc<dyn Engine>) {
             assert_fenced(&result, lease);
         }
     }
-    let stored = engine.progress("group", partition).await.unwrap();
+    let stored = engine.progress(&named("group"), partition).await.unwrap();
     assert_eq!(stored, epochs.last().map(|&epoch| up_to(epoch)));
 }
 
@@ -270,17 +296,20 @@ pub async fn of_many_claims_only_the_newest_commits(engine: Arc<dyn Engine>) {
 pub async fn a_claim_leaves_progress_alone(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
-    let unwritten = engine.progress("group", partition).await.unwrap();
+    let unwritten = engine.progress(&named("group"), partition).await.unwrap();
     assert_eq!(unwritten, None, "a claim is no progress");
     let kept = with_parked(9, 3);
     let written = commit_progress(&*engine, &lease, kept.clone()).await;
     written.expect("committed");
-    engine.claim("group", partition).await.expect("claimed");
-    let stored = engine.progress("group", partition).await.unwrap();
+    engine
+        .claim(&named("group"), partition)
+        .await
+        .expect("claimed");
+    let stored = engine.progress(&named("group"), partition).await.unwrap();
     assert_eq!(stored, Some(kept));
 }
 
@@ -288,14 +317,14 @@ pub async fn a_claim_leaves_progress_alone(engine: Arc<dyn Engine>) {
 pub async fn progress_is_replaced_whole(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
     for next in [with_parked(9, 3), with_parked(12, 50), up_to(12), up_to(2)] {
         let written = commit_progress(&*engine, &lease, next.clone()).await;
         written.expect("committed");
-        let stored = engine.progress("group", partition).await.unwrap();
+        let stored = engine.progress(&named("group"), partition).await.unwrap();
         assert_eq!(stored, Some(next));
     }
 }
@@ -306,7 +335,7 @@ pub async fn progress_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
     let places = [("a", 0), ("a", 1), ("b", 0), ("b", 1)];
     for (number, (group, partition)) in places.into_iter().enumerate() {
         let lease = engine
-            .claim(group, at(&topic, partition))
+            .claim(&named(group), at(&topic, partition))
             .await
             .unwrap()
             .lease;
@@ -314,10 +343,10 @@ pub async fn progress_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
         written.expect("committed");
     }
     for (number, (group, partition)) in places.into_iter().enumerate() {
-        let stored = engine.progress(group, at(&topic, partition)).await;
+        let stored = engine.progress(&named(group), at(&topic, partition)).await;
         assert_eq!(stored.unwrap(), Some(up_to(number as u64)));
     }
-    let nobody = engine.progress("c", at(&topic, 0)).await.unwrap();
+    let nobody = engine.progress(&named("c"), at(&topic, 0)).await.unwrap();
     assert_eq!(nobody, None);
 }
 
@@ -326,22 +355,26 @@ pub async fn it_is_known_who_has_progress_where(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (first, second) = (at(&topic, 0), at(&topic, 1));
     for (group, partition) in [("b", first), ("a", first), ("a", second)] {
-        let lease = engine.claim(group, partition).await.expect("claimed").lease;
+        let lease = engine
+            .claim(&named(group), partition)
+            .await
+            .expect("claimed")
+            .lease;
         let written = commit_progress(&*engine, &lease, up_to(1)).await;
         written.expect("committed");
     }
-    engine.claim("c", first).await.expect("claimed");
+    engine.claim(&named("c"), first).await.expect("claimed");
     let groups = |partition| engine.groups(partition).expect("a partition");
-    assert_eq!(groups(first), [Arc::from("a"), Arc::from("b")]);
-    assert_eq!(groups(second), [Arc::from("a")]);
-    assert_eq!(engine.progress_partitions("a"), [first, second]);
-    assert_eq!(engine.progress_partitions("b"), [first]);
-    assert_eq!(engine.progress_partitions("c"), []);
+    assert_eq!(groups(first), [named("a"), named("b")]);
+    assert_eq!(groups(second), [named("a")]);
+    assert_eq!(engine.progress_partitions(&named("a")), [first, second]);
+    assert_eq!(engine.progress_partitions(&named("b")), [first]);
+    assert_eq!(engine.progress_partitions(&named("c")), []);
     engine
         .delete_topic(&topic.spec.name, Vec::new())
         .await
         .expect("deleted");
-    assert_eq!(engine.progress_partitions("a"), []);
+    assert_eq!(engine.progress_partitions(&named("a")), []);
     let gone = engine.groups(first);
     assert!(matches!(gone, Err(ReadError::UnknownPartition(_))));
 }

@@ -12,7 +12,7 @@ use super::catalogue::listed;
 use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, of_twenty_parked, up_to, with_parked};
 use super::{
-    Place, append, at, end, entries, entry, grow, make_partition, make_topic, name, produce,
+    Place, append, at, end, entries, entry, grow, make_partition, make_topic, name, named, produce,
     progress, read_all, values,
 };
 use crate::contract::{
@@ -46,7 +46,12 @@ async fn contents(engine: &dyn Engine) -> Contents {
         ends.push(engine.ends(partition).expect("it exists"));
         messages.push(read_all(engine, partition).await);
         for group in GROUPS {
-            progress.push(engine.progress(group, partition).await.expect("readable"));
+            progress.push(
+                engine
+                    .progress(&named(group), partition)
+                    .await
+                    .expect("readable"),
+            );
         }
     }
     let mut kept = Vec::new();
@@ -74,7 +79,7 @@ async fn fill(engine: &dyn Engine) {
     }
     for (group, progress) in GROUPS.into_iter().zip([with_parked(9, 5), up_to(3)]) {
         let lease = engine
-            .claim(group, at(&orders, 0))
+            .claim(&named(group), at(&orders, 0))
             .await
             .expect("claimed")
             .lease;
@@ -109,7 +114,7 @@ where
     let mut engine = engine;
     let mut stored = Progress::default();
     for to in [with_parked(20, 20), of_twenty_parked(), up_to(50)] {
-        let hold = engine.claim("group", partition).await;
+        let hold = engine.claim(&named("group"), partition).await;
         let write = ProgressWrite {
             lease: hold.expect("claimed").lease,
             partition,
@@ -117,7 +122,7 @@ where
         };
         engine.commit(progress(write)).await.expect("committed");
         engine = place.reopen(engine).await;
-        let found = engine.progress("group", partition).await;
+        let found = engine.progress(&named("group"), partition).await;
         assert_eq!(found.expect("read"), Some(to.clone()));
         stored = to;
     }
@@ -201,7 +206,7 @@ where
     let engine = place.open().await;
     let partition = make_partition(&*engine, "orders").await;
     let claim = async |engine: &dyn Engine| -> Lease {
-        let claimed = engine.claim("group", partition).await;
+        let claimed = engine.claim(&named("group"), partition).await;
         claimed.expect("claimed").lease
     };
     let mut older = claim(&*engine).await;
@@ -251,7 +256,7 @@ where
     let mut expected = Vec::new();
     for round in 0..10 {
         let lease = engine
-            .claim("group", partition)
+            .claim(&named("group"), partition)
             .await
             .expect("claimed")
             .lease;
@@ -263,7 +268,7 @@ where
         let written = commit_progress(&*engine, &lease, up_to(expected.len() as u64)).await;
         written.expect("committed");
         engine = place.reopen(engine).await;
-        let progress = engine.progress("group", partition).await.unwrap();
+        let progress = engine.progress(&named("group"), partition).await.unwrap();
         assert_eq!(progress, Some(up_to(expected.len() as u64)));
     }
     assert_eq!(values(&*engine, partition).await, expected);

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use millrace_model::{Clock as _, Offset, SystemClock, Timestamp, TopicPartition};
+use millrace_model::{Clock as _, GroupName, Offset, SystemClock, Timestamp, TopicPartition};
 
 use super::progress::{assert_fenced, up_to};
-use super::{Place, append, at, end, make_partition, make_topic, name};
+use super::{Place, append, at, end, make_partition, make_topic, name, named};
 use crate::contract::{CommitError, Engine, Lease, ProgressWrite, ReadError, Transaction};
 use crate::state::{
     NEVER, StateChange, StatePage, StateQuery, StateValue, StateWrite, StateWrites,
@@ -32,7 +32,7 @@ fn set(pairs: &[(&str, &str)]) -> StateWrites {
 
 fn under(lease: &Lease, writes: StateWrites) -> StateWrite {
     StateWrite {
-        group: Arc::clone(&lease.group),
+        group: lease.group.clone(),
         partition: lease.partition,
         lease: Some(lease.clone()),
         writes: Arc::new(writes),
@@ -42,12 +42,12 @@ fn under(lease: &Lease, writes: StateWrites) -> StateWrite {
 /// One entry of a group's state, with or without a right to it.
 pub(super) fn one(
     lease: Option<&Lease>,
-    group: &str,
+    group: &GroupName,
     partition: TopicPartition,
     key: &str,
 ) -> Transaction {
     only(StateWrite {
-        group: group.into(),
+        group: group.clone(),
         partition,
         lease: lease.cloned(),
         writes: Arc::new(set(&[(key, "")])),
@@ -61,7 +61,7 @@ fn only(write: StateWrite) -> Transaction {
     }
 }
 
-async fn page(engine: &dyn Engine, group: &str, partition: TopicPartition) -> StatePage {
+async fn page(engine: &dyn Engine, group: &GroupName, partition: TopicPartition) -> StatePage {
     let all = StateQuery {
         entries_max: usize::MAX,
         bytes_max: usize::MAX,
@@ -74,7 +74,7 @@ async fn page(engine: &dyn Engine, group: &str, partition: TopicPartition) -> St
 
 async fn state(
     engine: &dyn Engine,
-    group: &str,
+    group: &GroupName,
     partition: TopicPartition,
 ) -> BTreeMap<String, String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -94,15 +94,22 @@ fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (input, output) = (at(&topic, 0), at(&topic, 1));
-    let table = engine.state("group", input).await.expect("it exists");
-    let empty = page(&*engine, "group", input).await;
+    let table = engine
+        .state(&named("group"), input)
+        .await
+        .expect("it exists");
+    let empty = page(&*engine, &named("group"), input).await;
     let version = empty.version;
     let nothing = StatePage {
         version,
         ..StatePage::default()
     };
     assert_eq!(empty, nothing);
-    let lease = engine.claim("group", input).await.expect("claimed").lease;
+    let lease = engine
+        .claim(&named("group"), input)
+        .await
+        .expect("claimed")
+        .lease;
     let whole = Transaction {
         appends: vec![append(output, &["a"])],
         progress: vec![ProgressWrite {
@@ -114,11 +121,11 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
         ..Transaction::default()
     };
     engine.commit(whole).await.expect("committed");
-    let found = page(&*engine, "group", input).await;
+    let found = page(&*engine, &named("group"), input).await;
     assert_eq!(found.as_of, Offset(7));
     assert_eq!(found.size.entries, 3);
     let all = pairs(&[("a", "1"), ("b", "2"), ("c", "3")]);
-    assert_eq!(state(&*engine, "group", input).await, all);
+    assert_eq!(state(&*engine, &named("group"), input).await, all);
     let second = StateWrites {
         resets: false,
         changes: vec![change("a", None), change("b", Some("4"))],
@@ -127,15 +134,21 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
     let second = engine.commit(only(under(&lease, second))).await;
     second.expect("committed");
     let left = pairs(&[("b", "4"), ("c", "3")]);
-    assert_eq!(state(&*engine, "group", input).await, left);
+    assert_eq!(state(&*engine, &named("group"), input).await, left);
     assert_eq!(table.size().entries, 2);
 }
 
 /// Also where nobody waits for the commit any more: whoever has the turn next sees all of it, or it never comes.
 pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let hold = engine.claim("group", partition).await.expect("claimed");
-    let table = engine.state("group", partition).await.expect("a table");
+    let hold = engine
+        .claim(&named("group"), partition)
+        .await
+        .expect("claimed");
+    let table = engine
+        .state(&named("group"), partition)
+        .await
+        .expect("a table");
     for round in 0..50 {
         let turn = table.turn().await;
         let written = Transaction {
@@ -159,8 +172,14 @@ pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<d
 /// Whoever removes it: the engine by itself, or whoever has the turn.
 pub async fn what_has_ended_is_removed_and_nothing_goes_with_it(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let hold = engine.claim("group", partition).await.expect("claimed");
-    let table = engine.state("group", partition).await.expect("a table");
+    let hold = engine
+        .claim(&named("group"), partition)
+        .await
+        .expect("claimed");
+    let table = engine
+        .state(&named("group"), partition)
+        .await
+        .expect("a table");
     let clock = SystemClock::new();
     let now = clock.wall().0;
     let ending = |key: &str, ends_at| StateChange {
@@ -207,7 +226,7 @@ pub async fn what_has_ended_is_removed_and_nothing_goes_with_it(engine: Arc<dyn 
         now: clock.wall(),
         ..StateQuery::default()
     };
-    let page = engine.read_state("group", partition, &query).await;
+    let page = engine.read_state(&named("group"), partition, &query).await;
     let page = page.expect("readable");
     let left: Vec<&[u8]> = page.entries.iter().map(|entry| &*entry.key).collect();
     assert_eq!(left, [&b"lives on"[..], b"stays"]);
@@ -216,7 +235,10 @@ pub async fn what_has_ended_is_removed_and_nothing_goes_with_it(engine: Arc<dyn 
 /// Its entries are of one transaction with each other, and with the progress that they are said to be of.
 pub async fn a_page_is_of_one_moment_while_commits_go_on(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
-    let hold = engine.claim("group", partition).await.expect("claimed");
+    let hold = engine
+        .claim(&named("group"), partition)
+        .await
+        .expect("claimed");
     let lease = hold.lease.clone();
     let writing = async {
         for round in 1..=200 {
@@ -234,7 +256,7 @@ pub async fn a_page_is_of_one_moment_while_commits_go_on(engine: Arc<dyn Engine>
     };
     let reading = async {
         for _ in 0..200 {
-            let page = page(&*engine, "group", partition).await;
+            let page = page(&*engine, &named("group"), partition).await;
             let values = page.entries.iter().map(|entry| entry.value.as_bytes());
             let expected = page.as_of.0.to_string();
             let count = if page.as_of == Offset(0) { 0 } else { 2 };
@@ -249,12 +271,12 @@ pub async fn a_page_is_of_one_moment_while_commits_go_on(engine: Arc<dyn Engine>
 pub async fn a_fenced_transaction_writes_no_state(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let old = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
     let new = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
@@ -268,11 +290,14 @@ pub async fn a_fenced_transaction_writes_no_state(engine: Arc<dyn Engine>) {
         .await;
     assert_fenced(&fenced, &old);
     assert_eq!(end(&*engine, partition), before);
-    assert_eq!(state(&*engine, "group", partition).await, pairs(&[]));
+    assert_eq!(
+        state(&*engine, &named("group"), partition).await,
+        pairs(&[])
+    );
     let under_new = engine.commit(only(under(&new, set(&[("a", "new")])))).await;
     under_new.expect("its lease holds");
     assert_eq!(
-        state(&*engine, "group", partition).await,
+        state(&*engine, &named("group"), partition).await,
         pairs(&[("a", "new")])
     );
 }
@@ -282,7 +307,7 @@ pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let places = [("x", 0), ("x", 1), ("y", 0)];
     for (group, partition) in places {
-        let lease = engine.claim(group, at(&topic, partition)).await;
+        let lease = engine.claim(&named(group), at(&topic, partition)).await;
         let lease = lease.expect("claimed").lease;
         let value = format!("{group}{partition}");
         let write = under(&lease, set(&[("key", &value)]));
@@ -290,23 +315,23 @@ pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
     }
     for (group, partition) in places {
         let value = format!("{group}{partition}");
-        let found = state(&*engine, group, at(&topic, partition)).await;
+        let found = state(&*engine, &named(group), at(&topic, partition)).await;
         assert_eq!(found, pairs(&[("key", &value)]));
     }
     // To have been looked for is not to be there.
-    let looked = engine.state("y", at(&topic, 1)).await;
+    let looked = engine.state(&named("y"), at(&topic, 1)).await;
     assert_eq!(looked.expect("it exists").size().entries, 0);
     let of_x = [at(&topic, 0), at(&topic, 1)];
-    assert_eq!(engine.state_partitions("x"), of_x);
-    assert_eq!(engine.state_partitions("y"), of_x[..1]);
-    assert_eq!(engine.state_partitions("z"), []);
+    assert_eq!(engine.state_partitions(&named("x")), of_x);
+    assert_eq!(engine.state_partitions(&named("y")), of_x[..1]);
+    assert_eq!(engine.state_partitions(&named("z")), []);
 }
 
 /// Also when it comes in the transaction that follows at once.
 pub async fn a_reset_leaves_what_is_written_after_it(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
@@ -321,13 +346,13 @@ pub async fn a_reset_leaves_what_is_written_after_it(engine: Arc<dyn Engine>) {
         .await
         .expect("committed");
     assert_eq!(
-        state(&*engine, "group", partition).await,
+        state(&*engine, &named("group"), partition).await,
         pairs(&[("b", "3")])
     );
     let write = under(&lease, set(&[("a", "4")]));
     engine.commit(only(write)).await.expect("committed");
     let left = pairs(&[("a", "4"), ("b", "3")]);
-    assert_eq!(state(&*engine, "group", partition).await, left);
+    assert_eq!(state(&*engine, &named("group"), partition).await, left);
 }
 
 /// Redriven messages write where they first stood; the operator writes without a lease.
@@ -336,10 +361,18 @@ pub async fn state_may_be_written_under_the_lease_of_another_partition_or_none(
 ) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (home, redrive) = (at(&topic, 0), at(&topic, 1));
-    let old = engine.claim("group", redrive).await.expect("claimed").lease;
-    let lease = engine.claim("group", redrive).await.expect("claimed").lease;
+    let old = engine
+        .claim(&named("group"), redrive)
+        .await
+        .expect("claimed")
+        .lease;
+    let lease = engine
+        .claim(&named("group"), redrive)
+        .await
+        .expect("claimed")
+        .lease;
     let home_write = |lease: Option<&Lease>, value| StateWrite {
-        group: "group".into(),
+        group: named("group"),
         partition: home,
         lease: lease.cloned(),
         writes: Arc::new(set(&[("a", value)])),
@@ -349,16 +382,19 @@ pub async fn state_may_be_written_under_the_lease_of_another_partition_or_none(
     for (lease, value) in [(Some(&lease), "2"), (None, "3")] {
         let written = engine.commit(only(home_write(lease, value))).await;
         written.expect("committed");
-        assert_eq!(state(&*engine, "group", home).await, pairs(&[("a", value)]));
+        assert_eq!(
+            state(&*engine, &named("group"), home).await,
+            pairs(&[("a", value)])
+        );
     }
-    assert_eq!(state(&*engine, "group", redrive).await, pairs(&[]));
+    assert_eq!(state(&*engine, &named("group"), redrive).await, pairs(&[]));
 }
 
 /// Whoever holds the table of a deleted topic writes nothing any more.
 pub async fn state_goes_with_its_topic(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine
-        .claim("group", partition)
+        .claim(&named("group"), partition)
         .await
         .expect("claimed")
         .lease;
@@ -372,11 +408,11 @@ pub async fn state_goes_with_its_topic(engine: Arc<dyn Engine>) {
         "{refused:?}"
     );
     assert!(matches!(
-        engine.state("group", partition).await,
+        engine.state(&named("group"), partition).await,
         Err(ReadError::UnknownPartition(at)) if at == partition
     ));
     let again = make_partition(&*engine, "orders").await;
-    assert_eq!(state(&*engine, "group", again).await, pairs(&[]));
+    assert_eq!(state(&*engine, &named("group"), again).await, pairs(&[]));
 }
 
 /// Long and short values, replaced, removed, emptied, by chance; some end by themselves.
@@ -397,7 +433,7 @@ where
     };
     for round in 0..5 {
         let lease = engine
-            .claim("group", partition)
+            .claim(&named("group"), partition)
             .await
             .expect("claimed")
             .lease;
@@ -434,9 +470,9 @@ where
             let committed = engine.commit(only(under(&lease, writes))).await;
             committed.expect("committed");
         }
-        assert_eq!(state(&*engine, "group", partition).await, model);
+        assert_eq!(state(&*engine, &named("group"), partition).await, model);
         engine = place.reopen(engine).await;
-        assert_eq!(state(&*engine, "group", partition).await, model);
+        assert_eq!(state(&*engine, &named("group"), partition).await, model);
     }
     engine.close().await;
 }

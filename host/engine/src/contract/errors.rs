@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_model::{Digest, Offset, TopicName, TopicPartition};
+use millrace_model::{Digest, GroupName, Offset, TopicName, TopicPartition};
 
 use super::catalogue::Expectation;
 use crate::damage::DamageKind;
@@ -19,7 +19,7 @@ pub enum CommitError {
     #[error("group {group} in partition {partition}: the lease was taken over by a newer claim")]
     Fenced {
         /// Whose lease.
-        group: Arc<str>,
+        group: GroupName,
         /// Where.
         partition: TopicPartition,
     },

@@ -479,13 +479,13 @@ async fn save_changes(
     let topics = topics.map(|topic| vec![topic.id.0.into(), topic_json(topic).into()]);
     rows::TOPICS.put(on, topics).await?;
     let groups = changes.groups.iter().map(|(id, name, group)| {
-        let belongs_to = encryption::group(*id, name);
+        let belongs_to = encryption::group(*id, name.as_str());
         let progress = group.progress.as_ref().map(|progress| progress.encode());
         let progress = progress.map(|p| encryption::stored(&p, cipher, &belongs_to).into_owned());
         vec![
             id.topic.0.into(),
             id.partition.0.into(),
-            Value::from(&**name),
+            Value::from(name.as_str()),
             group.epoch.into(),
             progress.map_or(Value::Null, Value::from),
             active.into(),

@@ -11,8 +11,8 @@ use bytes::{Buf, Bytes};
 use millrace_log::FrameBuffer;
 use millrace_log::cipher::{self, Cipher, DecryptError};
 use millrace_model::{
-    Offset, PartitionId, ProducerId, Progress, ProgressChange, RecordBatch, Stamp, Timestamp,
-    Topic, TopicId, TopicPartition,
+    GroupName, Offset, PartitionId, ProducerId, Progress, ProgressChange, RecordBatch, Stamp,
+    Timestamp, Topic, TopicId, TopicPartition,
 };
 
 use crate::contract::EntryKind;
@@ -54,7 +54,7 @@ pub(super) enum Operation {
     },
     Progress {
         partition: TopicPartition,
-        group: Arc<str>,
+        group: GroupName,
         change: ProgressChange,
     },
     Entry {
@@ -64,7 +64,7 @@ pub(super) enum Operation {
     },
     Claim {
         partition: TopicPartition,
-        group: Arc<str>,
+        group: GroupName,
         epoch: u64,
     },
     CreateTopic(Topic),
@@ -87,7 +87,7 @@ pub(super) enum Operation {
     },
     State {
         partition: TopicPartition,
-        group: Arc<str>,
+        group: GroupName,
         writes: Arc<StateWrites>,
     },
 }
@@ -150,7 +150,7 @@ pub(super) fn encode(out: &mut Vec<u8>, operation: &Operation) {
         } => {
             out.push(PROGRESS_CHANGE);
             put_partition(out, *partition);
-            put_bytes(out, group.as_bytes());
+            put_bytes(out, group.as_str().as_bytes());
             put_bytes(out, &change.encode());
         }
         Operation::Entry { kind, key, value } => {
@@ -167,7 +167,7 @@ pub(super) fn encode(out: &mut Vec<u8>, operation: &Operation) {
         } => {
             out.push(CLAIM);
             put_partition(out, *partition);
-            put_bytes(out, group.as_bytes());
+            put_bytes(out, group.as_str().as_bytes());
             out.extend(epoch.to_le_bytes());
         }
         Operation::CreateTopic(topic) => {
@@ -216,7 +216,7 @@ pub(super) fn encode(out: &mut Vec<u8>, operation: &Operation) {
         } => {
             out.push(STATE);
             put_partition(out, *partition);
-            put_bytes(out, group.as_bytes());
+            put_bytes(out, group.as_str().as_bytes());
             state::put(out, writes);
         }
     }
@@ -289,12 +289,12 @@ fn take_operation(body: &mut Bytes) -> Option<Operation> {
         }
         PROGRESS => Operation::Progress {
             partition: take_partition(body)?,
-            group: take_text(body)?.into(),
+            group: GroupName::stored(&take_text(body)?),
             change: Progress::decode(&take_bytes(body)?)?.into(),
         },
         PROGRESS_CHANGE => Operation::Progress {
             partition: take_partition(body)?,
-            group: take_text(body)?.into(),
+            group: GroupName::stored(&take_text(body)?),
             change: ProgressChange::decode(&take_bytes(body)?)?,
         },
         ENTRY => Operation::Entry {
@@ -307,7 +307,7 @@ fn take_operation(body: &mut Bytes) -> Option<Operation> {
         },
         CLAIM => Operation::Claim {
             partition: take_partition(body)?,
-            group: take_text(body)?.into(),
+            group: GroupName::stored(&take_text(body)?),
             epoch: body.try_get_u64_le().ok()?,
         },
         CREATE_TOPIC => Operation::CreateTopic(serde_json::from_slice(&take_bytes(body)?).ok()?),
@@ -324,7 +324,7 @@ fn take_operation(body: &mut Bytes) -> Option<Operation> {
         },
         STATE => Operation::State {
             partition: take_partition(body)?,
-            group: take_text(body)?.into(),
+            group: GroupName::stored(&take_text(body)?),
             writes: Arc::new(state::take(body)?),
         },
         _ => return None,
@@ -389,6 +389,7 @@ fn take_text(body: &mut Bytes) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conformance::named;
     use millrace_model::{BatchBuilder, Durability, Message, Timestamp, TopicName, TopicSpec};
 
     fn operations() -> Vec<Operation> {
@@ -423,12 +424,12 @@ mod tests {
             },
             Operation::Progress {
                 partition,
-                group: "g".into(),
+                group: named("g"),
                 change: Progress::default().into(),
             },
             Operation::Progress {
                 partition,
-                group: "g".into(),
+                group: named("g"),
                 change: ProgressChange {
                     to: Progress {
                         next: Offset(5),
@@ -443,7 +444,7 @@ mod tests {
             entry(Some(Bytes::from_static(b"value"))),
             Operation::Claim {
                 partition,
-                group: "ü".into(),
+                group: named("ü"),
                 epoch: 9,
             },
             Operation::CreateTopic(Topic {
@@ -476,7 +477,7 @@ mod tests {
         let writes = state::tests::all_writes().into_iter();
         operations.extend(writes.map(|writes| Operation::State {
             partition,
-            group: "g".into(),
+            group: named("g"),
             writes: Arc::new(writes),
         }));
         operations
@@ -529,7 +530,7 @@ mod tests {
         };
         let mut body = vec![VERSION, PROGRESS];
         put_partition(&mut body, partition);
-        put_bytes(&mut body, group.as_bytes());
+        put_bytes(&mut body, group.as_str().as_bytes());
         put_bytes(&mut body, &progress.encode());
         let read = decode(body.into()).unwrap();
         let change = progress.into();

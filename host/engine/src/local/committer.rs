@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use millrace_log::{FrameBuffer, Journal, disk};
-use millrace_model::{Offset, ProducerId, Topic, TopicId, TopicName, TopicPartition, TopicSpec};
+use millrace_model::{
+    GroupName, Offset, ProducerId, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+};
 use parking_lot::MutexGuard;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -39,7 +41,7 @@ pub(super) enum Request {
     },
     Claim {
         partition: TopicPartition,
-        group: Arc<str>,
+        group: GroupName,
         answer: Answer<Lease, CommitError>,
     },
     CreateTopic {
@@ -131,7 +133,7 @@ impl Request {
     fn byte_count(&self) -> usize {
         match self {
             Self::Commit { bytes, .. } => *bytes,
-            Self::Claim { group, .. } => group.len() + OPERATION_OVERHEAD_BYTES,
+            Self::Claim { group, .. } => group.as_str().len() + OPERATION_OVERHEAD_BYTES,
             // Names and settings, alone in their group.
             Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. } => {
                 ALONE_BYTES_MAX
@@ -580,7 +582,7 @@ fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Deci
 #[derive(Default)]
 struct Unsynced {
     partitions: HashMap<TopicPartition, u64>,
-    groups: HashMap<(TopicPartition, Arc<str>), u64>,
+    groups: HashMap<(TopicPartition, GroupName), u64>,
 }
 
 impl Unsynced {
@@ -601,7 +603,7 @@ impl Unsynced {
             }
             | Operation::State {
                 partition, group, ..
-            } => self.groups.get(&(*partition, Arc::clone(group))).copied(),
+            } => self.groups.get(&(*partition, group.clone())).copied(),
             _ => None,
         });
         let needs = before.fold(needs, u64::max);
@@ -616,7 +618,7 @@ impl Unsynced {
                 | Operation::State {
                     partition, group, ..
                 } => {
-                    self.groups.insert((*partition, Arc::clone(group)), needs);
+                    self.groups.insert((*partition, group.clone()), needs);
                 }
                 _ => {}
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_log::Journal;
-use millrace_model::{Durability, Timestamp, TopicPartition};
+use millrace_model::{Durability, GroupName, Timestamp, TopicPartition};
 use tokio::sync::oneshot;
 
 use super::cleaner::Cleaner;
@@ -56,7 +56,7 @@ impl Cleaner {
     fn remove_some(
         &self,
         partition: TopicPartition,
-        group: &Arc<str>,
+        group: &GroupName,
         table: &StateTable,
         now: Timestamp,
     ) -> Tried {
@@ -85,13 +85,13 @@ impl Cleaner {
     fn commit(
         &self,
         partition: TopicPartition,
-        group: &Arc<str>,
+        group: &GroupName,
         writes: StateWrites,
         turn: HeldTurn,
     ) -> Tried {
         let submission = Submission::from(Transaction {
             state: vec![StateWrite {
-                group: Arc::clone(group),
+                group: group.clone(),
                 partition,
                 lease: None,
                 writes: Arc::new(writes),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use millrace_model::{TopicId, TopicPartition};
+use millrace_model::{GroupName, TopicId, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -16,7 +16,7 @@ use crate::contract::{CommitError, Hold, HostId, HostInfo, Lease};
 /// What is held, and what was since the engine was opened.
 pub(super) struct Holds {
     hosts: watch::Sender<Arc<[HostInfo]>>,
-    taken: Mutex<HashMap<(TopicPartition, Arc<str>), Taken>>,
+    taken: Mutex<HashMap<(TopicPartition, GroupName), Taken>>,
     /// What other hosts do: nothing.
     others: watch::Sender<u64>,
 }
@@ -101,15 +101,15 @@ impl LocalEngine {
     /// A lease under the group's next epoch.
     pub(super) async fn take(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Lease, CommitError> {
-        let bytes = group.len() + OPERATION_OVERHEAD_BYTES;
+        let bytes = group.as_str().len() + OPERATION_OVERHEAD_BYTES;
         if bytes > self.transaction_bytes_max {
             let max = self.transaction_bytes_max;
             return Err(CommitError::TooLarge { bytes, max });
         }
-        let group = Arc::from(group);
+        let group = group.clone();
         self.ask(|answer| Request::Claim {
             partition,
             group,
@@ -119,6 +119,6 @@ impl LocalEngine {
     }
 }
 
-fn key(lease: &Lease) -> (TopicPartition, Arc<str>) {
-    (lease.partition, Arc::clone(&lease.group))
+fn key(lease: &Lease) -> (TopicPartition, GroupName) {
+    (lease.partition, lease.group.clone())
 }

@@ -54,8 +54,8 @@ use bytes::Bytes;
 use millrace_log::segment::READ_NOW_BYTES_MAX;
 use millrace_log::{Disk, Journal, RealDisk};
 use millrace_model::{
-    Clock, Digest, Durability, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic,
-    TopicId, TopicName, TopicPartition, TopicSpec,
+    Clock, Digest, Durability, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp,
+    Topic, TopicId, TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -372,14 +372,18 @@ impl Engine for LocalEngine {
         Ok(self.partition(partition)?.ends())
     }
 
-    async fn claim(&self, group: &str, partition: TopicPartition) -> Result<Hold, CommitError> {
+    async fn claim(
+        &self,
+        group: &GroupName,
+        partition: TopicPartition,
+    ) -> Result<Hold, CommitError> {
         let lease = self.take(group, partition).await?;
         Ok(self.holds.claim(lease))
     }
 
     async fn hold(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Hold>, CommitError> {
         let lease = self.take(group, partition).await?;
@@ -407,7 +411,7 @@ impl Engine for LocalEngine {
 
     async fn progress(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
         let (progress, written) = {
@@ -427,7 +431,7 @@ impl Engine for LocalEngine {
         Ok(progress.map(Arc::unwrap_or_clone))
     }
 
-    fn groups(&self, partition: TopicPartition) -> Result<Vec<Arc<str>>, ReadError> {
+    fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
         let state = self.shared.state.read();
         match state.partitions.contains_key(&partition) {
             true => Ok(state.groups_with_progress(partition)),
@@ -435,17 +439,17 @@ impl Engine for LocalEngine {
         }
     }
 
-    fn progress_partitions(&self, group: &str) -> Vec<TopicPartition> {
+    fn progress_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
         self.shared.state.read().progress_of(group)
     }
 
-    fn watch_state(&self, _group: &str) -> watch::Receiver<u64> {
+    fn watch_state(&self, _group: &GroupName) -> watch::Receiver<u64> {
         self.holds.others()
     }
 
     async fn state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Arc<StateTable>, ReadError> {
         let mut state = self.shared.state.write();
@@ -457,14 +461,14 @@ impl Engine for LocalEngine {
 
     async fn read_state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
         self.page_of_state(group, partition, query).await
     }
 
-    fn state_partitions(&self, group: &str) -> Vec<TopicPartition> {
+    fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
         self.shared.state.read().tables_of(group)
     }
 

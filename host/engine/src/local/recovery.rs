@@ -27,7 +27,7 @@ use super::state::{Group, State, Store};
 use super::tail::Partition;
 use crate::room::Room;
 use crate::state::StateTable;
-use millrace_model::{Clock, Offset};
+use millrace_model::{Clock, GroupName, Offset};
 
 /// Everything that an engine works with.
 pub(super) struct Recovered {
@@ -246,7 +246,7 @@ fn restore(
     for (partition, name, epoch, progress) in checkpoint.groups {
         state.insert_group(
             partition,
-            name,
+            GroupName::stored(&name),
             Group::stored(epoch, progress.map(Arc::new)),
         );
     }
@@ -256,11 +256,11 @@ fn restore(
     for ((partition, name), table) in checkpoint.state {
         // What is left of a topic that another version deleted.
         if state.partitions.contains_key(&partition) {
-            state.insert_table(partition, &name, table);
+            state.insert_table(partition, &GroupName::stored(&name), table);
         }
     }
     for ((partition, name), table) in checkpoint.paged {
-        let key = (partition, Arc::from(name));
+        let key = (partition, GroupName::stored(&name));
         match runs.set_of(&key) {
             Some(set) if state.partitions.contains_key(&partition) => {
                 let table = StateTable::paged(set, table.size);

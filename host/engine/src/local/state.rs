@@ -17,8 +17,8 @@ use millrace_log::partition::Location;
 use millrace_log::partition::encryption::BatchCipher;
 use millrace_log::{Cipher, Disk, PartitionFiles, SealedCache};
 use millrace_model::{
-    Durability, Offset, ProducerId, Progress, Stamp, Timestamp, Topic, TopicId, TopicName,
-    TopicPartition, TopicSpec,
+    Durability, GroupName, Offset, ProducerId, Progress, Stamp, Timestamp, Topic, TopicId,
+    TopicName, TopicPartition, TopicSpec,
 };
 use tokio::sync::watch;
 
@@ -47,7 +47,7 @@ pub(super) struct State {
     store: Store,
     topics: BTreeMap<TopicName, Topic>,
     pub(super) partitions: ByPartition<Arc<Partition>>,
-    groups: HashMap<TopicPartition, HashMap<Arc<str>, Group>>,
+    groups: HashMap<TopicPartition, HashMap<GroupName, Group>>,
     pub(super) entries: Entries,
     /// How often topics and entries were changed.
     catalogue: watch::Sender<u64>,
@@ -117,8 +117,8 @@ impl Group {
 struct Changed {
     topics: Vec<TopicId>,
     removed: Vec<Removed>,
-    groups: Vec<(TopicPartition, Arc<str>)>,
-    tables: Vec<(TopicPartition, Arc<str>)>,
+    groups: Vec<(TopicPartition, GroupName)>,
+    tables: Vec<(TopicPartition, GroupName)>,
     entries: BTreeSet<(EntryKind, String)>,
     trimmed: BTreeSet<TopicPartition>,
 }
@@ -137,8 +137,8 @@ pub(super) struct Changes {
     pub(super) all_topics: Option<Vec<Topic>>,
     pub(super) topics: Vec<Topic>,
     pub(super) removed: Vec<Removed>,
-    pub(super) groups: Vec<(TopicPartition, Arc<str>, Group)>,
-    pub(super) tables: Vec<(TopicPartition, Arc<str>, TableStep)>,
+    pub(super) groups: Vec<(TopicPartition, GroupName, Group)>,
+    pub(super) tables: Vec<(TopicPartition, GroupName, TableStep)>,
     pub(super) entries: Vec<(EntryKind, String, Option<Bytes>)>,
     pub(super) moment: Timestamp,
     pub(super) producers: ProducerChanges,
@@ -151,7 +151,7 @@ pub(super) struct Changes {
 #[derive(Default)]
 pub(super) struct Pending {
     ends: HashMap<TopicPartition, Offset>,
-    epochs: HashMap<(TopicPartition, Arc<str>), u64>,
+    epochs: HashMap<(TopicPartition, GroupName), u64>,
     pub(super) idempotence: Overlay,
     /// Whether the operations say what time it is.
     has_moment: bool,
@@ -320,7 +320,7 @@ impl State {
             self.existing(lease.partition)?;
             if self.epoch(pending, lease.partition, &lease.group) != lease.epoch {
                 return Err(CommitError::Fenced {
-                    group: Arc::clone(&lease.group),
+                    group: lease.group.clone(),
                     partition: lease.partition,
                 });
             }
@@ -370,11 +370,11 @@ impl State {
         given.or_else(published).unwrap_or_default()
     }
 
-    fn epoch(&self, pending: &Pending, partition: TopicPartition, group: &Arc<str>) -> u64 {
+    fn epoch(&self, pending: &Pending, partition: TopicPartition, group: &GroupName) -> u64 {
         let claimed = if pending.epochs.is_empty() {
             None
         } else {
-            pending.epochs.get(&(partition, Arc::clone(group)))
+            pending.epochs.get(&(partition, group.clone()))
         };
         claimed.copied().unwrap_or_else(|| {
             let group = self.group(partition, group);
@@ -387,17 +387,15 @@ impl State {
         &self,
         pending: &mut Pending,
         partition: TopicPartition,
-        group: Arc<str>,
+        group: GroupName,
     ) -> Result<Lease, CommitError> {
         self.existing(partition)?;
         let epoch = self.epoch(pending, partition, &group) + 1;
-        pending
-            .epochs
-            .insert((partition, Arc::clone(&group)), epoch);
+        pending.epochs.insert((partition, group.clone()), epoch);
         pending.durable = true;
         pending.operations.push(Operation::Claim {
             partition,
-            group: Arc::clone(&group),
+            group: group.clone(),
             epoch,
         });
         Ok(Lease {
@@ -523,11 +521,11 @@ impl State {
     fn change_group(
         &mut self,
         partition: TopicPartition,
-        name: Arc<str>,
+        name: GroupName,
         change: impl FnOnce(&mut Group),
     ) {
         let groups = self.groups.entry(partition).or_default();
-        let group = groups.entry(Arc::clone(&name)).or_default();
+        let group = groups.entry(name.clone()).or_default();
         change(group);
         if !std::mem::replace(&mut group.changed, true) {
             self.changed.groups.push((partition, name));
@@ -560,31 +558,36 @@ impl State {
         self.partitions.insert(partition.id, Arc::new(partition));
     }
 
-    pub(super) fn insert_group(&mut self, partition: TopicPartition, name: String, group: Group) {
+    pub(super) fn insert_group(
+        &mut self,
+        partition: TopicPartition,
+        name: GroupName,
+        group: Group,
+    ) {
         let groups = self.groups.entry(partition).or_default();
-        groups.insert(name.into(), group);
+        groups.insert(name, group);
     }
 
     pub(super) fn insert_entry(&mut self, kind: EntryKind, key: String, value: Bytes) {
         self.entries.set(kind, key, Some(value));
     }
 
-    pub(super) fn group(&self, partition: TopicPartition, name: &str) -> Option<&Group> {
+    pub(super) fn group(&self, partition: TopicPartition, name: &GroupName) -> Option<&Group> {
         self.groups.get(&partition)?.get(name)
     }
 
     /// The groups of which there is progress in the partition, by name.
-    pub(super) fn groups_with_progress(&self, partition: TopicPartition) -> Vec<Arc<str>> {
+    pub(super) fn groups_with_progress(&self, partition: TopicPartition) -> Vec<GroupName> {
         let groups = self.groups.get(&partition).into_iter().flatten();
         let with_progress = groups.filter(|(_, group)| group.progress.is_some());
-        let mut names: Vec<_> = with_progress.map(|(name, _)| Arc::clone(name)).collect();
+        let mut names: Vec<_> = with_progress.map(|(name, _)| name.clone()).collect();
         names.sort_unstable();
         names
     }
 
     /// The partitions in which the group has progress, in order.
-    pub(super) fn progress_of(&self, group: &str) -> Vec<TopicPartition> {
-        let has_progress = |groups: &HashMap<Arc<str>, Group>| {
+    pub(super) fn progress_of(&self, group: &GroupName) -> Vec<TopicPartition> {
+        let has_progress = |groups: &HashMap<GroupName, Group>| {
             let group = groups.get(group);
             group.is_some_and(|group| group.progress.is_some())
         };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_model::TopicPartition;
+use millrace_model::{GroupName, TopicPartition};
 use tokio::task;
 
 use super::LocalEngine;
@@ -11,7 +11,7 @@ use crate::room::Kept;
 use crate::state::{Adds, Reading, StatePage, StateQuery};
 
 /// Whether a group's tables may be paged: those of processors, and no others.
-pub(super) fn may_be_paged(group: &str) -> bool {
+pub(super) fn may_be_paged(group: &GroupName) -> bool {
     Kept::of_group(group) == Kept::State
 }
 
@@ -19,7 +19,7 @@ impl LocalEngine {
     /// Entries of a table, and the progress that they belong to.
     pub(super) async fn page_of_state(
         &self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
@@ -66,7 +66,7 @@ impl LocalEngine {
         // Whoever waits for several turns takes them in order.
         places.sort_unstable_by_key(|&place| {
             let write = &transaction.state[place];
-            (Arc::clone(&write.group), write.partition)
+            (write.group.clone(), write.partition)
         });
         for place in places {
             let write = &mut transaction.state[place];

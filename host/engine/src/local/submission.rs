@@ -47,7 +47,7 @@ impl Submission {
         let appends = appends.map(|append| append.batch.byte_count());
         let progress = self.progress.iter();
         let progress =
-            progress.map(|write| write.lease.group.len() + write.progress.encoded_bytes());
+            progress.map(|write| write.lease.group.as_str().len() + write.progress.encoded_bytes());
         let entries = self.entries.iter();
         let entries = entries.map(|e| e.key.len() + e.value.as_ref().map_or(0, Bytes::len));
         let request = self.request.iter();
@@ -59,7 +59,7 @@ impl Submission {
             || self.appends.iter().any(is_numbered);
         let moment = has_moment.then_some(0);
         let state = self.state.iter();
-        let state = state.map(|write| write.group.len() + write.writes.byte_count());
+        let state = state.map(|write| write.group.as_str().len() + write.writes.byte_count());
         let parts = appends.chain(progress).chain(entries).chain(producer);
         let parts = parts.chain(request).chain(moment).chain(state);
         1 + parts

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use millrace_model::{Clock, Offset, Timestamp, Topic, TopicName, TopicPartition};
+use millrace_model::{Clock, GroupName, Offset, Timestamp, Topic, TopicName, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -155,7 +155,7 @@ pub(super) struct Mirror {
     entries: Entries,
     catalogue: watch::Sender<u64>,
     partitions: HashMap<TopicPartition, Known>,
-    tables: HashMap<(TopicPartition, Arc<str>), Mirrored>,
+    tables: HashMap<(TopicPartition, GroupName), Mirrored>,
 }
 
 /// This host's copy of a table.
@@ -242,11 +242,11 @@ impl Mirror {
     /// The copy of a table, as new as the store's.
     pub(super) fn table(
         &mut self,
-        group: &str,
+        group: &GroupName,
         partition: TopicPartition,
         stored: &StateTable,
     ) -> Arc<StateTable> {
-        let key = (partition, Arc::from(group));
+        let key = (partition, group.clone());
         let copy = self.tables.entry(key).or_insert_with(|| Mirrored {
             table: Arc::default(),
             of: None,
@@ -317,23 +317,28 @@ impl State {
     /// A group in a partition that is there.
     pub(super) fn group(
         &mut self,
-        group: &Arc<str>,
+        group: &GroupName,
         partition: TopicPartition,
     ) -> Result<&mut Group, CommitError> {
         let unknown = CommitError::UnknownPartition(partition);
         let partition = self.partitions.get_mut(&partition).ok_or(unknown)?;
-        Ok(partition.groups.entry(Arc::clone(group)).or_default())
+        Ok(partition.groups.entry(group.clone()).or_default())
     }
 }
 
 impl Group {
     /// Whoever had it has it no longer.
-    pub(super) fn take(&mut self, group: &Arc<str>, partition: TopicPartition, left: bool) -> Hold {
+    pub(super) fn take(
+        &mut self,
+        group: &GroupName,
+        partition: TopicPartition,
+        left: bool,
+    ) -> Hold {
         self.lost.send_replace(true);
         self.lost = watch::Sender::new(false);
         self.epoch += 1;
         let lease = Lease {
-            group: Arc::clone(group),
+            group: group.clone(),
             partition,
             epoch: self.epoch,
         };

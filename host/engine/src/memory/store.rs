@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
-    Digest, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName, TopicPartition,
-    TopicSpec,
+    Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Topic, TopicId, TopicName,
+    TopicPartition, TopicSpec,
 };
 use tokio::sync::watch;
 
@@ -35,7 +35,7 @@ pub(super) struct State {
     pub(super) gap: u64,
     pub(super) idempotence: Idempotence,
     /// How often state of a group was written.
-    pub(super) state_writes: HashMap<Arc<str>, watch::Sender<u64>>,
+    pub(super) state_writes: HashMap<GroupName, watch::Sender<u64>>,
 }
 
 /// Goes with its topic, and everything in it: messages, progress, whoever waits.
@@ -45,7 +45,7 @@ pub(super) struct Partition {
     pub(super) batches: Vec<RecordBatch>,
     pub(super) start: Offset,
     pub(super) end: watch::Sender<Offset>,
-    pub(super) groups: HashMap<Arc<str>, Group>,
+    pub(super) groups: HashMap<GroupName, Group>,
 }
 
 #[derive(Debug, Default)]
@@ -143,15 +143,19 @@ impl State {
     }
 
     /// The table of a group in a partition that is there.
-    pub(super) fn table(&mut self, group: &str, partition: TopicPartition) -> Arc<StateTable> {
+    pub(super) fn table(
+        &mut self,
+        group: &GroupName,
+        partition: TopicPartition,
+    ) -> Arc<StateTable> {
         let partition = self.partitions.get_mut(&partition).expect("was checked");
-        let kept = partition.groups.entry(group.into()).or_default();
+        let kept = partition.groups.entry(group.clone()).or_default();
         let made = || Arc::new(StateTable::in_room(&self.room, group));
         Arc::clone(kept.state.get_or_insert_with(made))
     }
 
-    pub(super) fn writes_of(&mut self, group: &str) -> &watch::Sender<u64> {
-        self.state_writes.entry(group.into()).or_default()
+    pub(super) fn writes_of(&mut self, group: &GroupName) -> &watch::Sender<u64> {
+        self.state_writes.entry(group.clone()).or_default()
     }
 
     pub(super) fn apply(&mut self, transaction: Transaction, next: Option<ProducerId>) -> Receipt {

@@ -21,7 +21,7 @@ mod value;
 use std::sync::Arc;
 
 use millrace_model::bounds::{STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX};
-use millrace_model::{Offset, Timestamp, TopicPartition};
+use millrace_model::{GroupName, Offset, Timestamp, TopicPartition};
 
 pub use attempt::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
 pub use ending::Ended;
@@ -42,7 +42,7 @@ use crate::contract::Lease;
 #[derive(Clone, Debug)]
 pub struct StateWrite {
     /// Whose state; a processor's name.
-    pub group: Arc<str>,
+    pub group: GroupName,
     /// Which partition's.
     pub partition: TopicPartition,
     /// The right to write it, which may be that to another partition; `None` is the operator's, who needs none.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use millrace_model::Timestamp;
+use millrace_model::{GroupName, Timestamp};
 use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
 use tokio::sync::Mutex;
 
@@ -158,12 +158,12 @@ impl Drop for StateTable {
 
 impl StateTable {
     /// An empty one, which counts for the host's room.
-    pub(crate) fn in_room(room: &Arc<Room>, group: &str) -> Self {
+    pub(crate) fn in_room(room: &Arc<Room>, group: &GroupName) -> Self {
         Self::default().into_room(room, group)
     }
 
     /// The same table, which counts for the host's room from now on.
-    pub(crate) fn into_room(mut self, room: &Arc<Room>, group: &str) -> Self {
+    pub(crate) fn into_room(mut self, room: &Arc<Room>, group: &GroupName) -> Self {
         self.share = Share::of(room, group);
         let held = self.held.get_mut();
         held.counted = held.form.counted();

@@ -13,6 +13,7 @@ use super::{
     Adds, KeyColumns, NEVER, StateAttempt, StateChange, StateError, StateSize, StateTable,
     StateValue, StateWrites, ValueColumns, WriteColumns,
 };
+use crate::conformance::named;
 use crate::room::{HostBounds, Room};
 
 const NOW: Timestamp = Timestamp(1_000);
@@ -277,7 +278,7 @@ fn a_full_table_takes_no_new_keys_and_goes_on_with_those_it_has() {
         },
         ..HostBounds::default()
     };
-    let table = Arc::new(StateTable::in_room(&Room::new(bounds), "p"));
+    let table = Arc::new(StateTable::in_room(&Room::new(bounds), &named("p")));
     let change = |number: usize| StateChange {
         key: number.to_le_bytes()[..4].into(),
         value: Some(StateValue::of_number(1)),

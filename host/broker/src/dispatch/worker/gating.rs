@@ -117,7 +117,7 @@ impl Worker {
             let mut messages = 0_u32;
             for partition in inputs.iter() {
                 let engine = &self.context.engine;
-                match engine.progress(live.processor.as_str(), *partition).await {
+                match engine.progress(&live.processor.group(), *partition).await {
                     Ok(progress) => {
                         let given_up = progress.and_then(|progress| progress.given_up);
                         let given_up = given_up.filter(|given_up| given_up.run == run);

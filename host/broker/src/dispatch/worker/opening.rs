@@ -170,7 +170,7 @@ impl Worker {
         };
         let live = Arc::clone(&commands.borrow().live);
         let beginning = expected(context, &live)?;
-        let progress = engine.progress(processor.as_str(), partition).await?;
+        let progress = engine.progress(&processor.group(), partition).await?;
         let time = SteadyClock::begin(&*context.clock);
         let stored = Arc::new(progress.clone().unwrap_or_default());
         let progress = match progress {

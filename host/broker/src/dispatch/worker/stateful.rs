@@ -44,7 +44,7 @@ impl Home {
         }
         let writes = attempt.into_writes();
         (!writes.is_empty()).then(|| StateWrite {
-            group: Arc::clone(&lease.group),
+            group: lease.group.clone(),
             partition: self.partition,
             lease: Some(lease.clone()),
             writes: Arc::new(writes),

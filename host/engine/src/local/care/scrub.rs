@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use millrace_log::pace::Pace;
 use millrace_log::partition::verify::{Damage, KeptSegment, verify};
 use millrace_log::run::{Fault, Met as MetInRun, Run};
-use millrace_model::{Offset, Timestamp, TopicPartition};
+use millrace_model::{GroupName, Offset, Timestamp, TopicPartition};
 
 use super::super::tail::kind_of;
 use super::Care;
@@ -25,7 +25,7 @@ pub(super) struct Round {
     partition_count: usize,
     segments: VecDeque<(TopicPartition, KeptSegment)>,
     /// Files of state, and whose they are. Those that are gone by then were merged into others, or let go.
-    runs: VecDeque<(TopicPartition, Arc<str>, Weak<Run>)>,
+    runs: VecDeque<(TopicPartition, GroupName, Weak<Run>)>,
     /// The names of all of them.
     run_files: BTreeSet<String>,
 }
@@ -110,7 +110,7 @@ impl Care {
         for (partition, group, table) in tables {
             for run in table.runs().iter().flat_map(|set| set.runs()) {
                 round.run_files.insert(self.name(run.path()));
-                let run = (partition, Arc::clone(&group), Arc::downgrade(run));
+                let run = (partition, group.clone(), Arc::downgrade(run));
                 round.runs.push_back(run);
             }
         }
@@ -160,7 +160,7 @@ impl Care {
         }
     }
 
-    fn look_at_run(&self, partition: TopicPartition, group: Arc<str>, run: &Run, pace: &Pace) {
+    fn look_at_run(&self, partition: TopicPartition, group: GroupName, run: &Run, pace: &Pace) {
         let mut reason = None;
         let examined = run.examine(pace, &mut |met| {
             if let MetInRun::Fault(fault) = met {

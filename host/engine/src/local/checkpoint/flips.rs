@@ -4,6 +4,7 @@ use fastrand::Rng;
 use millrace_model::{Attempt, Durability, Parked, ProducerId, TopicName, TopicSpec};
 
 use super::*;
+use crate::conformance::named as group_named;
 use crate::idempotence::producers::{Named, ProducerChanges, ProducerState, Sent};
 use crate::idempotence::requests::{Request, WindowChange};
 use crate::local::state::Group;
@@ -79,14 +80,14 @@ fn changes() -> Changes {
             .map(|n| {
                 (
                     at(n % 3),
-                    format!("group-{n}").into(),
+                    group_named(&format!("group-{n}")),
                     Group::stored(n.into(), Some(progress(n).into())),
                 )
             })
             .collect(),
         tables: vec![(
             at(1),
-            "group-1".into(),
+            group_named("group-1"),
             TableStep::Rows(TableChanges {
                 entries: (0..60).map(|n| (n.into(), entry(n))).collect(),
                 ..TableChanges::default()
@@ -132,7 +133,7 @@ fn runs() -> RunsStep {
             runs: (n * 10..n * 11).map(run).collect(),
             replaces_rows: true,
         };
-        ((id, format!("paged-{n}").into()), Some(table))
+        ((id, group_named(&format!("paged-{n}"))), Some(table))
     };
     RunsStep {
         tables: (2..30).map(table).collect(),

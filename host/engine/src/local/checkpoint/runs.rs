@@ -131,12 +131,18 @@ pub(super) async fn save(on: &mut SqliteConnection, step: &RunsStep) -> Result<(
             sqlx::query(forget)
                 .bind(id.topic.0 as i64)
                 .bind(i64::from(id.partition.0))
-                .bind(&**name)
+                .bind(name.as_str())
                 .execute(&mut *on)
                 .await?;
         }
         let Some(table) = table else { continue };
-        let place = || vec![id.topic.0.into(), id.partition.0.into(), (&**name).into()];
+        let place = || {
+            vec![
+                id.topic.0.into(),
+                id.partition.0.into(),
+                name.as_str().into(),
+            ]
+        };
         let mut row = place();
         row.push((table.size.entries as u64).into());
         row.push((table.size.bytes as u64).into());

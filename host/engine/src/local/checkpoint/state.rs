@@ -58,7 +58,7 @@ pub(super) async fn save(
 ) -> Result<(), sqlx::Error> {
     for (id, name, step) in &changes.tables {
         if let TableStep::Rows(changes) = step {
-            save_table(on, *id, name, changes, cipher).await?;
+            save_table(on, *id, name.as_str(), changes, cipher).await?;
         }
     }
     Ok(())

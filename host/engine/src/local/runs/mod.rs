@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 
 use millrace_log::run::Run;
 use millrace_log::{Cipher, Disk};
-use millrace_model::TopicPartition;
+use millrace_model::{GroupName, TopicPartition};
 
 use self::merging::Merged;
 pub(super) use self::merging::{Merger, Merges};
@@ -27,7 +27,7 @@ pub(super) const DIRECTORY: &str = "state";
 const EXTENSION: &str = "run";
 
 /// Which table: of which partition and group.
-pub(super) type TableKey = (TopicPartition, Arc<str>);
+pub(super) type TableKey = (TopicPartition, GroupName);
 
 /// A table that a checkpoint says is paged.
 struct Known {
@@ -112,7 +112,7 @@ impl RunFiles {
                 size: table.size,
                 table: Weak::new(),
             };
-            let key = (*partition, Arc::from(name.as_str()));
+            let key = (*partition, GroupName::stored(name));
             files.tables.insert(key, known);
         }
         Ok(files)

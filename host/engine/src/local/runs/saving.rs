@@ -58,7 +58,7 @@ impl RunFiles {
         let removed: BTreeSet<TopicId> = removed.collect();
         self.take_merged();
         for (partition, name, step) in &changes.tables {
-            let key = (*partition, Arc::clone(name));
+            let key = (*partition, name.clone());
             if removed.contains(&partition.topic) {
                 continue;
             }

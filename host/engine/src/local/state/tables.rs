@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use millrace_model::bounds::STATE_FILES_MAX;
-use millrace_model::{Timestamp, TopicPartition};
+use millrace_model::{GroupName, Timestamp, TopicPartition};
 
 use super::super::states::may_be_paged;
 use super::{Changes, Contradiction, Group, State};
@@ -24,7 +24,7 @@ impl State {
     pub(super) fn apply_state(
         &mut self,
         partition: TopicPartition,
-        name: Arc<str>,
+        name: GroupName,
         writes: &StateWrites,
     ) -> Result<(), Contradiction> {
         if !self.partitions.contains_key(&partition) {
@@ -124,7 +124,7 @@ impl State {
                 let count = table.sweep_idle(now, left);
                 left = left.saturating_sub(count);
                 if count > 0 {
-                    swept.push((*partition, Arc::clone(name)));
+                    swept.push((*partition, name.clone()));
                 }
             }
         }
@@ -136,12 +136,12 @@ impl State {
     /// The tables that stand in files, in order.
     pub(in crate::local) fn paged_tables(
         &self,
-    ) -> Vec<(TopicPartition, Arc<str>, Arc<StateTable>)> {
+    ) -> Vec<(TopicPartition, GroupName, Arc<StateTable>)> {
         let groups = self.groups.iter();
         let groups = groups.flat_map(|(at, groups)| groups.iter().map(move |(n, g)| (at, n, g)));
         let paged = groups.filter_map(|(partition, name, group)| {
             let table = group.state.as_ref().filter(|table| table.is_paged())?;
-            Some((*partition, Arc::clone(name), Arc::clone(table)))
+            Some((*partition, name.clone(), Arc::clone(table)))
         });
         let mut paged: Vec<_> = paged.collect();
         paged.sort_unstable_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
@@ -149,17 +149,17 @@ impl State {
     }
 
     /// The next checkpoint has to look at the table, if it is still there, for what was found out about its places of ends.
-    pub(in crate::local) fn note_places(&mut self, partition: TopicPartition, name: &Arc<str>) {
+    pub(in crate::local) fn note_places(&mut self, partition: TopicPartition, name: &GroupName) {
         let groups = self.groups.get(&partition);
         if groups.is_some_and(|groups| groups.contains_key(name)) {
-            self.note_table(partition, Arc::clone(name));
+            self.note_table(partition, name.clone());
         }
     }
 
     /// What the next checkpoint has to look at.
-    fn note_table(&mut self, partition: TopicPartition, name: Arc<str>) {
+    fn note_table(&mut self, partition: TopicPartition, name: GroupName) {
         let groups = self.groups.entry(partition).or_default();
-        let group = groups.entry(Arc::clone(&name)).or_default();
+        let group = groups.entry(name.clone()).or_default();
         if !std::mem::replace(&mut group.state_changed, true) {
             self.changed.tables.push((partition, name));
         }
@@ -169,12 +169,12 @@ impl State {
     pub(in crate::local) fn insert_table(
         &mut self,
         partition: TopicPartition,
-        name: &str,
+        name: &GroupName,
         table: StateTable,
     ) -> Arc<StateTable> {
         let table = Arc::new(table.into_room(&self.room, name));
         let groups = self.groups.entry(partition).or_default();
-        let group = groups.entry(name.into()).or_default();
+        let group = groups.entry(name.clone()).or_default();
         group.state = Some(Arc::clone(&table));
         table
     }
@@ -183,20 +183,20 @@ impl State {
     pub(in crate::local) fn table(
         &mut self,
         partition: TopicPartition,
-        name: &str,
+        name: &GroupName,
     ) -> Arc<StateTable> {
         let groups = self.groups.entry(partition).or_default();
         let group = match groups.get_mut(name) {
             Some(group) => group,
-            None => groups.entry(name.into()).or_default(),
+            None => groups.entry(name.clone()).or_default(),
         };
         let made = || Arc::new(StateTable::in_room(&self.room, name));
         Arc::clone(group.state.get_or_insert_with(made))
     }
 
     /// The partitions in which a group's table has entries.
-    pub(in crate::local) fn tables_of(&self, name: &str) -> Vec<TopicPartition> {
-        let has_entries = |groups: &HashMap<Arc<str>, Group>| {
+    pub(in crate::local) fn tables_of(&self, name: &GroupName) -> Vec<TopicPartition> {
+        let has_entries = |groups: &HashMap<GroupName, Group>| {
             let table = groups.get(name).and_then(|group| group.state.as_ref());
             table.is_some_and(|table| table.size().entries > 0)
         };
@@ -209,10 +209,10 @@ impl State {
     /// What a checkpoint has to write of these, and of tables that are to be paged from now on.
     pub(super) fn take_tables(
         &mut self,
-        mut changed: Vec<(TopicPartition, Arc<str>)>,
-    ) -> Vec<(TopicPartition, Arc<str>, TableStep)> {
+        mut changed: Vec<(TopicPartition, GroupName)>,
+    ) -> Vec<(TopicPartition, GroupName, TableStep)> {
         let large = self.to_be_paged();
-        let is_unnoted = |(partition, name): &&(TopicPartition, Arc<str>)| {
+        let is_unnoted = |(partition, name): &&(TopicPartition, GroupName)| {
             let group = self.group(*partition, name);
             group.is_some_and(|group| !group.state_changed)
         };
@@ -235,7 +235,7 @@ impl State {
 
     /// Tables that memory is not to have whole any more: each that costs more than its share of what there is for state, and the largest
     /// ones as long as all together are more than most of it. What leads to entries in files is given back if that is not enough.
-    fn to_be_paged(&self) -> BTreeSet<(TopicPartition, Arc<str>)> {
+    fn to_be_paged(&self) -> BTreeSet<(TopicPartition, GroupName)> {
         let of_one = self.room.bounds().state_bytes / TABLE_PART;
         let of_one = self.store.state_resident_bytes.unwrap_or(of_one);
         let of_all = of_all(&self.room);
@@ -261,7 +261,7 @@ impl State {
         for (cost, partition, name) in resident.into_iter().rev() {
             if cost > of_one || stays > of_all {
                 stays -= cost;
-                large.insert((partition, Arc::clone(name)));
+                large.insert((partition, name.clone()));
             }
         }
         paged.sort_unstable_by_key(|(cost, _)| std::cmp::Reverse(*cost));
@@ -283,13 +283,11 @@ pub(super) fn of_all(room: &Room) -> usize {
 
 impl Changes {
     /// Adds steps of tables after those that are there, and drops of those what does not count any more.
-    pub(super) fn merge_tables(&mut self, later: Vec<(TopicPartition, Arc<str>, TableStep)>) {
+    pub(super) fn merge_tables(&mut self, later: Vec<(TopicPartition, GroupName, TableStep)>) {
         let say_all = later.iter().filter(|(_, _, step)| step.says_all());
-        let say_all: HashSet<_> = say_all
-            .map(|(at, name, _)| (*at, Arc::clone(name)))
-            .collect();
+        let say_all: HashSet<_> = say_all.map(|(at, name, _)| (*at, name.clone())).collect();
         self.tables
-            .retain(|(at, name, _)| !say_all.contains(&(*at, Arc::clone(name))));
+            .retain(|(at, name, _)| !say_all.contains(&(*at, name.clone())));
         self.tables.extend(later);
     }
 }

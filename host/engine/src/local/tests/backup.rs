@@ -11,6 +11,7 @@ use millrace_model::Progress;
 
 use super::*;
 use crate::backup::{BackupError, BackupRequest, BackupStream};
+use crate::conformance::named;
 use crate::local::backup::{
     MANIFEST, Manifest, ManifestError, ReceiveError, Received, Receiver, RestoreError, Restored,
     Restorer, Verified, restore, verify,
@@ -110,7 +111,11 @@ async fn a_copy_is_of_one_instant_after_it_was_asked_for_while_commits_go_on() {
     let place = Place::new();
     let engine = open_real(&place.at("data"), small()).await.unwrap();
     let topic = topic(&engine, "orders", Durability::Durable).await;
-    let lease = engine.claim("g", at(&topic, 2)).await.unwrap().lease;
+    let lease = engine
+        .claim(&named("g"), at(&topic, 2))
+        .await
+        .unwrap()
+        .lease;
     let (done, stop) = (
         Arc::new(AtomicU64::new(0)),
         Arc::new(AtomicBool::new(false)),
@@ -141,7 +146,7 @@ async fn a_copy_is_of_one_instant_after_it_was_asked_for_while_commits_go_on() {
         assert_eq!(restored.topics, [("orders".to_owned(), 3)]);
         let copy = open_real(&place.at(&to), small()).await.expect("it opens");
         let ends = [0, 1].map(|number| copy.ends(at(&topic, number)).unwrap().end.0);
-        let progress = copy.progress("g", at(&topic, 2)).await.unwrap();
+        let progress = copy.progress(&named("g"), at(&topic, 2)).await.unwrap();
         assert_eq!(ends, [progress.map_or(0, |progress| progress.next.0); 2]);
         assert!(ends[0] >= before, "{} of {before}", ends[0]);
         let read = values(&copy, at(&topic, 0)).await;

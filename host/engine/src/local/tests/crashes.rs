@@ -4,6 +4,7 @@ use fastrand::Rng;
 use millrace_model::Progress;
 
 use super::*;
+use crate::conformance::named;
 use crate::{EntryKind, EntryWrite, Lease, ProgressWrite};
 
 const WORKERS: u32 = 3;
@@ -93,7 +94,9 @@ async fn check(engine: &LocalEngine, topics: &Topics, worker: u32, record: &mut 
         "nothing durable is lost"
     );
     assert!(last <= record.attempted, "nothing comes from nowhere");
-    let progress = engine.progress("group", at(&topics.os, worker)).await;
+    let progress = engine
+        .progress(&named("group"), at(&topics.os, worker))
+        .await;
     let progress = progress.unwrap().map_or(0, |progress| progress.next.0);
     let entry = engine.entry(EntryKind::Redriven, &worker.to_string());
     let entry = entry.map_or(0, |entry| {
@@ -107,7 +110,7 @@ async fn check(engine: &LocalEngine, topics: &Topics, worker: u32, record: &mut 
 }
 
 async fn claim(engine: &LocalEngine, topics: &Topics, worker: u32) -> Lease {
-    let hold = engine.claim("group", at(&topics.os, worker)).await;
+    let hold = engine.claim(&named("group"), at(&topics.os, worker)).await;
     hold.unwrap().lease
 }
 

@@ -9,6 +9,7 @@ use millrace_log::Cipher;
 use millrace_model::{Attempt, Digest, Header, Parked, Progress};
 
 use super::*;
+use crate::conformance::named;
 use crate::local::examine::{Report, Severity, examine, examine_with};
 use crate::{EntryKind, EntryWrite, ProgressWrite, ReadError};
 
@@ -58,7 +59,11 @@ fn module() -> (Digest, Bytes) {
 /// Everything of a user's that a directory may hold.
 async fn fill(engine: &LocalEngine) -> Topic {
     let topic = topic(engine, "in", Durability::Durable).await;
-    let lease = engine.claim("group", at(&topic, 0)).await.unwrap().lease;
+    let lease = engine
+        .claim(&named("group"), at(&topic, 0))
+        .await
+        .unwrap()
+        .lease;
     for number in 0..40u64 {
         let transaction = Transaction {
             appends: vec![Append {
@@ -109,7 +114,10 @@ fn progress(next: u64) -> Progress {
 async fn assert_there(engine: &LocalEngine, topic: &Topic) {
     let read = engine.read(at(topic, 0), Offset(0), 1 << 20).await.unwrap();
     assert_eq!(read[0].clone().unstamped().bytes(), secret_batch().bytes());
-    let found = engine.progress("group", at(topic, 0)).await.unwrap();
+    let found = engine
+        .progress(&named("group"), at(topic, 0))
+        .await
+        .unwrap();
     assert_eq!(found, Some(progress(39)));
     let entry = engine.entry(EntryKind::Processor, "p").unwrap();
     assert_eq!(entry.value, format!("{CANARY} specification 39"));

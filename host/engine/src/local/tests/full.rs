@@ -5,6 +5,7 @@ use millrace_log::sim::{Effect, OperationKind};
 use millrace_model::TopicSettings;
 
 use super::*;
+use crate::conformance::named;
 use crate::local::checkpoint::CheckpointStore;
 use crate::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
 use crate::{EntryKind, EntryWrite, TopicChange};
@@ -46,7 +47,10 @@ async fn administer(engine: &LocalEngine, turn: usize) {
         ..Transaction::default()
     };
     engine.commit(paused).await.expect("paused");
-    engine.claim("workers", doomed).await.expect("claimed");
+    engine
+        .claim(&named("workers"), doomed)
+        .await
+        .expect("claimed");
     engine
         .delete_topic(&name, Vec::new())
         .await
@@ -162,7 +166,11 @@ async fn the_reserve_grows_with_the_checkpoint_and_state_leaves_that_after_its_t
     let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
     let engine = open_sim(&disk, dir.path()).await.unwrap();
     let orders = at(&topic(&engine, "orders", Durability::Durable).await, 0);
-    let lease = engine.claim("worker", orders).await.expect("claimed").lease;
+    let lease = engine
+        .claim(&named("worker"), orders)
+        .await
+        .expect("claimed")
+        .lease;
     let before = disk.used_bytes();
     for key in 0..40_u8 {
         let change = StateChange {
@@ -176,7 +184,7 @@ async fn the_reserve_grows_with_the_checkpoint_and_state_leaves_that_after_its_t
             adds: None,
         };
         let write = StateWrite {
-            group: Arc::clone(&lease.group),
+            group: lease.group.clone(),
             partition: orders,
             lease: Some(lease.clone()),
             writes: Arc::new(writes),
@@ -326,7 +334,7 @@ async fn write_state(
     };
     let changes = keys.map(change).collect();
     let state = vec![StateWrite {
-        group: "counts".into(),
+        group: named("counts"),
         partition,
         lease: None,
         writes: Arc::new(StateWrites {
@@ -361,7 +369,10 @@ async fn on_a_full_disk_state_is_refused_as_messages_are_and_may_be_removed() {
     }
     let removed = write_state(&engine, orders, false, 0..5, None).await;
     removed.expect("removing frees room");
-    let table = engine.state("counts", orders).await.expect("it is there");
+    let table = engine
+        .state(&named("counts"), orders)
+        .await
+        .expect("it is there");
     assert_eq!(table.size().entries, 5);
     let emptied = write_state(&engine, orders, true, 0..0, None).await;
     emptied.expect("emptying frees room");

@@ -9,6 +9,7 @@ use millrace_model::Clock as _;
 use super::backup::{Place, back_up};
 use super::damage::change_checkpoint;
 use super::*;
+use crate::conformance::named;
 use crate::room::Kept;
 use crate::state::{
     NEVER, StateChange, StatePage, StateQuery, StateValue, StateWrite, StateWrites,
@@ -55,7 +56,7 @@ async fn change(
     };
     let transaction = Transaction {
         state: vec![StateWrite {
-            group: GROUP.into(),
+            group: named(GROUP),
             partition,
             lease: None,
             writes: Arc::new(writes),
@@ -72,7 +73,10 @@ async fn page(engine: &LocalEngine, at: TopicPartition) -> StatePage {
         bytes_max: usize::MAX,
         ..StateQuery::default()
     };
-    engine.read_state(GROUP, at, &all).await.expect("read")
+    engine
+        .read_state(&named(GROUP), at, &all)
+        .await
+        .expect("read")
 }
 
 async fn pairs(engine: &LocalEngine, at: TopicPartition) -> Vec<(String, String)> {
@@ -212,7 +216,7 @@ async fn what_a_checkpoint_has_of_an_emptied_table_does_not_count_for_the_host()
     assert!(held() > 2_000);
     // A checkpoint's word of it that is not made yet.
     let step = {
-        let table = engine.state(GROUP, at).await.unwrap();
+        let table = engine.state(&named(GROUP), at).await.unwrap();
         table.take_step(true).expect("something to write")
     };
     assert!(held() > 2_000, "what stands in no run is in memory");
@@ -256,7 +260,7 @@ async fn what_has_ended_in_a_table_at_rest_is_removed_as_everybody_writes() {
         change(&engine, at, false, some.to_vec()).await;
     }
     checkpoint(&engine).await;
-    let table = engine.state(GROUP, at).await.unwrap();
+    let table = engine.state(&named(GROUP), at).await.unwrap();
     assert!(table.is_paged());
     eventually(async || table.size().entries == 1).await;
     assert_eq!(pairs(&engine, at).await, [("stays".into(), "1".into())]);
@@ -386,7 +390,7 @@ async fn a_damaged_run_is_not_merged_and_others_are() {
         bytes_max: usize::MAX,
         ..StateQuery::default()
     };
-    let refused = engine.read_state(GROUP, damaged, &all).await;
+    let refused = engine.read_state(&named(GROUP), damaged, &all).await;
     let refused = refused.expect_err("it cannot be read").to_string();
     assert!(refused.contains(".run"), "{refused}");
     // Nothing else is the worse for it.

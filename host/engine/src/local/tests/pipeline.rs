@@ -5,6 +5,7 @@ use millrace_model::Progress;
 
 use super::*;
 use crate::ProgressWrite;
+use crate::conformance::named;
 
 struct Setting {
     disk: SimDisk,
@@ -117,7 +118,7 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
         os,
         ..
     } = &setting;
-    let lease = engine.claim("group", *os).await.unwrap().lease;
+    let lease = engine.claim(&named("group"), *os).await.unwrap().lease;
     engine.shared.keep_syncs_from_the_committer();
     let gate = hold_syncs(disk, "journal");
     let next = Offset(7);
@@ -141,7 +142,7 @@ async fn a_transaction_is_shown_whole_with_its_progress_once_it_is_synced() {
     }
     let reading = tokio::spawn({
         let (engine, os) = (Arc::clone(engine), *os);
-        async move { engine.progress("group", os).await }
+        async move { engine.progress(&named("group"), os).await }
     });
     gate.open();
     committing.await.unwrap().unwrap();

@@ -11,6 +11,7 @@ use super::model::{
 };
 use super::stateful::table_of;
 use crate::EntryKind;
+use crate::conformance::named;
 use crate::local::recovery::Recovered;
 use crate::local::state::State;
 use crate::local::tail::Partition;
@@ -43,7 +44,7 @@ impl Dump {
 
     fn take_groups(&mut self, state: &State, at: TopicPartition) {
         for group in GROUPS {
-            if let Some(found) = state.group(at, group) {
+            if let Some(found) = state.group(at, &named(group)) {
                 let progress = found.progress.as_ref();
                 let next = progress.map(|progress| progress.next.0);
                 if (found.epoch, next) != (0, None) {

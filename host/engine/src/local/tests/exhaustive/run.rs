@@ -18,6 +18,7 @@ use super::super::*;
 use super::model::{BEGINNING, Dump, Modules, Step, digest, module, value};
 use super::stateful::Writes;
 use super::transactions::{keyed, renew, request, send, work};
+use crate::conformance::named;
 use crate::local::cleaner::{Cleaner, Pause, ends_segments};
 use crate::state::StateWrite;
 use crate::{EntryWrite, Lease};
@@ -354,7 +355,7 @@ impl Runner {
 
     fn lease(&self, group: &str, at: TopicPartition) -> &Lease {
         let mut leases = self.leases.iter();
-        let found = leases.find(|lease| *lease.group == *group && lease.partition == at);
+        let found = leases.find(|lease| lease.group.as_str() == group && lease.partition == at);
         found.expect("a claim")
     }
 
@@ -366,13 +367,15 @@ impl Runner {
         partition: TopicPartition,
         writes: &Writes,
     ) -> Result<StateWrite, String> {
-        let held = self.runtime.block_on(engine.state(group, partition));
+        let held = self
+            .runtime
+            .block_on(engine.state(&named(group), partition));
         let held = held.expect("a script's partition");
         let writes = writes.attempt(Arc::clone(&held), number, self.clock.wall());
         let writes = writes.map_err(text)?;
         assert_eq!(writes.adds, Some(held.adds(&writes).map_err(text)?));
         Ok(StateWrite {
-            group: group.into(),
+            group: named(group),
             partition,
             lease: None,
             writes: Arc::new(writes),
@@ -457,7 +460,7 @@ impl Runner {
             }
             Step::Claim(group, topic, partition) => {
                 let at = before.at((topic, *partition));
-                let claimed = runtime.block_on(engine.claim(group, at));
+                let claimed = runtime.block_on(engine.claim(&named(group), at));
                 let lease = claimed.map_err(text)?.lease;
                 assert_eq!(lease.epoch, before.epoch(group, at) + 1);
                 self.leases

@@ -2,6 +2,7 @@
 
 use super::super::*;
 use super::model::{Dump, Place, Sending, value};
+use crate::conformance::named;
 use crate::state::{StateWrite, StateWrites};
 use crate::{EntryKind, EntryWrite, Lease, ProgressWrite, RequestMark};
 
@@ -57,7 +58,7 @@ pub(super) fn send(number: u64, sending: &Sending, partition: TopicPartition) ->
 
 pub(super) fn renew(number: u64, group: &str, topic: &Topic) -> Transaction {
     let empty = |partition| StateWrite {
-        group: group.into(),
+        group: named(group),
         partition,
         lease: None,
         writes: Arc::new(StateWrites {

@@ -3,6 +3,7 @@
 use millrace_model::bounds::STATE_FILES_MAX;
 
 use super::*;
+use crate::conformance::named;
 use crate::room::{HostBound, HostBounds, Room};
 
 /// What an entry that [`fill`] writes costs in memory, about.
@@ -39,7 +40,7 @@ async fn fill(engine: &LocalEngine, at: TopicPartition, entries: usize, value: u
 fn writing(partition: TopicPartition, change: StateChange) -> Transaction {
     Transaction {
         state: vec![StateWrite {
-            group: GROUP.into(),
+            group: named(GROUP),
             partition,
             lease: None,
             writes: Arc::new(StateWrites {
@@ -53,7 +54,11 @@ fn writing(partition: TopicPartition, change: StateChange) -> Transaction {
 }
 
 async fn is_paged(engine: &LocalEngine, at: TopicPartition) -> bool {
-    engine.state(GROUP, at).await.expect("a table").is_paged()
+    engine
+        .state(&named(GROUP), at)
+        .await
+        .expect("a table")
+        .is_paged()
 }
 
 fn room(engine: &LocalEngine) -> Arc<Room> {
@@ -69,7 +74,10 @@ async fn assert_all(engine: &LocalEngine, at: TopicPartition, entries: usize, va
         ..StateQuery::default()
     };
     loop {
-        let page = engine.read_state(GROUP, at, &query).await.expect("read");
+        let page = engine
+            .read_state(&named(GROUP), at, &query)
+            .await
+            .expect("read");
         assert_eq!(page.size.entries, entries);
         for stored in &page.entries {
             let expected = entry(found, Some(value));
@@ -216,7 +224,7 @@ async fn values_beyond_the_bound_of_the_disk_are_refused_and_removals_go_on() {
     write(1, None).await.expect("what is removed needs no room");
     write(count, Some(1)).await.expect("there is room");
     assert!(write(count + 1, Some(1)).await.is_err(), "and no more");
-    let table = engine.state(GROUP, at).await.unwrap();
+    let table = engine.state(&named(GROUP), at).await.unwrap();
     assert_eq!(table.size().entries, count);
     commit(&engine, at, true, &[]).await;
     assert_eq!(room(&engine).stored(), 0);

@@ -129,7 +129,7 @@ async fn the_search_for_damage_reads_files_of_state() {
     let [damaged] = &engine.damage().state[..] else {
         panic!("one is");
     };
-    assert_eq!(&*damaged.group, GROUP);
+    assert_eq!(damaged.group.as_str(), GROUP);
     assert_eq!(dir.path().join(&damaged.file), files[0]);
     flip(&files[0], 30);
     eventually(async || engine.damage().state.is_empty()).await;
