@@ -360,6 +360,11 @@ impl StateTable {
         }
     }
 
+    /// Whether memory has something of it that is to stand in a file, and does not yet.
+    pub(crate) fn has_unwritten(&self) -> bool {
+        self.held.read().counted.unwritten > 0
+    }
+
     /// How many files it stands in.
     pub(crate) fn run_count(&self) -> usize {
         match &self.held.read().form {

@@ -336,7 +336,12 @@ fn entries_of(input: impl BufRead) -> Result<Vec<String>, Failure> {
         }
         weight += check_entry(line).map_err(wrong)?;
         lines.push(line.to_owned());
-        if lines.len() > STATE_ENTRIES_MAX || weight > STATE_BYTES_MAX || read >= IMPORT_BYTES_MAX {
+        if read >= IMPORT_BYTES_MAX {
+            return Err(unwritten(format!(
+                "line {number}: this is more than the {IMPORT_BYTES_MAX} bytes that one import takes; make several of it, the later ones without --reset"
+            )));
+        }
+        if lines.len() > STATE_ENTRIES_MAX || weight > STATE_BYTES_MAX {
             return Err(unwritten(format!(
                 "line {number}: this is more than the state of a partition may hold, {STATE_ENTRIES_MAX} entries and {STATE_BYTES_MAX} bytes"
             )));

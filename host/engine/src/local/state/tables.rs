@@ -49,7 +49,7 @@ impl State {
             // Each file is one more to look into. A table that is emptied gets rid of all.
             let grows = write.writes.keep_values() && !write.writes.resets;
             if grows && table.run_count() >= STATE_FILES_MAX {
-                let what = "it stands in too many files, which are being merged";
+                let what = "it stands in too many files; merging them does not keep up, or the disk has no room for it";
                 return Err(CommitError::State(what.into()));
             }
         }
@@ -212,6 +212,7 @@ impl State {
         mut changed: Vec<(TopicPartition, GroupName)>,
     ) -> Vec<(TopicPartition, GroupName, TableStep)> {
         let large = self.to_be_paged();
+        changed.extend(self.unwritten());
         let is_unnoted = |(partition, name): &&(TopicPartition, GroupName)| {
             let group = self.group(*partition, name);
             group.is_some_and(|group| !group.state_changed)
@@ -231,6 +232,22 @@ impl State {
             taken.extend(step.map(|step| (at.0, at.1, step)));
         }
         taken
+    }
+
+    /// Tables that nobody wrote to and that have something for a file all the same: places at which nothing ends any more.
+    fn unwritten(&self) -> Vec<(TopicPartition, GroupName)> {
+        if self.room.unwritten() == 0 {
+            return Vec::new();
+        }
+        let groups = self.groups.iter();
+        let groups = groups.flat_map(|(at, groups)| groups.iter().map(move |(n, g)| (at, n, g)));
+        let unwritten = groups.filter(|(_, _, group)| {
+            let table = group.state.as_ref().filter(|_| !group.state_changed);
+            table.is_some_and(|table| table.has_unwritten())
+        });
+        unwritten
+            .map(|(at, name, _)| (*at, name.clone()))
+            .collect()
     }
 
     /// Tables that memory is not to have whole any more: each that costs more than its share of what there is for state, and the largest

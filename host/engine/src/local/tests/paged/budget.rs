@@ -9,6 +9,8 @@ use crate::room::{HostBound, HostBounds, Room};
 /// What an entry that [`fill`] writes costs in memory, about.
 const ENTRY_COST: usize = 550;
 
+const HOUR_MS: u64 = 3_600_000;
+
 fn with_bounds(state_bytes: usize, state_disk_bytes: Option<usize>) -> LocalOptions {
     LocalOptions {
         bounds: HostBounds {
@@ -284,4 +286,29 @@ async fn a_table_in_too_many_files_takes_no_values_and_everything_else_goes_on()
     commit(&engine, many, true, &[]).await;
     change(&engine, many, false, vec![entry(0, Some(1))]).await;
     assert_all(&engine, many, 1, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_found_out_about_ends_comes_into_a_file_though_nobody_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_real(dir.path(), paged()).await.unwrap();
+    let at = at(&topic(&engine, "in", Durability::Durable).await, 0);
+    let now = SystemClock::new().wall().0;
+    for ends_at in [Timestamp(now + HOUR_MS), NEVER] {
+        let ending = StateChange {
+            ends_at,
+            ..entry(0, Some(1))
+        };
+        change(&engine, at, false, vec![ending]).await;
+        checkpoint(&engine).await;
+    }
+    assert_eq!(room(&engine).unwritten(), 0);
+    let table = engine.state(GROUP, at).await.unwrap();
+    let later = Timestamp(now + 2 * HOUR_MS);
+    let ended = table.find_ended(later, 10, 1 << 20).unwrap();
+    assert!(ended.is_empty(), "its end was moved");
+    assert!(room(&engine).unwritten() > 0, "nothing ends there any more");
+    checkpoint(&engine).await;
+    assert_eq!(room(&engine).unwritten(), 0);
+    assert_all(&engine, at, 1, 1).await;
 }
