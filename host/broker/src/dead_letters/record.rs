@@ -14,6 +14,8 @@ use crate::broker::{Broker, entry};
 
 /// Offsets of a block. Ranges of all others of them take about 40 KB.
 const BLOCK_OFFSETS: u64 = 4_096;
+/// Blocks that one transaction forgets.
+const FORGOTTEN_AT_ONCE: usize = 200;
 
 /// Offsets of letters that were sent again: ranges, the end exclusive, ascending and apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +184,8 @@ impl Broker {
     pub(super) fn forgotten(&self, shelf: &Shelf, start: Offset) -> Vec<EntryWrite> {
         let mut keys = self.entries_about(&shelf.partition.to_string());
         keys.retain(|key| about(key).1.is_some_and(|block| block < block_of(start)));
+        // The next redrive goes on.
+        keys.truncate(FORGOTTEN_AT_ONCE);
         keys.into_iter().map(removal).collect()
     }
 

@@ -447,7 +447,11 @@ fn save(
         shared.note_recycled();
         shared.note_durable(false);
         // The checkpoint is made and nobody waits for this, unless for the next one.
-        while !shared.orders.has_stop() && !shared.journal_is_long() && saver.give_back()? {}
+        while !shared.orders.has_stop()
+            && !shared.journal_is_long()
+            && !shared.paging.is_due()
+            && saver.give_back()?
+        {}
         Ok(())
     });
     if let Some(errand) = errand.filter(|_| made.is_ok()) {

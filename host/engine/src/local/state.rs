@@ -73,6 +73,11 @@ impl Store {
         self.topics_dir.join(topic.to_string())
     }
 
+    /// What the disk can still take; as much as can be, if it does not say.
+    fn free_bytes(&self) -> u64 {
+        millrace_log::inspect::free_bytes(&self.topics_dir).unwrap_or(u64::MAX)
+    }
+
     pub(super) fn batch_cipher(&self, id: TopicPartition) -> Option<BatchCipher> {
         let cipher = self.encryption.clone()?;
         Some(BatchCipher::new(cipher, id))

@@ -79,6 +79,8 @@ pub(super) struct Found {
     pub(super) vacant: Vec<(Timestamp, Arc<[u8]>)>,
     /// When it is worth to look again.
     pub(super) look_at: Timestamp,
+    /// Places before this one are vacant, all of them.
+    pub(super) stays_from: Timestamp,
 }
 
 /// When it is worth to look again after places could not be read.
@@ -98,7 +100,7 @@ impl Picture {
         places_max: usize,
         bytes_max: usize,
     ) -> Result<Found, StateError> {
-        let mut walk = self.places()?;
+        let mut walk = self.places(self.places_from)?;
         let (mut places, mut next) = (Vec::new(), NEVER);
         while let Some((end, key)) = walk.next()? {
             if end > now || places.len() == places_max {
@@ -109,6 +111,7 @@ impl Picture {
         }
         let there = self.ends_of(&places)?;
         let (mut found, mut bytes) = (Found::default(), 0);
+        let mut first_ended = NEVER;
         for ((end, key), there) in places.into_iter().zip(there) {
             let Some((_, weight)) = there.filter(|(ends_at, _)| *ends_at == end) else {
                 found.vacant.push((end, key));
@@ -120,7 +123,10 @@ impl Picture {
                 break;
             }
             found.ended.entries.push((key, weight));
+            // It stays until somebody has removed what ended there.
+            first_ended = first_ended.min(end);
         }
+        found.stays_from = first_ended.min(next);
         let rest = Timestamp(now.0.saturating_add(REST_MS));
         found.look_at = if next <= now {
             // There are more.
@@ -165,12 +171,16 @@ impl Picture {
         Ok(there)
     }
 
-    /// All places at which something may end, in order.
-    fn places(&self) -> Result<Places<'_>, StateError> {
-        let layers = self.layers.iter().map(|layer| layer.places().peekable());
+    /// All places from this one on at which something may end, in order.
+    fn places(&self, from: Timestamp) -> Result<Places<'_>, StateError> {
+        let layers = self.layers.iter().map(|layer| {
+            let places = layer.places().skip_while(move |place| place.0 < from);
+            let places: Box<dyn Iterator<Item = Place<'_>>> = Box::new(places);
+            places.peekable()
+        });
         Ok(Places {
             layers: layers.collect(),
-            runs: self.runs.walk_places()?,
+            runs: self.runs.walk_places(from)?,
         })
     }
 }

@@ -12,6 +12,15 @@ use super::resident::{Entries, after_of, range};
 /// Keys that are looked at before the table is let go for a moment, for there may be many that have ended: commits wait meanwhile.
 const KEYS_AT_ONCE: usize = 1_000;
 
+/// Where a listing is.
+enum Step {
+    /// This key was looked at last.
+    On(Arc<[u8]>),
+    /// Nothing was looked at: the table is not in memory any more.
+    Paged,
+    Over,
+}
+
 impl StateAttempt {
     /// Keys that begin with the prefix and come after one, in order, with their values: at most so many, and fewer where they have
     /// many bytes. An empty answer is the end.
@@ -29,39 +38,41 @@ impl StateAttempt {
             self.ordered = Some(self.writes.keys().cloned().collect());
         }
         let mut listed = ValueColumns::default();
-        let picture = self.picture.clone().or_else(|| self.table.picture());
-        if let Some(picture) = picture {
-            self.list_picture(&picture, prefix, after, keys_max, &mut listed)?;
-            return Ok(listed);
-        }
         let mut last: Option<Arc<[u8]>> = after.map(Arc::from);
         loop {
+            // A table may be paged between two steps: the rest is listed from what it is then.
+            let picture = self.picture.clone().or_else(|| self.table.picture());
+            if let Some(picture) = picture {
+                self.list_picture(&picture, prefix, last.as_deref(), keys_max, &mut listed)?;
+                return Ok(listed);
+            }
             match self.list_on(prefix, last.as_deref(), keys_max, &mut listed)? {
-                Some(key) => last = Some(key),
-                None => return Ok(listed),
+                Step::On(key) => last = Some(key),
+                Step::Paged => {}
+                Step::Over => return Ok(listed),
             }
         }
     }
 
-    /// Goes on with a listing; the last key looked at, unless it is at its end.
+    /// Goes on with a listing of a table that is in memory.
     fn list_on(
         &self,
         prefix: &[u8],
         after: Option<&[u8]>,
         keys_max: usize,
         listed: &mut ValueColumns,
-    ) -> Result<Option<Arc<[u8]>>, StateError> {
-        // Emptied since, or not in memory any more: what is left of the listing is the attempt's own.
-        let none = Entries::default();
-        let entries = self.table.resident();
-        let entries = entries.as_deref().unwrap_or(&none);
+    ) -> Result<Step, StateError> {
+        let Some(entries) = self.table.resident() else {
+            return Ok(Step::Paged);
+        };
+        let entries = &*entries;
         let own = self.ordered.iter();
         let mut own = own.flat_map(|own| range(own, prefix, after)).peekable();
         let mut held = range(&entries.ordered, prefix, after).peekable();
         let mut looked_at = 0;
         while listed.values.len() < keys_max * 2 {
             let key = match (own.peek(), held.peek()) {
-                (None, None) => return Ok(None),
+                (None, None) => return Ok(Step::Over),
                 (Some(own), Some(held)) => (*own).min(*held),
                 (Some(key), None) | (None, Some(key)) => *key,
             };
@@ -71,13 +82,13 @@ impl StateAttempt {
             if let Some(value) = self.value(entries, key)
                 && !listed.push(key, value)?
             {
-                return Ok(None);
+                return Ok(Step::Over);
             }
             if looked_at == KEYS_AT_ONCE {
-                return Ok(Some(Arc::clone(key)));
+                return Ok(Step::On(Arc::clone(key)));
             }
         }
-        Ok(None)
+        Ok(Step::Over)
     }
 
     /// A listing of a paged table: it may read from the disk, and holds no lock.

@@ -15,6 +15,8 @@ use super::{StateError, StateSize, StateValue};
 
 /// Keys that are looked for in runs at once; between two such steps it is seen whether there is too much.
 const KEYS_AT_ONCE: usize = 1_024;
+/// What a key that was seen takes in memory beside its bytes and those of its value.
+const SEEN_OVERHEAD_BYTES: usize = 128;
 /// A value that is no longer than this is kept even where only its length is asked for.
 const KEPT_BYTES_MAX: usize = size_of::<i64>();
 
@@ -127,7 +129,8 @@ impl Seen {
     }
 
     fn put(&mut self, key: Arc<[u8]>, entry: Option<SeenEntry>) {
-        self.bytes += key.len() + entry.as_ref().map_or(0, |entry| entry.value_bytes);
+        let value_bytes = entry.as_ref().map_or(0, |entry| entry.value_bytes);
+        self.bytes += SEEN_OVERHEAD_BYTES + key.len() + value_bytes;
         self.by_key.insert(key, entry);
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Paged {
     version: u64,
     /// Before it nothing has ended, as far as anybody has looked.
     next_end: Timestamp,
+    /// Before it no place says anything, as far as anybody has looked: looks begin here, for vacant places may be many.
+    places_from: Timestamp,
 }
 
 /// What a checkpoint has to write of a paged table.
@@ -56,6 +58,7 @@ impl Paged {
             version: 0,
             // It was not looked yet.
             next_end: Timestamp(0),
+            places_from: Timestamp(0),
         }
     }
 
@@ -110,6 +113,7 @@ impl Paged {
         for change in &writes.changes {
             if change.value.is_some() {
                 self.next_end = self.next_end.min(change.ends_at);
+                self.places_from = self.places_from.min(change.ends_at);
             }
             self.changes.note(change);
         }
@@ -143,6 +147,7 @@ impl Paged {
         if let Ok(found) = found
             && self.version == version
         {
+            self.places_from = found.stays_from;
             for (end, key) in &found.vacant {
                 self.changes.note_vacant(*end, key);
             }
@@ -173,6 +178,7 @@ impl Paged {
             runs: Arc::clone(&self.runs),
             size: self.size,
             version: self.version,
+            places_from: self.places_from,
         }
     }
 

@@ -18,6 +18,8 @@ pub struct Picture {
     pub(super) runs: Arc<RunSet>,
     pub(super) size: StateSize,
     pub(super) version: u64,
+    /// No place before it says anything.
+    pub(super) places_from: Timestamp,
 }
 
 impl Picture {

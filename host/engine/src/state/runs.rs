@@ -107,9 +107,9 @@ impl RunSet {
         self.walk_from(&[&[ENTRY][..], from].concat())
     }
 
-    /// All places of ends, in order.
-    pub(super) fn walk_places(&self) -> Result<RunsWalk<'_>, RunError> {
-        self.walk_from(&[END])
+    /// All places of ends from this one on, in order.
+    pub(super) fn walk_places(&self, from: Timestamp) -> Result<RunsWalk<'_>, RunError> {
+        self.walk_from(&[&[END][..], &from.0.to_be_bytes()].concat())
     }
 
     fn walk_from(&self, from: &[u8]) -> Result<RunsWalk<'_>, RunError> {

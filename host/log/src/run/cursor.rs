@@ -7,8 +7,10 @@ use super::reader::{Map, Run};
 use super::{Item, Piece, RunError};
 use crate::pace::Pace;
 
-/// Bytes read at once, about.
+/// Bytes read at once, about, by whoever reads on and on.
 const AHEAD_BYTES: usize = 256 << 10;
+/// Bytes read at first: many look at a few items and go.
+const FIRST_AHEAD_BYTES: usize = 16 << 10;
 
 /// A place in a run.
 pub struct Cursor<'a> {
@@ -21,6 +23,8 @@ pub struct Cursor<'a> {
     /// Pieces read ahead, and where they begin.
     ahead: Vec<u8>,
     ahead_at: u64,
+    /// Bytes to be read the next time.
+    next_ahead: usize,
     pace: Option<Pace>,
 }
 
@@ -40,6 +44,11 @@ impl<'a> Cursor<'a> {
             item: 0,
             ahead: Vec::new(),
             ahead_at: 0,
+            // At a pace all of it is read.
+            next_ahead: match pace {
+                Some(_) => AHEAD_BYTES,
+                None => FIRST_AHEAD_BYTES,
+            },
             pace,
         };
         cursor.load()?;
@@ -106,7 +115,8 @@ impl<'a> Cursor<'a> {
 
     fn read_ahead(&mut self, at: u64, bytes: usize) -> Result<(), RunError> {
         let left = self.run.facts().index_at.saturating_sub(at);
-        let wanted = left.min(AHEAD_BYTES.max(bytes) as u64) as usize;
+        let wanted = left.min(self.next_ahead.max(bytes) as u64) as usize;
+        self.next_ahead = (self.next_ahead * 2).min(AHEAD_BYTES);
         self.ahead.resize(wanted.max(bytes), 0);
         if let Some(pace) = &self.pace {
             pace(wanted as u64).map_err(|source| self.run.io(source))?;

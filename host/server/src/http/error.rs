@@ -267,7 +267,7 @@ impl From<CommitError> for ApiError {
             }
             CommitError::TooLarge { .. } => Self::too_large(text, SMALLER),
             CommitError::RoomFull(full) => room_full(&full),
-            CommitError::State(_) => Self::internal(text),
+            CommitError::State(_) => Self::unavailable("state-busy", text, "try again", 5),
             CommitError::DiskFull => Self::unavailable(
                 "disk-full",
                 text,

@@ -21,8 +21,8 @@ use crate::local::shared::{PoisonOnPanic, Shared};
 const MERGED_RUNS_MIN: usize = 4;
 /// Runs of a table from which on all of them are merged, whatever their sizes, if there are not enough of like size.
 const RUNS_MAX: usize = 24;
-/// What has to be free on the disk for a merge to begin, as a multiple of what it may write.
-const FREE_FACTOR_MIN: u64 = 2;
+/// Which part of what a merge may write has to be free on the disk beside that for it to begin.
+const FREE_PART: u64 = 4;
 
 /// Which runs are worth to be merged, of runs with these sizes, the oldest first: the newest ones, as long as each is no larger than
 /// twice all that are newer. So each entry is written a few times and no more.
@@ -43,6 +43,21 @@ fn choose(bytes: &[u64]) -> Option<Range<usize>> {
     (runs >= RUNS_MAX).then_some(0..runs)
 }
 
+/// As many of the chosen runs as the disk has room for, the newest ones, and the bytes of them; `None` if those are too few for a merge.
+fn fitting(bytes: &[u64], chosen: Range<usize>, free: u64) -> Option<(Range<usize>, u64)> {
+    let mut sum = bytes[chosen.clone()].iter().sum::<u64>();
+    for from in chosen.clone() {
+        if chosen.end - from < MERGED_RUNS_MIN {
+            break;
+        }
+        if sum.saturating_add(sum / FREE_PART) <= free {
+            return Some((from..chosen.end, sum));
+        }
+        sum -= bytes[from];
+    }
+    None
+}
+
 /// One merge.
 pub(super) struct Job {
     pub(super) key: TableKey,
@@ -50,6 +65,8 @@ pub(super) struct Job {
     pub(super) inputs: Vec<u64>,
     runs: Vec<Arc<Run>>,
     are_oldest: bool,
+    /// The table has so many runs that the next merge is not to wait for the time of a checkpoint.
+    is_pressing: bool,
     /// What the result is called.
     pub(super) number: u64,
     bytes: u64,
@@ -162,7 +179,11 @@ impl Merger {
         lower_priority();
         while let Some(job) = self.shared.merges.wait() {
             let outcome = self.work(&job);
+            let asks = job.is_pressing && matches!(outcome, Outcome::Merged(_));
             self.shared.merges.desk.lock().outcome = Some(outcome);
+            if asks {
+                self.shared.orders.ask(|orders| orders.checkpoint = true);
+            }
         }
     }
 
@@ -261,22 +282,32 @@ impl RunFiles {
             Some((key, known, chosen.start + from..chosen.end + from))
         });
         // Where most stand in the way first.
-        let most = worth.max_by_key(|(_, known, _)| known.stored.len());
-        let Some((key, known, chosen)) = most else {
+        let mut worth: Vec<_> = worth.collect();
+        worth.sort_by_key(|(_, known, _)| std::cmp::Reverse(known.stored.len()));
+        if worth.is_empty() {
+            return;
+        }
+        let free = millrace_log::inspect::free_bytes(self.dir.parent().unwrap_or(&self.dir));
+        let free = free.unwrap_or(0);
+        let fit = worth.into_iter().find_map(|(key, known, chosen)| {
+            let bytes = known.stored.iter().map(|run| run.file_bytes);
+            let (chosen, bytes) = fitting(&bytes.collect::<Vec<_>>(), chosen, free)?;
+            Some((key, known, chosen, bytes))
+        });
+        let Some((key, known, chosen, bytes)) = fit else {
+            tracing::warn!(
+                free,
+                "the disk has no room to merge files of state: free some space"
+            );
             return;
         };
         let stored = &known.stored[chosen.clone()];
-        let bytes = stored.iter().map(|run| run.file_bytes).sum::<u64>();
-        let free = millrace_log::inspect::free_bytes(self.dir.parent().unwrap_or(&self.dir));
-        if !free.is_ok_and(|free| free >= bytes.saturating_mul(FREE_FACTOR_MIN)) {
-            tracing::warn!(bytes, "the disk has no room to merge files of state");
-            return;
-        }
         let job = Job {
             key: key.clone(),
             inputs: stored.iter().map(|run| run.number).collect(),
             runs: known.set.runs()[chosen.clone()].to_vec(),
             are_oldest: chosen.start == 0,
+            is_pressing: known.stored.len() > RUNS_MAX,
             number: self.next_number,
             bytes,
             cancelled: AtomicBool::new(false),
@@ -367,6 +398,16 @@ mod tests {
         let shrinking: Vec<u64> = (0..30).map(|n| 1 << (2 * (30 - n))).collect();
         assert_eq!(choose(&shrinking[..23]), None);
         assert_eq!(choose(&shrinking[..24]), Some(0..24));
+    }
+
+    #[test]
+    fn where_the_disk_has_no_room_for_all_the_newest_ones_are_merged() {
+        let bytes = [100, 8, 4, 2, 1, 1];
+        assert_eq!(fitting(&bytes, 0..6, 145), Some((0..6, 116)));
+        assert_eq!(fitting(&bytes, 0..6, 144), Some((1..6, 16)));
+        assert_eq!(fitting(&bytes, 0..6, 19), Some((2..6, 8)));
+        assert_eq!(fitting(&bytes, 0..6, 9), None);
+        assert_eq!(fitting(&bytes, 1..5, 18), Some((1..5, 15)));
     }
 
     #[test]

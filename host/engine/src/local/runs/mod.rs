@@ -12,7 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use millrace_log::run::Run;
+use millrace_log::disk::is_full;
+use millrace_log::run::{Run, RunError};
 use millrace_log::{Cipher, Disk};
 use millrace_model::{GroupName, TopicPartition};
 
@@ -134,7 +135,14 @@ impl RunFiles {
             }
         };
         let run = Run::open(&*self.disk, &path, stored.number, cipher.cloned());
-        let run = run.map_err(|error| refused(error.to_string()))?;
+        let run = run.map_err(|error| match &error {
+            // No damage: too many files are open.
+            RunError::Io { source, .. } if is_full(source) => OpenError::Io {
+                dir: self.dir.clone(),
+                reason: error.to_string(),
+            },
+            _ => refused(error.to_string()),
+        })?;
         let facts = run.facts();
         let found = (facts.file_bytes, facts.entries, facts.removals);
         if found != (stored.file_bytes, stored.entries, stored.removals) {

@@ -17,6 +17,10 @@ const TABLE_PART: usize = 8;
 /// How many parts, of how many, all together may cost before the largest ones do.
 const ALL_PARTS: [usize; 2] = [3, 4];
 
+/// What has to be free on the disk for a table to be paged, as a multiple of what it costs in memory: its file, and the database's own
+/// journal of the rows that go.
+const PAGED_ROOM: u64 = 2;
+
 /// Ended entries that a checkpoint removes, of all state together; the next one goes on.
 const SWEPT_ENTRIES_MAX: usize = 100_000;
 
@@ -245,9 +249,7 @@ impl State {
             let table = group.state.as_ref().filter(|_| !group.state_changed);
             table.is_some_and(|table| table.has_unwritten())
         });
-        unwritten
-            .map(|(at, name, _)| (*at, name.clone()))
-            .collect()
+        unwritten.map(|(at, name, _)| (*at, name.clone())).collect()
     }
 
     /// Tables that memory is not to have whole any more: each that costs more than its share of what there is for state, and the largest
@@ -275,8 +277,16 @@ impl State {
         let of_resident: usize = resident.iter().map(|(cost, ..)| cost).sum();
         let mut stays = of_resident + paged.iter().map(|(cost, _)| cost).sum::<usize>();
         resident.sort_unstable();
+        let mut free = self.store.free_bytes();
         for (cost, partition, name) in resident.into_iter().rev() {
             if cost > of_one || stays > of_all {
+                // A checkpoint that cannot write it makes nothing durable, and gives nothing back.
+                let needs = cost as u64 * PAGED_ROOM;
+                if needs > free {
+                    tracing::warn!(%partition, group = %name, needs, free, "the disk has no room for a file of state: it stays in memory. Free some space");
+                    continue;
+                }
+                free -= needs;
                 stays -= cost;
                 large.insert((partition, name.clone()));
             }

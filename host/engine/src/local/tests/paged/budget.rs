@@ -303,7 +303,7 @@ async fn what_is_found_out_about_ends_comes_into_a_file_though_nobody_writes() {
         checkpoint(&engine).await;
     }
     assert_eq!(room(&engine).unwritten(), 0);
-    let table = engine.state(GROUP, at).await.unwrap();
+    let table = engine.state(&named(GROUP), at).await.unwrap();
     let later = Timestamp(now + 2 * HOUR_MS);
     let ended = table.find_ended(later, 10, 1 << 20).unwrap();
     assert!(ended.is_empty(), "its end was moved");
