@@ -444,7 +444,7 @@ mod tests {
             entry(Some(Bytes::from_static(b"value"))),
             Operation::Claim {
                 partition,
-                group: named("ü"),
+                group: GroupName::consumer("ü"),
                 epoch: 9,
             },
             Operation::CreateTopic(Topic {
