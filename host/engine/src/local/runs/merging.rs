@@ -21,6 +21,8 @@ use crate::local::shared::{PoisonOnPanic, Shared};
 const MERGED_RUNS_MIN: usize = 4;
 /// Runs of a table from which on all of them are merged, whatever their sizes, if there are not enough of like size.
 const RUNS_MAX: usize = 24;
+/// Runs that are merged at once, for each is read ahead of; of more the oldest ones, and the next merge goes on.
+const MERGED_RUNS_MAX: usize = 32;
 /// What has to be free on the disk for a merge to begin, as a multiple of what it may write.
 const FREE_FACTOR_MIN: u64 = 2;
 
@@ -37,10 +39,13 @@ fn choose(bytes: &[u64]) -> Option<Range<usize>> {
         from = place;
         newer = newer.saturating_add(*bytes);
     }
-    if runs - from >= MERGED_RUNS_MIN {
-        return Some(from..runs);
+    if runs - from < MERGED_RUNS_MIN {
+        if runs < RUNS_MAX {
+            return None;
+        }
+        from = 0;
     }
-    (runs >= RUNS_MAX).then_some(0..runs)
+    Some(from..runs.min(from + MERGED_RUNS_MAX))
 }
 
 /// One merge.
@@ -363,7 +368,8 @@ mod tests {
         assert_eq!(choose(&[64, 16, 4, 1]), None);
         // One that is large is not written again and again while others come.
         let beside: Vec<u64> = [1_000].into_iter().chain([1; 40]).collect();
-        assert_eq!(choose(&beside), Some(1..41));
+        assert_eq!(choose(&beside), Some(1..33));
+        assert_eq!(choose(&beside[..30]), Some(1..30));
         let shrinking: Vec<u64> = (0..30).map(|n| 1 << (2 * (30 - n))).collect();
         assert_eq!(choose(&shrinking[..23]), None);
         assert_eq!(choose(&shrinking[..24]), Some(0..24));
