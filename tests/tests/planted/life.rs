@@ -696,6 +696,5 @@ fn rules(seed: u64) -> Rules {
 
 /// The processor's group.
 fn worker() -> GroupName {
-    let name = ProcessorName::parse("worker").expect("a valid name");
-    name.group()
+    ProcessorName::parse("worker").expect("a name").group()
 }

@@ -23,6 +23,8 @@ const MERGED_RUNS_MIN: usize = 4;
 const RUNS_MAX: usize = 24;
 /// Which part of what a merge may write has to be free on the disk beside that for it to begin.
 const FREE_PART: u64 = 4;
+/// Runs that are merged at once, for each is read ahead of; of more the oldest ones, and the next merge goes on.
+const MERGED_RUNS_MAX: usize = 32;
 
 /// Which runs are worth to be merged, of runs with these sizes, the oldest first: the newest ones, as long as each is no larger than
 /// twice all that are newer. So each entry is written a few times and no more.
@@ -37,10 +39,13 @@ fn choose(bytes: &[u64]) -> Option<Range<usize>> {
         from = place;
         newer = newer.saturating_add(*bytes);
     }
-    if runs - from >= MERGED_RUNS_MIN {
-        return Some(from..runs);
+    if runs - from < MERGED_RUNS_MIN {
+        if runs < RUNS_MAX {
+            return None;
+        }
+        from = 0;
     }
-    (runs >= RUNS_MAX).then_some(0..runs)
+    Some(from..runs.min(from + MERGED_RUNS_MAX))
 }
 
 /// As many of the chosen runs as the disk has room for, the newest ones, and the bytes of them; `None` if those are too few for a merge.
@@ -394,7 +399,8 @@ mod tests {
         assert_eq!(choose(&[64, 16, 4, 1]), None);
         // One that is large is not written again and again while others come.
         let beside: Vec<u64> = [1_000].into_iter().chain([1; 40]).collect();
-        assert_eq!(choose(&beside), Some(1..41));
+        assert_eq!(choose(&beside), Some(1..33));
+        assert_eq!(choose(&beside[..30]), Some(1..30));
         let shrinking: Vec<u64> = (0..30).map(|n| 1 << (2 * (30 - n))).collect();
         assert_eq!(choose(&shrinking[..23]), None);
         assert_eq!(choose(&shrinking[..24]), Some(0..24));
