@@ -30,7 +30,10 @@ pub enum StateError {
     #[error("state: {0}")]
     Misuse(String),
     /// What is stored could not be read; nothing of the call was done. Nobody made a mistake: try again later.
-    #[error("the state cannot be read: {0}")]
+    #[error(
+        "the state cannot be read ({0}); `millrace damage list` tells what is damaged: put the file back from a backup, or empty the state of the \
+         partition"
+    )]
     Unreadable(Arc<str>),
 }
 

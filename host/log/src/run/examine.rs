@@ -3,6 +3,7 @@
 //! Blocks are walked by their own lengths, so that items are found where the index is lost. Where a block is damaged the index says where
 //! the next one begins; if that is lost, too, the block's own length is tried, and where it leads nowhere the rest cannot be read.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 
@@ -50,6 +51,25 @@ pub enum Fault {
         /// Items without one.
         removals: u64,
     },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Items { bytes, error, .. } => {
+                write!(f, "bytes {} to {} cannot be read: ", bytes.start, bytes.end)?;
+                error.reason(f)
+            }
+            Self::Map(error) => {
+                write!(f, "every entry is there, and they cannot be found: ")?;
+                error.reason(f)
+            }
+            Self::Counts { entries, removals } => write!(
+                f,
+                "it has {entries} entries and {removals} removals, which is not what it says"
+            ),
+        }
+    }
 }
 
 impl Run {

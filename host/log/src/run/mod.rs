@@ -23,6 +23,7 @@ mod reader;
 mod tests;
 mod writer;
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -83,6 +84,17 @@ pub enum RunError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl RunError {
+    /// What is wrong, without the file and the place.
+    fn reason(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damaged { what, .. } => f.write_str(what),
+            Self::Encrypted { source, .. } => fmt::Display::fmt(source, f),
+            Self::Io { source, .. } => fmt::Display::fmt(source, f),
+        }
+    }
 }
 
 /// What a run has.

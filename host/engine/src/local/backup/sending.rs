@@ -430,7 +430,7 @@ impl Sending {
         let mut flaw = None;
         let examined = run.examine(&pace, &mut |met| {
             if let Met::Fault(fault) = met {
-                flaw.get_or_insert_with(|| format!("it is damaged: {fault:?}"));
+                flaw.get_or_insert_with(|| format!("it is damaged: {fault}"));
             }
         });
         examined.err().map(|error| error.to_string()).or(flaw)

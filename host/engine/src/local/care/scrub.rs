@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use millrace_log::pace::Pace;
 use millrace_log::partition::verify::{Damage, KeptSegment, verify};
-use millrace_log::run::{Fault, Met as MetInRun, Run};
+use millrace_log::run::{Met as MetInRun, Run};
 use millrace_model::{GroupName, Offset, Timestamp, TopicPartition};
 
 use super::super::tail::kind_of;
@@ -164,7 +164,7 @@ impl Care {
         let mut reason = None;
         let examined = run.examine(pace, &mut |met| {
             if let MetInRun::Fault(fault) = met {
-                reason.get_or_insert_with(|| reason_of(&fault));
+                reason.get_or_insert_with(|| fault.to_string());
             }
         });
         let file = self.name(run.path());
@@ -217,15 +217,6 @@ impl Care {
         };
         self.register
             .replace(partition, &segment.offsets, found, met);
-    }
-}
-
-fn reason_of(fault: &Fault) -> String {
-    match fault {
-        Fault::Items { error, .. } | Fault::Map(error) => error.to_string(),
-        Fault::Counts { entries, removals } => {
-            format!("it has {entries} entries and {removals} removals, which is not what it says")
-        }
     }
 }
 
