@@ -118,7 +118,7 @@ async fn through(
     keys: u64,
     steps: std::ops::Range<u64>,
 ) -> Result<()> {
-    let end = count(broker, "out")? + (steps.end - steps.start);
+    let end = setup::count(broker, "out")? + (steps.end - steps.start);
     let producers: Vec<_> = topic
         .partitions()
         .map(|partition| tokio::spawn(produce(engine.clone(), partition, keys, steps.clone())))
@@ -126,7 +126,7 @@ async fn through(
     for producer in producers {
         producer.await??;
     }
-    while count(broker, "out")? < end {
+    while setup::count(broker, "out")? < end {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
@@ -203,11 +203,4 @@ async fn check(engine: &dyn Engine, topic: &Topic, keys: u64) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn count(broker: &Broker, topic: &str) -> Result<u64> {
-    let topic = broker.topic(&topic.parse()?).context("a topic")?;
-    let partitions = 0..topic.spec.partitions;
-    let ends = partitions.filter_map(|at| broker.ends(&topic, PartitionId(at)));
-    Ok(ends.map(|ends| ends.end.0 - ends.start.0).sum())
 }

@@ -83,7 +83,7 @@ pub(crate) async fn through(
     broker: &Broker,
     messages: u64,
 ) -> Result<()> {
-    let target = count(broker, "out")? + messages;
+    let target = setup::count(broker, "out")? + messages;
     let batch = setup::batch(PER_COMMIT, VALUE_BYTES)?;
     let commits = messages / PER_COMMIT as u64 / u64::from(PARTITIONS);
     let topic = broker.topic(&"in".parse()?).context("topic in")?.id;
@@ -99,7 +99,7 @@ pub(crate) async fn through(
     for producer in producers {
         producer.await??;
     }
-    while count(broker, "out")? < target {
+    while setup::count(broker, "out")? < target {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
@@ -119,11 +119,4 @@ async fn produce(
         engine.commit(Transaction::produce(vec![append])).await?;
     }
     Ok(())
-}
-
-fn count(broker: &Broker, topic: &str) -> Result<u64> {
-    let topic = broker.topic(&topic.parse()?).context("a topic")?;
-    let ends = (0..topic.spec.partitions)
-        .filter_map(|partition| broker.ends(&topic, PartitionId(partition)));
-    Ok(ends.map(|ends| ends.end.0 - ends.start.0).sum())
 }

@@ -10,7 +10,8 @@ use millrace_broker::{Broker, ModuleHost, NewTopic};
 use millrace_engine::Engine;
 use millrace_engine::local::{LocalEngine, LocalOptions};
 use millrace_model::{
-    BatchBuilder, Clock, Durability, Header, Message, RecordBatch, SystemClock, Timestamp,
+    BatchBuilder, Clock, Durability, Header, Message, PartitionId, RecordBatch, SystemClock,
+    Timestamp,
 };
 use millrace_tests::{Client, Deploy};
 use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
@@ -58,6 +59,14 @@ pub(crate) async fn topic(
     };
     broker.create_topic(topic).await?;
     Ok(())
+}
+
+/// Messages that the topic has.
+pub(crate) fn count(broker: &Broker, topic: &str) -> Result<u64> {
+    let topic = broker.topic(&topic.parse()?).context("a topic")?;
+    let partitions = 0..topic.spec.partitions;
+    let ends = partitions.filter_map(|at| broker.ends(&topic, PartitionId(at)));
+    Ok(ends.map(|ends| ends.end.0 - ends.start.0).sum())
 }
 
 /// A host in this process, with its door on a free port.

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use guest_artifacts as guests;
-use millrace_broker::Broker;
 use millrace_engine::{Append, Engine, Transaction};
 use millrace_model::{
     BatchBuilder, Durability, Message, PartitionId, ProcessorSpec, RecordBatch, TopicPartition,
@@ -72,7 +71,7 @@ async fn run(guest: &'static [u8]) -> Result<f64> {
     for producer in producers {
         producer.await??;
     }
-    while count(&broker, "out")? < MESSAGES as u64 {
+    while setup::count(&broker, "out")? < MESSAGES as u64 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let seconds = began.elapsed().as_secs_f64();
@@ -109,11 +108,4 @@ async fn produce(
         engine.commit(Transaction::produce(vec![append])).await?;
     }
     Ok(())
-}
-
-fn count(broker: &Broker, topic: &str) -> Result<u64> {
-    let topic = broker.topic(&topic.parse()?).context("a topic")?;
-    let ends = (0..topic.spec.partitions)
-        .filter_map(|partition| broker.ends(&topic, PartitionId(partition)));
-    Ok(ends.map(|ends| ends.end.0 - ends.start.0).sum())
 }
