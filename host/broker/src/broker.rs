@@ -152,7 +152,7 @@ impl Broker {
         let modules: Arc<dyn ModuleHost> = Interruptible::new(modules, interrupt.clone());
         let (e, c) = (Arc::clone(&engine), Arc::clone(&clock));
         let hosts = Hosts::new(e, c, limits.moves_after);
-        let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine), &hosts).await;
+        let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine), &hosts).await?;
         let context = Context {
             clock: Arc::clone(&clock),
             engine: Arc::clone(&engine),
@@ -191,7 +191,7 @@ impl Broker {
             }),
         };
         broker.read_schedules()?;
-        broker.recover_consumers().await;
+        broker.recover_consumers().await?;
         broker.start_processors().await?;
         broker.start_tasks();
         tokio::spawn(take_back(Arc::downgrade(&broker.inner), heard));

@@ -154,12 +154,12 @@ impl Delays {
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,
         hosts: &Arc<Hosts>,
-    ) -> Arc<Self> {
+    ) -> Result<Arc<Self>, ReadError> {
         // Above those of any earlier process: of those that still wait it is known, whatever became of the clock since.
         let by_clock = (clock.wall().0 << 20) & (u64::MAX >> 1);
-        let (last_arrival, moved_in) = found(&*engine).await;
+        let (last_arrival, moved_in) = found(&*engine).await?;
         let first_arrival = by_clock.max(last_arrival.saturating_add(1));
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             steps: moving::Steps::begin(&*clock),
             moved_in: Mutex::new(moved_in),
             clock,
@@ -172,7 +172,7 @@ impl Delays {
             salt: fastrand::u32(..),
             shown: Mutex::default(),
             lateness_seconds: histogram!("millrace_delayed_lateness_seconds"),
-        })
+        }))
     }
 
     /// A name for the next one.
@@ -269,9 +269,9 @@ impl Delays {
 }
 
 /// The arrival of the latest of all messages that wait, and where some have moved with the clock.
-async fn found(engine: &dyn Engine) -> (u64, HashSet<TopicPartition>) {
+async fn found(engine: &dyn Engine) -> Result<(u64, HashSet<TopicPartition>), ReadError> {
     let (mut last, mut moved_in) = (0, HashSet::new());
-    for partition in engine.state_partitions(&GROUP) {
+    for partition in engine.state_partitions(&GROUP).await? {
         if let Ok(table) = engine.state(&GROUP, partition).await {
             let mut has_moved = false;
             stored::each_key(&table, |key| {
@@ -285,7 +285,7 @@ async fn found(engine: &dyn Engine) -> (u64, HashSet<TopicPartition>) {
             }
         }
     }
-    (last, moved_in)
+    Ok((last, moved_in))
 }
 
 fn move_gauge(topic: &TopicName, before: usize, messages: usize) {
@@ -313,7 +313,7 @@ impl Broker {
         let of_topic = |at: &TopicPartition| {
             at.topic == topic.id && query.partition.is_none_or(|wanted| at.partition == wanted)
         };
-        let mut partitions = engine.state_partitions(&GROUP);
+        let mut partitions = engine.state_partitions(&GROUP).await?;
         partitions.retain(of_topic);
         let mut page = DelayedPage::default();
         let (mut room, mut bytes) = (query.max.min(DELAYED_LISTED_MAX), STATE_LISTED_BYTES_MAX);

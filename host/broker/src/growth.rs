@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use millrace_engine::TopicChange;
+use millrace_engine::{CommitError, ReadError, TopicChange, TopicError};
 use millrace_model::processor::Order;
 use millrace_model::{Processor, ProcessorName, Topic, TopicName};
 use tokio::sync::watch;
@@ -100,7 +100,8 @@ impl Broker {
         }
         for topic in &growing {
             let own = self.own_topics_beside(&topic.spec.name);
-            let further = self.keyed_uses(topic, &own).into_iter();
+            let further = self.keyed_uses(topic, &own).await.map_err(unread)?;
+            let further = further.into_iter();
             let further: Vec<KeyedUse> = further.filter(|one| !uses.contains(one)).collect();
             uses.extend(further);
         }
@@ -192,7 +193,7 @@ impl Broker {
     }
 
     /// What processors depend on; of those, too, that were deleted and would go on where they were.
-    fn keyed_uses(&self, topic: &Topic, own: &[Topic]) -> Vec<KeyedUse> {
+    async fn keyed_uses(&self, topic: &Topic, own: &[Topic]) -> Result<Vec<KeyedUse>, ReadError> {
         let mut uses = Vec::new();
         let readers = self.readers_of(&topic.spec.name);
         let mut names: BTreeSet<ProcessorName> = own
@@ -209,14 +210,18 @@ impl Broker {
             names.insert(processor.name);
         }
         names.extend(self.inner.processors.read().keys().cloned());
-        let has_state = |name: &ProcessorName| {
-            let partitions = self.inner.engine.state_partitions(&name.group());
-            partitions.iter().any(|at| at.topic == topic.id)
-        };
-        let with_state = names.into_iter().filter(has_state);
-        uses.extend(with_state.map(KeyedUse::State));
-        uses
+        for name in names {
+            let partitions = self.inner.engine.state_partitions(&name.group()).await?;
+            if partitions.iter().any(|at| at.topic == topic.id) {
+                uses.push(KeyedUse::State(name));
+            }
+        }
+        Ok(uses)
     }
+}
+
+fn unread(error: ReadError) -> TopicError {
+    CommitError::from(error).into()
 }
 
 /// In which order revisions that run take the topic's messages; none if they do not read it.

@@ -308,7 +308,7 @@ impl Broker {
         let unknown = || ProduceError::UnknownTopic(topic.clone());
         let topic = self.topic(topic).ok_or_else(unknown)?;
         let now = self.inner.clock.wall();
-        let bytes = check(&topic, &messages, now)?;
+        let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
         let _room = self.room(bytes)?;
         stamp(&mut messages, now);
         let partitions = self.partitions_of(&topic, &messages).await?;
@@ -343,6 +343,12 @@ impl Broker {
         Ok(produced)
     }
 
+    /// Bytes of messages that one call takes: what the product allows, and no more than the engine takes at once.
+    fn call_bytes_max(&self) -> usize {
+        let limits = self.inner.engine.limits();
+        PRODUCE_CALL_BYTES_MAX.min(limits.transaction_bytes_max)
+    }
+
     /// Whether the topic would take these messages now.
     pub(crate) fn check_produce(
         &self,
@@ -351,7 +357,8 @@ impl Broker {
     ) -> Result<(), ProduceError> {
         let unknown = || ProduceError::UnknownTopic(topic.clone());
         let topic = self.topic(topic).ok_or_else(unknown)?;
-        check(&topic, messages, self.inner.clock.wall()).map(drop)
+        let now = self.inner.clock.wall();
+        check(&topic, messages, now, self.call_bytes_max()).map(drop)
     }
 
     /// Appends one message at once, with headers that are the host's, in a transaction that does more.
@@ -366,7 +373,7 @@ impl Broker {
         let topic = self.topic(topic).ok_or_else(unknown)?;
         let now = self.inner.clock.wall();
         let mut messages = vec![message];
-        let bytes = check(&topic, &messages, now)?;
+        let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
         stamp(&mut messages, now);
         messages[0].message.headers.extend(headers);
         let partitions = self.partitions_of(&topic, &messages).await?;
@@ -450,7 +457,12 @@ async fn by_component(
 }
 
 /// Checks everything before anything is stored; the bytes of all messages.
-fn check(topic: &Topic, messages: &[NewMessage], now: Timestamp) -> Result<usize, ProduceError> {
+fn check(
+    topic: &Topic,
+    messages: &[NewMessage],
+    now: Timestamp,
+    bytes_max: usize,
+) -> Result<usize, ProduceError> {
     if let Some(owner) = &topic.spec.owner {
         return Err(ProduceError::Owned {
             topic: topic.spec.name.clone(),
@@ -473,11 +485,11 @@ fn check(topic: &Topic, messages: &[NewMessage], now: Timestamp) -> Result<usize
         check_delay(index, new, message_bytes, now)?;
         bytes += message_bytes;
     }
-    match bytes <= PRODUCE_CALL_BYTES_MAX {
+    match bytes <= bytes_max {
         true => Ok(bytes),
         false => Err(ProduceError::CallTooLarge {
             bytes,
-            max: PRODUCE_CALL_BYTES_MAX,
+            max: bytes_max,
         }),
     }
 }

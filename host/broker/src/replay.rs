@@ -189,8 +189,8 @@ impl Broker {
         topics: &[Topic],
     ) -> Result<ProcessorName, ProcessorError> {
         let engine = &self.inner.engine;
-        let mut used =
-            self.known(name).is_ok() || !engine.state_partitions(&name.group()).is_empty();
+        let with_state = engine.state_partitions(&name.group()).await?;
+        let mut used = self.known(name).is_ok() || !with_state.is_empty();
         for place in topics.iter().flat_map(Topic::partitions) {
             used = used || engine.progress(&name.group(), place).await?.is_some();
         }

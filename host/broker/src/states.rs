@@ -105,7 +105,7 @@ impl Broker {
         place: &StatePlace,
         mut query: StateQuery,
     ) -> Result<StatePage, StateAccessError> {
-        let partition = self.state_partition(place)?;
+        let partition = self.state_partition(place).await?;
         query.now = self.inner.clock.wall();
         query.entries_max = query.entries_max.min(STATE_LISTED_MAX);
         query.bytes_max = STATE_LISTED_BYTES_MAX;
@@ -130,7 +130,11 @@ impl Broker {
             entries_max: 1,
             ..StateQuery::default()
         };
-        let has_state = self.inner.engine.state_partitions(&processor.group());
+        let has_state = self
+            .inner
+            .engine
+            .state_partitions(&processor.group())
+            .await?;
         let mut found = Vec::new();
         let mut bytes = 0;
         for holding in self
@@ -175,7 +179,7 @@ impl Broker {
             bytes_max: STATE_LISTED_BYTES_MAX,
             ..query.clone()
         };
-        let (mut topics, kept) = self.state_topics(processor)?;
+        let (mut topics, kept) = self.state_topics(processor).await?;
         topics.extend(kept);
         let is_wanted = |known: &Topic| topic.is_none_or(|wanted| *wanted == known.spec.name);
         if !topics.iter().any(is_wanted) {
@@ -209,7 +213,7 @@ impl Broker {
         writes: StateWrites,
     ) -> Result<(), StateAccessError> {
         let writes = Arc::new(writes);
-        let partition = self.state_partition(place)?;
+        let partition = self.state_partition(place).await?;
         decided(&*self.inner.engine, || {
             self.write_state_now(place, partition, writes.clone())
         })
@@ -261,8 +265,11 @@ impl Broker {
         Ok(())
     }
 
-    fn state_partition(&self, place: &StatePlace) -> Result<TopicPartition, StateAccessError> {
-        let topic = self.state_topic(place)?;
+    async fn state_partition(
+        &self,
+        place: &StatePlace,
+    ) -> Result<TopicPartition, StateAccessError> {
+        let topic = self.state_topic(place).await?;
         let partition = topic.partition(place.partition);
         partition.ok_or(StateAccessError::UnknownPartition {
             topic: topic.spec.name,
@@ -272,9 +279,9 @@ impl Broker {
 
     /// One that the processor reads, or that it has state of: that stays when another revision reads other topics, and when the
     /// processor is deleted.
-    fn state_topic(&self, place: &StatePlace) -> Result<Topic, StateAccessError> {
+    async fn state_topic(&self, place: &StatePlace) -> Result<Topic, StateAccessError> {
         let name = &place.processor;
-        let (read, kept) = self.state_topics(name)?;
+        let (read, kept) = self.state_topics(name).await?;
         let mut topics = read;
         if topics.is_empty() || place.topic.is_some() {
             topics.extend(kept);
@@ -291,7 +298,7 @@ impl Broker {
     }
 
     /// The topics that the processor reads, and further ones that it has state of.
-    fn state_topics(
+    async fn state_topics(
         &self,
         name: &ProcessorName,
     ) -> Result<(Vec<Topic>, Vec<Topic>), StateAccessError> {
@@ -302,7 +309,7 @@ impl Broker {
             .map(|r| r.spec.topics.clone());
         let read = current.unwrap_or_default();
         let has_state: HashSet<TopicId> = {
-            let partitions = self.inner.engine.state_partitions(&name.group());
+            let partitions = self.inner.engine.state_partitions(&name.group()).await?;
             partitions.into_iter().map(|at| at.topic).collect()
         };
         if deployed.is_none() && has_state.is_empty() {
@@ -324,9 +331,9 @@ impl Broker {
     ) -> Result<Version, CommitError> {
         let holdings = self.inner.hosts.holdings(&name.group());
         // Workers on other hosts may not have heard of it yet: none of them commits anything any more.
-        let shares = holdings.claim_all(self.places_of(name)).await?;
+        let shares = holdings.claim_all(self.places_of(name).await?).await?;
         let leases: Vec<Lease> = shares.iter().filter_map(|s| s.lease().cloned()).collect();
-        let has_state = self.inner.engine.state_partitions(&name.group());
+        let has_state = self.inner.engine.state_partitions(&name.group()).await?;
         // Nobody who has read what was there may write after it is gone. Who waits for several turns takes them in order.
         let mut turns = Vec::with_capacity(has_state.len());
         for &partition in &has_state {
@@ -364,16 +371,16 @@ impl Broker {
     }
 
     /// Where the processor has state, or may come to have some: revisions that are no longer kept may have read other topics.
-    fn places_of(&self, name: &ProcessorName) -> BTreeSet<TopicPartition> {
+    async fn places_of(&self, name: &ProcessorName) -> Result<BTreeSet<TopicPartition>, ReadError> {
         let engine = &self.inner.engine;
-        let mut places = BTreeSet::from_iter(engine.state_partitions(&name.group()));
+        let mut places = BTreeSet::from_iter(engine.state_partitions(&name.group()).await?);
         if let Some(known) = self.deployed(name) {
             let revisions = known.processor.revisions.iter();
             let read = revisions.flat_map(|revision| &revision.spec.topics);
             let topics = read.filter_map(|topic| self.topic(topic));
             places.extend(topics.flat_map(|topic| topic.partitions().collect::<Vec<_>>()));
         }
-        places
+        Ok(places)
     }
 }
 

@@ -336,11 +336,12 @@ impl Broker {
         // Whoever has progress in it, deployed or not; and whose own it is, of which it may have read nothing.
         let mut for_whom: BTreeSet<ProcessorName> = topic.spec.owner.clone().into_iter().collect();
         for partition in topic.partitions() {
-            let groups = self.inner.engine.groups(partition)?;
+            let groups = self.inner.engine.groups(partition).await?;
             for_whom.extend(groups.iter().filter_map(GroupName::as_processor));
         }
         for processor in for_whom.into_iter().filter(|name| Some(name) != of) {
-            let touched = self.inner.engine.progress_partitions(&processor.group());
+            let group = processor.group();
+            let touched = self.inner.engine.progress_partitions(&group).await?;
             let touched = touched.into_iter().collect();
             let waiting = self.waiting_in(&processor, topic, &touched).await?;
             let messages = waiting.parked + waiting.unread;
@@ -457,6 +458,19 @@ impl Broker {
             end: ends.end.max(end),
             ..ends
         })
+    }
+
+    /// How many messages a partition has from an offset on and before another one.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn count(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, ReadError> {
+        self.inner.engine.count(partition, from, to).await
     }
 
     /// Where a partition begins and ends; `None` if it does not exist.

@@ -43,6 +43,7 @@ macro_rules! conformance_tests {
     ($open:expr) => {
         $crate::conformance_tests! { @tests hold $open;
             messages::a_transaction_brings_its_appends_progress_and_entries,
+            messages::messages_are_counted_and_offsets_are_not,
             messages::a_transaction_with_an_unknown_partition_changes_nothing,
             messages::a_transaction_need_not_append,
             messages::appends_of_one_transaction_stand_in_the_order_listed,
@@ -179,6 +180,7 @@ macro_rules! two_hosts_tests {
             hosts::a_host_that_stood_still_goes_on_with_what_nobody_took,
             hosts::hosts_that_live_are_listed,
             hosts::what_one_host_commits_the_other_comes_to_read,
+            hosts::both_hosts_count_the_messages_that_are_there,
             hosts::what_one_host_changes_in_the_catalogue_the_other_hears_of,
             hosts::what_is_decided_on_something_late_is_a_conflict,
         }
@@ -371,6 +373,24 @@ async fn read_all(engine: &dyn Engine, partition: TopicPartition) -> Vec<(Offset
     let ascending = found.windows(2).all(|pair| pair[0].0 < pair[1].0);
     assert!(ascending, "offsets ascend from message to message");
     found
+}
+
+/// Counts between any two messages, and beyond both ends; how many there are.
+async fn holds_the_count(engine: &dyn Engine, partition: TopicPartition) -> u64 {
+    let all = read_all(engine, partition).await;
+    let offsets: Vec<Offset> = all.iter().map(|(offset, _)| *offset).collect();
+    let bounds = [&[Offset(0)], &offsets[..], &[Offset::MAX]].concat();
+    for &from in &bounds {
+        for &to in &bounds {
+            let within = offsets
+                .iter()
+                .filter(|&&offset| from <= offset && offset < to);
+            let counted = engine.count(partition, from, to).await;
+            let counted = counted.expect("the partition exists");
+            assert_eq!(counted, within.count() as u64, "{from}..{to}");
+        }
+    }
+    offsets.len() as u64
 }
 
 fn messages_of(batch: &RecordBatch) -> Vec<(Offset, String)> {

@@ -26,8 +26,8 @@
 //!   for good    │                             │   yet durable enough      │
 //! ```
 //!
-//! - [`Engine::ends`] and [`Engine::watch`] tell the start and the shown end. Either may be late, neither is early or goes back.
-//!   [`Engine::read`] decides at the store: it finds all that any `ends` has told.
+//! - [`Engine::ends`] and [`Engine::watch`] tell the start and the shown end, from memory, so that hot paths ask them without waiting. Either
+//!   may be late, neither is early or goes back. [`Engine::read`] decides at the store: it finds all that any `ends` has told.
 //! - What was committed through this handle shows in it when `commit` returns; what others committed, within the engine's delay.
 //! - Topics, entries and versions are a mirror. Own changes show when they return, those of others within the engine's delay, and
 //!   [`Engine::watch_catalogue`] changes after they show. What is decided on something late fails with [`CommitError::Conflict`].
@@ -162,6 +162,28 @@ pub struct Ends {
     pub end: Offset,
 }
 
+/// How much an engine takes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one transaction, as [`Transaction::byte_count`] counts those of its batches, and about those of all else in it. More is
+    /// refused with [`CommitError::TooLarge`].
+    pub transaction_bytes_max: usize,
+}
+
+impl Limits {
+    /// Whether so many bytes fit one transaction.
+    ///
+    /// # Errors
+    /// [`CommitError::TooLarge`].
+    pub fn check(self, bytes: usize) -> Result<(), CommitError> {
+        let max = self.transaction_bytes_max;
+        match bytes <= max {
+            true => Ok(()),
+            false => Err(CommitError::TooLarge { bytes, max }),
+        }
+    }
+}
+
 /// Wakes when a partition's committed end moves. Cheap; may be held for ever.
 #[derive(Clone, Debug)]
 pub struct Watch(watch::Receiver<Offset>);
@@ -210,8 +232,20 @@ pub trait Engine: Send + Sync + 'static {
     /// Wakes when the partition's committed end moves.
     fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError>;
 
-    /// Where the partition begins and ends.
+    /// Where the partition begins and ends, from memory.
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError>;
+
+    /// How many messages a reader finds from `from` on and before `to`; what lies outside `ends` counts for none. Offsets have gaps, so their
+    /// distance says nothing. What is damaged may count or not.
+    async fn count(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, ReadError>;
+
+    /// How much it takes at once. The same for as long as it is open.
+    fn limits(&self) -> Limits;
 
     /// Takes the work of the group in the partition from whoever has it, who is fenced, and told; for an operator, who must not wait. A claim does not
     /// count as leaving: what was left before is told to the next [`Engine::hold`]. Durable on return.
@@ -254,10 +288,13 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<Option<Progress>, ReadError>;
 
     /// The groups of which there is progress in the partition, by name, whatever else is known of them.
-    fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError>;
+    async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError>;
 
     /// The partitions in which the group has progress, in order.
-    fn progress_partitions(&self, group: &GroupName) -> Vec<TopicPartition>;
+    async fn progress_partitions(
+        &self,
+        group: &GroupName,
+    ) -> Result<Vec<TopicPartition>, ReadError>;
 
     /// The group's state in the partition, to read from. It has all that was committed under leases older than the newest one that this host
     /// has, and what is committed through this handle shows in it when that returns, or sooner; what others commit, within the engine's delay.
@@ -280,7 +317,7 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<StatePage, ReadError>;
 
     /// The partitions in which the group has any state, in order, whatever else is known of the group.
-    fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition>;
+    async fn state_partitions(&self, group: &GroupName) -> Result<Vec<TopicPartition>, ReadError>;
 
     /// Makes a topic. Durable on return.
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError>;

@@ -26,7 +26,8 @@ use self::link::{CUT, Link};
 use self::store::{Holder, Partition, State};
 use crate::contract::{
     CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
-    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch, changed,
+    Limits, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    changed,
 };
 use crate::idempotence::{Idempotence, Judgement, Overlay};
 use crate::room::{HostBounds, Room};
@@ -212,6 +213,25 @@ impl Engine for MemoryEngine {
         }
     }
 
+    async fn count(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, ReadError> {
+        let state = self.look()?;
+        let partition = state.partition(partition)?;
+        let from = from.max(partition.start);
+        let messages = |batch: &RecordBatch| batch.messages_within(from, to);
+        Ok(partition.batches.iter().map(messages).sum())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            transaction_bytes_max: usize::MAX,
+        }
+    }
+
     async fn claim(
         &self,
         group: &GroupName,
@@ -288,8 +308,8 @@ impl Engine for MemoryEngine {
         Ok(progress.cloned())
     }
 
-    fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
-        let state = self.store.state.lock();
+    async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
+        let state = self.look()?;
         let groups = state.partition(partition)?.groups.iter();
         let with_progress = groups.filter(|(_, group)| group.progress.is_some());
         let mut names: Vec<_> = with_progress.map(|(name, _)| name.clone()).collect();
@@ -297,8 +317,11 @@ impl Engine for MemoryEngine {
         Ok(names)
     }
 
-    fn progress_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
-        let state = self.store.state.lock();
+    async fn progress_partitions(
+        &self,
+        group: &GroupName,
+    ) -> Result<Vec<TopicPartition>, ReadError> {
+        let state = self.look()?;
         let has_progress = |partition: &Partition| {
             let group = partition.groups.get(group);
             group.is_some_and(|group| group.progress.is_some())
@@ -306,7 +329,7 @@ impl Engine for MemoryEngine {
         let found = state.partitions.iter().filter(|(_, p)| has_progress(p));
         let mut found: Vec<_> = found.map(|(partition, _)| *partition).collect();
         found.sort_unstable();
-        found
+        Ok(found)
     }
 
     async fn state(
@@ -346,8 +369,8 @@ impl Engine for MemoryEngine {
         })
     }
 
-    fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
-        let state = self.store.state.lock();
+    async fn state_partitions(&self, group: &GroupName) -> Result<Vec<TopicPartition>, ReadError> {
+        let state = self.look()?;
         let has_entries = |partition: &Partition| {
             let group = partition.groups.get(group);
             let table = group.and_then(|group| group.state.as_ref());
@@ -356,7 +379,7 @@ impl Engine for MemoryEngine {
         let found = state.partitions.iter().filter(|(_, p)| has_entries(p));
         let mut found: Vec<_> = found.map(|(partition, _)| *partition).collect();
         found.sort_unstable();
-        found
+        Ok(found)
     }
 
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {

@@ -4,18 +4,24 @@
 //! Stored beside a sealed segment; if that file is missing, damaged or of an earlier version, the index is built again by reading the
 //! segment.
 
-use millrace_model::{Offset, Timestamp};
+use millrace_model::{Offset, RecordBatch, Timestamp};
 
 /// Bytes between two entries, at least.
 pub const INDEX_SPACING_BYTES: u64 = 4096;
 /// Bytes at the end of a stored index, which tell of the segment as a whole.
-pub const FOOTER_BYTES: usize = 40;
-/// The same in the version before, which did not say whether there are tombstones.
+pub const FOOTER_BYTES: usize = 48;
+/// The same in the version before, which did not say how many messages there are.
+const FOOTER_BYTES_UNCOUNTED: usize = 40;
+/// And in the one before that, which did not say whether there are tombstones either.
 const FOOTER_BYTES_BEFORE: usize = 36;
 const ENTRY_BYTES: usize = 24;
+/// Stands for a count that nobody knows.
+const UNCOUNTED: u64 = u64::MAX;
 /// Names the version.
-const MAGIC: [u8; 4] = *b"MRX3";
-/// Names the version before; earlier ones had no times.
+const MAGIC: [u8; 4] = *b"MRX4";
+/// Names the version before.
+const MAGIC_UNCOUNTED: [u8; 4] = *b"MRX3";
+/// Names the one before that; earlier ones had no times.
 const MAGIC_BEFORE: [u8; 4] = *b"MRX2";
 /// Entries of a stored index that are held against the segment before it is believed.
 const PROBES: usize = 16;
@@ -38,7 +44,7 @@ struct Entry {
 }
 
 /// What an index tells of its segment as a whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footer {
     /// Up to where the segment has been noted.
     pub covered_bytes: u64,
@@ -48,6 +54,31 @@ pub struct Footer {
     pub sealed_at: Timestamp,
     /// Whether there are tombstones in it.
     pub tombstones: Tombstones,
+    /// How many messages there are in it; `None` where nobody counted.
+    pub messages: Option<u64>,
+}
+
+/// What an index tells of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Noted {
+    /// Its first offset.
+    pub offset: Offset,
+    /// Its latest timestamp.
+    pub max_timestamp: Timestamp,
+    /// Messages in it.
+    pub messages: u64,
+}
+
+impl Noted {
+    /// Of a batch as it is stored or as it was produced.
+    #[must_use]
+    pub fn of(batch: &RecordBatch) -> Self {
+        Self {
+            offset: batch.base_offset(),
+            max_timestamp: batch.max_timestamp(),
+            messages: batch.messages_within(Offset(0), Offset::MAX),
+        }
+    }
 }
 
 /// Whether a segment holds messages that remove their key.
@@ -63,15 +94,14 @@ pub enum Tombstones {
 }
 
 impl Index {
-    /// Notes that the batch at `position` begins with `offset`, ends at `end_position` and holds nothing later than
-    /// `max_timestamp`. Batches are noted in order; one that does not follow what is covered is left to be found by reading.
-    pub fn note(
-        &mut self,
-        offset: Offset,
-        position: u64,
-        end_position: u64,
-        max_timestamp: Timestamp,
-    ) {
+    /// Notes the batch between two positions. Batches are noted in order; one that does not follow what is covered is left to be found
+    /// by reading.
+    pub fn note(&mut self, batch: Noted, position: u64, end_position: u64) {
+        let Noted {
+            offset,
+            max_timestamp,
+            messages,
+        } = batch;
         if position != self.footer.covered_bytes {
             return;
         }
@@ -85,6 +115,7 @@ impl Index {
         }
         self.footer.covered_bytes = end_position;
         self.footer.max_timestamp = self.footer.max_timestamp.max(max_timestamp);
+        self.footer.messages = self.footer.messages.map(|before| before + messages);
     }
 
     /// Goes over a damaged range: whatever is noted next stands at `position`.
@@ -107,6 +138,11 @@ impl Index {
     /// Notes whether there are tombstones.
     pub fn set_tombstones(&mut self, tombstones: Tombstones) {
         self.footer.tombstones = tombstones;
+    }
+
+    /// Notes how many messages there are.
+    pub fn set_messages(&mut self, messages: u64) {
+        self.footer.messages = Some(messages);
     }
 
     /// Up to where the segment has been noted.
@@ -169,6 +205,7 @@ impl Index {
         bytes.extend(self.footer.sealed_at.0.to_le_bytes());
         bytes.extend(entries_crc.to_le_bytes());
         bytes.extend((self.footer.tombstones as u32).to_le_bytes());
+        bytes.extend(self.footer.messages.unwrap_or(UNCOUNTED).to_le_bytes());
         bytes.extend(MAGIC);
         bytes.extend(crc32c::crc32c(&bytes[footer_at..]).to_le_bytes());
         bytes
@@ -197,6 +234,19 @@ impl Index {
     }
 }
 
+impl Default for Footer {
+    /// Of nothing.
+    fn default() -> Self {
+        Self {
+            covered_bytes: 0,
+            max_timestamp: Timestamp::default(),
+            sealed_at: Timestamp::default(),
+            tombstones: Tombstones::default(),
+            messages: Some(0),
+        }
+    }
+}
+
 impl Entry {
     fn place(&self) -> (Offset, u64) {
         (self.offset, self.position)
@@ -213,14 +263,16 @@ impl Footer {
     /// And how many bytes it has.
     fn decode_with_length(bytes: &[u8], segment_bytes: u64) -> Option<(Self, usize)> {
         let (rest, _) = bytes.split_last_chunk::<4>()?;
-        let (length, tombstones) = match *rest.last_chunk::<4>()? {
-            MAGIC => (FOOTER_BYTES, true),
-            MAGIC_BEFORE => (FOOTER_BYTES_BEFORE, false),
+        let length = match *rest.last_chunk::<4>()? {
+            MAGIC => FOOTER_BYTES,
+            MAGIC_UNCOUNTED => FOOTER_BYTES_UNCOUNTED,
+            MAGIC_BEFORE => FOOTER_BYTES_BEFORE,
             _ => return None,
         };
         let footer = &bytes[bytes.len().checked_sub(length)?..];
         let (footer, crc) = footer.split_last_chunk::<4>()?;
-        let tombstones = tombstones.then(|| word(&footer[28..32]));
+        let tombstones = (length > FOOTER_BYTES_BEFORE).then(|| word(&footer[28..32]));
+        let messages = (length == FOOTER_BYTES).then(|| word(&footer[32..40]));
         let decoded = Self {
             covered_bytes: word(&footer[..8]),
             max_timestamp: Timestamp(word(&footer[8..16])),
@@ -230,6 +282,7 @@ impl Footer {
                 Some(2) => Tombstones::Some,
                 _ => Tombstones::Unknown,
             },
+            messages: messages.filter(|&messages| messages != UNCOUNTED),
         };
         let sound = crc32c::crc32c(footer) == u32::from_le_bytes(*crc);
         (sound && decoded.covered_bytes == segment_bytes).then_some((decoded, length))
@@ -247,6 +300,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// One of two messages.
+    fn batch(offset: u64, time: u64) -> Noted {
+        Noted {
+            offset: Offset(offset),
+            max_timestamp: Timestamp(time),
+            messages: 2,
+        }
+    }
+
     proptest! {
         #[test]
         fn the_entry_before_an_offset_or_a_time_is_at_most_one_spacing_and_one_batch_away(
@@ -258,7 +320,7 @@ mod tests {
             let mut end = 0;
             let starts: Vec<u64> = batches.iter().map(|(size, _)| { end += size; end - size }).collect();
             for (offset, (&start, (size, time))) in starts.iter().zip(&batches).enumerate() {
-                index.note(Offset(offset as u64), start, start + size, Timestamp(*time));
+                index.note(batch(offset as u64, *time), start, start + size);
             }
             let wanted = wanted.index(batches.len());
             let (offset, position) = index.before(Offset(wanted as u64)).unwrap();
@@ -275,6 +337,7 @@ mod tests {
             }
             index.seal(Timestamp(at));
             index.set_tombstones([Tombstones::Unknown, Tombstones::None, Tombstones::Some][at as usize % 3]);
+            prop_assert_eq!(index.footer().messages, Some(2 * batches.len() as u64));
             prop_assert_eq!(Index::decode(&index.encode(), end), Some(index));
         }
 
@@ -285,24 +348,37 @@ mod tests {
     }
 
     #[test]
-    fn an_index_of_the_version_that_knew_no_tombstones_is_read() {
+    fn an_index_of_a_version_that_knew_less_is_read() {
         let mut index = Index::default();
-        index.note(Offset(7), 0, 100, Timestamp(5));
+        index.note(batch(7, 5), 0, 100);
         index.seal(Timestamp(9));
-        let mut old = index.encode();
-        let at = old.len() - FOOTER_BYTES;
-        let mut footer = old[at..at + 28].to_vec();
-        footer.extend(MAGIC_BEFORE);
-        footer.extend(crc32c::crc32c(&footer).to_le_bytes());
-        old.truncate(at);
-        old.extend(footer);
-        assert_eq!(Index::decode(&old, 100), Some(index));
-        let last = &old[old.len() - FOOTER_BYTES..];
-        let read = Footer::decode(last, 100).expect("a footer");
-        assert_eq!(
-            (read.sealed_at, read.tombstones),
-            (Timestamp(9), Tombstones::Unknown)
-        );
+        index.set_tombstones(Tombstones::Some);
+        let versions = [
+            (32, MAGIC_UNCOUNTED, Tombstones::Some),
+            (28, MAGIC_BEFORE, Tombstones::Unknown),
+        ];
+        for (kept, magic, tombstones) in versions {
+            let mut old = index.encode();
+            let at = old.len() - FOOTER_BYTES;
+            let mut footer = old[at..at + kept].to_vec();
+            footer.extend(magic);
+            footer.extend(crc32c::crc32c(&footer).to_le_bytes());
+            old.truncate(at);
+            old.extend(footer);
+            let expected = Footer {
+                tombstones,
+                messages: None,
+                ..index.footer()
+            };
+            let mut read = Index::decode(&old, 100).expect("an index");
+            assert_eq!(read.footer(), expected);
+            let last = &old[old.len() - FOOTER_BYTES..];
+            assert_eq!(Footer::decode(last, 100), Some(expected));
+            // What nobody counted from its beginning stays uncounted.
+            read.note(batch(9, 6), 100, 200);
+            assert_eq!(read.footer().messages, None);
+            assert_eq!(Index::decode(&read.encode(), 200), Some(read));
+        }
     }
 
     #[test]

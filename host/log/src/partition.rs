@@ -4,6 +4,7 @@
 //! may be there after a crash, mean nothing, and are written again from the journal.
 
 pub mod compact;
+pub mod counting;
 pub mod encryption;
 pub mod examine;
 mod layout;
@@ -27,7 +28,7 @@ use self::encryption::BatchCipher;
 use crate::cache::{Sealed, SealedCache};
 use crate::cipher::DecryptError;
 use crate::disk::{Disk, DiskFile, final_error, is_full};
-use crate::index::{Footer, Index};
+use crate::index::{Footer, Index, Noted};
 use crate::segment::{DamageKind, Patience, Segment, SegmentError, Source};
 
 pub(crate) use self::layout::base_in_file_name;
@@ -317,8 +318,7 @@ impl PartitionFiles {
         };
         for batch in run {
             let end_position = position + batch.byte_count() as u64;
-            let time = batch.max_timestamp();
-            index.note(batch.base_offset(), position, end_position, time);
+            index.note(Noted::of(batch), position, end_position);
             position = end_position;
         }
     }

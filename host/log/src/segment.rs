@@ -18,7 +18,7 @@ use millrace_model::batch::HEADER_BYTES;
 use millrace_model::{BatchError, Offset, RecordBatch, Stamp};
 
 use crate::disk::DiskFile;
-use crate::index::Index;
+use crate::index::{Index, Noted};
 use crate::mapping;
 
 /// Bytes read from a file at once, unless less is asked for.
@@ -199,8 +199,7 @@ impl Segment {
         loop {
             match cursor.step()? {
                 Step::Batch { batch, position } => {
-                    let (base, time) = (batch.base_offset(), batch.max_timestamp());
-                    index.note(base, position, cursor.position, time);
+                    index.note(Noted::of(&batch), position, cursor.position);
                 }
                 Step::Damage { .. } => index.skip_to(cursor.position),
                 Step::End => return Ok(()),

@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, LocalEngine,
-    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
+    LocalEngine, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
+    Watch,
 };
 use millrace_model::{
     Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId,
@@ -303,16 +304,32 @@ impl Engine for BentEngine {
         self.inner.watch_state(group)
     }
 
-    fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
-        self.inner.groups(partition)
+    async fn count(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, ReadError> {
+        self.inner.count(partition, from, to).await
     }
 
-    fn progress_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
-        self.inner.progress_partitions(group)
+    fn limits(&self) -> Limits {
+        self.inner.limits()
     }
 
-    fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
-        self.inner.state_partitions(group)
+    async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
+        self.inner.groups(partition).await
+    }
+
+    async fn progress_partitions(
+        &self,
+        group: &GroupName,
+    ) -> Result<Vec<TopicPartition>, ReadError> {
+        self.inner.progress_partitions(group).await
+    }
+
+    async fn state_partitions(&self, group: &GroupName) -> Result<Vec<TopicPartition>, ReadError> {
+        self.inner.state_partitions(group).await
     }
 
     async fn read_state(

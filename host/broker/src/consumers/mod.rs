@@ -15,8 +15,8 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_engine::Ends;
 use millrace_engine::room::CONSUMERS_GROUP;
+use millrace_engine::{Ends, ReadError};
 use millrace_model::bounds::CONSUMER_LEASE_MS_MAX;
 use millrace_model::{
     Consumer, ConsumerName, Durability, LeaseId, Noted, Offset, PartitionId, ReadLease, Timestamp,
@@ -119,14 +119,8 @@ pub struct ConsumerPlace {
     pub start: Offset,
     /// The offset that the next message will have.
     pub end: Offset,
-}
-
-impl ConsumerPlace {
-    /// Offsets that it has still to read.
-    #[must_use]
-    pub fn lag(&self) -> u64 {
-        self.end.0.saturating_sub(self.position.max(self.start).0)
-    }
+    /// Messages that it has still to read.
+    pub lag: u64,
 }
 
 /// Asks for the right to read as a consumer.
@@ -216,7 +210,8 @@ impl Broker {
                 }
             };
             let ends = self.all_ends(topic);
-            Ok((self.consumer_status(topic, name, &consumer, &ends), made))
+            let status = self.consumer_status(topic, name, &consumer, &ends).await?;
+            Ok((status, made))
         })
         .await
     }
@@ -251,14 +246,18 @@ impl Broker {
 
     /// Makes the consumers of all topics fit what recovery left of their messages. Before anybody appends: what comes has the offsets of
     /// what was lost. A full disk keeps no host from starting.
-    pub(crate) async fn recover_consumers(&self) {
-        let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP);
+    ///
+    /// # Errors
+    /// What the engine's would be if it could not say which topics have consumers.
+    pub(crate) async fn recover_consumers(&self) -> Result<(), ReadError> {
+        let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP).await?;
         let topics = self.topics().into_iter();
         for topic in topics.filter(|topic| with.contains(&home(topic))) {
             if let Err(error) = self.recover_consumers_of(&topic).await {
                 tracing::error!(topic = %topic.spec.name, %error, "what consumers have read of messages that are lost could not be taken back: they may miss new ones; start the host again when there is room");
             }
         }
+        Ok(())
     }
 
     async fn recover_consumers_of(&self, topic: &Topic) -> Result<(), ConsumerError> {
@@ -293,7 +292,10 @@ impl Broker {
         let mut listed = Vec::new();
         // One after the other: the positions of all, decoded, are many times what is kept.
         for (name, value) in self.stored_consumers(&topic).await? {
-            let status = self.consumer_status(&topic, &name, &decoded(&value), &ends);
+            let consumer = decoded(&value);
+            let status = self
+                .consumer_status(&topic, &name, &consumer, &ends)
+                .await?;
             listed.push(ConsumerStatus {
                 partitions: Vec::new(),
                 ..status
@@ -304,15 +306,18 @@ impl Broker {
     }
 
     /// The consumers of all topics, by topic and name. A topic that goes meanwhile is left out.
-    pub async fn all_consumers(&self) -> Vec<ConsumerStatus> {
-        let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP);
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn all_consumers(&self) -> Result<Vec<ConsumerStatus>, ConsumerError> {
+        let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP).await?;
         let with: Vec<TopicId> = with.into_iter().map(|place| place.topic).collect();
         let mut all = Vec::new();
         let topics = self.topics().into_iter();
         for topic in topics.filter(|topic| with.contains(&topic.id)) {
             all.extend(self.consumers(&topic.spec.name).await.unwrap_or_default());
         }
-        all
+        Ok(all)
     }
 
     /// One consumer.
@@ -326,7 +331,8 @@ impl Broker {
     ) -> Result<ConsumerStatus, ConsumerError> {
         let topic = self.consumed(topic)?;
         let consumer = self.known_consumer(&topic, name).await?;
-        Ok(self.consumer_status(&topic, name, &consumer, &self.all_ends(&topic)))
+        let ends = self.all_ends(&topic);
+        self.consumer_status(&topic, name, &consumer, &ends).await
     }
 
     /// Takes or renews the right to read as a consumer. It may make the consumer.
@@ -516,7 +522,8 @@ impl Broker {
                 .await?;
             let key = (topic.id, name.clone());
             self.inner.consumers.leases.forget(&key);
-            Ok(self.consumer_status(topic, name, &consumer, &self.all_ends(topic)))
+            let ends = self.all_ends(topic);
+            self.consumer_status(topic, name, &consumer, &ends).await
         })
         .await
     }
@@ -581,29 +588,36 @@ impl Broker {
         topic.partitions().map(ends).collect()
     }
 
-    fn consumer_status(
+    async fn consumer_status(
         &self,
         topic: &Topic,
         name: &ConsumerName,
         consumer: &Consumer,
         ends: &[Ends],
-    ) -> ConsumerStatus {
+    ) -> Result<ConsumerStatus, ConsumerError> {
         let Inner {
-            clock, consumers, ..
+            clock,
+            consumers,
+            engine,
+            ..
         } = &*self.inner;
         let key = (topic.id, name.clone());
         let left = consumers
             .leases
             .left(&key, consumer.lease.as_ref(), clock.monotonic());
         let reader = consumer.lease.as_ref().filter(|_| !left.is_zero());
-        let place = |(at, &Ends { start, end }): (TopicPartition, &Ends)| ConsumerPlace {
-            partition: at.partition,
-            position: consumer.position(at.partition),
-            start,
-            end,
-        };
-        let partitions: Vec<ConsumerPlace> = topic.partitions().zip(ends).map(place).collect();
-        ConsumerStatus {
+        let mut partitions = Vec::with_capacity(ends.len());
+        for (at, &Ends { start, end }) in topic.partitions().zip(ends) {
+            let position = consumer.position(at.partition);
+            partitions.push(ConsumerPlace {
+                partition: at.partition,
+                position,
+                start,
+                end,
+                lag: engine.count(at, position, end).await?,
+            });
+        }
+        Ok(ConsumerStatus {
             topic: topic.spec.name.clone(),
             name: name.clone(),
             created_at: consumer.created_at,
@@ -613,8 +627,8 @@ impl Broker {
             }),
             committed: consumer.committed.clone(),
             reset: consumer.reset.clone(),
-            lag: partitions.iter().map(ConsumerPlace::lag).sum(),
+            lag: partitions.iter().map(|place| place.lag).sum(),
             partitions,
-        }
+        })
     }
 }

@@ -5,6 +5,7 @@ use millrace_model::ProcessorName;
 
 use super::DeadLetterError;
 use crate::broker::Broker;
+use crate::fetch::FetchError;
 
 /// The gauge's name.
 const WAITING: &str = "millrace_dead_letters_waiting";
@@ -14,21 +15,25 @@ impl Broker {
     ///
     /// # Errors
     /// [`DeadLetterError`].
-    pub fn dead_letters_waiting(&self, name: &ProcessorName) -> Result<u64, DeadLetterError> {
+    pub async fn dead_letters_waiting(&self, name: &ProcessorName) -> Result<u64, DeadLetterError> {
         let mut waiting = 0;
         for shelf in self.shelves(name)? {
             let ends = self.ends_of(&shelf)?;
-            let kept = ends.end.0.saturating_sub(ends.start.0);
+            let kept = self
+                .inner
+                .engine
+                .count(shelf.partition, ends.start, ends.end);
+            let kept = kept.await.map_err(FetchError::Read)?;
             waiting += kept.saturating_sub(self.count_sent(&shelf, ends.start)?);
         }
         Ok(waiting)
     }
 
     /// Brings the gauges of dead letters up to date.
-    pub fn measure_dead_letters(&self) {
+    pub async fn measure_dead_letters(&self) {
         let names: Vec<ProcessorName> = self.inner.processors.read().keys().cloned().collect();
         for name in names {
-            if let Ok(waiting) = self.dead_letters_waiting(&name) {
+            if let Ok(waiting) = self.dead_letters_waiting(&name).await {
                 gauge!(WAITING, "processor" => name.to_string()).set(waiting as f64);
             }
         }

@@ -273,7 +273,9 @@ impl Delays {
 
     /// Notes every partition that has delayed messages; whether all could be read.
     pub(super) async fn look(&self) -> bool {
-        let partitions = self.engine.state_partitions(&GROUP);
+        let Ok(partitions) = self.engine.state_partitions(&GROUP).await else {
+            return false;
+        };
         self.forget_all_but(&partitions);
         // Of topics that are gone, too.
         self.held.lock().retain(|_, share| !share.is_lost());

@@ -5,7 +5,6 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use millrace_engine::state::StateSize;
 
-use super::Input;
 use super::delivery::Counts;
 use crate::handler::CallError;
 
@@ -22,7 +21,6 @@ pub(crate) struct Meters {
     dropped: Counter,
     missed: Counter,
     traps: [Counter; 4],
-    lag: Gauge,
     parked: Gauge,
     /// This worker's share of `parked`, which is the processor's.
     parked_count: usize,
@@ -33,13 +31,11 @@ pub(crate) struct Meters {
 }
 
 impl Meters {
-    /// The meters of a processor in a partition.
-    pub(crate) fn new(processor: &str, input: &Input) -> Self {
+    /// The meters of a processor's worker.
+    pub(crate) fn new(processor: &str) -> Self {
         let own = || processor.to_owned();
         let processed = |outcome: &'static str| counter!("millrace_messages_processed_total", "processor" => own(), "outcome" => outcome);
         let trap = |cause: &'static str| counter!("millrace_traps_total", "processor" => own(), "cause" => cause);
-        let topic = input.topic.spec.name.to_string();
-        let partition = input.partition.to_string();
         Self {
             commit_seconds: histogram!("millrace_commit_seconds", "processor" => own()),
             batch_messages: histogram!("millrace_batch_messages", "processor" => own()),
@@ -52,7 +48,6 @@ impl Meters {
             dropped: counter!("millrace_dropped_total", "processor" => own()),
             missed: counter!("millrace_missed_total", "processor" => own()),
             traps: ["trap", "timeout", "memory", "bad-answer"].map(trap),
-            lag: gauge!("millrace_lag_messages", "processor" => own(), "topic" => topic, "partition" => partition),
             parked: gauge!("millrace_parked_messages", "processor" => own()),
             parked_count: 0,
             state_entries: gauge!("millrace_state_entries", "processor" => own()),
@@ -118,9 +113,8 @@ impl Meters {
         }
     }
 
-    /// How far behind the worker is.
-    pub(crate) fn standing(&mut self, lag: u64, parked: usize) {
-        self.lag.set(lag as f64);
+    /// How many messages wait.
+    pub(crate) fn parked(&mut self, parked: usize) {
         if parked != self.parked_count {
             self.parked
                 .increment(parked as f64 - self.parked_count as f64);
@@ -131,7 +125,7 @@ impl Meters {
 
 impl Drop for Meters {
     fn drop(&mut self) {
-        self.standing(0, 0);
+        self.parked(0);
         self.state(StateSize::default());
     }
 }

@@ -475,8 +475,7 @@ impl Worker {
     }
 
     fn show(&mut self, state: State) {
-        let lag = self.source.end().0.saturating_sub(self.progress.next.0);
-        self.meters.standing(lag, self.progress.parked.len());
+        self.meters.parked(self.progress.parked.len());
         let mut window = self.window.lock();
         *window = Standing {
             state,

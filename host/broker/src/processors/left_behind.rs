@@ -50,7 +50,7 @@ impl Broker {
         let known = self.deployed(name);
         let current = known.as_ref().and_then(|known| known.processor.current());
         let read = current.map_or(&[][..], |current| &current.spec.topics);
-        let touched = self.inner.engine.progress_partitions(&name.group());
+        let touched = self.inner.engine.progress_partitions(&name.group()).await?;
         let touched: HashSet<TopicPartition> = touched.into_iter().collect();
         let topics_touched: HashSet<_> = touched.iter().map(|at| at.topic).collect();
         let mut asked = Vec::new();
@@ -94,8 +94,8 @@ impl Broker {
         for (partition, (parked, next)) in topic.partitions().zip(found) {
             waiting.parked += parked;
             if is_own {
-                let ends = self.inner.engine.ends(partition)?;
-                waiting.unread += ends.end.0.saturating_sub(next.max(ends.start).0);
+                let unread = self.inner.engine.count(partition, next, Offset::MAX);
+                waiting.unread += unread.await?;
             }
         }
         Ok(waiting)

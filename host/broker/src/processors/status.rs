@@ -10,6 +10,7 @@ use super::going_back::gone_back_from;
 use super::left_behind::LeftBehind;
 use crate::broker::{Broker, Deployed};
 use crate::canary::CanaryStatus;
+use crate::dispatch::Input;
 use crate::dispatch::breaker::BreakerStatus;
 use crate::dispatch::standing::State;
 use crate::handler::GuestLine;
@@ -37,6 +38,19 @@ pub struct ProcessorStatus {
     pub gone_back_from: Option<u32>,
 }
 
+/// How far behind a worker is.
+#[derive(Clone, Debug)]
+pub struct Lag {
+    /// Whose.
+    pub processor: ProcessorName,
+    /// The topic that it reads.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: PartitionId,
+    /// Messages not read yet, as [`PartitionStatus::lag`] tells.
+    pub messages: u64,
+}
+
 /// How a processor does in one partition.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartitionStatus {
@@ -48,7 +62,7 @@ pub struct PartitionStatus {
     pub next: Offset,
     /// The offset that the next message will have.
     pub end: Offset,
-    /// Messages not read yet.
+    /// Messages not read yet. Where they cannot be counted, for the disk fails, it is the distance in offsets: no fewer.
     pub lag: u64,
     /// Messages that wait below `next`.
     pub parked: usize,
@@ -135,12 +149,47 @@ impl Broker {
         }
     }
 
+    /// How far behind the workers of this host are.
+    pub async fn lags(&self) -> Vec<Lag> {
+        let mut lags = Vec::new();
+        for processor in self.processor_names() {
+            for (input, standing) in self.inner.supervisor.standings(&processor) {
+                if let Some(next) = standing.next.filter(|_| standing.state.is_here()) {
+                    let end = self.end_of(&input);
+                    lags.push(Lag {
+                        processor: processor.clone(),
+                        topic: input.topic.spec.name.clone(),
+                        partition: input.partition,
+                        messages: self.lag(&input.topic, input.partition, next, end).await,
+                    });
+                }
+            }
+        }
+        lags
+    }
+
+    /// Where a worker's input ends, now.
+    fn end_of(&self, input: &Input) -> Offset {
+        let end = self.ends(&input.topic, input.partition);
+        let end = end.unwrap_or_default().end;
+        input.range.map_or(end, |(_, range_end)| range_end.min(end))
+    }
+
+    async fn lag(&self, topic: &Topic, partition: PartitionId, next: Offset, end: Offset) -> u64 {
+        let Some(partition) = topic.partition(partition) else {
+            return 0;
+        };
+        let counted = self.inner.engine.count(partition, next, end).await;
+        counted.unwrap_or_else(|error| {
+            tracing::debug!(%partition, %error, "what a processor has still to read cannot be counted");
+            end.0.saturating_sub(next.0)
+        })
+    }
+
     async fn standings(&self, name: &ProcessorName) -> Vec<PartitionStatus> {
         let mut shown = Vec::new();
         for (input, standing) in self.inner.supervisor.standings(name) {
-            let end = self.ends(&input.topic, input.partition);
-            let end = end.unwrap_or_default().end;
-            let end = input.range.map_or(end, |(_, range_end)| range_end.min(end));
+            let end = self.end_of(&input);
             // Redrives are our own business until there are some.
             if input.is_redriven() && end == Offset::default() {
                 continue;
@@ -165,7 +214,7 @@ impl Broker {
                 partition: input.partition,
                 next,
                 end,
-                lag: end.0.saturating_sub(next.0),
+                lag: self.lag(&input.topic, input.partition, next, end).await,
                 parked: standing.parked,
                 revision: standing.revision,
                 state,
@@ -223,12 +272,13 @@ impl Broker {
             next: first.map_or(ends.start, |first| first.max(ends.start)),
             ..Progress::default()
         });
+        let (next, end) = (progress.next, ends.end);
         PartitionStatus {
             topic: topic.spec.name.clone(),
             partition: partition.partition,
-            next: progress.next,
-            end: ends.end,
-            lag: ends.end.0.saturating_sub(progress.next.0),
+            next,
+            end,
+            lag: self.lag(topic, partition.partition, next, end).await,
             parked: progress.parked.len(),
             revision: progress.revision,
             state,

@@ -256,11 +256,11 @@ async fn what_is_on_record_as_a_whole_stays_sent() {
     };
     rig.engine.commit(transaction).await.unwrap();
     let name = processor("p");
-    assert_eq!(rig.broker.dead_letters_waiting(&name).unwrap(), 2);
+    assert_eq!(rig.broker.dead_letters_waiting(&name).await.unwrap(), 2);
     let done = redrive_all(&rig).await.unwrap();
     assert_eq!((done.sent, done.already), (2, 1));
     assert_eq!(redrive_all(&rig).await.unwrap().already, 3);
-    assert_eq!(rig.broker.dead_letters_waiting(&name).unwrap(), 0);
+    assert_eq!(rig.broker.dead_letters_waiting(&name).await.unwrap(), 0);
 }
 
 /// However many letters were sent before, a redrive writes what is on record of those around its own.
@@ -295,7 +295,7 @@ async fn what_was_sent_again_is_on_record_piece_by_piece_and_goes_with_its_lette
     let after = on_record();
     let changed = after.iter().filter(|entry| !before.contains(entry));
     assert_eq!(changed.count(), 1, "only the block of the letter");
-    assert_eq!(rig.broker.dead_letters_waiting(&name).unwrap(), 0);
+    assert_eq!(rig.broker.dead_letters_waiting(&name).await.unwrap(), 0);
 
     rig.engine.trim(shelf, last).await.unwrap();
     more(1).await;

@@ -278,7 +278,8 @@ async fn nothing_that_another_host_still_does_comes_into_state_that_was_emptied(
         })
         .await;
         tokio::time::sleep(Duration::from_millis(20)).await;
-        assert_eq!(one.engine.state_partitions(&processor("p").group()), []);
+        let group = processor("p").group();
+        assert_eq!(one.engine.state_partitions(&group).await.unwrap(), []);
     }
 }
 
@@ -301,7 +302,8 @@ async fn a_host_that_hears_late_of_a_deletion_does_nothing_any_more() {
     // Longer than its workers take to begin anew, several times.
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(one.values("out").await, [""; 0]);
-    assert_eq!(one.engine.state_partitions(&processor("p").group()), []);
+    let group = processor("p").group();
+    assert_eq!(one.engine.state_partitions(&group).await.unwrap(), []);
     other.engine.deafen(false);
     until("the other knows it", async || {
         other.broker.deployed_as(&processor("p")).is_none()

@@ -415,25 +415,25 @@ async fn a_dry_run_sees_the_committed_state_and_writes_none() {
 async fn how_many_wait_is_known_whatever_was_sent_or_trimmed() {
     let (rig, open) = by_first_word(1).await;
     let name = processor("p");
-    let waiting = || rig.broker.dead_letters_waiting(&name).unwrap();
-    assert_eq!(waiting(), 0);
+    let waiting = async || rig.broker.dead_letters_waiting(&name).await.unwrap();
+    assert_eq!(waiting().await, 0);
     dead(&rig, 10).await;
-    assert_eq!(waiting(), 10);
+    assert_eq!(waiting().await, 10);
     open.store(true, Ordering::SeqCst);
     let three = RedriveRequest {
         letters_max: Some(3),
         ..RedriveRequest::all("ada")
     };
     assert_eq!(redrive(&rig, three).await.sent, 3);
-    assert_eq!(waiting(), 7);
+    assert_eq!(waiting().await, 7);
     let before = millrace_broker::Before::Offset(Offset(5));
     rig.broker
         .trim(&topic("in.p.dlq"), None, before)
         .await
         .unwrap();
-    assert_eq!(waiting(), 5);
+    assert_eq!(waiting().await, 5);
     assert_eq!(redrive(&rig, RedriveRequest::all("ada")).await.sent, 5);
-    assert_eq!(waiting(), 0);
+    assert_eq!(waiting().await, 0);
     rig.settled().await;
     assert_eq!(rig.values("out").await.len(), 8);
 }

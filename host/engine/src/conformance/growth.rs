@@ -85,7 +85,13 @@ pub async fn a_topic_that_is_given_more_partitions_keeps_what_it_has(engine: Arc
         .expect("readable");
     assert_eq!(progress, Some(up_to(1)));
     assert_eq!(entries(&*engine, before).await, 1);
-    assert_eq!(engine.state_partitions(&named("group")), [before]);
+    assert_eq!(
+        engine
+            .state_partitions(&named("group"))
+            .await
+            .expect("readable"),
+        [before]
+    );
     let written = commit_progress(&*engine, &lease, up_to(2)).await;
     written.expect("the lease holds");
     let third = produce(&*engine, before, &["c"]).await;

@@ -10,7 +10,8 @@ use super::catalogue::value;
 use super::expectations::counts_up;
 use super::progress::{commit_progress, up_to};
 use super::{
-    append, at, end, entries, entry, grow, make_partition, make_topic, name, named, produce, values,
+    append, at, end, entries, entry, grow, holds_the_count, make_partition, make_topic, name,
+    named, produce, values,
 };
 use crate::contract::{CommitError, Engine, EntryKind, Hold, TopicError, Transaction};
 use crate::state::StateTable;
@@ -303,6 +304,23 @@ pub async fn what_one_host_commits_the_other_comes_to_read(hosts: TwoHosts) {
     let read = tokio::time::timeout(HEARD_DURATION_MAX, reading).await;
     read.expect("all of it is heard of");
     writing.await.expect("all was written");
+}
+
+/// Whatever gaps offsets have.
+pub async fn both_hosts_count_the_messages_that_are_there(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    for (number, size) in [2, 1, 3, 1, 2, 5].into_iter().enumerate() {
+        let writer = [&hosts.one, &hosts.other][number % 2];
+        produce(&**writer, partition, &vec!["m"; size]).await;
+    }
+    let last = end(&*hosts.other, partition);
+    until("the one hears of it", async || {
+        end(&*hosts.one, partition) == last
+    })
+    .await;
+    for host in [&hosts.one, &hosts.other] {
+        assert_eq!(holds_the_count(&**host, partition).await, 14);
+    }
 }
 
 /// Entries and topics, made, changed, removed; whoever watches is woken.

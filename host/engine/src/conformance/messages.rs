@@ -12,8 +12,8 @@ use millrace_model::{
 
 use super::catalogue::value;
 use super::{
-    append, at, batch, end, entries, entry, make_partition, make_topic, messages_of, name, named,
-    produce, read_all, spec, values,
+    append, at, batch, end, entries, entry, holds_the_count, make_partition, make_topic,
+    messages_of, name, named, produce, read_all, spec, values,
 };
 use crate::contract::{
     Append, CommitError, Ends, Engine, EntryKind, ProgressWrite, ReadError, Receipt, Transaction,
@@ -67,6 +67,25 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
     assert_eq!(stored, Some(progress));
     let stored = value(&*engine, EntryKind::Processor, "copier");
     assert_eq!(stored.as_deref(), Some("of input"));
+}
+
+/// However offsets are given, and wherever the bounds lie.
+pub async fn messages_are_counted_and_offsets_are_not(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    for size in [3, 1, 4, 2] {
+        produce(&*engine, partition, &vec!["m"; size]).await;
+    }
+    holds_the_count(&*engine, partition).await;
+    let all = read_all(&*engine, partition).await;
+    let trimmed = engine.trim(partition, all[4].0).await;
+    assert_eq!(trimmed.expect("within its ends"), all[4].0);
+    assert_eq!(holds_the_count(&*engine, partition).await, 6);
+    let nowhere = TopicPartition {
+        topic: TopicId(u64::from(u32::MAX)),
+        ..partition
+    };
+    let unknown = engine.count(nowhere, Offset(0), Offset::MAX).await;
+    assert!(matches!(unknown, Err(ReadError::UnknownPartition(_))));
 }
 
 /// Neither what is listed before the unknown partition nor what is listed after it takes effect.

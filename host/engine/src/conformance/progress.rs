@@ -364,17 +364,41 @@ pub async fn it_is_known_who_has_progress_where(engine: Arc<dyn Engine>) {
         written.expect("committed");
     }
     engine.claim(&named("c"), first).await.expect("claimed");
-    let groups = |partition| engine.groups(partition).expect("a partition");
-    assert_eq!(groups(first), [named("a"), named("b")]);
-    assert_eq!(groups(second), [named("a")]);
-    assert_eq!(engine.progress_partitions(&named("a")), [first, second]);
-    assert_eq!(engine.progress_partitions(&named("b")), [first]);
-    assert_eq!(engine.progress_partitions(&named("c")), []);
+    let groups = async |partition| engine.groups(partition).await.expect("a partition");
+    assert_eq!(groups(first).await, [named("a"), named("b")]);
+    assert_eq!(groups(second).await, [named("a")]);
+    assert_eq!(
+        engine
+            .progress_partitions(&named("a"))
+            .await
+            .expect("readable"),
+        [first, second]
+    );
+    assert_eq!(
+        engine
+            .progress_partitions(&named("b"))
+            .await
+            .expect("readable"),
+        [first]
+    );
+    assert_eq!(
+        engine
+            .progress_partitions(&named("c"))
+            .await
+            .expect("readable"),
+        []
+    );
     engine
         .delete_topic(&topic.spec.name, Vec::new())
         .await
         .expect("deleted");
-    assert_eq!(engine.progress_partitions(&named("a")), []);
-    let gone = engine.groups(first);
+    assert_eq!(
+        engine
+            .progress_partitions(&named("a"))
+            .await
+            .expect("readable"),
+        []
+    );
+    let gone = engine.groups(first).await;
     assert!(matches!(gone, Err(ReadError::UnknownPartition(_))));
 }

@@ -251,6 +251,17 @@ impl From<StateError> for ReadError {
     }
 }
 
+impl From<ReadError> for CommitError {
+    /// What a commit rests on could not be read, so nothing was committed.
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::UnknownPartition(partition) => Self::UnknownPartition(partition),
+            ReadError::Unavailable(reason) => Self::Unavailable(reason),
+            other => Self::Unavailable(other.to_string().into()),
+        }
+    }
+}
+
 impl From<StateError> for CommitError {
     fn from(error: StateError) -> Self {
         Self::State(error.to_string().into())

@@ -105,10 +105,7 @@ impl LocalEngine {
         partition: TopicPartition,
     ) -> Result<Lease, CommitError> {
         let bytes = group.as_str().len() + OPERATION_OVERHEAD_BYTES;
-        if bytes > self.transaction_bytes_max {
-            let max = self.transaction_bytes_max;
-            return Err(CommitError::TooLarge { bytes, max });
-        }
+        self.limits.check(bytes)?;
         let group = group.clone();
         self.ask(|answer| Request::Claim {
             partition,

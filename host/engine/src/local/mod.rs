@@ -43,11 +43,12 @@ mod submission;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -73,7 +74,6 @@ use self::codec::BODY_OVERHEAD_BYTES;
 use self::committer::{ALONE_BYTES_MAX, Answer, Committer, Request};
 use self::flusher::{Flusher, Stop};
 use self::holds::Holds;
-use self::lock::DirLock;
 use self::modules::ModuleFiles;
 use self::pipeline::SYNCERS;
 use self::recovery::{Recovered, recover};
@@ -81,10 +81,11 @@ use self::runs::Merger;
 use self::shared::Shared;
 use self::submission::Submission;
 use self::tail::Partition;
+use self::threads::{Threads, named};
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::contract::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, ReadError,
-    Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
+    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 use crate::damage::{DamageReport, DamagedRange};
 use crate::state::{StatePage, StateQuery, StateTable};
@@ -104,20 +105,8 @@ pub struct LocalEngine {
     closing: AtomicBool,
     threads: Mutex<Option<Threads>>,
     care_thread: Mutex<Option<JoinHandle<()>>>,
-    transaction_bytes_max: usize,
+    limits: Limits,
     holds: Holds,
-}
-
-/// What works for the engine, and its right to do so.
-struct Threads {
-    committer: JoinHandle<()>,
-    syncers: Vec<JoinHandle<()>>,
-    flusher: JoinHandle<()>,
-    merger: JoinHandle<()>,
-    cleaner: JoinHandle<()>,
-    pause: Arc<Pause>,
-    /// Released last.
-    _lock: DirLock,
 }
 
 impl LocalEngine {
@@ -246,7 +235,9 @@ impl LocalEngine {
             closing: AtomicBool::new(false),
             threads: Mutex::new(Some(threads)),
             care_thread: Mutex::new(Some(care_thread)),
-            transaction_bytes_max,
+            limits: Limits {
+                transaction_bytes_max,
+            },
             holds: Holds::default(),
         })
     }
@@ -305,10 +296,6 @@ impl LocalEngine {
     }
 }
 
-fn named(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(name.to_owned()).spawn(work)
-}
-
 #[async_trait]
 impl Engine for LocalEngine {
     async fn commit(&self, mut transaction: Transaction) -> Result<Receipt, CommitError> {
@@ -317,10 +304,7 @@ impl Engine for LocalEngine {
         }
         let submission = Submission::from(transaction);
         let bytes = submission.byte_count();
-        if bytes > self.transaction_bytes_max {
-            let max = self.transaction_bytes_max;
-            return Err(CommitError::TooLarge { bytes, max });
-        }
+        self.limits.check(bytes)?;
         let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.queue_room).acquire_many_owned(kib.min(self.queue_kib_max));
         let room = room.await.map_err(|_| CommitError::Closed)?;
@@ -370,6 +354,27 @@ impl Engine for LocalEngine {
 
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
         Ok(self.partition(partition)?.ends())
+    }
+
+    async fn count(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, ReadError> {
+        let counting = self.partition(partition)?.counting(from..to);
+        let counted = match counting.reads() {
+            false => counting.count(),
+            true => {
+                let counted = task::spawn_blocking(move || counting.count()).await;
+                counted.map_err(|_| ReadError::Io("the reading thread failed".into()))?
+            }
+        };
+        counted.map_err(|error| ReadError::Io(error.to_string().into()))
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
     }
 
     async fn claim(
@@ -431,7 +436,7 @@ impl Engine for LocalEngine {
         Ok(progress.map(Arc::unwrap_or_clone))
     }
 
-    fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
+    async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
         let state = self.shared.state.read();
         match state.partitions.contains_key(&partition) {
             true => Ok(state.groups_with_progress(partition)),
@@ -439,8 +444,11 @@ impl Engine for LocalEngine {
         }
     }
 
-    fn progress_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
-        self.shared.state.read().progress_of(group)
+    async fn progress_partitions(
+        &self,
+        group: &GroupName,
+    ) -> Result<Vec<TopicPartition>, ReadError> {
+        Ok(self.shared.state.read().progress_of(group))
     }
 
     fn watch_state(&self, _group: &GroupName) -> watch::Receiver<u64> {
@@ -468,8 +476,8 @@ impl Engine for LocalEngine {
         self.page_of_state(group, partition, query).await
     }
 
-    fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
-        self.shared.state.read().tables_of(group)
+    async fn state_partitions(&self, group: &GroupName) -> Result<Vec<TopicPartition>, ReadError> {
+        Ok(self.shared.state.read().tables_of(group))
     }
 
     async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
@@ -499,10 +507,7 @@ impl Engine for LocalEngine {
         expects: Vec<Expectation>,
     ) -> Result<Vec<Topic>, TopicError> {
         let bytes = changes.len().saturating_mul(ALONE_BYTES_MAX);
-        if bytes > self.transaction_bytes_max {
-            let max = self.transaction_bytes_max;
-            return Err(CommitError::TooLarge { bytes, max }.into());
-        }
+        self.limits.check(bytes)?;
         self.ask(|answer| Request::ChangeTopics {
             changes,
             expects,
@@ -660,26 +665,6 @@ impl Drop for LocalEngine {
         if let Some(threads) = self.threads.lock().take() {
             threads.stop(&self.shared, Stop::AtOnce);
         }
-    }
-}
-
-impl Threads {
-    fn stop(self, shared: &Shared, how: Stop) {
-        // A thread that panicked has poisoned the engine and said so.
-        // The cleaner asks the others, so it goes before them.
-        self.pause.end();
-        let _ = self.cleaner.join();
-        // What it has done by then the last checkpoint tells.
-        shared.merges.stop();
-        let _ = self.merger.join();
-        // The committer goes first: it may wait for the flusher to make room.
-        let _ = self.committer.join();
-        shared.pipeline.stop();
-        for syncer in self.syncers {
-            let _ = syncer.join();
-        }
-        shared.orders.ask(|orders| orders.stop = Some(how));
-        let _ = self.flusher.join();
     }
 }
 

@@ -4,9 +4,11 @@
 //! Memory is bounded for all partitions together, by the committer, which waits, and the flusher, which evicts.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use millrace_log::partition::counting::Counting;
 use millrace_log::partition::upkeep::Upkeep;
 use millrace_log::{PartitionFiles, SegmentError, SegmentReader};
 use millrace_model::{
@@ -159,6 +161,14 @@ impl Partition {
             start: self.start(),
             end: self.tail.lock().shown,
         }
+    }
+
+    /// The messages of these offsets that readers see, to be counted.
+    pub(super) fn counting(&self, range: Range<Offset>) -> Counting {
+        let Ends { start, end } = self.ends();
+        let range = range.start.max(start)..range.end.min(end);
+        let is_compacted = self.settings().compact;
+        self.files.read().counting(range, is_compacted)
     }
 
     /// Whether there are batches that only memory and the journal hold.

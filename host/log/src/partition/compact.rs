@@ -26,7 +26,7 @@ use millrace_model::{Compression, Offset, RecordBatch, Timestamp};
 use super::lifetime::UNFINISHED_SUFFIX;
 use super::{PartitionFiles, SealedSegment, SegmentFacts};
 use crate::disk::{DiskFile, final_error};
-use crate::index::{Footer, Index, Tombstones};
+use crate::index::{Footer, Index, Noted, Tombstones};
 use crate::segment::examine::{Found, walk, whole};
 
 /// Keys whose latest message one pass remembers, about 64 MiB. More are left to the next pass.
@@ -499,8 +499,7 @@ impl Writer {
         let stored = self.segment.place.stored(batch);
         let at = self.position + self.buffer.len() as u64;
         let end = at + stored.byte_count() as u64;
-        let time = batch.max_timestamp();
-        self.index.note(batch.base_offset(), at, end, time);
+        self.index.note(Noted::of(batch), at, end);
         self.buffer.extend_from_slice(stored.bytes());
         self.reached = batch.end_offset();
         match self.buffer.len() >= RUN_BYTES_MAX {

@@ -243,7 +243,7 @@ impl SealedSegment {
     }
 
     /// Only for next time: where it cannot be written it is built again.
-    fn keep_index(&self, index: &Index) {
+    pub(super) fn keep_index(&self, index: &Index) {
         // What is damaged now may be mended, or put back: then the index of the damage would be believed.
         if !index.has_gaps() {
             let written = self.place.disk.create(&self.index_path());
@@ -285,7 +285,7 @@ impl SealedSegment {
         Ok(index.footer())
     }
 
-    fn stored_footer(&self, segment_bytes: u64) -> Option<Footer> {
+    pub(super) fn stored_footer(&self, segment_bytes: u64) -> Option<Footer> {
         let file = self.place.disk.open(&self.index_path()).ok()?;
         let at = file.length().ok()?.saturating_sub(FOOTER_BYTES as u64);
         let mut footer = [0; FOOTER_BYTES];

@@ -99,6 +99,26 @@ impl RecordBatch {
         sealed(bytes).at_offset(from)
     }
 
+    /// How many messages it carries from `from` on and before `to`. Of a batch with gaps whose records cannot be looked at, at most so many.
+    #[must_use]
+    pub fn messages_within(&self, from: Offset, to: Offset) -> u64 {
+        if self.is_control() {
+            return 0;
+        }
+        let (base, end) = (self.base_offset(), self.end_offset());
+        let count = self.message_count() as u64;
+        let (from, to) = (from.max(base), to.min(end));
+        let span = to.0.saturating_sub(from.0);
+        if span == end.0 - base.0 || count == end.0 - base.0 {
+            return span.min(count);
+        }
+        let Ok(records) = self.records() else {
+            return span.min(count);
+        };
+        let offsets = records.map_while(Result::ok).map(|view| view.offset);
+        offsets.filter(|offset| (from..to).contains(offset)).count() as u64
+    }
+
     /// Whether it only stands for offsets of which nothing is left.
     #[must_use]
     pub fn is_gap(&self) -> bool {
@@ -184,6 +204,26 @@ mod tests {
             let longer = RecordBatch::decode(longer.bytes()).unwrap();
             prop_assert_eq!(longer.end_offset().0 - base, (kept.len() as u64 + more).min(1 << 31));
             prop_assert_eq!(contents(&longer), expected);
+        }
+
+        #[test]
+        fn messages_are_counted_between_offsets_and_gaps_are_not(
+            kept in proptest::collection::vec(any::<bool>(), 1..40),
+            base in 0u64..1 << 40,
+            bounds in (0u64..50, 0u64..50),
+        ) {
+            let batch = numbered(base, kept.len() as u64);
+            let (from, to) = (Offset(base.saturating_sub(5) + bounds.0), Offset(base.saturating_sub(5) + bounds.1));
+            let mut kept_of = kept.iter();
+            let left = match batch.thinned(|_| *kept_of.next().unwrap()).unwrap() {
+                Thinned::Whole => batch,
+                Thinned::Part(left) => left,
+                Thinned::Nothing => RecordBatch::gap(batch.base_offset(), batch.end_offset()),
+            };
+            let messages = contents(&left);
+            let within = messages.iter().filter(|(offset, _)| (from..to).contains(offset));
+            let within = if left.is_gap() { 0 } else { within.count() as u64 };
+            prop_assert_eq!(left.messages_within(from, to), within);
         }
 
         #[test]

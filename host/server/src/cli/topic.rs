@@ -314,16 +314,14 @@ fn show(topic: &Value) -> String {
     lines.extend(settings(&topic["settings"]));
     let facts = facts(&lines);
     let row = |ends: &Value| {
-        let number = |field: &str| ends[field].as_u64().unwrap_or(0);
-        let count = number("end").saturating_sub(number("start"));
-        let cells = ["partition", "start", "end"].map(|field| cell(&ends[field]));
+        let cells = ["partition", "start", "end", "messages"].map(|field| cell(&ends[field]));
         let damaged = items(&ends["damaged"]).iter();
         let damaged = damaged.map(|range| format!("{}..{}", range["from"], range["to"]));
         let damaged = damaged.collect::<Vec<_>>().join(", ");
-        [cells.as_slice(), &[count.to_string(), damaged]].concat()
+        [cells.as_slice(), &[damaged]].concat()
     };
     let rows = items(&topic["ends"]).iter().map(row).collect();
-    let headings = ["PARTITION", "START", "END", "OFFSETS", "DAMAGED"];
+    let headings = ["PARTITION", "START", "END", "MESSAGES", "DAMAGED"];
     let ends = table(&headings, rows, "");
     format!("{facts}\n\n{ends}")
 }

@@ -90,7 +90,7 @@ impl From<ConsumerPlace> for PlaceBody {
             position: place.position,
             start: place.start,
             end: place.end,
-            lag: place.lag(),
+            lag: place.lag,
         }
     }
 }
@@ -172,8 +172,8 @@ impl From<ConsumerError> for ApiError {
 
 /// All consumers of all topics.
 #[utoipa::path(get, path = "/v1/consumers", tag = "consumers", responses((status = 200, body = ConsumersBody)))]
-pub(super) async fn list_all(State(app): Shared) -> Json<ConsumersBody> {
-    Json(ConsumersBody::of(app.broker.all_consumers().await))
+pub(super) async fn list_all(State(app): Shared) -> Result<Json<ConsumersBody>, ApiError> {
+    Ok(Json(ConsumersBody::of(app.broker.all_consumers().await?)))
 }
 
 /// The consumers of a topic, by name.

@@ -16,6 +16,9 @@ use super::{App, Shared};
 use crate::registry::Registry;
 
 /// How far each consumer is behind.
+/// How far processors are behind.
+const LAG: &str = "millrace_lag_messages";
+/// How far consumers are behind.
 const CONSUMER_LAG: &str = "millrace_consumer_lag_messages";
 
 #[derive(Serialize, ToSchema)]
@@ -62,14 +65,22 @@ impl App {
             return String::new();
         };
         self.measure_connections();
-        self.broker.measure_dead_letters();
+        self.broker.measure_dead_letters().await;
         self.broker.measure_left_behind().await;
         self.forget_gone();
+        let lags = self.broker.lags().await;
         let consumers = self.broker.all_consumers().await;
         let _measuring = self.measuring.lock();
-        // All anew: what was deleted leaves nothing.
+        // All anew: what was deleted, or works elsewhere, leaves nothing.
+        metrics.forget_family(LAG);
+        for lag in lags {
+            let (processor, topic) = (lag.processor.to_string(), lag.topic.to_string());
+            let partition = lag.partition.to_string();
+            metrics::gauge!(LAG, "processor" => processor, "topic" => topic, "partition" => partition)
+                .set(lag.messages as f64);
+        }
         metrics.forget_family(CONSUMER_LAG);
-        for consumer in consumers {
+        for consumer in consumers.unwrap_or_default() {
             let (topic, name) = (consumer.topic.to_string(), consumer.name.to_string());
             metrics::gauge!(CONSUMER_LAG, "topic" => topic, "consumer" => name)
                 .set(consumer.lag as f64);

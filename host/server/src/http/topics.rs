@@ -82,6 +82,8 @@ struct EndsBody {
     /// The offset that the next message will have.
     #[schema(value_type = u64)]
     end: Offset,
+    /// How many messages are kept: fewer than the offsets between start and end where some were compacted away.
+    messages: u64,
     /// Offsets that are known to be damaged.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     damaged: Vec<DamagedOffsets>,
@@ -184,19 +186,21 @@ pub(super) async fn show(
 ) -> Result<Json<TopicBody>, ApiError> {
     let topic = app.known_topic(&name)?;
     let damage = app.broker.damage();
-    let ends_of = |partition: PartitionId| {
-        let id = topic.partition(partition)?;
-        app.broker.ends(&topic, partition).map(|ends| EndsBody {
+    let mut ends = Vec::new();
+    for at in topic.partitions() {
+        let partition = at.partition;
+        // None where the topic was deleted just now.
+        let Some(found) = app.broker.ends(&topic, partition) else {
+            continue;
+        };
+        ends.push(EndsBody {
             partition,
-            start: ends.start,
-            end: ends.end,
-            damaged: App::damaged(&damage, id),
-        })
-    };
-    let ends = topic
-        .partitions()
-        .filter_map(|p| ends_of(p.partition))
-        .collect();
+            start: found.start,
+            end: found.end,
+            messages: app.broker.count(at, found.start, found.end).await?,
+            damaged: App::damaged(&damage, at),
+        });
+    }
     Ok(Json(TopicBody {
         ends: Some(ends),
         ..topic.into()

@@ -72,10 +72,16 @@ impl Worker {
                     .conclude(live, batch, verdict, &places, probe, took)
                     .await
                 {
-                    // What one commit cannot hold is an answer that asks for too much.
-                    Err(CommitError::TooLarge { bytes, max }) => CallError::BadAnswer(format!(
-                        "what is to be committed has {bytes} bytes, at most {max} fit; emit less"
-                    )),
+                    // The engine's limit is no fault of the component, so it costs nobody an attempt. Fewer messages make less.
+                    Err(CommitError::TooLarge { .. }) if batch.len() > 1 => {
+                        self.split(batch.len());
+                        return Ok(());
+                    }
+                    Err(CommitError::TooLarge { bytes, max }) => {
+                        return Err(Trouble::Wait(format!(
+                            "what the handler made of one message has {bytes} bytes to be committed at once, and this engine takes {max}: deploy a revision that emits less"
+                        )));
+                    }
                     concluded => return concluded.map_err(Trouble::from),
                 }
             }

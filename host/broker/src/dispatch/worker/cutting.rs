@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_model::Offset;
+use millrace_model::processor::BatchPolicy;
 
 use super::{Trouble, Worker};
 use crate::dispatch::at_hand;
@@ -53,7 +54,7 @@ impl Worker {
             Some(_) => self.paced(Side::Current).max(self.paced(Side::Canary)),
         };
         let messages_max = piece.min(policy.messages_max as usize).min(paced);
-        let bytes_max = policy.bytes_max as usize;
+        let bytes_max = self.batch_bytes_max(policy);
         let mut cut = self.empty_cut(messages_max, bytes_max);
         if let Some(canary) = command.canary() {
             cut.split(self.sharing(live, canary, piece));
@@ -181,7 +182,7 @@ impl Worker {
             let messages_max = piece.min(policy.messages_max as usize);
             (
                 messages_max.min(self.paced(side)),
-                policy.bytes_max as usize,
+                self.batch_bytes_max(policy),
             )
         };
         Split::new(
@@ -194,6 +195,12 @@ impl Worker {
                 bounds(&canary.live, Side::Canary),
             ],
         )
+    }
+
+    /// Bytes of a batch: half of what the engine takes at once at the most, for what comes of it is committed at once.
+    fn batch_bytes_max(&self, policy: &BatchPolicy) -> usize {
+        let limits = self.context.engine.limits();
+        (policy.bytes_max as usize).min(limits.transaction_bytes_max / 2)
     }
 
     pub(super) fn empty_cut(&self, messages_max: usize, bytes_max: usize) -> Cut {

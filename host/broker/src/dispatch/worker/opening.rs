@@ -198,7 +198,7 @@ impl Worker {
         let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit)
             .only(input.times.clone());
         let mut worker = Self {
-            meters: Meters::new(processor.as_str(), input),
+            meters: Meters::new(processor.as_str()),
             context: context.clone(),
             input: input.clone(),
             commands: commands.clone(),
