@@ -11,13 +11,14 @@ use millrace_broker::{
     BrokerLimits, DeadLetterError, ModuleError, NewTopic, ProcessorError, RedriveRequest,
     TopicPatch,
 };
-use millrace_engine::{CommitError, EntryKind, EntryWrite, Transaction};
+use millrace_engine::{CommitError, EntryKind, EntryWrite, MemoryEngine, Transaction};
 use millrace_model::bounds::REVISIONS_KEPT_MAX;
 use millrace_model::{
-    ChangeKind, Durability, Processor, ProcessorSpec, ScheduleName, SystemClock, TopicSettings,
+    ChangeKind, Clock, ConsumerName, Durability, PartitionId, Processor, ProcessorSpec,
+    ScheduleName, SystemClock, TopicSettings,
 };
 
-use crate::rig::{Export, Rig, Say, digest, per_message, processor, spec, topic};
+use crate::rig::{Export, Modules, Rig, Say, digest, per_message, processor, spec, topic};
 use crate::schedules;
 
 const ROUNDS: usize = 20;
@@ -378,4 +379,51 @@ async fn what_this_host_cannot_read_stops_here_and_is_left_as_it_is_until_it_can
         .deploy(&processor("p"), nth(digest("m"), 1))
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_behind_is_counted_in_messages_where_offsets_have_gaps() {
+    const MESSAGES: u64 = 12;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let engine = MemoryEngine::with_gaps(Arc::clone(&clock), 3);
+    let modules = Arc::new(Modules::default());
+    let one = Rig::beside(clock, engine, modules, BrokerLimits::default()).await;
+    one.topic("in", 1).await;
+    one.topic("out", 1).await;
+    let handler = per_message(|_, _| Say::Reject("no"));
+    let module = one.upload_handler("m", handler).await;
+    one.deploy(spec(module)).await;
+    let other = beside(&one).await;
+    let name = processor("p");
+    one.broker.pause(&name).await.unwrap();
+    let reader: ConsumerName = "billing".parse().unwrap();
+    let input = topic("in");
+    let made = one.broker.make_consumer(&input, &reader, None);
+    made.await.unwrap();
+    for number in 0..MESSAGES {
+        one.produce(&[("k", &number.to_string())]).await;
+    }
+    let ends = one
+        .broker
+        .ends(&one.broker.topic(&topic("in")).unwrap(), PartitionId(0));
+    assert!(ends.unwrap().end.0 > MESSAGES, "its offsets have gaps");
+    for rig in [&one, &other] {
+        until("each host counts them", async || {
+            let consumer = rig.broker.consumer(&topic("in"), &reader).await.unwrap();
+            let status = rig.broker.processor(&name).await.unwrap();
+            let lag: u64 = status
+                .partitions
+                .iter()
+                .map(|partition| partition.lag)
+                .sum();
+            (lag, consumer.lag) == (MESSAGES, MESSAGES)
+        })
+        .await;
+    }
+    one.broker.resume(&name, None).await.unwrap();
+    until("all are given up, and counted", async || {
+        let waiting = other.broker.dead_letters_waiting(&name).await;
+        waiting.is_ok_and(|waiting| waiting == MESSAGES)
+    })
+    .await;
 }
