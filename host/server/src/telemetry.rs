@@ -315,7 +315,7 @@ fn describe() {
     );
     describe_gauge!(
         "millrace_lag_messages",
-        "Messages that a processor has still to read"
+        "Messages that a processor has still to read, by the workers of this host"
     );
     describe_gauge!(
         "millrace_consumer_lag_messages",
