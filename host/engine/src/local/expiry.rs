@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use millrace_log::Journal;
 use millrace_model::{Durability, GroupName, Timestamp, TopicPartition};
-use tokio::sync::oneshot;
 
 use super::cleaner::Cleaner;
 use super::codec::BODY_OVERHEAD_BYTES;
-use super::committer::Request;
-use super::submission::Submission;
+use super::submission::commit_own;
 use crate::contract::Transaction;
 use crate::state::{HeldTurn, StateTable, StateWrite, StateWrites};
 
@@ -64,7 +62,9 @@ impl Cleaner {
             return Tried::Busy;
         };
         let journal_bytes = Journal::body_bytes_max(self.shared.options.journal_file_bytes);
-        let bytes_max = BYTES_AT_ONCE.min((journal_bytes - BODY_OVERHEAD_BYTES) / 2);
+        let queue_bytes = (self.shared.options.queue_kib_max() as usize) << 10;
+        let bytes_max = (journal_bytes - BODY_OVERHEAD_BYTES).min(queue_bytes) / 2;
+        let bytes_max = BYTES_AT_ONCE.min(bytes_max);
         match table.find_ended(now, ENTRIES_AT_ONCE, bytes_max) {
             Ok(ended) if ended.is_empty() => {
                 // What was found out about places is for the next run.
@@ -89,7 +89,7 @@ impl Cleaner {
         writes: StateWrites,
         turn: HeldTurn,
     ) -> Tried {
-        let submission = Submission::from(Transaction {
+        let transaction = Transaction {
             state: vec![StateWrite {
                 group: group.clone(),
                 partition,
@@ -100,32 +100,17 @@ impl Cleaner {
             // What a crash undoes is done again.
             durability: Some(Durability::None),
             ..Transaction::default()
-        });
-        let bytes = submission.byte_count();
-        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
-        let kib = kib.min(self.shared.options.queue_kib_max());
-        let room = Arc::clone(&self.room).try_acquire_many_owned(kib);
-        let (Ok(room), Some(queue)) = (room, self.queue.upgrade()) else {
-            // Others have more to do.
+        };
+        let Some(queue) = self.queue.upgrade() else {
             return Tried::Over;
         };
-        let (answer, answered) = oneshot::channel();
-        let request = Request::Commit {
-            submission,
-            bytes,
-            answer,
-            room,
-        };
-        // Where nobody takes it the engine ends, and so does the answer.
-        let _ = queue.blocking_send(request);
-        drop(queue);
-        match answered.blocking_recv() {
-            Ok(Ok(_)) => Tried::Again,
-            Ok(Err(error)) => {
+        match commit_own(&queue, &self.room, transaction) {
+            Some(Ok(_)) => Tried::Again,
+            Some(Err(error)) => {
                 tracing::debug!(%partition, %group, %error, "what has ended of the state could not be removed; it stays for now");
                 Tried::Over
             }
-            Err(_) => Tried::Over,
+            None => Tried::Over,
         }
     }
 }

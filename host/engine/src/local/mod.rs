@@ -79,7 +79,7 @@ use self::pipeline::SYNCERS;
 use self::recovery::{Recovered, recover};
 use self::runs::Merger;
 use self::shared::Shared;
-use self::submission::Submission;
+use self::submission::{Submission, queue_kib};
 use self::tail::Partition;
 use self::threads::{Threads, named};
 use crate::backup::{BackupError, BackupRequest, BackupStream};
@@ -305,7 +305,7 @@ impl Engine for LocalEngine {
         let submission = Submission::from(transaction);
         let bytes = submission.byte_count();
         self.limits.check(bytes)?;
-        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
+        let kib = queue_kib(bytes);
         let room = Arc::clone(&self.queue_room).acquire_many_owned(kib.min(self.queue_kib_max));
         let room = room.await.map_err(|_| CommitError::Closed)?;
         let asked = self.ask(|answer| Request::Commit {

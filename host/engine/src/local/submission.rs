@@ -1,13 +1,44 @@
 //! A transaction on its way to the committer.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use millrace_model::Durability;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::codec::OPERATION_OVERHEAD_BYTES;
+use super::committer::Request;
 use crate::contract::{
-    Append, EntryWrite, Expectation, Lease, NextEpoch, ProgressWrite, RequestMark, Transaction,
+    Append, CommitError, EntryWrite, Expectation, Lease, NextEpoch, ProgressWrite, Receipt,
+    RequestMark, Transaction,
 };
 use crate::state::{HeldTurn, StateWrite};
+
+/// Commits a transaction of the engine's own, the way that everybody's take, from a thread that may wait for the answer. `None` if others have
+/// more to do, or the engine ends.
+pub(super) fn commit_own(
+    queue: &mpsc::Sender<Request>,
+    room: &Arc<Semaphore>,
+    transaction: Transaction,
+) -> Option<Result<Receipt, CommitError>> {
+    let submission = Submission::from(transaction);
+    let bytes = submission.byte_count();
+    let room = Arc::clone(room).try_acquire_many_owned(queue_kib(bytes));
+    let (answer, answered) = oneshot::channel();
+    let request = Request::Commit {
+        submission,
+        bytes,
+        answer,
+        room: room.ok()?,
+    };
+    queue.blocking_send(request).ok()?;
+    answered.blocking_recv().ok()
+}
+
+/// What a transaction of so many bytes takes of the room in the queue.
+pub(super) fn queue_kib(bytes: usize) -> u32 {
+    u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX)
+}
 
 /// A transaction. Every part of it says what it takes in the journal.
 pub(super) struct Submission {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::Register;
 use crate::contract::Transaction;
 use crate::local::committer::Request;
-use crate::local::submission::Submission;
+use crate::local::submission::commit_own;
 
 /// Entries of one transaction; the rest comes with the next.
 const ENTRIES_MAX: usize = 100;
@@ -27,25 +27,11 @@ impl Keep {
             return;
         }
         let written = entries.clone();
-        let submission = Submission::from(Transaction {
+        let transaction = Transaction {
             entries,
             ..Transaction::default()
-        });
-        let bytes = submission.byte_count();
-        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
-        let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(kib) else {
-            return;
         };
-        let (answer, answered) = oneshot::channel();
-        let request = Request::Commit {
-            submission,
-            bytes,
-            answer,
-            room,
-        };
-        if self.queue.blocking_send(request).is_ok()
-            && matches!(answered.blocking_recv(), Ok(Ok(_)))
-        {
+        if let Some(Ok(_)) = commit_own(&self.queue, &self.room, transaction) {
             register.written(&written);
         }
     }
