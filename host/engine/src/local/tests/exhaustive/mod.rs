@@ -30,6 +30,8 @@ const EFFORT_VARIABLE: &str = "MILLRACE_EXHAUSTIVE_EFFORT";
 /// Losses left to chance at each point, beside the named ones.
 const RANDOM_LOSSES: u64 = 1;
 const RANDOM_SCRIPTS: u64 = 4;
+/// Of those, with state in files.
+const PAGED_RANDOM_SCRIPTS: u64 = 2;
 const THREADS: usize = 2;
 
 fn effort() -> u64 {
@@ -86,10 +88,10 @@ fn exhaustive_crash_points_keep_state_progress_and_outputs_together() {
 fn exhaustive_crash_points_keep_state_that_stands_in_files() {
     let began_at = std::time::Instant::now();
     let mut total = Tally::default();
-    for (name, script) in paged_scripts::all() {
+    for (name, script) in paged_scripts::all(effort()) {
         total += explore(&run_paged(name, &script), RANDOM_LOSSES * effort());
     }
-    for seed in 0..RANDOM_SCRIPTS * effort() {
+    for seed in 0..PAGED_RANDOM_SCRIPTS * effort() {
         let script = scripts::random(seed);
         total += explore(&run_paged("a random script", &script), RANDOM_LOSSES);
     }
@@ -108,7 +110,7 @@ fn exhaustive_scripts_leave_the_same_trace_every_time() {
         assert_eq!(first.trace_hash, second.trace_hash, "{name}");
         assert_eq!(first.points.len(), second.points.len());
     }
-    for (name, script) in paged_scripts::all() {
+    for (name, script) in paged_scripts::all(effort()) {
         let [first, second] = [run_paged(name, &script), run_paged(name, &script)];
         assert_eq!(first.trace_hash, second.trace_hash, "{name}, in files");
     }
