@@ -207,22 +207,39 @@ impl Broker {
             }
         };
         let name = processor.name.clone();
-        match self.deployed(&name) {
+        let known = self.deployed(&name);
+        let resumed = known.as_ref().and_then(|known| {
+            let resumes = &processor.resumes;
+            let is_meant = resumes.revision == processor.current;
+            resumes.since(&known.processor.resumes).filter(|_| is_meant)
+        });
+        match known {
             // What runs stays the same. With a problem it is tried anew: that may be gone.
             Some(known) if known.problem.is_none() && runs_alike(&known.processor, &processor) => {
                 self.know_with(processor, entry.version, None, known.trial_problem);
+                self.resume_here(&name, resumed);
                 return;
             }
             _ if processor.paused => self.inner.supervisor.pause(&name),
             _ => {}
         }
         self.start_processor(processor, entry.version).await;
+        self.resume_here(&name, resumed);
         if self
             .deployed(&name)
             .is_some_and(|known| known.problem.is_some())
         {
             // What ran before is no longer wanted.
             self.inner.supervisor.stop(&name).await;
+        }
+    }
+
+    /// Somebody resumed it on another host, and accepted so many dead letters: its breaker here is meant as well.
+    fn resume_here(&self, name: &ProcessorName, resumed: Option<u64>) {
+        if let Some(accepted) = resumed
+            && let Some(gate) = self.inner.supervisor.gate(name)
+        {
+            gate.resume((accepted > 0).then_some(accepted));
         }
     }
 

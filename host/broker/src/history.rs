@@ -47,6 +47,7 @@ impl Broker {
             shadow: None,
             replay: None,
             start: Vec::new(),
+            resumes: Default::default(),
             changes: Vec::new(),
         };
         for first in &mut processor.revisions {

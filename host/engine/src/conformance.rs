@@ -62,6 +62,7 @@ macro_rules! conformance_tests {
             progress::a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing,
             progress::claims_elsewhere_do_not_fence,
             progress::a_lease_that_was_never_given_is_fenced,
+            progress::what_is_given_back_as_left_is_told_to_whoever_holds_it_next,
             progress::of_many_claims_only_the_newest_commits,
             progress::a_claim_leaves_progress_alone,
             progress::progress_is_replaced_whole,

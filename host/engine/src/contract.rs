@@ -229,7 +229,8 @@ pub trait Engine: Send + Sync + 'static {
         partition: TopicPartition,
     ) -> Result<Option<Hold>, CommitError>;
 
-    /// Gives a hold back, with nothing at hand; nothing happens if it is lost already.
+    /// Gives a hold back, with nothing at hand; nothing happens if it is lost already. What was left before and is so still ([`Hold::left`]) is
+    /// told to the next [`Engine::hold`].
     async fn release(&self, hold: Hold) -> Result<(), CommitError>;
 
     /// Which host this is.

@@ -258,6 +258,7 @@ impl Engine for MemoryEngine {
         let held = state.group(&group, partition)?;
         if held.epoch == epoch {
             held.holder = None;
+            held.left |= hold.left;
         }
         Ok(())
     }

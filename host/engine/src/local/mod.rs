@@ -391,7 +391,7 @@ impl Engine for LocalEngine {
     }
 
     async fn release(&self, hold: Hold) -> Result<(), CommitError> {
-        self.holds.release(&hold.lease);
+        self.holds.release(&hold);
         Ok(())
     }
 

@@ -41,8 +41,16 @@ pub(crate) async fn run(
     let mut hosts = holdings.changes();
     let mut elsewhere_since = None;
     let reason = loop {
-        if !wants(&commands.borrow_and_update(), &input.origin) {
-            break None;
+        let is_paused = {
+            let command = commands.borrow_and_update();
+            if !wants(&command, &input.origin) {
+                break None;
+            }
+            command.paused
+        };
+        if is_paused {
+            // Nobody holds it then.
+            elsewhere_since = None;
         }
         hosts.borrow_and_update();
         let now = context.clock.monotonic();
@@ -61,6 +69,7 @@ pub(crate) async fn run(
             Ok(Opened::Here(worker)) => match Box::pin(worker.work(&mut backoff)).await {
                 End::Over => break None,
                 End::Stopped(reason) => break Some(reason),
+                End::Paused => SLEEP_MAX,
                 End::Left(reason) => {
                     tracing::info!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker leaves its partition");
                     backoff.next(&mut rng)
@@ -244,7 +253,11 @@ impl Worker {
             backoff: Backoff::default(),
             rng: fastrand::Rng::new(),
         };
-        worker.show(State::Running);
+        let is_paused = commands.borrow().paused;
+        worker.show(match is_paused {
+            true => State::Paused,
+            false => State::Running,
+        });
         worker.home(&live).await?;
         Ok(Opened::Here(Box::new(worker)))
     }
