@@ -8,7 +8,7 @@ use std::time::Duration;
 use millrace_engine::{
     CommitError, Engine, Entry, EntryKind, Expectation, TopicError, Transaction, Version,
 };
-use millrace_model::{Durability, Processor, ProcessorName, Topic, TopicId};
+use millrace_model::{Digest, Durability, Processor, ProcessorName, Topic, TopicId};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -282,6 +282,13 @@ impl Broker {
             kind: EntryKind::Processor,
             version: self.inner.processors_followed.version(),
         }
+    }
+
+    /// That a module is in the catalogue as it is now, or is not there if it is not.
+    pub(crate) fn module_as_now(&self, digest: Digest) -> Expectation {
+        let (kind, key) = (EntryKind::Module, digest.to_string());
+        let read = self.inner.engine.entry(kind, &key);
+        Expectation::entry(kind, key, read.as_ref())
     }
 
     /// That no module came, changed or went since now.

@@ -373,7 +373,7 @@ mod tests {
             created_at: Timestamp(0),
             settings: TopicSettings::default(),
         };
-        let topic = engine.create_topic(spec).await.unwrap();
+        let topic = engine.create_topic(spec, Vec::new()).await.unwrap();
         let at = topic.partition(PartitionId(0)).unwrap();
         let holdings = Hosts::new(engine, clock, MOVES_AFTER)
             .holdings(&ProcessorName::parse("p").unwrap().group());

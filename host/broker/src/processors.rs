@@ -583,11 +583,8 @@ impl Broker {
                 topic: engine.topic(name),
             }));
             let modules = [Some(spec.module), spec.error_handler];
-            expects.extend(modules.into_iter().flatten().map(|digest| {
-                let (kind, key) = (EntryKind::Module, digest.to_string());
-                let read = engine.entry(kind, &key);
-                Expectation::entry(kind, key, read.as_ref())
-            }));
+            let modules = modules.into_iter().flatten();
+            expects.extend(modules.map(|digest| self.module_as_now(digest)));
         }
         expects
     }

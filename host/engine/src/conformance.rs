@@ -270,7 +270,9 @@ fn spec(topic: &str, partitions: u32) -> TopicSpec {
 }
 
 async fn make_topic(engine: &dyn Engine, topic: &str, partitions: u32) -> Topic {
-    let made = engine.create_topic(spec(topic, partitions)).await;
+    let made = engine
+        .create_topic(spec(topic, partitions), Vec::new())
+        .await;
     made.expect("the name is free")
 }
 

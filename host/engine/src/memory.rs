@@ -360,8 +360,13 @@ impl Engine for MemoryEngine {
         found
     }
 
-    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
+    async fn create_topic(
+        &self,
+        spec: TopicSpec,
+        expects: Vec<Expectation>,
+    ) -> Result<Topic, TopicError> {
         let mut state = self.open()?;
+        state.check_expectations(&expects)?;
         let made = state.create_topic(spec)?;
         self.hear(&state);
         Ok(made)
@@ -463,8 +468,13 @@ impl Engine for MemoryEngine {
         Ok(self.store.state.lock().modules.get(&digest).cloned())
     }
 
-    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
+    async fn delete_module(
+        &self,
+        digest: Digest,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError> {
         let mut state = self.open()?;
+        state.check_expectations(&expects)?;
         state.modules.remove(&digest);
         Ok(())
     }

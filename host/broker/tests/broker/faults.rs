@@ -168,8 +168,12 @@ impl Engine for Moody {
     fn state_partitions(&self, group: &GroupName) -> Vec<TopicPartition> {
         self.engine.state_partitions(group)
     }
-    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
-        self.engine.create_topic(spec).await
+    async fn create_topic(
+        &self,
+        spec: TopicSpec,
+        expects: Vec<Expectation>,
+    ) -> Result<Topic, TopicError> {
+        self.engine.create_topic(spec, expects).await
     }
     async fn change_topics(
         &self,
@@ -219,8 +223,12 @@ impl Engine for Moody {
     async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
         self.engine.module(digest).await
     }
-    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
-        self.engine.delete_module(digest).await
+    async fn delete_module(
+        &self,
+        digest: Digest,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError> {
+        self.engine.delete_module(digest, expects).await
     }
     async fn close(&self) {
         self.engine.close().await;

@@ -208,7 +208,10 @@ pub async fn what_was_decided_on_an_older_topic_changes_nothing(engine: Arc<dyn 
     let deleted = engine.delete_topic(&name("orders"), now.to_vec()).await;
     deleted.expect("both are as they were");
     refuses_everything(engine, &now[0]).await;
-    let made = engine.create_topic(grown.spec.clone()).await.expect("made");
+    let made = engine
+        .create_topic(grown.spec.clone(), Vec::new())
+        .await
+        .expect("made");
     assert_ne!(made.id, grown.id);
     refuses_everything(engine, &now[0]).await;
     let changes = vec![(name("returns"), partitions(2))];

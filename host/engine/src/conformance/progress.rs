@@ -272,8 +272,9 @@ pub async fn what_is_given_back_as_left_is_told_to_whoever_holds_it_next(engine:
         held.expect("the partition is there")
             .expect("nobody has it")
     };
-    let give_back = async |hold: Hold, left| {
-        let given = engine.release(Hold { left, ..hold }).await;
+    let give_back = async |mut hold: Hold, left| {
+        hold.left = left;
+        let given = engine.release(hold).await;
         given.expect("given back");
     };
     let first = hold().await;
