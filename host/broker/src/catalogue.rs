@@ -218,6 +218,7 @@ impl Broker {
             Some(known) if known.problem.is_none() && runs_alike(&known.processor, &processor) => {
                 self.know_with(processor, entry.version, None, known.trial_problem);
                 self.resume_here(&name, resumed);
+                self.redrive_if_left(name);
                 return;
             }
             _ if processor.paused => self.inner.supervisor.pause(&name),
@@ -232,6 +233,7 @@ impl Broker {
             // What ran before is no longer wanted.
             self.inner.supervisor.stop(&name).await;
         }
+        self.redrive_if_left(name);
     }
 
     /// Somebody resumed it on another host, and accepted so many dead letters: its breaker here is meant as well.

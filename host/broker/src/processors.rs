@@ -549,6 +549,10 @@ impl Broker {
             problem,
             trial_problem,
         };
+        let gate = self.inner.supervisor.gate(&name);
+        if let (Some(gate), Some(current)) = (gate, deployed.processor.current()) {
+            gate.follow(current.number, &current.record);
+        }
         all.insert(name, deployed);
         drop(all);
         // Not before it is known: what comes between would be taken for known.

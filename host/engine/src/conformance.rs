@@ -105,6 +105,8 @@ macro_rules! conformance_tests {
             expectations::a_repeated_request_is_no_conflict_with_itself,
             expectations::whoever_watches_the_catalogue_hears_of_each_change,
             expectations::no_version_is_given_twice,
+            expectations::a_module_is_known_to_be_a_partitioner_as_long_as_a_topic_has_it,
+            expectations::a_module_with_an_entry_keeps_its_bytes_whoever_removes_them,
             growth::a_topic_that_is_given_more_partitions_keeps_what_it_has,
             growth::a_topic_never_has_fewer_partitions_and_the_same_count_changes_nothing,
             growth::topics_grow_together_or_not_at_all,
