@@ -359,11 +359,7 @@ mod tests {
     use super::*;
     use crate::hosts::MOVES_AFTER;
 
-    /// The worker of a partition and the one of what is sent again to it share what they hold.
-    #[tokio::test]
-    async fn a_worker_that_ends_in_a_call_leaves_it_to_the_next() {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let engine = MemoryEngine::new(Arc::clone(&clock));
+    async fn partition(engine: &dyn Engine) -> TopicPartition {
         let spec = TopicSpec {
             name: TopicName::parse("in").unwrap(),
             partitions: 1,
@@ -374,9 +370,58 @@ mod tests {
             settings: TopicSettings::default(),
         };
         let topic = engine.create_topic(spec, Vec::new()).await.unwrap();
-        let at = topic.partition(PartitionId(0)).unwrap();
-        let holdings = Hosts::new(engine, clock, MOVES_AFTER)
-            .holdings(&ProcessorName::parse("p").unwrap().group());
+        topic.partition(PartitionId(0)).unwrap()
+    }
+
+    fn holdings(engine: Arc<MemoryEngine>) -> Arc<Holdings> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let hosts = Hosts::new(engine, clock, MOVES_AFTER);
+        hosts.holdings(&ProcessorName::parse("p").unwrap().group())
+    }
+
+    /// As whoever pauses a processor holds what others are to work at.
+    #[tokio::test]
+    async fn what_was_left_is_told_on_by_whoever_did_nothing_with_it() {
+        let dead = MemoryEngine::new(Arc::new(SystemClock::new()));
+        let at = partition(&*dead).await;
+        let [one, other] = [dead.second_host(), dead.second_host()].map(holdings);
+        let share = holdings(Arc::clone(&dead)).take(at).await.unwrap();
+        let share = share.expect("nobody has it");
+        assert!(one.take(at).await.unwrap().is_none());
+        dead.die();
+        for _ in 0..3 {
+            for holdings in [&one, &other] {
+                let taken = holdings.take(at).await.unwrap().expect("its host is dead");
+                assert!(taken.is_left());
+                taken.leave().await;
+            }
+        }
+        let taken = one.take(at).await.unwrap().unwrap();
+        let progress = ProgressWrite {
+            lease: taken.lease().unwrap().clone(),
+            partition: at,
+            progress: Progress::default().into(),
+        };
+        let transaction = Transaction {
+            progress: vec![progress],
+            ..Transaction::default()
+        };
+        taken.commit(transaction).await.unwrap();
+        taken.leave().await;
+        for holdings in [&other, &one] {
+            let taken = holdings.take(at).await.unwrap().expect("given back");
+            assert!(!taken.is_left(), "something was done since");
+            taken.leave().await;
+        }
+        drop(share);
+    }
+
+    /// The worker of a partition and the one of what is sent again to it share what they hold.
+    #[tokio::test]
+    async fn a_worker_that_ends_in_a_call_leaves_it_to_the_next() {
+        let engine = MemoryEngine::new(Arc::new(SystemClock::new()));
+        let at = partition(&*engine).await;
+        let holdings = holdings(engine);
         let take = async || holdings.take(at).await.unwrap().unwrap();
 
         let (one, other) = (take().await, take().await);

@@ -581,6 +581,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_accepted_since_is_told_however_many_resumes_were_missed() {
+        let mut resumes = Resumes::default();
+        assert_eq!(resumes.since(&Resumes::default()), None);
+        resumes.again(1, 0);
+        let first = resumes;
+        assert_eq!(first.since(&Resumes::default()), Some(0));
+        resumes.again(1, 5);
+        resumes.again(1, 7);
+        assert_eq!(resumes.since(&first), Some(12));
+        let second = resumes;
+        resumes.again(2, 3);
+        assert_eq!(resumes.since(&second), Some(3), "another revision");
+        assert_eq!(resumes.since(&resumes), None);
+    }
+
+    #[test]
     fn what_is_not_said_of_retries_has_its_default() {
         assert_eq!(policy("{}"), RetryPolicy::default());
         assert_eq!(policy(r#"{"attempts_max": 3}"#).attempts_max, 3);

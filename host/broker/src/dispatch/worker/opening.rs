@@ -48,17 +48,13 @@ pub(crate) async fn run(
             }
             command.paused
         };
-        if is_paused {
-            // Nobody holds it then.
-            elsewhere_since = None;
-        }
         hosts.borrow_and_update();
         let now = context.clock.monotonic();
         let lies = |since: &mut Duration| now >= *since + holdings.taken_up_after();
         // Held until it is opened.
         let taken_up = match elsewhere_since.take_if(lies) {
-            Some(_) => take_up(&context, &input, &holdings).await,
-            None => None,
+            Some(_) if !is_paused => take_up(&context, &input, &holdings).await,
+            _ => None,
         };
         let opened = Box::pin(Worker::open(
             &context, &input, &commands, &window, &orders, &gate, &holdings,
@@ -69,7 +65,8 @@ pub(crate) async fn run(
             Ok(Opened::Here(worker)) => match Box::pin(worker.work(&mut backoff)).await {
                 End::Over => break None,
                 End::Stopped(reason) => break Some(reason),
-                End::Paused => SLEEP_MAX,
+                // Whoever wants something of it commands so.
+                End::Paused => Duration::MAX,
                 End::Left(reason) => {
                     tracing::info!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker leaves its partition");
                     backoff.next(&mut rng)
@@ -77,7 +74,11 @@ pub(crate) async fn run(
             },
             Ok(Opened::Elsewhere(host)) => {
                 window.lock().state = State::Elsewhere(host.address.to_string());
-                elsewhere_since.get_or_insert(now);
+                // Of a paused processor nobody holds anything.
+                match is_paused {
+                    true => elsewhere_since = None,
+                    false => _ = elsewhere_since.get_or_insert(now),
+                }
                 holdings.taken_up_after().min(SLEEP_MAX)
             }
             Ok(Opened::Held) => {
