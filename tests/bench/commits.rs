@@ -120,7 +120,7 @@ async fn partition(engine: &Arc<dyn Engine>, durability: Durability) -> Result<T
         "created_at": 0,
     });
     let topic = engine
-        .create_topic(serde_json::from_value(spec).context("a topic")?)
+        .create_topic(serde_json::from_value(spec).context("a topic")?, Vec::new())
         .await?;
     Ok(TopicPartition {
         topic: topic.id,

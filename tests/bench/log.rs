@@ -174,7 +174,7 @@ pub(crate) async fn named_topic(
 ) -> Result<Vec<TopicPartition>> {
     let spec = serde_json::json!({"name": name, "partitions": partitions, "durability": durability, "created_at": 0});
     let topic = engine
-        .create_topic(serde_json::from_value(spec).context("a topic")?)
+        .create_topic(serde_json::from_value(spec).context("a topic")?, Vec::new())
         .await?;
     let at = |partition| TopicPartition {
         topic: topic.id,

@@ -66,7 +66,7 @@ async fn open(directory: &Path, encryption: Option<Arc<Cipher>>) -> Result<Targe
         "name": "storage", "partitions": 1, "durability": Durability::Os, "created_at": 0,
     });
     let spec = serde_json::from_value(spec).context("a topic")?;
-    let topic = engine.create_topic(spec).await?;
+    let topic = engine.create_topic(spec, Vec::new()).await?;
     let partition = TopicPartition {
         topic: topic.id,
         partition: PartitionId(0),

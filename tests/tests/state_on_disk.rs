@@ -117,7 +117,7 @@ impl OnDisk {
             created_at: Timestamp(1),
             settings: Default::default(),
         };
-        let topic = engine.create_topic(spec).await.unwrap();
+        let topic = engine.create_topic(spec, Vec::new()).await.unwrap();
         let partition = topic.partitions().next().unwrap();
         let writes = StateWrites {
             changes: vec![StateChange {

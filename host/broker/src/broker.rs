@@ -1,6 +1,6 @@
 //! The broker: the handle that everybody holds. Its verbs stand in the files of what they are about.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -91,6 +91,8 @@ pub(crate) struct Inner {
     pub(crate) changes: tokio::sync::Mutex<()>,
     /// Held by whoever sends dead letters again, so that they need not try twice.
     pub(crate) redrives: tokio::sync::Mutex<()>,
+    /// Processors of which what is due is being sent again here.
+    pub(crate) redriving: Mutex<HashSet<ProcessorName>>,
     /// Held by dry runs: each has a revision loaded beside those that work, and letters in memory.
     pub(crate) dry_runs: Semaphore,
     /// Bytes of produce calls on their way to the engine.
@@ -179,6 +181,7 @@ impl Broker {
                 topics_followed: Mutex::default(),
                 changes: tokio::sync::Mutex::default(),
                 redrives: tokio::sync::Mutex::default(),
+                redriving: Mutex::default(),
                 dry_runs: Semaphore::new(DRY_RUNS_MAX),
                 in_flight: Semaphore::new(in_flight_bytes),
                 in_flight_bytes,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use millrace_engine::{
     CommitError, Engine, Entry, EntryKind, Expectation, TopicError, Transaction, Version,
 };
-use millrace_model::{Durability, Processor, ProcessorName, Topic, TopicId};
+use millrace_model::{Digest, Durability, Processor, ProcessorName, Topic, TopicId};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -207,22 +207,41 @@ impl Broker {
             }
         };
         let name = processor.name.clone();
-        match self.deployed(&name) {
+        let known = self.deployed(&name);
+        let resumed = known.as_ref().and_then(|known| {
+            let resumes = &processor.resumes;
+            let is_meant = resumes.revision == processor.current;
+            resumes.since(&known.processor.resumes).filter(|_| is_meant)
+        });
+        match known {
             // What runs stays the same. With a problem it is tried anew: that may be gone.
             Some(known) if known.problem.is_none() && runs_alike(&known.processor, &processor) => {
                 self.know_with(processor, entry.version, None, known.trial_problem);
+                self.resume_here(&name, resumed);
+                self.redrive_if_left(name);
                 return;
             }
             _ if processor.paused => self.inner.supervisor.pause(&name),
             _ => {}
         }
         self.start_processor(processor, entry.version).await;
+        self.resume_here(&name, resumed);
         if self
             .deployed(&name)
             .is_some_and(|known| known.problem.is_some())
         {
             // What ran before is no longer wanted.
             self.inner.supervisor.stop(&name).await;
+        }
+        self.redrive_if_left(name);
+    }
+
+    /// Somebody resumed it on another host, and accepted so many dead letters: its breaker here is meant as well.
+    fn resume_here(&self, name: &ProcessorName, resumed: Option<u64>) {
+        if let Some(accepted) = resumed
+            && let Some(gate) = self.inner.supervisor.gate(name)
+        {
+            gate.resume((accepted > 0).then_some(accepted));
         }
     }
 
@@ -265,6 +284,13 @@ impl Broker {
             kind: EntryKind::Processor,
             version: self.inner.processors_followed.version(),
         }
+    }
+
+    /// That a module is in the catalogue as it is now, or is not there if it is not.
+    pub(crate) fn module_as_now(&self, digest: Digest) -> Expectation {
+        let (kind, key) = (EntryKind::Module, digest.to_string());
+        let read = self.inner.engine.entry(kind, &key);
+        Expectation::entry(kind, key, read.as_ref())
     }
 
     /// That no module came, changed or went since now.

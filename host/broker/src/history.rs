@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use millrace_model::bounds::{CHANGE_TEXT_BYTES_MAX, CHANGES_KEPT_MAX, REVISIONS_KEPT_MAX};
 use millrace_model::{
-    Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Record, Revision, Stopped,
-    Timestamp,
+    Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Record, Rejections, Revision,
+    Stopped, Timestamp,
 };
 
 use crate::broker::Broker;
 use crate::canary::on_trial;
 use crate::dispatch::answer::cut;
-use crate::dispatch::breaker::PROVEN_AFTER;
+use crate::dispatch::breaker::{CLASSES_MAX, Noted, PROVEN_AFTER, PROVEN_MESSAGES};
 use crate::dispatch::gate::Gate;
 use crate::dispatch::planted::planted;
 use crate::processors::ProcessorError;
@@ -47,6 +47,7 @@ impl Broker {
             shadow: None,
             replay: None,
             start: Vec::new(),
+            resumes: Default::default(),
             changes: Vec::new(),
         };
         for first in &mut processor.revisions {
@@ -84,7 +85,7 @@ impl Broker {
         let known = self.known(&processor.name).ok();
         if let Some(problem) = known.and_then(|known| known.problem) {
             // One that cannot even be loaded is nothing to go back to.
-            let (record, _) = noted.get_or_insert_default();
+            let record = &mut noted.get_or_insert_default().record;
             record.stopped.get_or_insert(Stopped {
                 class: None,
                 text: problem,
@@ -125,8 +126,10 @@ impl Broker {
                 continue;
             };
             let mut processor = known.processor;
+            let fresh = noted.fresh;
             if take_down(&mut processor, revision, noted, self.inner.clock.wall()) {
                 let version = self.keep(&processor).await?;
+                gate.written(revision, fresh);
                 self.know_with(processor, version, known.problem, known.trial_problem);
             }
         }
@@ -190,7 +193,7 @@ fn first_run(now: Timestamp) -> u32 {
 }
 
 /// Another revision takes over from the current one, which did so.
-pub(crate) fn leave(processor: &mut Processor, noted: Option<(Record, bool)>, now: Timestamp) {
+pub(crate) fn leave(processor: &mut Processor, noted: Option<Noted>, now: Timestamp) {
     let number = processor.current;
     if let Some(noted) = noted {
         take_down(processor, number, noted, now);
@@ -201,11 +204,11 @@ pub(crate) fn leave(processor: &mut Processor, noted: Option<(Record, bool)>, no
     }
 }
 
-/// Writes down how a revision does, or did to the end; whether that is anything new.
+/// Writes down how a revision does, or did to the end, beside what other hosts saw of it; whether that is anything new.
 pub(crate) fn take_down(
     processor: &mut Processor,
     number: u32,
-    (noted, has_worked): (Record, bool),
+    noted: Noted,
     now: Timestamp,
 ) -> bool {
     let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) else {
@@ -213,19 +216,51 @@ pub(crate) fn take_down(
     };
     let before = revision.record.clone();
     let record = &mut revision.record;
-    let worked_now = (has_worked && !revision.trial).then_some(now);
+    let worked_now = (noted.has_worked && !revision.trial).then_some(now);
+    let (fresh, goes_on) = (u64::from(noted.fresh), noted.goes_on);
+    let noted = noted.record;
     record.proven |= noted.proven;
     record.proven_anew |= noted.proven_anew;
     record.worked_at = record.worked_at.or(worked_now);
-    record.processed = record.processed.max(noted.processed);
-    record.processed_since = noted.processed_since;
-    record.stopped = noted.stopped;
-    record.doubted = noted.doubted;
-    if !noted.rejections.is_empty() {
-        record.rejections = noted.rejections;
-        record.measured = noted.measured;
+    let processed = (u64::from(record.processed) + fresh).min(PROVEN_MESSAGES);
+    record.processed = processed as u32;
+    if noted.stopped.is_some() || goes_on {
+        // Else it may stand still on another host.
+        record.stopped = noted.stopped;
     }
+    record.processed_since = match record.stopped {
+        Some(_) => None,
+        // An hour counts from when it stood still nowhere.
+        None => record.processed_since.max(noted.processed_since),
+    };
+    for class in noted.doubted {
+        if !record.doubted.contains(&class) && record.doubted.len() < CLASSES_MAX {
+            record.doubted.push(class);
+        }
+    }
+    reject(record, noted.rejections, noted.measured);
     *record != before
+}
+
+/// Shares are those of the host that has measured most; no class is forgotten for another host has not met it.
+fn reject(record: &mut Record, rejections: Vec<Rejections>, measured: u32) {
+    if rejections.is_empty() {
+        return;
+    }
+    if measured >= record.measured {
+        // Whoever notes has followed what is written down, and has all of it among its own.
+        (record.rejections, record.measured) = (rejections, measured);
+        return;
+    }
+    for one in rejections {
+        let is_known = record
+            .rejections
+            .iter()
+            .any(|known| known.class == one.class);
+        if !is_known && record.rejections.len() < CLASSES_MAX {
+            record.rejections.push(one);
+        }
+    }
 }
 
 /// The run of a revision that takes over from the current one: that one's, or a new one if that one was proven meanwhile. One that was proven

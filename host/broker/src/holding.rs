@@ -19,6 +19,8 @@ use crate::hosts::Hosts;
 const TAKEN_UP_AFTER_MOVES: u32 = 12;
 /// Places that are kept in mind before any is looked at again.
 const PLACES_MIN: usize = 64;
+/// How often is looked whether another host has given back what it holds.
+const REST_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Claims that are made side by side.
 const CLAIMS_AT_ONCE_MAX: usize = 64;
 
@@ -162,6 +164,37 @@ impl Holdings {
         claims.try_collect().await
     }
 
+    /// Waits until no other living host works in any of these partitions. It takes what it asks about for a moment: nobody else says who works.
+    pub(crate) async fn rest(self: &Arc<Self>, partitions: Vec<TopicPartition>) {
+        let rests = |at| async move {
+            while !self.rests(at).await {
+                tokio::time::sleep(REST_LOOK_INTERVAL).await;
+            }
+        };
+        let all = stream::iter(partitions);
+        all.for_each_concurrent(CLAIMS_AT_ONCE_MAX, rests).await;
+    }
+
+    /// Whether no other living host works there.
+    async fn rests(self: &Arc<Self>, at: TopicPartition) -> bool {
+        if self.hosts.is_alone() {
+            return true;
+        }
+        let holdings = Arc::clone(self);
+        // To its end, whoever goes away: what was taken has to be given back.
+        let asked = tokio::spawn(async move {
+            match holdings.take(at).await {
+                Ok(Some(share)) => {
+                    share.leave().await;
+                    true
+                }
+                Err(CommitError::UnknownPartition(_)) => true,
+                Ok(None) | Err(_) => false,
+            }
+        });
+        asked.await.unwrap_or(false)
+    }
+
     fn place(&self, at: TopicPartition) -> Arc<Place> {
         let mut places = self.places.lock();
         if let Some(place) = places.by_partition.get(&at) {
@@ -211,9 +244,16 @@ impl Share {
     /// Gives it back if this was the last one, so that another host need not wait.
     pub(crate) async fn leave(self: Arc<Self>) {
         if let Some(mut share) = Arc::into_inner(self)
-            && let Some(hold) = share.hold.take()
+            && let Some(mut hold) = share.hold.take()
         {
-            give_back(Arc::clone(&share.engine), hold).await;
+            let place = Arc::clone(&share.place);
+            // Whoever takes it here meanwhile would take it from this host, and nobody would be told any more what was left.
+            let held = place.share.lock().await;
+            hold.left = held.strong_count() == 0 && share.is_left();
+            let tells = hold.left;
+            if give_back(Arc::clone(&share.engine), hold).await && tells {
+                place.is_left.store(false, Ordering::SeqCst);
+            }
         }
     }
 
@@ -274,18 +314,20 @@ impl Drop for Share {
         if self.calls.load(Ordering::SeqCst) > 0 {
             self.place.is_left.store(true, Ordering::SeqCst);
         }
-        if let Some(hold) = self.hold.take()
+        if let Some(mut hold) = self.hold.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
+            hold.left = self.is_left();
             runtime.spawn(give_back(Arc::clone(&self.engine), hold));
         }
     }
 }
 
-/// As long as this host lives nobody else takes it: it is tried until the store is there again. Not waited for longer than a try.
-async fn give_back(engine: Arc<dyn Engine>, hold: Hold) {
+/// As long as this host lives nobody else takes it: it is tried until the store is there again. Not waited for longer than a try; whether that
+/// was enough.
+async fn give_back(engine: Arc<dyn Engine>, hold: Hold) -> bool {
     if is_given_back(&*engine, &hold).await {
-        return;
+        return true;
     }
     tokio::spawn(async move {
         let (mut backoff, mut rng) = (Backoff::default(), fastrand::Rng::new());
@@ -293,6 +335,7 @@ async fn give_back(engine: Arc<dyn Engine>, hold: Hold) {
             tokio::time::sleep(backoff.next(&mut rng)).await;
         }
     });
+    false
 }
 
 /// Or lost, or left for whoever comes after this host.
@@ -316,11 +359,7 @@ mod tests {
     use super::*;
     use crate::hosts::MOVES_AFTER;
 
-    /// The worker of a partition and the one of what is sent again to it share what they hold.
-    #[tokio::test]
-    async fn a_worker_that_ends_in_a_call_leaves_it_to_the_next() {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let engine = MemoryEngine::new(Arc::clone(&clock));
+    async fn partition(engine: &dyn Engine) -> TopicPartition {
         let spec = TopicSpec {
             name: TopicName::parse("in").unwrap(),
             partitions: 1,
@@ -330,10 +369,59 @@ mod tests {
             created_at: Timestamp(0),
             settings: TopicSettings::default(),
         };
-        let topic = engine.create_topic(spec).await.unwrap();
-        let at = topic.partition(PartitionId(0)).unwrap();
-        let holdings = Hosts::new(engine, clock, MOVES_AFTER)
-            .holdings(&ProcessorName::parse("p").unwrap().group());
+        let topic = engine.create_topic(spec, Vec::new()).await.unwrap();
+        topic.partition(PartitionId(0)).unwrap()
+    }
+
+    fn holdings(engine: Arc<MemoryEngine>) -> Arc<Holdings> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let hosts = Hosts::new(engine, clock, MOVES_AFTER);
+        hosts.holdings(&ProcessorName::parse("p").unwrap().group())
+    }
+
+    /// As whoever pauses a processor holds what others are to work at.
+    #[tokio::test]
+    async fn what_was_left_is_told_on_by_whoever_did_nothing_with_it() {
+        let dead = MemoryEngine::new(Arc::new(SystemClock::new()));
+        let at = partition(&*dead).await;
+        let [one, other] = [dead.second_host(), dead.second_host()].map(holdings);
+        let share = holdings(Arc::clone(&dead)).take(at).await.unwrap();
+        let share = share.expect("nobody has it");
+        assert!(one.take(at).await.unwrap().is_none());
+        dead.die();
+        for _ in 0..3 {
+            for holdings in [&one, &other] {
+                let taken = holdings.take(at).await.unwrap().expect("its host is dead");
+                assert!(taken.is_left());
+                taken.leave().await;
+            }
+        }
+        let taken = one.take(at).await.unwrap().unwrap();
+        let progress = ProgressWrite {
+            lease: taken.lease().unwrap().clone(),
+            partition: at,
+            progress: Progress::default().into(),
+        };
+        let transaction = Transaction {
+            progress: vec![progress],
+            ..Transaction::default()
+        };
+        taken.commit(transaction).await.unwrap();
+        taken.leave().await;
+        for holdings in [&other, &one] {
+            let taken = holdings.take(at).await.unwrap().expect("given back");
+            assert!(!taken.is_left(), "something was done since");
+            taken.leave().await;
+        }
+        drop(share);
+    }
+
+    /// The worker of a partition and the one of what is sent again to it share what they hold.
+    #[tokio::test]
+    async fn a_worker_that_ends_in_a_call_leaves_it_to_the_next() {
+        let engine = MemoryEngine::new(Arc::new(SystemClock::new()));
+        let at = partition(&*engine).await;
+        let holdings = holdings(engine);
         let take = async || holdings.take(at).await.unwrap().unwrap();
 
         let (one, other) = (take().await, take().await);

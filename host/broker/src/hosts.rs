@@ -11,7 +11,7 @@ use millrace_model::{Clock, GroupName, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::broker::Inner;
+use crate::broker::{Broker, Inner};
 use crate::holding::Holdings;
 
 /// After hosts came or went, what a host holds moves so much later if nobody says otherwise: a host that is only started again is back by
@@ -184,6 +184,7 @@ pub(crate) async fn follow(
             Some(inner) => {
                 inner.hosts.notice();
                 inner.supervisor.nudge_all();
+                Broker { inner, by: None }.redrive_what_was_left();
             }
             None => return,
         }

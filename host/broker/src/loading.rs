@@ -348,7 +348,7 @@ impl Broker {
             created_at: self.inner.clock.wall(),
             settings: Default::default(),
         };
-        self.inner.engine.create_topic(spec).await
+        self.inner.engine.create_topic(spec, Vec::new()).await
     }
 }
 

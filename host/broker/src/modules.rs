@@ -1,8 +1,8 @@
 //! Modules: uploaded, found, deleted. Their bytes and what is known of them live in the engine; the module host admits them.
 
 use bytes::Bytes;
-use millrace_engine::{CommitError, Entry, EntryKind};
-use millrace_model::{Digest, GuestLimits, Revision, Timestamp};
+use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Transaction};
+use millrace_model::{Digest, Durability, GuestLimits, Revision, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Broker;
@@ -117,14 +117,24 @@ impl Broker {
         tag: Option<&String>,
     ) -> Result<Module, ModuleError> {
         let digest = facts.digest;
+        let engine = &self.inner.engine;
         let expects = vec![self.modules_as_now()];
+        let as_now = self.module_as_now(digest);
         self.check_tag(tag.map(String::as_str), digest)?;
         let known = self.module_of(digest);
+        let is_new = known.is_none();
         if let Some(known) = &known
             && tag.is_none_or(|tag| known.has_tag(tag))
         {
             // They may be damaged; if not, this writes nothing.
-            self.inner.engine.put_module(digest, bytes.clone()).await?;
+            engine.put_module(digest, bytes.clone()).await?;
+            // Somebody may have deleted it meanwhile, and then it is uploaded anew.
+            let is_there = Transaction {
+                expects: vec![as_now],
+                durability: Some(Durability::None),
+                ..Transaction::default()
+            };
+            engine.commit(is_there).await?;
             return Ok(known.clone());
         }
         let mut module = known.unwrap_or_else(|| Module {
@@ -141,11 +151,15 @@ impl Broker {
             }
             Some(_) => module.more_tags.extend(tag.cloned()),
         }
-        // The bytes first: an entry never stands without them.
-        self.inner.engine.put_module(digest, bytes.clone()).await?;
+        // The bytes first: an entry does not stand without them.
+        engine.put_module(digest, bytes.clone()).await?;
         let key = digest.to_string();
         self.write_entry(EntryKind::Module, key, Some(&module), expects)
             .await?;
+        // Whoever deleted it before took its bytes away after its entry, until this one was there: it may have been these.
+        if is_new && !matches!(engine.module(digest).await, Ok(Some(_))) {
+            engine.put_module(digest, bytes.clone()).await?;
+        }
         Ok(module)
     }
 
@@ -214,7 +228,8 @@ impl Broker {
     }
 
     async fn delete_module_now(&self, digest: Digest) -> Result<(), ModuleError> {
-        let expects = vec![self.modules_as_now(), self.all_as_known()];
+        let unused = Expectation::NoPartitioner { module: digest };
+        let expects = vec![self.modules_as_now(), self.all_as_known(), unused];
         if self.module_of(digest).is_none() {
             return Err(ModuleError::Unknown(digest.to_string()));
         }
@@ -223,10 +238,20 @@ impl Broker {
             return Err(ModuleError::InUse { digest, by });
         }
         let key = digest.to_string();
-        self.write_entry::<Module>(EntryKind::Module, key, None, expects)
+        self.write_entry::<Module>(EntryKind::Module, key.clone(), None, expects)
             .await?;
         self.inner.modules.forget(digest);
-        Ok(self.inner.engine.delete_module(digest).await?)
+        let no_entry = Expectation::entry(EntryKind::Module, key, None);
+        match self
+            .inner
+            .engine
+            .delete_module(digest, vec![no_entry])
+            .await
+        {
+            // It was deleted, and somebody has uploaded it again since: the bytes are theirs.
+            Err(CommitError::Conflict(_)) => Ok(()),
+            deleted => Ok(deleted?),
+        }
     }
 
     /// Revisions kept for rollback count too: going back must always work.

@@ -6,13 +6,13 @@ mod left_behind;
 mod redrives_due;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use millrace_engine::{CommitError, EntryKind, Expectation, ReadError, TopicError, Version};
 use millrace_model::{
     ChangeKind, Digest, Processor, ProcessorName, ProcessorSpec, Revision, Topic, TopicId,
-    TopicName,
+    TopicName, TopicPartition,
 };
 
 use crate::beginning::BeginAt;
@@ -361,7 +361,8 @@ impl Broker {
         Ok(known.processor)
     }
 
-    /// Takes no further batches until [`resume`](Self::resume). Waits for those that are being processed, a few seconds at the most.
+    /// Takes no further batches until [`resume`](Self::resume). Waits for those that are being processed, on whichever host, a few seconds at the
+    /// most.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -369,16 +370,37 @@ impl Broker {
         let processor = self.decide(|| self.pause_now(name)).await?;
         let rests = |(_, standing): &(Input, Standing)| {
             let state = &standing.state;
-            !matches!(state, State::Running | State::Waiting(..) | State::Done)
+            !matches!(
+                state,
+                State::Running | State::Waiting(..) | State::Done | State::Held
+            )
         };
         let wait = async {
             while !self.inner.supervisor.standings(name).iter().all(rests) {
                 tokio::time::sleep(PAUSE_LOOK_INTERVAL).await;
             }
+            let holdings = self.inner.hosts.holdings(&name.group());
+            holdings.rest(self.worked_at_elsewhere(&processor)).await;
         };
         // What takes longer ends by itself; the status shows it.
         let _ = tokio::time::timeout(Duration::from_millis(PAUSE_WAIT_MS_MAX), wait).await;
         Ok(processor)
+    }
+
+    /// Partitions of a paused processor at which another host may still work, as far as this one knows.
+    fn worked_at_elsewhere(&self, processor: &Processor) -> Vec<TopicPartition> {
+        let standings = self.inner.supervisor.standings(&processor.name);
+        // Of what is sent again the same holds, for it is held together.
+        let here = standings
+            .iter()
+            .filter(|(input, standing)| standing.state == State::Paused && !input.is_redriven());
+        let here: HashSet<TopicPartition> = here
+            .filter_map(|(input, _)| input.topic.partition(input.partition))
+            .collect();
+        let topics = processor.current().into_iter().flat_map(|r| &r.spec.topics);
+        let topics = topics.filter_map(|name| self.topic(name));
+        let all = topics.flat_map(|topic| topic.partitions().collect::<Vec<_>>());
+        all.filter(|partition| !here.contains(partition)).collect()
     }
 
     async fn pause_now(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
@@ -426,6 +448,9 @@ impl Broker {
             let current = processor.current;
             self.record(&mut processor, ChangeKind::Resume, current, text);
         }
+        // By this other hosts know of it, though nothing else may be different.
+        let accepted = accept_dead_letters.unwrap_or(0);
+        processor.resumes.again(processor.current, accepted);
         // A trial that cannot be loaded is no reason to let the current revision stand still.
         let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor).await?;
         let version = self.keep(&processor).await?;
@@ -524,6 +549,10 @@ impl Broker {
             problem,
             trial_problem,
         };
+        let gate = self.inner.supervisor.gate(&name);
+        if let (Some(gate), Some(current)) = (gate, deployed.processor.current()) {
+            gate.follow(current.number, &current.record);
+        }
         all.insert(name, deployed);
         drop(all);
         // Not before it is known: what comes between would be taken for known.
@@ -558,11 +587,8 @@ impl Broker {
                 topic: engine.topic(name),
             }));
             let modules = [Some(spec.module), spec.error_handler];
-            expects.extend(modules.into_iter().flatten().map(|digest| {
-                let (kind, key) = (EntryKind::Module, digest.to_string());
-                let read = engine.entry(kind, &key);
-                Expectation::entry(kind, key, read.as_ref())
-            }));
+            let modules = modules.into_iter().flatten();
+            expects.extend(modules.map(|digest| self.module_as_now(digest)));
         }
         expects
     }

@@ -201,7 +201,9 @@ impl Broker {
     }
 
     async fn create_topic_now(&self, topic: NewTopic) -> Result<Topic, TopicCreateError> {
+        let mut expects = Vec::new();
         if let Some(digest) = topic.partitioner {
+            expects.push(self.module_as_now(digest));
             self.try_partitioner(digest, topic.name.as_str()).await?;
         }
         let spec = TopicSpec {
@@ -213,7 +215,7 @@ impl Broker {
             created_at: self.inner.clock.wall(),
             settings: topic.settings,
         };
-        Ok(self.inner.engine.create_topic(spec).await?)
+        Ok(self.inner.engine.create_topic(spec, expects).await?)
     }
 
     /// A topic whose partitioner does not load would take no messages: better told now.

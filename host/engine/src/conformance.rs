@@ -63,6 +63,7 @@ macro_rules! conformance_tests {
             progress::a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing,
             progress::claims_elsewhere_do_not_fence,
             progress::a_lease_that_was_never_given_is_fenced,
+            progress::what_is_given_back_as_left_is_told_to_whoever_holds_it_next,
             progress::of_many_claims_only_the_newest_commits,
             progress::a_claim_leaves_progress_alone,
             progress::progress_is_replaced_whole,
@@ -105,6 +106,8 @@ macro_rules! conformance_tests {
             expectations::a_repeated_request_is_no_conflict_with_itself,
             expectations::whoever_watches_the_catalogue_hears_of_each_change,
             expectations::no_version_is_given_twice,
+            expectations::a_module_is_known_to_be_a_partitioner_as_long_as_a_topic_has_it,
+            expectations::a_module_with_an_entry_keeps_its_bytes_whoever_removes_them,
             growth::a_topic_that_is_given_more_partitions_keeps_what_it_has,
             growth::a_topic_never_has_fewer_partitions_and_the_same_count_changes_nothing,
             growth::topics_grow_together_or_not_at_all,
@@ -271,7 +274,9 @@ fn spec(topic: &str, partitions: u32) -> TopicSpec {
 }
 
 async fn make_topic(engine: &dyn Engine, topic: &str, partitions: u32) -> Topic {
-    let made = engine.create_topic(spec(topic, partitions)).await;
+    let made = engine
+        .create_topic(spec(topic, partitions), Vec::new())
+        .await;
     made.expect("the name is free")
 }
 

@@ -263,7 +263,8 @@ pub trait Engine: Send + Sync + 'static {
         partition: TopicPartition,
     ) -> Result<Option<Hold>, CommitError>;
 
-    /// Gives a hold back, with nothing at hand; nothing happens if it is lost already.
+    /// Gives a hold back, with nothing at hand; nothing happens if it is lost already. What was left before and is so still ([`Hold::left`]) is
+    /// told to the next [`Engine::hold`].
     async fn release(&self, hold: Hold) -> Result<(), CommitError>;
 
     /// Which host this is.
@@ -320,7 +321,14 @@ pub trait Engine: Send + Sync + 'static {
     async fn state_partitions(&self, group: &GroupName) -> Result<Vec<TopicPartition>, ReadError>;
 
     /// Makes a topic. Durable on return.
-    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError>;
+    ///
+    /// # Errors
+    /// [`CommitError::Conflict`] if something is not as `expects` says.
+    async fn create_topic(
+        &self,
+        spec: TopicSpec,
+        expects: Vec<Expectation>,
+    ) -> Result<Topic, TopicError>;
 
     /// Changes what may be changed about topics, at once: all of them or none, in one step, and the topics as they are then in the same
     /// order. Durable on return; what was committed before is then at least as durable as the change. Further partitions of a topic are
@@ -391,8 +399,15 @@ pub trait Engine: Send + Sync + 'static {
     /// A module's bytes, as put.
     async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError>;
 
-    /// Forgets a module's bytes.
-    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError>;
+    /// Forgets a module's bytes, in one step with what is expected: no commit comes between.
+    ///
+    /// # Errors
+    /// [`CommitError::Conflict`] if something is not as `expects` says; the bytes are as they were.
+    async fn delete_module(
+        &self,
+        digest: Digest,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError>;
 
     /// Whether commits are taken now.
     ///

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use millrace_model::{Topic, TopicName};
+use millrace_model::{Digest, Topic, TopicName};
 
 use crate::contract::{CommitError, Entry, EntryKind, Expectation, Version};
 
@@ -54,6 +54,7 @@ pub(crate) fn check<'a>(
     entry: impl Fn(EntryKind, &str) -> Option<Version>,
     newest: impl Fn(EntryKind) -> Version,
     topic: impl Fn(&TopicName) -> Option<&'a Topic>,
+    partitions_some: impl Fn(Digest) -> bool,
 ) -> Result<(), CommitError> {
     let is_so = |expectation: &&Expectation| match expectation {
         Expectation::Entry { kind, key, version } => entry(*kind, key) == *version,
@@ -62,6 +63,7 @@ pub(crate) fn check<'a>(
             name,
             topic: expected,
         } => topic(name) == expected.as_ref(),
+        Expectation::NoPartitioner { module } => !partitions_some(*module),
     };
     match expects.iter().find(|expectation| !is_so(expectation)) {
         Some(broken) => Err(CommitError::Conflict(broken.clone().into())),

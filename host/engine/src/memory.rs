@@ -278,6 +278,7 @@ impl Engine for MemoryEngine {
         let held = state.group(&group, partition)?;
         if held.epoch == epoch {
             held.holder = None;
+            held.left |= hold.left;
         }
         Ok(())
     }
@@ -382,8 +383,13 @@ impl Engine for MemoryEngine {
         Ok(found)
     }
 
-    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
+    async fn create_topic(
+        &self,
+        spec: TopicSpec,
+        expects: Vec<Expectation>,
+    ) -> Result<Topic, TopicError> {
         let mut state = self.open()?;
+        state.check_expectations(&expects)?;
         let made = state.create_topic(spec)?;
         self.hear(&state);
         Ok(made)
@@ -485,8 +491,13 @@ impl Engine for MemoryEngine {
         Ok(self.store.state.lock().modules.get(&digest).cloned())
     }
 
-    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
+    async fn delete_module(
+        &self,
+        digest: Digest,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError> {
         let mut state = self.open()?;
+        state.check_expectations(&expects)?;
         state.modules.remove(&digest);
         Ok(())
     }

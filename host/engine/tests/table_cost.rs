@@ -69,7 +69,7 @@ async fn a_table_takes_what_is_counted_for_it() {
         created_at: Timestamp(0),
         settings: Default::default(),
     };
-    let topic = engine.create_topic(spec).await.expect("made");
+    let topic = engine.create_topic(spec, Vec::new()).await.expect("made");
     let partition = topic.partitions().next().expect("one");
     // Just after a table doubled its buckets they are half empty.
     for case in [

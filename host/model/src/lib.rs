@@ -46,7 +46,7 @@ pub use name::{ConsumerName, NameError, ProcessorName, ScheduleName, TopicName};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
     Canary, Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,
-    ReplayRange, Revision, Shadow, Stopped, TopicStart,
+    ReplayRange, Resumes, Revision, Shadow, Stopped, TopicStart,
 };
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, GivenUp, Parked, Progress, ProgressChange};

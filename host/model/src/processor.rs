@@ -439,6 +439,45 @@ pub struct TopicStart {
     pub offsets: Vec<Offset>,
 }
 
+/// How often a processor was resumed, whether it was paused or not, and what was accepted with that: the breakers of all hosts go by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resumes {
+    /// How often, since it was made.
+    pub count: u64,
+    /// The revision that was current the last time.
+    pub revision: u32,
+    /// Dead letters that were accepted while it was.
+    pub dead_letters: u64,
+}
+
+impl Resumes {
+    /// It is resumed, and so many dead letters are accepted with that.
+    pub fn again(&mut self, revision: u32, dead_letters: u64) {
+        if self.revision != revision {
+            self.dead_letters = 0;
+        }
+        self.count = self.count.wrapping_add(1);
+        self.revision = revision;
+        self.dead_letters = self.dead_letters.saturating_add(dead_letters);
+    }
+
+    /// Dead letters that were accepted since it was so; `None` if it was not resumed since.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Option<u64> {
+        let counted = match before.revision == self.revision {
+            true => before.dead_letters,
+            false => 0,
+        };
+        let accepted = self.dead_letters.saturating_sub(counted);
+        (self.count != before.count).then_some(accepted)
+    }
+
+    fn is_none(&self) -> bool {
+        self.count == 0
+    }
+}
+
 /// A processor and its history. Its name is its consumer group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processor {
@@ -466,6 +505,9 @@ pub struct Processor {
     /// committed there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub start: Vec<TopicStart>,
+    /// How often it was resumed.
+    #[serde(default, skip_serializing_if = "Resumes::is_none")]
+    pub resumes: Resumes,
     /// What was done with it, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
@@ -536,6 +578,22 @@ mod tests {
 
     fn policy(said: &str) -> RetryPolicy {
         serde_json::from_str(said).expect("a policy")
+    }
+
+    #[test]
+    fn what_was_accepted_since_is_told_however_many_resumes_were_missed() {
+        let mut resumes = Resumes::default();
+        assert_eq!(resumes.since(&Resumes::default()), None);
+        resumes.again(1, 0);
+        let first = resumes;
+        assert_eq!(first.since(&Resumes::default()), Some(0));
+        resumes.again(1, 5);
+        resumes.again(1, 7);
+        assert_eq!(resumes.since(&first), Some(12));
+        let second = resumes;
+        resumes.again(2, 3);
+        assert_eq!(resumes.since(&second), Some(3), "another revision");
+        assert_eq!(resumes.since(&resumes), None);
     }
 
     #[test]

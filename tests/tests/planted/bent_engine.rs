@@ -341,8 +341,12 @@ impl Engine for BentEngine {
         self.inner.read_state(group, partition, query).await
     }
 
-    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
-        self.inner.create_topic(spec).await
+    async fn create_topic(
+        &self,
+        spec: TopicSpec,
+        expects: Vec<Expectation>,
+    ) -> Result<Topic, TopicError> {
+        self.inner.create_topic(spec, expects).await
     }
 
     async fn delete_topic(
@@ -385,8 +389,12 @@ impl Engine for BentEngine {
         self.inner.module(digest).await
     }
 
-    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
-        self.inner.delete_module(digest).await
+    async fn delete_module(
+        &self,
+        digest: Digest,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError> {
+        self.inner.delete_module(digest, expects).await
     }
 
     async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {

@@ -582,7 +582,10 @@ async fn topics(engine: &dyn Engine, tombstone_ms: u64) -> [Topic; TOPICS] {
             },
         };
         if engine.topic(&spec.name).is_none() {
-            engine.create_topic(spec).await.expect("the topic is made");
+            engine
+                .create_topic(spec, Vec::new())
+                .await
+                .expect("the topic is made");
         }
     }
     NAMES.map(|name| {

@@ -22,16 +22,19 @@ use super::planted::planted;
 use crate::handler::Cause;
 
 mod evidence;
+mod following;
 mod proof;
 mod usual;
 mod window;
 
 use evidence::Kind;
 pub(crate) use evidence::{Report, Says, Whose};
-pub(crate) use proof::PROVEN_AFTER;
-use proof::Proof;
+pub(crate) use following::Noted;
 #[cfg(test)]
-pub(crate) use proof::{PROVEN_LEAST, PROVEN_MESSAGES};
+pub(crate) use proof::PROVEN_LEAST;
+use proof::Proof;
+pub(crate) use proof::{PROVEN_AFTER, PROVEN_MESSAGES};
+pub(crate) use usual::KNOWN_REJECTIONS_MAX as CLASSES_MAX;
 use usual::Usual;
 use window::Window;
 
@@ -205,6 +208,10 @@ pub(crate) struct Breaker {
     proof: Proof,
     /// Why it stands still, or stood still and has processed nothing since.
     stopped: Option<Stopped>,
+    /// Whether that was here, and not on another host, or before this one began.
+    stopped_here: bool,
+    /// Whether it has processed something since it stood still, and that is not written down yet.
+    goes_on: bool,
     /// Calls in a row that did not end in time.
     timeouts: u32,
     /// What is written down of it.
@@ -230,6 +237,8 @@ impl Breaker {
             back: None,
             proof: Proof::default(),
             stopped: None,
+            stopped_here: false,
+            goes_on: false,
             timeouts: 0,
             written: Written::default(),
             open: None,
@@ -283,6 +292,7 @@ impl Breaker {
         self.back.clone_from(&trial.back);
         self.proof = Proof::of(&trial.record, now);
         self.stopped.clone_from(&trial.record.stopped);
+        (self.stopped_here, self.goes_on) = (false, false);
         self.timeouts = 0;
         self.usual = Usual::of(&trial.record);
         if let Some(back) = &trial.back {
@@ -320,11 +330,6 @@ impl Breaker {
         };
         self.proof.write(&mut record, now);
         record
-    }
-
-    /// Whether it has processed anything in this process or before.
-    pub(crate) fn has_worked(&self) -> bool {
-        self.proof.has_worked()
     }
 
     /// Whether messages that it processes may still prove it, or say that it stands still no longer.
@@ -554,7 +559,8 @@ impl Breaker {
     pub(crate) fn has_processed(&mut self, revision: u32, messages: u64, now: Now) {
         if revision == self.revision && messages > 0 && self.open.is_none() {
             self.proof.processed(messages, now);
-            self.stopped = None;
+            self.goes_on |= self.stopped.take().is_some();
+            self.stopped_here = false;
         }
     }
 
@@ -593,6 +599,7 @@ impl Breaker {
         if let Some(class) = class.as_ref().filter(|_| is_rejected) {
             self.usual.doubt(class);
         }
+        self.stopped_here = true;
         self.stopped = Some(Stopped {
             class,
             text: Reason::without_advice(&open.trip.text).to_owned(),

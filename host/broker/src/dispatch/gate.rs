@@ -12,7 +12,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::Live;
 use super::allowance::{Allowance, Granted};
-use super::breaker::{Admission, Breaker, BreakerStatus, Judgement, Now, Reason, Report, Trial};
+use super::breaker::{
+    Admission, Breaker, BreakerStatus, Judgement, Noted, Now, Reason, Report, Trial,
+};
 use super::classes::Classes;
 use super::delivery::{Left, Word};
 use crate::handler::Cause;
@@ -74,7 +76,7 @@ struct State {
     /// What the processor reads.
     inputs: Arc<[TopicPartition]>,
     /// The revision that ran before, and how it did to the end.
-    before: Option<(u32, Record, bool)>,
+    before: Option<(u32, Noted)>,
 }
 
 struct Meters {
@@ -200,15 +202,39 @@ impl Gate {
         }
     }
 
-    /// How the revision does, as it is to be written down; and whether it has worked. `None` if another one runs.
-    pub(crate) fn record(&self, revision: u32) -> Option<(Record, bool)> {
+    /// How the revision does, as it is to be written down. `None` if another one runs.
+    pub(crate) fn record(&self, revision: u32) -> Option<Noted> {
         let now = self.now();
         let state = self.state.lock();
         if state.live.revision == revision {
-            return Some((state.breaker.record(now), state.breaker.has_worked()));
+            return Some(state.breaker.noted(now));
         }
-        let before = state.before.as_ref().filter(|(of, ..)| *of == revision);
-        before.map(|(_, record, has_worked)| (record.clone(), *has_worked))
+        let before = state.before.as_ref().filter(|(of, _)| *of == revision);
+        before.map(|(_, noted)| noted.clone())
+    }
+
+    /// So many messages that the revision processed here are written down.
+    pub(crate) fn written(&self, revision: u32, fresh: u32) {
+        let mut state = self.state.lock();
+        if state.live.revision == revision {
+            state.breaker.written(fresh);
+        }
+        if let Some((_, noted)) = state.before.as_mut().filter(|(of, _)| *of == revision) {
+            noted.fresh = noted.fresh.saturating_sub(fresh);
+        }
+    }
+
+    /// So much is written down of the revision by now, by whichever host.
+    pub(crate) fn follow(&self, revision: u32, record: &Record) {
+        let mut state = self.state.lock();
+        if state.live.revision != revision {
+            return;
+        }
+        state.breaker.follow(record);
+        if self.elder.is_none() && state.breaker.take_news() {
+            self.tell(&mut state);
+        }
+        self.watch(&state);
     }
 
     /// What was to be written down of the revision was not: it is said again.
@@ -223,8 +249,7 @@ impl Gate {
         if live.revision != state.live.revision {
             state.allowance.accept(None);
             // What it did while the next one was made ready counts, too.
-            let (record, has_worked) = (state.breaker.record(now), state.breaker.has_worked());
-            state.before = Some((state.live.revision, record, has_worked));
+            state.before = Some((state.live.revision, state.breaker.noted(now)));
             if state.breaker.take_news() {
                 self.tell(&mut state);
             }

@@ -332,15 +332,18 @@ mod tests {
     #[tokio::test]
     async fn parked_messages_are_loaded_in_order_and_no_more_than_memory_may_hold() {
         let engine = MemoryEngine::new(Arc::new(SystemClock::new()));
-        let topic = engine.create_topic(TopicSpec {
-            name: TopicName::parse("in").unwrap(),
-            partitions: 1,
-            durability: Durability::Os,
-            partitioner: None,
-            owner: None,
-            created_at: Timestamp(1),
-            settings: Default::default(),
-        });
+        let topic = engine.create_topic(
+            TopicSpec {
+                name: TopicName::parse("in").unwrap(),
+                partitions: 1,
+                durability: Durability::Os,
+                partitioner: None,
+                owner: None,
+                created_at: Timestamp(1),
+                settings: Default::default(),
+            },
+            Vec::new(),
+        );
         let partition = topic.await.unwrap().partition(PartitionId(0)).unwrap();
         let value = bytes::Bytes::from(vec![0; 1 << 20]);
         for _ in 0..40 {

@@ -299,6 +299,9 @@ impl Worker {
             self.show(State::Paused);
             // What was read ahead may be trimmed or compacted meanwhile: it is read again.
             self.rewind();
+            if !self.context.hosts.is_alone() {
+                return Err(End::Paused);
+            }
             self.commands.changed().await.map_err(|_| End::Over)?;
             if !self.commands.borrow().paused {
                 self.show(State::Running);

@@ -311,7 +311,7 @@ impl Broker {
         self.change(processor).await?;
         counter!("millrace_auto_rollbacks_total", "processor" => name.to_string()).increment(1);
         if redrives {
-            self.redrive_by_itself(name.clone());
+            self.redrive_by_itself(name.clone(), Duration::ZERO);
         }
         tracing::error!(processor = %name, revision = number, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --failed-revision {number}` sends what it gave up again");
         Ok(())

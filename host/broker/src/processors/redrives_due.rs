@@ -1,11 +1,12 @@
 //! Dead letters that the host sends again by itself: those of a revision that it has taken back. That they are due is written in the commit
-//! of the rollback and stays until it is done, so that neither a start of the host nor an error makes anybody forget it.
+//! of the rollback and stays until it is done, so that neither a start of the host nor an error makes anybody forget it. The host that rolled back does it
+//! at once. If it is due a while later still, another one does it, for that host may be gone; two that are at it send each letter once.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use millrace_engine::CommitError;
-use millrace_model::{Processor, ProcessorName, RedriveDue};
+use millrace_model::{PartitionId, Processor, ProcessorName, RedriveDue, TopicId, TopicPartition};
 
 use crate::broker::{Broker, Inner};
 use crate::dead_letters::{DeadLetterError, DeadLetterFilter, RedriveRequest};
@@ -20,19 +21,49 @@ const AGAIN_AFTER_MAX: Duration = Duration::from_secs(60);
 impl Broker {
     /// Sends again what is due, of all processors.
     pub(super) fn redrive_what_is_due(&self) {
-        let due: Vec<ProcessorName> = {
-            let all = self.inner.processors.read();
-            let due = all.values().map(|known| &known.processor);
-            let due = due.filter(|processor| due_of(processor).is_some());
-            due.map(|processor| processor.name.clone()).collect()
-        };
-        due.into_iter()
-            .for_each(|name| self.redrive_by_itself(name));
+        for name in self.with_redrives_due() {
+            self.redrive_by_itself(name, Duration::ZERO);
+        }
     }
 
-    /// Sends again what is due of a processor, beside whatever else there is to do.
-    pub(super) fn redrive_by_itself(&self, name: ProcessorName) {
-        tokio::spawn(send_again(Arc::downgrade(&self.inner), name));
+    /// The same for what another host was to do and may have left, where this host is the one that is to look: what it does it does when that one has had
+    /// its time.
+    pub(crate) fn redrive_what_was_left(&self) {
+        for name in self.with_redrives_due() {
+            self.redrive_if_left(name);
+        }
+    }
+
+    /// As [`redrive_what_was_left`](Self::redrive_what_was_left), of one processor.
+    pub(crate) fn redrive_if_left(&self, name: ProcessorName) {
+        let hosts = &self.inner.hosts;
+        // Any place does: all hosts come to the same one.
+        let anywhere = TopicPartition {
+            topic: TopicId(0),
+            partition: PartitionId(0),
+        };
+        if self.is_due(&name) && hosts.wanted_elsewhere(&name.group(), anywhere).is_none() {
+            self.redrive_by_itself(name, hosts.moved_after());
+        }
+    }
+
+    fn is_due(&self, name: &ProcessorName) -> bool {
+        let known = self.deployed(name);
+        known.is_some_and(|known| due_of(&known.processor).is_some())
+    }
+
+    fn with_redrives_due(&self) -> Vec<ProcessorName> {
+        let all = self.inner.processors.read();
+        let due = all.values().map(|known| &known.processor);
+        let due = due.filter(|processor| due_of(processor).is_some());
+        due.map(|processor| processor.name.clone()).collect()
+    }
+
+    /// Sends again what is due of a processor, after a while, beside whatever else there is to do.
+    pub(super) fn redrive_by_itself(&self, name: ProcessorName, after: Duration) {
+        if let Some(at_it) = AtIt::begin(&self.inner, name) {
+            tokio::spawn(send_again(at_it, after));
+        }
     }
 
     /// Sends again what is due of one revision; whether there was anything.
@@ -103,25 +134,56 @@ fn due_of(processor: &Processor) -> Option<(u32, RedriveDue)> {
     revisions.find_map(|revision| Some((revision.number, revision.redrive_due?)))
 }
 
-async fn send_again(broker: Weak<Inner>, name: ProcessorName) {
+/// That this host sends again what is due of a processor, until it is dropped.
+struct AtIt {
+    broker: Weak<Inner>,
+    name: ProcessorName,
+}
+
+impl AtIt {
+    /// `None` if it is at it already.
+    fn begin(inner: &Arc<Inner>, name: ProcessorName) -> Option<Self> {
+        let is_new = inner.redriving.lock().insert(name.clone());
+        let broker = Arc::downgrade(inner);
+        is_new.then_some(Self { broker, name })
+    }
+}
+
+impl Drop for AtIt {
+    fn drop(&mut self) {
+        if let Some(inner) = self.broker.upgrade() {
+            inner.redriving.lock().remove(&self.name);
+        }
+    }
+}
+
+async fn send_again(mut at_it: AtIt, after: Duration) {
+    tokio::time::sleep(after).await;
     let mut wait = AGAIN_AFTER;
     loop {
-        let Some(inner) = broker.upgrade() else {
+        let name = at_it.name.clone();
+        let Some(inner) = at_it.broker.upgrade() else {
             return;
         };
-        let done = {
-            let broker = Broker { inner, by: None }.by_itself();
-            broker.redrive_of_one(&name).await
-        };
-        match done {
+        let broker = Broker { inner, by: None }.by_itself();
+        match broker.redrive_of_one(&name).await {
             Ok(true) => wait = AGAIN_AFTER,
-            Ok(false)
-            | Err(
+            Ok(false) => {
+                // Whoever was told that it is being done, and came too late for that, is not forgotten.
+                drop(at_it);
+                let again = AtIt::begin(&broker.inner, name);
+                match again.filter(|again| broker.is_due(&again.name)) {
+                    Some(again) => at_it = again,
+                    None => return,
+                }
+            }
+            Err(
                 DeadLetterError::UnknownProcessor(_)
                 | DeadLetterError::Deleted(_)
                 | DeadLetterError::Commit(CommitError::Closed),
             ) => return,
             Err(error) => {
+                drop(broker);
                 tracing::error!(processor = %name, %error, "what was given up by revisions that were taken back could not be sent again; it is tried again in {} s", wait.as_secs());
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(AGAIN_AFTER_MAX);

@@ -186,8 +186,12 @@ impl Engine for Moody {
     async fn state_partitions(&self, group: &GroupName) -> Result<Vec<TopicPartition>, ReadError> {
         self.engine.state_partitions(group).await
     }
-    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
-        self.engine.create_topic(spec).await
+    async fn create_topic(
+        &self,
+        spec: TopicSpec,
+        expects: Vec<Expectation>,
+    ) -> Result<Topic, TopicError> {
+        self.engine.create_topic(spec, expects).await
     }
     async fn change_topics(
         &self,
@@ -237,8 +241,12 @@ impl Engine for Moody {
     async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
         self.engine.module(digest).await
     }
-    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
-        self.engine.delete_module(digest).await
+    async fn delete_module(
+        &self,
+        digest: Digest,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError> {
+        self.engine.delete_module(digest, expects).await
     }
     async fn close(&self) {
         self.engine.close().await;

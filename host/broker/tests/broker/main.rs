@@ -13,6 +13,7 @@ mod delays;
 mod doors;
 mod dry_runs;
 mod faults;
+mod follow_ups;
 mod growth;
 mod host_headers;
 mod left_behind;

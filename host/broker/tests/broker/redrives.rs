@@ -110,7 +110,7 @@ async fn where_another_topic_has_the_audit_trail_s_name_nothing_is_sent() {
         owner: None,
         ..rig.broker.topic(&topic("in")).unwrap().spec
     };
-    rig.engine.create_topic(theirs).await.unwrap();
+    rig.engine.create_topic(theirs, Vec::new()).await.unwrap();
     let refused = rig
         .broker
         .redrive(&processor("p"), RedriveRequest::all("ada"))

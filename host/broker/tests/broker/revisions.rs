@@ -308,7 +308,10 @@ async fn a_foreign_topic_of_the_dead_letter_name_is_not_taken_over() {
         created_at: Default::default(),
         settings: Default::default(),
     };
-    rig.engine().create_topic(foreign).await.unwrap();
+    rig.engine()
+        .create_topic(foreign, Vec::new())
+        .await
+        .unwrap();
     let module = marker(&rig, "a").await;
     let refused = rig.broker.deploy(&processor("p"), spec(module)).await;
     assert!(matches!(refused, Err(ProcessorError::InvalidSpec(_))));

@@ -22,7 +22,7 @@ use crate::rig::{Export, Rig, Say, message, processor, spec, topic};
 use crate::states::{change, counting, number, place, write};
 use crate::two_hosts::until;
 
-const PARTITIONS: u32 = 8;
+pub(crate) const PARTITIONS: u32 = 8;
 
 /// A second host on the store of the first, to which work moves soon.
 async fn beside(rig: &Rig) -> Rig {
@@ -44,7 +44,7 @@ async fn two_hosts(partitions: u32) -> (Rig, Rig) {
 }
 
 /// Partitions that the host works at.
-async fn works_at(rig: &Rig) -> BTreeSet<u32> {
+pub(crate) async fn works_at(rig: &Rig) -> BTreeSet<u32> {
     let status = rig.broker.processor(&processor("p")).await;
     let partitions = status.map(|status| status.partitions).unwrap_or_default();
     let here = partitions.iter().filter(|one| one.state == "running");
@@ -109,7 +109,7 @@ async fn what_a_living_host_cannot_do_another_takes_up() {
 }
 
 /// Calls, each of which ends when it is let.
-struct Slow(Arc<AtomicUsize>, Arc<Semaphore>);
+pub(crate) struct Slow(pub(crate) Arc<AtomicUsize>, pub(crate) Arc<Semaphore>);
 
 #[async_trait]
 impl BatchHandler for Slow {

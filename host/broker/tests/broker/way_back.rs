@@ -318,7 +318,10 @@ async fn what_a_revision_gave_up_that_was_taken_back_is_sent_again_also_by_the_n
         created_at: Default::default(),
         settings: Default::default(),
     };
-    rig.engine().create_topic(foreign).await.unwrap();
+    rig.engine()
+        .create_topic(foreign, Vec::new())
+        .await
+        .unwrap();
     let module = bad(&rig).await;
     rig.deploy(ProcessorSpec {
         module,

@@ -139,7 +139,7 @@ pub async fn a_deleted_topic_gives_its_room_back(engine: Arc<dyn Engine>) {
 /// All topics count; those that are deleted do not.
 pub async fn partitions_beyond_the_hosts_bound_are_refused(engine: Arc<dyn Engine>) {
     let first = make_topic(&*engine, "first", 5).await;
-    let refused = engine.create_topic(spec("second", 4)).await;
+    let refused = engine.create_topic(spec("second", 4), Vec::new()).await;
     assert!(
         matches!(
             refused,

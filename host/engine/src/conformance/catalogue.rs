@@ -106,7 +106,10 @@ pub async fn topics_are_kept_as_asked_for_and_listed_by_name(engine: Arc<dyn Eng
         spec("Orders", 2),
         spec("orders", 2),
     ] {
-        let topic = engine.create_topic(asked.clone()).await.expect("made");
+        let topic = engine
+            .create_topic(asked.clone(), Vec::new())
+            .await
+            .expect("made");
         assert_eq!(topic.spec, asked);
         made.push(topic);
     }
@@ -127,7 +130,7 @@ pub async fn topics_are_kept_as_asked_for_and_listed_by_name(engine: Arc<dyn Eng
 pub async fn a_name_that_is_taken_is_refused_and_keeps_its_topic(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 1).await;
     produce(&*engine, at(&topic, 0), &["kept"]).await;
-    let refused = engine.create_topic(spec("orders", 2)).await;
+    let refused = engine.create_topic(spec("orders", 2), Vec::new()).await;
     assert!(
         matches!(&refused, Err(TopicError::Exists(taken)) if *taken == name("orders")),
         "{refused:?}"
@@ -145,7 +148,7 @@ pub async fn a_name_that_is_taken_is_refused_and_keeps_its_topic(engine: Arc<dyn
 /// None, and one too many; the name stays free.
 pub async fn partition_counts_out_of_bounds_are_refused(engine: Arc<dyn Engine>) {
     for count in [0, TOPIC_PARTITIONS_MAX + 1, u32::MAX] {
-        let refused = engine.create_topic(spec("orders", count)).await;
+        let refused = engine.create_topic(spec("orders", count), Vec::new()).await;
         assert!(
             matches!(refused, Err(TopicError::Partitions { asked, max })
                 if asked == count && max == TOPIC_PARTITIONS_MAX),
@@ -262,7 +265,10 @@ pub async fn modules_are_kept_once_and_forgotten(engine: Arc<dyn Engine>) {
     assert_eq!(engine.module(one).await.unwrap(), Some(bytes(1)));
     assert_eq!(engine.module(other).await.unwrap(), Some(bytes(2)));
     for _ in 0..2 {
-        engine.delete_module(one).await.expect("forgotten");
+        engine
+            .delete_module(one, Vec::new())
+            .await
+            .expect("forgotten");
         assert_eq!(engine.module(one).await.unwrap(), None);
     }
     assert_eq!(engine.module(other).await.unwrap(), Some(bytes(2)));
@@ -288,13 +294,19 @@ pub async fn a_closed_engine_refuses_every_change(engine: Arc<dyn Engine>) {
         commit_progress(&*engine, &lease, up_to(1)).await.err(),
         engine.claim(&named("group"), partition).await.err(),
         engine.put_module(Digest([1; 32]), Bytes::new()).await.err(),
-        engine.delete_module(Digest([1; 32])).await.err(),
+        engine
+            .delete_module(Digest([1; 32]), Vec::new())
+            .await
+            .err(),
     ];
     for refused in changes {
         assert!(matches!(refused, Some(CommitError::Closed)), "{refused:?}");
     }
     let topic_changes = [
-        engine.create_topic(spec("returns", 1)).await.err(),
+        engine
+            .create_topic(spec("returns", 1), Vec::new())
+            .await
+            .err(),
         engine.delete_topic(&name("orders"), Vec::new()).await.err(),
     ];
     for refused in topic_changes {

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_model::Topic;
+use bytes::Bytes;
+use millrace_model::{Digest, Topic, TopicSpec};
+use sha2::{Digest as _, Sha256};
 
 use super::catalogue::{listed, value};
 use super::progress::up_to;
@@ -208,7 +210,10 @@ pub async fn what_was_decided_on_an_older_topic_changes_nothing(engine: Arc<dyn 
     let deleted = engine.delete_topic(&name("orders"), now.to_vec()).await;
     deleted.expect("both are as they were");
     refuses_everything(engine, &now[0]).await;
-    let made = engine.create_topic(grown.spec.clone()).await.expect("made");
+    let made = engine
+        .create_topic(grown.spec.clone(), Vec::new())
+        .await
+        .expect("made");
     assert_ne!(made.id, grown.id);
     refuses_everything(engine, &now[0]).await;
     let changes = vec![(name("returns"), partitions(2))];
@@ -216,7 +221,7 @@ pub async fn what_was_decided_on_an_older_topic_changes_nothing(engine: Arc<dyn 
     assert_eq!(changed.expect("as it is")[0].spec, spec("returns", 2));
 }
 
-/// A commit, a change and a deletion that expect this.
+/// A commit, what is done with topics, and the end of a module that expect this.
 async fn refuses_everything(engine: &dyn Engine, expected: &Expectation) {
     let expects = || vec![expected.clone()];
     let late = entry(KIND, "late", Some("decided on what was"));
@@ -232,6 +237,77 @@ async fn refuses_everything(engine: &dyn Engine, expected: &Expectation) {
     assert_conflict(refused.map_err(of_commit), expected);
     let refused = engine.delete_topic(&name("returns"), expects()).await;
     assert_conflict(refused.map_err(of_commit), expected);
+    let refused = engine.create_topic(spec("late", 1), expects()).await;
+    assert_conflict(refused.map_err(of_commit), expected);
+    assert_eq!(engine.topic(&name("late")), None);
+    let module = Digest([7; 32]);
+    let put = engine.put_module(module, "module".into()).await;
+    put.expect("kept");
+    let refused = engine.delete_module(module, expects()).await;
+    assert_conflict(refused, expected);
+    assert!(engine.module(module).await.is_ok_and(|kept| kept.is_some()));
+}
+
+/// Whatever other topics there are, and whatever they partition by.
+pub async fn a_module_is_known_to_be_a_partitioner_as_long_as_a_topic_has_it(
+    engine: Arc<dyn Engine>,
+) {
+    let engine = &*engine;
+    let [module, other] = [Digest([7; 32]), Digest([8; 32])];
+    let unused = |module| Expectation::NoPartitioner { module };
+    let partitioned = |topic, module| TopicSpec {
+        partitioner: Some(module),
+        ..spec(topic, 1)
+    };
+    make_topic(engine, "returns", 1).await;
+    let made = partitioned("orders", module);
+    let made = engine.create_topic(made, vec![unused(module)]).await;
+    made.expect("no other topic has it");
+    let made = engine.create_topic(partitioned("others", other), vec![unused(other)]);
+    made.await.expect("it is another module");
+    refuses_everything(engine, &unused(module)).await;
+    let (orders, nobodys) = (name("orders"), Digest([9; 32]));
+    let gone = engine.delete_topic(&orders, vec![unused(nobodys)]).await;
+    gone.expect("nobody has that one");
+    let removed = engine.delete_module(module, vec![unused(module)]).await;
+    removed.expect("no topic has it any more");
+    assert_eq!(engine.module(module).await.unwrap(), None);
+    refuses_everything(engine, &unused(other)).await;
+}
+
+/// Of whoever removes a module's bytes where there is no entry, and whoever writes one and puts the bytes again where they are gone, neither comes
+/// between the other's steps.
+pub async fn a_module_with_an_entry_keeps_its_bytes_whoever_removes_them(engine: Arc<dyn Engine>) {
+    const ROUNDS: usize = 50;
+    let bytes = Bytes::from_static(b"module");
+    let module = Digest(Sha256::digest(&bytes).into());
+    let (kind, key) = (EntryKind::Module, module.to_string());
+    for round in 0..ROUNDS {
+        let uploads = async {
+            let put = engine.put_module(module, bytes.clone()).await;
+            put.expect("kept");
+            let write = entry(kind, &key, Some("uploaded"));
+            engine.commit(entries(vec![write])).await.expect("written");
+            if engine.module(module).await.expect("readable").is_none() {
+                let put = engine.put_module(module, bytes.clone()).await;
+                put.expect("kept");
+            }
+        };
+        let deletes = async {
+            for _ in 0..round % 4 {
+                tokio::task::yield_now().await;
+            }
+            let no_entry = Expectation::entry(kind, key.clone(), None);
+            let removed = engine.delete_module(module, vec![no_entry]).await;
+            let is_kept = matches!(removed, Err(CommitError::Conflict(_)));
+            assert!(removed.is_ok() || is_kept, "{removed:?}");
+        };
+        tokio::join!(uploads, deletes);
+        let kept = engine.module(module).await.expect("readable");
+        assert_eq!(kept.as_ref(), Some(&bytes));
+        let gone = entry(kind, &key, None);
+        engine.commit(entries(vec![gone])).await.expect("written");
+    }
 }
 
 /// Its own writes broke what it expected; it is told what it did, not that somebody else did it.

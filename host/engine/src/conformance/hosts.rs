@@ -354,7 +354,10 @@ pub async fn what_one_host_changes_in_the_catalogue_the_other_hears_of(hosts: Tw
         topic.is_some_and(|t| t.spec.partitions == 3 && hosts.other.ends(at(&t, 2)).is_ok())
     })
     .await;
-    let taken = hosts.other.create_topic(super::spec("orders", 1)).await;
+    let taken = hosts
+        .other
+        .create_topic(super::spec("orders", 1), Vec::new())
+        .await;
     assert!(matches!(taken, Err(TopicError::Exists(_))), "{taken:?}");
     let gone = hosts.one.delete_topic(&name("orders"), Vec::new()).await;
     gone.expect("deleted");

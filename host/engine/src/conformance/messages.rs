@@ -370,7 +370,7 @@ pub async fn topics_of_every_durability_show_what_they_acknowledged(engine: Arc<
             durability,
             ..spec(&format!("{durability:?}"), 1)
         };
-        let topic = engine.create_topic(spec).await.expect("made");
+        let topic = engine.create_topic(spec, Vec::new()).await.expect("made");
         assert_eq!(topic.spec.durability, durability);
         partitions.push(at(&topic, 0));
     }

@@ -7,7 +7,7 @@ use millrace_model::{Attempt, GivenUp, Offset, Parked, Progress, ProgressChange,
 
 use super::{append, at, end, entry, make_partition, make_topic, named, progress, values};
 use crate::contract::{
-    CommitError, Engine, EntryKind, Lease, ProgressWrite, ReadError, Receipt, Transaction,
+    CommitError, Engine, EntryKind, Hold, Lease, ProgressWrite, ReadError, Receipt, Transaction,
 };
 
 pub(super) fn up_to(next: u64) -> Progress {
@@ -262,6 +262,37 @@ pub async fn a_lease_that_was_never_given_is_fenced(engine: Arc<dyn Engine>) {
         engine.progress(&named("group"), partition).await.unwrap(),
         None
     );
+}
+
+/// Once; and what is given back after it was taken anew says nothing.
+pub async fn what_is_given_back_as_left_is_told_to_whoever_holds_it_next(engine: Arc<dyn Engine>) {
+    let partition = make_partition(&*engine, "orders").await;
+    let hold = async || {
+        let held = engine.hold(&named("group"), partition).await;
+        held.expect("the partition is there")
+            .expect("nobody has it")
+    };
+    let give_back = async |mut hold: Hold, left| {
+        hold.left = left;
+        let given = engine.release(hold).await;
+        given.expect("given back");
+    };
+    let first = hold().await;
+    let second = hold().await;
+    give_back(first, true).await;
+    give_back(second, false).await;
+    let third = hold().await;
+    assert!(!third.left, "nothing was left");
+    give_back(third, true).await;
+    let claimed = engine.claim(&named("group"), partition).await;
+    engine
+        .release(claimed.expect("claimed"))
+        .await
+        .expect("given back");
+    let fourth = hold().await;
+    assert!(fourth.left, "whoever claimed it was not to work");
+    give_back(fourth, false).await;
+    assert!(!hold().await.left, "it was told");
 }
 
 /// Claims at the same time are different ones, and all but one of them are in vain.

@@ -166,7 +166,10 @@ where
     let removed = entry(EntryKind::Module, GROUPS[0], None);
     let removed = engine.commit(entries(vec![removed])).await;
     removed.expect("committed");
-    engine.delete_module(modules()[0]).await.expect("forgotten");
+    engine
+        .delete_module(modules()[0], Vec::new())
+        .await
+        .expect("forgotten");
     let before = contents(&*engine).await;
 
     let engine = place.reopen(engine).await;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
-use millrace_model::{Durability, Topic, TopicName, TopicSettings};
+use millrace_model::{Digest, Durability, Topic, TopicName, TopicSettings};
 
 use super::errors::TopicError;
 
@@ -104,6 +104,11 @@ pub enum Expectation {
         /// All of it; `None`: there is no such topic.
         topic: Option<Topic>,
     },
+    /// That no topic has this module as its partitioner, whatever other topics there are.
+    NoPartitioner {
+        /// Which module.
+        module: Digest,
+    },
 }
 
 impl Expectation {
@@ -128,6 +133,9 @@ impl fmt::Display for Expectation {
             },
             Self::Kind { kind, .. } => write!(f, "another {}", kind.as_str()),
             Self::Topic { name, .. } => write!(f, "topic {name}"),
+            Self::NoPartitioner { module } => {
+                write!(f, "a topic that module {module} is the partitioner of")
+            }
         }
     }
 }

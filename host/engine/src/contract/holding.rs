@@ -31,7 +31,8 @@ pub struct HostInfo {
 pub struct Hold {
     /// The right to commit.
     pub lease: Lease,
-    /// Whether whoever had it before ended without giving it back: it may have ended in the middle of a call.
+    /// Whether whoever had it before ended without giving it back: it may have ended in the middle of a call. Whoever gives the hold back says
+    /// here whether that is to be told again.
     pub left: bool,
     lost: watch::Receiver<bool>,
 }

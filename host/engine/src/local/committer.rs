@@ -46,6 +46,7 @@ pub(super) enum Request {
     },
     CreateTopic {
         spec: TopicSpec,
+        expects: Vec<Expectation>,
         answer: Answer<Topic, TopicError>,
     },
     DeleteTopic {
@@ -541,7 +542,11 @@ fn decide(state: &State, pending: &mut Pending, request: Request) -> Option<Deci
             Ok(lease) => return Some(Decided::Claim(answer, lease)),
             Err(error) => drop(answer.send(Err(error))),
         },
-        Request::CreateTopic { spec, answer } => match state.decide_create(pending, spec) {
+        Request::CreateTopic {
+            spec,
+            expects,
+            answer,
+        } => match state.decide_create(pending, spec, &expects) {
             Ok(topic) => return Some(Decided::Created(answer, topic)),
             Err(error) => drop(answer.send(Err(error))),
         },

@@ -26,7 +26,7 @@ struct Taken {
     epoch: u64,
     /// Its end tells whoever holds it; `None` if nobody does.
     held: Option<watch::Sender<bool>>,
-    /// Whether nobody has held it to work since the engine was opened.
+    /// Whether nobody has held it to work since the engine was opened, or whoever has said that it is still to be told.
     left: bool,
 }
 
@@ -84,11 +84,12 @@ impl Holds {
         self.others.subscribe()
     }
 
-    pub(super) fn release(&self, lease: &Lease) {
+    pub(super) fn release(&self, hold: &Hold) {
         let mut all = self.taken.lock();
-        let newest = all.get_mut(&key(lease));
-        if let Some(taken) = newest.filter(|taken| taken.epoch == lease.epoch) {
+        let newest = all.get_mut(&key(&hold.lease));
+        if let Some(taken) = newest.filter(|taken| taken.epoch == hold.lease.epoch) {
             taken.held = None;
+            taken.left |= hold.left;
         }
     }
 

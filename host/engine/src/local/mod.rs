@@ -276,24 +276,6 @@ impl LocalEngine {
         let found = state.partitions.get(&id).cloned();
         found.ok_or(ReadError::UnknownPartition(id))
     }
-
-    /// Changes a module's file on a blocking thread.
-    async fn change_module(
-        &self,
-        change: impl FnOnce(&ModuleFiles) -> std::io::Result<()> + Send + 'static,
-    ) -> Result<(), CommitError> {
-        self.check_open()?;
-        let modules = Arc::clone(&self.modules);
-        match task::spawn_blocking(move || change(&modules)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) if millrace_log::disk::is_full(&error) => Err(CommitError::DiskFull),
-            Ok(Err(error)) => {
-                self.shared.poison(&error.to_string());
-                Err(self.why_stopped())
-            }
-            Err(_) => Err(self.why_stopped()),
-        }
-    }
 }
 
 #[async_trait]
@@ -396,7 +378,7 @@ impl Engine for LocalEngine {
     }
 
     async fn release(&self, hold: Hold) -> Result<(), CommitError> {
-        self.holds.release(&hold.lease);
+        self.holds.release(&hold);
         Ok(())
     }
 
@@ -480,9 +462,17 @@ impl Engine for LocalEngine {
         Ok(self.shared.state.read().tables_of(group))
     }
 
-    async fn create_topic(&self, spec: TopicSpec) -> Result<Topic, TopicError> {
-        self.ask(|answer| Request::CreateTopic { spec, answer })
-            .await
+    async fn create_topic(
+        &self,
+        spec: TopicSpec,
+        expects: Vec<Expectation>,
+    ) -> Result<Topic, TopicError> {
+        self.ask(|answer| Request::CreateTopic {
+            spec,
+            expects,
+            answer,
+        })
+        .await
     }
 
     async fn delete_topic(
@@ -590,9 +580,12 @@ impl Engine for LocalEngine {
         read.inspect_err(|error| self.care.note(error))
     }
 
-    async fn delete_module(&self, digest: Digest) -> Result<(), CommitError> {
-        self.change_module(move |modules| modules.remove(digest))
-            .await
+    async fn delete_module(
+        &self,
+        digest: Digest,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError> {
+        self.remove_module(digest, expects).await
     }
 
     fn damage(&self) -> DamageReport {

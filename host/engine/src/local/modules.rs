@@ -13,6 +13,10 @@ use millrace_log::{Disk, DiskFile};
 use millrace_model::Digest;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use sha2::{Digest as _, Sha256};
+use tokio::task;
+
+use super::LocalEngine;
+use crate::contract::{CommitError, Expectation};
 
 pub(super) const SUFFIX: &str = ".wasm";
 pub(super) const UNFINISHED_SUFFIX: &str = ".unfinished";
@@ -193,12 +197,22 @@ impl ModuleFiles {
         Ok(Some(bytes.into()))
     }
 
-    /// Forgets a module.
-    pub(super) fn remove(&self, digest: Digest) -> io::Result<()> {
+    /// Forgets a module, unless something is in the way; what is given to say that nothing is is kept until its file is gone.
+    pub(super) fn remove_if<K, E>(
+        &self,
+        digest: Digest,
+        may: impl FnOnce() -> Result<K, E>,
+    ) -> io::Result<Result<(), E>> {
         let _removing = self.removing.write();
         let _writing = self.writing.lock();
+        let kept = match may() {
+            Ok(kept) => kept,
+            Err(error) => return Ok(Err(error)),
+        };
         self.disk.remove(&self.path(digest))?;
-        self.disk.sync_dir(&self.dir).map_err(final_error)
+        drop(kept);
+        self.disk.sync_dir(&self.dir).map_err(final_error)?;
+        Ok(Ok(()))
     }
 
     /// Keeps all that there are until it is dropped.
@@ -240,4 +254,42 @@ impl HeldModules<'_> {
 
 fn is_sound(digest: Digest, bytes: &[u8]) -> bool {
     digest.0[..] == Sha256::digest(bytes)[..]
+}
+
+impl LocalEngine {
+    /// Removes a module's file if all is as it is expected to be.
+    pub(super) async fn remove_module(
+        &self,
+        digest: Digest,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError> {
+        let shared = Arc::clone(&self.shared);
+        let removed = self.change_module(move |modules| {
+            modules.remove_if(digest, || {
+                // Nothing is applied until the file is gone.
+                let state = shared.state.read();
+                state.check_as_applied(&expects)?;
+                Ok(state)
+            })
+        });
+        removed.await?
+    }
+
+    /// Changes a module's file on a blocking thread.
+    pub(super) async fn change_module<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&ModuleFiles) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, CommitError> {
+        self.check_open()?;
+        let modules = Arc::clone(&self.modules);
+        match task::spawn_blocking(move || change(&modules)).await {
+            Ok(Ok(changed)) => Ok(changed),
+            Ok(Err(error)) if millrace_log::disk::is_full(&error) => Err(CommitError::DiskFull),
+            Ok(Err(error)) => {
+                self.shared.poison(&error.to_string());
+                Err(self.why_stopped())
+            }
+            Err(_) => Err(self.why_stopped()),
+        }
+    }
 }

@@ -348,7 +348,11 @@ impl State {
             written.copied().unwrap_or_else(stored)
         };
         let newest = |kind| self.newest(pending, kind);
-        entries::check(expects, entry, newest, |name| self.topics.get(name))
+        // Topics come and go alone in their groups: those that there are are all.
+        let topic = |name: &_| self.topics.get(name);
+        entries::check(expects, entry, newest, topic, |module| {
+            self.is_partitioner(module)
+        })
     }
 
     /// The version of the newest write of a kind, those of the group included.

@@ -101,7 +101,11 @@ impl State {
     pub(super) fn check_expectations(&self, expects: &[Expectation]) -> Result<(), CommitError> {
         let entry = |kind, key: &str| self.entries.get(kind, key).map(|entry| entry.version);
         let newest = |kind| self.entries.version(kind);
-        entries::check(expects, entry, newest, |name| self.topics.get(name))
+        let topic = |name: &_| self.topics.get(name);
+        entries::check(expects, entry, newest, topic, |module| {
+            let mut topics = self.topics.values();
+            topics.any(|topic| topic.spec.partitioner == Some(module))
+        })
     }
 
     pub(super) fn catalogue_changed(&self) {

@@ -258,8 +258,21 @@ pub(super) struct ProcessorSchema {
     replay: Option<replays::ReplaySchema>,
     /// Where it begins in each topic, if another place than the oldest message was given when it was made.
     start: Option<Vec<TopicStartSchema>>,
+    /// How often it was resumed; absent if it never was.
+    resumes: Option<ResumesSchema>,
     /// What was done with it, oldest first; left out of `GET /v1/processors`, see `GET /v1/processors/{name}/history`.
     changes: Option<Vec<history::ChangeSchema>>,
+}
+
+/// How often a processor was resumed, paused or not: the breakers of all hosts go by it.
+#[derive(ToSchema)]
+#[schema(as = Resumes)]
+struct ResumesSchema {
+    count: u64,
+    /// The revision that was current the last time.
+    revision: u32,
+    /// Dead letters that were accepted while it was.
+    dead_letters: u64,
 }
 
 /// Where a processor begins in a topic, as long as it has committed nothing there.

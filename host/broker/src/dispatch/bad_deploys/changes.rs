@@ -12,8 +12,12 @@ impl World {
                     let gates = [Some(Arc::clone(&self.gate)), canary];
                     for gate in gates.into_iter().flatten() {
                         if let Some(noted) = gate.record(alarm.revision) {
-                            let now = self.now();
+                            let (now, fresh) = (self.now(), noted.fresh);
                             take_down(&mut self.processor, alarm.revision, noted, now);
+                            gate.written(alarm.revision, fresh);
+                            if let Some(revision) = self.processor.revision(alarm.revision) {
+                                gate.follow(alarm.revision, &revision.record);
+                            }
                         }
                     }
                 }

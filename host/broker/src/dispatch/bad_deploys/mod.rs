@@ -253,6 +253,7 @@ impl World {
             shadow: None,
             replay: None,
             start: Vec::new(),
+            resumes: Default::default(),
             changes: Vec::new(),
         };
         let live = live(&processor, 1);

@@ -29,8 +29,10 @@ pub(super) struct Proof {
     before: bool,
     /// Whether it is since it became current last.
     anew: bool,
-    /// Messages since then.
-    processed: u64,
+    /// Messages since then that are written down, of whichever host.
+    written: u64,
+    /// Messages since then that are not written down yet.
+    fresh: u64,
     /// When the first of them was processed, or the first after it stood still; and when that is an hour ago.
     since: Option<(Now, Duration)>,
 }
@@ -47,7 +49,8 @@ impl Proof {
             worked: record.worked_at.is_some(),
             before: record.proven,
             anew: record.proven_anew,
-            processed: record.processed.into(),
+            written: record.processed.into(),
+            fresh: 0,
             since: since.or(idle),
         }
     }
@@ -55,12 +58,35 @@ impl Proof {
     /// So many messages were processed, and that is committed.
     pub(super) fn processed(&mut self, messages: u64, now: Now) {
         self.worked = true;
-        self.processed = self.processed.saturating_add(messages);
+        self.fresh = self.fresh.saturating_add(messages);
         let (_, due) = *self
             .since
             .get_or_insert((now, now.monotonic + PROVEN_AFTER));
-        let in_time = self.processed >= PROVEN_LEAST && now.monotonic >= due;
-        self.anew |= in_time || self.processed >= PROVEN_MESSAGES;
+        let in_time = self.all() >= PROVEN_LEAST && now.monotonic >= due;
+        self.anew |= in_time || self.all() >= PROVEN_MESSAGES;
+    }
+
+    fn all(&self) -> u64 {
+        self.written.saturating_add(self.fresh)
+    }
+
+    /// Messages that are not written down yet, as far as they matter.
+    pub(super) fn fresh(&self) -> u32 {
+        self.fresh.min(PROVEN_MESSAGES) as u32
+    }
+
+    /// So many of them are, and nobody has followed that yet.
+    pub(super) fn written(&mut self, fresh: u32) {
+        self.fresh = self.fresh.saturating_sub(fresh.into());
+        self.written = self.written.saturating_add(fresh.into());
+    }
+
+    /// So much is written down by now, of all hosts.
+    pub(super) fn follow(&mut self, record: &Record) {
+        self.worked |= record.worked_at.is_some();
+        self.before |= record.proven;
+        self.written = record.processed.into();
+        self.anew |= record.proven_anew || self.all() >= PROVEN_MESSAGES;
     }
 
     /// The breaker opened: an hour of failures is no proof.
@@ -88,9 +114,10 @@ impl Proof {
 
     /// What changes when there is something to write down.
     pub(super) fn step(&self) -> (bool, bool, bool, u64) {
-        let steps = match self.processed < PROVEN_LEAST {
-            true => self.processed / WRITTEN_FIRST_EVERY,
-            false => PROVEN_LEAST + self.processed.min(PROVEN_MESSAGES) / WRITTEN_EVERY,
+        let processed = self.all();
+        let steps = match processed < PROVEN_LEAST {
+            true => processed / WRITTEN_FIRST_EVERY,
+            false => PROVEN_LEAST + processed.min(PROVEN_MESSAGES) / WRITTEN_EVERY,
         };
         (self.worked, self.anew, self.since.is_some(), steps)
     }
@@ -99,7 +126,7 @@ impl Proof {
     pub(super) fn write(&self, record: &mut Record, now: Now) {
         record.proven = self.is_given(now);
         record.proven_anew = self.anew;
-        record.processed = self.processed.min(PROVEN_MESSAGES) as u32;
+        record.processed = self.all().min(PROVEN_MESSAGES) as u32;
         record.processed_since = self.since.map(|(since, _)| since.wall);
     }
 }

@@ -8,7 +8,7 @@ use super::super::answer::Failed;
 use crate::handler::Cause;
 
 /// Classes of rejections that are known. A class beyond them is not usual.
-const KNOWN_REJECTIONS_MAX: usize = 64;
+pub(crate) const KNOWN_REJECTIONS_MAX: usize = 64;
 /// At this sum a revision rejects more than is usual. By chance that comes about once in e^14 (1.2 million) messages at the most.
 const LIMIT: f64 = 14.0;
 /// From this sum on a rejection may be one too many, and is not free. By chance that is so for one message in e^5 (148) at the most.
@@ -100,6 +100,25 @@ impl Usual {
     pub(super) fn doubt(&mut self, class: &str) {
         if self.knows(class) && self.doubted.len() < KNOWN_REJECTIONS_MAX {
             self.doubted.push(class.to_owned());
+        }
+    }
+
+    /// What other hosts have written down of the same revision is its own, too: classes that were not met here, at the share that they
+    /// have there.
+    pub(super) fn follow(&mut self, record: &Record) {
+        let mut room = KNOWN_REJECTIONS_MAX.saturating_sub(self.own.len());
+        for one in &record.rejections {
+            if room > 0 && self.own.iter().all(|(class, _)| *class != one.class) {
+                room -= 1;
+                let count = u64::from(one.per_million) * self.all / MILLION as u64;
+                self.own.push((one.class.clone(), count));
+            }
+        }
+        for class in &record.doubted {
+            let is_known = self.doubted.contains(class);
+            if !is_known && self.doubted.len() < KNOWN_REJECTIONS_MAX {
+                self.doubted.push(class.clone());
+            }
         }
     }
 

@@ -41,16 +41,20 @@ pub(crate) async fn run(
     let mut hosts = holdings.changes();
     let mut elsewhere_since = None;
     let reason = loop {
-        if !wants(&commands.borrow_and_update(), &input.origin) {
-            break None;
-        }
+        let is_paused = {
+            let command = commands.borrow_and_update();
+            if !wants(&command, &input.origin) {
+                break None;
+            }
+            command.paused
+        };
         hosts.borrow_and_update();
         let now = context.clock.monotonic();
         let lies = |since: &mut Duration| now >= *since + holdings.taken_up_after();
         // Held until it is opened.
         let taken_up = match elsewhere_since.take_if(lies) {
-            Some(_) => take_up(&context, &input, &holdings).await,
-            None => None,
+            Some(_) if !is_paused => take_up(&context, &input, &holdings).await,
+            _ => None,
         };
         let opened = Box::pin(Worker::open(
             &context, &input, &commands, &window, &orders, &gate, &holdings,
@@ -61,6 +65,8 @@ pub(crate) async fn run(
             Ok(Opened::Here(worker)) => match Box::pin(worker.work(&mut backoff)).await {
                 End::Over => break None,
                 End::Stopped(reason) => break Some(reason),
+                // Whoever wants something of it commands so.
+                End::Paused => Duration::MAX,
                 End::Left(reason) => {
                     tracing::info!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker leaves its partition");
                     backoff.next(&mut rng)
@@ -68,7 +74,11 @@ pub(crate) async fn run(
             },
             Ok(Opened::Elsewhere(host)) => {
                 window.lock().state = State::Elsewhere(host.address.to_string());
-                elsewhere_since.get_or_insert(now);
+                // Of a paused processor nobody holds anything.
+                match is_paused {
+                    true => elsewhere_since = None,
+                    false => _ = elsewhere_since.get_or_insert(now),
+                }
                 holdings.taken_up_after().min(SLEEP_MAX)
             }
             Ok(Opened::Held) => {
@@ -244,7 +254,11 @@ impl Worker {
             backoff: Backoff::default(),
             rng: fastrand::Rng::new(),
         };
-        worker.show(State::Running);
+        let is_paused = commands.borrow().paused;
+        worker.show(match is_paused {
+            true => State::Paused,
+            false => State::Running,
+        });
         worker.home(&live).await?;
         Ok(Opened::Here(Box::new(worker)))
     }

@@ -50,7 +50,7 @@ impl Worker {
                 answer,
             } = order;
             let obeyed = match action {
-                ParkedAction::TryNow => Ok(self.try_now(&meant)),
+                ParkedAction::TryNow => self.try_now(&meant).await,
                 ParkedAction::GiveUp => self.give_up(live, &meant, by.as_deref()).await,
             };
             self.show(state.clone());
@@ -89,8 +89,24 @@ impl Worker {
         }
     }
 
-    /// Those that wait for nobody are due now. It is in progress with the next commit, and until then a start would try them soon enough.
-    fn try_now(&mut self, meant: &Meant) -> Obeyed {
+    /// Those that wait for nobody are due now. It is in progress with the next commit, and until then a start would try them soon enough; but a worker
+    /// that is paused beside other hosts goes as soon as it has obeyed, and who comes next reads what is stored.
+    async fn try_now(&mut self, meant: &Meant) -> Result<Obeyed, Trouble> {
+        let goes = self.commands.borrow().paused && !self.context.hosts.is_alone();
+        if goes && self.has_suspects() {
+            // A commit would let those go.
+            return Err(Trouble::Wait(
+                "messages that were in flight when a host ended are called first; resume the processor, and try again".to_owned(),
+            ));
+        }
+        let obeyed = self.all_due_now(meant);
+        if goes && obeyed.done > 0 {
+            self.keep(Progress::clone(&self.progress)).await?;
+        }
+        Ok(obeyed)
+    }
+
+    fn all_due_now(&mut self, meant: &Meant) -> Obeyed {
         let (there, mut left) = self.meant(meant);
         let is_named = matches!(meant, Meant::Offsets(_));
         let now = self.now();

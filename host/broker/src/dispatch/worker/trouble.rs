@@ -20,6 +20,8 @@ pub(super) enum End {
     Stopped(String),
     /// It may begin anew, if it is still wanted on this host.
     Left(String),
+    /// It stands still, and holds nothing meanwhile: so other hosts see that it does.
+    Paused,
 }
 
 impl From<ReadError> for Trouble {

@@ -1,11 +1,12 @@
 //! Topics: made, changed, given more partitions, deleted.
 
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
-use millrace_model::{Topic, TopicId, TopicName, TopicSpec};
+use millrace_model::{Digest, Topic, TopicId, TopicName, TopicSpec};
 
 use super::super::codec::Operation;
 use super::{Contradiction, Pending, Removed, State};
-use crate::contract::{Expectation, TopicChange, TopicError, changed};
+use crate::contract::{CommitError, Expectation, TopicChange, TopicError, changed};
+use crate::entries;
 
 impl State {
     /// Gives the topic an identity. Must be alone in its group, as a deletion must.
@@ -13,7 +14,9 @@ impl State {
         &self,
         pending: &mut Pending,
         spec: TopicSpec,
+        expects: &[Expectation],
     ) -> Result<Topic, TopicError> {
+        self.check_expectations(pending, expects)?;
         if !(1..=TOPIC_PARTITIONS_MAX).contains(&spec.partitions) {
             return Err(TopicError::Partitions {
                 asked: spec.partitions,
@@ -67,6 +70,25 @@ impl State {
             }
         }
         Ok(topics)
+    }
+
+    /// Whether everything is as it is expected to be, with nothing under way that is not applied yet.
+    pub(in crate::local) fn check_as_applied(
+        &self,
+        expects: &[Expectation],
+    ) -> Result<(), CommitError> {
+        let entry = |kind, key: &str| self.entries.get(kind, key).map(|entry| entry.version);
+        let newest = |kind| self.entries.version(kind);
+        let topic = |name: &_| self.topics.get(name);
+        entries::check(expects, entry, newest, topic, |module| {
+            self.is_partitioner(module)
+        })
+    }
+
+    /// Whether a topic has the module as its partitioner.
+    pub(super) fn is_partitioner(&self, module: Digest) -> bool {
+        let mut topics = self.topics.values();
+        topics.any(|topic| topic.spec.partitioner == Some(module))
     }
 
     pub(super) fn apply_create(&mut self, topic: Topic) {

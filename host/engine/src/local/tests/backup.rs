@@ -249,7 +249,10 @@ async fn what_is_deleted_or_trimmed_while_it_is_copied_is_in_the_copy() {
         .await
         .expect("begun");
     let end = Offset(count as u64);
-    engine.delete_module(digest_of(&module)).await.unwrap();
+    engine
+        .delete_module(digest_of(&module), Vec::new())
+        .await
+        .unwrap();
     engine.trim(at(&kept, 0), end).await.unwrap();
     let name = TopicName::parse("gone").unwrap();
     let deleted = engine.delete_topic(&name, Vec::new()).await.unwrap();

@@ -48,7 +48,9 @@ async fn a_failed_sync_stops_the_engine_and_nothing_unsynced_is_shown_or_acknowl
         let refused = produce(&engine, partition, "late").await;
         assert!(matches!(refused, Err(CommitError::Poisoned(_))));
     }
-    let refused = engine.create_topic(spec("late", 1, Durability::Os)).await;
+    let refused = engine
+        .create_topic(spec("late", 1, Durability::Os), Vec::new())
+        .await;
     assert!(matches!(
         refused,
         Err(crate::TopicError::Commit(CommitError::Poisoned(_)))

@@ -76,7 +76,9 @@ fn spec(name: &str, partitions: u32, durability: Durability) -> TopicSpec {
 }
 
 async fn topic(engine: &LocalEngine, name: &str, durability: Durability) -> Topic {
-    let made = engine.create_topic(spec(name, 3, durability)).await;
+    let made = engine
+        .create_topic(spec(name, 3, durability), Vec::new())
+        .await;
     made.expect("the topic is made")
 }
 

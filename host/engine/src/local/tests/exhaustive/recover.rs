@@ -278,7 +278,7 @@ impl<'a> Worker<'a> {
                 LocalEngine::open_on(on, self.home.path(), self.run.options.clone(), clock).await;
             let engine = engine.unwrap_or_else(|error| panic!("{what}: {error}"));
             let later = engine
-                .create_topic(spec("later", 1, Durability::Durable))
+                .create_topic(spec("later", 1, Durability::Durable), Vec::new())
                 .await
                 .unwrap();
             produce(&engine, at(&later, 0), "1 later").await.unwrap();

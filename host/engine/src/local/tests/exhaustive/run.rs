@@ -391,7 +391,7 @@ impl Runner {
         };
         match step {
             Step::Create(name, partitions, durability) => {
-                let made = engine.create_topic(spec(name, *partitions, *durability));
+                let made = engine.create_topic(spec(name, *partitions, *durability), Vec::new());
                 runtime.block_on(made).map(drop).map_err(text)
             }
             Step::Delete(name) => {
@@ -501,7 +501,7 @@ impl Runner {
                 runtime.block_on(put).map_err(text)
             }
             Step::DeleteModule(n) => {
-                let deleted = engine.delete_module(digest(*n));
+                let deleted = engine.delete_module(digest(*n), Vec::new());
                 runtime.block_on(deleted).map_err(text)
             }
             Step::Flush => {
