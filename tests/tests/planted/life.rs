@@ -567,10 +567,9 @@ async fn topics(engine: &dyn Engine, tombstone_ms: u64) -> [Topic; TOPICS] {
         let spec = TopicSpec {
             name: TopicName::parse(name).expect("a name"),
             partitions: PARTITIONS,
-            durability: if durable {
-                Durability::Durable
-            } else {
-                Durability::Os
+            durability: match durable {
+                true => Durability::Durable,
+                false => Durability::Os,
             },
             partitioner: None,
             owner: None,
@@ -582,10 +581,8 @@ async fn topics(engine: &dyn Engine, tombstone_ms: u64) -> [Topic; TOPICS] {
             },
         };
         if engine.topic(&spec.name).is_none() {
-            engine
-                .create_topic(spec, Vec::new())
-                .await
-                .expect("the topic is made");
+            let made = engine.create_topic(spec, Vec::new()).await;
+            made.expect("the topic is made");
         }
     }
     NAMES.map(|name| {

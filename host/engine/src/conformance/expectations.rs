@@ -240,8 +240,9 @@ async fn refuses_everything(engine: &dyn Engine, expected: &Expectation) {
     let refused = engine.create_topic(spec("late", 1), expects()).await;
     assert_conflict(refused.map_err(of_commit), expected);
     assert_eq!(engine.topic(&name("late")), None);
-    let module = Digest([7; 32]);
-    let put = engine.put_module(module, "module".into()).await;
+    let bytes = Bytes::from_static(b"module");
+    let module = Digest(Sha256::digest(&bytes).into());
+    let put = engine.put_module(module, bytes).await;
     put.expect("kept");
     let refused = engine.delete_module(module, expects()).await;
     assert_conflict(refused, expected);
