@@ -13,8 +13,10 @@ use super::{
 use crate::cipher::Cipher;
 use crate::disk::{Disk, DiskFile, final_error};
 
-/// Bytes written at once.
-const WRITE_BYTES: usize = 1 << 20;
+/// Bytes written at once: few enough that the processor still has them at hand when they are.
+const WRITE_BYTES: usize = 256 << 10;
+/// Keys that are added to the filter at once: its memory is fetched for several of them at a time.
+const HASHES_HELD_MAX: usize = 256;
 
 /// A run that is being written. One that is dropped leaves a file that is none.
 pub struct RunWriter {
@@ -29,6 +31,8 @@ pub struct RunWriter {
     written: u64,
     index: Index,
     filter: Filter,
+    /// Hashes of keys that the filter does not have yet.
+    hashes: Vec<u64>,
     last_key: Vec<u8>,
 }
 
@@ -62,6 +66,7 @@ impl RunWriter {
             written: 0,
             index: Index::default(),
             filter: Filter::for_keys(items),
+            hashes: Vec::with_capacity(HASHES_HELD_MAX),
             last_key: Vec::new(),
         })
     }
@@ -72,6 +77,11 @@ impl RunWriter {
     /// The disk's.
     pub fn add(&mut self, item: &Item<'_>) -> io::Result<()> {
         assert!(self.comes_next(item), "the keys of a run ascend");
+        self.put_next(item)
+    }
+
+    /// As [`RunWriter::add`], by whoever knows that the item comes next.
+    pub(super) fn put_next(&mut self, item: &Item<'_>) -> io::Result<()> {
         let value_bytes = item.value.map_or(0, <[u8]>::len);
         assert!(
             item.key.len() <= KEY_BYTES_MAX && value_bytes <= VALUE_BYTES_MAX,
@@ -85,7 +95,10 @@ impl RunWriter {
             Some(_) => self.facts.entries += 1,
             None => self.facts.removals += 1,
         }
-        self.filter.add(hash(item.key));
+        if self.hashes.len() == HASHES_HELD_MAX {
+            self.fill_filter();
+        }
+        self.hashes.push(hash(item.key));
         self.last_key.clear();
         self.last_key.extend_from_slice(item.key);
         Ok(())
@@ -105,6 +118,7 @@ impl RunWriter {
             self.put(&piece)?;
         }
         self.facts.filter_at = self.position();
+        self.fill_filter();
         let filter = self.filter.bytes();
         self.facts.filter_bytes = filter.len() as u64;
         for piece in filter.chunks(PIECE_BYTES) {
@@ -120,6 +134,10 @@ impl RunWriter {
     /// Whether the item's key comes after all that were added.
     pub(super) fn comes_next(&self, item: &Item<'_>) -> bool {
         self.facts.items() == 0 || *item.key > *self.last_key
+    }
+
+    fn fill_filter(&mut self) {
+        self.hashes.drain(..).for_each(|hash| self.filter.add(hash));
     }
 
     pub(super) fn path(&self) -> &Path {
