@@ -13,8 +13,9 @@ use super::{
 use crate::cipher::Cipher;
 use crate::disk::{Disk, DiskFile, final_error};
 
-/// Bytes written at once: few enough that the processor still has them at hand when they are.
-const WRITE_BYTES: usize = 256 << 10;
+/// Bytes written at once, each time from a multiple of them on: few enough that the processor still has them at hand, and a size that
+/// the system keeps in one page that is larger than usual, and finds without making room for it.
+const WRITE_BYTES: usize = 32 << 10;
 /// Keys that are added to the filter at once: its memory is fetched for several of them at a time.
 const HASHES_HELD_MAX: usize = 256;
 
@@ -126,7 +127,7 @@ impl RunWriter {
         }
         self.facts.file_bytes = self.position() + super::TRAILER_BYTES as u64;
         self.out.extend(self.facts.trailer());
-        self.write()?;
+        self.write(self.out.len())?;
         self.file.sync_data().map_err(final_error)?;
         Ok(self.facts)
     }
@@ -168,15 +169,16 @@ impl RunWriter {
             self.cipher.as_deref(),
         );
         if self.out.len() >= WRITE_BYTES {
-            self.write()?;
+            self.write(self.out.len() / WRITE_BYTES * WRITE_BYTES)?;
         }
         Ok(())
     }
 
-    fn write(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.out, self.written)?;
-        self.written += self.out.len() as u64;
-        self.out.clear();
+    /// Writes so many bytes of what is not in the file yet.
+    fn write(&mut self, count: usize) -> io::Result<()> {
+        self.file.write_all_at(&self.out[..count], self.written)?;
+        self.written += count as u64;
+        self.out.drain(..count);
         Ok(())
     }
 }
