@@ -15,7 +15,7 @@ use millrace_model::{
     Topic, TopicPartition,
 };
 
-use crate::memory::status_mib;
+use crate::memory::{processor_time, status_mib};
 use crate::setup;
 use crate::table::Table;
 
@@ -29,7 +29,7 @@ const GROUP: &str = "counter";
 /// Primes: steps of either come to each key once, in orders that have nothing to do with each other.
 const STRIDES: [u64; 2] = [7_368_787, 6_972_593];
 
-/// Two rows.
+/// Three rows.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let keys = match std::env::var("MILLRACE_BENCH_KEYS") {
         Ok(keys) => keys.parse().context("MILLRACE_BENCH_KEYS is a number")?,
@@ -43,6 +43,13 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
         "over 10,000",
         format!("{:.0} messages/s", few.per_second),
         format!("{:.0} % (≥ 60 %)", many.per_second / few.per_second * 100.0),
+    );
+    table.row(
+        "… processor time a message",
+        format!("{:.1} µs", many.processor_us),
+        "over 10,000",
+        format!("{:.1} µs", few.processor_us),
+        format!("{:.0} %", few.processor_us / many.processor_us * 100.0),
     );
     table.row(
         &format!("state of {keys} keys: memory of the whole process"),
@@ -59,6 +66,8 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
 
 struct Run {
     per_second: f64,
+    /// Of the whole process, checkpoints and merges included: other programs of the machine do not count.
+    processor_us: f64,
     resident_mib: f64,
     highest_mib: f64,
     start: Duration,
@@ -87,10 +96,11 @@ async fn run(keys: u64) -> Result<Run> {
         began.elapsed().as_secs_f64(),
         status_mib("VmRSS:")?
     );
-    let began = Instant::now();
+    let (began, processor) = (Instant::now(), processor_time());
     // Other steps than the ones before it, over the same keys.
     through(&engine, &broker, &topic, keys, keys..keys + MESSAGES).await?;
     let per_second = MESSAGES as f64 / began.elapsed().as_secs_f64();
+    let processor_us = (processor_time() - processor).as_secs_f64() / MESSAGES as f64 * 1e6;
     let (resident_mib, highest_mib) = (status_mib("VmRSS:")?, status_mib("VmHWM:")?);
 
     // As a kill would: without closing.
@@ -104,6 +114,7 @@ async fn run(keys: u64) -> Result<Run> {
     engine.close().await;
     Ok(Run {
         per_second,
+        processor_us,
         resident_mib,
         highest_mib,
         start,

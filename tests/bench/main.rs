@@ -61,6 +61,10 @@ const PARTS: [&str; 16] = [
     SOAK,
 ];
 
+/// As the product: how much memory a part takes, and how long, depends on it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == COMPILE) {

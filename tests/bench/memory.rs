@@ -1,5 +1,7 @@
 //! Whether memory stays flat while five million messages go the whole path.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use millrace_model::Durability;
 
@@ -54,4 +56,10 @@ pub(crate) fn status_mib(name: &str) -> Result<f64> {
         .with_context(|| format!("no {name}"))?;
     let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
     Ok(kib / 1024.0)
+}
+
+/// Processor time that this process has taken, in user and system mode.
+pub(crate) fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }

@@ -18,6 +18,7 @@ use super::picture::Picture;
 use super::resident::{Entries, weight};
 use super::{
     Adds, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateSize, StateTable, StateValue, StateWrites,
+    head,
 };
 
 /// Why a call on state does nothing.
@@ -197,7 +198,7 @@ impl StateAttempt {
         if !asked.is_empty() && self.seen.bound() {
             asked = self.unknown(keys, wanted)?;
         }
-        asked.sort_unstable();
+        asked.sort_unstable_by(|one, other| (head(one), one).cmp(&(head(other), other)));
         asked.dedup();
         let picture = self.picture.as_ref();
         Ok(self.table.ask(picture, &asked, wanted, &mut self.seen))

@@ -1,7 +1,7 @@
 //! What changed in a paged table and stands in no run yet, by key. One layer grows with each commit; all others stay as they are, so
 //! that pictures and checkpoints read them without a lock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map};
 use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use millrace_model::Timestamp;
 
 use super::resident::Entries;
-use super::{NEVER, StateChange, StateValue};
+use super::{NEVER, StateChange, StateValue, head};
 
 /// Bytes that a change costs in memory beside its key and value, about.
 const CHANGE_COST_BYTES: usize = 160;
@@ -85,14 +85,14 @@ impl Changed {
         }
         let bytes = |said: &Said| said.value.as_ref().map_or(0, |v| v.as_bytes().len());
         self.cost += bytes(&said);
-        match self.by_key.get_mut(key) {
-            Some(before) => {
-                self.cost -= bytes(before);
-                *before = said;
+        match self.by_key.entry(Arc::clone(key)) {
+            hash_map::Entry::Occupied(mut before) => {
+                self.cost -= bytes(before.get());
+                before.insert(said);
             }
-            None => {
+            hash_map::Entry::Vacant(place) => {
                 self.cost += key.len() + CHANGE_COST_BYTES;
-                self.by_key.insert(Arc::clone(key), said);
+                place.insert(said);
             }
         }
     }
@@ -206,6 +206,19 @@ impl Layer {
         changed.into_iter().flat_map(|changed| &changed.vacant)
     }
 
+    /// All keys in order, for whoever goes through them once: nothing is kept of it.
+    fn once(&self) -> Box<dyn Iterator<Item = Met<'_>> + '_> {
+        let Self::Changes(changed) = self else {
+            return self.from(Bound::Unbounded);
+        };
+        let said = changed.by_key.iter();
+        let mut said: Vec<_> = said.map(|(key, said)| (head(key), key, said)).collect();
+        // By how keys begin first, which is at hand: the keys themselves are all over memory.
+        said.sort_unstable_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
+        let said = said.into_iter();
+        Box::new(said.map(|(_, key, said)| (key, said.value.as_ref(), said.ends_at)))
+    }
+
     /// All keys from a bound on, in order.
     fn from(&self, from: Bound<&[u8]>) -> Box<dyn Iterator<Item = Met<'_>> + '_> {
         match self {
@@ -236,6 +249,14 @@ pub(super) struct LayersWalk<'a> {
 impl<'a> LayersWalk<'a> {
     pub(super) fn of(layers: &'a [Arc<Layer>], from: Bound<&[u8]>) -> Self {
         let layers = layers.iter().map(|layer| layer.from(from).peekable());
+        Self {
+            layers: layers.collect(),
+        }
+    }
+
+    /// All of it, for whoever goes through it once.
+    pub(super) fn once(layers: &'a [Arc<Layer>]) -> Self {
+        let layers = layers.iter().map(|layer| layer.once().peekable());
         Self {
             layers: layers.collect(),
         }

@@ -145,6 +145,7 @@ impl Seen {
     }
 
     pub(super) fn take_in(&mut self, fetch: StateFetch) {
+        self.by_key.reserve(fetch.found.len());
         fetch
             .found
             .into_iter()

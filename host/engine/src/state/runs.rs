@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use millrace_log::run::{Item, Merged, Reach, Run, RunError, RunWriter};
+use millrace_log::run::{Item, Merged, Reach, Run, RunError, RunWriter, Sought};
 use millrace_model::Timestamp;
 
 use super::ending::vacant_of;
@@ -57,8 +57,9 @@ impl RunSet {
         let ends: Vec<usize> = ends.collect();
         let key = |place: usize| {
             let from = place.checked_sub(1).map_or(0, |before| ends[before]);
-            &bytes[from..ends[place]]
+            Sought::of(&bytes[from..ends[place]])
         };
+        let keys: Vec<Sought<'_>> = (0..keys.len()).map(key).collect();
         // Keys of which no newer run has said anything.
         let mut open: Vec<usize> = (0..keys.len()).collect();
         let mut unread = Vec::new();
@@ -66,7 +67,7 @@ impl RunSet {
             if open.is_empty() {
                 break;
             }
-            let asked: Vec<&[u8]> = open.iter().map(|&place| key(place)).collect();
+            let asked: Vec<Sought<'_>> = open.iter().map(|&place| keys[place]).collect();
             let mut is_over = vec![false; open.len()];
             let left = run.find(&asked, reach, |at, item| {
                 is_over[at] = true;
@@ -178,7 +179,7 @@ pub(crate) fn write_layers(
     let mut ending = Vec::new();
     let mut key = Vec::new();
     let mut is_any = false;
-    for (entry, value, ends_at) in LayersWalk::of(layers, std::ops::Bound::Unbounded) {
+    for (entry, value, ends_at) in LayersWalk::once(layers) {
         if value.is_none() && are_oldest {
             continue;
         }

@@ -79,6 +79,29 @@ impl BlockBuilder {
     }
 }
 
+/// Where an item stands in a block, for whoever comes back to it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Spot {
+    key: (usize, usize),
+    value: Option<(usize, usize)>,
+    ends_at: u64,
+}
+
+impl Spot {
+    /// The item, of the body of the block that it was found in.
+    pub(super) fn item<'a>(&self, body: &'a [u8]) -> Option<Item<'a>> {
+        let value = match self.value {
+            Some((from, to)) => Some(body.get(from..to)?),
+            None => None,
+        };
+        Some(Item {
+            key: body.get(self.key.0..self.key.1)?,
+            value,
+            ends_at: self.ends_at,
+        })
+    }
+}
+
 /// A block's bytes, to be looked into. `None` of any look: it is malformed.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
@@ -100,6 +123,11 @@ impl<'a> Block<'a> {
     }
 
     pub(super) fn item(&self, index: usize) -> Option<Item<'a>> {
+        self.spot(index)?.item(self.items)
+    }
+
+    /// Where an item is, all of which is there.
+    pub(super) fn spot(&self, index: usize) -> Option<Spot> {
         let at = u32_at(self.places, index * PLACE_BYTES)? as usize;
         let item = self.items.get(at..)?;
         let flags = *item.first()?;
@@ -118,9 +146,10 @@ impl<'a> Block<'a> {
         if key_bytes > KEY_BYTES_MAX || value_bytes > VALUE_BYTES_MAX {
             return None;
         }
-        let (key, rest) = item.get(next..)?.split_at_checked(key_bytes)?;
-        let value = rest.get(..value_bytes)?;
-        Some(Item {
+        let key = (at + next, at + next + key_bytes);
+        let value = (key.1, key.1 + value_bytes);
+        let is_there = value.1 <= self.items.len();
+        is_there.then_some(Spot {
             key,
             value: (flags & HAS_VALUE != 0).then_some(value),
             ends_at,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::block::Block;
+use super::block::{Block, Spot};
 use super::reader::{Map, Run};
 use super::{Item, Piece, RunError};
 use crate::pace::Pace;
@@ -20,6 +20,9 @@ pub struct Cursor<'a> {
     block: usize,
     piece: Piece,
     item: usize,
+    /// How many items the block has, and where in it that one is.
+    count: usize,
+    spot: Spot,
     /// Pieces read ahead, and where they begin.
     ahead: Vec<u8>,
     ahead_at: u64,
@@ -42,6 +45,8 @@ impl<'a> Cursor<'a> {
             block,
             piece: Piece::default(),
             item: 0,
+            count: 0,
+            spot: Spot::default(),
             ahead: Vec::new(),
             ahead_at: 0,
             // At a pace all of it is read.
@@ -55,7 +60,7 @@ impl<'a> Cursor<'a> {
         if !cursor.piece.body().is_empty() {
             let item = Block::of(cursor.piece.body()).and_then(|block| block.seek(from));
             cursor.item = item.ok_or_else(|| cursor.malformed())?;
-            cursor.enter_next()?;
+            cursor.enter()?;
         }
         Ok(cursor)
     }
@@ -68,7 +73,7 @@ impl<'a> Cursor<'a> {
         if self.piece.body().is_empty() {
             return Ok(None);
         }
-        let item = Block::of(self.piece.body()).and_then(|block| block.item(self.item));
+        let item = self.spot.item(self.piece.body());
         item.map(Some).ok_or_else(|| self.malformed())
     }
 
@@ -78,18 +83,22 @@ impl<'a> Cursor<'a> {
     /// [`RunError`].
     pub fn advance(&mut self) -> Result<(), RunError> {
         self.item += 1;
-        self.enter_next()
+        self.enter()
     }
 
-    /// Into the next block, if it is past this one.
-    fn enter_next(&mut self) -> Result<(), RunError> {
-        let count = Block::of(self.piece.body()).map_or(0, |block| block.count());
-        if self.item < count || self.piece.body().is_empty() {
+    /// To the item, which begins the next block if it is past this one.
+    fn enter(&mut self) -> Result<(), RunError> {
+        if self.item >= self.count && !self.piece.body().is_empty() {
+            self.block += 1;
+            self.item = 0;
+            self.load()?;
+        }
+        if self.piece.body().is_empty() {
             return Ok(());
         }
-        self.block += 1;
-        self.item = 0;
-        self.load()
+        let spot = Block::of(self.piece.body()).and_then(|block| block.spot(self.item));
+        self.spot = spot.ok_or_else(|| self.malformed())?;
+        Ok(())
     }
 
     /// Reads the block that it is in; past the last one there is nothing.
@@ -107,10 +116,9 @@ impl<'a> Cursor<'a> {
         let read = &self.ahead[from..from + bytes];
         self.piece.bytes(bytes).copy_from_slice(read);
         self.run.open_piece(&mut self.piece, at)?;
-        match Block::of(self.piece.body()) {
-            Some(_) => Ok(()),
-            None => Err(self.malformed()),
-        }
+        let block = Block::of(self.piece.body());
+        self.count = block.ok_or_else(|| self.malformed())?.count();
+        Ok(())
     }
 
     fn read_ahead(&mut self, at: u64, bytes: usize) -> Result<(), RunError> {

@@ -61,11 +61,29 @@ impl Filter {
     }
 
     /// Whether a key of this hash may be there. An empty filter knows nothing.
+    ///
+    /// It looks at all bits and decides once: whoever asks for many keys waits for the memory of several of them at a time.
     pub(super) fn may_have(&self, hash: u64) -> bool {
         let Some(line) = self.lines.get(self.line(hash)) else {
             return true;
         };
-        probes(hash).all(|(word, bit)| line[word] & bit != 0)
+        let missing = probes(hash).fold(0, |missing, (word, bit)| missing | (!line[word] & bit));
+        missing == 0
+    }
+
+    /// The places of those hashes of which a key may be there, in order.
+    pub(super) fn sift(&self, hashes: impl ExactSizeIterator<Item = u64>) -> Vec<usize> {
+        let mut places = vec![0; hashes.len()];
+        let mut count = 0;
+        for (place, hash) in hashes.enumerate() {
+            // No branch depends on what the filter says, for the processor would guess it wrong, and wait.
+            if let Some(next) = places.get_mut(count) {
+                *next = place;
+            }
+            count += usize::from(self.may_have(hash));
+        }
+        places.truncate(count);
+        places
     }
 
     fn line(&self, hash: u64) -> usize {
@@ -104,6 +122,11 @@ mod tests {
         let others = (10_000..110_000).filter(|&number| filter.may_have(hash(&key(number))));
         let granted = others.count();
         assert!(granted < 2_500, "{granted} of 100,000");
+        let mixed: Vec<u64> = (5_000..15_000).map(|number| hash(&key(number))).collect();
+        let one_by_one = (0..mixed.len()).filter(|&place| filter.may_have(mixed[place]));
+        let together = filter.sift(mixed.iter().copied());
+        assert_eq!(together, one_by_one.collect::<Vec<_>>());
+        assert_eq!(Filter::default().sift([1, 2].into_iter()), [0, 1]);
     }
 
     #[test]

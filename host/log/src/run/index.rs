@@ -1,24 +1,51 @@
 //! Where each block of a run begins, and with which key: held in memory, and searched.
 
-use super::{PIECE_BYTES, u16_at, u64_at};
+use std::cmp::Ordering;
+
+use super::{PIECE_BYTES, head, u16_at, u64_at};
+
+/// Heads that one head of the level above stands for: two lines of memory.
+const FANOUT: usize = 16;
+/// Levels above the heads: the highest one of a run of ten million small entries has a few thousand bytes.
+const LEVELS: usize = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// All first keys, one after the other, and where each ends.
     keys: Vec<u8>,
     ends: Vec<u64>,
-    /// The first eight bytes of each, as a number: most searches need no more.
-    heads: Vec<u64>,
     /// Where each block begins.
     places: Vec<u64>,
+    /// Bytes with which all first keys begin.
+    common: usize,
+    /// The eight bytes after those of each first key, as a number: most searches need no more.
+    heads: Vec<u64>,
+    /// Every so many heads, and every so many of those.
+    levels: [Vec<u64>; LEVELS],
 }
 
 impl Index {
     pub(super) fn push(&mut self, first_key: &[u8], place: u64) {
         self.keys.extend_from_slice(first_key);
         self.ends.push(self.keys.len() as u64);
-        self.heads.push(head(first_key));
         self.places.push(place);
+    }
+
+    /// Makes ready to be searched, once all are there.
+    pub(super) fn make_searchable(&mut self) {
+        let Some(last) = self.len().checked_sub(1) else {
+            return;
+        };
+        // What the first and the last have in common, all between them have.
+        let (first, last) = (self.key(0), self.key(last));
+        self.common = first.iter().zip(last).take_while(|(a, b)| a == b).count();
+        let heads = (0..self.len()).map(|block| head(&self.key(block)[self.common..]));
+        self.heads = heads.collect();
+        let mut below = &self.heads;
+        for level in &mut self.levels {
+            *level = below.iter().copied().step_by(FANOUT).collect();
+            below = level;
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -46,25 +73,48 @@ impl Index {
         &self.keys[from as usize..self.ends[block] as usize]
     }
 
-    /// The block that a key stands in if it is there; `None` if it comes before all.
+    /// The block that a key stands in if it is there; `None` if it comes before all. For an index that was made searchable.
     pub(super) fn block_of(&self, key: &[u8]) -> Option<usize> {
-        self.block_from(0, key)
-    }
-
-    /// As [`Index::block_of`], where the block is this one or a later one: for keys in order.
-    pub(super) fn block_from(&self, first: usize, key: &[u8]) -> Option<usize> {
-        let head = head(key);
-        let (mut from, mut step) = (first.min(self.len()), 16);
-        while self.heads.get(from + step).is_some_and(|&h| h < head) {
-            from += step;
-            step *= 2;
+        let (begin, rest) = key.split_at(key.len().min(self.common));
+        match begin.cmp(self.keys.get(..self.common)?) {
+            Ordering::Less => return None,
+            Ordering::Greater => return self.len().checked_sub(1),
+            Ordering::Equal => {}
         }
-        let to = (from + step + 1).min(self.len());
-        let mut next = from + self.heads[from..to].partition_point(|&h| h < head);
-        while self.heads.get(next) == Some(&head) && self.key(next) <= key {
-            next += 1;
+        let head = head(rest);
+        let mut next = 0_usize;
+        for (depth, level) in self.levels.iter().rev().chain([&self.heads]).enumerate() {
+            // Of the head above that is the last one before this one, those below; at the top all.
+            let from = next.saturating_sub(1) * FANOUT;
+            let to = match depth {
+                0 => level.len(),
+                _ => level.len().min(from + FANOUT),
+            };
+            let some = level.get(from..to).unwrap_or_default();
+            next = from + some.partition_point(|&h| h < head);
+        }
+        let alike = self.heads.get(next..).unwrap_or_default();
+        if alike.first() == Some(&head) {
+            let (mut to, mut step) = (1, 1);
+            while alike.get(to) == Some(&head) {
+                to = (to + step).min(alike.len());
+                step *= 2;
+            }
+            next = self.first_after(key, next, next + to);
         }
         next.checked_sub(1)
+    }
+
+    /// The first of these blocks whose first key comes after this one.
+    fn first_after(&self, key: &[u8], mut from: usize, mut to: usize) -> usize {
+        while from < to {
+            let middle = from.midpoint(to);
+            match self.key(middle) <= key {
+                true => from = middle + 1,
+                false => to = middle,
+            }
+        }
+        from
     }
 
     /// As pieces to be stored.
@@ -103,13 +153,48 @@ impl Index {
 
     /// Bytes in memory.
     pub(super) fn cost(&self) -> usize {
-        self.keys.len() + self.len() * 3 * size_of::<u64>()
+        let above: usize = self.levels.iter().map(Vec::len).sum();
+        let numbers = self.ends.len() + self.places.len() + self.heads.len() + above;
+        self.keys.len() + numbers * size_of::<u64>()
     }
 }
 
-fn head(key: &[u8]) -> u64 {
-    let mut head = [0; 8];
-    let bytes = key.len().min(8);
-    head[..bytes].copy_from_slice(&key[..bytes]);
-    u64::from_be_bytes(head)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By going through all of them.
+    fn plainly(keys: &[Vec<u8>], key: &[u8]) -> Option<usize> {
+        keys.iter().rposition(|first| **first <= *key)
+    }
+
+    #[test]
+    fn a_block_is_found_whatever_keys_have_in_common() {
+        let mut random = fastrand::Rng::with_seed(6);
+        for prefix in ["", "a", "the-same-for-all-", "customer"] {
+            for count in [0, 1, 2, 15, 16, 17, 255, 256, 257, 3_000] {
+                for width in [1, 4, 20] {
+                    let key = |number: u32| format!("{prefix}{number:0width$}").into_bytes();
+                    let mut keys: Vec<_> = (0..count).map(|n| key(n * 7)).collect();
+                    if random.bool() {
+                        keys.extend((0..count).map(|n| [&[0][..], &key(n)].concat()));
+                    }
+                    keys.sort();
+                    keys.dedup();
+                    let mut index = Index::default();
+                    for (block, key) in keys.iter().enumerate() {
+                        index.push(key, block as u64);
+                    }
+                    index.make_searchable();
+                    let others = (0..200).map(|_| key(random.u32(..count * 8 + 2)));
+                    let mut asked: Vec<_> = others.chain(keys.iter().take(300).cloned()).collect();
+                    asked.extend([vec![], vec![0], vec![255; 30], prefix.into()]);
+                    asked.push(prefix.as_bytes()[..prefix.len() / 2].into());
+                    for key in asked {
+                        assert_eq!(index.block_of(&key), plainly(&keys, &key), "{key:?}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use super::{Cursor, Item, Run, RunError, RunFacts, RunWriter};
+use super::{Cursor, Item, Run, RunError, RunFacts, RunWriter, head};
 use crate::pace::Pace;
 
 /// Writes what these runs say together, the oldest of them first, into one, and ends it. Removals stay in it, for they count against
@@ -31,7 +31,7 @@ pub fn merge(
             return Err(merged.malformed());
         }
         if item.value.is_some() || !are_oldest {
-            writer.add(&item).map_err(io)?;
+            writer.put_next(&item).map_err(io)?;
         }
         merged.advance()?;
     }
@@ -42,6 +42,8 @@ pub fn merge(
 pub struct Merged<'a> {
     /// The oldest first.
     cursors: Vec<Cursor<'a>>,
+    /// How the key that each is at begins; `None` at the end.
+    heads: Vec<Option<u64>>,
     /// Those that are at the least key, the newest last.
     least: Vec<usize>,
 }
@@ -53,7 +55,12 @@ impl<'a> Merged<'a> {
     /// [`RunError`].
     pub fn of(cursors: Vec<Cursor<'a>>) -> Result<Self, RunError> {
         let least = Vec::with_capacity(cursors.len());
-        let mut merged = Self { cursors, least };
+        let heads = cursors.iter().map(head_of).collect::<Result<_, _>>()?;
+        let mut merged = Self {
+            cursors,
+            heads,
+            least,
+        };
         merged.look()?;
         Ok(merged)
     }
@@ -76,6 +83,7 @@ impl<'a> Merged<'a> {
     pub fn advance(&mut self) -> Result<(), RunError> {
         for &at in &self.least {
             self.cursors[at].advance()?;
+            self.heads[at] = head_of(&self.cursors[at])?;
         }
         self.look()
     }
@@ -88,8 +96,15 @@ impl<'a> Merged<'a> {
 
     fn look(&mut self) -> Result<(), RunError> {
         self.least.clear();
+        let Some(head) = self.heads.iter().copied().flatten().min() else {
+            return Ok(());
+        };
         let mut least: Option<Item<'_>> = None;
         for (place, cursor) in self.cursors.iter().enumerate() {
+            // Only keys that begin alike have to be looked at.
+            if self.heads[place] != Some(head) {
+                continue;
+            }
             let Some(item) = cursor.item()? else {
                 continue;
             };
@@ -103,4 +118,8 @@ impl<'a> Merged<'a> {
         }
         Ok(())
     }
+}
+
+fn head_of(cursor: &Cursor<'_>) -> Result<Option<u64>, RunError> {
+    Ok(cursor.item()?.map(|item| head(item.key)))
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! header    0 "MILLRUN1"   8 number u64
-//! blocks    pieces of about 4 KiB of items                      ([`block`])
+//! blocks    pieces of about 2 KiB of items                      ([`block`])
 //! index     pieces: of every block its first key and its place  ([`index`])
 //! filter    pieces: which keys are certainly not there          ([`filter`])
 //! trailer   what there is, and where index and filter begin     (80 bytes)
@@ -33,7 +33,7 @@ pub use self::block::Item;
 pub use self::cursor::Cursor;
 pub use self::examine::{Fault, Met};
 pub use self::merge::{Merged, merge};
-pub use self::reader::{Reach, Run};
+pub use self::reader::{Reach, Run, Sought};
 pub use self::writer::RunWriter;
 
 const MAGIC: &[u8; 8] = b"MILLRUN1";
@@ -44,8 +44,8 @@ const PIECE_HEADER_BYTES: usize = 8;
 pub const KEY_BYTES_MAX: usize = 2 << 10;
 /// Bytes of a value.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
-/// Bytes of a block, unless it is of one item that is larger.
-const BLOCK_BYTES: usize = 4 << 10;
+/// Bytes of a block, unless it is of one item that is larger. Readers go by what the index says, so other versions may have others.
+const BLOCK_BYTES: usize = 2 << 10;
 /// Bytes that an item takes at least, in a block's items and among its places.
 const ITEM_BYTES_MIN: u64 = 7;
 /// Bytes of a piece of the index or of the filter, about.
@@ -290,4 +290,16 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     let bytes = bytes.get(at..)?.first_chunk()?;
     Some(u16::from_le_bytes(*bytes))
+}
+
+/// The first eight bytes of a key, as a number that is in order as the keys are.
+fn head(key: &[u8]) -> u64 {
+    match key.first_chunk() {
+        Some(head) => u64::from_be_bytes(*head),
+        None => {
+            let mut head = [0; 8];
+            head[..key.len()].copy_from_slice(key);
+            u64::from_be_bytes(head)
+        }
+    }
 }

@@ -28,6 +28,32 @@ pub enum Reach {
     Disk,
 }
 
+/// A key that is looked for, in one run or in several.
+#[derive(Clone, Copy, Debug)]
+pub struct Sought<'a> {
+    key: &'a [u8],
+    hash: u64,
+}
+
+impl<'a> Sought<'a> {
+    /// To be looked for.
+    #[must_use]
+    pub fn of(key: &'a [u8]) -> Self {
+        let hash = hash(key);
+        Self { key, hash }
+    }
+}
+
+/// A key that may be in a block.
+struct Look {
+    /// Its place among the keys.
+    place: usize,
+    block: usize,
+    /// Where the block is, and how long.
+    at: u64,
+    bytes: usize,
+}
+
 /// A run that is there. It never changes, so looks at it go on whatever happens to its name.
 pub struct Run {
     file: Arc<dyn DiskFile>,
@@ -126,37 +152,29 @@ impl Run {
     /// [`RunError`]; what was handed over before is right.
     pub fn find(
         &self,
-        keys: &[&[u8]],
+        keys: &[Sought<'_>],
         reach: Reach,
         mut found: impl FnMut(usize, Item<'_>),
     ) -> Result<Vec<usize>, RunError> {
         let Some(map) = self.map(reach)? else {
             return Ok((0..keys.len()).collect());
         };
-        // In steps, each over all keys: the memory that one waits for is fetched while others are asked.
-        let maybe = keys.iter().enumerate();
-        let maybe = maybe.filter(|(_, key)| map.filter.may_have(hash(key)));
-        let mut looks: Vec<(usize, usize)> = Vec::with_capacity(keys.len());
-        let mut block = 0;
-        for (place, key) in maybe {
-            if let Some(here) = map.index.block_from(block, key) {
-                block = here;
-                looks.push((place, here));
-            }
-        }
         let (mut left, mut held) = (Vec::new(), None);
         let mut piece = Piece::default();
-        for (place, block) in looks {
+        for look in self.looks(&map, keys)? {
+            let Look {
+                place, block, at, ..
+            } = look;
             if held != Some(block) {
                 held = None;
-                if !self.read_block(&map.index, block, reach, &mut piece)? {
+                if !self.read_block(&look, reach, &mut piece)? {
                     left.push(place);
                     continue;
                 }
                 held = Some(block);
             }
-            let key = keys[place];
-            let look = |body| {
+            let key = keys[place].key;
+            let find = |body| {
                 let block = Block::of(body)?;
                 let at = block.seek(key)?;
                 match at < block.count() {
@@ -164,12 +182,32 @@ impl Run {
                     false => Some(None),
                 }
             };
-            let item = look(piece.body()).ok_or_else(|| self.malformed(map.index.place(block)))?;
+            let item = find(piece.body()).ok_or_else(|| self.malformed(Some(at)))?;
             if let Some(item) = item.filter(|item| item.key == key) {
                 found(place, item);
             }
         }
         Ok(left)
+    }
+
+    /// Where keys are if they are there. In steps, each over all keys: the memory that one waits for is fetched while others are asked.
+    fn looks(&self, map: &Map, keys: &[Sought<'_>]) -> Result<Vec<Look>, RunError> {
+        let maybe = map.filter.sift(keys.iter().map(|sought| sought.hash));
+        let blocks = maybe.into_iter().filter_map(|place| {
+            let block = map.index.block_of(keys[place].key)?;
+            Some((place, block))
+        });
+        let blocks: Vec<(usize, usize)> = blocks.collect();
+        let look = |(place, block)| {
+            let (at, bytes) = self.extent(&map.index, block)?;
+            Ok(Look {
+                place,
+                block,
+                at,
+                bytes,
+            })
+        };
+        blocks.into_iter().map(look).collect()
     }
 
     /// All items from a key on, in order.
@@ -218,6 +256,7 @@ impl Run {
         let mut index = Index::default();
         let (from, to) = (self.facts.index_at, self.facts.filter_at);
         self.each_piece(from, to, |body| index.add(body))?;
+        index.make_searchable();
         let first = index.place(0).unwrap_or(HEADER_BYTES as u64);
         let last = index.len().checked_sub(1);
         let last = last.and_then(|last| index.place(last)).unwrap_or(first);
@@ -267,14 +306,8 @@ impl Run {
     }
 
     /// Reads a block's body; whether it was within reach.
-    fn read_block(
-        &self,
-        index: &Index,
-        block: usize,
-        reach: Reach,
-        piece: &mut Piece,
-    ) -> Result<bool, RunError> {
-        let (at, bytes) = self.extent(index, block)?;
+    fn read_block(&self, look: &Look, reach: Reach, piece: &mut Piece) -> Result<bool, RunError> {
+        let (at, bytes) = (look.at, look.bytes);
         match reach {
             Reach::Disk => self.read(piece.bytes(bytes), at)?,
             Reach::Memory => {

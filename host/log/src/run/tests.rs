@@ -84,9 +84,9 @@ fn found(run: &Run, model: &Model) -> Result<Model, RunError> {
     keys.extend([vec![], vec![255; 40]]);
     keys.sort();
     keys.dedup();
-    let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let sought: Vec<Sought<'_>> = keys.iter().map(|key| Sought::of(key)).collect();
     let mut found = Model::new();
-    let left = run.find(&keys, Reach::Disk, |place, item| {
+    let left = run.find(&sought, Reach::Disk, |place, item| {
         assert_eq!(item.key, keys[place]);
         let value = item.value.map(<[u8]>::to_vec);
         found.insert(item.key.to_vec(), (value, item.ends_at));
@@ -138,7 +138,7 @@ fn what_the_system_does_not_hold_is_left_to_the_disk() {
     let (disk, model) = (disk(), model(50));
     written(&disk, &model, None).unwrap();
     let run = open(&disk, None).unwrap();
-    let keys: Vec<&[u8]> = model.keys().map(Vec::as_slice).collect();
+    let keys: Vec<Sought<'_>> = model.keys().map(|key| Sought::of(key)).collect();
     let left = run.find(&keys, Reach::Memory, |_, _| panic!("nothing is held"));
     assert_eq!(left.unwrap().len(), keys.len());
     assert_eq!(found(&run, &model).unwrap(), model);

@@ -13,8 +13,11 @@ use super::{
 use crate::cipher::Cipher;
 use crate::disk::{Disk, DiskFile, final_error};
 
-/// Bytes written at once.
-const WRITE_BYTES: usize = 1 << 20;
+/// Bytes written at once, each time from a multiple of them on: few enough that the processor still has them at hand, and a size that
+/// the system keeps in one page that is larger than usual, and finds without making room for it.
+const WRITE_BYTES: usize = 32 << 10;
+/// Keys that are added to the filter at once: its memory is fetched for several of them at a time.
+const HASHES_HELD_MAX: usize = 256;
 
 /// A run that is being written. One that is dropped leaves a file that is none.
 pub struct RunWriter {
@@ -29,6 +32,8 @@ pub struct RunWriter {
     written: u64,
     index: Index,
     filter: Filter,
+    /// Hashes of keys that the filter does not have yet.
+    hashes: Vec<u64>,
     last_key: Vec<u8>,
 }
 
@@ -62,6 +67,7 @@ impl RunWriter {
             written: 0,
             index: Index::default(),
             filter: Filter::for_keys(items),
+            hashes: Vec::with_capacity(HASHES_HELD_MAX),
             last_key: Vec::new(),
         })
     }
@@ -72,6 +78,11 @@ impl RunWriter {
     /// The disk's.
     pub fn add(&mut self, item: &Item<'_>) -> io::Result<()> {
         assert!(self.comes_next(item), "the keys of a run ascend");
+        self.put_next(item)
+    }
+
+    /// As [`RunWriter::add`], by whoever knows that the item comes next.
+    pub(super) fn put_next(&mut self, item: &Item<'_>) -> io::Result<()> {
         let value_bytes = item.value.map_or(0, <[u8]>::len);
         assert!(
             item.key.len() <= KEY_BYTES_MAX && value_bytes <= VALUE_BYTES_MAX,
@@ -85,7 +96,10 @@ impl RunWriter {
             Some(_) => self.facts.entries += 1,
             None => self.facts.removals += 1,
         }
-        self.filter.add(hash(item.key));
+        if self.hashes.len() == HASHES_HELD_MAX {
+            self.fill_filter();
+        }
+        self.hashes.push(hash(item.key));
         self.last_key.clear();
         self.last_key.extend_from_slice(item.key);
         Ok(())
@@ -105,6 +119,7 @@ impl RunWriter {
             self.put(&piece)?;
         }
         self.facts.filter_at = self.position();
+        self.fill_filter();
         let filter = self.filter.bytes();
         self.facts.filter_bytes = filter.len() as u64;
         for piece in filter.chunks(PIECE_BYTES) {
@@ -112,7 +127,7 @@ impl RunWriter {
         }
         self.facts.file_bytes = self.position() + super::TRAILER_BYTES as u64;
         self.out.extend(self.facts.trailer());
-        self.write()?;
+        self.write(self.out.len())?;
         self.file.sync_data().map_err(final_error)?;
         Ok(self.facts)
     }
@@ -120,6 +135,10 @@ impl RunWriter {
     /// Whether the item's key comes after all that were added.
     pub(super) fn comes_next(&self, item: &Item<'_>) -> bool {
         self.facts.items() == 0 || *item.key > *self.last_key
+    }
+
+    fn fill_filter(&mut self) {
+        self.hashes.drain(..).for_each(|hash| self.filter.add(hash));
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -150,15 +169,16 @@ impl RunWriter {
             self.cipher.as_deref(),
         );
         if self.out.len() >= WRITE_BYTES {
-            self.write()?;
+            self.write(self.out.len() / WRITE_BYTES * WRITE_BYTES)?;
         }
         Ok(())
     }
 
-    fn write(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.out, self.written)?;
-        self.written += self.out.len() as u64;
-        self.out.clear();
+    /// Writes so many bytes of what is not in the file yet.
+    fn write(&mut self, count: usize) -> io::Result<()> {
+        self.file.write_all_at(&self.out[..count], self.written)?;
+        self.written += count as u64;
+        self.out.drain(..count);
         Ok(())
     }
 }
