@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use millrace_log::run::head;
 use millrace_model::Timestamp;
 use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX, STATE_CALL_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_KEY_BYTES_MAX,
@@ -18,7 +19,6 @@ use super::picture::Picture;
 use super::resident::{Entries, weight};
 use super::{
     Adds, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateSize, StateTable, StateValue, StateWrites,
-    head,
 };
 
 /// Why a call on state does nothing.

@@ -6,10 +6,11 @@ use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
+use millrace_log::run::head;
 use millrace_model::Timestamp;
 
 use super::resident::Entries;
-use super::{NEVER, StateChange, StateValue, head};
+use super::{NEVER, StateChange, StateValue};
 
 /// Bytes that a change costs in memory beside its key and value, about.
 const CHANGE_COST_BYTES: usize = 160;

@@ -225,15 +225,3 @@ pub struct StatePage {
     /// All that the table holds.
     pub size: StateSize,
 }
-
-/// The first eight bytes of a key, as a number that is in order as the keys are.
-fn head(key: &[u8]) -> u64 {
-    match key.first_chunk() {
-        Some(head) => u64::from_be_bytes(*head),
-        None => {
-            let mut head = [0; 8];
-            head[..key.len()].copy_from_slice(key);
-            u64::from_be_bytes(head)
-        }
-    }
-}

@@ -293,7 +293,8 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// The first eight bytes of a key, as a number that is in order as the keys are.
-fn head(key: &[u8]) -> u64 {
+#[must_use]
+pub fn head(key: &[u8]) -> u64 {
     match key.first_chunk() {
         Some(head) => u64::from_be_bytes(*head),
         None => {
