@@ -17,7 +17,7 @@ use crate::disk::{Disk, DiskFile, final_error};
 /// the system keeps in one page that is larger than usual, and finds without making room for it.
 const WRITE_BYTES: usize = 32 << 10;
 /// Keys that are added to the filter at once: its memory is fetched for several of them at a time.
-const HASHES_HELD_MAX: usize = 256;
+const HASHES_AT_ONCE: usize = 256;
 
 /// A run that is being written. One that is dropped leaves a file that is none.
 pub struct RunWriter {
@@ -67,7 +67,7 @@ impl RunWriter {
             written: 0,
             index: Index::default(),
             filter: Filter::for_keys(items),
-            hashes: Vec::with_capacity(HASHES_HELD_MAX),
+            hashes: Vec::with_capacity(HASHES_AT_ONCE),
             last_key: Vec::new(),
         })
     }
@@ -96,7 +96,7 @@ impl RunWriter {
             Some(_) => self.facts.entries += 1,
             None => self.facts.removals += 1,
         }
-        if self.hashes.len() == HASHES_HELD_MAX {
+        if self.hashes.len() == HASHES_AT_ONCE {
             self.fill_filter();
         }
         self.hashes.push(hash(item.key));
