@@ -23,5 +23,6 @@ pub use cipher::Cipher;
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use frame::FrameBuffer;
 pub use journal::{Journal, JournalError, JournalScan};
+pub use mapping::keep_to_small_pages;
 pub use partition::{Mark, PartitionFiles, SealedSegment, SegmentFacts, SegmentReader};
 pub use segment::{DamageKind, SegmentError};

@@ -1,8 +1,9 @@
-//! The only unsafe file of this crate: a sealed file as [`Bytes`], without reading it into memory first, and whether it is there already.
+//! The only unsafe file of this crate: a sealed file as [`Bytes`], without reading it into memory first, whether it is there already, and in which
+//! pages the system gives memory.
 
 #![allow(
     unsafe_code,
-    reason = "mapping a file cannot be checked by the compiler; this file is the argument"
+    reason = "what is asked of the system's memory cannot be checked by the compiler; this file is the argument"
 )]
 
 use std::fs::File;
@@ -22,6 +23,17 @@ pub(crate) fn map_sealed(file: &File) -> io::Result<Bytes> {
     // kernel ends the process by a signal; it does not give wrong bytes as sound ones, because every batch is checked.
     let mapping = unsafe { Mmap::map(file)? };
     Ok(Bytes::from_owner(mapping))
+}
+
+/// Has the system give this process, and those that it starts, memory in pages of the usual size. In larger ones about an eighth more is taken
+/// than what somebody counts who asked for it, and a host that has little is ended for that. Where the system does not know this, nothing happens.
+pub fn keep_to_small_pages() {
+    #[cfg(target_os = "linux")]
+    {
+        let (yes, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+        // SAFETY: it decides how the kernel backs memory from now on, and reads and writes none of ours.
+        unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, yes, unused, unused, unused) };
+    }
 }
 
 /// The most pages that [`is_resident`] looks at.

@@ -7,5 +7,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Before anything is allocated that is worth a page.
+    millrace_engine::local::keep_to_small_pages();
     millrace::cli::main()
 }

@@ -64,6 +64,7 @@ use tokio::task;
 
 pub use self::options::{LocalOptions, OpenError};
 pub use millrace_log::cipher::{Cipher, KeyError};
+pub use millrace_log::keep_to_small_pages;
 pub use millrace_log::partition::encryption;
 pub use millrace_log::segment::examine as segment;
 

@@ -45,7 +45,10 @@ fn a_topic_is_given_more_partitions_and_the_answer_says_what_that_means() {
     assert!(note.contains("stay where they are"), "{note}");
     send(&host, "orders", json!([{"partition": 3, "value": "new"}]));
     let ends = host.get("/v1/topics/orders").json()["ends"].clone();
-    assert_eq!(ends[3], json!({"partition": 3, "start": 0, "end": 1}));
+    assert_eq!(
+        ends[3],
+        json!({"partition": 3, "start": 0, "end": 1, "messages": 1})
+    );
     let again = change(&host, "orders", json!({"partitions": 4}));
     assert_eq!((again.status, &again.json()["grown"]), (200, &Value::Null));
 }

@@ -22,7 +22,7 @@ fn a_topic_is_made_once_shown_and_deleted() {
     let shown = host.get("/v1/topics/orders").json();
     assert_eq!(
         shown["ends"][2],
-        json!({"partition": 2, "start": 0, "end": 0})
+        json!({"partition": 2, "start": 0, "end": 0, "messages": 0})
     );
     assert_eq!(host.get("/v1/topics").json()["topics"][0]["name"], "orders");
     assert_eq!(
