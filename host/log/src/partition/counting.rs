@@ -22,7 +22,8 @@ pub struct Counting {
 }
 
 impl PartitionFiles {
-    /// What has to be looked at to count the messages of these offsets. `is_compacted` says that the partition's topic is compacted, or was.
+    /// What has to be looked at to count the messages of these offsets. `is_compacted` says that the partition's topic is compacted
+    /// now; that it was is seen by how far. What a first pass removed that was broken off before compaction was turned off again still counts.
     #[must_use]
     pub fn counting(&self, range: Range<Offset>, is_compacted: bool) -> Counting {
         let start = range.start.max(self.start);
