@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use guest_artifacts as guests;
-use millrace_broker::Broker;
+use millrace_broker::{Caller, Session};
 use millrace_engine::state::StateQuery;
 use millrace_engine::{Append, Engine, Transaction};
 use millrace_model::{
@@ -78,19 +78,23 @@ async fn run(keys: u64) -> Result<Run> {
     let components = setup::components(directory.path())?;
     let engine = setup::engine(directory.path()).await?;
     let broker = setup::broker(&engine, components).await?;
+    let session = broker.session(Caller::unnamed());
     for name in ["in", "out"] {
-        setup::topic(&broker, name, PARTITIONS, Durability::Os).await?;
+        setup::topic(&session, name, PARTITIONS, Durability::Os).await?;
     }
     let module = Bytes::from_static(guests::PADDED_COUNTER);
-    let module = broker.upload_module(module, None).await?;
+    let module = session.catalogue().upload_module(module, None).await?;
     let spec: ProcessorSpec = serde_json::from_value(serde_json::json!({
         "topics": ["in"], "output": "out", "module": module.facts.digest,
     }))?;
-    broker.deploy(&GROUP.parse()?, spec).await?;
-    let topic = broker.topic(&"in".parse()?).context("topic in")?;
+    session.processors().deploy(&GROUP.parse()?, spec).await?;
+    let topic = session
+        .catalogue()
+        .topic(&"in".parse()?)
+        .context("topic in")?;
 
     let began = Instant::now();
-    through(&engine, &broker, &topic, keys, 0..keys).await?;
+    through(&engine, &session, &topic, keys, 0..keys).await?;
     eprintln!(
         "  {keys} keys are there after {:.0} s, {:.0} MiB",
         began.elapsed().as_secs_f64(),
@@ -98,14 +102,14 @@ async fn run(keys: u64) -> Result<Run> {
     );
     let (began, processor) = (Instant::now(), processor_time());
     // Other steps than the ones before it, over the same keys.
-    through(&engine, &broker, &topic, keys, keys..keys + MESSAGES).await?;
+    through(&engine, &session, &topic, keys, keys..keys + MESSAGES).await?;
     let per_second = MESSAGES as f64 / began.elapsed().as_secs_f64();
     let processor_us = (processor_time() - processor).as_secs_f64() / MESSAGES as f64 * 1e6;
     let (resident_mib, highest_mib) = (status_mib("VmRSS:")?, status_mib("VmHWM:")?);
 
     // As a kill would: without closing.
     broker.stop().await;
-    drop(broker);
+    drop((session, broker));
     drop(engine);
     let began = Instant::now();
     let engine = setup::engine(directory.path()).await?;
@@ -124,12 +128,12 @@ async fn run(keys: u64) -> Result<Run> {
 /// Sends the messages of these steps, and waits until each has come out.
 async fn through(
     engine: &Arc<dyn Engine>,
-    broker: &Broker,
+    session: &Session,
     topic: &Topic,
     keys: u64,
     steps: std::ops::Range<u64>,
 ) -> Result<()> {
-    let end = setup::count(broker, "out")? + (steps.end - steps.start);
+    let end = setup::count(session, "out")? + (steps.end - steps.start);
     let producers: Vec<_> = topic
         .partitions()
         .map(|partition| tokio::spawn(produce(engine.clone(), partition, keys, steps.clone())))
@@ -137,7 +141,7 @@ async fn through(
     for producer in producers {
         producer.await??;
     }
-    while setup::count(broker, "out")? < end {
+    while setup::count(session, "out")? < end {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())

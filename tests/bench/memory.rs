@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use millrace_broker::Caller;
 use millrace_model::Durability;
 
 use crate::table::Table;
@@ -18,12 +19,13 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let components = setup::components(directory.path())?;
     let engine = setup::engine(directory.path()).await?;
     let broker = path::pipeline(&engine, components, Durability::Os).await?;
+    let session = broker.session(Caller::unnamed());
     let start = resident_mib()?;
-    path::through(&engine, &broker, WARM_UP).await?;
+    path::through(&engine, &session, WARM_UP).await?;
     let warm = resident_mib()?;
     let mut highest = warm;
     for step in 1..=STEPS {
-        path::through(&engine, &broker, MESSAGES / STEPS).await?;
+        path::through(&engine, &session, MESSAGES / STEPS).await?;
         let resident = resident_mib()?;
         eprintln!(
             "  after {} more: {resident:.0} MiB",

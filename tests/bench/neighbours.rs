@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use guest_artifacts as guests;
-use millrace_broker::{Broker, FetchRequest, NewMessage};
+use millrace_broker::{Broker, Caller, FetchRequest, NewMessage, Session};
 use millrace_engine::Engine;
 use millrace_model::{Durability, Message, Offset, PartitionId, ProcessorSpec, Timestamp};
 use rustix::process::setpriority_process;
@@ -136,6 +136,7 @@ fn percentiles(rounds: &[Vec<f64>], part: f64) -> Vec<f64> {
 
 struct World {
     broker: Broker,
+    session: Session,
     _engine: Arc<dyn Engine>,
     _directory: tempfile::TempDir,
 }
@@ -146,8 +147,10 @@ impl World {
         let components = setup::components(directory.path())?;
         let engine = setup::engine(directory.path()).await?;
         let broker = setup::broker(&engine, components).await?;
+        let session = broker.session(Caller::unnamed());
         let world = Self {
             broker,
+            session,
             _engine: engine,
             _directory: directory,
         };
@@ -161,9 +164,12 @@ impl World {
     async fn deploy(&self, name: &str, guest: &'static [u8], partitions: u32) -> Result<()> {
         let (input, output) = (format!("{name}-in"), format!("{name}-out"));
         for topic in [&input, &output] {
-            setup::topic(&self.broker, topic, partitions, Durability::Os).await?;
+            setup::topic(&self.session, topic, partitions, Durability::Os).await?;
         }
-        let module = self.broker.upload_module(Bytes::from_static(guest), None);
+        let module = self
+            .session
+            .catalogue()
+            .upload_module(Bytes::from_static(guest), None);
         let spec = json!({
             "topics": [input], "output": output, "module": module.await?.facts.digest,
             // It goes on misbehaving.
@@ -171,7 +177,10 @@ impl World {
             "retry": {"attempts_max": 1_000_000, "delay_first_ms": 0, "delay_max_ms": 0},
         });
         let spec: ProcessorSpec = serde_json::from_value(spec)?;
-        self.broker.deploy(&name.parse()?, spec).await?;
+        self.session
+            .processors()
+            .deploy(&name.parse()?, spec)
+            .await?;
         Ok(())
     }
 
@@ -182,14 +191,20 @@ impl World {
             ..message(value)
         };
         let mischief = (0..MISCHIEF).map(mischief).collect();
-        self.broker.produce(&"bad-in".parse()?, mischief).await?;
-        self.broker.resume(&"bad".parse()?, None).await?;
+        self.session
+            .messages()
+            .produce(&"bad-in".parse()?, mischief)
+            .await?;
+        self.session
+            .processors()
+            .resume(&"bad".parse()?, None)
+            .await?;
         tokio::time::sleep(Duration::from_millis(200)).await;
         Ok(())
     }
 
     async fn end(&self) -> Result<()> {
-        let status = self.broker.processor(&"bad".parse()?).await;
+        let status = self.session.processors().processor(&"bad".parse()?).await;
         let status = status.context("the processor")?;
         ensure!(
             status
@@ -199,20 +214,27 @@ impl World {
             "{:?}",
             status.partitions
         );
-        self.broker.pause(&"bad".parse()?).await?;
+        self.session.processors().pause(&"bad".parse()?).await?;
         Ok(())
     }
 
     /// Milliseconds from each message's request until it is out.
     async fn messages(&self) -> Result<Vec<f64>> {
         let (input, output) = ("good-in".parse()?, "good-out".parse()?);
-        let topic = self.broker.topic(&output).context("its topic")?;
-        let ends = self.broker.ends(&topic, PartitionId(0));
+        let topic = self
+            .session
+            .catalogue()
+            .topic(&output)
+            .context("its topic")?;
+        let ends = self.session.catalogue().ends(&topic, PartitionId(0));
         let mut next = ends.map_or(Offset(0), |ends| ends.end);
         let mut times = Vec::with_capacity(MESSAGES);
         for number in 0..WARM_UP + MESSAGES {
             let began = Instant::now();
-            self.broker.produce(&input, vec![message("hello")]).await?;
+            self.session
+                .messages()
+                .produce(&input, vec![message("hello")])
+                .await?;
             let request = FetchRequest {
                 topic: output.clone(),
                 partition: PartitionId(0),
@@ -221,7 +243,7 @@ impl World {
                 bytes_max: 1 << 20,
                 wait: Duration::from_secs(10),
             };
-            let fetched = self.broker.fetch(request).await?;
+            let fetched = self.session.messages().fetch(request).await?;
             ensure!(fetched.messages.len() == 1, "it did not come");
             next = fetched.next;
             if number >= WARM_UP {

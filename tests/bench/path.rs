@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use guest_artifacts as guests;
-use millrace_broker::{Broker, ModuleHost};
+use millrace_broker::{Broker, Caller, ModuleHost, Session};
 use millrace_engine::{Append, Engine, Transaction};
 use millrace_model::{Durability, PartitionId, ProcessorSpec, RecordBatch, TopicPartition};
 
@@ -49,8 +49,9 @@ async fn run(guest: bool) -> Result<f64> {
     };
     let engine = setup::engine(directory.path()).await?;
     let broker = pipeline(&engine, modules, Durability::Os).await?;
+    let session = broker.session(Caller::unnamed());
     let began = Instant::now();
-    through(&engine, &broker, MESSAGES).await?;
+    through(&engine, &session, MESSAGES).await?;
     let seconds = began.elapsed().as_secs_f64();
     broker.stop().await;
     Ok(MESSAGES as f64 / seconds)
@@ -63,15 +64,18 @@ pub(crate) async fn pipeline(
     durability: Durability,
 ) -> Result<Broker> {
     let broker = setup::broker(engine, modules).await?;
-    setup::topic(&broker, "in", PARTITIONS, durability).await?;
-    setup::topic(&broker, "out", PARTITIONS, durability).await?;
-    let module = broker
+    let session = broker.session(Caller::unnamed());
+    setup::topic(&session, "in", PARTITIONS, durability).await?;
+    setup::topic(&session, "out", PARTITIONS, durability).await?;
+    let module = session
+        .catalogue()
         .upload_module(Bytes::from_static(guests::UPPERCASE), None)
         .await?;
     let spec: ProcessorSpec = serde_json::from_value(serde_json::json!({
         "topics": ["in"], "output": "out", "module": module.facts.digest,
     }))?;
-    broker
+    session
+        .processors()
         .deploy(&"worker".parse().context("a name")?, spec)
         .await?;
     Ok(broker)
@@ -80,13 +84,17 @@ pub(crate) async fn pipeline(
 /// Commits `messages` to `in`, two producers at once, and waits until as many more stand in `out`.
 pub(crate) async fn through(
     engine: &Arc<dyn Engine>,
-    broker: &Broker,
+    session: &Session,
     messages: u64,
 ) -> Result<()> {
-    let target = setup::count(broker, "out")? + messages;
+    let target = setup::count(session, "out")? + messages;
     let batch = setup::batch(PER_COMMIT, VALUE_BYTES)?;
     let commits = messages / PER_COMMIT as u64 / u64::from(PARTITIONS);
-    let topic = broker.topic(&"in".parse()?).context("topic in")?.id;
+    let topic = session
+        .catalogue()
+        .topic(&"in".parse()?)
+        .context("topic in")?
+        .id;
     let producers: Vec<_> = (0..PARTITIONS)
         .map(|partition| {
             let partition = TopicPartition {
@@ -99,7 +107,7 @@ pub(crate) async fn through(
     for producer in producers {
         producer.await??;
     }
-    while setup::count(broker, "out")? < target {
+    while setup::count(session, "out")? < target {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use guest_artifacts as guests;
 use millrace::{Config, Host};
-use millrace_broker::{Broker, ModuleHost, NewTopic};
+use millrace_broker::{Broker, ModuleHost, NewTopic, Session};
 use millrace_engine::Engine;
 use millrace_engine::local::{LocalEngine, LocalOptions};
 use millrace_model::{
@@ -45,7 +45,7 @@ pub(crate) async fn broker(
 }
 
 pub(crate) async fn topic(
-    broker: &Broker,
+    session: &Session,
     name: &str,
     partitions: u32,
     durability: Durability,
@@ -57,15 +57,18 @@ pub(crate) async fn topic(
         partitioner: None,
         settings: Default::default(),
     };
-    broker.create_topic(topic).await?;
+    session.catalogue().create_topic(topic).await?;
     Ok(())
 }
 
 /// Messages that the topic has.
-pub(crate) fn count(broker: &Broker, topic: &str) -> Result<u64> {
-    let topic = broker.topic(&topic.parse()?).context("a topic")?;
+pub(crate) fn count(session: &Session, topic: &str) -> Result<u64> {
+    let topic = session
+        .catalogue()
+        .topic(&topic.parse()?)
+        .context("a topic")?;
     let partitions = 0..topic.spec.partitions;
-    let ends = partitions.filter_map(|at| broker.ends(&topic, PartitionId(at)));
+    let ends = partitions.filter_map(|at| session.catalogue().ends(&topic, PartitionId(at)));
     Ok(ends.map(|ends| ends.end.0 - ends.start.0).sum())
 }
 

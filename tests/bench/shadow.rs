@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use guest_artifacts as guests;
-use millrace_broker::Broker;
+use millrace_broker::{Caller, Session};
 use millrace_engine::{Append, Transaction};
 use millrace_model::{Durability, PartitionId, ProcessorName, ProcessorSpec, TopicPartition};
 use serde_json::json;
@@ -54,19 +54,24 @@ async fn run(has_shadow: bool) -> Result<Run> {
     let components = setup::components(directory.path())?;
     let engine = setup::engine(directory.path()).await?;
     let broker = setup::broker(&engine, components).await?;
+    let session = broker.session(Caller::unnamed());
     for name in ["in", "out"] {
-        setup::topic(&broker, name, PARTITIONS, Durability::Os).await?;
+        setup::topic(&session, name, PARTITIONS, Durability::Os).await?;
     }
     let name: ProcessorName = "worker".parse().context("a name")?;
-    broker
-        .deploy(&name, spec(&broker, guests::UPPERCASE).await?)
+    session
+        .processors()
+        .deploy(&name, spec(&session, guests::UPPERCASE).await?)
         .await?;
-    broker.pause(&name).await?;
+    session.processors().pause(&name).await?;
     if has_shadow {
-        let other = spec(&broker, guests::PASSTHROUGH).await?;
-        broker.deploy_shadow(&name, other).await?;
+        let other = spec(&session, guests::PASSTHROUGH).await?;
+        session.processors().deploy_shadow(&name, other).await?;
     }
-    let topic = broker.topic(&"in".parse()?).context("topic in")?;
+    let topic = session
+        .catalogue()
+        .topic(&"in".parse()?)
+        .context("topic in")?;
     let batch = setup::batch(PER_COMMIT, VALUE_BYTES)?;
     for commit in 0..MESSAGES / PER_COMMIT {
         let partition = TopicPartition {
@@ -77,19 +82,23 @@ async fn run(has_shadow: bool) -> Result<Run> {
         let append = Append { partition, batch };
         engine.commit(Transaction::produce(vec![append])).await?;
     }
-    let out = broker.topic(&"out".parse()?).context("topic out")?;
+    let out = session
+        .catalogue()
+        .topic(&"out".parse()?)
+        .context("topic out")?;
     let count = || {
-        let ends = (0..PARTITIONS).filter_map(|number| broker.ends(&out, PartitionId(number)));
+        let ends = (0..PARTITIONS)
+            .filter_map(|number| session.catalogue().ends(&out, PartitionId(number)));
         ends.map(|ends| ends.end.0).sum::<u64>()
     };
     let began = Instant::now();
-    broker.resume(&name, None).await?;
+    session.processors().resume(&name, None).await?;
     while count() < MESSAGES as u64 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let seconds = began.elapsed().as_secs_f64();
     let compared = match has_shadow {
-        true => broker.shadow_report(&name)?.compared as f64 / MESSAGES as f64,
+        true => session.processors().shadow_report(&name)?.compared as f64 / MESSAGES as f64,
         false => 0.0,
     };
     broker.stop().await;
@@ -99,8 +108,9 @@ async fn run(has_shadow: bool) -> Result<Run> {
     })
 }
 
-async fn spec(broker: &Broker, guest: &'static [u8]) -> Result<ProcessorSpec> {
-    let module = broker
+async fn spec(session: &Session, guest: &'static [u8]) -> Result<ProcessorSpec> {
+    let module = session
+        .catalogue()
         .upload_module(Bytes::from_static(guest), None)
         .await?;
     let spec = json!({"topics": ["in"], "output": "out", "module": module.facts.digest});

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use guest_artifacts as guests;
+use millrace_broker::Caller;
 use millrace_engine::{Append, Engine, Transaction};
 use millrace_model::{
     BatchBuilder, Durability, Message, PartitionId, ProcessorSpec, RecordBatch, TopicPartition,
@@ -44,21 +45,28 @@ async fn run(guest: &'static [u8]) -> Result<f64> {
     let components = setup::components(directory.path())?;
     let engine = setup::engine(directory.path()).await?;
     let broker = setup::broker(&engine, components).await?;
+    let session = broker.session(Caller::unnamed());
     for name in ["in", "out"] {
-        setup::topic(&broker, name, PARTITIONS, Durability::Os).await?;
+        setup::topic(&session, name, PARTITIONS, Durability::Os).await?;
     }
-    let module = broker
+    let module = session
+        .catalogue()
         .upload_module(Bytes::from_static(guest), None)
         .await?;
     let spec: ProcessorSpec = serde_json::from_value(serde_json::json!({
         "topics": ["in"], "output": "out", "module": module.facts.digest,
     }))?;
-    broker
+    session
+        .processors()
         .deploy(&"counter".parse().context("a name")?, spec)
         .await?;
     let batches = batches()?;
     let began = Instant::now();
-    let topic = broker.topic(&"in".parse()?).context("topic in")?.id;
+    let topic = session
+        .catalogue()
+        .topic(&"in".parse()?)
+        .context("topic in")?
+        .id;
     let producers: Vec<_> = (0..PARTITIONS)
         .map(|partition| {
             let partition = TopicPartition {
@@ -71,7 +79,7 @@ async fn run(guest: &'static [u8]) -> Result<f64> {
     for producer in producers {
         producer.await??;
     }
-    while setup::count(&broker, "out")? < MESSAGES as u64 {
+    while setup::count(&session, "out")? < MESSAGES as u64 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let seconds = began.elapsed().as_secs_f64();

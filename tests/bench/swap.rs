@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use guest_artifacts as guests;
-use millrace_broker::{Broker, NewMessage};
+use millrace_broker::{Caller, NewMessage, Session};
 use millrace_model::{
     Durability, Message, PartitionId, ProcessorSpec, Timestamp, TopicName, TopicPartition,
 };
@@ -29,20 +29,27 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let components = setup::components(directory.path())?;
     let engine = setup::engine(directory.path()).await?;
     let broker = setup::broker(&engine, components).await?;
+    let session = broker.session(Caller::unnamed());
     for name in ["in", "out"] {
-        setup::topic(&broker, name, 1, Durability::Os).await?;
+        setup::topic(&session, name, 1, Durability::Os).await?;
     }
     let mut specs = Vec::new();
     for guest in [guests::STAMP_1, guests::STAMP_2] {
-        let module = broker.upload_module(Bytes::from_static(guest), None);
+        let module = session
+            .catalogue()
+            .upload_module(Bytes::from_static(guest), None);
         let spec = json!({"topics": ["in"], "output": "out", "module": module.await?.facts.digest});
         specs.push(serde_json::from_value::<ProcessorSpec>(spec)?);
     }
     let name = "stamp".parse()?;
-    broker.deploy(&name, specs[0].clone()).await?;
+    session.processors().deploy(&name, specs[0].clone()).await?;
     let over = Arc::new(AtomicBool::new(false));
-    let producing = tokio::spawn(produce(broker.clone(), Arc::clone(&over)));
-    let out = broker.topic(&"out".parse()?).context("topic out")?.id;
+    let producing = tokio::spawn(produce(session.clone(), Arc::clone(&over)));
+    let out = session
+        .catalogue()
+        .topic(&"out".parse()?)
+        .context("topic out")?
+        .id;
     let out = TopicPartition {
         topic: out,
         partition: PartitionId(0),
@@ -55,7 +62,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
         tokio::time::sleep(BETWEEN / 2).await;
         quiet.push((began, Instant::now()));
         let began = Instant::now();
-        broker.deploy(&name, spec.clone()).await?;
+        session.processors().deploy(&name, spec.clone()).await?;
         swaps.push((began, Instant::now() + BETWEEN / 4));
     }
     over.store(true, Ordering::Relaxed);
@@ -96,7 +103,7 @@ fn longest_silence(arrivals: &[Instant], (from, to): (Instant, Instant)) -> f64 
     silences.max().unwrap_or_default().as_secs_f64() * 1_000.0
 }
 
-async fn produce(broker: Broker, over: Arc<AtomicBool>) -> Result<usize> {
+async fn produce(session: Session, over: Arc<AtomicBool>) -> Result<usize> {
     let topic: TopicName = "in".parse()?;
     let mut produced = 0;
     while !over.load(Ordering::Relaxed) {
@@ -110,7 +117,7 @@ async fn produce(broker: Broker, over: Arc<AtomicBool>) -> Result<usize> {
                 timestamp: Timestamp(1_700_000_000_000),
             },
         };
-        broker.produce(&topic, vec![message]).await?;
+        session.messages().produce(&topic, vec![message]).await?;
         produced += 1;
         tokio::time::sleep(PACE).await;
     }

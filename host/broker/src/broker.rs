@@ -1,36 +1,42 @@
-//! The broker: the handle that everybody holds. Its verbs stand in the files of what they are about.
+//! The broker: it builds the rooms, starts and stops them, and nothing else. Verbs are in the rooms.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use metrics::{Counter, Histogram, histogram};
+use async_trait::async_trait;
 use millrace_engine::{
-    BackupError, BackupRequest, BackupStream, CommitError, Engine, EntryKind, EntryWrite, Version,
+    BackupError, BackupRequest, BackupStream, CommitError, Engine, EntryWrite, HostInfo,
 };
 use millrace_model::bounds::{
-    DRY_RUNS_MAX, HOST_AT_HAND_BYTES_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_STATE_ATTEMPTS_MAX,
+    HOST_AT_HAND_BYTES_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_STATE_ATTEMPTS_MAX,
     PRODUCE_BYTES_IN_FLIGHT_MAX, STOP_CALLS_MS_MAX,
 };
-use millrace_model::{Clock, Processor, ProcessorName, TopicId};
-use parking_lot::{Mutex, RwLock};
-use serde::Serialize;
+use millrace_model::{Clock, ProcessorName, Topic, TopicId, TopicName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::catalogue::{self, Followed};
-use crate::consumers::Consumers;
-use crate::delays::{self, Delays};
+use crate::catalogue::handle::{Catalogue, Dependents};
+use crate::dead_letters::handle::DeadLetters;
 use crate::dispatch::at_hand::AtHand;
+use crate::dispatch::gate::Alarm;
 use crate::dispatch::remembered::Remembered;
 use crate::dispatch::supervisor::Supervisor;
 use crate::dispatch::worker::Context;
+use crate::ground::caller::Caller;
+use crate::ground::interrupting::{Interrupt, Interruptible};
+use crate::ground::partitioner::Partitioners;
+use crate::ground::tasks::Tasks;
+use crate::groups::handle::Groups;
 use crate::handler::ModuleHost;
-use crate::hosts::{self, Hosts, MOVES_AFTER};
-use crate::interrupting::{Interrupt, Interruptible};
-use crate::partitioner::Partitioners;
-use crate::processors::{ProcessorError, take_back};
-use crate::schedules::{self, Schedules};
-use crate::tasks::Tasks;
+use crate::hosts::living::{Hosts, MOVES_AFTER};
+use crate::messages::delays::delayed::Delays;
+use crate::messages::delays::delivering;
+use crate::messages::handle::Messages;
+use crate::processors::error::ProcessorError;
+use crate::processors::going_back::take_back;
+use crate::processors::handle::{Processors, SendsAgain};
+use crate::schedules::firing;
+use crate::schedules::handle::Schedules;
+use crate::session::Session;
 
 /// Revisions that wait to be taken back. One beyond them is told again by its next failed probe.
 const ALARMS_MAX: usize = 64;
@@ -65,63 +71,64 @@ impl Default for BrokerLimits {
 /// How long winding down goes on after the last call was interrupted.
 const WIND_DOWN_SLACK: Duration = Duration::from_millis(700);
 
-/// The handle; cheap to clone.
+/// The handle; cheap to clone. What it can do is in its rooms: [`session`](Self::session) leads there.
 #[derive(Clone)]
 pub struct Broker {
-    pub(crate) inner: Arc<Inner>,
-    /// In whose name changes are made.
-    pub(crate) by: Option<Arc<str>>,
+    inner: Arc<Inner>,
 }
 
-pub(crate) struct Inner {
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) engine: Arc<dyn Engine>,
-    pub(crate) modules: Arc<dyn ModuleHost>,
+struct Inner {
+    engine: Arc<dyn Engine>,
     interrupt: Interrupt,
-    pub(crate) partitioners: Partitioners,
-    pub(crate) supervisor: Supervisor,
-    pub(crate) hosts: Arc<Hosts>,
-    /// The catalogue's processors, and why those that do not run do not.
-    pub(crate) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
-    /// Up to which of the catalogue's writes of processors they are known.
-    pub(crate) processors_followed: Followed,
-    /// Topics as this host last looked at them, and how many partitions they had, where there are other hosts.
-    pub(crate) topics_followed: Mutex<HashMap<TopicId, u32>>,
-    /// Held by whoever decides about the catalogue. Others may decide on other hosts: what must hold is expected by the commit.
-    pub(crate) changes: tokio::sync::Mutex<()>,
-    /// Held by whoever sends dead letters again, so that they need not try twice.
-    pub(crate) redrives: tokio::sync::Mutex<()>,
-    /// Processors of which what is due is being sent again here.
-    pub(crate) redriving: Mutex<HashSet<ProcessorName>>,
-    /// Held by dry runs: each has a revision loaded beside those that work, and letters in memory.
-    pub(crate) dry_runs: Semaphore,
-    /// Bytes of produce calls on their way to the engine.
-    pub(crate) in_flight: Semaphore,
-    /// How many those may be.
-    pub(crate) in_flight_bytes: usize,
-    pub(crate) consumers: Consumers,
-    pub(crate) delays: Arc<Delays>,
-    pub(crate) schedules: Schedules,
+    hosts: Arc<Hosts>,
+    catalogue: Catalogue,
+    messages: Messages,
+    groups: Groups,
+    processors: Processors,
+    dead_letters: DeadLetters,
+    schedules: Schedules,
+    /// Told by the catalogue, which knows it only as long as the broker does.
+    _upstairs: Arc<dyn Dependents>,
+    /// Sends dead letters again when processors say so; they know it only as long as the broker does.
+    _sends_again: Arc<dyn SendsAgain>,
     tasks: Tasks,
-    pub(crate) publish_seconds: Histogram,
-    /// Messages received, by topic.
-    pub(crate) received: Mutex<HashMap<TopicId, Counter>>,
-    /// How often topics were given more partitions.
-    pub(crate) growths: watch::Sender<u64>,
 }
 
-/// A processor in the catalogue.
-#[derive(Clone, Debug)]
-pub(crate) struct Deployed {
-    pub(crate) processor: Processor,
-    /// The version of its entry.
-    pub(crate) version: Version,
-    /// Why its current revision could not be loaded.
-    pub(crate) problem: Option<String>,
-    /// Why the revision on trial could not be loaded; the current one runs alone.
-    pub(crate) trial_problem: Option<String>,
-    /// Why the host could not take its current revision back, when it tried last.
-    pub(crate) way_back_problem: Option<String>,
+/// Who is told what changes in the catalogue.
+struct Upstairs {
+    messages: Messages,
+    groups: Groups,
+    processors: Processors,
+    dead_letters: DeadLetters,
+}
+
+#[async_trait]
+impl Dependents for Upstairs {
+    async fn catch_up(&self) {
+        self.processors.catch_up().await;
+    }
+
+    async fn grown(&self, topic: &Topic) {
+        self.processors.enlarge(topic).await;
+    }
+
+    async fn way_back_is_gone(&self, processor: &ProcessorName) {
+        self.processors.prepare_anew(processor).await;
+    }
+
+    fn trimmed(&self, topic: &TopicName) {
+        // Parked messages that are gone wait for nothing.
+        self.processors.supervisor().nudge(topic);
+    }
+
+    fn deleted(&self, topic: TopicId) {
+        self.groups.forget_topic(topic);
+        self.messages.forget_topic(topic);
+    }
+
+    fn entries_about(&self, topic: TopicId) -> Vec<EntryWrite> {
+        self.dead_letters.forgotten_with(topic)
+    }
 }
 
 impl Broker {
@@ -148,81 +155,168 @@ impl Broker {
         modules: Arc<dyn ModuleHost>,
         limits: BrokerLimits,
     ) -> Result<Self, ProcessorError> {
-        let in_flight_bytes = limits.in_flight_bytes.min(PRODUCE_BYTES_IN_FLIGHT_MAX);
         let (alarms, heard) = mpsc::channel(ALARMS_MAX);
+        let broker = Self::build(clock, engine, modules, limits, alarms).await?;
+        let Inner {
+            groups,
+            processors,
+            dead_letters,
+            schedules,
+            ..
+        } = &*broker.inner;
+        schedules.read_schedules()?;
+        groups.recover_consumers().await?;
+        processors.start_processors().await?;
+        dead_letters.redrive_what_is_due();
+        broker.start_tasks();
+        tokio::spawn(take_back(processors.downgrade(), heard));
+        Ok(broker)
+    }
+
+    /// The rooms, from the ground up: each is given those that it stands on.
+    async fn build(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        modules: Arc<dyn ModuleHost>,
+        limits: BrokerLimits,
+        alarms: mpsc::Sender<Alarm>,
+    ) -> Result<Self, ProcessorError> {
         let interrupt = Interrupt::default();
         let modules: Arc<dyn ModuleHost> = Interruptible::new(modules, interrupt.clone());
-        let (e, c) = (Arc::clone(&engine), Arc::clone(&clock));
-        let hosts = Hosts::new(e, c, limits.moves_after);
+        let partitioners = Arc::new(Partitioners::default());
+        let hosts = Hosts::new(Arc::clone(&engine), Arc::clone(&clock), limits.moves_after);
+        let catalogue = Catalogue::new(
+            Arc::clone(&clock),
+            Arc::clone(&engine),
+            Arc::clone(&modules),
+            Arc::clone(&partitioners),
+            Arc::clone(&hosts),
+        );
         let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine), &hosts).await?;
-        let context = Context {
+        let messages = Messages::new(
+            Arc::clone(&clock),
+            Arc::clone(&engine),
+            Arc::clone(&modules),
+            Arc::clone(&partitioners),
+            catalogue.clone(),
+            Arc::clone(&delays),
+            limits.in_flight_bytes.min(PRODUCE_BYTES_IN_FLIGHT_MAX),
+        );
+        let groups = Groups::new(
+            Arc::clone(&clock),
+            Arc::clone(&engine),
+            &hosts,
+            catalogue.clone(),
+            messages.clone(),
+        );
+        let supervisor = Supervisor::new(Context {
             clock: Arc::clone(&clock),
             engine: Arc::clone(&engine),
             hosts: Arc::clone(&hosts),
-            delays: Arc::clone(&delays),
+            delays,
             alarms,
             remembered: Remembered::new(limits.remembered_bytes),
             attempts: Arc::new(Semaphore::new(limits.state_attempts.max(1))),
             at_hand: AtHand::new(limits.at_hand_bytes),
-        };
-        let broker = Self {
-            by: None,
+        });
+        let processors = Processors::new(
+            Arc::clone(&clock),
+            Arc::clone(&engine),
+            modules,
+            partitioners,
+            Arc::clone(&hosts),
+            supervisor,
+            catalogue.clone(),
+            messages.clone(),
+        );
+        let dead_letters = DeadLetters::new(
+            Arc::clone(&clock),
+            Arc::clone(&engine),
+            Arc::clone(&hosts),
+            catalogue.clone(),
+            messages.clone(),
+            processors.clone(),
+        );
+        let schedules = Schedules::new(
+            clock,
+            Arc::clone(&engine),
+            catalogue.clone(),
+            messages.clone(),
+        );
+        let upstairs: Arc<dyn Dependents> = Arc::new(Upstairs {
+            messages: messages.clone(),
+            groups: groups.clone(),
+            processors: processors.clone(),
+            dead_letters: dead_letters.clone(),
+        });
+        catalogue.tell_of_changes(Arc::downgrade(&upstairs));
+        let sends_again: Arc<dyn SendsAgain> = Arc::new(dead_letters.clone());
+        processors.send_again_by(Arc::downgrade(&sends_again));
+        Ok(Self {
             inner: Arc::new(Inner {
-                consumers: Consumers::new(clock.monotonic(), &hosts),
-                hosts,
-                clock,
                 engine,
-                modules,
                 interrupt,
-                partitioners: Partitioners::default(),
-                supervisor: Supervisor::new(context),
-                processors: RwLock::default(),
-                processors_followed: Followed::default(),
-                topics_followed: Mutex::default(),
-                changes: tokio::sync::Mutex::default(),
-                redrives: tokio::sync::Mutex::default(),
-                redriving: Mutex::default(),
-                dry_runs: Semaphore::new(DRY_RUNS_MAX),
-                in_flight: Semaphore::new(in_flight_bytes),
-                in_flight_bytes,
-                schedules: Schedules::default(),
+                hosts,
+                catalogue,
+                messages,
+                groups,
+                processors,
+                dead_letters,
+                schedules,
+                _upstairs: upstairs,
+                _sends_again: sends_again,
                 tasks: Tasks::default(),
-                delays,
-                publish_seconds: histogram!("millrace_publish_seconds"),
-                received: Mutex::default(),
-                growths: watch::Sender::new(0),
             }),
-        };
-        broker.read_schedules()?;
-        broker.recover_consumers().await?;
-        broker.start_processors().await?;
-        broker.start_tasks();
-        tokio::spawn(take_back(Arc::downgrade(&broker.inner), heard));
-        Ok(broker)
+        })
+    }
+
+    /// The verbs, for a caller.
+    #[must_use]
+    pub fn session(&self, caller: Caller) -> Session {
+        let Inner {
+            catalogue,
+            messages,
+            groups,
+            processors,
+            dead_letters,
+            schedules,
+            ..
+        } = &*self.inner;
+        Session::new(
+            catalogue.clone(),
+            messages.clone(),
+            groups.called_by(&caller),
+            processors.called_by(&caller),
+            dead_letters.called_by(&caller),
+            schedules.called_by(&caller),
+            caller,
+        )
     }
 
     fn start_tasks(&self) {
         let Inner {
             tasks,
-            delays,
+            messages,
             schedules,
             engine,
             ..
         } = &*self.inner;
         let (broker, changed) = (Arc::downgrade(&self.inner), engine.watch_catalogue());
         tasks.start("catalogue", move |stop| {
-            catalogue::follow(Weak::clone(&broker), changed.clone(), stop)
+            follow_catalogue(Weak::clone(&broker), changed.clone(), stop)
         });
         let (broker, hosts) = (Arc::downgrade(&self.inner), engine.hosts());
         let moved_after = self.inner.hosts.moved_after();
         tasks.start("hosts", move |stop| {
-            hosts::follow(Weak::clone(&broker), moved_after, hosts.clone(), stop)
+            follow_hosts(Weak::clone(&broker), moved_after, hosts.clone(), stop)
         });
-        let delays = Arc::clone(delays);
-        tasks.start("delays", move |stop| delays::run(Arc::clone(&delays), stop));
-        let (broker, changed) = (Arc::downgrade(&self.inner), schedules.changed());
+        let delays = Arc::clone(messages.delays());
+        tasks.start("delays", move |stop| {
+            delivering::run(Arc::clone(&delays), stop)
+        });
+        let (known, changed) = (schedules.downgrade(), schedules.changed());
         tasks.start("schedules", move |stop| {
-            schedules::run(Weak::clone(&broker), Arc::clone(&changed), stop)
+            firing::run(Weak::clone(&known), Arc::clone(&changed), stop)
         });
     }
 
@@ -257,15 +351,15 @@ impl Broker {
     /// be. Calls have `patience` to end by themselves. The engine goes on, so that requests are answered.
     pub async fn wind_down(&self, patience: Duration) {
         let Inner {
-            supervisor,
-            changes,
+            processors,
+            catalogue,
             interrupt,
             ..
         } = &*self.inner;
         let rested = async {
-            supervisor.stop_all(patience).await;
+            processors.supervisor().stop_all(patience).await;
             // Whoever changes something may be loading a component; what waits behind is refused by the engine, or was too late.
-            drop(changes.lock().await);
+            drop(catalogue.change().await);
         };
         let too_late = async {
             tokio::time::sleep(patience).await;
@@ -281,9 +375,54 @@ impl Broker {
     }
 }
 
-/// An entry of the catalogue, as written.
-pub(crate) fn entry<T: Serialize>(kind: EntryKind, key: String, value: Option<&T>) -> EntryWrite {
-    // Our own types, whose maps have text keys: they always serialise.
-    let value = value.map(|value| serde_json::to_vec(value).unwrap_or_default().into());
-    EntryWrite { kind, key, value }
+/// Takes over what other hosts change, as soon as that shows; until told to stop, or as long as there is a broker.
+async fn follow_catalogue(
+    broker: Weak<Inner>,
+    mut changed: watch::Receiver<u64>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        match broker.upgrade() {
+            Some(inner) => {
+                inner.processors.follow_once().await;
+                inner.schedules.follow_schedules().await;
+                inner.catalogue.follow_topics().await;
+            }
+            None => return,
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            // No engine, no changes.
+            still = changed.changed() => if still.is_err() { return },
+        }
+    }
+}
+
+/// Tells the workers when hosts come or go, and again when work is to move.
+async fn follow_hosts(
+    broker: Weak<Inner>,
+    moved_after: Duration,
+    mut hosts: watch::Receiver<Arc<[HostInfo]>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut wait = None;
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            // No engine, no hosts.
+            changed = hosts.changed() => match changed {
+                Ok(()) => wait = Some(moved_after),
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => wait = None,
+        }
+        match broker.upgrade() {
+            Some(inner) => {
+                inner.hosts.notice();
+                inner.processors.supervisor().nudge_all();
+                inner.dead_letters.redrive_what_was_left();
+            }
+            None => return,
+        }
+    }
 }

@@ -8,75 +8,69 @@
 
 #![forbid(unsafe_code)]
 
-mod beginning;
+// In the order in which they stand on each other, from the ground up.
 mod broker;
-mod canary;
 mod catalogue;
-mod chains;
-mod columns;
-mod consumers;
 mod dead_letters;
-mod delays;
 mod dispatch;
-mod fetch;
-mod gone;
-mod growth;
+mod ground;
+mod groups;
 pub mod handler;
-mod history;
-mod holding;
 mod hosts;
-mod interrupting;
-mod lifetime;
-mod loading;
-mod modules;
-mod next_spec;
-mod packing;
-mod parked;
-mod partitioner;
-mod placement;
+mod messages;
 mod processors;
-mod produce;
-mod replay;
 mod schedules;
-mod shadow;
-mod states;
-mod tasks;
-mod topics;
+mod session;
 
-pub use beginning::BeginAt;
 pub use broker::{Broker, BrokerLimits};
-pub use canary::CanaryStatus;
-pub use consumers::{
-    ConsumerCommit, ConsumerError, ConsumerPlace, ConsumerStatus, HeldConsumer, HoldRequest,
-    ReaderStatus,
+pub use catalogue::growth::{ChangedTopic, Growth, KeyedUse};
+pub use catalogue::handle::Catalogue;
+pub use catalogue::left_behind::LeftBehind;
+pub use catalogue::lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
+pub use catalogue::modules::{Module, ModuleError};
+pub use catalogue::topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};
+pub use dead_letters::audit::{AuditAction, AuditEntry, AuditPage, Digests, EditDigests};
+pub use dead_letters::dry_run::{DryRun, DryRunOutcome, DryRunOutput, DryRunRequest};
+pub use dead_letters::edit::LetterEdit;
+pub use dead_letters::filter::{DeadLetterFilter, HeaderFilter, Redrives};
+pub use dead_letters::handle::DeadLetters;
+pub use dead_letters::letters::{DeadLetter, DeadLetterError};
+pub use dead_letters::listing::{
+    DeadLetterGroup, DeadLetterGroups, DeadLetterPage, DeadLetterQuery,
 };
-pub use dead_letters::{
-    AuditAction, AuditEntry, AuditPage, DeadLetter, DeadLetterError, DeadLetterFilter,
-    DeadLetterGroup, DeadLetterGroups, DeadLetterPage, DeadLetterPlace, DeadLetterQuery, Digests,
-    DryRun, DryRunOutcome, DryRunOutput, DryRunRequest, EditDigests, HeaderFilter, LetterEdit,
-    RedriveRequest, RedriveWhich, Redriven, Redrives,
-};
-pub use delays::{
-    DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery, DelaysFull, DueAt,
-    NotADelayedId,
-};
+pub use dead_letters::redrive::{RedriveRequest, RedriveWhich, Redriven};
 pub use dispatch::breaker::BreakerStatus;
 pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};
+pub use dispatch::orders::ParkedAction;
 pub use dispatch::sides::SideStatus;
-pub use fetch::{FetchError, FetchRequest, FetchResult, Fetched};
-pub use growth::{ChangedTopic, Growth, KeyedUse};
+pub use ground::caller::Caller;
+pub use groups::consumers::{
+    ConsumerCommit, ConsumerPlace, ConsumerStatus, HeldConsumer, HoldRequest, ReaderStatus,
+};
+pub use groups::error::ConsumerError;
+pub use groups::handle::Groups;
 pub use handler::{
     AdmitError, CallError, CallUse, Cause, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
 };
-pub use lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
+pub use messages::beginning::BeginAt;
+pub use messages::delays::delayed::{
+    DelayedError, DelayedMessage, DelayedPage, DelayedQuery, DelaysFull,
+};
+pub use messages::delays::stored::{DelayedId, DueAt, NotADelayedId};
+pub use messages::fetch::{FetchError, FetchRequest, FetchResult, Fetched};
+pub use messages::handle::Messages;
+pub use messages::place::MessagePlace;
+pub use messages::produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
 /// What a processor keeps beside its progress.
 pub use millrace_engine::state;
-pub use modules::{Module, ModuleError};
-pub use next_spec::{NextSpec, merge};
-pub use parked::{ParkedAction, ParkedDone, ParkedMessage, ParkedPage, ParkedQuery, WhichParked};
-pub use processors::{LeftBehind, PartitionStatus, ProcessorError, ProcessorStatus};
-pub use produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
-pub use replay::ReplayRequest;
-pub use schedules::{ScheduleError, ScheduleStatus};
-pub use states::{StateAccessError, StateHolding, StatePlace};
-pub use topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};
+pub use processors::canary::CanaryStatus;
+pub use processors::error::ProcessorError;
+pub use processors::handle::Processors;
+pub use processors::next_spec::{NextSpec, merge};
+pub use processors::parked::{ParkedDone, ParkedMessage, ParkedPage, ParkedQuery, WhichParked};
+pub use processors::replay::ReplayRequest;
+pub use processors::states::{StateAccessError, StateHolding, StatePlace};
+pub use processors::status::{PartitionStatus, ProcessorStatus};
+pub use schedules::handle::Schedules;
+pub use schedules::keeping::{ScheduleError, ScheduleStatus};
+pub use session::Session;

@@ -137,7 +137,7 @@ impl Host {
         );
         let server = tokio::spawn(http::serve(listener, app.clone()));
         let upkeep = tokio::spawn(upkeep(app.clone(), poisoned.clone()));
-        app.log_start(address, &config.data_dir);
+        http::Called::of_host(&app).log_start(address, &config.data_dir);
         Ok(Self {
             address,
             broker,

@@ -13,13 +13,14 @@ use millrace_model::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::record::Sent;
-use super::redrive::Sending;
-use super::shelf::Shelf;
-use super::{DeadLetterError, DeadLetterPlace};
-use crate::broker::Broker;
-use crate::dispatch::dead_letter;
-use crate::topics::AUDIT_SUFFIX;
+use crate::dead_letters::handle::DeadLetters;
+use crate::dead_letters::letters::DeadLetterError;
+use crate::dead_letters::record::Sent;
+use crate::dead_letters::redrive::Sending;
+use crate::dead_letters::shelf::Shelf;
+use crate::ground::headers;
+use crate::ground::own_topics::AUDIT_SUFFIX;
+use crate::messages::place::MessagePlace;
 
 /// What was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,14 +83,14 @@ pub struct AuditPage {
     /// Oldest first.
     pub entries: Vec<AuditEntry>,
     /// Where to read on; `None` if that was all.
-    pub next: Option<DeadLetterPlace>,
+    pub next: Option<MessagePlace>,
 }
 
 impl Digests {
     pub(super) fn of(message: &Message) -> Self {
         let mut headers = Sha256::new();
         for header in &message.headers {
-            if !dead_letter::is_reserved(&header.name) {
+            if !headers::is_reserved(&header.name) {
                 add(&mut headers, Some(&header.name));
                 add(&mut headers, header.value.as_ref());
             }
@@ -112,7 +113,7 @@ fn add(hash: &mut Sha256, bytes: Option<&Bytes>) {
     hash.update(bytes.map_or(&[][..], |bytes| bytes));
 }
 
-impl Broker {
+impl DeadLetters {
     /// What was done with a processor's dead letters, from a place of an earlier answer on: partition by partition, and each answer
     /// in the order of time.
     ///
@@ -121,7 +122,7 @@ impl Broker {
     pub async fn audit(
         &self,
         name: &ProcessorName,
-        from: Option<&DeadLetterPlace>,
+        from: Option<&MessagePlace>,
         entries_max: usize,
     ) -> Result<AuditPage, DeadLetterError> {
         let max = entries_max.clamp(1, AUDIT_LISTED_MAX);
@@ -169,13 +170,19 @@ impl Broker {
         let gone = || DeadLetterError::Audit(format!("topic {} is gone", shelf.origin()));
         let origin = TopicName::parse(shelf.origin()).map_err(|_| gone())?;
         let known = TopicName::parse(&format!("{origin}.{name}{AUDIT_SUFFIX}"));
-        let known = known.ok().and_then(|topic| self.topic(&topic));
+        let known = known
+            .ok()
+            .and_then(|topic| self.inner.catalogue.topic(&topic));
         let topic = match known.filter(|topic| topic.spec.owner.as_ref() == Some(name)) {
             Some(topic) => topic,
             None => {
-                let _change = self.inner.changes.lock().await;
-                let origin = self.topic(&origin).ok_or_else(gone)?;
-                let made = self.own_topic(name, &origin, AUDIT_SUFFIX).await;
+                let _change = self.inner.catalogue.change().await;
+                let origin = self.inner.catalogue.topic(&origin).ok_or_else(gone)?;
+                let made = self
+                    .inner
+                    .processors
+                    .own_topic(name, &origin, AUDIT_SUFFIX)
+                    .await;
                 made.map_err(|error| DeadLetterError::Audit(error.to_string()))?
             }
         };

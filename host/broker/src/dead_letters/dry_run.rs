@@ -15,17 +15,21 @@ use millrace_model::processor::BatchPolicy;
 use millrace_model::{Answer, ColumnBatch, Message, ProcessorName, TopicName};
 use serde::Serialize;
 
-use super::shelf::Shelf;
-use super::{DeadLetter, DeadLetterError, DeadLetterPlace, RedriveWhich};
-use crate::broker::Broker;
-use crate::chains;
-use crate::columns;
-use crate::dispatch::Live;
+use crate::dead_letters::handle::DeadLetters;
+use crate::dead_letters::letters::DeadLetter;
+use crate::dead_letters::letters::DeadLetterError;
+use crate::dead_letters::redrive::RedriveWhich;
+use crate::dead_letters::shelf::Shelf;
 use crate::dispatch::answer::Verdict;
-use crate::dispatch::{dead_letter, placing};
-use crate::fetch::FetchError;
+use crate::dispatch::dead_letter;
+use crate::dispatch::live::Live;
+use crate::dispatch::placing;
+use crate::ground::chains;
+use crate::ground::columns;
 use crate::handler::{CallError, Called};
-use crate::processors::ProcessorError;
+use crate::messages::fetch::FetchError;
+use crate::messages::place::MessagePlace;
+use crate::processors::error::ProcessorError;
 
 /// What messages are counted under that are well.
 const OK: &str = "ok";
@@ -57,7 +61,7 @@ pub struct DryRun {
     /// Some of them.
     pub samples: Vec<DryRunOutput>,
     /// Where to go on, if a bound ended it.
-    pub next: Option<DeadLetterPlace>,
+    pub next: Option<MessagePlace>,
     /// Why it could not go on, if it could not.
     pub stopped: Option<String>,
 }
@@ -72,7 +76,7 @@ pub struct DryRunOutcome {
     /// How many.
     pub count: u64,
     /// One of them.
-    pub sample: DeadLetterPlace,
+    pub sample: MessagePlace,
     /// What is said of that one.
     pub reason: String,
 }
@@ -81,7 +85,7 @@ pub struct DryRunOutcome {
 #[derive(Clone, Debug)]
 pub struct DryRunOutput {
     /// Which letter it comes of.
-    pub letter: DeadLetterPlace,
+    pub letter: MessagePlace,
     /// To which topic it would go.
     pub topic: TopicName,
     /// Its key, cut.
@@ -92,7 +96,7 @@ pub struct DryRunOutput {
     pub is_cut: bool,
 }
 
-impl Broker {
+impl DeadLetters {
     /// Tries dead letters with a revision, and says what would come of it.
     ///
     /// # Errors
@@ -106,7 +110,7 @@ impl Broker {
         let _under_way = under_way.map_err(|_| DeadLetterError::Busy)?;
         let live = self.revision_to_try(name, request.revision).await?;
         let mut trial = Trial {
-            broker: self,
+            room: self,
             processor: name,
             left: request.letters_max.clamp(1, DRY_RUN_LETTERS_MAX),
             started: self.inner.clock.monotonic(),
@@ -148,7 +152,7 @@ impl Broker {
         name: &ProcessorName,
         number: Option<u32>,
     ) -> Result<Live, DeadLetterError> {
-        let deployed = self.inner.processors.read().get(name).cloned();
+        let deployed = self.inner.catalogue.processors().get(name).cloned();
         let unknown = || DeadLetterError::UnknownProcessor(name.clone());
         let processor = deployed.ok_or_else(unknown)?.processor;
         let number = number.unwrap_or(processor.current);
@@ -160,13 +164,17 @@ impl Broker {
             kept: processor.revisions.iter().map(|r| r.number).collect(),
         };
         let revision = revision.ok_or_else(missing)?;
-        Ok(self.load(name, revision, name.as_str()).await?)
+        Ok(self
+            .inner
+            .processors
+            .load(name, revision, name.as_str())
+            .await?)
     }
 }
 
 /// A dry run on its way.
 struct Trial<'a> {
-    broker: &'a Broker,
+    room: &'a DeadLetters,
     processor: &'a ProcessorName,
     live: Live,
     /// Letters that may still be tried.
@@ -177,13 +185,11 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    async fn places(&mut self, places: Vec<DeadLetterPlace>) -> Result<(), DeadLetterError> {
+    async fn places(&mut self, places: Vec<MessagePlace>) -> Result<(), DeadLetterError> {
         for place in places {
             let (topic, partition, offset) = (&place.topic, place.partition, place.offset);
-            let shelf = self
-                .broker
-                .shelf(self.processor, topic, partition, offset)?;
-            let letter = self.broker.letter(&shelf, offset).await?;
+            let shelf = self.room.shelf(self.processor, topic, partition, offset)?;
+            let letter = self.room.letter(&shelf, offset).await?;
             if !self.letters(&shelf, &[letter]).await? || self.left == 0 {
                 break;
             }
@@ -236,7 +242,7 @@ impl Trial<'_> {
     }
 
     fn is_over(&self) -> bool {
-        let time = self.broker.inner.clock.monotonic();
+        let time = self.room.inner.clock.monotonic();
         time.saturating_sub(self.started) >= Duration::from_millis(DRY_RUN_MS_MAX)
     }
 
@@ -247,7 +253,7 @@ impl Trial<'_> {
     ) -> Result<Result<Verdict, CallError>, DeadLetterError> {
         let attempt = self.attempt(shelf, batch.len()).await?;
         // Whoever asked may be gone: a guest that does not answer is not kept at it for as long as it may take with messages.
-        let time = self.broker.inner.clock.monotonic();
+        let time = self.room.inner.clock.monotonic();
         let left =
             Duration::from_millis(DRY_RUN_MS_MAX).saturating_sub(time.saturating_sub(self.started));
         let called = tokio::time::timeout(left, self.live.handler.call(batch, attempt)).await;
@@ -265,9 +271,9 @@ impl Trial<'_> {
         let topics = &self.live.outputs;
         let outputs_max = self.live.spec.limits.answer_outputs_max as usize;
         let verdict = Verdict::of(answer, batch, topics, outputs_max)?;
-        let now = self.broker.inner.clock.wall();
+        let now = self.room.inner.clock.wall();
         verdict.outputs.check_times(batch, now)?;
-        let moment = self.broker.inner.clock.monotonic();
+        let moment = self.room.inner.clock.monotonic();
         placing::place(&verdict.outputs, batch, topics, moment).await?;
         Ok(verdict)
     }
@@ -286,13 +292,18 @@ impl Trial<'_> {
             topic: shelf.origin().to_owned(),
         };
         let topic = TopicName::parse(shelf.origin()).map_err(|_| no_input())?;
-        let topic = self.broker.topic(&topic).ok_or_else(no_input)?;
+        let topic = self
+            .room
+            .inner
+            .catalogue
+            .topic(&topic)
+            .ok_or_else(no_input)?;
         let partition = topic.partition(shelf.partition.partition);
-        let engine = &self.broker.inner.engine;
+        let engine = &self.room.inner.engine;
         let group = &self.processor.group();
         let table = engine.state(group, partition.ok_or_else(no_input)?).await;
         let table = table.map_err(FetchError::Read)?;
-        let now = self.broker.inner.clock.wall();
+        let now = self.room.inner.clock.wall();
         let attempt = StateAttempt::new(table, now, messages);
         Ok(Some(Box::new(attempt.at_one_moment())))
     }

@@ -6,12 +6,16 @@ use bytes::Bytes;
 use millrace_model::bounds::{MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX};
 use millrace_model::{Header, Message, ProcessorName};
 
-use super::audit::{AuditAction, Digests, EditDigests};
-use super::redrive::Sending;
-use super::{DeadLetterError, DeadLetterPlace, Redriven};
-use crate::broker::Broker;
-use crate::chains::is_trail;
-use crate::dispatch::dead_letter;
+use crate::dead_letters::audit::AuditAction;
+use crate::dead_letters::audit::Digests;
+use crate::dead_letters::audit::EditDigests;
+use crate::dead_letters::handle::DeadLetters;
+use crate::dead_letters::letters::DeadLetterError;
+use crate::dead_letters::redrive::Redriven;
+use crate::dead_letters::redrive::Sending;
+use crate::ground::chains::is_trail;
+use crate::ground::headers;
+use crate::messages::place::MessagePlace;
 
 /// What is to be different about a message; what is not named stays as it is.
 #[derive(Clone, Debug, Default)]
@@ -40,10 +44,10 @@ impl LetterEdit {
         }
         let set = self.set_headers.iter().map(|header| &header.name);
         let gone: Vec<Bytes> = self.remove_headers.iter().chain(set).cloned().collect();
-        if gone.iter().any(|name| dead_letter::is_reserved(name)) {
+        if gone.iter().any(|name| headers::is_reserved(name)) {
             return refused(format!(
                 "header names that begin with {} are the host's own",
-                dead_letter::PREFIX
+                headers::PREFIX
             ));
         }
         message.key = self.key.unwrap_or_else(|| message.key.take());
@@ -53,9 +57,9 @@ impl LetterEdit {
             .retain(|header| !gone.contains(&header.name));
         message.headers.extend(self.set_headers);
         // What the host said of it before it died goes with it; whoever changes it wants its hops counted anew.
-        let kept = |header: &Header| dead_letter::is_kept(&header.name) && !is_trail(&header.name);
+        let kept = |header: &Header| headers::is_kept(&header.name) && !is_trail(&header.name);
         message.headers.retain(kept);
-        let own = |header: &&Header| !dead_letter::is_reserved(&header.name);
+        let own = |header: &&Header| !headers::is_reserved(&header.name);
         let count = message.headers.iter().filter(own).count();
         if count > MESSAGE_HEADERS_MAX {
             return refused(format!(
@@ -71,7 +75,7 @@ impl LetterEdit {
     }
 }
 
-impl Broker {
+impl DeadLetters {
     /// Sends one dead letter again, changed. The letter itself stays as it died, marked as sent.
     ///
     /// # Errors
@@ -79,9 +83,8 @@ impl Broker {
     pub async fn edit_and_redrive(
         &self,
         name: &ProcessorName,
-        place: &DeadLetterPlace,
+        place: &MessagePlace,
         edit: LetterEdit,
-        by: &str,
     ) -> Result<Redriven, DeadLetterError> {
         let shelf = self.shelf(name, &place.topic, place.partition, place.offset)?;
         let target = self.target_of(name, &shelf)?;
@@ -94,7 +97,7 @@ impl Broker {
             shelf: Arc::new(shelf),
             target,
             letters: vec![letter],
-            by: by.to_owned(),
+            by: self.caller.signature().to_owned(),
             action: AuditAction::Edit,
             edit: Some(EditDigests { before, after }),
         };

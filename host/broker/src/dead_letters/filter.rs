@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use millrace_model::{Message, PartitionId, Timestamp, TopicName};
 
-use super::DeadLetter;
-use crate::dispatch::dead_letter;
+use crate::dead_letters::letters::DeadLetter;
+use crate::ground::headers;
 
 /// Which dead letters are meant: those that fit all that is said.
 #[derive(Clone, Debug, Default)]
@@ -92,7 +92,7 @@ impl HeaderFilter {
         let own = message
             .headers
             .iter()
-            .filter(|header| dead_letter::is_kept(&header.name));
+            .filter(|header| headers::is_kept(&header.name));
         own.filter(|header| header.name == self.name)
             .any(|header| self.value.is_none() || header.value == self.value)
     }

@@ -12,9 +12,12 @@ use millrace_model::bounds::{
 use millrace_model::{Offset, ProcessorName, Timestamp};
 use serde::Serialize;
 
-use super::shelf::Shelf;
-use super::{DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPlace};
-use crate::broker::Broker;
+use crate::dead_letters::filter::DeadLetterFilter;
+use crate::dead_letters::handle::DeadLetters;
+use crate::dead_letters::letters::DeadLetter;
+use crate::dead_letters::letters::DeadLetterError;
+use crate::dead_letters::shelf::Shelf;
+use crate::messages::place::MessagePlace;
 
 /// Which dead letters to list.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +25,7 @@ pub struct DeadLetterQuery {
     /// Which of them.
     pub filter: DeadLetterFilter,
     /// From here on; from the first one without.
-    pub from: Option<DeadLetterPlace>,
+    pub from: Option<MessagePlace>,
     /// At most so many; 0 is the bound.
     pub letters_max: usize,
 }
@@ -33,7 +36,7 @@ pub struct DeadLetterPage {
     /// Oldest first within each partition.
     pub letters: Vec<DeadLetter>,
     /// Where to look on; `None` if that was all. There may be more even if none was found so far.
-    pub next: Option<DeadLetterPlace>,
+    pub next: Option<MessagePlace>,
 }
 
 /// Dead letters that died alike.
@@ -52,7 +55,7 @@ pub struct DeadLetterGroup {
     /// And the last.
     pub last_died_at: Timestamp,
     /// One of them.
-    pub sample: DeadLetterPlace,
+    pub sample: MessagePlace,
     /// What is said of that one.
     pub sample_reason: String,
 }
@@ -67,10 +70,10 @@ pub struct DeadLetterGroups {
     /// How many of them are of none of these groups: there are more groups than may be.
     pub others: u64,
     /// Where to count on, if time ended it; what is counted there comes in addition.
-    pub next: Option<DeadLetterPlace>,
+    pub next: Option<MessagePlace>,
 }
 
-impl Broker {
+impl DeadLetters {
     /// Dead letters of a processor, oldest first within each partition.
     ///
     /// # Errors
@@ -118,7 +121,7 @@ impl Broker {
         &self,
         name: &ProcessorName,
         filter: &DeadLetterFilter,
-        from: Option<&DeadLetterPlace>,
+        from: Option<&MessagePlace>,
         groups_max: usize,
     ) -> Result<DeadLetterGroups, DeadLetterError> {
         let clock = &self.inner.clock;
@@ -155,7 +158,7 @@ impl Broker {
     pub(super) fn walk(
         &self,
         name: &ProcessorName,
-        from: Option<&DeadLetterPlace>,
+        from: Option<&MessagePlace>,
     ) -> Result<Walk, DeadLetterError> {
         let mut shelves = self.shelves(name)?;
         if let Some(from) = from {
@@ -204,14 +207,14 @@ impl Broker {
 /// A way through the letters of a processor, partition by partition.
 pub(super) struct Walk {
     shelves: std::vec::IntoIter<Shelf>,
-    from: Option<DeadLetterPlace>,
+    from: Option<MessagePlace>,
     /// The shelf, where to read on, and where it ended when it was begun.
     on: Option<(Arc<Shelf>, Offset, Offset)>,
 }
 
 impl Walk {
     /// Where it goes on; `None` at the end.
-    pub(super) fn next_place(&self) -> Option<DeadLetterPlace> {
+    pub(super) fn next_place(&self) -> Option<MessagePlace> {
         let here = self.on.as_ref().filter(|(_, at, end)| at < end);
         let here = here.map(|(shelf, at, _)| shelf.place(*at));
         let there = || Some(self.shelves.as_slice().first()?.place(Offset(0)));
@@ -219,7 +222,7 @@ impl Walk {
     }
 
     /// Whether there is anything from a place on that it has come to.
-    pub(super) fn is_more_from(&self, place: &DeadLetterPlace) -> bool {
+    pub(super) fn is_more_from(&self, place: &MessagePlace) -> bool {
         let here = self.on.as_ref();
         here.is_some_and(|(_, _, end)| place.offset < *end) || self.next_place().is_some()
     }

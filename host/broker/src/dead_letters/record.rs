@@ -8,9 +8,10 @@ use millrace_engine::{EntryKind, EntryWrite, Expectation, Transaction};
 use millrace_model::{Offset, TopicId};
 use serde::{Deserialize, Serialize};
 
-use super::DeadLetterError;
-use super::shelf::Shelf;
-use crate::broker::{Broker, entry};
+use crate::catalogue::entries::entry;
+use crate::dead_letters::handle::DeadLetters;
+use crate::dead_letters::letters::DeadLetterError;
+use crate::dead_letters::shelf::Shelf;
 
 /// Offsets of a block. Ranges of all others of them take about 40 KB.
 const BLOCK_OFFSETS: u64 = 4_096;
@@ -121,7 +122,7 @@ fn about(key: &str) -> (&str, Option<u64>) {
     }
 }
 
-impl Broker {
+impl DeadLetters {
     /// What was sent again of the letters from the first of these offsets to the last. An entry that cannot be read is no empty one: all of
     /// its letters would be sent twice.
     pub(super) fn sent_of(

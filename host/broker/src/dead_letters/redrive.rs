@@ -13,17 +13,23 @@ use millrace_model::bounds::{REDRIVE_PACED_MS_MAX, REDRIVES_MAX};
 use millrace_model::{BatchBuilder, Offset, ProcessorName, Timestamp, TopicName, TopicPartition};
 use serde::Serialize;
 
-use super::audit::{AuditAction, EditDigests};
-use super::record::Sent;
-use super::shelf::Shelf;
-use super::{
-    DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPlace, LETTERS_BYTES, LETTERS_MAX,
-    Redrives,
-};
-use crate::broker::{Broker, Deployed};
-use crate::catalogue::decided;
+use crate::catalogue::deciding::decided;
+use crate::catalogue::deployed::Deployed;
+use crate::dead_letters::audit::AuditAction;
+use crate::dead_letters::audit::EditDigests;
+use crate::dead_letters::filter::DeadLetterFilter;
+use crate::dead_letters::filter::Redrives;
+use crate::dead_letters::handle::DeadLetters;
+use crate::dead_letters::letters::DeadLetter;
+use crate::dead_letters::letters::DeadLetterError;
+use crate::dead_letters::letters::LETTERS_BYTES;
+use crate::dead_letters::letters::LETTERS_MAX;
+use crate::dead_letters::record::Sent;
+use crate::dead_letters::shelf::Shelf;
 use crate::dispatch::dead_letter;
-use crate::topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
+use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;
+use crate::ground::own_topics::REDRIVE_SUFFIX;
+use crate::messages::place::MessagePlace;
 
 /// A paced redrive makes about so many transactions a second.
 const STEPS_PER_SECOND: u32 = 10;
@@ -39,51 +45,48 @@ pub struct RedriveRequest {
     pub per_second: Option<NonZeroU32>,
     /// Also those that were sent again [`REDRIVES_MAX`] times before and died each time.
     pub again: bool,
-    /// Who asks, for the record.
-    pub by: String,
 }
 
 /// Which letters to send again.
 #[derive(Clone, Debug)]
 pub enum RedriveWhich {
     /// These, however often they died.
-    Places(Vec<DeadLetterPlace>),
+    Places(Vec<MessagePlace>),
     /// Those that fit and were not sent again.
     Matching {
         /// Which of them.
         filter: Box<DeadLetterFilter>,
         /// From here on; from the first one without.
-        from: Option<DeadLetterPlace>,
+        from: Option<MessagePlace>,
     },
 }
 
 impl RedriveRequest {
     /// Everything that was not sent again.
     #[must_use]
-    pub fn all(by: &str) -> Self {
-        Self::matching(DeadLetterFilter::default(), by)
+    pub fn all() -> Self {
+        Self::matching(DeadLetterFilter::default())
     }
 
     /// Everything that fits and was not sent again.
     #[must_use]
-    pub fn matching(filter: DeadLetterFilter, by: &str) -> Self {
+    pub fn matching(filter: DeadLetterFilter) -> Self {
         let filter = Box::new(filter);
-        Self::of(RedriveWhich::Matching { filter, from: None }, by)
+        Self::of(RedriveWhich::Matching { filter, from: None })
     }
 
     /// These letters.
     #[must_use]
-    pub fn places(places: Vec<DeadLetterPlace>, by: &str) -> Self {
-        Self::of(RedriveWhich::Places(places), by)
+    pub fn places(places: Vec<MessagePlace>) -> Self {
+        Self::of(RedriveWhich::Places(places))
     }
 
-    fn of(which: RedriveWhich, by: &str) -> Self {
+    fn of(which: RedriveWhich) -> Self {
         Self {
             which,
             letters_max: None,
             per_second: None,
             again: false,
-            by: by.to_owned(),
         }
     }
 }
@@ -100,7 +103,7 @@ pub struct Redriven {
     /// Left where they are: they came from topics that the processor no longer reads.
     pub not_read: usize,
     /// Where to go on, if a bound ended it; what died at `started_at` or later is for the next redrive.
-    pub next: Option<DeadLetterPlace>,
+    pub next: Option<MessagePlace>,
     /// When it began.
     pub started_at: Timestamp,
 }
@@ -132,7 +135,7 @@ pub(super) struct Sending {
     pub(super) edit: Option<EditDigests>,
 }
 
-impl Broker {
+impl DeadLetters {
     /// Sends dead letters again, to this processor only, each at most once. Whoever drops the future stops it between two
     /// transactions.
     ///
@@ -145,12 +148,12 @@ impl Broker {
     ) -> Result<Redriven, DeadLetterError> {
         self.check_taker(name)?;
         let mut run = Run {
-            broker: self,
+            room: self,
             processor: name,
             started: self.inner.clock.monotonic(),
             left: request.letters_max.unwrap_or(usize::MAX),
             per_second: request.per_second,
-            by: request.by,
+            by: self.caller.signature().to_owned(),
             total: Redriven {
                 started_at: self.inner.clock.wall(),
                 ..Redriven::default()
@@ -194,9 +197,16 @@ impl Broker {
             current
                 .is_some_and(|revision| revision.spec.topics.iter().any(|t| t.as_str() == origin))
         };
-        let reads = self.inner.processors.read().get(name).is_some_and(reads);
+        let reads = self
+            .inner
+            .catalogue
+            .processors()
+            .get(name)
+            .is_some_and(reads);
         let topic = TopicName::parse(&format!("{origin}.{name}{REDRIVE_SUFFIX}")).ok();
-        let topic = topic.filter(|_| reads).and_then(|topic| self.topic(&topic));
+        let topic = topic
+            .filter(|_| reads)
+            .and_then(|topic| self.inner.catalogue.topic(&topic));
         let target = topic.and_then(|topic| topic.partition(shelf.partition.partition));
         target.ok_or_else(|| DeadLetterError::NotAnInput {
             processor: name.clone(),
@@ -206,8 +216,8 @@ impl Broker {
 
     /// Appends letters to the redrive topic, marks them and puts it on record, in one transaction, which runs to its end.
     pub(super) async fn send_again(&self, sending: Sending) -> Result<Redriven, DeadLetterError> {
-        let broker = self.clone();
-        let sent = tokio::spawn(async move { broker.send_to_the_end(sending).await });
+        let room = self.clone();
+        let sent = tokio::spawn(async move { room.send_to_the_end(sending).await });
         // It neither panics nor is it cancelled, but by the end of the host.
         sent.await
             .unwrap_or_else(|_| Err(CommitError::Closed.into()))
@@ -278,7 +288,7 @@ impl Broker {
 
 /// A redrive on its way.
 struct Run<'a> {
-    broker: &'a Broker,
+    room: &'a DeadLetters,
     processor: &'a ProcessorName,
     started: Duration,
     /// Letters that may still be sent.
@@ -292,7 +302,7 @@ impl Run<'_> {
     async fn matching(
         &mut self,
         mut filter: DeadLetterFilter,
-        from: Option<DeadLetterPlace>,
+        from: Option<MessagePlace>,
         again: bool,
     ) -> Result<(), DeadLetterError> {
         // Those that were sent again are counted; none is sent again.
@@ -301,17 +311,17 @@ impl Run<'_> {
         }
         let is_whole = from.is_none();
         let mut not_read = None;
-        let mut walk = self.broker.walk(self.processor, from.as_ref())?;
+        let mut walk = self.room.walk(self.processor, from.as_ref())?;
         loop {
-            self.broker.check_taker(self.processor)?;
-            let Some((shelf, mut letters)) = self.broker.advance(&mut walk).await? else {
+            self.room.check_taker(self.processor)?;
+            let Some((shelf, mut letters)) = self.room.advance(&mut walk).await? else {
                 break;
             };
             letters.retain(|letter| filter.fits(letter));
-            let target = match self.broker.target_of(self.processor, &shelf) {
+            let target = match self.room.target_of(self.processor, &shelf) {
                 Ok(target) => target,
                 Err(error) => {
-                    self.broker.check_taker(self.processor)?;
+                    self.room.check_taker(self.processor)?;
                     // Letters of a topic that the processor no longer reads stay where they are.
                     let left = letters.iter().filter(|letter| !letter.redriven).count();
                     self.total.not_read += left;
@@ -356,7 +366,7 @@ impl Run<'_> {
         }
     }
 
-    async fn places(&mut self, places: Vec<DeadLetterPlace>) -> Result<(), DeadLetterError> {
+    async fn places(&mut self, places: Vec<MessagePlace>) -> Result<(), DeadLetterError> {
         let mut by_shelf: BTreeMap<_, BTreeSet<Offset>> = BTreeMap::new();
         for place in places {
             let shelf = by_shelf.entry((place.topic, place.partition));
@@ -364,14 +374,12 @@ impl Run<'_> {
         }
         for ((topic, partition), offsets) in by_shelf {
             let first = offsets.first().copied().unwrap_or_default();
-            let shelf = self
-                .broker
-                .shelf(self.processor, &topic, partition, first)?;
-            let target = self.broker.target_of(self.processor, &shelf)?;
+            let shelf = self.room.shelf(self.processor, &topic, partition, first)?;
+            let target = self.room.target_of(self.processor, &shelf)?;
             let shelf = Arc::new(shelf);
             let (mut letters, mut bytes) = (Vec::new(), 0);
             for offset in offsets {
-                let letter = self.broker.letter(&shelf, offset).await?;
+                let letter = self.room.letter(&shelf, offset).await?;
                 bytes += letter.message.byte_count();
                 letters.push(letter);
                 if letters.len() >= self.step() || bytes >= LETTERS_BYTES {
@@ -411,7 +419,7 @@ impl Run<'_> {
             action: AuditAction::Redrive,
             edit: None,
         };
-        let done = self.broker.send_again(sending).await?;
+        let done = self.room.send_again(sending).await?;
         self.left = self.left.saturating_sub(done.sent);
         self.total += done;
         Ok(())
@@ -441,7 +449,7 @@ impl Run<'_> {
     }
 
     fn time(&self) -> Duration {
-        let now = self.broker.inner.clock.monotonic();
+        let now = self.room.inner.clock.monotonic();
         now.saturating_sub(self.started)
     }
 }

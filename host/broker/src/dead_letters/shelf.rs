@@ -3,12 +3,16 @@
 use millrace_engine::{Ends, ReadError};
 use millrace_model::{Offset, PartitionId, ProcessorName, Topic, TopicName, TopicPartition};
 
-use super::record::Record;
-use super::{DeadLetter, DeadLetterError, DeadLetterPlace, LETTERS_BYTES, LETTERS_MAX};
-use crate::broker::Broker;
+use crate::dead_letters::handle::DeadLetters;
+use crate::dead_letters::letters::DeadLetter;
+use crate::dead_letters::letters::DeadLetterError;
+use crate::dead_letters::letters::LETTERS_BYTES;
+use crate::dead_letters::letters::LETTERS_MAX;
+use crate::dead_letters::record::Record;
 use crate::dispatch::dead_letter::Evidence;
-use crate::fetch::{FetchError, Fetched, Room};
-use crate::topics::DEAD_LETTERS_SUFFIX;
+use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;
+use crate::messages::fetch::{FetchError, Fetched, Room};
+use crate::messages::place::MessagePlace;
 
 /// One partition of a dead-letter topic.
 #[derive(Clone)]
@@ -19,8 +23,8 @@ pub(super) struct Shelf {
 
 impl Shelf {
     /// A place on it.
-    pub(super) fn place(&self, offset: Offset) -> DeadLetterPlace {
-        DeadLetterPlace {
+    pub(super) fn place(&self, offset: Offset) -> MessagePlace {
+        MessagePlace {
             topic: self.topic.spec.name.clone(),
             partition: self.partition.partition,
             offset,
@@ -64,10 +68,10 @@ impl Shelf {
     }
 }
 
-impl Broker {
+impl DeadLetters {
     /// All partitions of the processor's dead-letter topics, by name and number.
     pub(super) fn shelves(&self, name: &ProcessorName) -> Result<Vec<Shelf>, DeadLetterError> {
-        if !self.inner.processors.read().contains_key(name) {
+        if !self.inner.catalogue.processors().contains_key(name) {
             return Err(DeadLetterError::UnknownProcessor(name.clone()));
         }
         Ok(self.own_shelves(name, DEAD_LETTERS_SUFFIX))
@@ -78,7 +82,13 @@ impl Broker {
         let own = |topic: &Topic| {
             topic.spec.owner.as_ref() == Some(name) && topic.spec.name.as_str().ends_with(suffix)
         };
-        let mut topics: Vec<Topic> = self.topics().into_iter().filter(own).collect();
+        let mut topics: Vec<Topic> = self
+            .inner
+            .catalogue
+            .topics()
+            .into_iter()
+            .filter(own)
+            .collect();
         topics.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
         let shelves = topics.into_iter().flat_map(|topic| {
             let partitions: Vec<TopicPartition> = topic.partitions().collect();
@@ -135,7 +145,7 @@ impl Broker {
             messages: LETTERS_MAX,
             bytes: LETTERS_BYTES,
         };
-        match self.read(shelf.partition, from, room).await {
+        match self.inner.messages.read(shelf.partition, from, room).await {
             // What cannot be read must not hide what comes after it.
             Err(
                 FetchError::Read(ReadError::Damaged { to: next, .. })
@@ -166,7 +176,11 @@ impl Broker {
             messages: 1,
             bytes: usize::MAX,
         };
-        let (messages, _) = self.read(shelf.partition, offset, room).await?;
+        let (messages, _) = self
+            .inner
+            .messages
+            .read(shelf.partition, offset, room)
+            .await?;
         let fetched = messages
             .into_iter()
             .find(|fetched| fetched.offset == offset);

@@ -3,14 +3,12 @@
 use metrics::gauge;
 use millrace_model::ProcessorName;
 
-use super::DeadLetterError;
-use crate::broker::Broker;
-use crate::fetch::FetchError;
+use crate::dead_letters::handle::DeadLetters;
+use crate::dead_letters::letters::DeadLetterError;
+use crate::messages::fetch::FetchError;
+use crate::processors::waiting_gauge::WAITING;
 
-/// The gauge's name.
-const WAITING: &str = "millrace_dead_letters_waiting";
-
-impl Broker {
+impl DeadLetters {
     /// Dead letters of a processor that are kept and were not sent again.
     ///
     /// # Errors
@@ -31,16 +29,11 @@ impl Broker {
 
     /// Brings the gauges of dead letters up to date.
     pub async fn measure_dead_letters(&self) {
-        let names: Vec<ProcessorName> = self.inner.processors.read().keys().cloned().collect();
+        let names: Vec<ProcessorName> = self.inner.catalogue.processors().keys().cloned().collect();
         for name in names {
             if let Ok(waiting) = self.dead_letters_waiting(&name).await {
                 gauge!(WAITING, "processor" => name.to_string()).set(waiting as f64);
             }
         }
     }
-}
-
-/// A processor that is gone has none that anybody waits for.
-pub(crate) fn none_waiting(name: &ProcessorName) {
-    gauge!(WAITING, "processor" => name.to_string()).set(0.0);
 }

@@ -11,9 +11,13 @@ mod check;
 
 use check::Check;
 
-use super::OutputTopics;
-use crate::chains::{HOPS_CLASS, Hops, Trail, is_trail};
-use crate::columns;
+use crate::dispatch::live::OutputTopics;
+use crate::ground::chains::HOPS_CLASS;
+use crate::ground::chains::Hops;
+use crate::ground::chains::Trail;
+use crate::ground::chains::is_trail;
+use crate::ground::columns;
+use crate::ground::text::cut;
 use crate::handler::{CallError, CallUse, Cause};
 
 /// What became of a batch, as far as the handler says.
@@ -177,12 +181,6 @@ impl Verdict {
             ..Self::default()
         }
     }
-}
-
-/// The text, cut to so many bytes at a character.
-pub(crate) fn cut(mut text: String, bytes_max: usize) -> String {
-    text.truncate(text.floor_char_boundary(bytes_max));
-    text
 }
 
 fn bad<T>(what: String) -> Result<T, CallError> {

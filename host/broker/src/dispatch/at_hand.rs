@@ -11,7 +11,7 @@ use millrace_model::ProcessorSpec;
 use millrace_model::bounds::MESSAGE_BYTES_MAX;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::batcher::Batch;
+use crate::dispatch::batcher::Batch;
 
 /// How often the bytes of messages are in memory until the call: as they were read, and as the component sees them.
 const TIMES_READ: usize = 2;

@@ -11,11 +11,13 @@ use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::processor::Order;
 use millrace_model::{ColumnBatch, Offset, Parked, Timestamp};
 
-use super::dead_letter;
-use super::planted::planted;
-use super::sides::{Side, Sorted, Split};
-use super::source::Source;
-use crate::columns::put;
+use crate::dispatch::dead_letter;
+use crate::dispatch::sides::Side;
+use crate::dispatch::sides::Sorted;
+use crate::dispatch::sides::Split;
+use crate::dispatch::source::Source;
+use crate::ground::columns::put;
+use crate::ground::planted::planted;
 use crate::handler::Cause;
 
 /// Messages for one call.

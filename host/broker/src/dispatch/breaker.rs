@@ -18,7 +18,7 @@ use millrace_model::processor::BreakerPolicy;
 use millrace_model::{Offset, Record, Rejections, Stopped, Timestamp, TopicPartition};
 use serde::Serialize;
 
-use super::planted::planted;
+use crate::ground::planted::planted;
 use crate::handler::Cause;
 
 mod evidence;
@@ -659,7 +659,7 @@ fn explain(kind: &Kind, what: &str, example: &str) -> String {
         true => format!("{what} alike ({class})"),
         false => format!(
             "{what} alike ({class}: {})",
-            super::answer::cut(example.to_owned(), 200)
+            crate::ground::text::cut(example.to_owned(), 200)
         ),
     }
 }

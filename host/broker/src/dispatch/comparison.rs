@@ -10,9 +10,12 @@ use millrace_model::bounds::{
 use millrace_model::{ColumnBatch, Offset, PartitionId, Timestamp, TopicName};
 use serde::Serialize;
 
-use super::Live;
-use super::answer::{Failed, Outputs, Verdict, cut};
-use super::shadow::Settled;
+use crate::dispatch::answer::Failed;
+use crate::dispatch::answer::Outputs;
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::live::Live;
+use crate::dispatch::shadow::Settled;
+use crate::ground::text::cut;
 use crate::handler::CallError;
 
 /// Outputs that a sample shows.
@@ -301,7 +304,7 @@ fn same_output(ours: (Side<'_>, usize), theirs: (Side<'_>, usize)) -> bool {
 }
 
 /// An output's headers: its own, or those of its source.
-fn headers<'a>(
+pub(crate) fn headers<'a>(
     outputs: &'a Outputs,
     output: usize,
     columns: &'a ColumnBatch,

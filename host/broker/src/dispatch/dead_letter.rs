@@ -6,14 +6,16 @@ use millrace_model::{
     Attempt, BatchBuilder, ColumnBatch, Header, Message, Offset, PartitionId, Timestamp, TopicName,
 };
 
-use super::Input;
-use super::answer::{Failed, cut};
-use crate::chains::{ENDED, HOPS, HOPS_CLASS, Trail, is_trail};
+use crate::dispatch::answer::Failed;
+use crate::dispatch::input::Input;
+use crate::ground::chains::HOPS_CLASS;
+use crate::ground::chains::Trail;
+use crate::ground::chains::is_trail;
+use crate::ground::headers::HOPS;
+use crate::ground::headers::is_kept;
+use crate::ground::text::cut;
 use crate::handler::CallUse;
-use crate::schedules::{DUE, MISSED, RUN_BY, SCHEDULE};
 
-/// Header names that begin so are written by the host alone.
-pub(crate) const PREFIX: &str = "millrace-";
 /// Also on redriven messages, where the host takes it off before a handler sees them.
 pub(crate) const ORIGIN_OFFSET: &str = "millrace-origin-offset";
 
@@ -35,19 +37,6 @@ const CALL: &str = "millrace-call";
 const ORIGIN_HOPS: &str = "millrace-origin-hops";
 /// How often a message was sent again; on redriven messages, too, as [`ORIGIN_OFFSET`] is.
 pub(crate) const REDRIVES: &str = "millrace-redrives";
-
-/// What the host said of a message before it died, and says of it after: a dead letter has these as well.
-const KEPT: [&str; 6] = [HOPS, ENDED, SCHEDULE, DUE, MISSED, RUN_BY];
-
-/// Whether a header is no evidence of the death: the message had it before.
-pub(crate) fn is_kept(name: &[u8]) -> bool {
-    !is_reserved(name) || KEPT.iter().any(|kept| kept.as_bytes() == name)
-}
-
-/// Whether only the host may write a header of this name.
-pub(crate) fn is_reserved(name: &[u8]) -> bool {
-    name.starts_with(PREFIX.as_bytes())
-}
 
 /// What is known of a message when it is given up.
 pub(crate) struct Death<'a> {

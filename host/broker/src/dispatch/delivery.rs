@@ -20,14 +20,22 @@ mod word;
 use groups::Groups;
 pub(crate) use word::{Left, Word};
 
-use super::Input;
-use super::answer::{Failed, Verdict, cut};
-use super::batcher::{Batch, behind, ordering};
-use super::breaker::Whose;
-use super::dead_letter::{self, Death};
-use super::planted::planted;
-use super::retry;
-use crate::chains::{HOPS_CLASS, Trail, after, trail_of};
+use crate::dispatch::answer::Failed;
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::batcher::Batch;
+use crate::dispatch::batcher::behind;
+use crate::dispatch::batcher::ordering;
+use crate::dispatch::breaker::Whose;
+use crate::dispatch::dead_letter;
+use crate::dispatch::dead_letter::Death;
+use crate::dispatch::input::Input;
+use crate::dispatch::retry;
+use crate::ground::chains::HOPS_CLASS;
+use crate::ground::chains::Trail;
+use crate::ground::chains::after;
+use crate::ground::chains::trail_of;
+use crate::ground::planted::planted;
+use crate::ground::text::cut;
 use crate::handler::{Cause, Decision, Failure};
 
 /// Dead letters of one commit are put into batches of about this size.

@@ -5,10 +5,19 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use millrace_model::Offset;
+use millrace_model::{Offset, Progress};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+
+use crate::dispatch::input::Input;
+
+/// A worker's parked messages, as they are.
+pub(crate) struct ParkedIn {
+    pub(crate) input: Input,
+    /// `None` if the worker has not read them yet.
+    pub(crate) progress: Option<Arc<Progress>>,
+}
 
 /// What is to be done with a parked message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,10 +6,10 @@ use std::time::Duration;
 use millrace_model::ColumnBatch;
 use millrace_model::columns::NONE;
 
-use super::OutputTopics;
-use super::answer::Outputs;
+use crate::dispatch::answer::Outputs;
+use crate::dispatch::live::OutputTopics;
+use crate::ground::partitioner::{BuiltIn, Partitioner};
 use crate::handler::CallError;
-use crate::partitioner::{BuiltIn, Partitioner};
 
 /// The partition of each output, at this moment of the monotonic clock.
 ///

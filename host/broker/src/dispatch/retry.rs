@@ -6,11 +6,6 @@ use millrace_model::bounds::{RETRY_DELAY_MS_MAX, RETRY_DELAY_MS_MIN};
 use millrace_model::processor::RetryPolicy;
 use millrace_model::{Parked, Timestamp};
 
-/// A worker's first wait when something around it is down.
-const WORKER_DELAY_FIRST: Duration = Duration::from_millis(50);
-/// A worker's longest wait.
-const WORKER_DELAY_MAX: Duration = Duration::from_secs(10);
-
 /// The delay, whoever asked for it, within the bounds of all: [`RETRY_DELAY_MS_MIN`] and [`RETRY_DELAY_MS_MAX`].
 pub(crate) fn bounded(delay: Duration) -> Duration {
     delay.clamp(
@@ -47,28 +42,6 @@ pub(crate) fn message_delay(
     let doublings = attempts.saturating_sub(1).min(63);
     let bound = policy.delay_first_ms.saturating_mul(1 << doublings);
     Duration::from_millis(rng.u64(0..=bound.min(policy.delay_max_ms)))
-}
-
-/// A worker's own waiting, while nobody's attempt is spent.
-#[derive(Debug, Default)]
-pub(crate) struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    /// The next wait: at least half of the bound, so that an outage is not hammered.
-    pub(crate) fn next(&mut self, rng: &mut fastrand::Rng) -> Duration {
-        let bound = WORKER_DELAY_FIRST
-            .saturating_mul(1 << self.failures.min(16))
-            .min(WORKER_DELAY_MAX);
-        self.failures = self.failures.saturating_add(1);
-        bound.mul_f64(0.5 + rng.f64() / 2.0)
-    }
-
-    /// All is well again.
-    pub(crate) fn reset(&mut self) {
-        self.failures = 0;
-    }
 }
 
 #[cfg(test)]
@@ -150,18 +123,5 @@ mod tests {
             assert!(delays.iter().any(|&ms| ms > bound_ms * 9 / 10));
             assert!(delays.iter().all(|&ms| ms <= bound_ms));
         }
-    }
-
-    #[test]
-    fn a_worker_waits_longer_and_longer_up_to_its_bound_and_starts_anew_after_success() {
-        let mut rng = fastrand::Rng::with_seed(1);
-        let mut backoff = Backoff::default();
-        assert!(backoff.next(&mut rng) <= WORKER_DELAY_FIRST);
-        for _ in 0..100 {
-            assert!(backoff.next(&mut rng) <= WORKER_DELAY_MAX);
-        }
-        assert!(backoff.next(&mut rng) >= WORKER_DELAY_MAX / 2);
-        backoff.reset();
-        assert!(backoff.next(&mut rng) <= WORKER_DELAY_FIRST);
     }
 }

@@ -14,10 +14,11 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::Live;
-use super::answer::Verdict;
-use super::comparison::{Compared, ShadowReport};
-use crate::columns;
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::comparison::Compared;
+use crate::dispatch::comparison::ShadowReport;
+use crate::dispatch::live::Live;
+use crate::ground::columns;
 use crate::handler::CallError;
 
 /// Calls that one batch is worth: enough to find one message that takes a batch of a thousand down.

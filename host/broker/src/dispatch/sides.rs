@@ -13,9 +13,9 @@ use millrace_model::processor::Order;
 use millrace_model::{Offset, Parked, ProcessorName};
 use serde::Serialize;
 
-use super::Live;
-use super::delivery::Counts;
-use super::gate::Gate;
+use crate::dispatch::delivery::Counts;
+use crate::dispatch::gate::Gate;
+use crate::dispatch::live::Live;
 
 /// Which revision a batch is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -16,17 +16,24 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::comparison::ShadowReport;
-use super::gate::Gate;
-use super::orders::{Order, Orders};
-use super::shadow::Shadow;
-use super::sides::{Canary, Tally};
-use super::standing::{Standing, State, Window};
-use super::worker::{self, Context};
-use super::{Command, Input, Live};
-use crate::holding::Holdings;
-use crate::loading::Prepared;
-use crate::parked::ParkedIn;
+use crate::dispatch::command::Command;
+use crate::dispatch::comparison::ShadowReport;
+use crate::dispatch::gate::Gate;
+use crate::dispatch::input::Input;
+use crate::dispatch::live::Live;
+use crate::dispatch::orders::Order;
+use crate::dispatch::orders::Orders;
+use crate::dispatch::orders::ParkedIn;
+use crate::dispatch::prepared::Prepared;
+use crate::dispatch::shadow::Shadow;
+use crate::dispatch::sides::Canary;
+use crate::dispatch::sides::Tally;
+use crate::dispatch::standing::Standing;
+use crate::dispatch::standing::State;
+use crate::dispatch::standing::Window;
+use crate::dispatch::worker;
+use crate::dispatch::worker::Context;
+use crate::hosts::holding::Holdings;
 
 /// All workers.
 pub(crate) struct Supervisor {

@@ -10,13 +10,18 @@ use millrace_model::{
 };
 use tokio::sync::mpsc;
 
-use super::ProcessorError;
-use crate::broker::{Broker, Inner};
-use crate::canary::{begin_anew, on_trial};
-use crate::dispatch::answer::cut;
 use crate::dispatch::gate::{Alarm, Wanted};
-use crate::history::{HOST, end_trials, make_void, unproven_run};
-use crate::loading::kept;
+use crate::ground::caller::HOST;
+use crate::ground::text::cut;
+use crate::processors::error::ProcessorError;
+use crate::processors::handle::Inner;
+use crate::processors::handle::Processors;
+use crate::processors::revisions::begin_anew;
+use crate::processors::revisions::end_trials;
+use crate::processors::revisions::kept;
+use crate::processors::revisions::make_void;
+use crate::processors::revisions::on_trial;
+use crate::processors::revisions::unproven_run;
 
 /// So long after the host itself has gone back a rollback has to say where to.
 const ASKED_AFTER_HOST: Duration = Duration::from_secs(60 * 60);
@@ -24,23 +29,26 @@ const ASKED_AFTER_HOST: Duration = Duration::from_secs(60 * 60);
 const PASSED_GROUPS_MAX: usize = 4;
 
 /// Takes bad deploys back that ask for it, as long as there is a broker.
-pub(crate) async fn take_back(broker: Weak<Inner>, mut alarms: mpsc::Receiver<Alarm>) {
+pub(crate) async fn take_back(processors: Weak<Inner>, mut alarms: mpsc::Receiver<Alarm>) {
     while let Some(alarm) = alarms.recv().await {
-        let Some(inner) = broker.upgrade() else {
+        let Some(inner) = processors.upgrade() else {
             return;
         };
-        let broker = Broker { inner, by: None }.by_itself();
+        let processors = Processors::of(inner).by_itself();
         let (name, revision) = (&alarm.processor, alarm.revision);
         let (done, is_new) = match alarm.wanted {
             Wanted::TakeBack { to, why } => {
-                let done = broker.roll_back_by_itself(name, revision, to, why).await;
-                let is_new = broker.note_way_back_problem(name, revision, done.as_ref().err());
+                let done = processors
+                    .roll_back_by_itself(name, revision, to, why)
+                    .await;
+                let is_new = processors.note_way_back_problem(name, revision, done.as_ref().err());
                 (done, is_new)
             }
-            Wanted::Withdraw { why } => {
-                (broker.withdraw_by_itself(name, revision, why).await, true)
-            }
-            Wanted::Note => (broker.note_record(name, revision).await, true),
+            Wanted::Withdraw { why } => (
+                processors.withdraw_by_itself(name, revision, why).await,
+                true,
+            ),
+            Wanted::Note => (processors.note_record(name, revision).await, true),
         };
         // A rollback is tried again with each probe that fails, and its problem stands in the status.
         if let Err(error) = done
@@ -51,7 +59,7 @@ pub(crate) async fn take_back(broker: Weak<Inner>, mut alarms: mpsc::Receiver<Al
     }
 }
 
-impl Broker {
+impl Processors {
     /// Back to `revision`, or to the last one that worked. Without a number, or with that of the current one, a revision on trial is
     /// withdrawn, and the current one stays.
     ///
@@ -76,7 +84,9 @@ impl Broker {
         revision: Option<u32>,
         expected: Option<u32>,
     ) -> Result<Processor, ProcessorError> {
-        self.decide(|| self.roll_back_now(name, revision, expected))
+        self.inner
+            .catalogue
+            .decide(|| self.roll_back_now(name, revision, expected))
             .await
     }
 
@@ -130,33 +140,15 @@ impl Broker {
         }
     }
 
-    /// Where a rollback from the current revision leads: the last one that worked and can run still.
-    pub(crate) fn way_back<'a>(&self, processor: &'a Processor) -> Option<&'a Revision> {
-        processor.way_back_among(processor.current, |revision| self.can_run(revision))
-    }
-
-    /// The number of the revision that a rollback of a processor leads to.
-    #[must_use]
-    pub fn way_back_of(&self, processor: &Processor) -> Option<u32> {
-        self.way_back(processor).map(|back| back.number)
-    }
-
-    /// Whether the topics and modules of a revision are still there.
-    pub(crate) fn can_run(&self, revision: &Revision) -> bool {
-        let spec = &revision.spec;
-        let mut topics = spec.topics.iter().chain(&spec.output).chain(&spec.grants);
-        let mut modules = [Some(spec.module), spec.error_handler]
-            .into_iter()
-            .flatten();
-        topics.all(|topic| self.topic(topic).is_some())
-            && modules.all(|digest| self.module_of(digest).is_some())
-    }
-
     /// The last revision before the current one that worked; where none did, the one that it took over from, or else the last that was
     /// current.
     fn revision_before(&self, processor: &Processor) -> Option<u32> {
-        let back = self.way_back(processor).map(|back| back.number);
-        let can_run = |revision: &&Revision| self.can_run(revision);
+        let back = self
+            .inner
+            .catalogue
+            .way_back(processor)
+            .map(|back| back.number);
+        let can_run = |revision: &&Revision| self.inner.catalogue.can_run(revision);
         let predecessor = processor.current().and_then(|r| r.predecessor);
         let predecessor = predecessor.and_then(|number| processor.revision(number));
         let predecessor = predecessor.filter(can_run).map(|r| r.number);
@@ -234,7 +226,7 @@ impl Broker {
     fn passed_over(&self, processor: &Processor, from: u32, target: u32) -> String {
         let between = |r: &&Revision| r.number > target && r.number < from && !r.trial;
         let why = |r: &Revision| match (&r.record.stopped, r.record.worked_at) {
-            _ if !self.can_run(r) => "whose topics or modules are gone",
+            _ if !self.inner.catalogue.can_run(r) => "whose topics or modules are gone",
             (_, None) => "which never processed a message",
             (Some(_), _) => "which stood still when it was left",
             _ => "which was current",
@@ -271,7 +263,7 @@ impl Broker {
         why: String,
     ) -> Result<(), ProcessorError> {
         let take_back = || self.roll_back_by_itself_now(name, number, back_to, &why);
-        self.decide(take_back).await
+        self.inner.catalogue.decide(take_back).await
     }
 
     async fn roll_back_by_itself_now(
@@ -290,8 +282,8 @@ impl Broker {
         };
         // What was the way back when it was judged may have lost its topics since.
         let judged = processor.revision(back_to);
-        let back = judged.filter(|back| self.can_run(back));
-        let back = back.or_else(|| self.way_back(&processor));
+        let back = judged.filter(|back| self.inner.catalogue.can_run(back));
+        let back = back.or_else(|| self.inner.catalogue.way_back(&processor));
         let back_to = match back {
             Some(back) => back.number,
             None => return Err(self.nowhere(&processor)),
@@ -311,7 +303,7 @@ impl Broker {
         self.change(processor).await?;
         counter!("millrace_auto_rollbacks_total", "processor" => name.to_string()).increment(1);
         if redrives {
-            self.redrive_by_itself(name.clone(), Duration::ZERO);
+            self.have_sent_what_is_due(name);
         }
         tracing::error!(processor = %name, revision = number, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --failed-revision {number}` sends what it gave up again");
         Ok(())
@@ -325,14 +317,15 @@ impl Broker {
         problem: Option<&ProcessorError>,
     ) -> bool {
         let problem = problem.map(ToString::to_string);
-        let mut all = self.inner.processors.write();
-        let known = all.get_mut(name);
-        let Some(known) = known.filter(|known| known.processor.current == revision) else {
-            return true;
-        };
-        let is_new = known.way_back_problem != problem;
-        known.way_back_problem = problem;
-        is_new
+        let amended = self.inner.catalogue.amend(name, |known| {
+            if known.processor.current != revision {
+                return true;
+            }
+            let is_new = known.way_back_problem != problem;
+            known.way_back_problem = problem;
+            is_new
+        });
+        amended.unwrap_or(true)
     }
 }
 
@@ -396,34 +389,4 @@ fn done_last_by_host(processor: &Processor, now: Timestamp) -> Option<(Option<u3
     let taken_back = |r: &&Revision| r.note.as_ref().is_some_and(|of| of.starts_with(&note));
     let taken_back = processor.revisions.iter().rev().find(taken_back);
     by_host(last, ChangeKind::Rollback).then(|| (taken_back.map(|r| r.number), false))
-}
-
-/// What the host did by itself, for whoever asks for another rollback.
-pub(super) fn done_by_host(
-    name: &ProcessorName,
-    current: u32,
-    from: Option<u32>,
-    withdrawn: bool,
-) -> String {
-    match (from, withdrawn) {
-        (Some(from), true) => format!(
-            "the host itself has already withdrawn revision {from} of processor {name}, and revision {current} has stayed current"
-        ),
-        (from, _) => {
-            let from = from.map_or(String::new(), |from| format!(" from revision {from}"));
-            format!(
-                "the host itself has already taken processor {name} back{from} to revision {current}"
-            )
-        }
-    }
-}
-
-/// Revisions by number: `revision 1`, `revisions 1 and 2`.
-pub(super) fn numbered(revisions: &[u32]) -> String {
-    let numbers: Vec<String> = revisions.iter().map(ToString::to_string).collect();
-    match numbers.as_slice() {
-        [] => "no revision".to_owned(),
-        [one] => format!("revision {one}"),
-        [before @ .., last] => format!("revisions {} and {last}", before.join(", ")),
-    }
 }

@@ -6,14 +6,15 @@ use millrace_model::{
 };
 use serde::Serialize;
 
-use super::going_back::gone_back_from;
-use super::left_behind::LeftBehind;
-use crate::broker::{Broker, Deployed};
-use crate::canary::CanaryStatus;
-use crate::dispatch::Input;
+use crate::catalogue::deployed::Deployed;
+use crate::catalogue::left_behind::LeftBehind;
 use crate::dispatch::breaker::BreakerStatus;
+use crate::dispatch::input::Input;
 use crate::dispatch::standing::State;
 use crate::handler::GuestLine;
+use crate::processors::canary::CanaryStatus;
+use crate::processors::going_back::gone_back_from;
+use crate::processors::handle::Processors;
 
 /// A processor and how it does.
 #[derive(Clone, Debug, Serialize)]
@@ -78,11 +79,17 @@ pub struct PartitionStatus {
     pub calling_ms: Option<u64>,
 }
 
-impl Broker {
+impl Processors {
     /// All processors, by name.
     pub async fn processors(&self) -> Vec<ProcessorStatus> {
-        let deployed: Vec<Deployed> = self.inner.processors.read().values().cloned().collect();
-        let topics = self.topics();
+        let deployed: Vec<Deployed> = self
+            .inner
+            .catalogue
+            .processors()
+            .values()
+            .cloned()
+            .collect();
+        let topics = self.inner.catalogue.topics();
         let mut statuses = Vec::with_capacity(deployed.len());
         for deployed in deployed {
             statuses.push(self.status(deployed, &topics).await);
@@ -90,22 +97,19 @@ impl Broker {
         statuses
     }
 
-    /// The names of all processors.
-    #[must_use]
-    pub fn processor_names(&self) -> Vec<ProcessorName> {
-        self.inner.processors.read().keys().cloned().collect()
-    }
-
     /// One processor as it is deployed, without how it does.
     #[must_use]
     pub fn deployed_as(&self, name: &ProcessorName) -> Option<Processor> {
-        self.deployed(name).map(|deployed| deployed.processor)
+        self.inner
+            .catalogue
+            .deployed(name)
+            .map(|deployed| deployed.processor)
     }
 
     /// One processor.
     pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
-        let deployed = self.deployed(name)?;
-        Some(self.status(deployed, &self.topics()).await)
+        let deployed = self.inner.catalogue.deployed(name)?;
+        Some(self.status(deployed, &self.inner.catalogue.topics()).await)
     }
 
     /// Log lines of its guests, newest last, as far as they are kept.
@@ -130,7 +134,7 @@ impl Broker {
         let is_open = breaker
             .as_ref()
             .is_some_and(|breaker| breaker.state == "open");
-        let left_behind = self.left_behind_in(name, topics).await;
+        let left_behind = self.inner.catalogue.left_behind_in(name, topics).await;
         let left_behind = left_behind.unwrap_or_else(|error| {
             tracing::warn!(processor = %name, %error, "what it left waiting cannot be read");
             Vec::new()
@@ -139,7 +143,11 @@ impl Broker {
             breaker,
             canary: self.canary_status(&deployed.processor),
             left_behind,
-            way_back: self.way_back(&deployed.processor).map(|back| back.number),
+            way_back: self
+                .inner
+                .catalogue
+                .way_back(&deployed.processor)
+                .map(|back| back.number),
             // Once the breaker is closed nobody wants to go back.
             way_back_problem: deployed.way_back_problem.filter(|_| is_open),
             gone_back_from: gone_back_from(&deployed.processor),
@@ -152,7 +160,7 @@ impl Broker {
     /// How far behind the workers of this host are.
     pub async fn lags(&self) -> Vec<Lag> {
         let mut lags = Vec::new();
-        for processor in self.processor_names() {
+        for processor in self.inner.catalogue.processor_names() {
             for (input, standing) in self.inner.supervisor.standings(&processor) {
                 if let Some(next) = standing.next.filter(|_| standing.state.is_here()) {
                     let end = self.end_of(&input);
@@ -170,7 +178,7 @@ impl Broker {
 
     /// Where a worker's input ends, now.
     fn end_of(&self, input: &Input) -> Offset {
-        let end = self.ends(&input.topic, input.partition);
+        let end = self.inner.catalogue.ends(&input.topic, input.partition);
         let end = end.unwrap_or_default().end;
         input.range.map_or(end, |(_, range_end)| range_end.min(end))
     }
@@ -230,7 +238,11 @@ impl Broker {
         let topics = processor.current().map(|r| r.spec.topics.clone());
         let state = State::Stopped(problem.to_owned()).to_string();
         let mut partitions = Vec::new();
-        for topic in topics.iter().flatten().filter_map(|name| self.topic(name)) {
+        for topic in topics
+            .iter()
+            .flatten()
+            .filter_map(|name| self.inner.catalogue.topic(name))
+        {
             for partition in topic.partitions() {
                 let range = processor.replay.as_ref().map(|replay| {
                     let place = (&topic.spec.name, partition.partition);

@@ -10,21 +10,20 @@ use millrace_model::calendar::utc;
 use millrace_model::{Header, Schedule, ScheduleName, ScheduleRun, Timestamp};
 use tokio::sync::{Notify, watch};
 
-use super::{Known, ScheduleError, ScheduleStatus, message_of};
-use crate::broker::{Broker, Inner, entry};
+use crate::catalogue::entries::entry;
+use crate::ground::headers::DUE;
+use crate::ground::headers::MISSED;
+use crate::ground::headers::RUN_BY;
+use crate::ground::headers::SCHEDULE;
+use crate::ground::tasks;
 use crate::handler::CallError;
-use crate::produce::ProduceError;
-use crate::tasks;
-
-/// Names the schedule that made a message.
-pub(crate) const SCHEDULE: &str = "millrace-schedule";
-/// When it was due, in milliseconds since the Unix epoch.
-pub(crate) const DUE: &str = "millrace-due";
-/// How many earlier ones it stands for as well; absent if none.
-pub(crate) const MISSED: &str = "millrace-missed";
-
-/// Who had a message made by hand, between the times of its schedule; absent of all others.
-pub(crate) const RUN_BY: &str = "millrace-run-by";
+use crate::messages::produce::ProduceError;
+use crate::schedules::handle::Inner;
+use crate::schedules::handle::Schedules;
+use crate::schedules::keeping::Known;
+use crate::schedules::keeping::ScheduleError;
+use crate::schedules::keeping::ScheduleStatus;
+use crate::schedules::keeping::message_of;
 
 /// Messages of schedules that are made side by side.
 const MADE_AT_ONCE_MAX: usize = 16;
@@ -69,13 +68,13 @@ impl From<ProduceError> for Unmade {
 
 /// Works as long as there is a broker, until told to stop, or until the engine does.
 pub(crate) async fn run(
-    broker: Weak<Inner>,
+    schedules: Weak<Inner>,
     changed: Arc<Notify>,
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
-        let wait = match broker.upgrade() {
-            Some(inner) => Broker { inner, by: None }.make_due().await,
+        let wait = match schedules.upgrade() {
+            Some(inner) => Schedules::of(inner).make_due().await,
             None => None,
         };
         let Some(wait) = wait else {
@@ -89,10 +88,10 @@ pub(crate) async fn run(
     }
 }
 
-impl Broker {
+impl Schedules {
     /// Makes what is due; how long there is nothing to do then. `None` is the end.
     async fn make_due(&self) -> Option<Duration> {
-        let schedules = &self.inner.schedules;
+        let schedules = &self.inner.known;
         let _change = schedules.changes.lock().await;
         self.catch_up_schedules();
         let now = self.inner.clock.wall();
@@ -148,11 +147,16 @@ impl Broker {
                 ..next
             };
             let (key, expects) = (next.name.to_string(), self.schedule_as_known(&next.name));
-            let kept = self.write_entry(EntryKind::Schedule, key, Some(&next), vec![expects]);
+            let kept = self.inner.catalogue.write_entry(
+                EntryKind::Schedule,
+                key,
+                Some(&next),
+                vec![expects],
+            );
             let version = kept
                 .await
                 .map_err(|error| Unmade::from(ProduceError::from(error)))?;
-            self.inner.schedules.followed.own(version);
+            self.inner.known.followed.own(version);
             self.know_schedule(next, version, Some(reason.clone()));
             return Err(Unmade::Pass(reason));
         }
@@ -184,9 +188,12 @@ impl Broker {
             ..Transaction::default()
         };
         let message = message_of(&then.spec);
-        let made = self.produce_with(&then.spec.topic, message, headers, transaction);
+        let made =
+            self.inner
+                .messages
+                .produce_with(&then.spec.topic, message, headers, transaction);
         let version = made.await?.versions.first().copied().unwrap_or_default();
-        self.inner.schedules.followed.own(version);
+        self.inner.known.followed.own(version);
         Ok(version)
     }
 
@@ -207,15 +214,15 @@ impl Broker {
         schedule.made += 1;
         schedule.last_run = Some(ScheduleRun {
             at: now,
-            by: self.by.as_deref().map(str::to_owned),
+            by: self.caller.name().map(str::to_owned),
         });
-        let by = self.by.as_deref().unwrap_or_default();
+        let by = self.caller.name().unwrap_or_default();
         let mut headers = evidence(name, now, 0);
         headers.push(header(RUN_BY, by.to_owned()));
         let version = self.append_message(&schedule, headers).await?;
         counter!("millrace_schedule_messages_total", "schedule" => name.to_string()).increment(1);
         tracing::info!(schedule = %name, topic = %schedule.spec.topic, by, "a schedule was run by hand");
-        let mut all = self.inner.schedules.all.write();
+        let mut all = self.inner.known.all.write();
         let now_known = all
             .entry(name.clone())
             .or_insert_with(|| Known::new(schedule.clone(), version));
@@ -246,7 +253,7 @@ impl Broker {
 
     /// Its message is tried again after a while.
     fn waits(&self, name: &ScheduleName, reason: String) {
-        let mut all = self.inner.schedules.all.write();
+        let mut all = self.inner.known.all.write();
         if let Some(known) = all.get_mut(name) {
             known.problem = Some(reason);
             known.again_at = self.inner.clock.monotonic() + AGAIN_AFTER;
@@ -257,7 +264,7 @@ impl Broker {
     fn read_again(&self, name: &ScheduleName) {
         let found = self.inner.engine.entry(EntryKind::Schedule, name.as_str());
         let Some(entry) = found else {
-            self.inner.schedules.all.write().remove(name);
+            self.inner.known.all.write().remove(name);
             return;
         };
         match serde_json::from_slice(&entry.value) {
@@ -271,7 +278,7 @@ impl Broker {
     }
 
     fn know_schedule(&self, schedule: Schedule, version: Version, problem: Option<String>) {
-        let mut all = self.inner.schedules.all.write();
+        let mut all = self.inner.known.all.write();
         let name = schedule.name.clone();
         let known = Known {
             problem,

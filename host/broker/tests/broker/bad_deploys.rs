@@ -30,7 +30,12 @@ async fn passing(rig: &Rig) -> ProcessorSpec {
 /// Waits until the breaker is open, or the processor has gone back to this revision.
 async fn stopped(rig: &Rig, back: u32) {
     for _ in 0..5_000 {
-        let status = rig.broker.processor(&processor("p")).await.unwrap();
+        let status = rig
+            .session
+            .processors()
+            .processor(&processor("p"))
+            .await
+            .unwrap();
         let is_open = status
             .breaker
             .is_some_and(|breaker| breaker.state == "open");
@@ -113,7 +118,12 @@ async fn what_a_revision_has_in_flight_when_another_takes_over_is_the_other_ones
         produce(&rig, 3..30).await;
         rig.until(|all| all[0].end.0 == 30 && all[0].next.0 == 3)
             .await;
-        let back = rig.broker.rollback(&processor("p"), Some(1)).await.unwrap();
+        let back = rig
+            .session
+            .processors()
+            .rollback(&processor("p"), Some(1))
+            .await
+            .unwrap();
         assert_eq!(back.current, 1);
         door.add_permits(100);
         rig.settled().await;
@@ -150,7 +160,12 @@ async fn a_validator_that_rejects_as_much_as_the_one_before_is_no_bad_deploy() {
     }
     rig.settled().await;
     assert_eq!(rig.letters().await.len(), 12_000 / 25);
-    let status = rig.broker.processor(&processor("p")).await.unwrap();
+    let status = rig
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     assert_eq!(status.breaker.unwrap().trips, 0);
 }
 
@@ -170,7 +185,12 @@ async fn attempts_at_a_processor_that_was_deleted_are_none_at_the_one_that_is_ma
                 max: 10,
                 ..ParkedQuery::default()
             };
-            let page = rig.broker.parked(&processor("p"), &query).await.unwrap();
+            let page = rig
+                .session
+                .processors()
+                .parked(&processor("p"), &query)
+                .await
+                .unwrap();
             if page
                 .messages
                 .first()
@@ -184,13 +204,21 @@ async fn attempts_at_a_processor_that_was_deleted_are_none_at_the_one_that_is_ma
     };
     let again = async || {
         let (all, now) = (WhichParked::All, ParkedAction::TryNow);
-        let done = rig.broker.do_with_parked(&processor("p"), all, now).await;
+        let done = rig
+            .session
+            .processors()
+            .do_with_parked(&processor("p"), all, now)
+            .await;
         assert_eq!(done.unwrap().done, 1);
     };
     tried(1).await;
     again().await;
     tried(2).await;
-    rig.broker.delete_processor(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .delete_processor(&processor("p"))
+        .await
+        .unwrap();
     // Attempts are told apart by milliseconds.
     let clock = SystemClock::new();
     let now = clock.wall();

@@ -14,14 +14,22 @@ async fn passing(rig: &Rig) -> ProcessorSpec {
 
 async fn deploy(rig: &Rig, begin_at: BeginAt) -> Result<(), ProcessorError> {
     let next = NextSpec::from(passing(rig).await).beginning_at(Some(begin_at));
-    rig.broker.deploy(&processor("p"), next).await.map(drop)
+    rig.session
+        .processors()
+        .deploy(&processor("p"), next)
+        .await
+        .map(drop)
 }
 
 async fn produce_at(rig: &Rig, messages: &[(&str, u64)]) {
     for (value, at) in messages {
         let mut new = message("k", value);
         new.message.timestamp = Timestamp(*at);
-        rig.broker.produce(&topic("in"), vec![new]).await.unwrap();
+        rig.session
+            .messages()
+            .produce(&topic("in"), vec![new])
+            .await
+            .unwrap();
     }
 }
 
@@ -70,7 +78,11 @@ async fn the_beginning_holds_over_restarts_where_nothing_came_and_counts_once() 
     deploy(&rig, BeginAt::Offset(Offset(0))).await.unwrap();
     let mut changed = NextSpec::from(passing(&rig).await);
     changed = changed.beginning_at(Some(BeginAt::Earliest));
-    rig.broker.deploy(&processor("p"), changed).await.unwrap();
+    rig.session
+        .processors()
+        .deploy(&processor("p"), changed)
+        .await
+        .unwrap();
     let more = passing(&rig).await;
     rig.deploy(ProcessorSpec {
         hops_max: Some(2),
@@ -88,7 +100,11 @@ async fn a_processor_that_was_there_before_is_not_told_where_to_begin() {
     rig.deploy(passing(&rig).await).await;
     produce_at(&rig, &[("a", 100)]).await;
     rig.hold("out", &["a"]).await;
-    rig.broker.delete_processor(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .delete_processor(&processor("p"))
+        .await
+        .unwrap();
     let refused = deploy(&rig, BeginAt::Earliest).await.unwrap_err();
     assert!(
         refused.to_string().contains("goes on where it was"),

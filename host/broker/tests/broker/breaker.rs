@@ -32,7 +32,7 @@ fn values(messages: &[(String, String)]) -> Vec<&str> {
 }
 
 async fn breaker(rig: &Rig) -> BreakerStatus {
-    let status = rig.broker.processor(&processor("p")).await;
+    let status = rig.session.processors().processor(&processor("p")).await;
     status.and_then(|status| status.breaker).unwrap_or_default()
 }
 
@@ -115,13 +115,21 @@ async fn a_topic_of_nothing_but_poison_waits_for_an_operator_who_may_accept_the_
             .text
             .is_some_and(|text| text.contains("in a row failed alike (trap"))
     );
-    rig.broker.resume(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     while breaker(&rig).await.probes < 5 {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let dead = rig.values("in.p.dlq").await.len() as u64;
     assert!(dead <= 4, "a handful");
-    rig.broker.resume(&processor("p"), Some(30)).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), Some(30))
+        .await
+        .unwrap();
     rig.hold("in.p.dlq", &values(&messages)).await;
     rig.settled().await;
     // Those that were dead before were not among the accepted ones.
@@ -172,7 +180,11 @@ async fn a_bad_deploy_is_named_and_after_a_rollback_every_message_takes_effect_o
         text.contains("revision 2 fails where revision 1 did not"),
         "{text}"
     );
-    rig.broker.rollback(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .rollback(&processor("p"), None)
+        .await
+        .unwrap();
     all_but_a_handful(&rig, &messages).await;
     assert_eq!(breaker(&rig).await.state, "closed");
 }
@@ -184,7 +196,13 @@ async fn a_bad_deploy_takes_itself_back_once_if_its_specification_says_so() {
     rig.produce(&borrowed(&messages)).await;
     all_but_a_handful(&rig, &messages).await;
     let name = processor("p");
-    let deployed = rig.broker.processor(&name).await.unwrap().processor;
+    let deployed = rig
+        .session
+        .processors()
+        .processor(&name)
+        .await
+        .unwrap()
+        .processor;
     assert_eq!(deployed.current, 1);
     let note = deployed
         .revision(2)
@@ -195,14 +213,24 @@ async fn a_bad_deploy_takes_itself_back_once_if_its_specification_says_so() {
         "{note}"
     );
     // Whoever makes it current again is believed to know why.
-    rig.broker.rollback(&name, Some(2)).await.unwrap();
+    rig.session
+        .processors()
+        .rollback(&name, Some(2))
+        .await
+        .unwrap();
     let more = numbered(20);
     rig.produce(&borrowed(&more)).await;
     until_open(&rig, "bad-deploy").await;
     while breaker(&rig).await.probes < 5 {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    let deployed = rig.broker.processor(&name).await.unwrap().processor;
+    let deployed = rig
+        .session
+        .processors()
+        .processor(&name)
+        .await
+        .unwrap()
+        .processor;
     assert_eq!(deployed.current, 2);
 }
 
@@ -214,13 +242,27 @@ async fn a_rollback_goes_to_the_revision_that_the_bad_one_took_over_from() {
             .upload_handler(name, per_message(|_, _| Say::Pass))
             .await;
         rig.deploy(spec(module)).await;
-        let status = rig.broker.processor(&processor("p")).await.unwrap();
+        let status = rig
+            .session
+            .processors()
+            .processor(&processor("p"))
+            .await
+            .unwrap();
         assert_eq!(status.processor.current, revision);
     }
-    rig.broker.rollback(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .rollback(&processor("p"), None)
+        .await
+        .unwrap();
     let third = rig.upload_handler("c", per_message(|_, _| Say::Pass)).await;
     rig.deploy(spec(third)).await;
-    let back = rig.broker.rollback(&processor("p"), None).await.unwrap();
+    let back = rig
+        .session
+        .processors()
+        .rollback(&processor("p"), None)
+        .await
+        .unwrap();
     assert_eq!(back.current, 1, "not to 2, which nobody wanted");
 }
 
@@ -271,7 +313,11 @@ async fn accepted_dead_letters_do_not_wait_for_the_bound() {
     rig.produce(&borrowed(&messages)).await;
     rig.until(|all| all[0].state.starts_with("waiting: poison flood"))
         .await;
-    rig.broker.resume(&processor("p"), Some(15)).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), Some(15))
+        .await
+        .unwrap();
     rig.hold("in.p.dlq", &values(&messages)).await;
 }
 

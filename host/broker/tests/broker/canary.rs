@@ -54,17 +54,21 @@ fn assert_each_once_in_order(keys: &BTreeMap<String, Vec<(u32, String)>>, number
 
 async fn canary(rig: &Rig, spec: ProcessorSpec, percent: u32) -> Processor {
     let name = processor("p");
-    let canary = rig.broker.deploy_canary(&name, spec, percent).await;
+    let canary = rig
+        .session
+        .processors()
+        .deploy_canary(&name, spec, percent)
+        .await;
     canary.unwrap()
 }
 
 async fn current(rig: &Rig) -> Processor {
-    let status = rig.broker.processor(&processor("p")).await;
+    let status = rig.session.processors().processor(&processor("p")).await;
     status.unwrap().processor
 }
 
 async fn canary_status(rig: &Rig) -> CanaryStatus {
-    let status = rig.broker.processor(&processor("p")).await;
+    let status = rig.session.processors().processor(&processor("p")).await;
     status.unwrap().canary.expect("a canary")
 }
 
@@ -112,7 +116,11 @@ async fn a_canary_takes_its_share_of_the_keys_and_no_key_changes_sides() {
     assert_eq!((status.canary.revision, status.current.revision), (2, 1));
 
     // A larger share keeps what the smaller one had.
-    rig.broker.set_canary(&processor("p"), 60).await.unwrap();
+    rig.session
+        .processors()
+        .set_canary(&processor("p"), 60)
+        .await
+        .unwrap();
     produce(&rig, 500, 5..6).await;
     rig.settled().await;
     let more = by_key(&rig).await;
@@ -120,7 +128,12 @@ async fn a_canary_takes_its_share_of_the_keys_and_no_key_changes_sides() {
         let last = &seen.last().unwrap().1;
         assert!(keys[key][0].1 == "a" || last == "b", "key {key}");
     }
-    let promoted = rig.broker.promote(&processor("p")).await.unwrap();
+    let promoted = rig
+        .session
+        .processors()
+        .promote(&processor("p"))
+        .await
+        .unwrap();
     assert_eq!((promoted.current, promoted.canary.as_ref()), (2, None));
     assert!(!promoted.revision(2).unwrap().trial);
     produce(&rig, 500, 6..7).await;
@@ -131,7 +144,12 @@ async fn a_canary_takes_its_share_of_the_keys_and_no_key_changes_sides() {
     use ChangeKind::{Canary, Deploy, Promote};
     let wanted = [(Deploy, 1), (Canary, 2), (Canary, 2), (Promote, 2)];
     assert_eq!(changes(&promoted), wanted);
-    let back = rig.broker.rollback(&processor("p"), None).await.unwrap();
+    let back = rig
+        .session
+        .processors()
+        .rollback(&processor("p"), None)
+        .await
+        .unwrap();
     assert_eq!(back.current, 1);
 }
 
@@ -199,7 +217,8 @@ async fn a_canary_that_traps_on_everything_is_withdrawn_and_each_message_is_proc
         (ChangeKind::Withdraw, Some("host"))
     );
     let status = rig
-        .broker
+        .session
+        .processors()
         .processor(&crate::rig::processor("p"))
         .await
         .unwrap();
@@ -209,7 +228,11 @@ async fn a_canary_that_traps_on_everything_is_withdrawn_and_each_message_is_proc
         "the current revision's"
     );
     // What was on trial was never current: the one before is not gone back to it.
-    let refused = rig.broker.rollback(&crate::rig::processor("p"), None).await;
+    let refused = rig
+        .session
+        .processors()
+        .rollback(&crate::rig::processor("p"), None)
+        .await;
     assert!(matches!(refused, Err(ProcessorError::NothingToRollBack(_))));
 }
 
@@ -291,9 +314,14 @@ async fn canaries_that_come_and_go_amid_load_lose_repeat_and_reorder_nothing() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         match round % 3 {
-            0 => rig.broker.promote(&name).await.unwrap(),
-            1 => rig.broker.rollback(&name, None).await.unwrap(),
-            _ => rig.broker.set_canary(&name, 0).await.unwrap(),
+            0 => rig.session.processors().promote(&name).await.unwrap(),
+            1 => rig
+                .session
+                .processors()
+                .rollback(&name, None)
+                .await
+                .unwrap(),
+            _ => rig.session.processors().set_canary(&name, 0).await.unwrap(),
         };
         assert!(current(&rig).await.canary.is_none());
     }
@@ -400,7 +428,11 @@ async fn what_cannot_be_a_canary_is_refused_and_changes_nothing() {
     let (a, b) = (marker(&rig, "a").await, marker(&rig, "b").await);
     rig.topic("more", 1).await;
     let name = processor("p");
-    let unknown = rig.broker.deploy_canary(&name, spec(b), 10).await;
+    let unknown = rig
+        .session
+        .processors()
+        .deploy_canary(&name, spec(b), 10)
+        .await;
     assert!(matches!(unknown, Err(ProcessorError::Unknown(_))));
     rig.deploy(spec(a)).await;
     let before = current(&rig).await;
@@ -415,17 +447,21 @@ async fn what_cannot_be_a_canary_is_refused_and_changes_nothing() {
         (other_topics, 10),
         (other_order, 10),
     ] {
-        let refused = rig.broker.deploy_canary(&name, bad, percent).await;
+        let refused = rig
+            .session
+            .processors()
+            .deploy_canary(&name, bad, percent)
+            .await;
         assert!(
             matches!(refused, Err(ProcessorError::InvalidSpec(_))),
             "{refused:?}"
         );
     }
     assert!(matches!(
-        rig.broker.promote(&name).await,
+        rig.session.processors().promote(&name).await,
         Err(ProcessorError::NoTrial(_))
     ));
-    let none = rig.broker.set_canary(&name, 5).await;
+    let none = rig.session.processors().set_canary(&name, 5).await;
     assert!(matches!(none, Err(ProcessorError::NoTrial(_))));
     assert_eq!(current(&rig).await, before);
 
@@ -436,7 +472,12 @@ async fn what_cannot_be_a_canary_is_refused_and_changes_nothing() {
         2,
         "the same canary again is the same"
     );
-    let whole = rig.broker.deploy(&name, spec(b)).await.unwrap();
+    let whole = rig
+        .session
+        .processors()
+        .deploy(&name, spec(b))
+        .await
+        .unwrap();
     assert_eq!(
         (whole.current, whole.revisions.len()),
         (2, 2),

@@ -69,7 +69,12 @@ async fn a_processor_that_writes_to_its_own_input_ends_after_its_hops() {
         );
         assert_eq!(letter.attempts, 1);
     }
-    let status = rig.broker.processor(&processor("p")).await.unwrap();
+    let status = rig
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     assert!(
         format!("{:?}", status.breaker).contains("losed"),
         "{:?}",
@@ -82,7 +87,11 @@ async fn hops_are_carried_through_processors_that_do_not_count() {
     let rig = Rig::start(2).await;
     rig.deploy(passing(&rig, "in", "out", Some(2)).await).await;
     let back = passing(&rig, "out", "in", None).await;
-    rig.broker.deploy(&processor("q"), back).await.unwrap();
+    rig.session
+        .processors()
+        .deploy(&processor("q"), back)
+        .await
+        .unwrap();
     rig.produce(&[("a", "x")]).await;
     rig.hold("in.p.dlq", &["x"]).await;
     assert_eq!(all_hops(&rig, "in").await, counts(&[0, 1, 2]));
@@ -103,14 +112,22 @@ async fn messages_beside_one_that_came_too_often_are_processed() {
     looping.output = Some(topic("in"));
     looping.hops_max = Some(2);
     rig.deploy(looping).await;
-    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     let mut messages: Vec<(String, &str)> = Vec::new();
     for n in 0..40 {
         messages.push((n.to_string(), if n % 3 == 0 { "round" } else { "once" }));
     }
     let messages: Vec<(&str, &str)> = messages.iter().map(|(k, v)| (k.as_str(), *v)).collect();
     rig.produce(&messages).await;
-    rig.broker.resume(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     rig.settled().await;
     assert_eq!(rig.letters().await.len(), 14);
     assert_eq!(rig.values("in").await.len(), 40 + 2 * 14);
@@ -143,7 +160,11 @@ async fn a_component_cannot_say_how_many_hops_there_were() {
         hops_max: None,
         ..first
     };
-    rig.broker.deploy(&processor("q"), second).await.unwrap();
+    rig.session
+        .processors()
+        .deploy(&processor("q"), second)
+        .await
+        .unwrap();
     rig.produce(&[("a", "x")]).await;
     rig.hold("end", &["x"]).await;
     assert_eq!(all_hops(&rig, "out").await, counts(&[1]));
@@ -154,12 +175,17 @@ async fn a_component_cannot_say_how_many_hops_there_were() {
 async fn a_cycle_in_which_nobody_counts_is_refused_and_spelled_out() {
     let rig = Rig::start(1).await;
     let own = passing(&rig, "in", "in", None).await;
-    let refused = rig.broker.deploy(&processor("p"), own).await.unwrap_err();
+    let refused = rig
+        .session
+        .processors()
+        .deploy(&processor("p"), own)
+        .await
+        .unwrap_err();
     assert!(refusal(&refused).contains("p -> in -> p"), "{refused}");
     assert!(refusal(&refused).contains("hops_max"));
     rig.deploy(passing(&rig, "in", "out", None).await).await;
     let back = passing(&rig, "out", "in", None).await;
-    let deploy = async |spec| rig.broker.deploy(&processor("q"), spec).await;
+    let deploy = async |spec| rig.session.processors().deploy(&processor("q"), spec).await;
     let refused = deploy(back.clone()).await.unwrap_err();
     assert!(
         refusal(&refused).contains("q -> in -> p -> out -> q"),
@@ -180,7 +206,11 @@ async fn a_cycle_in_which_nobody_counts_is_refused_and_spelled_out() {
             .is_err()
     );
     // The revision before it was no part of a cycle, and is none now.
-    rig.broker.rollback(&processor("q"), None).await.unwrap();
+    rig.session
+        .processors()
+        .rollback(&processor("q"), None)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -190,8 +220,12 @@ async fn a_redriven_message_that_came_too_often_begins_anew() {
     rig.produce(&[("a", "x")]).await;
     rig.settled().await;
     assert_eq!(rig.letters().await.len(), 1);
-    let all = RedriveRequest::all("tester");
-    rig.broker.redrive(&processor("p"), all).await.unwrap();
+    let all = RedriveRequest::all();
+    rig.session
+        .dead_letters()
+        .redrive(&processor("p"), all)
+        .await
+        .unwrap();
     rig.hold("in", &["x", "x", "x"]).await;
     rig.hold("in.p.dlq", &["x", "x"]).await;
     assert_eq!(all_hops(&rig, "in").await, counts(&[0, 1, 1]));
@@ -215,7 +249,12 @@ async fn a_cycle_through_dead_letters_is_refused_and_spelled_out_whoever_closes_
     let rig = Rig::start(1).await;
     rig.deploy(picky(&rig, None).await).await;
     let again = passing(&rig, "in.p.dlq", "in", None).await;
-    let deploy = async |name, spec| rig.broker.deploy(&processor(name), spec).await;
+    let deploy = async |name, spec| {
+        rig.session
+            .processors()
+            .deploy(&processor(name), spec)
+            .await
+    };
     let refused = deploy("again", again.clone()).await.unwrap_err();
     let cycle = "again -> in -> p -> in.p.dlq -> again";
     assert!(refusal(&refused).contains(cycle), "{refused}");
@@ -232,7 +271,11 @@ async fn a_cycle_through_dead_letters_is_refused_and_spelled_out_whoever_closes_
     // Nobody may stop counting either, nor come in between.
     let refused = deploy("again", passing(&rig, "in.p.dlq", "in", None).await).await;
     assert!(refusal(&refused.unwrap_err()).contains(cycle));
-    rig.broker.delete_processor(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .delete_processor(&processor("p"))
+        .await
+        .unwrap();
     deploy("again", passing(&rig, "in.p.dlq", "in", None).await)
         .await
         .unwrap();
@@ -253,7 +296,11 @@ async fn a_cycle_through_dead_letters_ends_after_its_hops_whoever_counts() {
         let rig = Rig::start(1).await;
         rig.deploy(picky(&rig, of_picky).await).await;
         let again = passing(&rig, "in.p.dlq", "in", of_again).await;
-        rig.broker.deploy(&processor("again"), again).await.unwrap();
+        rig.session
+            .processors()
+            .deploy(&processor("again"), again)
+            .await
+            .unwrap();
         rig.produce(&[("a", "bad"), ("b", "good")]).await;
         let came = async || {
             rig.values("in")
@@ -263,7 +310,12 @@ async fn a_cycle_through_dead_letters_ends_after_its_hops_whoever_counts() {
                 .count()
         };
         let rests = async |name: &str| {
-            let status = rig.broker.processor(&processor(name)).await.unwrap();
+            let status = rig
+                .session
+                .processors()
+                .processor(&processor(name))
+                .await
+                .unwrap();
             let mut partitions = status.partitions.iter();
             partitions.all(|one| one.lag == 0 && one.parked == 0)
         };
@@ -293,8 +345,12 @@ async fn a_dead_letter_counts_as_an_output_does_and_sent_again_has_the_hops_it_c
     rig.hold("in.p.dlq", &["bad"]).await;
     assert_eq!(all_hops(&rig, "in.p.dlq").await, counts(&[1]));
     for letters in 2..=3 {
-        let all = RedriveRequest::all("tester");
-        rig.broker.redrive(&processor("p"), all).await.unwrap();
+        let all = RedriveRequest::all();
+        rig.session
+            .dead_letters()
+            .redrive(&processor("p"), all)
+            .await
+            .unwrap();
         rig.hold("in.p.dlq", &vec!["bad"; letters]).await;
     }
     assert_eq!(all_hops(&rig, "in.p.dlq").await, counts(&[1, 1, 1]));
@@ -316,7 +372,7 @@ async fn the_first_call_is_marked_though_its_batch_was_cut_for_spent_messages() 
     });
     builder.push(&spent);
     let partition = TopicPartition {
-        topic: rig.broker.topic(&topic("in")).unwrap().id,
+        topic: rig.session.catalogue().topic(&topic("in")).unwrap().id,
         partition: PartitionId(0),
     };
     let append = Append {

@@ -97,7 +97,11 @@ async fn delayed_messages_of_one_time_come_in_the_order_in_which_they_were_taken
     };
     let send = async |rig: &Rig, values: [&str; 2]| {
         let messages = values.map(|value| at(value, due)).to_vec();
-        rig.broker.produce(&topic("in"), messages).await.unwrap();
+        rig.session
+            .messages()
+            .produce(&topic("in"), messages)
+            .await
+            .unwrap();
     };
     send(&rig, ["1", "2"]).await;
     clock.step(-2 * HOUR_MS);
@@ -117,7 +121,11 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
             deliver_at: Some(due),
             ..message("k", value)
         };
-        let produced = rig.broker.produce(&topic("in"), vec![message]).await;
+        let produced = rig
+            .session
+            .messages()
+            .produce(&topic("in"), vec![message])
+            .await;
         produced.unwrap();
     };
     let waiting = async || {
@@ -125,7 +133,8 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
             max: 10,
             ..DelayedQuery::default()
         };
-        rig.broker
+        rig.session
+            .messages()
             .delayed(&topic("in"), &query)
             .await
             .unwrap()
@@ -152,7 +161,8 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
     );
     // It is known by the name that it had at first, too.
     assert_ne!(late.id, first_id);
-    rig.broker
+    rig.session
+        .messages()
         .cancel_delayed(&topic("in"), first_id)
         .await
         .unwrap();
@@ -171,7 +181,11 @@ async fn more_delayed_messages_than_one_transaction_moves_all_move_with_the_cloc
             deliver_at: Some(due),
             ..message("k", value)
         };
-        let produced = rig.broker.produce(&topic("in"), vec![message]).await;
+        let produced = rig
+            .session
+            .messages()
+            .produce(&topic("in"), vec![message])
+            .await;
         produced.unwrap();
     }
     clock.step(-HOUR_MS);
@@ -186,29 +200,33 @@ async fn a_schedule_says_that_it_waits_for_the_clock_and_until_when() {
     let (rig, clock) = rig().await;
     let name = ScheduleName::parse("s").unwrap();
     let put = rig
-        .broker
+        .session
+        .schedules()
         .put_schedule(&name, schedules::spec("in", "* * * * * *"));
     assert_eq!(put.await.unwrap().waiting, None);
     rig.until_made(1).await;
     clock.step(-HOUR_MS / 2);
-    let status = rig.broker.schedule(&name).unwrap();
+    let status = rig.session.schedules().schedule(&name).unwrap();
     let waiting = status.waiting.unwrap();
     assert!(waiting.contains("the clock was set back"), "{waiting}");
     let made = status.schedule.made;
     clock.step(HOUR_MS / 2);
     rig.until_made(made + 1).await;
-    assert_eq!(rig.broker.schedule(&name).unwrap().waiting, None);
+    assert_eq!(
+        rig.session.schedules().schedule(&name).unwrap().waiting,
+        None
+    );
 }
 
 impl Rig {
     async fn until_made(&self, count: u64) {
         for _ in 0..6_000 {
-            let all = self.broker.schedules();
+            let all = self.session.schedules().schedules();
             if all.iter().all(|status| status.schedule.made >= count) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("{:?}", self.broker.schedules());
+        panic!("{:?}", self.session.schedules().schedules());
     }
 }

@@ -23,12 +23,16 @@ async fn compressed_topic(rig: &Rig, name: &str, compression: Compression) {
             ..TopicSettings::default()
         },
     };
-    rig.broker.delete_topic(&topic(name), false).await.unwrap();
-    rig.broker.create_topic(new).await.unwrap();
+    rig.session
+        .catalogue()
+        .delete_topic(&topic(name), false)
+        .await
+        .unwrap();
+    rig.session.catalogue().create_topic(new).await.unwrap();
 }
 
 async fn stored(rig: &Rig, name: &str) -> Vec<RecordBatch> {
-    let partition = rig.broker.topic(&topic(name)).unwrap();
+    let partition = rig.session.catalogue().topic(&topic(name)).unwrap();
     let partition = partition.partition(PartitionId(0)).unwrap();
     rig.engine()
         .read(partition, Offset(0), 64 << 20)
@@ -94,7 +98,7 @@ async fn messages_of_compressed_topics_are_processed_retried_and_buried_like_pla
 async fn a_batch_that_cannot_be_inflated_is_named_by_fetch_and_passed_over_by_processors() {
     let rig = Rig::start(1).await;
     rig.produce(&[("a", "before")]).await;
-    let partition = rig.broker.topic(&topic("in")).unwrap();
+    let partition = rig.session.catalogue().topic(&topic("in")).unwrap();
     let partition = partition.partition(PartitionId(0)).unwrap();
     let append = Append {
         partition,
@@ -111,9 +115,9 @@ async fn a_batch_that_cannot_be_inflated_is_named_by_fetch_and_passed_over_by_pr
         bytes_max: 1 << 20,
         wait: Duration::ZERO,
     };
-    let first = rig.broker.fetch(fetch(0)).await.unwrap();
+    let first = rig.session.messages().fetch(fetch(0)).await.unwrap();
     assert_eq!((first.messages.len(), first.next), (1, Offset(1)));
-    let refused = rig.broker.fetch(fetch(1)).await;
+    let refused = rig.session.messages().fetch(fetch(1)).await;
     let Err(FetchError::Malformed { at, next, error }) = refused else {
         panic!("{refused:?}");
     };
@@ -123,14 +127,20 @@ async fn a_batch_that_cannot_be_inflated_is_named_by_fetch_and_passed_over_by_pr
         matches!(&error, BatchError::Inflate { codec: found, .. } if *found == codec),
         "{error}"
     );
-    let last = rig.broker.fetch(fetch(3)).await.unwrap();
+    let last = rig.session.messages().fetch(fetch(3)).await.unwrap();
     assert_eq!((last.messages.len(), last.next), (1, Offset(4)));
 
     let module = rig.upload_handler("m", per_message(|_, _| Say::Pass)).await;
     rig.deploy(spec(module)).await;
     rig.hold("out", &["before", "after"]).await;
     rig.settled().await;
-    assert!(rig.broker.processor(&processor("p")).await.is_some());
+    assert!(
+        rig.session
+            .processors()
+            .processor(&processor("p"))
+            .await
+            .is_some()
+    );
 }
 
 /// Two messages whose checksum is good, and whose gzip is none.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_broker::{
-    Before, BeginAt, ConsumerCommit, ConsumerError, ConsumerStatus, HeldConsumer, HoldRequest,
-    TopicDeleteError, TopicPatch,
+    Before, BeginAt, Caller, ConsumerCommit, ConsumerError, ConsumerStatus, HeldConsumer,
+    HoldRequest, TopicDeleteError, TopicPatch,
 };
 use millrace_engine::MemoryEngine;
 use millrace_model::bounds::CONSUMERS_MAX;
@@ -33,8 +33,9 @@ fn asks(lease: Option<LeaseId>) -> HoldRequest {
 }
 
 async fn hold(rig: &Rig, request: HoldRequest) -> Result<HeldConsumer, ConsumerError> {
-    let topic = rig.broker.topic(&topic("in")).unwrap();
-    rig.broker
+    let topic = rig.session.catalogue().topic(&topic("in")).unwrap();
+    rig.session
+        .consumers()
         .hold_consumer(&topic, &name("billing"), request)
         .await
 }
@@ -58,14 +59,19 @@ fn positions(lease: LeaseId, positions: &[u64]) -> ConsumerCommit {
 }
 
 async fn commit(rig: &Rig, commit: ConsumerCommit) -> Result<Option<Timestamp>, ConsumerError> {
-    let broker = rig.broker.on_behalf_of("ada");
-    broker
+    let session = rig.broker.session(Caller::unnamed().named("ada"));
+    session
+        .consumers()
         .commit_consumer(&topic("in"), &name("billing"), commit)
         .await
 }
 
 async fn status(rig: &Rig) -> ConsumerStatus {
-    let status = rig.broker.consumer(&topic("in"), &name("billing")).await;
+    let status = rig
+        .session
+        .consumers()
+        .consumer(&topic("in"), &name("billing"))
+        .await;
     status.expect("it is there")
 }
 
@@ -76,13 +82,23 @@ async fn committed(rig: &Rig) -> Vec<u64> {
 
 /// Messages in each partition of `in`.
 async fn fill(rig: &Rig, count: u32) {
-    let partitions = rig.broker.topic(&topic("in")).unwrap().spec.partitions;
+    let partitions = rig
+        .session
+        .catalogue()
+        .topic(&topic("in"))
+        .unwrap()
+        .spec
+        .partitions;
     for partition in 0..partitions {
         for number in 0..count {
             let mut new = message("k", "v");
             new.partition = Some(PartitionId(partition));
             new.message.timestamp = Timestamp(u64::from(number + 1) * 100);
-            rig.broker.produce(&topic("in"), vec![new]).await.unwrap();
+            rig.session
+                .messages()
+                .produce(&topic("in"), vec![new])
+                .await
+                .unwrap();
         }
     }
 }
@@ -93,7 +109,11 @@ async fn durable(rig: &Rig) {
         durability: Some(Durability::Durable),
         ..TopicPatch::default()
     };
-    rig.broker.change_topic(&topic("in"), patch).await.unwrap();
+    rig.session
+        .catalogue()
+        .change_topic(&topic("in"), patch)
+        .await
+        .unwrap();
 }
 
 /// With a clock that moves only when told.
@@ -265,14 +285,17 @@ async fn a_lease_that_nobody_was_told_of_ends() {
 #[tokio::test]
 async fn of_many_first_readers_one_reads() {
     let rig = Rig::start(2).await;
-    let broker = rig.broker.clone();
-    let topic = broker.topic(&topic("in")).unwrap();
+    let session = rig.session.clone();
+    let topic = session.catalogue().topic(&topic("in")).unwrap();
     let tries: Vec<_> = (0..16)
         .map(|_| {
-            let (broker, topic) = (broker.clone(), topic.clone());
+            let (session, topic) = (session.clone(), topic.clone());
             tokio::spawn(async move {
                 let name = name("billing");
-                let held = broker.hold_consumer(&topic, &name, asks(None)).await;
+                let held = session
+                    .consumers()
+                    .hold_consumer(&topic, &name, asks(None))
+                    .await;
                 held.map(HeldConsumer::kept)
             })
         })
@@ -293,13 +316,16 @@ async fn a_reset_goes_anywhere_and_the_reader_does_not_undo_it() {
     fill(&rig, 10).await;
     let lease = reader(&rig).await;
     commit(&rig, positions(lease, &[6, 6])).await.unwrap();
-    let broker = rig.broker.on_behalf_of("eve");
+    let session = rig.broker.session(Caller::unnamed().named("eve"));
     let reset = |partition: Option<u32>, to| {
-        let broker = broker.clone();
+        let session = session.clone();
         async move {
             let partition = partition.map(PartitionId);
             let (topic, name) = (topic("in"), name("billing"));
-            broker.reset_consumer(&topic, &name, partition, to).await
+            session
+                .consumers()
+                .reset_consumer(&topic, &name, partition, to)
+                .await
         }
     };
     for (partition, to, expected) in [
@@ -347,7 +373,8 @@ async fn a_consumer_begins_where_it_is_told_and_once() {
         fill(&rig, 10).await;
         let (topic, name) = (topic("in"), name("billing"));
         let (_, made) = rig
-            .broker
+            .session
+            .consumers()
             .make_consumer(&topic, &name, begin_at)
             .await
             .unwrap();
@@ -355,7 +382,8 @@ async fn a_consumer_begins_where_it_is_told_and_once() {
         assert_eq!(committed(&rig).await, expected, "{begin_at:?}");
         let again = Some(BeginAt::Offset(Offset(7)));
         let (_, made) = rig
-            .broker
+            .session
+            .consumers()
             .make_consumer(&topic, &name, again)
             .await
             .unwrap();
@@ -381,7 +409,7 @@ async fn what_was_deleted_is_not_made_again_by_whoever_read_it() {
     commit(&rig, positions(lease, &[3, 3])).await.unwrap();
     let delete = || async {
         let (topic, name) = (topic("in"), name("billing"));
-        rig.broker.delete_consumer(&topic, &name).await
+        rig.session.consumers().delete_consumer(&topic, &name).await
     };
     delete().await.unwrap();
     for refused in [
@@ -400,7 +428,15 @@ async fn what_was_deleted_is_not_made_again_by_whoever_read_it() {
     };
     let refused = hold(&rig, careful).await.err();
     assert!(matches!(refused, Some(ConsumerError::Unknown { .. })));
-    assert_eq!(rig.broker.consumers(&topic("in")).await.unwrap().len(), 0);
+    assert_eq!(
+        rig.session
+            .consumers()
+            .consumers(&topic("in"))
+            .await
+            .unwrap()
+            .len(),
+        0
+    );
     let next = reader(&rig).await;
     assert_eq!(committed(&rig).await, [0, 0], "a new one begins anew");
     let refused = commit(&rig, positions(lease, &[3, 3])).await;
@@ -414,15 +450,26 @@ async fn a_topic_takes_its_consumers_with_it() {
     fill(&rig, 3).await;
     let lease = reader(&rig).await;
     commit(&rig, positions(lease, &[3, 3])).await.unwrap();
-    let old = rig.broker.topic(&topic("in")).unwrap();
-    let deleted: Result<_, TopicDeleteError> = rig.broker.delete_topic(&topic("in"), false).await;
+    let old = rig.session.catalogue().topic(&topic("in")).unwrap();
+    let deleted: Result<_, TopicDeleteError> = rig
+        .session
+        .catalogue()
+        .delete_topic(&topic("in"), false)
+        .await;
     deleted.expect("consumers do not hold it");
     let refused = commit(&rig, positions(lease, &[3, 3])).await;
     assert!(matches!(refused, Err(ConsumerError::UnknownTopic(_))));
     let name = name("billing");
-    let held = rig.broker.hold_consumer(&old, &name, asks(None)).await;
+    let held = rig
+        .session
+        .consumers()
+        .hold_consumer(&old, &name, asks(None))
+        .await;
     assert!(matches!(held.err(), Some(ConsumerError::UnknownTopic(_))));
-    assert_eq!(rig.broker.all_consumers().await.unwrap().len(), 0);
+    assert_eq!(
+        rig.session.consumers().all_consumers().await.unwrap().len(),
+        0
+    );
     rig.topic("in", 2).await;
     let refused = hold(&rig, asks(Some(lease))).await.err();
     assert!(matches!(refused, Some(ConsumerError::Unknown { .. })));
@@ -437,7 +484,11 @@ async fn a_position_below_the_start_stays_until_it_is_moved_and_holds_nothing_ba
     let lease = reader(&rig).await;
     commit(&rig, positions(lease, &[2])).await.unwrap();
     let before = Before::Offset(Offset(6));
-    rig.broker.trim(&topic("in"), None, before).await.unwrap();
+    rig.session
+        .catalogue()
+        .trim(&topic("in"), None, before)
+        .await
+        .unwrap();
     let place = status(&rig).await.partitions[0];
     assert_eq!((place.position, place.start), (Offset(2), Offset(6)));
     assert_eq!(place.lag, 4, "what is gone is not waited for");
@@ -452,22 +503,34 @@ async fn names_that_begin_alike_and_topics_are_told_apart() {
     let rig = Rig::start(1).await;
     fill(&rig, 5).await;
     let at = |topic: TopicName, consumer: &'static str, offset| {
-        let broker = rig.broker.clone();
+        let session = rig.session.clone();
         async move {
             let begin_at = Some(BeginAt::Offset(Offset(offset)));
             let name = name(consumer);
-            let made = broker.make_consumer(&topic, &name, begin_at).await;
+            let made = session
+                .consumers()
+                .make_consumer(&topic, &name, begin_at)
+                .await;
             made.expect("made")
         }
     };
     at(topic("in"), "b-2", 2).await;
     at(topic("in"), "b", 1).await;
     at(topic("out"), "b", 0).await;
-    let unknown = rig.broker.consumer(&topic("in"), &name("b-")).await;
+    let unknown = rig
+        .session
+        .consumers()
+        .consumer(&topic("in"), &name("b-"))
+        .await;
     assert!(matches!(unknown, Err(ConsumerError::Unknown { .. })));
-    let found = rig.broker.consumer(&topic("in"), &name("b")).await.unwrap();
+    let found = rig
+        .session
+        .consumers()
+        .consumer(&topic("in"), &name("b"))
+        .await
+        .unwrap();
     assert_eq!(found.partitions[0].position, Offset(1));
-    let all = rig.broker.all_consumers().await.unwrap();
+    let all = rig.session.consumers().all_consumers().await.unwrap();
     let all: Vec<(String, String)> = all
         .iter()
         .map(|one| (one.topic.to_string(), one.name.to_string()))
@@ -481,14 +544,27 @@ async fn a_topic_has_no_more_consumers_than_it_may() {
     let rig = Rig::start(1).await;
     for number in 0..CONSUMERS_MAX {
         let name = name(&format!("c{number}"));
-        let made = rig.broker.make_consumer(&topic("in"), &name, None).await;
+        let made = rig
+            .session
+            .consumers()
+            .make_consumer(&topic("in"), &name, None)
+            .await;
         made.expect("made");
     }
     let refused = hold(&rig, asks(None)).await.err();
     assert!(matches!(refused, Some(ConsumerError::TooMany(_))));
-    let deleted = rig.broker.delete_consumer(&topic("in"), &name("c7")).await;
+    let deleted = rig
+        .session
+        .consumers()
+        .delete_consumer(&topic("in"), &name("c7"))
+        .await;
     deleted.unwrap();
     hold(&rig, asks(None)).await.expect("there is room");
-    let listed = rig.broker.consumers(&topic("in")).await.unwrap();
+    let listed = rig
+        .session
+        .consumers()
+        .consumers(&topic("in"))
+        .await
+        .unwrap();
     assert_eq!(listed.len(), CONSUMERS_MAX);
 }

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use millrace_broker::handler::{BatchHandler, Called};
 use millrace_broker::state::StateAttempt;
 use millrace_broker::{
-    CallError, CallUse, DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPlace,
-    DeadLetterQuery, GuestLine, RedriveRequest, Redriven, Redrives,
+    CallError, CallUse, DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterQuery, GuestLine,
+    MessagePlace, RedriveRequest, Redriven, Redrives,
 };
 use millrace_engine::{Append, Engine, EntryKind, EntryWrite, Transaction};
 use millrace_model::bounds::{DEAD_LETTERS_LISTED_BYTES_MAX, MESSAGE_HEADERS_MAX};
@@ -30,13 +30,20 @@ fn all() -> DeadLetterQuery {
 }
 
 async fn found(rig: &Rig, query: DeadLetterQuery) -> Vec<DeadLetter> {
-    let page = rig.broker.dead_letters(&processor("p"), query).await;
+    let page = rig
+        .session
+        .dead_letters()
+        .dead_letters(&processor("p"), query)
+        .await;
     page.unwrap().letters
 }
 
 async fn redrive_all(rig: &Rig) -> Result<Redriven, DeadLetterError> {
-    let all = RedriveRequest::all("tester");
-    rig.broker.redrive(&processor("p"), all).await
+    let all = RedriveRequest::all();
+    rig.session
+        .dead_letters()
+        .redrive(&processor("p"), all)
+        .await
 }
 
 #[tokio::test]
@@ -71,7 +78,8 @@ async fn a_dead_letter_is_the_message_unchanged_with_its_evidence() {
     assert_eq!(letter.message.timestamp, original.timestamp);
     assert_eq!(letter.message.headers[0], original.headers[0]);
     let shown = rig
-        .broker
+        .session
+        .dead_letters()
         .dead_letter(
             &processor("p"),
             &letter.topic,
@@ -243,7 +251,7 @@ async fn what_is_on_record_as_a_whole_stays_sent() {
     open.store(true, Ordering::SeqCst);
     let letters = found(&rig, all()).await;
     let (place, offset) = (letters[1].partition, letters[1].offset);
-    let dead = rig.broker.topic(&letters[1].topic).unwrap();
+    let dead = rig.session.catalogue().topic(&letters[1].topic).unwrap();
     let sent = format!("[[{},{}]]", offset.0, offset.0 + 1);
     let before_blocks = EntryWrite {
         kind: EntryKind::Redriven,
@@ -256,11 +264,25 @@ async fn what_is_on_record_as_a_whole_stays_sent() {
     };
     rig.engine.commit(transaction).await.unwrap();
     let name = processor("p");
-    assert_eq!(rig.broker.dead_letters_waiting(&name).await.unwrap(), 2);
+    assert_eq!(
+        rig.session
+            .dead_letters()
+            .dead_letters_waiting(&name)
+            .await
+            .unwrap(),
+        2
+    );
     let done = redrive_all(&rig).await.unwrap();
     assert_eq!((done.sent, done.already), (2, 1));
     assert_eq!(redrive_all(&rig).await.unwrap().already, 3);
-    assert_eq!(rig.broker.dead_letters_waiting(&name).await.unwrap(), 0);
+    assert_eq!(
+        rig.session
+            .dead_letters()
+            .dead_letters_waiting(&name)
+            .await
+            .unwrap(),
+        0
+    );
 }
 
 /// However many letters were sent before, a redrive writes what is on record of those around its own.
@@ -270,7 +292,7 @@ async fn what_was_sent_again_is_on_record_piece_by_piece_and_goes_with_its_lette
     open.store(true, Ordering::SeqCst);
     let name = processor("p");
     let letter = found(&rig, all()).await.swap_remove(0);
-    let dead = rig.broker.topic(&letter.topic).unwrap();
+    let dead = rig.session.catalogue().topic(&letter.topic).unwrap();
     let shelf = dead.partition(letter.partition).unwrap();
     let more = async |count: usize| {
         let mut batch = BatchBuilder::with_capacity(0);
@@ -295,7 +317,14 @@ async fn what_was_sent_again_is_on_record_piece_by_piece_and_goes_with_its_lette
     let after = on_record();
     let changed = after.iter().filter(|entry| !before.contains(entry));
     assert_eq!(changed.count(), 1, "only the block of the letter");
-    assert_eq!(rig.broker.dead_letters_waiting(&name).await.unwrap(), 0);
+    assert_eq!(
+        rig.session
+            .dead_letters()
+            .dead_letters_waiting(&name)
+            .await
+            .unwrap(),
+        0
+    );
 
     rig.engine.trim(shelf, last).await.unwrap();
     more(1).await;
@@ -305,8 +334,16 @@ async fn what_was_sent_again_is_on_record_piece_by_piece_and_goes_with_its_lette
     assert_eq!(blocks, 1, "of letters that are gone nothing is on record");
 
     rig.settled().await;
-    rig.broker.delete_processor(&name).await.unwrap();
-    rig.broker.delete_topic(&letter.topic, true).await.unwrap();
+    rig.session
+        .processors()
+        .delete_processor(&name)
+        .await
+        .unwrap();
+    rig.session
+        .catalogue()
+        .delete_topic(&letter.topic, true)
+        .await
+        .unwrap();
     assert!(on_record().is_empty());
 }
 
@@ -317,10 +354,20 @@ async fn some_dead_letters_are_sent_again_and_the_others_stay() {
     let name = processor("p");
     let letters = found(&rig, all()).await;
     let chosen = &letters[1];
-    let which = RedriveRequest::places(vec![chosen.place()], "tester");
-    let done = rig.broker.redrive(&name, which.clone()).await.unwrap();
+    let which = RedriveRequest::places(vec![chosen.place()]);
+    let done = rig
+        .session
+        .dead_letters()
+        .redrive(&name, which.clone())
+        .await
+        .unwrap();
     assert_eq!((done.sent, done.already), (1, 0));
-    let done = rig.broker.redrive(&name, which).await.unwrap();
+    let done = rig
+        .session
+        .dead_letters()
+        .redrive(&name, which)
+        .await
+        .unwrap();
     assert_eq!((done.sent, done.already), (0, 1));
     rig.hold("out", &[&text(chosen.message.value.as_deref())])
         .await;
@@ -356,19 +403,20 @@ async fn what_is_no_dead_letter_of_the_processor_is_not_sent() {
     let (rig, _closed) = three_dead().await;
     let name = processor("p");
     for (of, partition, offset) in [("in", 0, 0), ("in.p.dlq", 9, 0), ("in.p.dlq", 0, 99)] {
-        let place = DeadLetterPlace {
+        let place = MessagePlace {
             topic: topic(of),
             partition: PartitionId(partition),
             offset: Offset(offset),
         };
-        let which = RedriveRequest::places(vec![place], "tester");
-        let refused = rig.broker.redrive(&name, which).await;
+        let which = RedriveRequest::places(vec![place]);
+        let refused = rig.session.dead_letters().redrive(&name, which).await;
         let none = matches!(refused, Err(DeadLetterError::NoSuchDeadLetter { .. }));
         assert!(none, "{of}: {refused:?}");
     }
     let unknown = rig
-        .broker
-        .redrive(&processor("nobody"), RedriveRequest::all("tester"))
+        .session
+        .dead_letters()
+        .redrive(&processor("nobody"), RedriveRequest::all())
         .await;
     assert!(matches!(unknown, Err(DeadLetterError::UnknownProcessor(_))));
 }
@@ -389,7 +437,11 @@ async fn a_message_with_as_many_headers_as_may_be_dies_and_is_sent_again_like_an
     let header = laden.message.headers[0].clone();
     laden.message.headers = vec![header; MESSAGE_HEADERS_MAX];
     let produced = laden.message.clone();
-    rig.broker.produce(&topic("in"), vec![laden]).await.unwrap();
+    rig.session
+        .messages()
+        .produce(&topic("in"), vec![laden])
+        .await
+        .unwrap();
     rig.settled().await;
     let letters = rig.letters().await;
     assert_eq!(letters.len(), 1);
@@ -407,7 +459,7 @@ async fn a_message_with_as_many_headers_as_may_be_dies_and_is_sent_again_like_an
 #[tokio::test]
 async fn a_damaged_dead_letter_does_not_hide_those_after_it() {
     let (rig, open) = three_dead().await;
-    let dead = rig.broker.topic(&topic("in.p.dlq")).unwrap();
+    let dead = rig.session.catalogue().topic(&topic("in.p.dlq")).unwrap();
     for partition in dead.partitions() {
         let append = Append {
             partition,

@@ -36,7 +36,11 @@ fn id(placed: &Placed) -> DelayedId {
 
 impl Rig {
     async fn send(&self, messages: Vec<NewMessage>) -> Vec<Placed> {
-        self.broker.produce(&topic("in"), messages).await.unwrap()
+        self.session
+            .messages()
+            .produce(&topic("in"), messages)
+            .await
+            .unwrap()
     }
 
     async fn waiting(&self, name: &str) -> DelayedPage {
@@ -44,7 +48,11 @@ impl Rig {
             max: 1_000,
             ..DelayedQuery::default()
         };
-        self.broker.delayed(&topic(name), &query).await.unwrap()
+        self.session
+            .messages()
+            .delayed(&topic(name), &query)
+            .await
+            .unwrap()
     }
 
     async fn waiting_values(&self, name: &str) -> Vec<String> {
@@ -130,7 +138,12 @@ async fn a_cancelled_message_is_never_delivered_and_a_delivered_one_cannot_be_ca
     let rig = Rig::start(1).await;
     let placed = rig.send(vec![delayed("a", SOON), delayed("b", SOON)]).await;
     let (a, b) = (id(&placed[0]), id(&placed[1]));
-    let cancel = async |id| rig.broker.cancel_delayed(&topic("in"), id).await;
+    let cancel = async |id| {
+        rig.session
+            .messages()
+            .cancel_delayed(&topic("in"), id)
+            .await
+    };
     cancel(a).await.unwrap();
     assert!(matches!(cancel(a).await, Err(DelayedError::Unknown { .. })));
     rig.hold("in", &["b"]).await;
@@ -161,7 +174,12 @@ async fn of_delivery_and_cancellation_exactly_one_wins() {
         let Placed::Delayed(id) = placed else {
             continue;
         };
-        match rig.broker.cancel_delayed(&topic("in"), *id).await {
+        match rig
+            .session
+            .messages()
+            .cancel_delayed(&topic("in"), *id)
+            .await
+        {
             Ok(()) => drop(cancelled.insert(n.to_string())),
             Err(DelayedError::Unknown { .. }) => {}
             Err(other) => panic!("{other}"),
@@ -183,7 +201,8 @@ async fn a_call_with_a_key_delays_its_messages_once() {
     let messages = || vec![delayed("a", SOON), message("k", "now"), delayed("b", LATER)];
     let again = async |n| {
         let (topic, key) = (topic("in"), key(n));
-        rig.broker
+        rig.session
+            .messages()
             .produce_once(&topic, messages(), key)
             .await
             .unwrap()
@@ -200,9 +219,12 @@ async fn a_call_with_a_key_delays_its_messages_once() {
 
     let only = vec![delayed("c", LATER)];
     let name = topic("in");
-    let one = rig.broker.produce_once(&name, only.clone(), key(2));
+    let one = rig
+        .session
+        .messages()
+        .produce_once(&name, only.clone(), key(2));
     let one = one.await.unwrap();
-    let two = rig.broker.produce_once(&name, only, key(2));
+    let two = rig.session.messages().produce_once(&name, only, key(2));
     assert_eq!(two.await.unwrap().placed, one.placed);
     assert_eq!(rig.waiting_values("in").await, ["b", "c"]);
 }
@@ -213,7 +235,7 @@ async fn what_is_too_large_or_too_far_away_is_refused_whole() {
     let mut large = delayed("", LATER);
     large.message.value = Some(vec![1; DELAYED_MESSAGE_BYTES_MAX].into());
     let far = delayed("far", Duration::from_millis(DELAY_MS_MAX + 60_000));
-    let send = async |messages| rig.broker.produce(&topic("in"), messages).await;
+    let send = async |messages| rig.session.messages().produce(&topic("in"), messages).await;
     let refused = send(vec![message("k", "v"), large]).await;
     assert!(matches!(
         refused,
@@ -248,7 +270,12 @@ async fn delayed_messages_are_listed_by_partition_and_time_in_pages() {
     };
     let mut seen = Vec::new();
     loop {
-        let page = rig.broker.delayed(&topic("in"), &query).await.unwrap();
+        let page = rig
+            .session
+            .messages()
+            .delayed(&topic("in"), &query)
+            .await
+            .unwrap();
         assert_eq!(page.total, 5);
         let values = page
             .messages
@@ -266,7 +293,12 @@ async fn delayed_messages_are_listed_by_partition_and_time_in_pages() {
         after: None,
         max: 9,
     };
-    let page = rig.broker.delayed(&topic("in"), &query).await.unwrap();
+    let page = rig
+        .session
+        .messages()
+        .delayed(&topic("in"), &query)
+        .await
+        .unwrap();
     assert_eq!((page.total, page.has_more), (2, false));
 }
 
@@ -275,9 +307,13 @@ async fn delayed_messages_go_with_their_topic() {
     let rig = Rig::start(1).await;
     rig.send(vec![delayed("a", LATER), delayed("b", SOON)])
         .await;
-    rig.broker.delete_topic(&topic("in"), false).await.unwrap();
+    rig.session
+        .catalogue()
+        .delete_topic(&topic("in"), false)
+        .await
+        .unwrap();
     let query = DelayedQuery::default();
-    let gone = rig.broker.delayed(&topic("in"), &query).await;
+    let gone = rig.session.messages().delayed(&topic("in"), &query).await;
     assert!(matches!(gone, Err(DelayedError::UnknownTopic(_))));
     rig.topic("in", 1).await;
     rig.send(vec![delayed("c", SOON)]).await;
@@ -323,7 +359,12 @@ async fn an_output_that_finds_no_room_to_wait_in_makes_its_partition_wait() {
     large.message.value = Some(vec![1; DELAYED_MESSAGE_BYTES_MAX - 1_000].into());
     let mut placed = Vec::new();
     let full = loop {
-        match rig.broker.produce(&topic("out"), vec![large.clone()]).await {
+        match rig
+            .session
+            .messages()
+            .produce(&topic("out"), vec![large.clone()])
+            .await
+        {
             Ok(more) => placed.extend(more),
             Err(full) => break full,
         }
@@ -341,14 +382,21 @@ async fn an_output_that_finds_no_room_to_wait_in_makes_its_partition_wait() {
     rig.until(waits).await;
     assert_eq!(rig.messages("out").await.len(), 0);
     let name = topic("out");
-    rig.broker
+    rig.session
+        .messages()
         .cancel_delayed(&name, id(&placed[0]))
         .await
         .unwrap();
     rig.settled().await;
     assert_eq!(rig.waiting("out").await.total, placed.len());
     assert_eq!(rig.messages("out").await.len(), 1);
-    assert!(rig.broker.processor(&processor("p")).await.is_some());
+    assert!(
+        rig.session
+            .processors()
+            .processor(&processor("p"))
+            .await
+            .is_some()
+    );
 }
 
 #[tokio::test]

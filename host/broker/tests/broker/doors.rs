@@ -41,23 +41,23 @@ fn fetch(from: u64, messages_max: usize, wait_ms: u64) -> FetchRequest {
 async fn topic_names_of_processors_and_unfit_partitioners_are_refused() {
     let rig = Rig::start(1).await;
     for name in ["a.dlq", "a.p.redrive", "a.p.audit"] {
-        let refused = rig.broker.create_topic(new_topic(name)).await;
+        let refused = rig.session.catalogue().create_topic(new_topic(name)).await;
         assert!(matches!(refused, Err(TopicCreateError::Reserved { .. })));
     }
-    let exists = rig.broker.create_topic(new_topic("in")).await;
+    let exists = rig.session.catalogue().create_topic(new_topic("in")).await;
     assert!(matches!(exists, Err(TopicCreateError::Topic(_))));
     let module = rig.upload_handler("m", per_message(|_, _| Say::Ack)).await;
     let mut new = new_topic("fresh");
     new.partitioner = Some(module);
-    let refused = rig.broker.create_topic(new.clone()).await;
+    let refused = rig.session.catalogue().create_topic(new.clone()).await;
     assert!(matches!(
         refused,
         Err(TopicCreateError::WrongInterface { .. })
     ));
     new.partitioner = Some(crate::rig::digest("nobody"));
-    let refused = rig.broker.create_topic(new).await;
+    let refused = rig.session.catalogue().create_topic(new).await;
     assert!(matches!(refused, Err(TopicCreateError::UnknownModule(_))));
-    assert!(rig.broker.topic(&topic("fresh")).is_none());
+    assert!(rig.session.catalogue().topic(&topic("fresh")).is_none());
 }
 
 #[tokio::test]
@@ -65,7 +65,11 @@ async fn a_call_with_one_bad_message_stores_none() {
     let rig = Rig::deployed(2, |_| (), |_, _| Say::Ack).await;
     let send = async |to: &str, bad: NewMessage| {
         let messages = vec![message("k", "good"), bad];
-        rig.broker.produce(&topic(to), messages).await.unwrap_err()
+        rig.session
+            .messages()
+            .produce(&topic(to), messages)
+            .await
+            .unwrap_err()
     };
     let mut large = message("k", "");
     large.message.value = Some(vec![0; MESSAGE_BYTES_MAX].into());
@@ -108,7 +112,11 @@ async fn a_call_with_one_bad_message_stores_none() {
         let refused = send(owned, message("k", "v")).await;
         assert!(matches!(refused, ProduceError::Owned { .. }), "{refused}");
     }
-    let refused = rig.broker.produce(&topic("in"), Vec::new()).await;
+    let refused = rig
+        .session
+        .messages()
+        .produce(&topic("in"), Vec::new())
+        .await;
     assert!(matches!(refused, Err(ProduceError::NothingToSend)));
     let large = NewMessage {
         message: millrace_model::Message {
@@ -118,7 +126,11 @@ async fn a_call_with_one_bad_message_stores_none() {
         partition: None,
         deliver_at: None,
     };
-    let refused = rig.broker.produce(&topic("in"), vec![large; 4]).await;
+    let refused = rig
+        .session
+        .messages()
+        .produce(&topic("in"), vec![large; 4])
+        .await;
     assert!(matches!(refused, Err(ProduceError::CallTooLarge { .. })));
     assert!(rig.values("in").await.is_empty());
 }
@@ -131,7 +143,8 @@ async fn messages_of_a_key_share_a_partition_in_order_and_explicit_partitions_ar
         .collect();
     messages[7].partition = Some(PartitionId(3));
     let placed = rig
-        .broker
+        .session
+        .messages()
         .produce(&topic("in"), messages.clone())
         .await
         .unwrap();
@@ -143,7 +156,7 @@ async fn messages_of_a_key_share_a_partition_in_order_and_explicit_partitions_ar
     for (new, place) in messages.iter().zip(placed) {
         let mut request = fetch(place.offset().unwrap().0, 1, 0);
         request.partition = place.partition();
-        let fetched = rig.broker.fetch(request).await.unwrap();
+        let fetched = rig.session.messages().fetch(request).await.unwrap();
         assert_eq!(fetched.messages[0].message, new.message);
     }
 }
@@ -164,14 +177,17 @@ async fn a_topics_partitioner_component_places_messages_and_its_nonsense_is_refu
         rig.upload("len", Export::Partitioner(Arc::new(handler)))
             .await,
     );
-    rig.broker.create_topic(new).await.unwrap();
+    rig.session.catalogue().create_topic(new).await.unwrap();
     let send = async |values: [&str; 2]| {
         let mut messages: Vec<_> = values.iter().map(|v| message("same", v)).collect();
         messages.push(NewMessage {
             partition: Some(PartitionId(0)),
             ..message("same", "fixed")
         });
-        rig.broker.produce(&topic("placed"), messages).await
+        rig.session
+            .messages()
+            .produce(&topic("placed"), messages)
+            .await
     };
     let placed = send(["1", "22"]).await.unwrap();
     let partitions: Vec<u32> = placed.iter().map(|p| p.partition().0).collect();
@@ -191,7 +207,8 @@ async fn a_message_without_a_timestamp_is_stamped_on_arrival() {
     let rig = Rig::start(1).await;
     let mut unstamped = message("k", "v");
     unstamped.message.timestamp = Default::default();
-    rig.broker
+    rig.session
+        .messages()
         .produce(&topic("in"), vec![unstamped])
         .await
         .unwrap();
@@ -208,7 +225,12 @@ async fn a_fetch_is_clamped_bounded_and_says_where_to_go_on() {
     let mut next = 0;
     let mut read = Vec::new();
     while next < 10 {
-        let fetched = rig.broker.fetch(fetch(next, 3, 0)).await.unwrap();
+        let fetched = rig
+            .session
+            .messages()
+            .fetch(fetch(next, 3, 0))
+            .await
+            .unwrap();
         assert!(fetched.messages.len() <= 3);
         next = fetched.next.0;
         read.extend(
@@ -219,16 +241,16 @@ async fn a_fetch_is_clamped_bounded_and_says_where_to_go_on() {
         );
     }
     assert_eq!(read, values);
-    let past = rig.broker.fetch(fetch(99, 3, 0)).await.unwrap();
+    let past = rig.session.messages().fetch(fetch(99, 3, 0)).await.unwrap();
     assert!(past.messages.is_empty());
     assert_eq!((past.next, past.ends.end), (Offset(10), Offset(10)));
     let mut narrow = fetch(0, 10, 0);
     narrow.bytes_max = 1;
-    let fetched = rig.broker.fetch(narrow).await.unwrap();
+    let fetched = rig.session.messages().fetch(narrow).await.unwrap();
     assert_eq!((fetched.messages.len(), fetched.next), (1, Offset(1)));
     let mut unknown = fetch(0, 1, 0);
     unknown.partition = PartitionId(5);
-    let refused = rig.broker.fetch(unknown).await;
+    let refused = rig.session.messages().fetch(unknown).await;
     assert!(matches!(refused, Err(FetchError::UnknownPartition { .. })));
 }
 
@@ -236,12 +258,13 @@ async fn a_fetch_is_clamped_bounded_and_says_where_to_go_on() {
 async fn a_fetch_waits_for_the_next_message_and_no_longer_than_asked() {
     let rig = Arc::new(Rig::start(1).await);
     let waiting = Arc::clone(&rig);
-    let waiter = tokio::spawn(async move { waiting.broker.fetch(fetch(0, 10, 60_000)).await });
+    let waiter =
+        tokio::spawn(async move { waiting.session.messages().fetch(fetch(0, 10, 60_000)).await });
     tokio::task::yield_now().await;
     rig.produce(&[("k", "1")]).await;
     let fetched = waiter.await.unwrap().unwrap();
     assert_eq!(fetched.messages.len(), 1);
-    let fetched = rig.broker.fetch(fetch(1, 10, 5)).await.unwrap();
+    let fetched = rig.session.messages().fetch(fetch(1, 10, 5)).await.unwrap();
     assert!(fetched.messages.is_empty());
 }
 
@@ -253,7 +276,10 @@ async fn modules_are_found_by_digest_prefix_and_tag_and_kept_while_in_use() {
     rig.modules.know("two", handler());
     let upload = async |name: &'static str, tag: &str| {
         let bytes = Bytes::from_static(name.as_bytes());
-        rig.broker.upload_module(bytes, Some(tag.to_owned())).await
+        rig.session
+            .catalogue()
+            .upload_module(bytes, Some(tag.to_owned()))
+            .await
     };
     let one = upload("one", "one@1.0.0").await.unwrap();
     let two = upload("two", "two@1.0.0").await.unwrap();
@@ -271,7 +297,10 @@ async fn modules_are_found_by_digest_prefix_and_tag_and_kept_while_in_use() {
         Err(ModuleError::TagTaken { .. })
     ));
     for tag in ["two@1.0.0", "two@2.0.0"] {
-        assert_eq!(rig.broker.find_module(tag), Some(tagged.clone()));
+        assert_eq!(
+            rig.session.catalogue().find_module(tag),
+            Some(tagged.clone())
+        );
     }
     assert!(matches!(
         upload("two", "no tag").await,
@@ -281,23 +310,45 @@ async fn modules_are_found_by_digest_prefix_and_tag_and_kept_while_in_use() {
         upload("three", "a@1").await,
         Err(ModuleError::Admit(_))
     ));
-    assert_eq!(rig.broker.modules().len(), 2);
+    assert_eq!(rig.session.catalogue().modules().len(), 2);
     let digest = one.facts.digest;
-    assert_eq!(rig.broker.find_module("one@1.0.0"), Some(one.clone()));
     assert_eq!(
-        rig.broker.find_module(&digest.to_string()),
+        rig.session.catalogue().find_module("one@1.0.0"),
         Some(one.clone())
     );
-    assert_eq!(rig.broker.find_module(&digest.to_string()[..6]), Some(one));
-    assert_eq!(rig.broker.find_module(&digest.to_string()[..5]), None);
-    rig.broker
+    assert_eq!(
+        rig.session.catalogue().find_module(&digest.to_string()),
+        Some(one.clone())
+    );
+    assert_eq!(
+        rig.session
+            .catalogue()
+            .find_module(&digest.to_string()[..6]),
+        Some(one)
+    );
+    assert_eq!(
+        rig.session
+            .catalogue()
+            .find_module(&digest.to_string()[..5]),
+        None
+    );
+    rig.session
+        .processors()
         .deploy(&processor("p"), spec(digest))
         .await
         .unwrap();
-    let refused = rig.broker.delete_module(digest).await;
+    let refused = rig.session.catalogue().delete_module(digest).await;
     assert!(matches!(refused, Err(ModuleError::InUse { .. })));
-    rig.broker.delete_module(two.facts.digest).await.unwrap();
-    let gone = rig.broker.delete_module(two.facts.digest).await;
+    rig.session
+        .catalogue()
+        .delete_module(two.facts.digest)
+        .await
+        .unwrap();
+    let gone = rig
+        .session
+        .catalogue()
+        .delete_module(two.facts.digest)
+        .await;
     assert!(matches!(gone, Err(ModuleError::Unknown(_))));
 }
 
@@ -319,12 +370,12 @@ async fn timestamps_far_ahead_or_in_another_unit_are_refused_and_nothing_of_thei
     ];
     for timestamp in ahead {
         let call = [5, timestamp].map(stamped).to_vec();
-        let refused = rig.broker.produce(&topic("in"), call).await;
+        let refused = rig.session.messages().produce(&topic("in"), call).await;
         assert!(matches!(refused, Err(ProduceError::Ahead { index: 1, .. })));
     }
     for timestamp in [now / 1_000, now * 1_000, now * 1_000_000] {
         let call = [5, timestamp].map(stamped).to_vec();
-        let refused = rig.broker.produce(&topic("in"), call).await;
+        let refused = rig.session.messages().produce(&topic("in"), call).await;
         let told = refused.unwrap_err().to_string();
         assert!(
             told.contains("timestamp") && told.contains("looks like"),
@@ -333,7 +384,8 @@ async fn timestamps_far_ahead_or_in_another_unit_are_refused_and_nothing_of_thei
     }
     assert!(rig.messages("in").await.is_empty());
     let taken = [0, 5, now - 365 * day, now + day - 60_000].map(stamped);
-    rig.broker
+    rig.session
+        .messages()
         .produce(&topic("in"), taken.to_vec())
         .await
         .unwrap();
@@ -344,7 +396,8 @@ async fn timestamps_far_ahead_or_in_another_unit_are_refused_and_nothing_of_thei
 async fn a_fetch_gives_what_stands_before_an_unreadable_message_once_and_then_says_so() {
     let rig = Rig::start(1).await;
     let partition = rig
-        .broker
+        .session
+        .catalogue()
         .topic(&topic("in"))
         .unwrap()
         .partition(PartitionId(0));
@@ -358,9 +411,14 @@ async fn a_fetch_gives_what_stands_before_an_unreadable_message_once_and_then_sa
             .await
             .unwrap();
     }
-    let first = rig.broker.fetch(fetch(0, 100, 0)).await.unwrap();
+    let first = rig
+        .session
+        .messages()
+        .fetch(fetch(0, 100, 0))
+        .await
+        .unwrap();
     assert_eq!((first.messages.len(), first.next), (2, Offset(2)));
-    let refused = rig.broker.fetch(fetch(2, 100, 0)).await;
+    let refused = rig.session.messages().fetch(fetch(2, 100, 0)).await;
     let Err(FetchError::Malformed { next, .. }) = refused else {
         panic!("{refused:?}");
     };

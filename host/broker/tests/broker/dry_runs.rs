@@ -10,8 +10,8 @@ use futures_util::FutureExt;
 
 use millrace_broker::handler::BatchHandler;
 use millrace_broker::{
-    Broker, CallError, DeadLetterError, DeadLetterFilter, DryRun, DryRunRequest, RedriveRequest,
-    RedriveWhich,
+    Broker, CallError, Caller, DeadLetterError, DeadLetterFilter, DryRun, DryRunRequest,
+    RedriveRequest, RedriveWhich, Session,
 };
 use millrace_model::bounds::{DELAY_MS_MAX, DRY_RUNS_MAX};
 use millrace_model::columns::{NO_TIME, OutcomeCode};
@@ -31,15 +31,24 @@ async fn tried(rig: &Rig, change: impl FnOnce(ProcessorSpec) -> ProcessorSpec) -
         Ok(far_away(batch))
     });
     let module = rig.upload_handler("other", handler).await;
-    rig.broker.pause(&name).await.unwrap();
+    rig.session.processors().pause(&name).await.unwrap();
     rig.deploy(change(spec(module))).await;
-    rig.broker.rollback(&name, None).await.unwrap();
+    rig.session
+        .processors()
+        .rollback(&name, None)
+        .await
+        .unwrap();
     let request = DryRunRequest {
-        which: RedriveRequest::all("ada").which,
+        which: RedriveRequest::all().which,
         revision: Some(2),
         letters_max: 1_000,
     };
-    let run = rig.broker.dry_run(&name, request).await.unwrap();
+    let run = rig
+        .session
+        .dead_letters()
+        .dry_run(&name, request)
+        .await
+        .unwrap();
     (run, largest.load(Ordering::SeqCst))
 }
 
@@ -96,21 +105,23 @@ impl Clock for Hurried {
 }
 
 /// Another host on the same data, for which time flies.
-async fn in_a_hurry(rig: &Rig) -> Broker {
+async fn in_a_hurry(rig: &Rig) -> Session {
     let clock = Arc::new(Hurried(SystemClock::new(), AtomicU64::new(0)));
     let broker = Broker::start(clock, rig.engine(), Arc::clone(&rig.modules) as _);
-    broker.await.unwrap()
+    broker.await.unwrap().session(Caller::unnamed())
 }
 
 #[tokio::test]
 async fn counting_that_takes_long_says_where_to_count_on() {
     let (rig, _) = by_first_word(3).await;
     dead(&rig, 12).await;
-    let broker = in_a_hurry(&rig).await;
+    let session = in_a_hurry(&rig).await;
     let (name, filter) = (processor("p"), DeadLetterFilter::default());
     let (mut from, mut count, mut answers) = (None, 0, 0);
     loop {
-        let groups = broker.dead_letter_groups(&name, &filter, from.as_ref(), 10);
+        let groups = session
+            .dead_letters()
+            .dead_letter_groups(&name, &filter, from.as_ref(), 10);
         let groups = groups.await.unwrap();
         count += groups.count;
         answers += 1;
@@ -126,7 +137,7 @@ async fn counting_that_takes_long_says_where_to_count_on() {
 async fn a_dry_run_that_finds_few_of_many_says_where_to_go_on() {
     let (rig, _) = by_first_word(3).await;
     dead(&rig, 12).await;
-    let broker = in_a_hurry(&rig).await;
+    let session = in_a_hurry(&rig).await;
     let filter = DeadLetterFilter {
         class: Some("neither".to_owned()),
         ..DeadLetterFilter::default()
@@ -139,7 +150,11 @@ async fn a_dry_run_that_finds_few_of_many_says_where_to_go_on() {
         revision: None,
         letters_max: 10,
     };
-    let run = broker.dry_run(&processor("p"), request).await.unwrap();
+    let run = session
+        .dead_letters()
+        .dry_run(&processor("p"), request)
+        .await
+        .unwrap();
     assert_eq!(run.letters, 0);
     assert!(run.next.is_some());
 }
@@ -165,14 +180,14 @@ async fn one_dry_run_too_many_is_refused_until_another_has_ended() {
     let (name, turns) = (processor("p"), Arc::new(Semaphore::new(0)));
     let module = rig.upload_handler("waiting", Waiting(Arc::clone(&turns)));
     let waiting = spec(module.await);
-    rig.broker.pause(&name).await.unwrap();
+    rig.session.processors().pause(&name).await.unwrap();
     rig.deploy(waiting).await;
     let request = DryRunRequest {
-        which: RedriveRequest::all("ada").which,
+        which: RedriveRequest::all().which,
         revision: None,
         letters_max: 10,
     };
-    let run = || rig.broker.dry_run(&name, request.clone());
+    let run = || rig.session.dead_letters().dry_run(&name, request.clone());
     let mut under_way: Vec<_> = (0..DRY_RUNS_MAX).map(|_| Box::pin(run())).collect();
     for run in &mut under_way {
         assert!(run.now_or_never().is_none());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::BatchHandler;
-use millrace_broker::{Broker, ProduceError};
+use millrace_broker::{Broker, Caller, ProduceError};
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
     CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
@@ -276,8 +276,10 @@ async fn moody_with(handler: impl BatchHandler) -> (Rig, Arc<Moody>) {
     let modules = Arc::new(Modules::default());
     let engine = Arc::clone(&moody) as Arc<dyn Engine>;
     let host = Arc::clone(&modules);
+    let broker = Broker::start(clock, engine, host).await.unwrap();
     let rig = Rig {
-        broker: Broker::start(clock, engine, host).await.unwrap(),
+        session: broker.session(Caller::unnamed()),
+        broker,
         engine: memory,
         modules,
     };
@@ -354,7 +356,7 @@ async fn a_worker_that_cannot_begin_stands_where_the_one_before_it_stood() {
     rig.until(|all| all[0].state.contains("a sync failed"))
         .await;
     let name = processor("p");
-    let deployed = rig.broker.processor(&name).await.unwrap();
+    let deployed = rig.session.processors().processor(&name).await.unwrap();
     let mut spec = deployed.processor.current().unwrap().spec.clone();
     spec.retry.attempts_max += 1;
     rig.deploy(spec).await;
@@ -418,7 +420,8 @@ async fn batches_are_no_larger_than_what_comes_of_them_may_be() {
     assert_eq!(engine.refused.load(Ordering::SeqCst), 0);
     let large = "x".repeat(5_000);
     let refused = rig
-        .broker
+        .session
+        .messages()
         .produce(&topic("in"), vec![message("k", &large)])
         .await;
     assert!(
@@ -445,7 +448,8 @@ async fn at_the_bound_of_parked_messages_the_partition_waits_and_nothing_is_drop
     .await;
     let count = PARKED_MESSAGES_MAX + 2_345;
     let messages = (0..count).map(|n| message(&n.to_string(), "v"));
-    rig.broker
+    rig.session
+        .messages()
         .produce(&topic("in"), messages.collect())
         .await
         .unwrap();
@@ -471,8 +475,9 @@ async fn more_bytes_in_flight_than_the_bound_are_refused_as_busy_and_later_taken
     let mut waiting = Vec::new();
     let mut busy = false;
     for _ in 0..100 {
-        let (broker, messages) = (rig.broker.clone(), vec![large(); 3]);
-        let call = tokio::spawn(async move { broker.produce(&topic("in"), messages).await });
+        let (session, messages) = (rig.session.clone(), vec![large(); 3]);
+        let call =
+            tokio::spawn(async move { session.messages().produce(&topic("in"), messages).await });
         tokio::task::yield_now().await;
         if call.is_finished() {
             busy = matches!(call.await.unwrap(), Err(ProduceError::Busy { .. }));
@@ -485,7 +490,8 @@ async fn more_bytes_in_flight_than_the_bound_are_refused_as_busy_and_later_taken
     for call in waiting {
         call.await.unwrap().unwrap();
     }
-    rig.broker
+    rig.session
+        .messages()
         .produce(&topic("in"), vec![large()])
         .await
         .unwrap();
@@ -495,7 +501,12 @@ async fn more_bytes_in_flight_than_the_bound_are_refused_as_busy_and_later_taken
 async fn a_worker_that_cannot_begin_does_not_hold_up_the_deployment_that_dismisses_it() {
     let (rig, engine) = moody(|_, _| Say::Pass).await;
     rig.topic("also", 1).await;
-    let deployed = rig.broker.processor(&processor("p")).await.unwrap();
+    let deployed = rig
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     let spec = deployed.processor.current().unwrap().spec.clone();
     *engine.claims.lock() = Some(CommitError::DiskFull);
     let mut both = spec.clone();
@@ -516,7 +527,7 @@ async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
     for order in [Order::Key, Order::Partition] {
         let rig = Rig::start(1).await;
         rig.produce(&[("a", "a1"), ("a", "a2")]).await;
-        let partition = rig.broker.topic(&topic("in")).unwrap();
+        let partition = rig.session.catalogue().topic(&topic("in")).unwrap();
         let partition = partition.partition(PartitionId(0)).unwrap();
         let lease = rig
             .engine
@@ -577,7 +588,11 @@ async fn a_delayed_message_waits_for_room_on_the_disk_and_is_delivered_once() {
         deliver_at: Some(soon.into()),
         ..message("k", "late")
     };
-    rig.broker.produce(&topic("in"), vec![late]).await.unwrap();
+    rig.session
+        .messages()
+        .produce(&topic("in"), vec![late])
+        .await
+        .unwrap();
     while engine.refused.load(Ordering::SeqCst) < 3 {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -589,7 +604,7 @@ async fn a_delayed_message_waits_for_room_on_the_disk_and_is_delivered_once() {
 }
 
 fn id_of(rig: &Rig, name: &str) -> TopicId {
-    rig.broker.topic(&topic(name)).unwrap().id
+    rig.session.catalogue().topic(&topic(name)).unwrap().id
 }
 
 #[tokio::test]
@@ -602,8 +617,14 @@ async fn a_mistake_of_the_host_with_one_partition_s_delayed_messages_is_none_wit
         ..message("k", value)
     };
     let to = |name, messages| {
-        let broker = rig.broker.clone();
-        async move { broker.produce(&topic(name), messages).await.unwrap() }
+        let session = rig.session.clone();
+        async move {
+            session
+                .messages()
+                .produce(&topic(name), messages)
+                .await
+                .unwrap()
+        }
     };
     to("in", vec![delayed("bad", 100)]).await;
     to(
@@ -626,7 +647,11 @@ async fn a_mistake_of_the_host_with_one_schedule_doubles_nothing_and_leaves_the_
     for to in ["in", "other"] {
         let name = millrace_model::ScheduleName::parse(to).unwrap();
         let schedule = schedules::spec(to, "* * * * * *");
-        rig.broker.put_schedule(&name, schedule).await.unwrap();
+        rig.session
+            .schedules()
+            .put_schedule(&name, schedule)
+            .await
+            .unwrap();
     }
     for name in ["in", "other"] {
         for _ in 0..4_000 {

@@ -75,7 +75,11 @@ async fn produce_for(rig: &Rig, each: usize) -> Vec<String> {
             values.push(value);
         }
     }
-    rig.broker.produce(&topic("in"), messages).await.unwrap();
+    rig.session
+        .messages()
+        .produce(&topic("in"), messages)
+        .await
+        .unwrap();
     values
 }
 
@@ -85,7 +89,10 @@ async fn holds(rig: &Rig, name: &str, values: &[String]) {
 }
 
 fn known(rig: &Rig) -> Processor {
-    rig.broker.deployed_as(&processor("p")).unwrap()
+    rig.session
+        .processors()
+        .deployed_as(&processor("p"))
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -98,8 +105,8 @@ async fn a_pause_is_answered_when_the_workers_of_every_host_stand_still() {
         calls.load(Ordering::SeqCst) > 0
     })
     .await;
-    let pausing = one.broker.clone();
-    let pausing = tokio::spawn(async move { pausing.pause(&processor("p")).await });
+    let pausing = one.session.clone();
+    let pausing = tokio::spawn(async move { pausing.processors().pause(&processor("p")).await });
     tokio::time::sleep(A_WHILE).await;
     assert!(!pausing.is_finished(), "the other one is in a call");
     ends.add_permits(1_000);
@@ -111,7 +118,12 @@ async fn a_pause_is_answered_when_the_workers_of_every_host_stand_still() {
         .map(|n| message(&format!("k{n}"), &format!("late {n}")))
         .collect();
     values.extend((0..64).map(|n| format!("late {n}")));
-    other.broker.produce(&topic("in"), late).await.unwrap();
+    other
+        .session
+        .messages()
+        .produce(&topic("in"), late)
+        .await
+        .unwrap();
     tokio::time::sleep(A_WHILE).await;
     assert_eq!(calls.load(Ordering::SeqCst), called, "nothing is called");
     assert_eq!(one.values("out").await, done, "nor committed");
@@ -120,7 +132,12 @@ async fn a_pause_is_answered_when_the_workers_of_every_host_stand_still() {
         rig.until(|all| all.iter().all(|at| is_at_rest(&at.state)))
             .await;
     }
-    other.broker.resume(&processor("p"), None).await.unwrap();
+    other
+        .session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     holds(&one, "out", &values).await;
     assert_eq!(one.values("in.p.dlq").await, [""; 0]);
 }
@@ -136,11 +153,11 @@ async fn a_pause_does_not_wait_for_a_host_that_is_gone_or_for_ever() {
     })
     .await;
     let name = processor("p");
-    let paused = one.broker.pause(&name);
+    let paused = one.session.processors().pause(&name);
     let paused = tokio::time::timeout(Duration::from_secs(10), paused).await;
     assert!(paused.expect("it ends by itself").unwrap().paused);
     other.engine.die();
-    let paused = one.broker.pause(&name);
+    let paused = one.session.processors().pause(&name);
     let paused = tokio::time::timeout(Duration::from_secs(2), paused).await;
     assert!(paused.expect("nobody works there").unwrap().paused);
 }
@@ -160,22 +177,39 @@ async fn what_an_operator_does_with_parked_messages_of_a_paused_processor_holds_
     let mut values = produce_for(&one, 1).await;
     values.extend(produce_for(&other, 1).await);
     until("all are parked", async || {
-        let status = one.broker.processor(&processor("p")).await.unwrap();
+        let status = one
+            .session
+            .processors()
+            .processor(&processor("p"))
+            .await
+            .unwrap();
         let parked: usize = status.partitions.iter().map(|at| at.parked).sum();
         parked == values.len()
     })
     .await;
-    other.broker.pause(&processor("p")).await.unwrap();
+    other
+        .session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     is_open.store(true, Ordering::SeqCst);
     let mut done = 0;
     for rig in [&one, &other] {
         let (name, all) = (processor("p"), WhichParked::All);
-        let tried = rig.broker.do_with_parked(&name, all, ParkedAction::TryNow);
+        let tried = rig
+            .session
+            .processors()
+            .do_with_parked(&name, all, ParkedAction::TryNow);
         done += tried.await.unwrap().done;
     }
     assert_eq!(done, values.len(), "each by the host that is to work there");
     assert_eq!(one.values("out").await, [""; 0], "it is paused");
-    one.broker.resume(&processor("p"), None).await.unwrap();
+    one.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     holds(&one, "out", &values).await;
 }
 
@@ -190,7 +224,7 @@ fn down(is_up: &Arc<AtomicBool>, say: Say) -> Export {
 }
 
 async fn breaker(rig: &Rig) -> &'static str {
-    let status = rig.broker.processor(&processor("p")).await;
+    let status = rig.session.processors().processor(&processor("p")).await;
     let breaker = status.and_then(|status| status.breaker);
     breaker.map(|breaker| breaker.state).unwrap_or_default()
 }
@@ -210,7 +244,11 @@ async fn a_resume_reaches_the_breaker_of_every_host() {
     assert_eq!(breaker(&one).await, "closed");
     is_up.store(true, Ordering::SeqCst);
     // It was not paused: nothing else changes.
-    one.broker.resume(&processor("p"), None).await.unwrap();
+    one.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     until("it is closed there", async || {
         breaker(&other).await == "closed"
     })
@@ -232,12 +270,29 @@ async fn dead_letters_that_are_accepted_on_one_host_are_accepted_on_every_host_o
     until("it is open there", async || breaker(&other).await == "open").await;
     let made = one.values("in.p.dlq").await.len();
     let accepted = Some((values.len() - made) as u64);
-    one.broker.resume(&processor("p"), accepted).await.unwrap();
+    one.session
+        .processors()
+        .resume(&processor("p"), accepted)
+        .await
+        .unwrap();
     holds(&one, "in.p.dlq", &values).await;
     // Whatever else is written of the processor, and however often it is looked at: that was it.
-    one.broker.pause(&processor("p")).await.unwrap();
-    one.broker.resume(&processor("p"), None).await.unwrap();
-    let status = other.broker.processor(&processor("p")).await.unwrap();
+    one.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
+    one.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
+    let status = other
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     assert_eq!(status.breaker.unwrap().dead_letters_accepted, 0);
 }
 
@@ -357,7 +412,11 @@ async fn that_a_revision_stands_still_on_one_host_is_not_forgotten_for_it_goes_o
     until("that is, too", async || record(&one).processed > before).await;
     assert_eq!(stopped(&one).as_deref(), Some("trap"));
     is_up.store(true, Ordering::SeqCst);
-    one.broker.resume(&processor("p"), None).await.unwrap();
+    one.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     until("it goes on everywhere", async || stopped(&one).is_none()).await;
 }
 
@@ -386,7 +445,11 @@ async fn a_topic_has_its_partitioner_though_another_host_deletes_modules() {
         let export = || Export::Partitioner(Arc::new(assign(assigns)));
         one.upload("assigns", export()).await;
         until("the other knows it", async || {
-            other.broker.find_module(&module.to_string()).is_some()
+            other
+                .session
+                .catalogue()
+                .find_module(&module.to_string())
+                .is_some()
         })
         .await;
         let new = NewTopic {
@@ -396,10 +459,10 @@ async fn a_topic_has_its_partitioner_though_another_host_deletes_modules() {
             partitioner: Some(module),
             settings: Default::default(),
         };
-        let (making, deleting) = (one.broker.clone(), other.broker.clone());
+        let (making, deleting) = (one.session.clone(), other.session.clone());
         let name = new.name.clone();
-        let making = tokio::spawn(async move { making.create_topic(new).await });
-        let deleting = tokio::spawn(async move { deleting.delete_module(module).await });
+        let making = tokio::spawn(async move { making.catalogue().create_topic(new).await });
+        let deleting = tokio::spawn(async move { deleting.catalogue().delete_module(module).await });
         let (topic, deleted) = (making.await.unwrap(), deleting.await.unwrap());
         assert_ne!(topic.is_ok(), deleted.is_ok(), "{topic:?} {deleted:?}");
         let bytes = one.engine.module(module).await.unwrap();
@@ -407,7 +470,11 @@ async fn a_topic_has_its_partitioner_though_another_host_deletes_modules() {
         made += usize::from(topic.is_ok());
         gone += usize::from(deleted.is_ok());
         if topic.is_ok() {
-            one.broker.delete_topic(&name, false).await.unwrap();
+            one.session
+                .catalogue()
+                .delete_topic(&name, false)
+                .await
+                .unwrap();
         }
     }
     assert_eq!(made + gone, RACES);
@@ -420,14 +487,18 @@ async fn a_module_that_is_uploaded_while_another_host_deletes_it_is_there_whole_
     for round in 0..RACES {
         let module = one.upload("m", passes()).await;
         until("the other knows it", async || {
-            other.broker.find_module(&module.to_string()).is_some()
+            other
+                .session
+                .catalogue()
+                .find_module(&module.to_string())
+                .is_some()
         })
         .await;
-        let (uploading, deleting) = (one.broker.clone(), other.broker.clone());
+        let (uploading, deleting) = (one.session.clone(), other.session.clone());
         let tag = format!("m@{round}");
         let uploading =
-            tokio::spawn(async move { uploading.upload_module("m".into(), Some(tag)).await });
-        let deleting = tokio::spawn(async move { deleting.delete_module(module).await });
+            tokio::spawn(async move { uploading.catalogue().upload_module("m".into(), Some(tag)).await });
+        let deleting = tokio::spawn(async move { deleting.catalogue().delete_module(module).await });
         uploading.await.unwrap().expect("uploaded");
         deleting.await.unwrap().expect("deleted");
         let entry = one.engine.entry(EntryKind::Module, &module.to_string());

@@ -39,22 +39,37 @@ fn accepted(partitions: u32) -> TopicPatch {
 
 async fn grow(rig: &Rig, name: &str, partitions: u32) -> Growth {
     let patch = accepted(partitions);
-    let changed = rig.broker.change_topic(&topic(name), patch).await.unwrap();
+    let changed = rig
+        .session
+        .catalogue()
+        .change_topic(&topic(name), patch)
+        .await
+        .unwrap();
     assert_eq!(changed.topic.spec.partitions, partitions);
     changed.grown.expect("it grew")
 }
 
 /// Why it is not done; nothing has changed then.
 async fn refused(rig: &Rig, name: &str, patch: TopicPatch) -> TopicChangeError {
-    let before = rig.broker.topics();
-    let refused = rig.broker.change_topic(&topic(name), patch).await;
-    assert_eq!(rig.broker.topics(), before);
+    let before = rig.session.catalogue().topics();
+    let refused = rig
+        .session
+        .catalogue()
+        .change_topic(&topic(name), patch)
+        .await;
+    assert_eq!(rig.session.catalogue().topics(), before);
     refused.expect_err("it is refused")
 }
 
 /// What would have to be accepted.
 async fn uses(rig: &Rig, name: &str) -> Vec<KeyedUse> {
-    let have = rig.broker.topic(&topic(name)).unwrap().spec.partitions;
+    let have = rig
+        .session
+        .catalogue()
+        .topic(&topic(name))
+        .unwrap()
+        .spec
+        .partitions;
     match refused(rig, name, to(have + 1)).await {
         TopicChangeError::KeysMove { uses, .. } => uses,
         other => panic!("{other}"),
@@ -63,14 +78,14 @@ async fn uses(rig: &Rig, name: &str) -> Vec<KeyedUse> {
 
 /// How many messages each partition holds.
 fn counts(rig: &Rig, name: &str) -> Vec<u64> {
-    let topic = rig.broker.topic(&topic(name)).unwrap();
+    let topic = rig.session.catalogue().topic(&topic(name)).unwrap();
     let ends = topic.partitions().map(|at| rig.engine.ends(at).unwrap());
     ends.map(|ends| ends.end.0).collect()
 }
 
 async fn until_counts(rig: &Rig, name: &str, wanted: &[u64]) {
     for _ in 0..5_000 {
-        if rig.broker.topic(&topic(name)).is_some() && counts(rig, name) == wanted {
+        if rig.session.catalogue().topic(&topic(name)).is_some() && counts(rig, name) == wanted {
             return;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -95,7 +110,12 @@ async fn hold(rig: &Rig, name: &str, numbers: std::ops::Range<u32>) {
 }
 
 async fn placed(rig: &Rig, messages: Vec<NewMessage>) -> Vec<PartitionId> {
-    let placed = rig.broker.produce(&topic("in"), messages).await.unwrap();
+    let placed = rig
+        .session
+        .messages()
+        .produce(&topic("in"), messages)
+        .await
+        .unwrap();
     placed.iter().map(Placed::partition).collect()
 }
 
@@ -199,7 +219,7 @@ async fn a_component_is_asked_with_the_new_count_by_producers_and_for_outputs() 
             partitioner,
             settings: Default::default(),
         };
-        rig.broker.create_topic(new).await.unwrap();
+        rig.session.catalogue().create_topic(new).await.unwrap();
     }
     let passes = per_message(|_, _| Say::Pass);
     let mut spec = spec(rig.upload_handler("m", passes).await);
@@ -208,7 +228,11 @@ async fn a_component_is_asked_with_the_new_count_by_producers_and_for_outputs() 
     rig.deploy(spec).await;
     let send = async |value: &str| {
         let messages = vec![message("k", value)];
-        let sent = rig.broker.produce(&topic("picked"), messages).await;
+        let sent = rig
+            .session
+            .messages()
+            .produce(&topic("picked"), messages)
+            .await;
         sent.unwrap();
     };
     send("a").await;
@@ -224,7 +248,11 @@ async fn a_component_is_asked_with_the_new_count_by_producers_and_for_outputs() 
 #[tokio::test]
 async fn a_new_partition_takes_what_names_it_now_later_and_by_schedule() {
     let rig = Rig::deployed(2, |_| {}, |_, _| Say::Pass).await;
-    let sent = rig.broker.produce(&topic("in"), vec![into(3, "a")]).await;
+    let sent = rig
+        .session
+        .messages()
+        .produce(&topic("in"), vec![into(3, "a")])
+        .await;
     assert!(
         matches!(
             &sent,
@@ -245,8 +273,12 @@ async fn a_new_partition_takes_what_names_it_now_later_and_by_schedule() {
         ..crate::schedules::spec("in", "0 0 1 1 *")
     };
     let name = ScheduleName::parse("yearly").unwrap();
-    rig.broker.put_schedule(&name, schedule).await.unwrap();
-    rig.broker.run_schedule(&name).await.unwrap();
+    rig.session
+        .schedules()
+        .put_schedule(&name, schedule)
+        .await
+        .unwrap();
+    rig.session.schedules().run_schedule(&name).await.unwrap();
     rig.hold("out", &["now", "later", "tick"]).await;
     assert_eq!(counts(&rig, "in"), [0, 0, 1, 2]);
 }
@@ -257,7 +289,7 @@ async fn dead_letters_of_a_new_partition_are_kept_and_sent_again_there() {
     dead(&rig, 2).await;
     open.store(true, Ordering::SeqCst);
     // Makes the topic of the audit, which follows as well.
-    redrive(&rig, RedriveRequest::all("ada")).await;
+    redrive(&rig, RedriveRequest::all()).await;
     rig.settled().await;
     open.store(false, Ordering::SeqCst);
     let grown = grow(&rig, "in", 3).await;
@@ -268,7 +300,7 @@ async fn dead_letters_of_a_new_partition_are_kept_and_sent_again_there() {
     let letters = rig.letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
     open.store(true, Ordering::SeqCst);
-    let sent = redrive(&rig, RedriveRequest::all("ada")).await;
+    let sent = redrive(&rig, RedriveRequest::all()).await;
     assert_eq!(sent.sent, 1);
     rig.hold("out", &["even 0", "odd 1", "odd 7"]).await;
     assert_eq!(counts(&rig, "in.p.redrive"), [2, 0, 1]);
@@ -284,7 +316,11 @@ async fn a_processor_that_reads_what_grows_along_reads_the_new_partitions_and_it
     let reads = per_message(|_, _| Say::Reject("again"));
     let mut second = spec(rig.upload_handler("second", reads).await);
     second.topics = vec![topic("in.p.dlq")];
-    rig.broker.deploy(&processor("q"), second).await.unwrap();
+    rig.session
+        .processors()
+        .deploy(&processor("q"), second)
+        .await
+        .unwrap();
     until_counts(&rig, "in.p.dlq.q.dlq", &[1]).await;
     let grown = grow(&rig, "in", 3).await;
     let along: Vec<&str> = grown.along.iter().map(|name| name.as_str()).collect();
@@ -301,7 +337,11 @@ async fn a_processor_that_reads_what_grows_along_reads_the_new_partitions_and_it
 async fn what_depends_on_it_where_the_messages_of_a_key_are_is_asked_first() {
     let rig = Rig::start(2).await;
     let rest = "read by nobody, and not compacted";
-    let changed = rig.broker.change_topic(&topic("in"), to(3)).await;
+    let changed = rig
+        .session
+        .catalogue()
+        .change_topic(&topic("in"), to(3))
+        .await;
     let changed = changed.unwrap();
     assert_eq!(changed.grown.expect("it grew").uses, [], "{rest}");
 
@@ -309,7 +349,11 @@ async fn what_depends_on_it_where_the_messages_of_a_key_are_is_asked_first() {
     let mut unordered = spec(count);
     unordered.order = Order::None;
     rig.deploy(unordered.clone()).await;
-    let changed = rig.broker.change_topic(&topic("in"), to(4)).await;
+    let changed = rig
+        .session
+        .catalogue()
+        .change_topic(&topic("in"), to(4))
+        .await;
     assert!(changed.is_ok(), "there is no state yet: {changed:?}");
 
     rig.produce(&[("k", "v")]).await;
@@ -324,7 +368,7 @@ async fn what_depends_on_it_where_the_messages_of_a_key_are_is_asked_first() {
         assert_eq!(uses(&rig, "in").await, both);
     }
     // Made again it would go on with its state.
-    rig.broker.delete_processor(&p).await.unwrap();
+    rig.session.processors().delete_processor(&p).await.unwrap();
     assert_eq!(uses(&rig, "in").await, [KeyedUse::State(p)]);
 
     let compact = TopicPatch {
@@ -341,7 +385,8 @@ async fn what_depends_on_it_where_the_messages_of_a_key_are_is_asked_first() {
         partitions: None,
         ..compact
     };
-    rig.broker
+    rig.session
+        .catalogue()
         .change_topic(&topic("out"), compact)
         .await
         .unwrap();
@@ -355,7 +400,12 @@ async fn what_depends_on_it_where_the_messages_of_a_key_are_is_asked_first() {
 #[tokio::test]
 async fn counts_that_cannot_be_are_refused_and_the_same_one_changes_nothing() {
     let rig = Rig::deployed(3, |_| {}, |_, _| Say::Pass).await;
-    let changed = rig.broker.change_topic(&topic("in"), to(3)).await.unwrap();
+    let changed = rig
+        .session
+        .catalogue()
+        .change_topic(&topic("in"), to(3))
+        .await
+        .unwrap();
     assert!(changed.grown.is_none());
     let fewer = refused(&rig, "in", accepted(2)).await;
     assert!(
@@ -417,7 +467,10 @@ async fn topics_that_a_processor_keeps_for_itself_follow_at_its_start() {
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    panic!("{:?}", again.broker.processor(&processor("p")).await);
+    panic!(
+        "{:?}",
+        again.session.processors().processor(&processor("p")).await
+    );
 }
 
 #[tokio::test]
@@ -438,7 +491,10 @@ async fn state_stays_where_it_is_and_a_key_that_moves_begins_without() {
     rig.settled().await;
     let (p, mut moved) = (processor("p"), 0);
     for key in &keys {
-        let found = rig.broker.state_of_key(&p, None, key.as_bytes());
+        let found = rig
+            .session
+            .processors()
+            .state_of_key(&p, None, key.as_bytes());
         let found: BTreeMap<u32, i64> = found
             .await
             .unwrap()
@@ -469,8 +525,18 @@ async fn a_canary_and_a_shadow_see_new_partitions_too() {
         rig.deploy(spec(a)).await;
         let p = processor("p");
         match shadowed {
-            true => rig.broker.deploy_shadow(&p, spec(b)).await.unwrap(),
-            false => rig.broker.deploy_canary(&p, spec(b), 50).await.unwrap(),
+            true => rig
+                .session
+                .processors()
+                .deploy_shadow(&p, spec(b))
+                .await
+                .unwrap(),
+            false => rig
+                .session
+                .processors()
+                .deploy_canary(&p, spec(b), 50)
+                .await
+                .unwrap(),
         };
         produce(&rig, 0..40).await;
         grow(&rig, "in", 6).await;
@@ -480,12 +546,15 @@ async fn a_canary_and_a_shadow_see_new_partitions_too() {
         assert_eq!(values.len(), 100);
         if shadowed {
             for _ in 0..5_000 {
-                if rig.broker.shadow_report(&p).unwrap().compared == 100 {
+                if rig.session.processors().shadow_report(&p).unwrap().compared == 100 {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            assert_eq!(rig.broker.shadow_report(&p).unwrap().compared, 100);
+            assert_eq!(
+                rig.session.processors().shadow_report(&p).unwrap().compared,
+                100
+            );
         } else {
             let by_b = values.iter().filter(|v| v.ends_with("by b")).count();
             assert!((20..80).contains(&by_b), "{by_b} of 100");
@@ -508,12 +577,22 @@ async fn a_replay_ends_with_what_was_there_when_it_was_made() {
         into: topic("again"),
         name: None,
     };
-    let replay = rig.broker.replay(&processor("p"), request).await.unwrap();
+    let replay = rig
+        .session
+        .processors()
+        .replay(&processor("p"), request)
+        .await
+        .unwrap();
     grow(&rig, "in", 5).await;
     produce(&rig, 50..90).await;
     let mut last = None;
     for _ in 0..5_000 {
-        let status = rig.broker.processor(&replay.name).await.unwrap();
+        let status = rig
+            .session
+            .processors()
+            .processor(&replay.name)
+            .await
+            .unwrap();
         let is_done = status
             .partitions
             .iter()
@@ -545,13 +624,25 @@ async fn a_processor_that_began_at_the_end_reads_new_partitions_from_their_oldes
     produce(&rig, 0..3).await;
     let passes = rig.upload_handler("m", per_message(|_, _| Say::Pass)).await;
     let next = NextSpec::from(spec(passes)).beginning_at(Some(BeginAt::Latest));
-    rig.broker.deploy(&processor("p"), next).await.unwrap();
-    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .deploy(&processor("p"), next)
+        .await
+        .unwrap();
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     grow(&rig, "in", 2).await;
     placed(&rig, vec![into(1, "a"), into(1, "b")]).await;
     // Also when the processor starts with what is there by then.
     let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
-    let resumed = again.broker.resume(&processor("p"), None).await;
+    let resumed = again
+        .session
+        .processors()
+        .resume(&processor("p"), None)
+        .await;
     resumed.unwrap();
     again.hold("out", &["a", "b"]).await;
 }
@@ -559,7 +650,11 @@ async fn a_processor_that_began_at_the_end_reads_new_partitions_from_their_oldes
 #[tokio::test]
 async fn a_paused_processor_reads_new_partitions_when_it_goes_on() {
     let rig = Rig::deployed(1, |_| {}, |_, _| Say::Pass).await;
-    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     grow(&rig, "in", 3).await;
     placed(&rig, vec![into(2, "a"), into(0, "b")]).await;
     let status = rig
@@ -567,6 +662,10 @@ async fn a_paused_processor_reads_new_partitions_when_it_goes_on() {
         .await;
     assert_eq!(status[2].lag, 1);
     assert!(rig.values("out").await.is_empty());
-    rig.broker.resume(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     rig.hold("out", &["a", "b"]).await;
 }

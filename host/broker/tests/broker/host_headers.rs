@@ -32,7 +32,7 @@ async fn made_by_a_schedule(rig: &Rig) {
     builder.push(&tick);
     let append = Append {
         partition: TopicPartition {
-            topic: rig.broker.topic(&topic("in")).unwrap().id,
+            topic: rig.session.catalogue().topic(&topic("in")).unwrap().id,
             partition: PartitionId(0),
         },
         batch: builder.finish().unwrap(),
@@ -128,11 +128,16 @@ async fn a_dead_letter_keeps_what_the_host_said_however_it_is_found_tried_and_ch
 
     open.store(true, Ordering::SeqCst);
     let request = DryRunRequest {
-        which: RedriveRequest::all("ada").which,
+        which: RedriveRequest::all().which,
         revision: None,
         letters_max: 10,
     };
-    let run = rig.broker.dry_run(&processor("p"), request).await.unwrap();
+    let run = rig
+        .session
+        .dead_letters()
+        .dry_run(&processor("p"), request)
+        .await
+        .unwrap();
     assert_eq!(run.outcomes[0].outcome, "ok", "it is shown to the revision");
 
     let edit = LetterEdit {
@@ -140,7 +145,10 @@ async fn a_dead_letter_keeps_what_the_host_said_however_it_is_found_tried_and_ch
         ..LetterEdit::default()
     };
     let (name, place) = (processor("p"), letter.place());
-    let edited = rig.broker.edit_and_redrive(&name, &place, edit, "ada");
+    let edited = rig
+        .session
+        .dead_letters()
+        .edit_and_redrive(&name, &place, edit);
     assert_eq!(edited.await.unwrap().sent, 1);
     rig.hold("out", &["mended"]).await;
     let sent = rig.messages("out").await.remove(0);

@@ -20,7 +20,12 @@ async fn parking() -> (Rig, ProcessorSpec) {
     )
     .await;
     rig.topic("more", 1).await;
-    let status = rig.broker.processor(&processor("p")).await.unwrap();
+    let status = rig
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     let mut other = status.processor.current().unwrap().spec.clone();
     other.topics = vec![topic("more")];
     (rig, other)
@@ -35,13 +40,18 @@ fn left(name: &str, parked: u64, unread: u64) -> LeftBehind {
 }
 
 async fn left_behind(rig: &Rig) -> Vec<LeftBehind> {
-    let status = rig.broker.processor(&processor("p")).await;
+    let status = rig.session.processors().processor(&processor("p")).await;
     status.unwrap().left_behind
 }
 
 /// What is said against the deletion of a topic.
 async fn losses(rig: &Rig, name: &str) -> Vec<Loss> {
-    match rig.broker.delete_topic(&topic(name), false).await {
+    match rig
+        .session
+        .catalogue()
+        .delete_topic(&topic(name), false)
+        .await
+    {
         Err(TopicDeleteError::Missed { losses, .. }) => losses,
         other => panic!("{other:?}"),
     }
@@ -79,14 +89,25 @@ async fn parked_messages_of_a_topic_that_is_read_no_longer_are_told_of_and_not_l
     );
 
     // They wait for one that is deleted, too, over a start of the host.
-    rig.broker.delete_processor(&name).await.unwrap();
-    let left_waiting = rig.broker.left_behind(&name).await.unwrap();
+    rig.session
+        .processors()
+        .delete_processor(&name)
+        .await
+        .unwrap();
+    let left_waiting = rig.session.catalogue().left_behind(&name).await.unwrap();
     assert_eq!(left_waiting, [left("in", 2, 0)]);
     let next = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     assert_eq!(losses(&next, "in").await, [waiting("p", 2, false)]);
-    let lost = next.broker.delete_topic(&topic("in"), true).await;
+    let lost = next
+        .session
+        .catalogue()
+        .delete_topic(&topic("in"), true)
+        .await;
     assert_eq!(lost.unwrap(), [waiting("p", 2, false)]);
-    assert_eq!(next.broker.left_behind(&name).await.unwrap(), []);
+    assert_eq!(
+        next.session.catalogue().left_behind(&name).await.unwrap(),
+        []
+    );
 }
 
 #[tokio::test]
@@ -95,16 +116,33 @@ async fn letters_that_were_sent_again_and_lie_unread_are_left_behind_as_well() {
     let name = processor("p");
     rig.produce(&[("a", "bad"), ("b", "bad")]).await;
     rig.hold("in.p.dlq", &["bad", "bad"]).await;
-    rig.broker.pause(&name).await.unwrap();
-    let sent = rig.broker.redrive(&name, RedriveRequest::all("ada")).await;
+    rig.session.processors().pause(&name).await.unwrap();
+    let sent = rig
+        .session
+        .dead_letters()
+        .redrive(&name, RedriveRequest::all())
+        .await;
     assert_eq!(sent.unwrap().sent, 2);
     rig.deploy(other).await;
     assert_eq!(left_behind(&rig).await, [left("in.p.redrive", 0, 2)]);
-    rig.broker.delete_processor(&name).await.unwrap();
+    rig.session
+        .processors()
+        .delete_processor(&name)
+        .await
+        .unwrap();
     assert_eq!(losses(&rig, "in.p.redrive").await, [waiting("p", 2, false)]);
     // With the processor's own topics they are meant to go.
-    rig.broker.delete_topics_of(&name).await.unwrap();
-    assert!(rig.broker.topic(&topic("in.p.redrive")).is_none());
+    rig.session
+        .catalogue()
+        .delete_topics_of(&name)
+        .await
+        .unwrap();
+    assert!(
+        rig.session
+            .catalogue()
+            .topic(&topic("in.p.redrive"))
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -113,16 +151,25 @@ async fn letters_of_a_processor_that_is_deleted_are_not_sent_and_one_that_never_
     let name = processor("p");
     rig.produce(&[("a", "bad")]).await;
     rig.hold("in.p.dlq", &["bad"]).await;
-    rig.broker.delete_processor(&name).await.unwrap();
-    let refused = rig.broker.redrive(&name, RedriveRequest::all("ada")).await;
+    rig.session
+        .processors()
+        .delete_processor(&name)
+        .await
+        .unwrap();
+    let refused = rig
+        .session
+        .dead_letters()
+        .redrive(&name, RedriveRequest::all())
+        .await;
     assert!(
         matches!(refused, Err(DeadLetterError::Deleted(_))),
         "{refused:?}"
     );
     let nobody = processor("nobody");
     let refused = rig
-        .broker
-        .redrive(&nobody, RedriveRequest::all("ada"))
+        .session
+        .dead_letters()
+        .redrive(&nobody, RedriveRequest::all())
         .await;
     assert!(
         matches!(refused, Err(DeadLetterError::UnknownProcessor(_))),
@@ -138,15 +185,27 @@ async fn letters_of_a_topic_that_is_read_no_longer_are_counted() {
     rig.produce(&[("a", "bad"), ("b", "bad")]).await;
     rig.hold("in.p.dlq", &["bad", "bad"]).await;
     rig.deploy(other).await;
-    let refused = rig.broker.redrive(&name, RedriveRequest::all("ada")).await;
+    let refused = rig
+        .session
+        .dead_letters()
+        .redrive(&name, RedriveRequest::all())
+        .await;
     assert!(
         matches!(refused, Err(DeadLetterError::NotAnInput { .. })),
         "{refused:?}"
     );
     let message = vec![crate::rig::message("c", "bad")];
-    rig.broker.produce(&topic("more"), message).await.unwrap();
+    rig.session
+        .messages()
+        .produce(&topic("more"), message)
+        .await
+        .unwrap();
     rig.hold("more.p.dlq", &["bad"]).await;
-    let done = rig.broker.redrive(&name, RedriveRequest::all("ada")).await;
+    let done = rig
+        .session
+        .dead_letters()
+        .redrive(&name, RedriveRequest::all())
+        .await;
     let done = done.unwrap();
     assert_eq!((done.sent, done.not_read), (1, 2));
 }

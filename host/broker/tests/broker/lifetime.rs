@@ -12,7 +12,11 @@ use crate::rig::{Modules, Rig, Say, message, per_message, processor, spec, text,
 
 async fn trim(rig: &Rig, before: Before) -> Offset {
     let partition = Some(PartitionId(0));
-    let trimmed = rig.broker.trim(&topic("in"), partition, before).await;
+    let trimmed = rig
+        .session
+        .catalogue()
+        .trim(&topic("in"), partition, before)
+        .await;
     trimmed.unwrap()[0].1
 }
 
@@ -52,17 +56,33 @@ async fn a_processor_whose_next_messages_were_removed_goes_on_at_the_start() {
     rig.produce(&[("a", "0"), ("a", "1")]).await;
     rig.hold("out", &["0", "1"]).await;
     rig.settled().await;
-    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     rig.produce(&[("a", "2"), ("a", "3"), ("a", "4")]).await;
     assert_eq!(trim(&rig, Before::Offset(Offset(4))).await, Offset(4));
-    rig.broker.resume(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     rig.hold("out", &["0", "1", "4"]).await;
     rig.settled().await;
     // And where nothing is left it waits for what comes.
-    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     rig.produce(&[("a", "5")]).await;
     assert_eq!(trim(&rig, Before::End).await, Offset(6));
-    rig.broker.resume(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     rig.settled().await;
     rig.produce(&[("a", "6")]).await;
     rig.hold("out", &["0", "1", "4", "6"]).await;
@@ -92,7 +112,7 @@ async fn what_a_paused_processor_had_read_ahead_and_was_removed_is_not_processed
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let name = processor("p");
-    let pause = rig.broker.pause(&name);
+    let pause = rig.session.processors().pause(&name);
     let release = async {
         tokio::task::yield_now().await;
         free.store(true, Ordering::SeqCst);
@@ -101,7 +121,7 @@ async fn what_a_paused_processor_had_read_ahead_and_was_removed_is_not_processed
     paused.unwrap();
     rig.until(|all| all[0].state == "paused").await;
     trim(&rig, Before::End).await;
-    rig.broker.resume(&name, None).await.unwrap();
+    rig.session.processors().resume(&name, None).await.unwrap();
     rig.produce(&[("a", "4")]).await;
     rig.settled().await;
     let processed = rig.values("out").await;
@@ -147,16 +167,24 @@ fn compacted() -> TopicPatch {
 async fn a_compacted_topic_takes_no_message_without_a_key() {
     let rig = Rig::start(1).await;
     let name = topic("in");
-    rig.broker.change_topic(&name, compacted()).await.unwrap();
+    rig.session
+        .catalogue()
+        .change_topic(&name, compacted())
+        .await
+        .unwrap();
     let messages = vec![message("k", "v"), message("", "v")];
-    let refused = rig.broker.produce(&name, messages).await;
+    let refused = rig.session.messages().produce(&name, messages).await;
     assert!(
         matches!(&refused, Err(ProduceError::KeyMissing { index: 1, .. })),
         "{refused:?}"
     );
     assert!(rig.values("in").await.is_empty());
     let messages = vec![message("k", "v")];
-    rig.broker.produce(&name, messages).await.unwrap();
+    rig.session
+        .messages()
+        .produce(&name, messages)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -165,7 +193,8 @@ async fn dead_letters_are_not_compacted_away() {
     rig.produce(&[("k", "v")]).await;
     rig.settled().await;
     let refused = rig
-        .broker
+        .session
+        .catalogue()
         .change_topic(&topic("in.p.dlq"), compacted())
         .await;
     assert!(
@@ -173,7 +202,8 @@ async fn dead_letters_are_not_compacted_away() {
         "{refused:?}"
     );
     let refused = rig
-        .broker
+        .session
+        .catalogue()
         .change_topic(&topic("nothing"), compacted())
         .await;
     assert!(

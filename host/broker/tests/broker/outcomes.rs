@@ -264,7 +264,11 @@ async fn a_panic_in_a_handler_stops_that_worker_and_resume_starts_it_again() {
     rig.produce(&[("a", "1")]).await;
     rig.until(|all| all[0].state.starts_with("stopped: the worker panicked"))
         .await;
-    rig.broker.resume(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     rig.hold("out", &["1"]).await;
 }
 
@@ -379,8 +383,11 @@ async fn outputs_go_to_granted_topics_with_fresh_bytes_and_the_partition_asked_f
     rig.produce(&[("a", "1"), ("b", "2")]).await;
     rig.hold("out", &["1", "2"]).await;
     rig.hold("other", &["fresh", "fresh"]).await;
-    let other = rig.broker.topic(&topic("other")).unwrap();
-    let fifth = rig.broker.ends(&other, millrace_model::PartitionId(4));
+    let other = rig.session.catalogue().topic(&topic("other")).unwrap();
+    let fifth = rig
+        .session
+        .catalogue()
+        .ends(&other, millrace_model::PartitionId(4));
     assert_eq!(fifth.unwrap().end.0, 2);
 }
 
@@ -404,7 +411,7 @@ async fn an_output_topics_partitioner_component_places_outputs_and_its_faults_ar
         partitioner: Some(partitioner),
         settings: Default::default(),
     };
-    rig.broker.create_topic(new).await.unwrap();
+    rig.session.catalogue().create_topic(new).await.unwrap();
     let module = rig
         .upload_handler("m", crate::rig::per_message(|_, _| Say::Pass))
         .await;

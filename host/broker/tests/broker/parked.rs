@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millrace_broker::{
-    Before, DeadLetterPlace, ParkedAction, ParkedDone, ParkedMessage, ParkedQuery, ProcessorError,
-    WhichParked,
+    Before, Caller, MessagePlace, ParkedAction, ParkedDone, ParkedMessage, ParkedQuery,
+    ProcessorError, WhichParked,
 };
 use millrace_model::bounds::{RETRY_DELAY_MS_MAX, RETRY_DELAY_MS_MIN};
 use millrace_model::processor::Order;
@@ -35,14 +35,19 @@ async fn parked(rig: &Rig, query: ParkedQuery) -> Vec<ParkedMessage> {
         max: 1_000,
         ..query
     };
-    let page = rig.broker.parked(&processor("p"), &query).await.unwrap();
+    let page = rig
+        .session
+        .processors()
+        .parked(&processor("p"), &query)
+        .await
+        .unwrap();
     assert_eq!(page.next, None);
     assert_eq!(page.total, page.messages.len());
     page.messages
 }
 
-fn at(offset: u64) -> DeadLetterPlace {
-    DeadLetterPlace {
+fn at(offset: u64) -> MessagePlace {
+    MessagePlace {
         topic: topic("in"),
         partition: PartitionId(0),
         offset: Offset(offset),
@@ -50,9 +55,13 @@ fn at(offset: u64) -> DeadLetterPlace {
 }
 
 async fn act(rig: &Rig, which: WhichParked, action: ParkedAction) -> ParkedDone {
-    let broker = rig.broker.on_behalf_of("ada");
+    let session = rig.broker.session(Caller::unnamed().named("ada"));
     let name = processor("p");
-    broker.do_with_parked(&name, which, action).await.unwrap()
+    session
+        .processors()
+        .do_with_parked(&name, which, action)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -88,7 +97,7 @@ async fn a_wait_of_centuries_is_cut_and_the_list_says_until_when_why_and_behind_
     };
     assert_eq!(parked(&rig, busy).await.len(), 2);
     let (name, all) = (processor("q"), ParkedQuery::default());
-    let nobody = rig.broker.parked(&name, &all).await;
+    let nobody = rig.session.processors().parked(&name, &all).await;
     assert!(matches!(nobody, Err(ProcessorError::Unknown(_))));
 }
 
@@ -106,7 +115,12 @@ async fn pages_of_parked_messages_give_each_once() {
             from,
             ..ParkedQuery::default()
         };
-        let page = rig.broker.parked(&processor("p"), &query).await.unwrap();
+        let page = rig
+            .session
+            .processors()
+            .parked(&processor("p"), &query)
+            .await
+            .unwrap();
         assert_eq!(page.total, 25);
         offsets.extend(page.messages.iter().map(|message| message.offset.0));
         from = page.next;
@@ -172,7 +186,11 @@ async fn a_policy_that_waits_longer_than_any_message_may_is_refused() {
         .await;
     let mut patient = spec(module);
     patient.retry.delay_max_ms = RETRY_DELAY_MS_MAX + 1;
-    let refused = rig.broker.deploy(&processor("p"), patient.clone()).await;
+    let refused = rig
+        .session
+        .processors()
+        .deploy(&processor("p"), patient.clone())
+        .await;
     let why = refused.unwrap_err().to_string();
     assert!(why.contains("retry.delay_max_ms"), "{why}");
     patient.retry.delay_max_ms = RETRY_DELAY_MS_MAX;
@@ -234,7 +252,11 @@ async fn all_of_a_paused_processors_messages_can_be_given_up_whatever_the_bound_
     let many: Vec<(&str, &str)> = many.iter().map(|key| (key.as_str(), "v")).collect();
     rig.produce(&many).await;
     rig.until(|all| all[0].parked == 700).await;
-    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     rig.until(|all| all[0].state == "paused").await;
     let done = act(&rig, WhichParked::All, ParkedAction::GiveUp).await;
     assert_eq!((done.done, done.left.len()), (700, 0));
@@ -246,7 +268,7 @@ async fn all_of_a_paused_processors_messages_can_be_given_up_whatever_the_bound_
 #[tokio::test]
 async fn who_is_told_nothing_of_a_partition_says_so() {
     let (rig, _) = patient().await;
-    let elsewhere = DeadLetterPlace {
+    let elsewhere = MessagePlace {
         topic: topic("out"),
         ..at(0)
     };
@@ -268,17 +290,29 @@ async fn a_trim_lets_go_of_parked_messages_and_what_waits_behind_them_goes_on() 
             .await;
         rig.until(|all| all[0].parked == 3).await;
         if paused {
-            rig.broker.pause(&processor("p")).await.unwrap();
+            rig.session
+                .processors()
+                .pause(&processor("p"))
+                .await
+                .unwrap();
         }
         let before = Before::Offset(Offset(1));
-        rig.broker.trim(&topic("in"), None, before).await.unwrap();
+        rig.session
+            .catalogue()
+            .trim(&topic("in"), None, before)
+            .await
+            .unwrap();
         if paused {
             rig.until(|all| all[0].parked == 2).await;
-            rig.broker.resume(&processor("p"), None).await.unwrap();
+            rig.session
+                .processors()
+                .resume(&processor("p"), None)
+                .await
+                .unwrap();
         }
         rig.hold("out", &["ok behind"]).await;
         rig.until(|all| all[0].parked == 1).await;
-        let committed = rig.broker.topic(&topic("in")).unwrap();
+        let committed = rig.session.catalogue().topic(&topic("in")).unwrap();
         let committed = committed.partition(PartitionId(0)).unwrap();
         let progress = rig
             .engine()

@@ -19,7 +19,10 @@ use crate::workplace::{by_first_word, dead, found, redrive};
 
 async fn audit(rig: &Rig) -> Vec<AuditEntry> {
     let name = processor("p");
-    let page = rig.broker.audit(&name, None, AUDIT_LISTED_MAX);
+    let page = rig
+        .session
+        .dead_letters()
+        .audit(&name, None, AUDIT_LISTED_MAX);
     page.await.unwrap().entries
 }
 
@@ -46,7 +49,7 @@ async fn a_redrive_takes_what_fits_and_at_most_so_many_and_is_on_record() {
     };
     let request = RedriveRequest {
         letters_max: Some(3),
-        ..RedriveRequest::matching(odd.clone(), "ada")
+        ..RedriveRequest::matching(odd.clone())
     };
     let first = redrive(&rig, request.clone()).await;
     assert_eq!((first.sent, first.skipped), (3, 0));
@@ -57,7 +60,7 @@ async fn a_redrive_takes_what_fits_and_at_most_so_many_and_is_on_record() {
     };
     let second = redrive(&rig, RedriveRequest { which, ..request }).await;
     assert_eq!((second.sent, second.next), (2, None));
-    let all = redrive(&rig, RedriveRequest::all("bob")).await;
+    let all = redrive(&rig, RedriveRequest::all()).await;
     assert_eq!((all.sent, all.already), (5, 5));
     rig.settled().await;
     assert_eq!(rig.values("out").await.len(), 10);
@@ -73,7 +76,11 @@ async fn a_redrive_takes_what_fits_and_at_most_so_many_and_is_on_record() {
     // It is kept like any other topic, and is still there after a start.
     let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     assert_eq!(audit(&again).await, entries);
-    let none = again.broker.audit(&processor("nobody"), None, 1).await;
+    let none = again
+        .session
+        .dead_letters()
+        .audit(&processor("nobody"), None, 1)
+        .await;
     assert!(matches!(none, Err(DeadLetterError::UnknownProcessor(_))));
 }
 
@@ -83,12 +90,12 @@ async fn an_audit_trail_is_read_page_by_page() {
     dead(&rig, 6).await;
     open.store(true, Ordering::SeqCst);
     for letter in found(&rig, DeadLetterFilter::default()).await {
-        let one = RedriveRequest::places(vec![letter.place()], "ada");
+        let one = RedriveRequest::places(vec![letter.place()]);
         assert_eq!(redrive(&rig, one).await.sent, 1);
     }
     let (name, mut from, mut count) = (processor("p"), None, 0);
     loop {
-        let page = rig.broker.audit(&name, from.as_ref(), 2);
+        let page = rig.session.dead_letters().audit(&name, from.as_ref(), 2);
         let page = page.await.unwrap();
         assert!(page.entries.len() <= 2);
         count += page.entries.len();
@@ -108,12 +115,13 @@ async fn where_another_topic_has_the_audit_trail_s_name_nothing_is_sent() {
     let theirs = TopicSpec {
         name: topic("in.p.audit"),
         owner: None,
-        ..rig.broker.topic(&topic("in")).unwrap().spec
+        ..rig.session.catalogue().topic(&topic("in")).unwrap().spec
     };
     rig.engine.create_topic(theirs, Vec::new()).await.unwrap();
     let refused = rig
-        .broker
-        .redrive(&processor("p"), RedriveRequest::all("ada"))
+        .session
+        .dead_letters()
+        .redrive(&processor("p"), RedriveRequest::all())
         .await;
     assert!(
         matches!(refused, Err(DeadLetterError::Audit(_))),
@@ -130,19 +138,19 @@ async fn a_message_that_keeps_dying_is_left_alone_by_redrives_of_many_unless_the
     for redrives in 0..REDRIVES_MAX {
         let waiting = rig.letters().await;
         assert_eq!((waiting.len(), waiting[0].redrives), (1, redrives));
-        assert_eq!(redrive(&rig, RedriveRequest::all("ada")).await.sent, 1);
+        assert_eq!(redrive(&rig, RedriveRequest::all()).await.sent, 1);
         until_dead(&rig, redrives as usize + 2).await;
     }
-    let left = redrive(&rig, RedriveRequest::all("ada")).await;
+    let left = redrive(&rig, RedriveRequest::all()).await;
     assert_eq!((left.sent, left.skipped), (0, 1));
-    let mut forced = RedriveRequest::all("ada");
+    let mut forced = RedriveRequest::all();
     forced.again = true;
     assert_eq!(redrive(&rig, forced).await.sent, 1);
     until_dead(&rig, REDRIVES_MAX as usize + 2).await;
     let waiting = rig.letters().await;
     assert_eq!(waiting[0].redrives, REDRIVES_MAX + 1);
     // Whoever names it means it.
-    let named = RedriveRequest::places(vec![waiting[0].place()], "ada");
+    let named = RedriveRequest::places(vec![waiting[0].place()]);
     assert_eq!(redrive(&rig, named).await.sent, 1);
 }
 
@@ -164,16 +172,18 @@ async fn an_edited_letter_is_sent_once_and_the_letter_stays_as_it_died() {
     };
     let place = letter.place();
     let edited = rig
-        .broker
-        .edit_and_redrive(&name, &place, edit.clone(), "ada");
+        .session
+        .dead_letters()
+        .edit_and_redrive(&name, &place, edit.clone());
     assert_eq!(edited.await.unwrap().sent, 1);
     rig.hold("out", &["mended"]).await;
     let sent = rig.messages("out").await.remove(0);
     assert_eq!((sent.key, sent.timestamp), (None, letter.message.timestamp));
     assert_eq!(sent.headers, edit.set_headers);
     let again = rig
-        .broker
-        .edit_and_redrive(&name, &place, edit, "ada")
+        .session
+        .dead_letters()
+        .edit_and_redrive(&name, &place, edit)
         .await;
     assert!(
         matches!(again, Err(DeadLetterError::AlreadySent(_))),
@@ -225,8 +235,9 @@ async fn an_edit_that_could_not_have_been_produced_is_refused_and_nothing_is_sen
     ];
     for edit in edits {
         let refused = rig
-            .broker
-            .edit_and_redrive(&processor("p"), &place, edit, "ada")
+            .session
+            .dead_letters()
+            .edit_and_redrive(&processor("p"), &place, edit)
             .await;
         assert!(
             matches!(refused, Err(DeadLetterError::Edit(_))),
@@ -243,12 +254,12 @@ async fn a_paced_redrive_keeps_its_rate_and_whoever_stops_it_repeats_and_loses_n
     open.store(true, Ordering::SeqCst);
     let paced = RedriveRequest {
         per_second: NonZeroU32::new(50),
-        ..RedriveRequest::all("ada")
+        ..RedriveRequest::all()
     };
     let (name, began) = (processor("p"), Instant::now());
     let stopped = tokio::time::timeout(
         Duration::from_millis(400),
-        rig.broker.redrive(&name, paced.clone()),
+        rig.session.dead_letters().redrive(&name, paced.clone()),
     );
     assert!(
         stopped.await.is_err(),

@@ -26,14 +26,18 @@ async fn produce(rig: &Rig, timestamps: std::ops::Range<u64>) {
     for at in timestamps {
         let mut new = message(&format!("k{}", at % 7), &at.to_string());
         new.message.timestamp = Timestamp(at);
-        rig.broker.produce(&topic("in"), vec![new]).await.unwrap();
+        rig.session
+            .messages()
+            .produce(&topic("in"), vec![new])
+            .await
+            .unwrap();
     }
 }
 
 /// Waits until all of the replay is done.
 async fn done(rig: &Rig, name: &ProcessorName) {
     for _ in 0..5_000 {
-        let status = rig.broker.processor(name).await.unwrap();
+        let status = rig.session.processors().processor(name).await.unwrap();
         if status
             .partitions
             .iter()
@@ -43,11 +47,23 @@ async fn done(rig: &Rig, name: &ProcessorName) {
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    panic!("{:?}", rig.broker.processor(name).await.unwrap().partitions);
+    panic!(
+        "{:?}",
+        rig.session
+            .processors()
+            .processor(name)
+            .await
+            .unwrap()
+            .partitions
+    );
 }
 
 async fn replay(rig: &Rig, request: ReplayRequest) -> Processor {
-    rig.broker.replay(&processor("p"), request).await.unwrap()
+    rig.session
+        .processors()
+        .replay(&processor("p"), request)
+        .await
+        .unwrap()
 }
 
 fn numbers(values: &[String]) -> Vec<u64> {
@@ -93,7 +109,11 @@ async fn a_replay_takes_exactly_its_range_through_the_revision_asked_for() {
         .filter(|value| value.ends_with("by b"))
         .count();
     assert_eq!(by_b, 310);
-    rig.broker.delete_processor(&made.name).await.unwrap();
+    rig.session
+        .processors()
+        .delete_processor(&made.name)
+        .await
+        .unwrap();
     let third = replay(&rig, request(0, 150, "again")).await;
     assert_eq!(
         third.name.as_str(),
@@ -136,7 +156,12 @@ async fn all_outputs_of_a_replay_go_to_its_topic_and_its_failures_are_its_own() 
     assert_eq!(numbers(&rig.values("again").await), [2, 3, 4, 6, 7]);
     assert_eq!(rig.letters().await.len(), 1, "the original's");
     let filter = millrace_broker::DeadLetterQuery::default();
-    let letters = rig.broker.dead_letters(&made.name, filter).await.unwrap();
+    let letters = rig
+        .session
+        .dead_letters()
+        .dead_letters(&made.name, filter)
+        .await
+        .unwrap();
     assert_eq!(letters.letters.len(), 1);
 }
 
@@ -184,7 +209,7 @@ async fn a_replay_goes_on_where_it_was_when_the_host_starts_again_and_has_state_
         bytes_max: 1 << 20,
         now: Timestamp(0),
     };
-    let page = rig.broker.state(&place, query).await.unwrap();
+    let page = rig.session.processors().state(&place, query).await.unwrap();
     let sum: i64 = page
         .entries
         .iter()
@@ -199,13 +224,22 @@ async fn what_cannot_be_replayed_is_refused_with_its_reason() {
     rig.topic("again", 1).await;
     let module = rig.upload_handler("m", per_message(|_, _| Say::Pass)).await;
     let name = processor("p");
-    let unknown = rig.broker.replay(&name, request(0, 9, "again")).await;
+    let unknown = rig
+        .session
+        .processors()
+        .replay(&name, request(0, 9, "again"))
+        .await;
     assert!(matches!(unknown, Err(ProcessorError::Unknown(_))));
     rig.deploy(spec(module)).await;
     produce(&rig, 5..8).await;
     rig.settled().await;
-    let refused =
-        async |request: ReplayRequest| rig.broker.replay(&name, request).await.unwrap_err();
+    let refused = async |request: ReplayRequest| {
+        rig.session
+            .processors()
+            .replay(&name, request)
+            .await
+            .unwrap_err()
+    };
     for (request, why) in [
         (request(9, 3, "again"), "ends before it begins"),
         (request(50, 90, "again"), "no message"),
@@ -233,7 +267,11 @@ async fn what_cannot_be_replayed_is_refused_with_its_reason() {
         matches!(error, ProcessorError::NoSuchRevision { .. }),
         "{error}"
     );
-    assert_eq!(rig.broker.processors().await.len(), 1, "nothing was made");
+    assert_eq!(
+        rig.session.processors().processors().await.len(),
+        1,
+        "nothing was made"
+    );
 
     let made = replay(&rig, request(0, 9, "again")).await;
     done(&rig, &made.name).await;
@@ -242,15 +280,26 @@ async fn what_cannot_be_replayed_is_refused_with_its_reason() {
         ..spec(module)
     };
     for refused in [
-        rig.broker.deploy(&made.name, other.clone()).await,
-        rig.broker
+        rig.session
+            .processors()
+            .deploy(&made.name, other.clone())
+            .await,
+        rig.session
+            .processors()
             .deploy_and_reset_state(&made.name, other.clone())
             .await,
-        rig.broker
+        rig.session
+            .processors()
             .deploy_canary(&made.name, other.clone(), 10)
             .await,
-        rig.broker.deploy_shadow(&made.name, other).await,
-        rig.broker.replay(&made.name, request(0, 9, "again")).await,
+        rig.session
+            .processors()
+            .deploy_shadow(&made.name, other)
+            .await,
+        rig.session
+            .processors()
+            .replay(&made.name, request(0, 9, "again"))
+            .await,
     ] {
         let error = refused.unwrap_err().to_string();
         assert!(error.contains("replay"), "{error}");
@@ -275,7 +324,10 @@ async fn a_replay_takes_every_message_of_its_time_wherever_it_stands_and_no_othe
 
     // Messages stand on both sides of it, and none in it.
     let name = processor("p");
-    let nothing = rig.broker.replay(&name, request(201, 300, "again"));
+    let nothing = rig
+        .session
+        .processors()
+        .replay(&name, request(201, 300, "again"));
     let error = nothing.await.unwrap_err();
     assert!(error.to_string().contains("no message"), "{error}");
 

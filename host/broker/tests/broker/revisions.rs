@@ -33,8 +33,13 @@ async fn the_same_specification_deployed_again_is_the_same_revision() {
     let rig = Rig::start(1).await;
     let spec = spec(marker(&rig, "a").await);
     let name = processor("p");
-    let first = rig.broker.deploy(&name, spec.clone()).await.unwrap();
-    let again = rig.broker.deploy(&name, spec).await.unwrap();
+    let first = rig
+        .session
+        .processors()
+        .deploy(&name, spec.clone())
+        .await
+        .unwrap();
+    let again = rig.session.processors().deploy(&name, spec).await.unwrap();
     assert_eq!(first, again);
     assert_eq!(first.current, 1);
 }
@@ -50,19 +55,41 @@ async fn a_new_revision_takes_over_and_rollback_goes_back_to_the_one_before() {
     rig.produce(&[("k", "2")]).await;
     rig.hold("out", &["1 by a", "2 by b"]).await;
     rig.until(|all| all[0].revision == 2).await;
-    let back = rig.broker.rollback(&processor("p"), None).await.unwrap();
+    let back = rig
+        .session
+        .processors()
+        .rollback(&processor("p"), None)
+        .await
+        .unwrap();
     assert_eq!(back.current, 1);
     rig.produce(&[("k", "3")]).await;
     rig.hold("out", &["1 by a", "2 by b", "3 by a"]).await;
-    let next = rig.broker.rollback(&processor("p"), Some(2)).await.unwrap();
+    let next = rig
+        .session
+        .processors()
+        .rollback(&processor("p"), Some(2))
+        .await
+        .unwrap();
     assert_eq!(next.current, 2);
-    let refused = rig.broker.rollback(&processor("p"), Some(7)).await;
+    let refused = rig
+        .session
+        .processors()
+        .rollback(&processor("p"), Some(7))
+        .await;
     assert!(matches!(
         refused,
         Err(ProcessorError::NoSuchRevision { .. })
     ));
-    rig.broker.rollback(&processor("p"), None).await.unwrap();
-    let refused = rig.broker.rollback(&processor("p"), None).await;
+    rig.session
+        .processors()
+        .rollback(&processor("p"), None)
+        .await
+        .unwrap();
+    let refused = rig
+        .session
+        .processors()
+        .rollback(&processor("p"), None)
+        .await;
     assert!(matches!(refused, Err(ProcessorError::NothingToRollBack(_))));
 }
 
@@ -76,8 +103,13 @@ async fn a_revision_that_fails_changes_nothing() {
     let refuse = async |change: &dyn Fn(&mut millrace_model::ProcessorSpec)| {
         let mut bad = good.clone();
         change(&mut bad);
-        let refused = rig.broker.deploy(&name, bad).await.unwrap_err();
-        let status = rig.broker.processor(&name).await.unwrap();
+        let refused = rig
+            .session
+            .processors()
+            .deploy(&name, bad)
+            .await
+            .unwrap_err();
+        let status = rig.session.processors().processor(&name).await.unwrap();
         assert_eq!(status.processor.current, 1, "{refused}");
         refused
     };
@@ -140,7 +172,13 @@ async fn swaps_under_load_lose_and_repeat_nothing() {
         }
         sent
     });
-    let current = async || rig.broker.processor(&processor("p")).await.unwrap();
+    let current = async || {
+        rig.session
+            .processors()
+            .processor(&processor("p"))
+            .await
+            .unwrap()
+    };
     for swap in 0..30 {
         let before = current().await.partitions[0].next;
         rig.deploy(spec(if swap % 2 == 0 { b } else { a })).await;
@@ -162,13 +200,22 @@ async fn swaps_under_load_lose_and_repeat_nothing() {
 #[tokio::test]
 async fn a_paused_processor_takes_nothing_and_goes_on_when_resumed() {
     let rig = Rig::deployed(1, |_| (), |_, _| Say::Pass).await;
-    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     rig.until(|all| all[0].state == "paused").await;
     rig.produce(&[("a", "1")]).await;
     let status = rig.until(|all| all[0].lag == 1).await;
     assert_eq!(status[0].state, "paused");
     assert!(rig.values("out").await.is_empty());
-    let resumed = rig.broker.resume(&processor("p"), None).await.unwrap();
+    let resumed = rig
+        .session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     assert!(!resumed.paused);
     rig.hold("out", &["1"]).await;
 }
@@ -179,9 +226,17 @@ async fn a_worker_that_waits_in_an_outage_obeys_at_once() {
     let rig = Rig::deployed(1, |_| (), move |_, _| Say::Fail(down.clone())).await;
     rig.produce(&[("a", "1")]).await;
     rig.until(|all| all[0].state.starts_with("waiting")).await;
-    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     rig.until(|all| all[0].state == "paused").await;
-    rig.broker.resume(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     rig.until(|all| all[0].state.starts_with("waiting")).await;
     let good = rig
         .upload_handler("good", per_message(|_, _| Say::Pass))
@@ -196,13 +251,17 @@ async fn a_deleted_processor_is_gone_and_one_made_again_goes_on_where_it_was() {
     rig.produce(&[("a", "1")]).await;
     rig.hold("out", &["1"]).await;
     let name = processor("p");
-    rig.broker.delete_processor(&name).await.unwrap();
-    assert!(rig.broker.processor(&name).await.is_none());
+    rig.session
+        .processors()
+        .delete_processor(&name)
+        .await
+        .unwrap();
+    assert!(rig.session.processors().processor(&name).await.is_none());
     assert!(
-        rig.broker.topic(&topic("in.p.dlq")).is_some(),
+        rig.session.catalogue().topic(&topic("in.p.dlq")).is_some(),
         "its dead letters stay"
     );
-    let gone = rig.broker.delete_processor(&name).await;
+    let gone = rig.session.processors().delete_processor(&name).await;
     assert!(matches!(gone, Err(ProcessorError::Unknown(_))));
     rig.produce(&[("a", "2")]).await;
     rig.deploy(spec(crate::rig::digest("m"))).await;
@@ -218,7 +277,8 @@ async fn after_a_start_processors_go_on_and_one_that_does_not_load_hinders_nobod
     rig.topic("lame-out", 1).await;
     let mut lame_spec = spec(lame);
     lame_spec.output = Some(topic("lame-out"));
-    rig.broker
+    rig.session
+        .processors()
         .deploy(&processor("lame"), lame_spec)
         .await
         .unwrap();
@@ -230,18 +290,31 @@ async fn after_a_start_processors_go_on_and_one_that_does_not_load_hinders_nobod
     let next = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     next.produce(&[("a", "2")]).await;
     next.hold("out", &["1", "2"]).await;
-    let status = next.broker.processor(&processor("lame")).await.unwrap();
+    let status = next
+        .session
+        .processors()
+        .processor(&processor("lame"))
+        .await
+        .unwrap();
     assert!(
         status.partitions[0].state.starts_with("stopped: "),
         "{status:?}"
     );
-    let refused = next.broker.resume(&processor("lame"), None).await;
+    let refused = next
+        .session
+        .processors()
+        .resume(&processor("lame"), None)
+        .await;
     assert!(matches!(refused, Err(ProcessorError::Admit(_))));
     next.modules.know(
         "lame",
         Export::Processor(Arc::new(per_message(|_, _| Say::Pass))),
     );
-    next.broker.resume(&processor("lame"), None).await.unwrap();
+    next.session
+        .processors()
+        .resume(&processor("lame"), None)
+        .await
+        .unwrap();
     next.until(|all| all[0].lag == 0).await;
 }
 
@@ -250,7 +323,7 @@ async fn a_worker_whose_lease_was_taken_over_goes_on_under_a_new_one() {
     let rig = Rig::deployed(1, |_| (), |_, _| Say::Pass).await;
     rig.produce(&[("a", "1")]).await;
     rig.hold("out", &["1"]).await;
-    let input = rig.broker.topic(&topic("in")).unwrap();
+    let input = rig.session.catalogue().topic(&topic("in")).unwrap();
     let partition = input.partition(PartitionId(0)).unwrap();
     rig.engine()
         .claim(&processor("p").group(), partition)
@@ -273,7 +346,11 @@ async fn a_revision_may_change_its_inputs() {
     assert!(status.iter().all(|one| one.topic == topic("more")));
     rig.produce(&[("a", "in vain")]).await;
     let message = vec![crate::rig::message("a", "1")];
-    rig.broker.produce(&topic("more"), message).await.unwrap();
+    rig.session
+        .messages()
+        .produce(&topic("more"), message)
+        .await
+        .unwrap();
     rig.hold("out", &["1"]).await;
     changed.topics.push(topic("in"));
     rig.deploy(changed).await;
@@ -284,15 +361,27 @@ async fn a_revision_may_change_its_inputs() {
 async fn a_topic_in_use_is_not_deleted_and_one_that_is_not_is() {
     let rig = Rig::deployed(1, |_| (), |_, _| Say::Pass).await;
     for used in ["in", "out", "in.p.dlq"] {
-        let refused = rig.broker.delete_topic(&topic(used), false).await;
+        let refused = rig
+            .session
+            .catalogue()
+            .delete_topic(&topic(used), false)
+            .await;
         assert!(
             matches!(refused, Err(TopicDeleteError::InUse { .. })),
             "{used}"
         );
     }
-    rig.broker.delete_processor(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .delete_processor(&processor("p"))
+        .await
+        .unwrap();
     for free in ["in", "out", "in.p.dlq"] {
-        rig.broker.delete_topic(&topic(free), false).await.unwrap();
+        rig.session
+            .catalogue()
+            .delete_topic(&topic(free), false)
+            .await
+            .unwrap();
     }
 }
 
@@ -313,9 +402,19 @@ async fn a_foreign_topic_of_the_dead_letter_name_is_not_taken_over() {
         .await
         .unwrap();
     let module = marker(&rig, "a").await;
-    let refused = rig.broker.deploy(&processor("p"), spec(module)).await;
+    let refused = rig
+        .session
+        .processors()
+        .deploy(&processor("p"), spec(module))
+        .await;
     assert!(matches!(refused, Err(ProcessorError::InvalidSpec(_))));
-    assert!(rig.broker.processor(&processor("p")).await.is_none());
+    assert!(
+        rig.session
+            .processors()
+            .processor(&processor("p"))
+            .await
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -341,7 +440,12 @@ async fn what_is_parked_for_the_whole_partition_is_not_overtaken_under_an_order_
     .await;
     rig.produce(&[("k", "1"), ("k", "2")]).await;
     rig.until(|all| all[0].parked == 2).await;
-    let deployed = rig.broker.processor(&processor("p")).await.unwrap();
+    let deployed = rig
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     let mut spec = deployed.processor.current().unwrap().spec.clone();
     spec.order = Order::Key;
     rig.deploy(spec).await;

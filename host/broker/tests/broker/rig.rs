@@ -11,8 +11,9 @@ use millrace_broker::handler::{
     BatchHandler, Decision, Failure, FailureHandler, LoadRequest, ModuleHost, PartitionHandler,
 };
 use millrace_broker::{
-    AdmitError, Broker, BrokerLimits, CallError, DeadLetter, DeadLetterQuery, FetchRequest,
-    GuestLine, Interface, ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed, Uploader,
+    AdmitError, Broker, BrokerLimits, CallError, Caller, DeadLetter, DeadLetterQuery, FetchRequest,
+    GuestLine, Interface, ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed, Session,
+    Uploader,
 };
 use millrace_engine::{Engine, MemoryEngine};
 use millrace_model::bounds::MESSAGE_HEADERS_MAX;
@@ -306,6 +307,7 @@ pub(crate) fn text(bytes: Option<&[u8]>) -> String {
 
 pub(crate) struct Rig {
     pub(crate) broker: Broker,
+    pub(crate) session: Session,
     pub(crate) engine: Arc<MemoryEngine>,
     pub(crate) modules: Arc<Modules>,
 }
@@ -351,8 +353,10 @@ impl Rig {
         limits: BrokerLimits,
     ) -> Self {
         let (e, m) = (Arc::clone(&engine), Arc::clone(&modules));
+        let broker = Broker::start_within(clock, e, m, limits).await.unwrap();
         Self {
-            broker: Broker::start_within(clock, e, m, limits).await.unwrap(),
+            session: broker.session(Caller::unnamed()),
+            broker,
             engine,
             modules,
         }
@@ -366,13 +370,18 @@ impl Rig {
             partitioner: None,
             settings: Default::default(),
         };
-        self.broker.create_topic(new).await.unwrap();
+        self.session.catalogue().create_topic(new).await.unwrap();
     }
 
     pub(crate) async fn upload(&self, name: &str, export: Export) -> Digest {
         self.modules.know(name, export);
         let bytes = Bytes::from(name.to_owned());
-        let module = self.broker.upload_module(bytes, None).await.unwrap();
+        let module = self
+            .session
+            .catalogue()
+            .upload_module(bytes, None)
+            .await
+            .unwrap();
         module.facts.digest
     }
 
@@ -383,7 +392,11 @@ impl Rig {
 
     /// Deploys processor `p` from `in` to `out`.
     pub(crate) async fn deploy(&self, spec: ProcessorSpec) {
-        self.broker.deploy(&processor("p"), spec).await.unwrap();
+        self.session
+            .processors()
+            .deploy(&processor("p"), spec)
+            .await
+            .unwrap();
     }
 
     /// A broker whose processor `p` decides message by message.
@@ -402,7 +415,8 @@ impl Rig {
 
     pub(crate) async fn produce(&self, messages: &[(&str, &str)]) -> Vec<Placed> {
         let messages = messages.iter().map(|(key, value)| message(key, value));
-        self.broker
+        self.session
+            .messages()
             .produce(&topic("in"), messages.collect())
             .await
             .unwrap()
@@ -411,7 +425,13 @@ impl Rig {
     /// All messages of a topic: partition by partition.
     pub(crate) async fn messages(&self, name: &str) -> Vec<Message> {
         let mut messages = Vec::new();
-        let partitions = self.broker.topic(&topic(name)).unwrap().spec.partitions;
+        let partitions = self
+            .session
+            .catalogue()
+            .topic(&topic(name))
+            .unwrap()
+            .spec
+            .partitions;
         for partition in 0..partitions {
             let mut from = Offset(0);
             loop {
@@ -423,7 +443,7 @@ impl Rig {
                     bytes_max: 64 << 20,
                     wait: Duration::ZERO,
                 };
-                let fetched = self.broker.fetch(request).await.unwrap();
+                let fetched = self.session.messages().fetch(request).await.unwrap();
                 if fetched.messages.is_empty() {
                     break;
                 }
@@ -442,7 +462,10 @@ impl Rig {
     /// Dead letters of `p` that were not sent again.
     pub(crate) async fn letters(&self) -> Vec<DeadLetter> {
         let name = processor("p");
-        let page = self.broker.dead_letters(&name, DeadLetterQuery::default());
+        let page = self
+            .session
+            .dead_letters()
+            .dead_letters(&name, DeadLetterQuery::default());
         page.await.unwrap().letters
     }
 
@@ -469,7 +492,7 @@ impl Rig {
     ) -> Vec<PartitionStatus> {
         let mut last = Vec::new();
         for _ in 0..5_000 {
-            if let Some(status) = self.broker.processor(&processor("p")).await {
+            if let Some(status) = self.session.processors().processor(&processor("p")).await {
                 last = status.partitions;
                 if what(&last) {
                     return last;

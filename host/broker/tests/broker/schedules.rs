@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_broker::{ProduceError, ScheduleError};
+use millrace_broker::{Caller, ProduceError, ScheduleError};
 use millrace_model::bounds::SCHEDULE_MESSAGE_BYTES_MAX;
 use millrace_model::{Message, ScheduleName, ScheduleSpec};
 
@@ -58,7 +58,8 @@ async fn until_it_holds(rig: &Rig, count: usize) -> Vec<Message> {
 async fn each_time_of_a_schedule_makes_one_message_over_restarts() {
     let mut rig = Rig::start(2).await;
     let status = rig
-        .broker
+        .session
+        .schedules()
         .put_schedule(&name("s"), spec("in", "* * * * * *"))
         .await
         .unwrap();
@@ -71,7 +72,11 @@ async fn each_time_of_a_schedule_makes_one_message_over_restarts() {
         tokio::time::sleep(Duration::from_millis(300)).await;
         rig = Rig::on(engine, modules).await;
     }
-    rig.broker.pause_schedule(&name("s"), true).await.unwrap();
+    rig.session
+        .schedules()
+        .pause_schedule(&name("s"), true)
+        .await
+        .unwrap();
     let messages = rig.messages("in").await;
     assert_eq!(
         header(&messages[0], "millrace-schedule").as_deref(),
@@ -83,22 +88,31 @@ async fn each_time_of_a_schedule_makes_one_message_over_restarts() {
         assert_eq!(due, next + (count - 1) * 1_000, "each second once");
         next = due + 1_000;
     }
-    let status = rig.broker.schedule(&name("s")).unwrap();
+    let status = rig.session.schedules().schedule(&name("s")).unwrap();
     assert_eq!(status.schedule.made, messages.len() as u64);
     assert_eq!(status.schedule.next.0, next);
     let made = messages.len();
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     assert_eq!(rig.messages("in").await.len(), made, "it is paused");
-    let resumed = rig.broker.pause_schedule(&name("s"), false).await.unwrap();
+    let resumed = rig
+        .session
+        .schedules()
+        .pause_schedule(&name("s"), false)
+        .await
+        .unwrap();
     assert!(
         resumed.schedule.next.0 > next,
         "what was missed is passed over"
     );
     until_it_holds(&rig, made + 1).await;
-    rig.broker.delete_schedule(&name("s")).await.unwrap();
-    let gone = rig.broker.delete_schedule(&name("s")).await;
+    rig.session
+        .schedules()
+        .delete_schedule(&name("s"))
+        .await
+        .unwrap();
+    let gone = rig.session.schedules().delete_schedule(&name("s")).await;
     assert!(matches!(gone, Err(ScheduleError::Unknown(_))));
-    assert!(rig.broker.schedules().is_empty());
+    assert!(rig.session.schedules().schedules().is_empty());
 }
 
 #[tokio::test]
@@ -106,7 +120,8 @@ async fn times_that_were_missed_make_one_message_that_says_how_many() {
     let rig = Rig::start(1).await;
     let every_second = spec("in", "* * * * * *");
     let put = rig
-        .broker
+        .session
+        .schedules()
         .put_schedule(&name("s"), every_second)
         .await
         .unwrap();
@@ -124,18 +139,24 @@ async fn times_that_were_missed_make_one_message_that_says_how_many() {
 #[tokio::test]
 async fn a_schedule_is_changed_by_putting_another_and_the_same_again_changes_nothing() {
     let rig = Rig::start(1).await;
-    let put = async |spec| rig.broker.put_schedule(&name("s"), spec).await;
+    let put = async |spec| rig.session.schedules().put_schedule(&name("s"), spec).await;
     let first = put(spec("in", "0 0 1 1 *")).await.unwrap();
     assert_eq!(put(spec("in", "0 0 1 1 *")).await.unwrap(), first);
     let second = put(spec("in", "0 0 1 6 *")).await.unwrap();
     assert_ne!(second.schedule.next, first.schedule.next);
-    assert_eq!(rig.broker.schedules(), [second]);
+    assert_eq!(rig.session.schedules().schedules(), [second]);
 }
 
 #[tokio::test]
 async fn a_schedule_that_its_topic_would_not_take_is_refused() {
     let rig = Rig::start(1).await;
-    let put = async |spec| rig.broker.put_schedule(&name("s"), spec).await.unwrap_err();
+    let put = async |spec| {
+        rig.session
+            .schedules()
+            .put_schedule(&name("s"), spec)
+            .await
+            .unwrap_err()
+    };
     let refused = put(spec("nowhere", "@daily")).await;
     assert!(matches!(
         refused,
@@ -151,26 +172,38 @@ async fn a_schedule_that_its_topic_would_not_take_is_refused() {
     let mut large = spec("in", "@daily");
     large.value = Some("x".repeat(SCHEDULE_MESSAGE_BYTES_MAX));
     assert!(matches!(put(large).await, ScheduleError::TooLarge { .. }));
-    assert!(rig.broker.schedules().is_empty());
+    assert!(rig.session.schedules().schedules().is_empty());
 }
 
 #[tokio::test]
 async fn a_schedule_without_its_topic_says_so_and_goes_on_when_it_is_back() {
     let rig = Rig::start(1).await;
     let every_second = spec("in", "* * * * * *");
-    rig.broker
+    rig.session
+        .schedules()
         .put_schedule(&name("s"), every_second)
         .await
         .unwrap();
-    rig.broker.delete_topic(&topic("in"), false).await.unwrap();
+    rig.session
+        .catalogue()
+        .delete_topic(&topic("in"), false)
+        .await
+        .unwrap();
     for _ in 0..2_000 {
-        let status = rig.broker.schedule(&name("s")).unwrap();
+        let status = rig.session.schedules().schedule(&name("s")).unwrap();
         if status.problem.is_some_and(|why| why.contains("topic in")) {
             rig.topic("in", 1).await;
             let messages = until_it_holds(&rig, 1).await;
             assert_eq!(times(&messages)[0].1, 1);
             for _ in 0..1_000 {
-                if rig.broker.schedule(&name("s")).unwrap().problem.is_none() {
+                if rig
+                    .session
+                    .schedules()
+                    .schedule(&name("s"))
+                    .unwrap()
+                    .problem
+                    .is_none()
+                {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -186,13 +219,22 @@ async fn a_schedule_without_its_topic_says_so_and_goes_on_when_it_is_back() {
 async fn a_schedule_run_by_hand_makes_one_message_and_keeps_its_next_time() {
     let rig = Rig::start(1).await;
     let yearly = spec("in", "0 0 1 1 *");
-    let made = rig.broker.put_schedule(&name("s"), yearly).await.unwrap();
-    let operator = rig.broker.on_behalf_of("operator");
-    let ran = operator.run_schedule(&name("s")).await.unwrap();
+    let made = rig
+        .session
+        .schedules()
+        .put_schedule(&name("s"), yearly)
+        .await
+        .unwrap();
+    let operator = rig.broker.session(Caller::unnamed().named("operator"));
+    let ran = operator.schedules().run_schedule(&name("s")).await.unwrap();
     assert_eq!(ran.schedule.next, made.schedule.next);
     assert_eq!((ran.schedule.last, ran.schedule.made), (None, 1));
-    rig.broker.pause_schedule(&name("s"), true).await.unwrap();
-    operator.run_schedule(&name("s")).await.unwrap();
+    rig.session
+        .schedules()
+        .pause_schedule(&name("s"), true)
+        .await
+        .unwrap();
+    operator.schedules().run_schedule(&name("s")).await.unwrap();
     let messages = rig.messages("in").await;
     assert_eq!(messages.len(), 2);
     for message in &messages {
@@ -207,13 +249,18 @@ async fn a_schedule_run_by_hand_makes_one_message_and_keeps_its_next_time() {
     let (engine, modules) = (Arc::clone(&rig.engine), Arc::clone(&rig.modules));
     drop(rig);
     let rig = Rig::on(engine, modules).await;
-    let kept = rig.broker.schedule(&name("s")).unwrap().schedule;
+    let kept = rig
+        .session
+        .schedules()
+        .schedule(&name("s"))
+        .unwrap()
+        .schedule;
     let by = kept.last_run.and_then(|run| run.by);
     assert_eq!(
         (kept.paused, kept.made, by.as_deref()),
         (true, 2, Some("operator"))
     );
-    let nobody = rig.broker.run_schedule(&name("t")).await;
+    let nobody = rig.session.schedules().run_schedule(&name("t")).await;
     assert!(matches!(nobody, Err(ScheduleError::Unknown(_))));
 }
 
@@ -222,16 +269,31 @@ async fn a_run_whose_message_the_topic_does_not_take_changes_nothing() {
     let rig = Rig::start(1).await;
     rig.topic("gone", 1).await;
     let yearly = spec("gone", "0 0 1 1 *");
-    rig.broker.put_schedule(&name("s"), yearly).await.unwrap();
-    rig.broker
+    rig.session
+        .schedules()
+        .put_schedule(&name("s"), yearly)
+        .await
+        .unwrap();
+    rig.session
+        .catalogue()
         .delete_topic(&topic("gone"), false)
         .await
         .unwrap();
-    let refused = rig.broker.run_schedule(&name("s")).await.unwrap_err();
+    let refused = rig
+        .session
+        .schedules()
+        .run_schedule(&name("s"))
+        .await
+        .unwrap_err();
     assert!(matches!(
         refused,
         ScheduleError::Message(ProduceError::UnknownTopic(_))
     ));
-    let kept = rig.broker.schedule(&name("s")).unwrap().schedule;
+    let kept = rig
+        .session
+        .schedules()
+        .schedule(&name("s"))
+        .unwrap()
+        .schedule;
     assert_eq!((kept.made, kept.last_run), (0, None));
 }

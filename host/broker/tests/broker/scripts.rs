@@ -71,7 +71,12 @@ async fn run(scripts: Vec<(u8, Vec<Say>)>, order: Order, messages_max: u32, call
             }
         }
     }
-    let status = rig.broker.processor(&processor("p")).await.unwrap();
+    let status = rig
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     assert!(status.partitions.iter().all(|one| one.state == "running"));
 }
 

@@ -15,14 +15,22 @@ use crate::rig::{Rig, Say, per_message, processor, spec, text, trap, whole};
 
 async fn shadow(rig: &Rig, spec: ProcessorSpec) -> Processor {
     let name = processor("p");
-    rig.broker.deploy_shadow(&name, spec).await.unwrap()
+    rig.session
+        .processors()
+        .deploy_shadow(&name, spec)
+        .await
+        .unwrap()
 }
 
 /// The report, as soon as it looks so.
 async fn report(rig: &Rig, what: impl Fn(&ShadowReport) -> bool) -> ShadowReport {
     let mut last = None;
     for _ in 0..5_000 {
-        let report = rig.broker.shadow_report(&processor("p")).unwrap();
+        let report = rig
+            .session
+            .processors()
+            .shadow_report(&processor("p"))
+            .unwrap();
         if what(&report) {
             return report;
         }
@@ -91,14 +99,19 @@ async fn a_shadow_reports_where_it_differs_and_nothing_of_it_counts() {
         "those of the current revision"
     );
 
-    let promoted = rig.broker.promote(&processor("p")).await.unwrap();
+    let promoted = rig
+        .session
+        .processors()
+        .promote(&processor("p"))
+        .await
+        .unwrap();
     assert_eq!((promoted.current, promoted.shadow), (2, None));
     let kinds: Vec<ChangeKind> = promoted.changes.iter().map(|change| change.what).collect();
     assert_eq!(
         kinds,
         [ChangeKind::Deploy, ChangeKind::Shadow, ChangeKind::Promote]
     );
-    let gone = rig.broker.shadow_report(&processor("p"));
+    let gone = rig.session.processors().shadow_report(&processor("p"));
     assert!(matches!(gone, Err(ProcessorError::NoTrial(_))));
 }
 
@@ -152,10 +165,18 @@ async fn one_message_that_takes_the_shadow_down_hides_no_other() {
     };
     let b = rig.upload_handler("b", per_message(poison)).await;
     rig.deploy(spec(a)).await;
-    rig.broker.pause(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     shadow(&rig, spec(b)).await;
     produce(&rig, 0..1_000).await;
-    rig.broker.resume(&processor("p"), None).await.unwrap();
+    rig.session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     let report = report(&rig, |report| report.compared == 1_000).await;
     assert_eq!((report.alike, report.outcomes["emit -> trap"]), (999, 1));
     assert_eq!(report.samples[0].offset.0, 333);
@@ -200,7 +221,12 @@ async fn a_shadow_that_fails_at_everything_changes_nothing_for_the_current_revis
     let wanted: Vec<String> = (0..sent).map(|n| n.to_string()).collect();
     assert_eq!(values, wanted);
     assert_eq!(rig.letters().await.len(), 0);
-    let status = rig.broker.processor(&processor("p")).await.unwrap();
+    let status = rig
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     let breaker = status.breaker.unwrap();
     assert_eq!((breaker.state, breaker.trips), ("closed", 0));
     assert_eq!(status.partitions[0].parked, 0);
@@ -244,7 +270,11 @@ async fn nobody_waits_for_a_shadow_that_does_not_answer() {
         }
         let report = report(&rig, |report| report.skipped >= 40).await;
         assert_eq!(report.compared, 0);
-        rig.broker.rollback(&processor("p"), None).await.unwrap();
+        rig.session
+            .processors()
+            .rollback(&processor("p"), None)
+            .await
+            .unwrap();
         produce(&rig, 50..51).await;
         rig.settled().await;
         assert_eq!(rig.values("out").await.len(), 51);
@@ -363,13 +393,18 @@ async fn a_shadow_stays_over_a_start_with_a_new_report_and_ends_when_told() {
         2,
         "the same shadow again is the same"
     );
-    let ended = next.broker.end_shadow(&name).await.unwrap();
+    let ended = next.session.processors().end_shadow(&name).await.unwrap();
     assert_eq!((ended.current, ended.shadow), (1, None));
-    let refused = next.broker.end_shadow(&name).await;
+    let refused = next.session.processors().end_shadow(&name).await;
     assert!(matches!(refused, Err(ProcessorError::NoTrial(_))));
     // Tried again, it is another revision; and it may go on as a canary without becoming one more.
     shadow(&next, spec(b)).await;
-    let canary = next.broker.deploy_canary(&name, spec(b), 50).await.unwrap();
+    let canary = next
+        .session
+        .processors()
+        .deploy_canary(&name, spec(b), 50)
+        .await
+        .unwrap();
     assert_eq!((canary.revisions.len(), canary.shadow), (3, None));
     assert_eq!(canary.canary.unwrap().revision, 3);
 }

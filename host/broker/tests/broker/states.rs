@@ -82,7 +82,7 @@ pub(crate) async fn write(rig: &Rig, changes: Vec<StateChange>) -> Result<(), St
         changes,
         adds: None,
     };
-    rig.broker.write_state(&place(), writes).await
+    rig.session.processors().write_state(&place(), writes).await
 }
 
 /// The number of a key.
@@ -92,12 +92,21 @@ pub(crate) async fn number(rig: &Rig, place: &StatePlace, key: &str) -> Option<i
         entries_max: 1,
         ..StateQuery::default()
     };
-    let page = rig.broker.state(place, query).await.expect("shown");
+    let page = rig
+        .session
+        .processors()
+        .state(place, query)
+        .await
+        .expect("shown");
     page.entries.first()?.value.as_number()
 }
 
 async fn entries(rig: &Rig) -> usize {
-    let shown = rig.broker.state(&place(), StateQuery::default()).await;
+    let shown = rig
+        .session
+        .processors()
+        .state(&place(), StateQuery::default())
+        .await;
     shown.expect("shown").size.entries
 }
 
@@ -138,16 +147,24 @@ async fn state_of_a_deleted_processor_can_be_seen_and_emptied() {
     write(&rig, vec![change("a", Some(1))])
         .await
         .expect("written");
-    rig.broker.delete_processor(&processor("p")).await.unwrap();
+    rig.session
+        .processors()
+        .delete_processor(&processor("p"))
+        .await
+        .unwrap();
     assert_eq!(number(&rig, &place(), "a").await, Some(1));
     let reset = StateWrites {
         resets: true,
         changes: Vec::new(),
         adds: None,
     };
-    let emptied = rig.broker.write_state(&place(), reset).await;
+    let emptied = rig.session.processors().write_state(&place(), reset).await;
     emptied.expect("nobody else would do it");
-    let gone = rig.broker.state(&place(), StateQuery::default()).await;
+    let gone = rig
+        .session
+        .processors()
+        .state(&place(), StateQuery::default())
+        .await;
     assert!(
         matches!(gone, Err(StateAccessError::Unknown(_))),
         "{gone:?}"
@@ -161,14 +178,22 @@ async fn a_processor_may_be_deleted_with_its_state() {
         .await
         .expect("written");
     let name = processor("p");
-    let deleted = rig.broker.delete_processor_and_state(&name).await;
+    let deleted = rig
+        .session
+        .processors()
+        .delete_processor_and_state(&name)
+        .await;
     deleted.expect("deleted");
-    let gone = rig.broker.state(&place(), StateQuery::default()).await;
+    let gone = rig
+        .session
+        .processors()
+        .state(&place(), StateQuery::default())
+        .await;
     assert!(
         matches!(gone, Err(StateAccessError::Unknown(_))),
         "{gone:?}"
     );
-    assert!(rig.broker.processor(&name).await.is_none());
+    assert!(rig.session.processors().processor(&name).await.is_none());
 }
 
 #[tokio::test]
@@ -179,7 +204,12 @@ async fn a_reset_empties_state_of_topics_that_no_kept_revision_reads() {
         .expect("written");
     rig.topic("other", 1).await;
     let name = processor("p");
-    let deployed = rig.broker.processor(&name).await.expect("it is there");
+    let deployed = rig
+        .session
+        .processors()
+        .processor(&name)
+        .await
+        .expect("it is there");
     let mut spec = deployed.processor.current().unwrap().spec.clone();
     spec.topics = vec![topic("other")];
     for revision in 0..=REVISIONS_KEPT_MAX as u32 {
@@ -191,9 +221,17 @@ async fn a_reset_empties_state_of_topics_that_no_kept_revision_reads() {
         ..place()
     };
     assert_eq!(number(&rig, &before, "a").await, Some(1));
-    let reset = rig.broker.deploy_and_reset_state(&name, spec).await;
+    let reset = rig
+        .session
+        .processors()
+        .deploy_and_reset_state(&name, spec)
+        .await;
     reset.expect("deployed");
-    let gone = rig.broker.state(&before, StateQuery::default()).await;
+    let gone = rig
+        .session
+        .processors()
+        .state(&before, StateQuery::default())
+        .await;
     let gone = gone.expect_err("nothing is left of it");
     assert!(
         matches!(gone, StateAccessError::WhichTopic { .. }),
@@ -215,9 +253,17 @@ async fn when_a_pause_returns_nothing_is_written_any_more() {
     let messages = ["1", "2", "3", "4"].map(|value| ("a", value));
     rig.produce(&messages).await;
     rig.until(|all| all[0].lag > 0).await;
-    rig.broker.pause(&processor("p")).await.expect("paused");
+    rig.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .expect("paused");
     let version = async || {
-        let page = rig.broker.state(&place(), StateQuery::default()).await;
+        let page = rig
+            .session
+            .processors()
+            .state(&place(), StateQuery::default())
+            .await;
         page.expect("shown").version
     };
     let before = version().await;
@@ -266,7 +312,12 @@ async fn a_key_is_found_without_its_partition_and_totals_are_of_all() {
     }
     rig.settled().await;
     let p = processor("p");
-    let totals = rig.broker.state_totals(&p, None).await.unwrap();
+    let totals = rig
+        .session
+        .processors()
+        .state_totals(&p, None)
+        .await
+        .unwrap();
     assert_eq!(totals.len(), 4);
     assert_eq!(
         totals
@@ -277,7 +328,8 @@ async fn a_key_is_found_without_its_partition_and_totals_are_of_all() {
     );
     for key in &keys {
         let found = rig
-            .broker
+            .session
+            .processors()
             .state_of_key(&p, None, key.as_bytes())
             .await
             .unwrap();
@@ -289,7 +341,12 @@ async fn a_key_is_found_without_its_partition_and_totals_are_of_all() {
         );
     }
     // One that others begin with is another one, and one in several partitions is found in each.
-    let found = rig.broker.state_of_key(&p, None, b"key").await.unwrap();
+    let found = rig
+        .session
+        .processors()
+        .state_of_key(&p, None, b"key")
+        .await
+        .unwrap();
     assert!(found.is_empty());
     for partition in [1, 3] {
         let place = StatePlace {
@@ -301,19 +358,29 @@ async fn a_key_is_found_without_its_partition_and_totals_are_of_all() {
             changes: vec![change("total", Some(7))],
             adds: None,
         };
-        rig.broker.write_state(&place, writes).await.unwrap();
+        rig.session
+            .processors()
+            .write_state(&place, writes)
+            .await
+            .unwrap();
     }
     let found = rig
-        .broker
+        .session
+        .processors()
         .state_of_key(&p, Some(&topic("in")), b"total")
         .await
         .unwrap();
     let partitions: Vec<u32> = found.iter().map(|one| one.partition.0).collect();
     assert_eq!(partitions, [1, 3]);
-    let other = rig.broker.state_totals(&p, Some(&topic("out"))).await;
+    let other = rig
+        .session
+        .processors()
+        .state_totals(&p, Some(&topic("out")))
+        .await;
     assert!(matches!(other, Err(StateAccessError::WhichTopic { .. })));
     let nobody = rig
-        .broker
+        .session
+        .processors()
         .state_of_key(&processor("q"), None, b"total")
         .await;
     assert!(matches!(nobody, Err(StateAccessError::Unknown(_))));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_broker::Broker;
+use millrace_broker::{Broker, Caller};
 use millrace_broker::state::{StateChange, StateValue, StateWrites};
 use millrace_engine::state::StateWrite;
 use millrace_engine::{Engine, LocalEngine, LocalOptions, MemoryEngine, Transaction};
@@ -33,14 +33,16 @@ async fn a_batch_that_has_no_room_to_remove_what_has_ended_leaves_it_and_spends_
     let engine = engine.await.unwrap();
     let modules = Arc::new(Modules::default());
     let broker = Broker::start(clock.clone(), engine.clone(), modules.clone());
+    let broker = broker.await.unwrap();
     let rig = Rig {
-        broker: broker.await.unwrap(),
+        session: broker.session(Caller::unnamed()),
+        broker,
         engine: MemoryEngine::new(clock.clone()),
         modules,
     };
     rig.topic("in", 1).await;
     rig.topic("out", 1).await;
-    let place = rig.broker.topic(&topic("in")).unwrap();
+    let place = rig.session.catalogue().topic(&topic("in")).unwrap();
     let place = place.partition(PartitionId(0)).unwrap();
     let ends_at = Timestamp(clock.wall().0 + 300);
     for from in (0..ENDED).step_by(100) {

@@ -85,7 +85,7 @@ async fn within<T>(time: Duration, work: impl Future<Output = T>) -> T {
 }
 
 async fn nothing_counts(rig: &Rig) {
-    let partition = rig.broker.topic(&topic("in")).unwrap();
+    let partition = rig.session.catalogue().topic(&topic("in")).unwrap();
     let partition = partition.partitions().next().unwrap();
     let progress = rig
         .engine()
@@ -174,15 +174,16 @@ async fn error_handlers_and_partitioners_are_interrupted_as_well() {
         partitioner: Some(partitioner),
         settings: Default::default(),
     };
-    rig.broker.create_topic(new).await.unwrap();
+    rig.session.catalogue().create_topic(new).await.unwrap();
     let passes = per_message(|_, _| Say::Pass);
     let mut into = spec(rig.upload_handler("passes", passes).await);
     into.output = Some(topic("spread"));
     rig.deploy(into).await;
     rig.produce(&[("a", "1")]).await;
-    let broker = rig.broker.clone();
+    let session = rig.session.clone();
     let producing = tokio::spawn(async move {
-        broker
+        session
+            .messages()
             .produce(&topic("spread"), vec![message("k", "v")])
             .await
     });
@@ -206,17 +207,26 @@ async fn canaries_shadows_replays_and_dry_runs_are_interrupted_as_well() {
 
     let dry_run = Endless::default();
     let tried = rig.upload_handler("tried", dry_run.clone()).await;
-    rig.broker.pause(&name).await.unwrap();
+    rig.session.processors().pause(&name).await.unwrap();
     rig.deploy(spec(tried)).await;
-    rig.broker.rollback(&name, None).await.unwrap();
-    rig.broker.resume(&name, None).await.unwrap();
+    rig.session
+        .processors()
+        .rollback(&name, None)
+        .await
+        .unwrap();
+    rig.session.processors().resume(&name, None).await.unwrap();
     let request = DryRunRequest {
-        which: RedriveRequest::all("ada").which,
+        which: RedriveRequest::all().which,
         revision: Some(2),
         letters_max: 10,
     };
-    let broker = rig.broker.clone();
-    let trying = tokio::spawn(async move { broker.dry_run(&processor("p"), request).await });
+    let session = rig.session.clone();
+    let trying = tokio::spawn(async move {
+        session
+            .dead_letters()
+            .dry_run(&processor("p"), request)
+            .await
+    });
     dry_run.are_under_way(1).await;
 
     let into = ReplayRequest {
@@ -226,21 +236,29 @@ async fn canaries_shadows_replays_and_dry_runs_are_interrupted_as_well() {
         into: topic("out"),
         name: None,
     };
-    rig.broker.replay(&name, into).await.unwrap();
+    rig.session.processors().replay(&name, into).await.unwrap();
     dry_run.are_under_way(2).await;
 
     let shadow = Endless::default();
     let shadowing = spec(rig.upload_handler("shadow", shadow.clone()).await);
-    rig.broker.deploy_shadow(&name, shadowing).await.unwrap();
+    rig.session
+        .processors()
+        .deploy_shadow(&name, shadowing)
+        .await
+        .unwrap();
     rig.produce(&[("a", "3")]).await;
     shadow.are_under_way(1).await;
     // The end of a shadow is the end of its call.
-    rig.broker.end_shadow(&name).await.unwrap();
+    rig.session.processors().end_shadow(&name).await.unwrap();
     within(GRACE, shadow.are_under_way(0)).await;
 
     let canary = Endless::default();
     let trial = spec(rig.upload_handler("canary", canary.clone()).await);
-    rig.broker.deploy_canary(&name, trial, 99).await.unwrap();
+    rig.session
+        .processors()
+        .deploy_canary(&name, trial, 99)
+        .await
+        .unwrap();
     let many: Vec<String> = (0..100).map(|n| n.to_string()).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|n| (n.as_str(), "c")).collect();
     rig.produce(&many).await;
@@ -262,8 +280,14 @@ async fn deleting_a_processor_and_emptying_its_state_wait_a_second_for_its_call_
         rig.produce(&[("a", "1")]).await;
         endless.are_under_way(1).await;
         match reset {
-            false => within(WAIT, rig.broker.delete_processor(&name)).await,
-            true => within(WAIT, rig.broker.delete_processor_and_state(&name)).await,
+            false => within(WAIT, rig.session.processors().delete_processor(&name)).await,
+            true => {
+                within(
+                    WAIT,
+                    rig.session.processors().delete_processor_and_state(&name),
+                )
+                .await
+            }
         }
         .unwrap();
         endless.are_under_way(0).await;
@@ -276,7 +300,10 @@ async fn deleting_a_processor_and_emptying_its_state_wait_a_second_for_its_call_
         rig.upload_handler("ok", per_message(|_, _| Say::Pass))
             .await,
     );
-    let deployed = rig.broker.deploy_and_reset_state(&name, repaired);
+    let deployed = rig
+        .session
+        .processors()
+        .deploy_and_reset_state(&name, repaired);
     within(WAIT, deployed).await.unwrap();
     endless.are_under_way(0).await;
     rig.hold("out", &["1"]).await;
@@ -302,13 +329,19 @@ async fn a_revision_that_hangs_is_replaced_and_its_messages_are_the_next_ones_at
         rig.produce(&[("a", "1"), ("b", "2")]).await;
         endless.are_under_way(1).await;
         match back {
-            true => drop(rig.broker.rollback(&name, None).await.unwrap()),
+            true => drop(
+                rig.session
+                    .processors()
+                    .rollback(&name, None)
+                    .await
+                    .unwrap(),
+            ),
             false => rig.deploy(first).await,
         }
         rig.hold("out", &["1", "2"]).await;
         endless.are_under_way(0).await;
         assert_eq!(rig.letters().await.len(), 0);
-        let status = rig.broker.processor(&name).await.unwrap();
+        let status = rig.session.processors().processor(&name).await.unwrap();
         assert_eq!(status.breaker.unwrap().trips, 0);
     }
 }
@@ -325,7 +358,7 @@ async fn an_input_that_is_no_longer_read_holds_up_no_deployment() {
     );
     elsewhere.topics = vec![topic("other")];
     let name = processor("p");
-    let deployed = rig.broker.deploy(&name, elsewhere);
+    let deployed = rig.session.processors().deploy(&name, elsewhere);
     within(Duration::from_secs(5), deployed).await.unwrap();
     endless.are_under_way(0).await;
     nothing_counts(&rig).await;
@@ -336,15 +369,21 @@ async fn an_upload_and_a_deployment_that_never_end_are_answered_at_a_stop() {
     let rig = Rig::start(1).await;
     let stuck = rig.upload("stuck", Export::Stuck { at_upload: false });
     let stuck = spec(stuck.await);
-    let broker = rig.broker.clone();
-    let deploying = tokio::spawn(async move { broker.deploy(&processor("p"), stuck).await });
+    let session = rig.session.clone();
+    let deploying =
+        tokio::spawn(async move { session.processors().deploy(&processor("p"), stuck).await });
     rig.modules.know("worse", Export::Stuck { at_upload: true });
-    let broker = rig.broker.clone();
-    let uploading = tokio::spawn(async move { broker.upload_module("worse".into(), None).await });
+    let session = rig.session.clone();
+    let uploading = tokio::spawn(async move {
+        session
+            .catalogue()
+            .upload_module("worse".into(), None)
+            .await
+    });
     // Whoever changes something else waits behind the deployment.
-    let broker = rig.broker.clone();
+    let session = rig.session.clone();
     let name = processor("p");
-    let deleting = tokio::spawn(async move { broker.delete_processor(&name).await });
+    let deleting = tokio::spawn(async move { session.processors().delete_processor(&name).await });
     tokio::time::sleep(Duration::from_millis(50)).await;
     within(GRACE, rig.broker.wind_down(GRACE)).await;
     let deployed = within(GRACE, deploying).await.unwrap();

@@ -45,7 +45,7 @@ async fn two_hosts(partitions: u32) -> (Rig, Rig) {
 
 /// Partitions that the host works at.
 pub(crate) async fn works_at(rig: &Rig) -> BTreeSet<u32> {
-    let status = rig.broker.processor(&processor("p")).await;
+    let status = rig.session.processors().processor(&processor("p")).await;
     let partitions = status.map(|status| status.partitions).unwrap_or_default();
     let here = partitions.iter().filter(|one| one.state == "running");
     here.map(|one| one.partition.0).collect()
@@ -132,7 +132,7 @@ async fn a_host_that_lives_may_lose_its_work_in_the_first_call_and_no_message_is
     let module = rig.upload("m", slow).await;
     rig.deploy(spec(module)).await;
     rig.produce(&[("k", "innocent")]).await;
-    let input = rig.broker.topic(&topic("in")).unwrap();
+    let input = rig.session.catalogue().topic(&topic("in")).unwrap();
     let partition = input.partition(PartitionId(0)).unwrap();
     // More often than ends of hosts that would give it up.
     for taken in 1..=5 {
@@ -174,7 +174,8 @@ async fn what_is_delayed_is_delivered_by_one_host_or_cancelled_by_one() {
         let value = format!("{number}");
         let new = vec![later(&value, 40)];
         let placed = hosts[number % 2]
-            .broker
+            .session
+            .messages()
             .produce(&topic("in"), new)
             .await
             .unwrap();
@@ -188,9 +189,9 @@ async fn what_is_delayed_is_delivered_by_one_host_or_cancelled_by_one() {
         .enumerate()
         .map(|(number, (id, value))| {
             // On the host that did not take it.
-            let broker = hosts[(number + 1) % 2].broker.clone();
+            let session = hosts[(number + 1) % 2].session.clone();
             tokio::spawn(async move {
-                match broker.cancel_delayed(&topic("in"), id).await {
+                match session.messages().cancel_delayed(&topic("in"), id).await {
                     Ok(()) => None,
                     Err(DelayedError::Unknown { .. }) => Some(value),
                     Err(error) => panic!("{error}"),
@@ -214,7 +215,11 @@ async fn what_operators_write_on_any_host_stands_beside_what_the_worker_writes()
     let module = one.upload_handler("m", counting(|_, _| Say::Pass)).await;
     one.deploy(spec(module)).await;
     until("the other host knows it", async || {
-        other.broker.deployed_as(&processor("p")).is_some()
+        other
+            .session
+            .processors()
+            .deployed_as(&processor("p"))
+            .is_some()
     })
     .await;
     let operators = [&one, &other]
@@ -243,7 +248,7 @@ async fn what_operators_write_on_any_host_stands_beside_what_the_worker_writes()
         entries_max: 1_000,
         ..StateQuery::default()
     };
-    let page = one.broker.state(&place(), all).await.unwrap();
+    let page = one.session.processors().state(&place(), all).await.unwrap();
     assert_eq!(page.entries.len() as i64, 2 * ROUNDS);
     assert_eq!(one.values("out").await.len() as i64, ROUNDS);
 }
@@ -254,12 +259,12 @@ async fn nothing_that_another_host_still_does_comes_into_state_that_was_emptied(
         let (one, other) = two_hosts(4).await;
         let module = one.upload_handler("m", counting(|_, _| Say::Ack)).await;
         one.deploy(spec(module)).await;
-        let producing = other.broker.clone();
+        let producing = other.session.clone();
         let producing = tokio::spawn(async move {
             for round in 0..40 {
                 let new = (0..8).map(|key| message(&format!("k{key}"), &round.to_string()));
                 producing
-                    .produce(&topic("in"), new.collect())
+                    .messages().produce(&topic("in"), new.collect())
                     .await
                     .unwrap();
             }
@@ -268,13 +273,18 @@ async fn nothing_that_another_host_still_does_comes_into_state_that_was_emptied(
             works_at(&other).await.len() > 1
         })
         .await;
-        one.broker
+        one.session
+            .processors()
             .delete_processor_and_state(&processor("p"))
             .await
             .unwrap();
         producing.await.unwrap();
         until("the other host knows it", async || {
-            other.broker.deployed_as(&processor("p")).is_none()
+            other
+                .session
+                .processors()
+                .deployed_as(&processor("p"))
+                .is_none()
         })
         .await;
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -293,7 +303,11 @@ async fn a_host_that_hears_late_of_a_deletion_does_nothing_any_more() {
     })
     .await;
     other.engine.deafen(true);
-    let deleted = one.broker.delete_processor_and_state(&processor("p")).await;
+    let deleted = one
+        .session
+        .processors()
+        .delete_processor_and_state(&processor("p"))
+        .await;
     deleted.unwrap();
     let messages: Vec<(String, String)> =
         (0..40).map(|n| (format!("k{n}"), n.to_string())).collect();
@@ -306,7 +320,11 @@ async fn a_host_that_hears_late_of_a_deletion_does_nothing_any_more() {
     assert_eq!(one.engine.state_partitions(&group).await.unwrap(), []);
     other.engine.deafen(false);
     until("the other knows it", async || {
-        other.broker.deployed_as(&processor("p")).is_none()
+        other
+            .session
+            .processors()
+            .deployed_as(&processor("p"))
+            .is_none()
     })
     .await;
 }
@@ -314,7 +332,7 @@ async fn a_host_that_hears_late_of_a_deletion_does_nothing_any_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_consumer_has_one_reader_whichever_host_is_asked() {
     let (one, other) = two_hosts(1).await;
-    let input = one.broker.topic(&topic("in")).unwrap();
+    let input = one.session.catalogue().topic(&topic("in")).unwrap();
     let name = ConsumerName::parse("c").unwrap();
     let ask = |lease| HoldRequest {
         lease,
@@ -324,13 +342,18 @@ async fn a_consumer_has_one_reader_whichever_host_is_asked() {
         begin_at: None,
     };
     let held = one
-        .broker
+        .session
+        .consumers()
         .hold_consumer(&input, &name, ask(None))
         .await
         .unwrap();
     let lease = held.lease;
     held.kept().expect("it is the newest");
-    let busy = other.broker.hold_consumer(&input, &name, ask(None)).await;
+    let busy = other
+        .session
+        .consumers()
+        .hold_consumer(&input, &name, ask(None))
+        .await;
     assert!(
         matches!(busy, Err(ConsumerError::Busy { .. })),
         "the other host knows"
@@ -342,13 +365,15 @@ async fn a_consumer_has_one_reader_whichever_host_is_asked() {
             positions: [(PartitionId(0), Offset(position))].into(),
             release: position == 2,
         };
-        host.broker
+        host.session
+            .consumers()
             .commit_consumer(&topic("in"), &name, commit)
             .await
             .expect("its reader");
     }
     let next = other
-        .broker
+        .session
+        .consumers()
         .hold_consumer(&input, &name, ask(None))
         .await
         .unwrap();

@@ -22,7 +22,8 @@ async fn measure(call: usize, messages: usize, partitions: u32) -> f64 {
                 timestamp: Timestamp(1),
             },
         });
-        rig.broker
+        rig.session
+            .messages()
             .produce(&topic("in"), batch.collect())
             .await
             .unwrap();
@@ -32,7 +33,8 @@ async fn measure(call: usize, messages: usize, partitions: u32) -> f64 {
         .upload_handler("pass", per_message(|_, _| Say::Pass))
         .await;
     let start = Instant::now();
-    rig.broker
+    rig.session
+        .processors()
         .deploy(&processor("p"), spec(module))
         .await
         .unwrap();

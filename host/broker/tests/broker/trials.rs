@@ -26,14 +26,19 @@ async fn broken_after_a_start(rig: &Rig) -> Rig {
 }
 
 async fn status(rig: &Rig) -> ProcessorStatus {
-    rig.broker.processor(&processor("p")).await.unwrap()
+    rig.session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
 async fn a_canary_that_no_longer_loads_is_shown_and_tried_again_and_ended() {
     let (rig, other) = deployed().await;
     let name = processor("p");
-    rig.broker
+    rig.session
+        .processors()
         .deploy_canary(&name, other.clone(), 40)
         .await
         .unwrap();
@@ -44,16 +49,24 @@ async fn a_canary_that_no_longer_loads_is_shown_and_tried_again_and_ended() {
     assert!(shown.processor.canary.is_some() && shown.canary.is_none());
 
     // It is in nobody's way.
-    next.broker.pause(&name).await.unwrap();
+    next.session.processors().pause(&name).await.unwrap();
     next.produce(&[("k", "v")]).await;
-    next.broker.resume(&name, None).await.unwrap();
+    next.session.processors().resume(&name, None).await.unwrap();
     next.hold("out", &["v"]).await;
     assert_eq!(status(&next).await.trial_problem, Some(problem));
 
-    let again = next.broker.deploy_canary(&name, other.clone(), 40).await;
+    let again = next
+        .session
+        .processors()
+        .deploy_canary(&name, other.clone(), 40)
+        .await;
     assert!(matches!(again, Err(ProcessorError::Admit(_))), "{again:?}");
     next.modules.know("b", passes());
-    next.broker.deploy_canary(&name, other, 40).await.unwrap();
+    next.session
+        .processors()
+        .deploy_canary(&name, other, 40)
+        .await
+        .unwrap();
     let shown = status(&next).await;
     assert_eq!(
         (shown.trial_problem, shown.canary.unwrap().percent),
@@ -61,7 +74,11 @@ async fn a_canary_that_no_longer_loads_is_shown_and_tried_again_and_ended() {
     );
 
     let last = broken_after_a_start(&next).await;
-    last.broker.set_canary(&name, 0).await.unwrap();
+    last.session
+        .processors()
+        .set_canary(&name, 0)
+        .await
+        .unwrap();
     let shown = status(&last).await;
     assert_eq!((shown.trial_problem, shown.processor.canary), (None, None));
 }
@@ -70,12 +87,13 @@ async fn a_canary_that_no_longer_loads_is_shown_and_tried_again_and_ended() {
 async fn a_shadow_that_no_longer_loads_says_so_where_its_report_would_be() {
     let (rig, other) = deployed().await;
     let name = processor("p");
-    rig.broker
+    rig.session
+        .processors()
         .deploy_shadow(&name, other.clone())
         .await
         .unwrap();
     let next = broken_after_a_start(&rig).await;
-    let report = next.broker.shadow_report(&name);
+    let report = next.session.processors().shadow_report(&name);
     assert!(
         matches!(
             report,
@@ -84,11 +102,22 @@ async fn a_shadow_that_no_longer_loads_says_so_where_its_report_would_be() {
         "{report:?}"
     );
     next.modules.know("b", passes());
-    next.broker.deploy_shadow(&name, other).await.unwrap();
-    assert_eq!(next.broker.shadow_report(&name).unwrap().revision, 2);
+    next.session
+        .processors()
+        .deploy_shadow(&name, other)
+        .await
+        .unwrap();
+    assert_eq!(
+        next.session
+            .processors()
+            .shadow_report(&name)
+            .unwrap()
+            .revision,
+        2
+    );
 
     let last = broken_after_a_start(&next).await;
-    last.broker.end_shadow(&name).await.unwrap();
+    last.session.processors().end_shadow(&name).await.unwrap();
     let shown = status(&last).await;
     assert_eq!((shown.trial_problem, shown.processor.shadow), (None, None));
 }

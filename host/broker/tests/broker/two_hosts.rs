@@ -66,7 +66,7 @@ pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
 }
 
 fn known(rig: &Rig) -> Option<Processor> {
-    rig.broker.deployed_as(&processor("p"))
+    rig.session.processors().deployed_as(&processor("p"))
 }
 
 /// Another specification for each number.
@@ -83,8 +83,13 @@ async fn what_two_hosts_deploy_at_once_are_two_revisions() {
     for round in 0..ROUNDS {
         let before = known(&one).unwrap().revisions.len();
         let deploy = |rig: &Rig, number| {
-            let broker = rig.broker.clone();
-            async move { broker.deploy(&processor("p"), nth(module, number)).await }
+            let session = rig.session.clone();
+            async move {
+                session
+                    .processors()
+                    .deploy(&processor("p"), nth(module, number))
+                    .await
+            }
         };
         let (first, second) = both(deploy(&one, 2 * round), deploy(&other, 2 * round + 1)).await;
         let numbers = [first.unwrap().current, second.unwrap().current];
@@ -114,12 +119,21 @@ async fn a_rollback_that_two_hosts_are_asked_for_is_done_once() {
     let (one, other) = two_hosts().await;
     let module = known(&one).unwrap().current().unwrap().spec.module;
     for round in 0..ROUNDS {
-        let bad = one.broker.deploy(&processor("p"), nth(module, round)).await;
+        let bad = one
+            .session
+            .processors()
+            .deploy(&processor("p"), nth(module, round))
+            .await;
         let bad = bad.unwrap().current;
         let take_back = |rig: &Rig| {
-            let broker = rig.broker.clone();
+            let session = rig.session.clone();
             let name = processor("p");
-            async move { broker.rollback_expecting(&name, Some(1), Some(bad)).await }
+            async move {
+                session
+                    .processors()
+                    .rollback_expecting(&name, Some(1), Some(bad))
+                    .await
+            }
         };
         let (first, second) = both(take_back(&one), take_back(&other)).await;
         let done = [&first, &second].into_iter().filter(|done| done.is_ok());
@@ -141,7 +155,11 @@ async fn a_rollback_that_two_hosts_are_asked_for_is_done_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_one_host_does_with_a_processor_shows_on_the_other() {
     let (one, other) = two_hosts().await;
-    one.broker.pause(&processor("p")).await.unwrap();
+    one.session
+        .processors()
+        .pause(&processor("p"))
+        .await
+        .unwrap();
     until("it is paused there", async || {
         known(&other).is_some_and(|p| p.paused)
     })
@@ -150,7 +168,12 @@ async fn what_one_host_does_with_a_processor_shows_on_the_other() {
     other
         .until(|all| all.iter().all(|one| one.state == "paused"))
         .await;
-    other.broker.resume(&processor("p"), None).await.unwrap();
+    other
+        .session
+        .processors()
+        .resume(&processor("p"), None)
+        .await
+        .unwrap();
     until("it goes on here", async || {
         known(&one).is_some_and(|p| !p.paused)
     })
@@ -158,9 +181,13 @@ async fn what_one_host_does_with_a_processor_shows_on_the_other() {
     other
         .until(|all| all.iter().all(|one| one.state == "running"))
         .await;
-    one.broker.delete_processor(&processor("p")).await.unwrap();
+    one.session
+        .processors()
+        .delete_processor(&processor("p"))
+        .await
+        .unwrap();
     until("it is gone there", async || known(&other).is_none()).await;
-    let gone = other.broker.pause(&processor("p")).await;
+    let gone = other.session.processors().pause(&processor("p")).await;
     assert!(matches!(gone, Err(ProcessorError::Unknown(_))), "{gone:?}");
 }
 
@@ -173,20 +200,28 @@ async fn letters_that_two_hosts_send_again_at_once_are_sent_once() {
         one.produce(&messages).await;
         let values: Vec<&str> = values.iter().map(String::as_str).collect();
         one.hold("in.p.dlq", &values).await;
-        one.broker.pause(&processor("p")).await.unwrap();
+        one.session
+            .processors()
+            .pause(&processor("p"))
+            .await
+            .unwrap();
         let other = beside(&one).await;
         let redrive = |rig: &Rig| {
-            let broker = rig.broker.clone();
+            let session = rig.session.clone();
             async move {
-                let all = RedriveRequest::all("tester");
-                broker.redrive(&processor("p"), all).await
+                let all = RedriveRequest::all();
+                session.dead_letters().redrive(&processor("p"), all).await
             }
         };
         let (first, second) = both(redrive(&one), redrive(&other)).await;
         let sent = first.unwrap().sent + second.unwrap().sent;
         assert_eq!(sent, values.len());
         one.hold("in.p.redrive", &values).await;
-        one.broker.delete_processor(&processor("p")).await.unwrap();
+        one.session
+            .processors()
+            .delete_processor(&processor("p"))
+            .await
+            .unwrap();
         until("it is gone there", async || known(&other).is_none()).await;
         let late = redrive(&other).await;
         assert!(matches!(late, Err(DeadLetterError::Deleted(_))), "{late:?}");
@@ -198,7 +233,11 @@ async fn of_two_hosts_one_makes_the_message_of_a_schedule() {
     let one = Rig::start(2).await;
     let name = ScheduleName::parse("s").unwrap();
     let every_second = schedules::spec("in", "* * * * * *");
-    let put = one.broker.put_schedule(&name, every_second.clone()).await;
+    let put = one
+        .session
+        .schedules()
+        .put_schedule(&name, every_second.clone())
+        .await;
     let first = put.unwrap().schedule.next.0;
     let other = beside(&one).await;
     until("three times have come", async || {
@@ -208,9 +247,14 @@ async fn of_two_hosts_one_makes_the_message_of_a_schedule() {
         due.len() >= 3
     })
     .await;
-    other.broker.pause_schedule(&name, true).await.unwrap();
+    other
+        .session
+        .schedules()
+        .pause_schedule(&name, true)
+        .await
+        .unwrap();
     until("it is paused here as well", async || {
-        let known = one.broker.schedule(&name);
+        let known = one.session.schedules().schedule(&name);
         known.is_some_and(|known| known.schedule.paused)
     })
     .await;
@@ -219,17 +263,26 @@ async fn of_two_hosts_one_makes_the_message_of_a_schedule() {
     let stands_for: u64 = made.iter().map(|(_, times)| times).sum();
     let last = made.last().unwrap().0;
     assert_eq!((last - first) / 1_000 + 1, stands_for, "{made:?}");
-    let status = one.broker.schedule(&name).unwrap();
+    let status = one.session.schedules().schedule(&name).unwrap();
     assert_eq!(status.schedule.made, made.len() as u64);
 
-    other.broker.delete_schedule(&name).await.unwrap();
+    other
+        .session
+        .schedules()
+        .delete_schedule(&name)
+        .await
+        .unwrap();
     until("it is gone here", async || {
-        one.broker.schedule(&name).is_none()
+        one.session.schedules().schedule(&name).is_none()
     })
     .await;
-    one.broker.put_schedule(&name, every_second).await.unwrap();
+    one.session
+        .schedules()
+        .put_schedule(&name, every_second)
+        .await
+        .unwrap();
     until("it is there again", async || {
-        other.broker.schedule(&name).is_some()
+        other.session.schedules().schedule(&name).is_some()
     })
     .await;
 }
@@ -245,9 +298,9 @@ async fn a_tag_that_two_hosts_are_asked_for_is_one_modules() {
         }
         let tag = format!("handler@{round}");
         let upload = |rig: &Rig, name: &String| {
-            let (broker, tag) = (rig.broker.clone(), tag.clone());
+            let (session, tag) = (rig.session.clone(), tag.clone());
             let bytes = Bytes::from(name.clone());
-            async move { broker.upload_module(bytes, Some(tag)).await }
+            async move { session.catalogue().upload_module(bytes, Some(tag)).await }
         };
         let uploads = (upload(&one, &names[0]), upload(&other, &names[1]));
         let (first, second) = both(uploads.0, uploads.1).await;
@@ -258,7 +311,7 @@ async fn a_tag_that_two_hosts_are_asked_for_is_one_modules() {
             matches!(refused, Some(ModuleError::TagTaken { .. })),
             "{refused:?}"
         );
-        let modules = one.broker.modules();
+        let modules = one.session.catalogue().modules();
         let tagged = modules.iter().filter(|m| m.tag.as_ref() == Some(&tag));
         assert_eq!(tagged.count(), 1);
     }
@@ -277,17 +330,17 @@ async fn no_host_takes_away_what_another_deploys_on() {
             partitioner: None,
             settings: TopicSettings::default(),
         };
-        one.broker.create_topic(new).await.unwrap();
+        one.session.catalogue().create_topic(new).await.unwrap();
         let mut next = spec(module);
         next.output = Some(name.clone());
-        let (broker, gone) = (other.broker.clone(), name.clone());
-        let deploying = one.broker.clone();
+        let (session, gone) = (other.session.clone(), name.clone());
+        let deploying = one.session.clone();
         let (deployed, deleted) = both(
-            async move { deploying.deploy(&processor("p"), next).await },
-            async move { broker.delete_topic(&gone, false).await },
+            async move { deploying.processors().deploy(&processor("p"), next).await },
+            async move { session.catalogue().delete_topic(&gone, false).await },
         )
         .await;
-        let is_there = one.broker.topic(&name).is_some();
+        let is_there = one.session.catalogue().topic(&name).is_some();
         assert_eq!(deployed.is_ok(), is_there, "{deployed:?} {deleted:?}");
         assert_eq!(deleted.is_err(), is_there, "{deployed:?} {deleted:?}");
     }
@@ -298,8 +351,8 @@ async fn what_two_hosts_change_of_a_topic_at_once_stands_both() {
     let (one, other) = two_hosts().await;
     for round in 1..=ROUNDS as u64 {
         let change = |rig: &Rig, patch: TopicPatch| {
-            let broker = rig.broker.clone();
-            async move { broker.change_topic(&topic("out"), patch).await }
+            let session = rig.session.clone();
+            async move { session.catalogue().change_topic(&topic("out"), patch).await }
         };
         let mut age = TopicPatch::default();
         age.settings.retention_ms = Some(Some(round * 1_000));
@@ -308,7 +361,13 @@ async fn what_two_hosts_change_of_a_topic_at_once_stands_both() {
         let (first, second) = both(change(&one, age), change(&other, size)).await;
         first.unwrap();
         second.unwrap();
-        let settings = one.broker.topic(&topic("out")).unwrap().spec.settings;
+        let settings = one
+            .session
+            .catalogue()
+            .topic(&topic("out"))
+            .unwrap()
+            .spec
+            .settings;
         assert_eq!(settings.retention_ms, Some(round * 1_000));
         assert_eq!(settings.retention_bytes, Some(round << 20));
     }
@@ -317,13 +376,17 @@ async fn what_two_hosts_change_of_a_topic_at_once_stands_both() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_topic_that_one_host_enlarges_is_larger_on_the_other() {
     let (one, other) = two_hosts().await;
-    let mut growths = other.broker.growths();
+    let mut growths = other.session.catalogue().growths();
     let more = TopicPatch {
         partitions: Some(6),
         accept_moved_keys: true,
         ..TopicPatch::default()
     };
-    let grown = one.broker.change_topic(&topic("in"), more).await;
+    let grown = one
+        .session
+        .catalogue()
+        .change_topic(&topic("in"), more)
+        .await;
     grown.unwrap();
     let heard = tokio::time::timeout(Duration::from_secs(10), growths.changed());
     heard.await.expect("in time").unwrap();
@@ -360,7 +423,8 @@ async fn what_this_host_cannot_read_stops_here_and_is_left_as_it_is_until_it_can
     rig.until(|all| all.iter().all(|one| is_told(&one.state)))
         .await;
     let deployed = rig
-        .broker
+        .session
+        .processors()
         .deploy(&processor("p"), nth(digest("m"), 1))
         .await;
     assert!(
@@ -375,7 +439,8 @@ async fn what_this_host_cannot_read_stops_here_and_is_left_as_it_is_until_it_can
     write(readable).await;
     rig.produce(&[("a", "1")]).await;
     rig.hold("out", &["1"]).await;
-    rig.broker
+    rig.session
+        .processors()
         .deploy(&processor("p"), nth(digest("m"), 1))
         .await
         .unwrap();
@@ -395,22 +460,28 @@ async fn what_is_behind_is_counted_in_messages_where_offsets_have_gaps() {
     one.deploy(spec(module)).await;
     let other = beside(&one).await;
     let name = processor("p");
-    one.broker.pause(&name).await.unwrap();
+    one.session.processors().pause(&name).await.unwrap();
     let reader: ConsumerName = "billing".parse().unwrap();
     let input = topic("in");
-    let made = one.broker.make_consumer(&input, &reader, None);
+    let made = one.session.consumers().make_consumer(&input, &reader, None);
     made.await.unwrap();
     for number in 0..MESSAGES {
         one.produce(&[("k", &number.to_string())]).await;
     }
-    let ends = one
-        .broker
-        .ends(&one.broker.topic(&topic("in")).unwrap(), PartitionId(0));
+    let ends = one.session.catalogue().ends(
+        &one.session.catalogue().topic(&topic("in")).unwrap(),
+        PartitionId(0),
+    );
     assert!(ends.unwrap().end.0 > MESSAGES, "its offsets have gaps");
     for rig in [&one, &other] {
         until("each host counts them", async || {
-            let consumer = rig.broker.consumer(&topic("in"), &reader).await.unwrap();
-            let status = rig.broker.processor(&name).await.unwrap();
+            let consumer = rig
+                .session
+                .consumers()
+                .consumer(&topic("in"), &reader)
+                .await
+                .unwrap();
+            let status = rig.session.processors().processor(&name).await.unwrap();
             let lag: u64 = status
                 .partitions
                 .iter()
@@ -420,9 +491,13 @@ async fn what_is_behind_is_counted_in_messages_where_offsets_have_gaps() {
         })
         .await;
     }
-    one.broker.resume(&name, None).await.unwrap();
+    one.session.processors().resume(&name, None).await.unwrap();
     until("all are given up, and counted", async || {
-        let waiting = other.broker.dead_letters_waiting(&name).await;
+        let waiting = other
+            .session
+            .dead_letters()
+            .dead_letters_waiting(&name)
+            .await;
         waiting.is_ok_and(|waiting| waiting == MESSAGES)
     })
     .await;

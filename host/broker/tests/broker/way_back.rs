@@ -10,7 +10,7 @@ use crate::revisions::marker;
 use crate::rig::{Export, Rig, Say, per_message, processor, spec, text, topic, trap};
 
 async fn current(rig: &Rig) -> Processor {
-    let status = rig.broker.processor(&processor("p")).await;
+    let status = rig.session.processors().processor(&processor("p")).await;
     status.unwrap().processor
 }
 
@@ -61,17 +61,32 @@ async fn a_rollback_names_the_command_that_sends_again_what_was_given_up() {
     let (rig, first) = worked().await;
     let module = bad(&rig).await;
     rig.deploy(ProcessorSpec { module, ..first }).await;
-    let back = rig.broker.rollback(&processor("p"), None).await.unwrap();
+    let back = rig
+        .session
+        .processors()
+        .rollback(&processor("p"), None)
+        .await
+        .unwrap();
     assert_eq!(
         said(&back),
         "from revision 2; `millrace dlq redrive p --failed-revision 2` sends again what it gave up"
     );
-    let status = rig.broker.processor(&processor("p")).await.unwrap();
+    let status = rig
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     assert_eq!(status.gone_back_from, Some(2));
     // A further deployment is another matter.
     let other = marker(&rig, "c").await;
     rig.deploy(spec(other)).await;
-    let status = rig.broker.processor(&processor("p")).await.unwrap();
+    let status = rig
+        .session
+        .processors()
+        .processor(&processor("p"))
+        .await
+        .unwrap();
     assert_eq!(status.gone_back_from, None);
 }
 
@@ -105,11 +120,24 @@ async fn after_a_rollback_by_the_host_another_one_says_where_to() {
     assert!(note.contains("--failed-revision 3`"), "{note}");
     // A canary in between does not make it forgotten, nor does a pause.
     let other = marker(&rig, "c").await;
-    let canary = rig.broker.deploy_canary(&name, spec(other), 1).await;
+    let canary = rig
+        .session
+        .processors()
+        .deploy_canary(&name, spec(other), 1)
+        .await;
     canary.unwrap();
-    rig.broker.rollback(&name, None).await.unwrap();
-    rig.broker.pause(&name).await.unwrap();
-    let refused = rig.broker.rollback(&name, None).await.unwrap_err();
+    rig.session
+        .processors()
+        .rollback(&name, None)
+        .await
+        .unwrap();
+    rig.session.processors().pause(&name).await.unwrap();
+    let refused = rig
+        .session
+        .processors()
+        .rollback(&name, None)
+        .await
+        .unwrap_err();
     assert!(
         matches!(
             refused,
@@ -124,7 +152,12 @@ async fn after_a_rollback_by_the_host_another_one_says_where_to() {
         "{refused:?}"
     );
     assert_eq!(
-        rig.broker.rollback(&name, Some(1)).await.unwrap().current,
+        rig.session
+            .processors()
+            .rollback(&name, Some(1))
+            .await
+            .unwrap()
+            .current,
         1
     );
 }
@@ -141,11 +174,20 @@ async fn after_a_withdrawal_by_the_host_a_rollback_says_where_to() {
     .await;
     let module = bad(&rig).await;
     let on_trial = ProcessorSpec { module, ..first };
-    let canary = rig.broker.deploy_canary(&name, on_trial, 90).await;
+    let canary = rig
+        .session
+        .processors()
+        .deploy_canary(&name, on_trial, 90)
+        .await;
     canary.unwrap();
     flood(&rig).await;
     until(&rig, |p| p.canary.is_none()).await;
-    let refused = rig.broker.rollback(&name, None).await.unwrap_err();
+    let refused = rig
+        .session
+        .processors()
+        .rollback(&name, None)
+        .await
+        .unwrap_err();
     assert!(
         matches!(
             refused,
@@ -160,7 +202,12 @@ async fn after_a_withdrawal_by_the_host_a_rollback_says_where_to() {
         "{refused:?}"
     );
     // What was only on trial is judged anew, whatever was said of it there.
-    let forward = rig.broker.rollback(&name, Some(3)).await.unwrap();
+    let forward = rig
+        .session
+        .processors()
+        .rollback(&name, Some(3))
+        .await
+        .unwrap();
     let third = forward.revision(3).unwrap();
     assert!(!third.trial && !third.record.proven);
     assert_eq!((&third.note, third.record.worked_at), (&None, None));
@@ -172,12 +219,26 @@ async fn a_rollback_to_the_current_revision_only_ends_a_trial() {
     let (rig, _) = worked().await;
     let name = processor("p");
     let before = current(&rig).await;
-    let after = rig.broker.rollback(&name, Some(1)).await.unwrap();
+    let after = rig
+        .session
+        .processors()
+        .rollback(&name, Some(1))
+        .await
+        .unwrap();
     assert_eq!(after.changes, before.changes);
     let other = marker(&rig, "b").await;
-    let canary = rig.broker.deploy_canary(&name, spec(other), 10).await;
+    let canary = rig
+        .session
+        .processors()
+        .deploy_canary(&name, spec(other), 10)
+        .await;
     canary.unwrap();
-    let after = rig.broker.rollback(&name, Some(1)).await.unwrap();
+    let after = rig
+        .session
+        .processors()
+        .rollback(&name, Some(1))
+        .await
+        .unwrap();
     assert_eq!((after.current, &after.canary), (1, &None));
     let last = after.changes.last().unwrap();
     assert_eq!((last.what, last.revision), (ChangeKind::Withdraw, 2));
@@ -195,7 +256,11 @@ async fn a_rollback_that_is_asked_for_twice_is_made_once() {
         })
         .await;
     }
-    let asked = || rig.broker.rollback_expecting(&name, None, Some(3));
+    let asked = || {
+        rig.session
+            .processors()
+            .rollback_expecting(&name, None, Some(3))
+    };
     assert_eq!(asked().await.unwrap().current, 1);
     let again = asked().await.unwrap_err();
     assert!(
@@ -215,17 +280,36 @@ async fn what_a_rollback_passes_over_is_grouped_and_a_revision_that_never_worked
         next.retry.attempts_max = attempts_max;
         rig.deploy(next).await;
     }
-    let back = rig.broker.rollback(&name, None).await.unwrap();
+    let back = rig
+        .session
+        .processors()
+        .rollback(&name, None)
+        .await
+        .unwrap();
     assert_eq!(
         said(&back),
         "from revision 5, passing over revisions 2 to 4, which never processed a message; \
          `millrace dlq redrive p --failed-revision 5` sends again what it gave up"
     );
     let other = spec(marker(&rig, "b").await);
-    let other = rig.broker.deploy(&processor("q"), other).await.unwrap();
+    let other = rig
+        .session
+        .processors()
+        .deploy(&processor("q"), other)
+        .await
+        .unwrap();
     let next = spec(marker(&rig, "c").await);
-    rig.broker.deploy(&other.name, next).await.unwrap();
-    let back = rig.broker.rollback(&other.name, None).await.unwrap();
+    rig.session
+        .processors()
+        .deploy(&other.name, next)
+        .await
+        .unwrap();
+    let back = rig
+        .session
+        .processors()
+        .rollback(&other.name, None)
+        .await
+        .unwrap();
     let text = said(&back);
     let unknown = "from revision 2 to revision 1, which is not known to have worked";
     assert!(
@@ -246,7 +330,11 @@ async fn a_revision_that_cannot_run_any_more_is_no_way_back() {
     };
     second.output = Some(topic("out-2"));
     rig.deploy(second.clone()).await;
-    let refused = rig.broker.delete_topic(&topic("out"), false).await;
+    let refused = rig
+        .session
+        .catalogue()
+        .delete_topic(&topic("out"), false)
+        .await;
     let back = Loss::WayBack {
         processor: name.clone(),
         revision: 1,
@@ -255,11 +343,21 @@ async fn a_revision_that_cannot_run_any_more_is_no_way_back() {
         matches!(&refused, Err(TopicDeleteError::Missed { losses, .. }) if losses == std::slice::from_ref(&back)),
         "{refused:?}"
     );
-    let lost = rig.broker.delete_topic(&topic("out"), true).await.unwrap();
+    let lost = rig
+        .session
+        .catalogue()
+        .delete_topic(&topic("out"), true)
+        .await
+        .unwrap();
     assert_eq!(lost, [back]);
-    let status = rig.broker.processor(&name).await.unwrap();
+    let status = rig.session.processors().processor(&name).await.unwrap();
     assert_eq!(status.way_back, None);
-    let refused = rig.broker.rollback(&name, None).await.unwrap_err();
+    let refused = rig
+        .session
+        .processors()
+        .rollback(&name, None)
+        .await
+        .unwrap_err();
     assert!(
         matches!(&refused, ProcessorError::WayBackGone { revisions, .. } if revisions == &[1]),
         "{refused:?}"
@@ -270,7 +368,7 @@ async fn a_revision_that_cannot_run_any_more_is_no_way_back() {
     until(&rig, |p| p.revision(2).unwrap().record.worked_at.is_some()).await;
     second.retry.attempts_max = 2;
     rig.deploy(second).await;
-    let status = rig.broker.processor(&name).await.unwrap();
+    let status = rig.session.processors().processor(&name).await.unwrap();
     assert_eq!(status.way_back, Some(2));
 }
 
@@ -291,10 +389,14 @@ async fn why_the_host_cannot_go_back_is_said_in_the_status() {
     let other = marker(&rig, "b").await;
     let mut round = spec(other);
     (round.topics, round.output) = (vec![topic("out")], Some(topic("in")));
-    rig.broker.deploy(&processor("q"), round).await.unwrap();
+    rig.session
+        .processors()
+        .deploy(&processor("q"), round)
+        .await
+        .unwrap();
     flood(&rig).await;
     for _ in 0..5_000 {
-        let status = rig.broker.processor(&name).await.unwrap();
+        let status = rig.session.processors().processor(&name).await.unwrap();
         if let Some(problem) = status.way_back_problem {
             assert!(problem.contains("without end"), "{problem}");
             assert_eq!(status.processor.current, 2);
@@ -351,7 +453,12 @@ async fn what_a_revision_gave_up_that_was_taken_back_is_sent_again_also_by_the_n
     next.settled().await;
     assert_eq!(next.letters().await.len(), 0);
     assert_eq!(next.values("out").await.len(), 33);
-    let audit = next.broker.audit(&processor("p"), None, 10).await.unwrap();
+    let audit = next
+        .session
+        .dead_letters()
+        .audit(&processor("p"), None, 10)
+        .await
+        .unwrap();
     assert!(audit.entries.iter().all(|entry| entry.by == "host"));
 }
 
@@ -367,7 +474,11 @@ async fn a_promotion_says_what_the_revision_did_wrong_on_trial() {
     let mut on_trial = ProcessorSpec { module, ..first };
     on_trial.retry.attempts_max = 5;
     on_trial.retry.delay_max_ms = 60_000;
-    let canary = rig.broker.deploy_canary(&name, on_trial.clone(), 99).await;
+    let canary = rig
+        .session
+        .processors()
+        .deploy_canary(&name, on_trial.clone(), 99)
+        .await;
     canary.unwrap();
     let keys: Vec<String> = (0..20).map(|n| n.to_string()).collect();
     let messages: Vec<(&str, &str)> = keys.iter().map(|key| (&key[..], "even")).collect();
@@ -376,7 +487,12 @@ async fn a_promotion_says_what_the_revision_did_wrong_on_trial() {
     rig.produce(&[("7", "odd")]).await;
     rig.until(|all| all[0].parked == 1).await;
     // As a deployment of the same specification it is one, too.
-    let promoted = rig.broker.deploy(&name, on_trial).await.unwrap();
+    let promoted = rig
+        .session
+        .processors()
+        .deploy(&name, on_trial)
+        .await
+        .unwrap();
     let text = said(&promoted);
     assert!(
         text.starts_with(
@@ -393,7 +509,8 @@ async fn a_canary_that_is_about_to_be_withdrawn_is_promoted_only_by_force() {
     let module = bad(&rig).await;
     let on_trial = ProcessorSpec { module, ..first };
     let canary = rig
-        .broker
+        .session
+        .processors()
         .deploy_canary(&processor("p"), on_trial, 90)
         .await;
     canary.unwrap();
@@ -401,19 +518,31 @@ async fn a_canary_that_is_about_to_be_withdrawn_is_promoted_only_by_force() {
     let stuck = rig
         .upload("stuck", Export::Stuck { at_upload: false })
         .await;
-    let broker = rig.broker.clone();
-    let deploy = async move { broker.deploy(&processor("q"), spec(stuck)).await };
+    let session = rig.session.clone();
+    let deploy = async move {
+        session
+            .processors()
+            .deploy(&processor("q"), spec(stuck))
+            .await
+    };
     let holding = tokio::spawn(deploy);
     tokio::task::yield_now().await;
-    let broker = rig.broker.clone();
-    let promoting = tokio::spawn(async move { broker.promote(&processor("p")).await });
+    let session = rig.session.clone();
+    let promoting =
+        tokio::spawn(async move { session.processors().promote(&processor("p")).await });
     tokio::task::yield_now().await;
-    let broker = rig.broker.clone();
-    let forcing = tokio::spawn(async move { broker.promote_anyway(&processor("p")).await });
+    let session = rig.session.clone();
+    let forcing =
+        tokio::spawn(async move { session.processors().promote_anyway(&processor("p")).await });
     tokio::task::yield_now().await;
     flood(&rig).await;
     for _ in 0..5_000 {
-        let status = rig.broker.processor(&processor("p")).await.unwrap();
+        let status = rig
+            .session
+            .processors()
+            .processor(&processor("p"))
+            .await
+            .unwrap();
         if status.canary.is_some_and(|canary| canary.trouble.is_some()) {
             break;
         }

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use millrace_broker::{
-    DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPage, DeadLetterPlace,
-    DeadLetterQuery, DryRunRequest, HeaderFilter, RedriveRequest, RedriveWhich, Redriven, Redrives,
-    TopicPatch,
+    DeadLetter, DeadLetterError, DeadLetterFilter, DeadLetterPage, DeadLetterQuery, DryRunRequest,
+    HeaderFilter, MessagePlace, RedriveRequest, RedriveWhich, Redriven, Redrives, TopicPatch,
 };
 use millrace_model::{Offset, PartitionId, Timestamp};
 
@@ -46,7 +45,11 @@ pub(crate) async fn dead(rig: &Rig, count: usize) {
 }
 
 async fn page(rig: &Rig, query: DeadLetterQuery) -> DeadLetterPage {
-    let page = rig.broker.dead_letters(&processor("p"), query).await;
+    let page = rig
+        .session
+        .dead_letters()
+        .dead_letters(&processor("p"), query)
+        .await;
     page.unwrap()
 }
 
@@ -59,7 +62,11 @@ pub(crate) async fn found(rig: &Rig, filter: DeadLetterFilter) -> Vec<DeadLetter
 }
 
 pub(crate) async fn redrive(rig: &Rig, request: RedriveRequest) -> Redriven {
-    let done = rig.broker.redrive(&processor("p"), request).await;
+    let done = rig
+        .session
+        .dead_letters()
+        .redrive(&processor("p"), request)
+        .await;
     done.unwrap()
 }
 
@@ -270,7 +277,7 @@ async fn pages_give_every_letter_once_and_the_last_one_says_so() {
         let distinct: BTreeSet<&String> = values.iter().collect();
         assert_eq!((values.len(), distinct.len()), (10, 10), "{letters_max}");
     }
-    let beyond = DeadLetterPlace {
+    let beyond = MessagePlace {
         topic: topic("zzz"),
         partition: PartitionId(0),
         offset: Offset(0),
@@ -289,7 +296,8 @@ async fn groups_count_what_died_alike_and_show_one_of_each() {
     let name = processor("p");
     let all = DeadLetterFilter::default();
     let groups = rig
-        .broker
+        .session
+        .dead_letters()
         .dead_letter_groups(&name, &all, None, 10)
         .await
         .unwrap();
@@ -308,18 +316,22 @@ async fn groups_count_what_died_alike_and_show_one_of_each() {
     assert_eq!(counted, [("even", "reject", 1, 5), ("odd", "reject", 1, 4)]);
     assert_eq!((groups.count, groups.others, groups.next), (9, 0, None));
     for group in &groups.groups {
-        let DeadLetterPlace {
+        let MessagePlace {
             topic,
             partition,
             offset,
         } = &group.sample;
-        let sample = rig.broker.dead_letter(&name, topic, *partition, *offset);
+        let sample = rig
+            .session
+            .dead_letters()
+            .dead_letter(&name, topic, *partition, *offset);
         assert_eq!(sample.await.unwrap().class, group.class);
         assert!(group.first_died_at <= group.last_died_at);
         assert_eq!(group.sample_reason, format!("said {}", group.class));
     }
     let one = rig
-        .broker
+        .session
+        .dead_letters()
         .dead_letter_groups(&name, &all, None, 1)
         .await
         .unwrap();
@@ -345,16 +357,25 @@ async fn a_dry_run_says_what_a_revision_would_do_and_does_nothing() {
     });
     // Deployed, and taken back before it has seen anything: the current revision is the first one again.
     let name = processor("p");
-    rig.broker.pause(&name).await.unwrap();
+    rig.session.processors().pause(&name).await.unwrap();
     rig.deploy(spec(rig.upload_handler("repaired", repaired).await))
         .await;
-    rig.broker.rollback(&name, None).await.unwrap();
+    rig.session
+        .processors()
+        .rollback(&name, None)
+        .await
+        .unwrap();
     let request = |revision| DryRunRequest {
-        which: RedriveRequest::all("ada").which,
+        which: RedriveRequest::all().which,
         revision,
         letters_max: 1_000,
     };
-    let run = rig.broker.dry_run(&name, request(Some(2))).await.unwrap();
+    let run = rig
+        .session
+        .dead_letters()
+        .dry_run(&name, request(Some(2)))
+        .await
+        .unwrap();
     let counts: Vec<_> = run
         .outcomes
         .iter()
@@ -372,20 +393,39 @@ async fn a_dry_run_says_what_a_revision_would_do_and_does_nothing() {
     assert_eq!((run.samples.len(), run.next, run.stopped), (7, None, None));
     assert_eq!(run.samples[0].topic, topic("out"));
     assert!(calls.load(Ordering::SeqCst) >= 10);
-    let now = rig.broker.dry_run(&name, request(None)).await.unwrap();
+    let now = rig
+        .session
+        .dead_letters()
+        .dry_run(&name, request(None))
+        .await
+        .unwrap();
     assert_eq!((now.revision, now.outcomes.len(), now.outputs), (1, 2, 0));
-    let unknown = rig.broker.dry_run(&name, request(Some(9))).await;
+    let unknown = rig
+        .session
+        .dead_letters()
+        .dry_run(&name, request(Some(9)))
+        .await;
     assert!(matches!(unknown, Err(DeadLetterError::Revision(_))));
     let few = DryRunRequest {
         letters_max: 3,
         ..request(Some(2))
     };
-    let few = rig.broker.dry_run(&name, few).await.unwrap();
+    let few = rig
+        .session
+        .dead_letters()
+        .dry_run(&name, few)
+        .await
+        .unwrap();
     assert!(few.letters == 3 && few.next.is_some());
     // Nothing has come of any of it.
     assert_eq!(rig.letters().await.len(), 10);
     assert_eq!(rig.messages("out").await, []);
-    assert!(rig.broker.topic(&topic("in.p.audit")).is_none());
+    assert!(
+        rig.session
+            .catalogue()
+            .topic(&topic("in.p.audit"))
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -402,11 +442,16 @@ async fn a_dry_run_sees_the_committed_state_and_writes_none() {
     rig.settled().await;
     assert_eq!(number(&rig, &place(), "k").await, Some(1));
     let request = DryRunRequest {
-        which: RedriveRequest::all("ada").which,
+        which: RedriveRequest::all().which,
         revision: None,
         letters_max: 10,
     };
-    let run = rig.broker.dry_run(&processor("p"), request).await.unwrap();
+    let run = rig
+        .session
+        .dead_letters()
+        .dry_run(&processor("p"), request)
+        .await
+        .unwrap();
     assert_eq!((run.letters, run.outcomes[0].count), (2, 2));
     assert_eq!(number(&rig, &place(), "k").await, Some(1));
 }
@@ -415,24 +460,31 @@ async fn a_dry_run_sees_the_committed_state_and_writes_none() {
 async fn how_many_wait_is_known_whatever_was_sent_or_trimmed() {
     let (rig, open) = by_first_word(1).await;
     let name = processor("p");
-    let waiting = async || rig.broker.dead_letters_waiting(&name).await.unwrap();
+    let waiting = async || {
+        rig.session
+            .dead_letters()
+            .dead_letters_waiting(&name)
+            .await
+            .unwrap()
+    };
     assert_eq!(waiting().await, 0);
     dead(&rig, 10).await;
     assert_eq!(waiting().await, 10);
     open.store(true, Ordering::SeqCst);
     let three = RedriveRequest {
         letters_max: Some(3),
-        ..RedriveRequest::all("ada")
+        ..RedriveRequest::all()
     };
     assert_eq!(redrive(&rig, three).await.sent, 3);
     assert_eq!(waiting().await, 7);
     let before = millrace_broker::Before::Offset(Offset(5));
-    rig.broker
+    rig.session
+        .catalogue()
         .trim(&topic("in.p.dlq"), None, before)
         .await
         .unwrap();
     assert_eq!(waiting().await, 5);
-    assert_eq!(redrive(&rig, RedriveRequest::all("ada")).await.sent, 5);
+    assert_eq!(redrive(&rig, RedriveRequest::all()).await.sent, 5);
     assert_eq!(waiting().await, 0);
     rig.settled().await;
     assert_eq!(rig.values("out").await.len(), 8);
@@ -447,7 +499,11 @@ async fn how_long_dead_letters_are_kept_can_be_changed() {
         ..TopicPatch::default()
     };
     for name in ["in.p.dlq", "in.p.redrive"] {
-        let changed = rig.broker.change_topic(&topic(name), patch.clone()).await;
+        let changed = rig
+            .session
+            .catalogue()
+            .change_topic(&topic(name), patch.clone())
+            .await;
         assert_eq!(
             changed.unwrap().topic.spec.settings.retention_ms,
             Some(86_400_000)
@@ -457,9 +513,10 @@ async fn how_long_dead_letters_are_kept_can_be_changed() {
     let passes = per_message(|_, _| Say::Pass);
     rig.deploy(spec(rig.upload_handler("passes", passes).await))
         .await;
-    let kept = rig.broker.topic(&topic("in.p.dlq")).unwrap();
+    let kept = rig.session.catalogue().topic(&topic("in.p.dlq")).unwrap();
     assert_eq!(kept.spec.settings.retention_ms, Some(86_400_000));
-    rig.broker
+    rig.session
+        .messages()
         .produce(&topic("in"), vec![message("k", "v")])
         .await
         .unwrap();
@@ -480,7 +537,12 @@ async fn dry_runs_page_by_page_try_each_letter_once() {
             revision: None,
             letters_max: 3,
         };
-        let run = rig.broker.dry_run(&processor("p"), request).await.unwrap();
+        let run = rig
+            .session
+            .dead_letters()
+            .dry_run(&processor("p"), request)
+            .await
+            .unwrap();
         tried += run.letters;
         from = run.next;
         if from.is_none() {
@@ -498,8 +560,13 @@ async fn a_redrive_of_what_was_sent_again_sends_nothing() {
         redriven: Redrives::Only,
         ..DeadLetterFilter::default()
     };
-    let request = RedriveRequest::matching(filter, "ada");
-    let done = rig.broker.redrive(&processor("p"), request).await.unwrap();
+    let request = RedriveRequest::matching(filter);
+    let done = rig
+        .session
+        .dead_letters()
+        .redrive(&processor("p"), request)
+        .await
+        .unwrap();
     assert_eq!(done.sent, 0);
     assert_eq!(rig.letters().await.len(), 4);
 }

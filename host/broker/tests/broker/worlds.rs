@@ -192,8 +192,11 @@ impl World {
             fingerprint: [7; 16],
         };
         loop {
-            let broker = &self.any().broker;
-            let sent = broker.produce_once(&topic("in"), new.clone(), key).await;
+            let session = &self.any().session;
+            let sent = session
+                .messages()
+                .produce_once(&topic("in"), new.clone(), key)
+                .await;
             match sent {
                 Ok(sent) => return sent.placed,
                 Err(ProduceError::Commit(error)) if is_passing(&error) => {
@@ -268,7 +271,13 @@ impl World {
         }
         let at = self.rng.usize(0..self.delayed.len());
         let (id, value) = self.delayed[at].clone();
-        match self.any().broker.cancel_delayed(&topic("in"), id).await {
+        match self
+            .any()
+            .session
+            .messages()
+            .cancel_delayed(&topic("in"), id)
+            .await
+        {
             Ok(()) => assert!(self.cancelled.insert(value), "cancelled twice"),
             Err(DelayedError::Unknown { .. } | DelayedError::Read(_)) => {}
             Err(DelayedError::Commit(CommitError::InDoubt(_))) => {
@@ -282,7 +291,7 @@ impl World {
     async fn deploy(&mut self) {
         let messages_max = self.rng.u32(1..20);
         let rig = self.any();
-        let known = rig.broker.deployed_as(&processor("p"));
+        let known = rig.session.processors().deployed_as(&processor("p"));
         let module = known
             .expect("it is deployed")
             .current()
@@ -290,7 +299,10 @@ impl World {
             .spec
             .module;
         let name = processor("p");
-        let deployed = rig.broker.deploy(&name, busy(module, messages_max));
+        let deployed = rig
+            .session
+            .processors()
+            .deploy(&name, busy(module, messages_max));
         match deployed.await {
             Err(ProcessorError::Commit(error)) if is_passing(&error) => {}
             deployed => drop(deployed.expect("deployed")),
@@ -299,18 +311,18 @@ impl World {
 
     /// Paused on one host, resumed on another.
     async fn pause(&mut self) {
-        let paused = self.any().broker.clone();
-        let resumed = self.any().broker.clone();
+        let paused = self.any().session.clone();
+        let resumed = self.any().session.clone();
         let name = processor("p");
         // A hundredth of the time that a pause waits for others is plenty.
-        let pause = tokio::spawn(async move { paused.pause(&name).await.map(drop) });
+        let pause = tokio::spawn(async move { paused.processors().pause(&name).await.map(drop) });
         tokio::time::sleep(Duration::from_millis(1)).await;
         match pause.await.unwrap() {
             Err(ProcessorError::Commit(error)) if is_passing(&error) => {}
             paused => paused.expect("paused"),
         }
         loop {
-            match resumed.resume(&processor("p"), None).await {
+            match resumed.processors().resume(&processor("p"), None).await {
                 Err(ProcessorError::Commit(error)) if is_passing(&error) => {
                     self.pause_a_little().await;
                 }
@@ -321,14 +333,14 @@ impl World {
 
     /// On two hosts at once.
     async fn redrive(&mut self) {
-        let redrives = [self.any().broker.clone(), self.any().broker.clone()];
-        let redrives = redrives.map(|broker| {
+        let redrives = [self.any().session.clone(), self.any().session.clone()];
+        let redrives = redrives.map(|session| {
             tokio::spawn(async move {
                 let all = RedriveRequest {
                     again: true,
-                    ..RedriveRequest::all("tester")
+                    ..RedriveRequest::all()
                 };
-                broker.redrive(&processor("p"), all).await
+                session.dead_letters().redrive(&processor("p"), all).await
             })
         });
         for redrive in redrives {
@@ -357,7 +369,12 @@ impl World {
             changes: vec![change(&key, Some(1))],
             ..StateWrites::default()
         };
-        let written = self.any().broker.write_state(&place, writes).await;
+        let written = self
+            .any()
+            .session
+            .processors()
+            .write_state(&place, writes)
+            .await;
         match written {
             Ok(()) => self.operators_writes += 1,
             Err(StateAccessError::Commit(CommitError::InDoubt(_))) => {
@@ -373,7 +390,12 @@ impl World {
     async fn claim(&mut self) {
         let number = PartitionId(self.rng.u32(0..PARTITIONS));
         let rig = self.any();
-        let partition = rig.broker.topic(&topic("in")).unwrap().partition(number);
+        let partition = rig
+            .session
+            .catalogue()
+            .topic(&topic("in"))
+            .unwrap()
+            .partition(number);
         let engine = Arc::clone(&rig.engine);
         let Ok(claimed) = engine
             .claim(&processor("p").group(), partition.unwrap())
@@ -459,7 +481,12 @@ impl World {
                     max: 100,
                     ..DelayedQuery::default()
                 };
-                let late = rig.broker.delayed(&topic("in"), &query).await.unwrap();
+                let late = rig
+                    .session
+                    .messages()
+                    .delayed(&topic("in"), &query)
+                    .await
+                    .unwrap();
                 let ids = late
                     .messages
                     .iter()
@@ -480,7 +507,12 @@ impl World {
         };
         let began = Instant::now();
         loop {
-            let late = self.any().broker.delayed(&topic("in"), &query).await;
+            let late = self
+                .any()
+                .session
+                .messages()
+                .delayed(&topic("in"), &query)
+                .await;
             let total = late.expect("listed").total;
             if total == 0 {
                 break;
@@ -497,7 +529,7 @@ impl World {
     async fn standing(&self) -> Vec<String> {
         let mut all = Vec::new();
         for Host { rig, .. } in &self.hosts {
-            let status = rig.broker.processor(&processor("p")).await;
+            let status = rig.session.processors().processor(&processor("p")).await;
             let partitions = status.map(|status| status.partitions).unwrap_or_default();
             let one = |one: millrace_broker::PartitionStatus| {
                 format!(
@@ -556,7 +588,13 @@ impl World {
                     entries_max: 1_000,
                     ..StateQuery::default()
                 };
-                let page = self.any().broker.state(&place, all).await.expect("shown");
+                let page = self
+                    .any()
+                    .session
+                    .processors()
+                    .state(&place, all)
+                    .await
+                    .expect("shown");
                 for entry in page.entries {
                     let number = entry.value.as_number().unwrap_or_default();
                     match entry.key.starts_with(b"op") {

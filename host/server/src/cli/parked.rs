@@ -1,6 +1,6 @@
 //! `processor parked`, `try-now` and `give-up`: messages that wait, until when and why, and what can be done with one.
 
-use millrace_broker::DeadLetterPlace;
+use millrace_broker::MessagePlace;
 use millrace_model::{ProcessorName, TopicName};
 use serde_json::{Value, json};
 use ureq::http::Method;
@@ -33,7 +33,7 @@ pub(super) struct ParkedArgs {
     class: Option<String>,
     /// From this one on: what an earlier list said to go on with
     #[arg(long, value_name = "PLACE")]
-    from: Option<DeadLetterPlace>,
+    from: Option<MessagePlace>,
     /// Messages at the most
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     max: usize,
@@ -45,7 +45,7 @@ pub(super) struct WhichArgs {
     name: ProcessorName,
     /// As `processor parked` shows them: TOPIC/PARTITION/OFFSET
     #[arg(required_unless_present_any = ["class", "all"])]
-    messages: Vec<DeadLetterPlace>,
+    messages: Vec<MessagePlace>,
     /// All whose last attempt failed under this class
     #[arg(long, conflicts_with = "messages")]
     class: Option<String>,
@@ -110,7 +110,7 @@ pub(super) fn act(
     client: &Client,
     out: &mut Output,
 ) -> Result<(), Failure> {
-    let place = |place: &DeadLetterPlace| json!({"topic": place.topic, "partition": place.partition, "offset": place.offset});
+    let place = |place: &MessagePlace| json!({"topic": place.topic, "partition": place.partition, "offset": place.offset});
     let body = match &args.class {
         Some(class) => json!({"class": class}),
         None if args.all => json!({"all": true}),

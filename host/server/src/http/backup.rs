@@ -1,7 +1,6 @@
 //! A backup over HTTP: the archive, as long as it takes.
 
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -13,9 +12,9 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
-use super::Shared;
 use super::body::json;
 use super::bounds::BACKUP_BODY_BYTES_MAX;
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 
 /// What need not be sent again, from the manifest of an earlier backup.
@@ -68,7 +67,7 @@ impl From<BackupBody> for BackupRequest {
     )
 )]
 pub(super) async fn make(
-    State(app): Shared,
+    app: Called,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {

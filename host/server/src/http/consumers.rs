@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use millrace_broker::{ConsumerError, ConsumerPlace, ConsumerStatus, ReaderStatus};
@@ -11,11 +10,12 @@ use millrace_model::{ConsumerName, Noted, Offset, PartitionId, Timestamp, TopicN
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::by::{By, ByHeader};
+use super::by::ByHeader;
+use super::called::Called;
 use super::deploying::begin_at;
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
-use super::{Shared, to_the_end};
+use super::to_the_end;
 
 /// A consumer and how it does.
 #[derive(Serialize, ToSchema)]
@@ -172,8 +172,10 @@ impl From<ConsumerError> for ApiError {
 
 /// All consumers of all topics.
 #[utoipa::path(get, path = "/v1/consumers", tag = "consumers", responses((status = 200, body = ConsumersBody)))]
-pub(super) async fn list_all(State(app): Shared) -> Result<Json<ConsumersBody>, ApiError> {
-    Ok(Json(ConsumersBody::of(app.broker.all_consumers().await?)))
+pub(super) async fn list_all(app: Called) -> Result<Json<ConsumersBody>, ApiError> {
+    Ok(Json(ConsumersBody::of(
+        app.session.consumers().all_consumers().await?,
+    )))
 }
 
 /// The consumers of a topic, by name.
@@ -182,10 +184,10 @@ pub(super) async fn list_all(State(app): Shared) -> Result<Json<ConsumersBody>, 
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn list_of_topic(
-    State(app): Shared,
+    app: Called,
     InPath(topic): InPath<TopicName>,
 ) -> Result<Json<ConsumersBody>, ApiError> {
-    let consumers = app.broker.consumers(&topic).await?;
+    let consumers = app.session.consumers().consumers(&topic).await?;
     Ok(Json(ConsumersBody::of(consumers)))
 }
 
@@ -196,10 +198,10 @@ pub(super) async fn list_of_topic(
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn show(
-    State(app): Shared,
+    app: Called,
     InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
 ) -> Result<Json<ConsumerBody>, ApiError> {
-    let status = app.broker.consumer(&topic, &name).await?;
+    let status = app.session.consumers().consumer(&topic, &name).await?;
     Ok(Json(ConsumerBody::whole(status)))
 }
 
@@ -223,7 +225,7 @@ pub(super) struct MakeQuery {
     (status = 422, body = ErrorBody, description = "The host has no room for it"),
 ))]
 pub(super) async fn make(
-    State(app): Shared,
+    app: Called,
     InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
     InQuery(query): InQuery<MakeQuery>,
 ) -> Result<Response, ApiError> {
@@ -231,7 +233,11 @@ pub(super) async fn make(
     let from = query.from.as_deref();
     let begin_at = from.map(|from| begin_at("from", from, now)).transpose()?;
     to_the_end(async move {
-        let (status, made) = app.broker.make_consumer(&topic, &name, begin_at).await?;
+        let (status, made) = app
+            .session
+            .consumers()
+            .make_consumer(&topic, &name, begin_at)
+            .await?;
         let code = match made {
             true => StatusCode::CREATED,
             false => StatusCode::OK,
@@ -261,18 +267,20 @@ pub(super) struct ResetBody {
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn reset(
-    State(app): Shared,
+    app: Called,
     InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<ConsumerBody>, ApiError> {
     let body: ResetBody = app.take_json(&headers, body).await?;
     let to = begin_at("to", &body.to, app.clock.wall())?;
     let partition = body.partition.map(PartitionId);
-    let broker = app.broker.on_behalf_of(&by);
+    let session = app.session.clone();
     to_the_end(async move {
-        let status = broker.reset_consumer(&topic, &name, partition, to).await?;
+        let status = session
+            .consumers()
+            .reset_consumer(&topic, &name, partition, to)
+            .await?;
         Ok(Json(ConsumerBody::whole(status)))
     })
     .await
@@ -285,10 +293,16 @@ pub(super) async fn reset(
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn remove(
-    State(app): Shared,
+    app: Called,
     InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
 ) -> Result<StatusCode, ApiError> {
-    let removal = async move { Ok(app.broker.delete_consumer(&topic, &name).await?) };
+    let removal = async move {
+        Ok(app
+            .session
+            .consumers()
+            .delete_consumer(&topic, &name)
+            .await?)
+    };
     to_the_end(removal).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::{Extension, Json};
@@ -21,7 +20,8 @@ use utoipa::ToSchema;
 
 use super::answers::{Room, worst};
 use super::bounds::{FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX};
-use super::by::{By, ByHeader};
+use super::by::ByHeader;
+use super::called::Called;
 use super::deploying::begin_at;
 use super::error::{ApiError, ErrorBody};
 use super::fetch::too_many_waiting;
@@ -29,7 +29,7 @@ use super::fetch_all::{Found, Problem, cursor, places, problem};
 use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::{App, Shared, to_the_end};
+use super::to_the_end;
 
 /// How often a topic of more partitions than are waited for one by one is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -138,13 +138,12 @@ struct PassedOver {
     (status = 503, body = ErrorBody, description = "Too many fetches wait, or too much is being sent"),
 ))]
 pub(super) async fn messages(
-    State(app): Shared,
+    app: Called,
     InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
     InQuery(query): InQuery<ReadQuery>,
-    By(by): By,
     Extension(line): Extension<Arc<Line>>,
 ) -> Result<Response, ApiError> {
-    let growths = app.broker.growths();
+    let growths = app.session.catalogue().growths();
     let topic = app.known_topic(&topic)?;
     let from = query.from.as_deref();
     let begin_at = from.map(|from| begin_at("from", from, app.clock.wall()));
@@ -157,13 +156,18 @@ pub(super) async fn messages(
         begin_at: begin_at.transpose()?,
     };
     let hold = |request: HoldRequest| {
-        let (broker, topic, name) = (app.broker.on_behalf_of(&by), topic.clone(), name.clone());
-        to_the_end(async move { Ok(broker.hold_consumer(&topic, &name, request).await?) })
+        let (session, topic, name) = (app.session.clone(), topic.clone(), name.clone());
+        to_the_end(async move {
+            Ok(session
+                .consumers()
+                .hold_consumer(&topic, &name, request)
+                .await?)
+        })
     };
     let held = hold(request).await?;
     let stands: BTreeMap<PartitionId, Offset> = held.positions.iter().copied().collect();
     let is_behind = |(&partition, &from): (&PartitionId, &Offset)| {
-        let ends = app.broker.ends(&topic, partition);
+        let ends = app.session.catalogue().ends(&topic, partition);
         ends.is_some_and(|ends| from < ends.start)
     };
     if !stands.iter().any(is_behind) {
@@ -216,7 +220,7 @@ fn lease_of(text: &str) -> Result<LeaseId, ApiError> {
         .map_err(|error| ApiError::malformed(format!("lease={text:?}: {error}"), hint))
 }
 
-impl App {
+impl Called {
     /// Waits for messages in any of these places.
     async fn await_any(
         &self,
@@ -232,7 +236,7 @@ impl App {
         }
         // As many waits as there are partitions would be too many.
         let is_there = |(partition, from): (PartitionId, Offset)| {
-            let ends = self.broker.ends(topic, partition);
+            let ends = self.session.catalogue().ends(topic, partition);
             ends.is_none_or(|ends| from < ends.end)
         };
         if wait.is_zero() || places.clone().any(is_there) {
@@ -289,7 +293,7 @@ impl App {
             first.entry(*partition).or_insert(fetched.offset);
         }
         let passed = |(&partition, &from): (&PartitionId, &Offset)| {
-            let start = self.broker.ends(topic, partition)?.start;
+            let start = self.session.catalogue().ends(topic, partition)?.start;
             let to = first.get(&partition).map_or(start, |&read| read.min(start));
             (from < to).then_some(PassedOver {
                 partition,
@@ -337,9 +341,8 @@ pub(super) struct CommittedBody {
     (status = 503, body = ErrorBody, description = "Nothing was committed; try again"),
 ))]
 pub(super) async fn commit(
-    State(app): Shared,
+    app: Called,
     InPath((topic, name)): InPath<(TopicName, ConsumerName)>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<CommittedBody>, ApiError> {
@@ -353,8 +356,13 @@ pub(super) async fn commit(
         },
         release: body.release,
     };
-    let broker = app.broker.on_behalf_of(&by);
-    let committed = async move { Ok(broker.commit_consumer(&topic, &name, commit).await?) };
+    let session = app.session.clone();
+    let committed = async move {
+        Ok(session
+            .consumers()
+            .commit_consumer(&topic, &name, commit)
+            .await?)
+    };
     let leased_until = to_the_end(committed).await?;
     Ok(Json(CommittedBody { leased_until }))
 }

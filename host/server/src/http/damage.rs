@@ -2,16 +2,16 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::HeaderMap;
 use millrace_engine::{DamageKind, DamagedRange, DamagedState, FoundBy, ScrubStatus};
 use millrace_model::{Offset, PartitionId, TopicName, TopicPartition};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
-use super::{App, Shared, to_the_end};
+use super::to_the_end;
 
 /// What is known to be damaged.
 #[derive(Serialize, ToSchema)]
@@ -139,9 +139,9 @@ impl From<ScrubStatus> for ScrubBody {
 
 /// Everything that is known to be damaged, and how far the search for more is.
 #[utoipa::path(get, path = "/v1/damage", tag = "damage", responses((status = 200, body = DamageBody)))]
-pub(super) async fn list(State(app): Shared) -> Json<DamageBody> {
-    let report = app.broker.damage();
-    let topics = app.broker.topics();
+pub(super) async fn list(app: Called) -> Json<DamageBody> {
+    let report = app.session.catalogue().damage();
+    let topics = app.session.catalogue().topics();
     let name = |partition: TopicPartition| {
         let topic = topics.iter().find(|t| t.id == partition.topic)?;
         Some(topic.spec.name.as_str())
@@ -175,7 +175,7 @@ pub(super) async fn list(State(app): Shared) -> Json<DamageBody> {
     )
 )]
 pub(super) async fn accept(
-    State(app): Shared,
+    app: Called,
     InPath((topic, partition)): InPath<(TopicName, u32)>,
     headers: HeaderMap,
     body: Body,
@@ -194,7 +194,8 @@ pub(super) async fn accept(
     let accepted = to_the_end(async move {
         let (from, to) = (Offset(from), Offset(to));
         Ok(app
-            .broker
+            .session
+            .catalogue()
             .accept_damage(&topic, partition, from, to)
             .await?)
     });
@@ -222,7 +223,7 @@ pub(super) struct DamagedOffsets {
     to: u64,
 }
 
-impl App {
+impl Called {
     /// The damaged offsets of a topic's partition.
     pub(super) fn damaged(
         report: &millrace_engine::DamageReport,

@@ -1,6 +1,5 @@
 //! Delayed messages over HTTP: when a message is delivered, the list of those that wait, and cancelling one.
 
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use millrace_broker::{DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery, DueAt};
@@ -10,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::bounds::DELAYED_ROOM_BYTES;
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::{Shared, to_the_end};
+use super::to_the_end;
 use crate::units::time_ms;
 
 /// What to write where a time is not understood.
@@ -185,7 +185,7 @@ fn unknown(text: String) -> ApiError {
     (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn list(
-    State(app): Shared,
+    app: Called,
     InPath(topic): InPath<TopicName>,
     InQuery(params): InQuery<DelayedParams>,
 ) -> Result<Response, ApiError> {
@@ -202,7 +202,7 @@ pub(super) async fn list(
         max: params.max,
     };
     let room = app.answer_room(DELAYED_ROOM_BYTES).await?;
-    let page = app.broker.delayed(&topic, &query).await?;
+    let page = app.session.messages().delayed(&topic, &query).await?;
     let written = serde_json::to_vec(&Listed::from(&page));
     let written = written.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(room.answer("application/json", written))
@@ -216,11 +216,12 @@ pub(super) async fn list(
     (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn cancel(
-    State(app): Shared,
+    app: Called,
     InPath((topic, id)): InPath<(TopicName, String)>,
 ) -> Result<StatusCode, ApiError> {
     let known = id.parse::<DelayedId>();
     let known = known.map_err(|error| unknown(format!("{id:?}: {error}")))?;
-    to_the_end(async move { Ok(app.broker.cancel_delayed(&topic, known).await?) }).await?;
+    to_the_end(async move { Ok(app.session.messages().cancel_delayed(&topic, known).await?) })
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

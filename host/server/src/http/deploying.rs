@@ -3,10 +3,9 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use millrace_broker::{BeginAt, Broker, LeftBehind, NextSpec, merge};
+use millrace_broker::{BeginAt, LeftBehind, NextSpec, Session, merge};
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
 };
@@ -19,7 +18,8 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::body::of_value;
-use super::by::{By, ByHeader};
+use super::by::ByHeader;
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::history::{Difference, differences};
 use super::openapi::{
@@ -28,7 +28,7 @@ use super::openapi::{
 };
 use super::processors::{DeployParams, LeftBehindSchema, SpecBody};
 use super::query::{InPath, InQuery};
-use super::{App, Shared, to_the_end};
+use super::to_the_end;
 use crate::units::time_ms;
 
 /// A processor, and what a deployment made different about it.
@@ -100,24 +100,23 @@ pub(super) struct SpecChangesSchema {
     )
 )]
 pub(super) async fn amend(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     InQuery(params): InQuery<DeployParams>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     params.check()?;
-    let broker = app.broker.on_behalf_of(&by);
+    let session = app.session.clone();
     let changes = app.changes(app.take_json(&headers, body).await?)?;
     let next = NextSpec::changes(changes);
     let now = app.clock.wall();
-    to_the_end(deployed(broker, name, params, next, now)).await
+    to_the_end(deployed(session, name, params, next, now)).await
 }
 
 /// Deploys as the parameters say.
 pub(super) async fn deployed(
-    broker: Broker,
+    session: Session,
     name: ProcessorName,
     params: DeployParams,
     next: NextSpec,
@@ -125,7 +124,7 @@ pub(super) async fn deployed(
 ) -> Result<Response, ApiError> {
     let from = params.from.as_deref();
     let begin_at = from.map(|from| begin_at("from", from, now)).transpose()?;
-    let before = broker.deployed_as(&name);
+    let before = session.processors().deployed_as(&name);
     let status = match before {
         Some(_) => StatusCode::OK,
         None => StatusCode::CREATED,
@@ -133,12 +132,22 @@ pub(super) async fn deployed(
     let next = next.expecting(params.expected_revision);
     let next = next.beginning_at(begin_at);
     let processor = match (params.canary, params.reset_state) {
-        (Some(percent), _) => broker.deploy_canary(&name, next, percent).await?,
-        _ if params.shadow => broker.deploy_shadow(&name, next).await?,
-        (None, true) => broker.deploy_and_reset_state(&name, next).await?,
-        (None, false) => broker.deploy(&name, next).await?,
+        (Some(percent), _) => {
+            session
+                .processors()
+                .deploy_canary(&name, next, percent)
+                .await?
+        }
+        _ if params.shadow => session.processors().deploy_shadow(&name, next).await?,
+        (None, true) => {
+            session
+                .processors()
+                .deploy_and_reset_state(&name, next)
+                .await?
+        }
+        (None, false) => session.processors().deploy(&name, next).await?,
     };
-    let answer = DeployedBody::after(&broker, before.as_ref(), processor).await;
+    let answer = DeployedBody::after(&session, before.as_ref(), processor).await;
     Ok((status, Json(answer)).into_response())
 }
 
@@ -171,7 +180,7 @@ pub(super) fn begin_at(what: &str, text: &str, now: Timestamp) -> Result<BeginAt
 impl DeployedBody {
     /// What it is now, with what has changed since `before`.
     pub(super) async fn after(
-        broker: &Broker,
+        session: &Session,
         before: Option<&Processor>,
         processor: Processor,
     ) -> Self {
@@ -182,11 +191,11 @@ impl DeployedBody {
         let on_trial = processor.canary.is_some() || processor.shadow.is_some();
         let way_back = match on_trial {
             true => Some(processor.current),
-            false => broker.way_back_of(&processor),
+            false => session.catalogue().way_back_of(&processor),
         };
         let last = last.filter(|_| is_new);
         // What was done is done, whatever can be said of what it leaves.
-        let left_behind = broker.left_behind(&processor.name).await;
+        let left_behind = session.catalogue().left_behind(&processor.name).await;
         Self {
             differs: differs.unwrap_or_default(),
             created: before.is_none(),
@@ -241,7 +250,7 @@ fn changed<'a>(before: &'a Processor, now: &'a Processor) -> Option<(&'a Revisio
     Some((predecessor.or_else(|| before.current())?, current))
 }
 
-impl App {
+impl Called {
     /// Changes as the broker takes them: of fields that there are, with modules by digest.
     fn changes(&self, mut changes: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
         for field in ["topics", "module"] {

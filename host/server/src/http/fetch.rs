@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::State;
 use axum::http::header::CONTENT_DISPOSITION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
@@ -20,12 +19,12 @@ use utoipa::ToSchema;
 
 use super::answers::{Room, worst};
 use super::bounds::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, FETCH_WAIT_MS_MAX};
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::kinds::wants_lines;
 use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::{App, Shared};
 use crate::units::time_ms;
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -94,7 +93,7 @@ pub(super) struct FetchSchema {
     )
 )]
 pub(super) async fn fetch(
-    State(app): Shared,
+    app: Called,
     InPath((topic, partition)): InPath<(TopicName, u32)>,
     InQuery(query): InQuery<FetchQuery>,
     Extension(line): Extension<Arc<Line>>,
@@ -105,7 +104,7 @@ pub(super) async fn fetch(
     let begin = query.begin(app.clock.wall())?;
     let from = app.begin(begin, &topic, partition).await?;
     let places = std::iter::once((partition, from));
-    let growths = app.broker.growths();
+    let growths = app.session.catalogue().growths();
     app.awaited(&topic, places, query.wait(), &line, growths)
         .await?;
     let request = FetchRequest {
@@ -208,16 +207,19 @@ fn no_offset(message: &str) -> ApiError {
     ApiError::malformed(message, hint)
 }
 
-impl App {
+impl Called {
     fn ends(&self, topic: &Topic, partition: PartitionId) -> Result<Ends, ApiError> {
-        self.broker.ends(topic, partition).ok_or_else(|| {
-            let error = millrace_broker::FetchError::UnknownPartition {
-                topic: topic.spec.name.clone(),
-                partition,
-                partitions: topic.spec.partitions,
-            };
-            error.into()
-        })
+        self.session
+            .catalogue()
+            .ends(topic, partition)
+            .ok_or_else(|| {
+                let error = millrace_broker::FetchError::UnknownPartition {
+                    topic: topic.spec.name.clone(),
+                    partition,
+                    partitions: topic.spec.partitions,
+                };
+                error.into()
+            })
     }
 
     pub(super) async fn begin(
@@ -232,13 +234,17 @@ impl App {
             Begin::Latest => Ok(ends.end),
             Begin::At(offset) => {
                 let ends = match topic.partition(partition) {
-                    Some(place) => self.broker.ends_about(place, offset).await?,
+                    Some(place) => self.session.catalogue().ends_about(place, offset).await?,
                     None => ends,
                 };
                 kept(offset, ends)
             }
             Begin::Time(at) => {
-                let found = self.broker.offset_at(topic, partition, at).await?;
+                let found = self
+                    .session
+                    .catalogue()
+                    .offset_at(topic, partition, at)
+                    .await?;
                 Ok(found.unwrap_or(ends.end))
             }
         }
@@ -248,7 +254,7 @@ impl App {
     async fn fetched(&self, request: FetchRequest) -> Result<(FetchResult, Room), ApiError> {
         let mut room = self.answer_room(request.bytes_max).await?;
         loop {
-            let result = self.broker.fetch(request.clone()).await?;
+            let result = self.session.messages().fetch(request.clone()).await?;
             let needed = result.messages.iter().map(|f| worst(&f.message)).sum();
             if room.grow(needed) {
                 return Ok((result, room));
@@ -271,7 +277,8 @@ impl App {
         mut growths: watch::Receiver<u64>,
     ) -> Result<(), ApiError> {
         let nothing_yet = |(partition, from): (PartitionId, Offset)| {
-            self.broker
+            self.session
+                .catalogue()
                 .ends(topic, partition)
                 .is_none_or(|ends| from >= ends.end)
         };
@@ -283,7 +290,7 @@ impl App {
         };
         let mut waits: FuturesUnordered<_> = places
             .map(|(partition, from)| {
-                self.broker.fetch(FetchRequest {
+                self.session.messages().fetch(FetchRequest {
                     topic: topic.spec.name.clone(),
                     partition,
                     from,
@@ -339,7 +346,7 @@ fn lines(partition: PartitionId, result: &FetchResult) -> serde_json::Result<Vec
     )
 )]
 pub(super) async fn value(
-    State(app): Shared,
+    app: Called,
     InPath((topic, partition, offset)): InPath<(TopicName, u32, u64)>,
 ) -> Result<Response, ApiError> {
     let request = FetchRequest {

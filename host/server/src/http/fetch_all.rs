@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::State;
 use axum::response::Response;
 use millrace_broker::{FetchRequest, Fetched};
 use millrace_model::{Offset, PartitionId, Topic, TopicName};
@@ -19,12 +18,12 @@ use utoipa::ToSchema;
 
 use super::answers::worst;
 use super::bounds::{FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX};
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::fetch::Begin;
 use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::{App, Shared};
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
@@ -111,13 +110,13 @@ pub(super) struct Problem {
     )
 )]
 pub(super) async fn fetch_all(
-    State(app): Shared,
+    app: Called,
     InPath(topic): InPath<TopicName>,
     InQuery(query): InQuery<FetchAllQuery>,
     Extension(line): Extension<Arc<Line>>,
 ) -> Result<Response, ApiError> {
     // First of all: partitions that are added after this wake whoever waits.
-    let growths = app.broker.growths();
+    let growths = app.session.catalogue().growths();
     let topic = app.known_topic(&topic)?;
     let mut reader = app.reader(&query, &topic).await?;
     let wait = Duration::from_millis(query.wait_ms.min(FETCH_WAIT_MS_MAX));
@@ -147,7 +146,7 @@ pub(super) async fn fetch_all(
         return Err(error.of_partition(partition.0));
     }
     // It may have been given more meanwhile.
-    let count = app.broker.topic(&topic.spec.name);
+    let count = app.session.catalogue().topic(&topic.spec.name);
     let count = count.map_or(0, |now| now.spec.partitions);
     let body = FetchAllBody {
         messages: found
@@ -177,7 +176,7 @@ pub(super) struct Found {
     pub(super) problems: Vec<(PartitionId, ApiError)>,
 }
 
-impl App {
+impl Called {
     async fn reader(&self, query: &FetchAllQuery, topic: &Topic) -> Result<Reader, ApiError> {
         let wanted = wanted(query.partitions.as_deref(), topic.spec.partitions)?;
         let from = query.from.as_deref();
@@ -228,7 +227,7 @@ impl App {
             problems: Vec::new(),
         };
         let has_more = |(partition, from): &(PartitionId, Offset)| {
-            let ends = self.broker.ends(topic, *partition);
+            let ends = self.session.catalogue().ends(topic, *partition);
             ends.is_none_or(|ends| *from < ends.end)
         };
         let places = places.iter().map(|(&partition, &from)| (partition, from));
@@ -252,7 +251,7 @@ impl App {
                 bytes_max: bytes_left.div_ceil(others),
                 wait: Duration::ZERO,
             };
-            match self.broker.fetch(request).await {
+            match self.session.messages().fetch(request).await {
                 Ok(result) => {
                     let bytes = result.messages.iter().map(|f| f.message.byte_count());
                     bytes_left = bytes_left.saturating_sub(bytes.sum());

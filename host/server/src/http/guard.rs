@@ -25,6 +25,7 @@ use tracing::Instrument;
 
 use super::App;
 use super::bounds::{DISCARD_MS_MAX, REQUEST_ID_CHARS_MAX};
+use super::called::RequestId;
 use super::error::ApiError;
 use super::line::Line;
 use super::record::Asked;
@@ -41,7 +42,8 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     let line = request.extensions().get::<Arc<Line>>().cloned();
     let reserved = line.as_ref().is_some_and(|line| line.is_reserved());
     let asks_to_close = names(request.headers(), &CONNECTION).contains(&"close".to_owned());
-    let (request, rest) = rest::lend(request);
+    let (mut request, rest) = rest::lend(request);
+    request.extensions_mut().insert(RequestId(id.clone()));
     let framed = framing(request.version(), request.headers());
     let mut ends = framed.is_err() || reserved || app.stopping.is_cancelled();
     let admitted = framed

@@ -1,18 +1,16 @@
 //! Whether the host lives and takes work, and its metrics.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use millrace_broker::Broker;
+use millrace_broker::Session;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
-use super::{App, Shared};
 use crate::registry::Registry;
 
 /// How far each consumer is behind.
@@ -38,7 +36,7 @@ pub(super) async fn live() -> Json<Health> {
     (status = 200, body = Health),
     (status = 503, body = ErrorBody, description = "It does not; the error says why"),
 ))]
-pub(super) async fn ready(State(app): Shared) -> Result<Json<Health>, ApiError> {
+pub(super) async fn ready(app: Called) -> Result<Json<Health>, ApiError> {
     app.broker.ready().await?;
     if app.stopping.is_cancelled() {
         return Err(millrace_engine::CommitError::Closed.into());
@@ -50,7 +48,7 @@ pub(super) async fn ready(State(app): Shared) -> Result<Json<Health>, ApiError> 
 #[utoipa::path(get, path = "/metrics", tag = "health", responses(
     (status = 200, body = String, content_type = "text/plain"),
 ))]
-pub(super) async fn metrics(State(app): Shared) -> Response {
+pub(super) async fn metrics(app: Called) -> Response {
     let text = app.metrics_text().await;
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
@@ -59,17 +57,17 @@ pub(super) async fn metrics(State(app): Shared) -> Response {
         .into_response()
 }
 
-impl App {
-    async fn metrics_text(self: &Arc<Self>) -> String {
+impl Called {
+    async fn metrics_text(&self) -> String {
         let Some(metrics) = &self.metrics else {
             return String::new();
         };
         self.measure_connections();
-        self.broker.measure_dead_letters().await;
-        self.broker.measure_left_behind().await;
+        self.session.dead_letters().measure_dead_letters().await;
+        self.session.catalogue().measure_left_behind().await;
         self.forget_gone();
-        let lags = self.broker.lags().await;
-        let consumers = self.broker.all_consumers().await;
+        let lags = self.session.processors().lags().await;
+        let consumers = self.session.consumers().all_consumers().await;
         let _measuring = self.measuring.lock();
         // All anew: what was deleted, or works elsewhere, leaves nothing.
         metrics.forget_family(LAG);
@@ -101,8 +99,8 @@ type Names = HashSet<(&'static str, String)>;
 
 impl ToldOf {
     /// What went since the last look is forgotten now, and at the next look once more: something about it may have been under way.
-    pub(super) fn forget_gone(&mut self, broker: &Broker, metrics: &Registry) {
-        let there = names(broker);
+    pub(super) fn forget_gone(&mut self, session: &Session, metrics: &Registry) {
+        let there = names(session);
         let went: Names = self.there.difference(&there).cloned().collect();
         for (label, name) in self.gone.difference(&there).chain(&went) {
             metrics.forget(label, name);
@@ -111,12 +109,12 @@ impl ToldOf {
     }
 }
 
-fn names(broker: &Broker) -> Names {
-    let topics = broker.topics().into_iter();
+fn names(session: &Session) -> Names {
+    let topics = session.catalogue().topics().into_iter();
     let topics = topics.map(|topic| ("topic", topic.spec.name.to_string()));
-    let processors = broker.processor_names().into_iter();
+    let processors = session.catalogue().processor_names().into_iter();
     let processors = processors.map(|name| ("processor", name.to_string()));
-    let schedules = broker.schedules().into_iter();
+    let schedules = session.schedules().schedules().into_iter();
     let schedules = schedules.map(|one| ("schedule", one.schedule.name.to_string()));
     topics.chain(processors).chain(schedules).collect()
 }

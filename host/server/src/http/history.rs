@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::State;
 use millrace_model::{Change, Processor, ProcessorName, ProcessorSpec, Revision};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
-use super::{App, Shared};
 
 /// What was done with a processor.
 #[derive(ToSchema)]
@@ -81,7 +80,7 @@ pub(super) struct Difference {
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn show(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
 ) -> Result<Json<HistoryBody>, ApiError> {
     let status = app.status(&name).await?;
@@ -95,9 +94,12 @@ pub(super) async fn show(
     }))
 }
 
-impl App {
+impl Called {
     fn past(&self, processor: &Processor, revision: &Revision) -> PastRevision {
-        let module = self.broker.find_module(&revision.spec.module.to_string());
+        let module = self
+            .session
+            .catalogue()
+            .find_module(&revision.spec.module.to_string());
         let before = revision.predecessor.and_then(|n| processor.revision(n));
         PastRevision {
             number: revision.number,

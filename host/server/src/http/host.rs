@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
 use millrace_model::{Clock, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{App, Shared};
+use super::called::Called;
 use crate::config::{Config, EngineKind};
 
 /// What is known of the host from its start on.
@@ -111,7 +110,7 @@ fn settings(config: &Config) -> BTreeMap<&'static str, Value> {
 
 /// The host: version, uptime, engine, counts, limits and settings in force.
 #[utoipa::path(get, path = "/v1/host", tag = "health", responses((status = 200, body = HostBody, description = "What runs here")))]
-pub(super) async fn show(State(app): Shared) -> Json<HostBody> {
+pub(super) async fn show(app: Called) -> Json<HostBody> {
     let trouble = app.broker.ready().await.err();
     let about = &app.about;
     let uptime = app.clock.monotonic().saturating_sub(about.started);
@@ -128,23 +127,29 @@ pub(super) async fn show(State(app): Shared) -> Json<HostBody> {
         ready: trouble.is_none() && !app.stopping.is_cancelled(),
         trouble: trouble.map(|error| error.to_string()),
         counts: app.counts(),
-        limits: app.broker.guest_limits().named().into_iter().collect(),
+        limits: app
+            .session
+            .catalogue()
+            .guest_limits()
+            .named()
+            .into_iter()
+            .collect(),
         settings: about.settings.clone(),
     })
 }
 
-impl App {
+impl Called {
     fn counts(&self) -> CountsBody {
-        let topics = self.broker.topics();
+        let topics = self.session.catalogue().topics();
         CountsBody {
             partitions: topics
                 .iter()
                 .map(|topic| u64::from(topic.spec.partitions))
                 .sum(),
             topics: topics.len(),
-            processors: self.broker.processor_names().len(),
-            modules: self.broker.modules().len(),
-            schedules: self.broker.schedules().len(),
+            processors: self.session.catalogue().processor_names().len(),
+            modules: self.session.catalogue().modules().len(),
+            schedules: self.session.schedules().schedules().len(),
         }
     }
 

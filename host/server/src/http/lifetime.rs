@@ -2,18 +2,18 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::HeaderMap;
 use millrace_broker::{Before, ChangedTopic, Growth, TopicPatch};
 use millrace_model::{Durability, Offset, PartitionId, SettingsPatch, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::TopicSettingsSchema;
 use super::query::InPath;
+use super::to_the_end;
 use super::topics::TopicBody;
-use super::{Shared, to_the_end};
 
 /// What is to be different about a topic; what is not named stays as it is.
 #[derive(Deserialize, ToSchema)]
@@ -92,7 +92,7 @@ impl From<ChangedTopic> for ChangedTopicBody {
     (status = 422, body = ErrorBody, description = "A setting outside its bounds, fewer partitions, or more than there may be"),
 ))]
 pub(super) async fn change(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<TopicName>,
     headers: HeaderMap,
     body: Body,
@@ -104,7 +104,7 @@ pub(super) async fn change(
         accept_moved_keys: body.accept_moved_keys,
         settings: body.settings,
     };
-    let change = async move { Ok(app.broker.change_topic(&name, patch).await?) };
+    let change = async move { Ok(app.session.catalogue().change_topic(&name, patch).await?) };
     Ok(Json(to_the_end(change).await?.into()))
 }
 
@@ -157,7 +157,7 @@ struct StartBody {
     (status = 422, body = ErrorBody, description = "The partition ends before the offset"),
 ))]
 pub(super) async fn trim(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<TopicName>,
     headers: HeaderMap,
     body: Body,
@@ -168,7 +168,13 @@ pub(super) async fn trim(
         BeforeBody::Word(End::End) => Before::End,
     };
     let partition = body.partition.map(PartitionId);
-    let trimmed = async move { Ok(app.broker.trim(&name, partition, before).await?) };
+    let trimmed = async move {
+        Ok(app
+            .session
+            .catalogue()
+            .trim(&name, partition, before)
+            .await?)
+    };
     let starts = to_the_end(trimmed).await?.into_iter();
     let starts = starts.map(|(partition, start)| StartBody { partition, start });
     Ok(Json(TrimmedBody {

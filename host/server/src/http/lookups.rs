@@ -1,18 +1,18 @@
 //! State over HTTP without a partition: a key wherever it is, and how much there is in each partition.
 
 use axum::Json;
-use axum::extract::State;
 use axum::response::Response;
 use millrace_broker::StateHolding;
 use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::one_of;
 use super::query::{InPath, InQuery};
 use super::states::{STATE_ROOM_BYTES, Shown, StateEntryBody};
-use super::{Shared, to_the_end};
+use super::to_the_end;
 
 /// Which key.
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -60,7 +60,7 @@ pub(super) struct FoundEntry {
     (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn key(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     InQuery(params): InQuery<KeyParams>,
 ) -> Result<Response, ApiError> {
@@ -68,9 +68,10 @@ pub(super) async fn key(
     let missing = || ApiError::malformed("no key is given", "give key or key_base64");
     let key = key.ok_or_else(missing)?;
     let room = app.answer_room(STATE_ROOM_BYTES).await?;
-    let broker = app.broker.clone();
+    let session = app.session.clone();
     let found = to_the_end(async move {
-        Ok(broker
+        Ok(session
+            .processors()
             .state_of_key(&name, params.topic.as_ref(), &key)
             .await?)
     });
@@ -133,12 +134,13 @@ pub(super) struct PartitionTotal {
     (status = 422, body = ErrorBody, description = "It has no state of that topic"),
 ))]
 pub(super) async fn totals(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     InQuery(params): InQuery<TotalsParams>,
 ) -> Result<Json<TotalsBody>, ApiError> {
     let holdings = app
-        .broker
+        .session
+        .processors()
         .state_totals(&name, params.topic.as_ref())
         .await?;
     let total = |holding: StateHolding| PartitionTotal {

@@ -7,6 +7,7 @@ mod answers;
 mod backup;
 mod body;
 mod by;
+mod called;
 mod coding;
 mod consumers;
 mod consuming;
@@ -52,12 +53,13 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::{HeaderValue, Method};
 use axum::routing::{self as on, MethodRouter};
-use millrace_broker::Broker;
+use millrace_broker::{Broker, Caller};
 use millrace_engine::CommitError;
 use millrace_model::Clock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use called::Called;
 pub(crate) use deploying::check_spec;
 pub(crate) use listener::serve;
 pub(crate) use states::check_entry;
@@ -244,7 +246,8 @@ impl App {
     /// Forgets the metrics of what was deleted since the last time.
     pub(crate) fn forget_gone(&self) {
         if let Some(metrics) = &self.metrics {
-            self.told_of.lock().forget_gone(&self.broker, metrics);
+            let session = self.broker.session(Caller::host());
+            self.told_of.lock().forget_gone(&session, metrics);
         }
     }
 }
@@ -260,8 +263,6 @@ fn keep_alive(idle: Duration) -> HeaderValue {
     let said = HeaderValue::from_str(&format!("timeout={seconds}"));
     said.unwrap_or_else(|_| HeaderValue::from_static("timeout=1"))
 }
-
-type Shared = axum::extract::State<Arc<App>>;
 
 struct Route {
     #[cfg_attr(

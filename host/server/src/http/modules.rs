@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -15,10 +14,11 @@ use utoipa::ToSchema;
 use super::body::Taken;
 use super::bounds::UPLOADS_MAX;
 use super::by::{By, ByHeader};
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
 use super::record::Subject;
-use super::{App, Shared, to_the_end};
+use super::to_the_end;
 
 /// A module.
 #[derive(Serialize, ToSchema)]
@@ -77,10 +77,10 @@ impl From<Module> for ModuleBody {
 #[derive(Clone, Copy)]
 pub(super) struct Peer(pub(super) Option<IpAddr>);
 
-impl App {
+impl Called {
     /// Reads a module; the refusal of one that is too large names the setting.
     async fn take_module(&self, headers: &HeaderMap, body: Body) -> Result<Taken, ApiError> {
-        let max = self.broker.guest_limits().module_bytes_max;
+        let max = self.session.catalogue().guest_limits().module_bytes_max;
         let taken = self
             .take_body(headers, body, usize::try_from(max).unwrap_or(usize::MAX))
             .await;
@@ -92,7 +92,7 @@ impl App {
 
     /// The module that a digest, a unique prefix of one, or a tag names.
     pub(super) fn module(&self, reference: &str) -> Result<Module, ApiError> {
-        let found = self.broker.find_module(reference);
+        let found = self.session.catalogue().find_module(reference);
         found.ok_or_else(|| ModuleError::Unknown(reference.to_owned()).into())
     }
 
@@ -116,7 +116,7 @@ impl App {
     )
 )]
 pub(super) async fn upload(
-    State(app): Shared,
+    app: Called,
     InQuery(query): InQuery<UploadQuery>,
     By(name): By,
     peer: Option<Extension<Peer>>,
@@ -130,9 +130,10 @@ pub(super) async fn upload(
     let turn = turn.map_err(|_| too_many_uploads())?;
     to_the_end(async move {
         let _turn = turn;
-        let known: Vec<Digest> = digests(&app.broker.modules());
+        let known: Vec<Digest> = digests(&app.session.catalogue().modules());
         let module = app
-            .broker
+            .session
+            .catalogue()
             .upload_module_of(taken.bytes.clone(), query.tag, uploader)
             .await?;
         let status = match known.contains(&module.facts.digest) {
@@ -162,8 +163,8 @@ fn digests(modules: &[Module]) -> Vec<Digest> {
 
 /// All modules.
 #[utoipa::path(get, path = "/v1/modules", tag = "modules", responses((status = 200, body = ModulesBody)))]
-pub(super) async fn list(State(app): Shared) -> Json<ModulesBody> {
-    let modules = app.broker.modules();
+pub(super) async fn list(app: Called) -> Json<ModulesBody> {
+    let modules = app.session.catalogue().modules();
     let modules = modules.into_iter().map(ModuleBody::from).collect();
     Json(ModulesBody { modules })
 }
@@ -174,7 +175,7 @@ pub(super) async fn list(State(app): Shared) -> Json<ModulesBody> {
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn show(
-    State(app): Shared,
+    app: Called,
     InPath(reference): InPath<String>,
 ) -> Result<Json<ModuleBody>, ApiError> {
     Ok(Json(app.module(&reference)?.into()))
@@ -187,10 +188,10 @@ pub(super) async fn show(
     (status = 409, body = ErrorBody, description = "It is in use"),
 ))]
 pub(super) async fn remove(
-    State(app): Shared,
+    app: Called,
     InPath(reference): InPath<String>,
 ) -> Result<StatusCode, ApiError> {
     let digest = app.digest_of(&reference)?;
-    to_the_end(async move { Ok(app.broker.delete_module(digest).await?) }).await?;
+    to_the_end(async move { Ok(app.session.catalogue().delete_module(digest).await?) }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -2,22 +2,22 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use millrace_broker::{
-    DeadLetterPlace, ParkedAction, ParkedDone, ParkedMessage, ParkedQuery, WhichParked,
+    MessagePlace, ParkedAction, ParkedDone, ParkedMessage, ParkedQuery, WhichParked,
 };
 use millrace_model::{PartitionId, ProcessorName, TopicName};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
-use super::by::{By, ByHeader};
+use super::by::ByHeader;
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::entry;
 use super::query::{InPath, InQuery};
-use super::{Shared, to_the_end};
+use super::to_the_end;
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -49,7 +49,7 @@ pub(super) struct ParkedBody {
     total: usize,
     /// Where to go on, as `from`; null if that was all.
     #[schema(value_type = Option<String>)]
-    next: Option<DeadLetterPlace>,
+    next: Option<MessagePlace>,
     /// By topic, partition and offset.
     #[schema(value_type = Vec<ParkedMessageSchema>)]
     parked: Vec<Shown>,
@@ -120,11 +120,11 @@ fn whole_characters(key: &Bytes) -> Bytes {
     (status = 503, body = ErrorBody, description = "They cannot be read now"),
 ))]
 pub(super) async fn list(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     InQuery(params): InQuery<ParkedParams>,
 ) -> Result<Json<ParkedBody>, ApiError> {
-    let from = params.from.map(|text| text.parse::<DeadLetterPlace>());
+    let from = params.from.map(|text| text.parse::<MessagePlace>());
     let from = from.transpose().map_err(|why| {
         ApiError::malformed(format!("from: {why}"), "give the next of an earlier answer")
     })?;
@@ -135,7 +135,7 @@ pub(super) async fn list(
         from,
         max: params.max,
     };
-    let page = app.broker.parked(&name, &query).await?;
+    let page = app.session.processors().parked(&name, &query).await?;
     Ok(Json(ParkedBody {
         total: page.total,
         next: page.next,
@@ -171,7 +171,7 @@ impl WhichBody {
     fn understood(self) -> Result<WhichParked, ApiError> {
         match (self.messages, self.class, self.all) {
             (Some(places), None, false) => {
-                let place = |place: PlaceOfParked| DeadLetterPlace {
+                let place = |place: PlaceOfParked| MessagePlace {
                     topic: place.topic,
                     partition: PartitionId(place.partition),
                     offset: millrace_model::Offset(place.offset),
@@ -201,7 +201,7 @@ pub(super) struct ParkedDoneBody {
 struct LeftBody {
     /// `TOPIC/PARTITION/OFFSET`; where messages were not named, of any offset of their partition.
     #[schema(value_type = String)]
-    message: DeadLetterPlace,
+    message: MessagePlace,
     why: String,
 }
 
@@ -227,13 +227,12 @@ impl From<ParkedDone> for ParkedDoneBody {
     )
 )]
 pub(super) async fn try_now(
-    app: Shared,
+    app: Called,
     name: InPath<ProcessorName>,
-    by: By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<ParkedDoneBody>, ApiError> {
-    act(app, name, by, headers, body, ParkedAction::TryNow).await
+    act(app, name, headers, body, ParkedAction::TryNow).await
 }
 
 /// Gives parked messages up: they become dead letters with all that is known of them, and what waits behind them goes on. Of a paused
@@ -248,28 +247,29 @@ pub(super) async fn try_now(
     )
 )]
 pub(super) async fn give_up(
-    app: Shared,
+    app: Called,
     name: InPath<ProcessorName>,
-    by: By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<ParkedDoneBody>, ApiError> {
-    act(app, name, by, headers, body, ParkedAction::GiveUp).await
+    act(app, name, headers, body, ParkedAction::GiveUp).await
 }
 
 async fn act(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
     action: ParkedAction,
 ) -> Result<Json<ParkedDoneBody>, ApiError> {
     let which = app.take_json::<WhichBody>(&headers, body).await?;
     let which = which.understood()?;
-    let broker = app.broker.on_behalf_of(&by);
+    let session = app.session.clone();
     to_the_end(async move {
-        let done = broker.do_with_parked(&name, which, action).await?;
+        let done = session
+            .processors()
+            .do_with_parked(&name, which, action)
+            .await?;
         Ok(Json(done.into()))
     })
     .await

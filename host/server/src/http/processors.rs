@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use millrace_broker::{
@@ -18,7 +17,8 @@ use utoipa::ToSchema;
 
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
-use super::by::{By, ByHeader};
+use super::by::ByHeader;
+use super::called::Called;
 use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
 use super::openapi::{
@@ -26,8 +26,8 @@ use super::openapi::{
     GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema, RetryPolicySchema,
 };
 use super::query::{InPath, InQuery};
+use super::to_the_end;
 use super::trials::CanaryStatusSchema;
-use super::{App, Shared, to_the_end};
 
 /// What a revision is made of.
 #[derive(Deserialize, ToSchema)]
@@ -76,7 +76,7 @@ pub(super) struct SpecBody {
     hops_max: Option<u32>,
 }
 
-impl App {
+impl Called {
     fn spec(&self, body: SpecBody) -> Result<ProcessorSpec, ApiError> {
         let error_handler = body.error_handler;
         let digest_of = |reference: String| self.digest_of(&reference);
@@ -99,7 +99,7 @@ impl App {
     }
 
     pub(super) async fn status(&self, name: &ProcessorName) -> Result<ProcessorStatus, ApiError> {
-        let status = self.broker.processor(name).await;
+        let status = self.session.processors().processor(name).await;
         status.ok_or_else(|| ProcessorError::Unknown(name.clone()).into())
     }
 }
@@ -181,8 +181,8 @@ impl From<ProcessorStatus> for StatusBody {
 
 /// All processors.
 #[utoipa::path(get, path = "/v1/processors", tag = "processors", responses((status = 200, body = StatusesBody)))]
-pub(super) async fn list(State(app): Shared) -> Json<StatusesBody> {
-    let processors = app.broker.processors().await;
+pub(super) async fn list(app: Called) -> Json<StatusesBody> {
+    let processors = app.session.processors().processors().await;
     let processors = processors.into_iter().map(StatusBody::from).collect();
     Json(StatusesBody { processors })
 }
@@ -193,7 +193,7 @@ pub(super) async fn list(State(app): Shared) -> Json<StatusesBody> {
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn show(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
 ) -> Result<Json<StatusBody>, ApiError> {
     Ok(Json(app.status(&name).await?.into()))
@@ -257,18 +257,17 @@ impl DeployParams {
     )
 )]
 pub(super) async fn deploy(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     InQuery(params): InQuery<DeployParams>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     params.check()?;
-    let broker = app.broker.on_behalf_of(&by);
+    let session = app.session.clone();
     let spec = app.spec(app.take_json(&headers, body).await?)?;
     let now = app.clock.wall();
-    to_the_end(deployed(broker, name, params, spec.into(), now)).await
+    to_the_end(deployed(session, name, params, spec.into(), now)).await
 }
 
 /// Which revision to go back to.
@@ -294,9 +293,8 @@ pub(super) struct RollbackBody {
     )
 )]
 pub(super) async fn rollback(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<DeployedBody>, ApiError> {
@@ -305,17 +303,18 @@ pub(super) async fn rollback(
         b"" => RollbackBody::default(),
         bytes => json(bytes)?,
     };
-    let broker = app.broker.on_behalf_of(&by);
+    let session = app.session.clone();
     to_the_end(async move {
-        let before = broker.deployed_as(&name);
-        let after = broker
+        let before = session.processors().deployed_as(&name);
+        let after = session
+            .processors()
             .rollback_expecting(&name, body.revision, body.expected_revision)
             .await?;
         let unchanged = format!(
             "revision {} is the current one already; nothing was changed",
             after.current
         );
-        let answer = DeployedBody::after(&broker, before.as_ref(), after).await;
+        let answer = DeployedBody::after(&session, before.as_ref(), after).await;
         Ok(Json(answer.noting(unchanged)))
     })
     .await
@@ -328,12 +327,11 @@ pub(super) async fn rollback(
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn pause(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
-    By(by): By,
 ) -> Result<Json<Processor>, ApiError> {
-    let broker = app.broker.on_behalf_of(&by);
-    to_the_end(async move { Ok(Json(broker.pause(&name).await?)) }).await
+    let session = app.session.clone();
+    to_the_end(async move { Ok(Json(session.processors().pause(&name).await?)) }).await
 }
 
 /// How to go on.
@@ -354,9 +352,8 @@ pub(super) struct ResumeBody {
     )
 )]
 pub(super) async fn resume(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Processor>, ApiError> {
@@ -366,8 +363,8 @@ pub(super) async fn resume(
         bytes => json(bytes)?,
     };
     let accept = body.accept_dead_letters;
-    let broker = app.broker.on_behalf_of(&by);
-    to_the_end(async move { Ok(Json(broker.resume(&name, accept).await?)) }).await
+    let session = app.session.clone();
+    to_the_end(async move { Ok(Json(session.processors().resume(&name, accept).await?)) }).await
 }
 
 /// What goes with a processor.
@@ -405,26 +402,36 @@ pub(super) struct ProcessorDeletedBody {
     (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
 ))]
 pub(super) async fn remove(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     InQuery(params): InQuery<DeleteParams>,
 ) -> Result<Response, ApiError> {
     to_the_end(async move {
         match params.reset_state {
-            true => app.broker.delete_processor_and_state(&name).await?,
-            false => app.broker.delete_processor(&name).await?,
+            true => {
+                app.session
+                    .processors()
+                    .delete_processor_and_state(&name)
+                    .await?
+            }
+            false => app.session.processors().delete_processor(&name).await?,
         }
         app.forget_metrics("processor", name.as_str());
         let mut topics_kept = Vec::new();
         if params.topics {
-            let (deleted, kept) = app.broker.delete_topics_of(&name).await?;
+            let (deleted, kept) = app.session.catalogue().delete_topics_of(&name).await?;
             for topic in deleted {
                 app.forget_metrics("topic", topic.as_str());
             }
             topics_kept = kept;
         }
         // It is deleted whatever can be said of what it leaves.
-        let left_behind = app.broker.left_behind(&name).await.unwrap_or_default();
+        let left_behind = app
+            .session
+            .catalogue()
+            .left_behind(&name)
+            .await
+            .unwrap_or_default();
         Ok(match left_behind.is_empty() && topics_kept.is_empty() {
             true => StatusCode::NO_CONTENT.into_response(),
             false => Json(ProcessorDeletedBody {
@@ -453,11 +460,12 @@ pub(super) struct LogsBody {
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn logs(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
 ) -> Result<Json<LogsBody>, ApiError> {
     app.status(&name).await?;
-    let lines = app.broker.logs(&name);
-    let dropped = Some(app.broker.log_lines_dropped(&name)).filter(|dropped| *dropped > 0);
+    let lines = app.session.processors().logs(&name);
+    let dropped =
+        Some(app.session.processors().log_lines_dropped(&name)).filter(|dropped| *dropped > 0);
     Ok(Json(LogsBody { lines, dropped }))
 }

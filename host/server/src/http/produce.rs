@@ -5,7 +5,6 @@ use std::borrow::Cow;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -15,9 +14,9 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Shared;
 use super::body::{json, other_encoding};
 use super::bounds::{PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX};
+use super::called::Called;
 use super::delays::{Moment, due};
 use super::error::{ApiError, ErrorBody};
 use super::idempotency::{self, REPLAYED};
@@ -111,14 +110,14 @@ struct PlaceBody {
     )
 )]
 pub(super) async fn produce(
-    State(app): Shared,
+    app: Called,
     InPath(topic): InPath<TopicName>,
     InQuery(query): InQuery<ProduceQuery>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     // Asked before the body is read: nobody should send megabytes to a misspelt topic.
-    if app.broker.topic(&topic).is_none() {
+    if app.session.catalogue().topic(&topic).is_none() {
         return Err(millrace_broker::ProduceError::UnknownTopic(topic).into());
     }
     let kind = Kind::of(&headers)?;
@@ -140,10 +139,14 @@ pub(super) async fn produce(
         }
     };
     let Some(key) = key else {
-        let placed = app.broker.produce(&topic, messages).await?;
+        let placed = app.session.messages().produce(&topic, messages).await?;
         return Ok(Json(PlacedBody::from(placed)).into_response());
     };
-    let produced = app.broker.produce_once(&topic, messages, key).await?;
+    let produced = app
+        .session
+        .messages()
+        .produce_once(&topic, messages, key)
+        .await?;
     let repeated = produced.repeated;
     let mut body = PlacedBody::from(produced.placed);
     body.repeated = repeated;

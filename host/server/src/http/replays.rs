@@ -2,19 +2,19 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use millrace_broker::ReplayRequest;
 use millrace_model::{Processor, ProcessorName, Timestamp, TopicName};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::by::{By, ByHeader};
+use super::by::ByHeader;
+use super::called::Called;
 use super::delays::Moment;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::ProcessorSchema;
 use super::query::InPath;
-use super::{Shared, to_the_end};
+use super::to_the_end;
 
 /// What a processor reads that only replays.
 #[derive(ToSchema)]
@@ -76,9 +76,8 @@ pub(super) struct ReplayBody {
     )
 )]
 pub(super) async fn make(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Processor>), ApiError> {
@@ -94,9 +93,9 @@ pub(super) async fn make(
         into: body.into,
         name: body.name,
     };
-    let broker = app.broker.on_behalf_of(&by);
+    let session = app.session.clone();
     to_the_end(async move {
-        let replay = broker.replay(&name, request).await?;
+        let replay = session.processors().replay(&name, request).await?;
         Ok((StatusCode::CREATED, Json(replay)))
     })
     .await

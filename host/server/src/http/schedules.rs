@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use millrace_broker::{ScheduleError, ScheduleStatus};
 use millrace_model::{Cron, Header, PartitionId, ScheduleName, ScheduleSpec, Timestamp, TopicName};
@@ -13,11 +12,12 @@ use utoipa::ToSchema;
 
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
-use super::by::{By, ByHeader};
+use super::by::ByHeader;
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{HeaderValue, ListedIn, Pairs, headers_of, show_headers, value_bytes};
 use super::query::InPath;
-use super::{Shared, to_the_end};
+use super::to_the_end;
 
 /// What a schedule is to be.
 #[derive(Deserialize, ToSchema)]
@@ -196,8 +196,8 @@ fn unknown(name: ScheduleName) -> ApiError {
 
 /// All schedules, by name.
 #[utoipa::path(get, path = "/v1/schedules", tag = "schedules", responses((status = 200, body = SchedulesBody)))]
-pub(super) async fn list(State(app): Shared) -> Json<SchedulesBody> {
-    let schedules = app.broker.schedules().into_iter();
+pub(super) async fn list(app: Called) -> Json<SchedulesBody> {
+    let schedules = app.session.schedules().schedules().into_iter();
     Json(SchedulesBody {
         schedules: schedules.map(ScheduleBody::from).collect(),
     })
@@ -209,10 +209,10 @@ pub(super) async fn list(State(app): Shared) -> Json<SchedulesBody> {
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn show(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ScheduleName>,
 ) -> Result<Json<ScheduleBody>, ApiError> {
-    let found = app.broker.schedule(&name);
+    let found = app.session.schedules().schedule(&name);
     Ok(Json(found.ok_or_else(|| unknown(name))?.into()))
 }
 
@@ -227,14 +227,23 @@ pub(super) async fn show(
     (status = 422, body = ErrorBody, description = "No cron pattern, or no message that the topic takes"),
 ))]
 pub(super) async fn put(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ScheduleName>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<ScheduleBody>, ApiError> {
     let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
     let spec = json::<ScheduleIn<'_>>(&taken.bytes)?.spec()?;
-    to_the_end(async move { Ok(Json(app.broker.put_schedule(&name, spec).await?.into())) }).await
+    to_the_end(async move {
+        Ok(Json(
+            app.session
+                .schedules()
+                .put_schedule(&name, spec)
+                .await?
+                .into(),
+        ))
+    })
+    .await
 }
 
 /// Deletes a schedule; the messages that it made stay.
@@ -243,11 +252,11 @@ pub(super) async fn put(
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn remove(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ScheduleName>,
 ) -> Result<StatusCode, ApiError> {
     to_the_end(async move {
-        app.broker.delete_schedule(&name).await?;
+        app.session.schedules().delete_schedule(&name).await?;
         app.forget_metrics("schedule", name.as_str());
         Ok(())
     })
@@ -261,10 +270,17 @@ pub(super) async fn remove(
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn pause(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ScheduleName>,
 ) -> Result<Json<ScheduleBody>, ApiError> {
-    let paused = async move { Ok(app.broker.pause_schedule(&name, true).await?.into()) };
+    let paused = async move {
+        Ok(app
+            .session
+            .schedules()
+            .pause_schedule(&name, true)
+            .await?
+            .into())
+    };
     to_the_end(paused).await.map(Json)
 }
 
@@ -274,10 +290,17 @@ pub(super) async fn pause(
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn resume(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ScheduleName>,
 ) -> Result<Json<ScheduleBody>, ApiError> {
-    let resumed = async move { Ok(app.broker.pause_schedule(&name, false).await?.into()) };
+    let resumed = async move {
+        Ok(app
+            .session
+            .schedules()
+            .pause_schedule(&name, false)
+            .await?
+            .into())
+    };
     to_the_end(resumed).await.map(Json)
 }
 
@@ -291,11 +314,10 @@ pub(super) async fn resume(
     (status = 503, body = ErrorBody, description = "No message was made; try again"),
 ))]
 pub(super) async fn run(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ScheduleName>,
-    By(by): By,
 ) -> Result<Json<ScheduleBody>, ApiError> {
-    let broker = app.broker.on_behalf_of(&by);
-    let run = async move { Ok(broker.run_schedule(&name).await?.into()) };
+    let session = app.session.clone();
+    let run = async move { Ok(session.schedules().run_schedule(&name).await?.into()) };
     to_the_end(run).await.map(Json)
 }

@@ -4,7 +4,6 @@ use std::str::FromStr;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use millrace_broker::state::{
@@ -20,10 +19,11 @@ use utoipa::ToSchema;
 use super::answers::BYTES_PER_BYTE;
 use super::body::json;
 use super::bounds::STATE_BODY_BYTES_MAX;
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{entry, one_of};
 use super::query::{InPath, InQuery};
-use super::{Shared, to_the_end};
+use super::to_the_end;
 
 /// What an answer takes at the worst, read and as JSON: an entry's share of the bound covers what stands beside its bytes.
 pub(super) const STATE_ROOM_BYTES: usize = BYTES_PER_BYTE * STATE_LISTED_BYTES_MAX;
@@ -252,7 +252,7 @@ impl From<StateAccessError> for ApiError {
     (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn show(
-    State(app): Shared,
+    app: Called,
     InPath(processor): InPath<ProcessorName>,
     InQuery(params): InQuery<StateParams>,
 ) -> Result<Response, ApiError> {
@@ -269,7 +269,7 @@ pub(super) async fn show(
         ..StateQuery::default()
     };
     let room = app.answer_room(STATE_ROOM_BYTES).await?;
-    let shown = StateBody::from(app.broker.state(&place, query).await?);
+    let shown = StateBody::from(app.session.processors().state(&place, query).await?);
     let written = serde_json::to_vec(&shown);
     let written = written.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(room.answer("application/json", written))
@@ -286,7 +286,7 @@ pub(super) async fn show(
     (status = 503, body = ErrorBody, description = "A batch that uses it did not end in time, or the disk is full; nothing was written"),
 ))]
 pub(super) async fn write(
-    State(app): Shared,
+    app: Called,
     InPath(processor): InPath<ProcessorName>,
     headers: HeaderMap,
     body: Body,
@@ -305,7 +305,8 @@ pub(super) async fn write(
         adds: None,
     };
     let written = writes.changes.len();
-    to_the_end(async move { Ok(app.broker.write_state(&place, writes).await?) }).await?;
+    to_the_end(async move { Ok(app.session.processors().write_state(&place, writes).await?) })
+        .await?;
     Ok(Json(StateWrittenBody { written }))
 }
 

@@ -1,7 +1,6 @@
 //! Topics over HTTP.
 
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -14,12 +13,13 @@ use millrace_model::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::called::Called;
 use super::damage::DamagedOffsets;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::TopicSettingsSchema;
 use super::query::{InPath, InQuery};
 use super::record::Subject;
-use super::{App, Shared, to_the_end};
+use super::to_the_end;
 
 /// A topic, as asked for.
 #[derive(Deserialize, ToSchema)]
@@ -112,8 +112,8 @@ impl From<Topic> for TopicBody {
 
 /// All topics, by name.
 #[utoipa::path(get, path = "/v1/topics", tag = "topics", responses((status = 200, body = TopicsBody)))]
-pub(super) async fn list(State(app): Shared) -> Json<TopicsBody> {
-    let topics = app.broker.topics();
+pub(super) async fn list(app: Called) -> Json<TopicsBody> {
+    let topics = app.session.catalogue().topics();
     let topics = topics.into_iter().map(TopicBody::from).collect();
     Json(TopicsBody { topics })
 }
@@ -127,7 +127,7 @@ pub(super) async fn list(State(app): Shared) -> Json<TopicsBody> {
     (status = 422, body = ErrorBody),
 ))]
 pub(super) async fn create(
-    State(app): Shared,
+    app: Called,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -140,7 +140,7 @@ pub(super) async fn create(
         settings: body.settings,
     };
     to_the_end(async move {
-        let (status, topic) = match app.broker.create_topic(new.clone()).await {
+        let (status, topic) = match app.session.catalogue().create_topic(new.clone()).await {
             Ok(topic) => (StatusCode::CREATED, topic),
             Err(error) => (StatusCode::OK, app.identical(&new, error)?),
         };
@@ -150,7 +150,7 @@ pub(super) async fn create(
     .await
 }
 
-impl App {
+impl Called {
     fn partitioner(&self, reference: Option<String>) -> Result<Option<Digest>, ApiError> {
         let digest_of = |reference: String| self.digest_of(&reference);
         reference.map(digest_of).transpose()
@@ -159,7 +159,9 @@ impl App {
     /// The existing topic, if that is all that stood in the way and it is what was asked for.
     fn identical(&self, new: &NewTopic, error: TopicCreateError) -> Result<Topic, ApiError> {
         let exists = matches!(error, TopicCreateError::Topic(TopicError::Exists(_)));
-        let found = exists.then(|| self.broker.topic(&new.name)).flatten();
+        let found = exists
+            .then(|| self.session.catalogue().topic(&new.name))
+            .flatten();
         let same = |topic: &Topic| {
             topic.spec.partitions == new.partitions
                 && topic.spec.durability == new.durability
@@ -170,7 +172,7 @@ impl App {
     }
 
     pub(super) fn known_topic(&self, name: &TopicName) -> Result<Topic, ApiError> {
-        let topic = self.broker.topic(name);
+        let topic = self.session.catalogue().topic(name);
         topic.ok_or_else(|| TopicError::Unknown(name.clone()).into())
     }
 }
@@ -181,24 +183,28 @@ impl App {
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn show(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<TopicName>,
 ) -> Result<Json<TopicBody>, ApiError> {
     let topic = app.known_topic(&name)?;
-    let damage = app.broker.damage();
+    let damage = app.session.catalogue().damage();
     let mut ends = Vec::new();
     for at in topic.partitions() {
         let partition = at.partition;
         // None where the topic was deleted just now.
-        let Some(found) = app.broker.ends(&topic, partition) else {
+        let Some(found) = app.session.catalogue().ends(&topic, partition) else {
             continue;
         };
         ends.push(EndsBody {
             partition,
             start: found.start,
             end: found.end,
-            messages: app.broker.count(at, found.start, found.end).await?,
-            damaged: App::damaged(&damage, at),
+            messages: app
+                .session
+                .catalogue()
+                .count(at, found.start, found.end)
+                .await?,
+            damaged: Called::damaged(&damage, at),
         });
     }
     Ok(Json(TopicBody {
@@ -234,12 +240,16 @@ pub(super) struct TopicDeletedBody {
     (status = 409, body = ErrorBody, description = "A processor uses it (`in-use`), a rollback needs it (`way-back`), or messages in it wait (`messages-wait`)"),
 ))]
 pub(super) async fn remove(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<TopicName>,
     InQuery(params): InQuery<TopicDeleteParams>,
 ) -> Result<Response, ApiError> {
     to_the_end(async move {
-        let losses = app.broker.delete_topic(&name, params.accept_loss).await?;
+        let losses = app
+            .session
+            .catalogue()
+            .delete_topic(&name, params.accept_loss)
+            .await?;
         app.forget_metrics("topic", name.as_str());
         let lost: Vec<String> = losses.iter().map(ToString::to_string).collect();
         Ok(match lost.is_empty() {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::HeaderMap;
 use millrace_broker::ShadowReport;
 use millrace_model::{Processor, ProcessorName};
@@ -13,12 +12,13 @@ use utoipa::ToSchema;
 
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
-use super::by::{By, ByHeader};
+use super::by::ByHeader;
+use super::called::Called;
 use super::deploying::DeployedBody;
 use super::error::{ApiError, ErrorBody};
 use super::openapi::ProcessorSchema;
 use super::query::InPath;
-use super::{Shared, to_the_end};
+use super::to_the_end;
 
 /// A revision that takes a share of the keys while another one is current.
 #[derive(ToSchema)]
@@ -162,19 +162,18 @@ pub(super) struct CanaryBody {
     )
 )]
 pub(super) async fn canary(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<DeployedBody>, ApiError> {
     let body: CanaryBody = app.take_json(&headers, body).await?;
-    let broker = app.broker.on_behalf_of(&by);
+    let session = app.session.clone();
     to_the_end(async move {
-        let before = broker.deployed_as(&name);
-        let after = broker.set_canary(&name, body.percent).await?;
+        let before = session.processors().deployed_as(&name);
+        let after = session.processors().set_canary(&name, body.percent).await?;
         Ok(Json(
-            DeployedBody::after(&broker, before.as_ref(), after).await,
+            DeployedBody::after(&session, before.as_ref(), after).await,
         ))
     })
     .await
@@ -200,9 +199,8 @@ pub(super) struct PromoteBody {
     )
 )]
 pub(super) async fn promote(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<DeployedBody>, ApiError> {
@@ -211,15 +209,15 @@ pub(super) async fn promote(
         b"" => PromoteBody::default(),
         bytes => json(bytes)?,
     };
-    let broker = app.broker.on_behalf_of(&by);
+    let session = app.session.clone();
     to_the_end(async move {
-        let before = broker.deployed_as(&name);
+        let before = session.processors().deployed_as(&name);
         let after = match body.force {
-            true => broker.promote_anyway(&name).await?,
-            false => broker.promote(&name).await?,
+            true => session.processors().promote_anyway(&name).await?,
+            false => session.processors().promote(&name).await?,
         };
         Ok(Json(
-            DeployedBody::after(&broker, before.as_ref(), after).await,
+            DeployedBody::after(&session, before.as_ref(), after).await,
         ))
     })
     .await
@@ -232,10 +230,10 @@ pub(super) async fn promote(
     (status = 409, body = ErrorBody, description = "There is no shadow, or it could not be loaded when the host started"),
 ))]
 pub(super) async fn shadow(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
 ) -> Result<Json<ShadowReport>, ApiError> {
-    Ok(Json(app.broker.shadow_report(&name)?))
+    Ok(Json(app.session.processors().shadow_report(&name)?))
 }
 
 /// Ends the shadow; its report is gone.
@@ -245,10 +243,9 @@ pub(super) async fn shadow(
     (status = 409, body = ErrorBody, description = "There is no shadow"),
 ))]
 pub(super) async fn end_shadow(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
-    By(by): By,
 ) -> Result<Json<Processor>, ApiError> {
-    let broker = app.broker.on_behalf_of(&by);
-    to_the_end(async move { Ok(Json(broker.end_shadow(&name).await?)) }).await
+    let session = app.session.clone();
+    to_the_end(async move { Ok(Json(session.processors().end_shadow(&name).await?)) }).await
 }

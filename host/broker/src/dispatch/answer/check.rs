@@ -8,8 +8,9 @@ use millrace_model::columns::{Detail, NO_TIME, NONE, OutcomeCode};
 use millrace_model::{Answer, ColumnBatch};
 
 use super::{Failed, bad, bytes_of, cut, header_range, length, time, topic_of};
-use crate::chains::is_trail;
-use crate::dispatch::{OutputTopics, dead_letter};
+use crate::dispatch::live::OutputTopics;
+use crate::ground::chains::is_trail;
+use crate::ground::headers;
 use crate::handler::{CallError, Cause};
 
 /// An answer beside the batch that was asked about.
@@ -256,13 +257,13 @@ impl Check<'_> {
         for output in 0..answer.header_ends.len() {
             for header in header_range(answer, output) {
                 let name = part(header * 2).unwrap_or_default();
-                if !dead_letter::is_reserved(name) || is_trail(name) {
+                if !headers::is_reserved(name) || is_trail(name) {
                     continue;
                 }
                 if source.replace(answer.sources[output]) != Some(answer.sources[output]) {
                     let headers = self.batch.headers(answer.sources[output] as usize);
                     carried = headers
-                        .filter(|(name, _)| dead_letter::is_reserved(name))
+                        .filter(|(name, _)| headers::is_reserved(name))
                         .collect();
                 }
                 let value = part(header * 2 + 1);
@@ -270,7 +271,7 @@ impl Check<'_> {
                     return bad(format!(
                         "output {output} has the header {:?}, which its message does not have so; names that begin with {} are the host's own",
                         cut(String::from_utf8_lossy(name).into_owned(), 256),
-                        dead_letter::PREFIX
+                        headers::PREFIX
                     ));
                 }
             }

@@ -8,9 +8,9 @@ use millrace_model::{Durability, Topic, TopicName, TopicSpec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::columns::push;
-use crate::dispatch::OutputTopic;
-use crate::partitioner::Partitioner;
+use crate::dispatch::live::OutputTopic;
+use crate::ground::columns::push;
+use crate::ground::partitioner::Partitioner;
 
 fn topics(default: bool) -> OutputTopics {
     let spec = |name| TopicSpec {

@@ -6,7 +6,7 @@ use millrace_model::{Attempt, Offset, Parked, Timestamp, TopicPartition};
 
 use super::{Breaker, Now, Open};
 use crate::dispatch::answer::Failed;
-use crate::dispatch::planted::planted;
+use crate::ground::planted::planted;
 use crate::handler::Cause;
 
 /// How failures are alike.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use millrace_model::Record;
 
 use super::Now;
-use crate::dispatch::planted::planted;
+use crate::ground::planted::planted;
 
 /// A revision that has processed so many messages is proven: what fails then is not its deployment.
 pub(crate) const PROVEN_MESSAGES: u64 = 1_000;

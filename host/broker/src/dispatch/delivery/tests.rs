@@ -9,9 +9,9 @@ use millrace_model::{
 use millrace_model::processor::RetryPolicy;
 
 use super::*;
-use crate::columns::push;
 use crate::dispatch::answer::Outputs;
 use crate::dispatch::breaker::PROVEN_AFTER;
+use crate::ground::columns::push;
 
 const NOW: Timestamp = Timestamp(10_000_000);
 
@@ -304,7 +304,7 @@ fn outputs_of_one_partition_stand_in_one_batch_in_order() {
         sources: vec![0, 0, 1],
         ..Answer::default()
     };
-    let topics = super::super::OutputTopics {
+    let topics = crate::dispatch::live::OutputTopics {
         topics: Vec::new(),
         default: Some(0),
         takes_all: false,

@@ -5,8 +5,8 @@ use millrace_model::{Parked, Timestamp};
 use super::{Fate, Settling};
 use crate::dispatch::answer::Failed;
 use crate::dispatch::breaker::PROVEN_AFTER;
-use crate::dispatch::planted::planted;
 use crate::dispatch::retry;
+use crate::ground::planted::planted;
 use crate::handler::Cause;
 
 /// What it is worth if a revision gives messages up.

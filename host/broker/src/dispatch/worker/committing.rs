@@ -5,8 +5,9 @@ use millrace_model::{Compression, PartitionId, RecordBatch, Topic, TopicPartitio
 
 use super::Worker;
 use crate::dispatch::delivery::Effects;
-use crate::dispatch::{Live, OutputTopic};
-use crate::packing;
+use crate::dispatch::live::Live;
+use crate::dispatch::live::OutputTopic;
+use crate::ground::packing;
 
 impl Worker {
     /// Compresses outputs as their topics want it now. Dead letters stay plain: there are few, and people read them.

@@ -10,8 +10,9 @@ use millrace_model::processor::BatchPolicy;
 use super::{Trouble, Worker};
 use crate::dispatch::at_hand;
 use crate::dispatch::batcher::{self, Batch, Cut, Due};
+use crate::dispatch::command::Command;
+use crate::dispatch::live::Live;
 use crate::dispatch::sides::{Canary, Side, Split};
-use crate::dispatch::{Command, Live};
 use crate::handler::CallError;
 
 /// What is wanted of a batch.

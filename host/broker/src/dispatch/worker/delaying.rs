@@ -3,9 +3,10 @@
 use millrace_model::PartitionId;
 
 use super::Worker;
-use crate::delays::{Additions, DelaysFull};
-use crate::dispatch::Live;
 use crate::dispatch::delivery::Effects;
+use crate::dispatch::live::Live;
+use crate::messages::delays::delayed::DelaysFull;
+use crate::messages::delays::stored::Additions;
 
 impl Worker {
     /// The batch's outputs for later, for its commit. Where there is no room they wait, and the partition with them.

@@ -8,13 +8,13 @@ use millrace_engine::CommitError;
 use millrace_model::{GivenUp, Offset};
 
 use super::{HeldUp, Reported, SLEEP_MAX, Worker, changed_within};
-use crate::dispatch::Live;
 use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::{Failed, Verdict};
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::{Judgement, Report, Says};
 use crate::dispatch::delivery::{Effects, Left, Word, contradictions, parked_before};
 use crate::dispatch::gate::{Gate, NotLookedUp, Probe};
+use crate::dispatch::live::Live;
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
 use crate::handler::Decision;

@@ -3,11 +3,11 @@
 use millrace_engine::CommitError;
 
 use super::Worker;
-use crate::chains::runs;
-use crate::dispatch::Live;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
+use crate::dispatch::live::Live;
+use crate::ground::chains::runs;
 
 impl Worker {
     /// Gives a batch up whose messages are all spent; one with some of them is cut, to be tried in parts. The breaker is not told:

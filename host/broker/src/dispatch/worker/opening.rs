@@ -12,16 +12,19 @@ use tokio::sync::watch;
 use super::suspects::{self, Suspects};
 use super::trouble::{End, Trouble};
 use super::{Context, SLEEP_MAX, Worker, changed_within, wants};
+use crate::dispatch::command::Command;
 use crate::dispatch::gate::Gate;
+use crate::dispatch::input::Input;
+use crate::dispatch::live::Live;
 use crate::dispatch::meters::Meters;
 use crate::dispatch::orders::Orders;
 use crate::dispatch::remembered::Part;
-use crate::dispatch::retry::{self, Backoff};
+use crate::dispatch::retry;
 use crate::dispatch::sides::Side;
 use crate::dispatch::source::Source;
 use crate::dispatch::standing::{State, Window};
-use crate::dispatch::{Command, Input, Live};
-use crate::holding::{Holdings, Share};
+use crate::ground::backoff::Backoff;
+use crate::hosts::holding::{Holdings, Share};
 
 /// So often is looked whether somebody has given back what they hold.
 const HELD_LOOK_INTERVAL: Duration = Duration::from_millis(200);

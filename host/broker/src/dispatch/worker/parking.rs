@@ -11,10 +11,11 @@ use super::{Trouble, Worker};
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::{self, Batch, Due, WHOLE_PARTITION};
 use crate::dispatch::breaker::Judgement;
+use crate::dispatch::command::Command;
+use crate::dispatch::live::Live;
 use crate::dispatch::orders::{Meant, Obeyed, Order, ParkedAction};
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
-use crate::dispatch::{Command, Live};
 
 /// Messages that one commit gives up.
 const GIVEN_UP_AT_ONCE_MAX: usize = 500;

@@ -9,17 +9,17 @@ use millrace_engine::{CommitError, Kept, ProgressWrite, Transaction};
 use millrace_model::Progress;
 
 use super::{HeldUp, Worker};
-use crate::columns;
-use crate::delays::Additions;
-use crate::dispatch::Live;
 use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::delivery::{self, Effects, Settling, Word};
+use crate::dispatch::live::Live;
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
+use crate::ground::columns;
 use crate::handler::{CallError, Cause, Decision};
+use crate::messages::delays::stored::Additions;
 
 impl Worker {
     /// What the error handler says of the failures. `None` if the call was interrupted: nothing of the batch happened.

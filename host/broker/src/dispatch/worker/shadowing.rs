@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::Worker;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
+use crate::dispatch::command::Command;
+use crate::dispatch::live::Live;
 use crate::dispatch::shadow::{Echo, Settled};
-use crate::dispatch::{Command, Live};
 use crate::handler::CallError;
 
 /// What a shadow said before the commit, if it was asked.

@@ -13,9 +13,9 @@ use millrace_model::processor::Order;
 use millrace_model::{Timestamp, TopicPartition};
 
 use super::{Trouble, Worker};
-use crate::dispatch::Live;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::{self, Batch};
+use crate::dispatch::live::Live;
 
 /// Ended entries that one batch removes at the most.
 const SWEPT_ENTRIES_MAX: usize = 1_000;

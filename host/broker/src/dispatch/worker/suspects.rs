@@ -11,10 +11,10 @@ use millrace_model::bounds::ATTEMPT_LOG_MAX;
 use millrace_model::{Attempt, Offset, Parked, Progress};
 
 use super::{Trouble, Worker};
-use crate::dispatch::Live;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::{self, Batch};
 use crate::dispatch::breaker::Judgement;
+use crate::dispatch::live::Live;
 use crate::handler::Cause;
 
 /// At so many ends of the host a message may have been in flight alone. At the bound it is given up. Not at

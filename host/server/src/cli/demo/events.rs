@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use millrace_broker::{Broker, NewMessage};
+use millrace_broker::{NewMessage, Session};
 use millrace_model::{Message, Timestamp, TopicName};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -47,7 +47,7 @@ pub(super) fn count() -> usize {
 }
 
 /// Sends all events to `quakes` in about as long as `week`.
-pub(super) fn send(broker: Broker, week: Duration) -> Sender {
+pub(super) fn send(session: Session, week: Duration) -> Sender {
     let (progress, sent) = watch::channel(0);
     let task = tokio::spawn(async move {
         let topic: TopicName = "quakes".parse()?;
@@ -58,7 +58,7 @@ pub(super) fn send(broker: Broker, week: Duration) -> Sender {
                 .iter()
                 .map(|line| message(line))
                 .collect::<Result<Vec<_>>>()?;
-            broker.produce(&topic, messages).await?;
+            session.messages().produce(&topic, messages).await?;
             progress.send_modify(|sent| *sent += chunk.len());
             tokio::time::sleep(pause).await;
         }

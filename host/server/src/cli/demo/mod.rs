@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use millrace_broker::{Broker, Module, NewTopic, RedriveRequest};
+use millrace_broker::{Caller, Module, NewTopic, RedriveRequest, Session};
 use millrace_model::{Digest, Durability, Processor, ProcessorName, ProcessorSpec};
 use serde_json::json;
 
@@ -52,7 +52,7 @@ async fn told(story: Story) -> Result<()> {
         host.url()
     ))?;
     let demo = Demo {
-        broker: host.broker().clone(),
+        session: host.broker().session(Caller::unnamed()),
         processor: "classify".parse()?,
         story,
     };
@@ -77,7 +77,7 @@ struct Revisions {
 }
 
 struct Demo {
-    broker: Broker,
+    session: Session,
     processor: ProcessorName,
     story: Story,
 }
@@ -114,7 +114,7 @@ impl Demo {
     async fn upload(&self, name: &str) -> Result<Digest> {
         let guest = guest_artifacts::find(name).with_context(|| format!("no guest {name}"))?;
         let bytes = Bytes::from_static(guest.bytes);
-        let Module { facts, .. } = self.broker.upload_module(bytes, None).await?;
+        let Module { facts, .. } = self.session.catalogue().upload_module(bytes, None).await?;
         self.story.done(&format!(
             "{name:20} {:>4} KiB  sha256 {}…  compiled in {} ms",
             facts.byte_count / 1024,
@@ -136,7 +136,7 @@ impl Demo {
             partitioner,
             settings: Default::default(),
         };
-        self.broker.create_topic(topic).await?;
+        self.session.catalogue().create_topic(topic).await?;
         self.story
             .done(&format!("{name:20} {partitions} partition(s){by}"))
     }
@@ -145,7 +145,11 @@ impl Demo {
         let spec: ProcessorSpec = serde_json::from_value(json!({
             "module": module, "topics": ["quakes"], "output": "classified", "grants": ["alerts"],
         }))?;
-        Ok(self.broker.deploy(&self.processor, spec).await?)
+        Ok(self
+            .session
+            .processors()
+            .deploy(&self.processor, spec)
+            .await?)
     }
 
     /// The events flow; when two fifths have been sent, revision 2 takes over.
@@ -161,7 +165,7 @@ impl Demo {
         } else {
             WEEK
         };
-        let sender = events::send(self.broker.clone(), week);
+        let sender = events::send(self.session.clone(), week);
         self.story
             .watch(&sender.sent, events::count() * 2 / 5)
             .await?;
@@ -188,7 +192,7 @@ impl Demo {
     }
 
     async fn is_settled(&self) -> bool {
-        let status = self.broker.processor(&self.processor).await;
+        let status = self.session.processors().processor(&self.processor).await;
         status.is_some_and(|status| {
             status
                 .partitions
@@ -200,7 +204,7 @@ impl Demo {
     async fn totals(&self) -> Result<Tally> {
         self.story
             .chapter("Was anything lost, was anything repeated?")?;
-        let tally = Tally::read(&self.broker, &self.processor).await?;
+        let tally = Tally::read(&self.session, &self.processor).await?;
         tally.check()?;
         self.story.tally(&tally)?;
         Ok(tally)
@@ -208,7 +212,11 @@ impl Demo {
 
     async fn roll_back(&self) -> Result<()> {
         self.story.chapter("Second thoughts: back to revision 1")?;
-        let processor = self.broker.rollback(&self.processor, None).await?;
+        let processor = self
+            .session
+            .processors()
+            .rollback(&self.processor, None)
+            .await?;
         ensure!(
             processor.current == 1,
             "revision {} is current",
@@ -222,15 +230,19 @@ impl Demo {
     async fn redrive(&self, before: &Tally) -> Result<()> {
         self.story
             .chapter("The dead letters are sent again, to this processor only")?;
-        let all = RedriveRequest::all("demo");
-        let redriven = self.broker.redrive(&self.processor, all).await?;
+        let all = RedriveRequest::all();
+        let redriven = self
+            .session
+            .dead_letters()
+            .redrive(&self.processor, all)
+            .await?;
         ensure!(
             redriven.sent == before.dead.len(),
             "{} letters were sent",
             redriven.sent
         );
         self.settle().await?;
-        let after = Tally::read(&self.broker, &self.processor).await?;
+        let after = Tally::read(&self.session, &self.processor).await?;
         after.check()?;
         ensure!(
             after.dead.len() == before.dead.len(),

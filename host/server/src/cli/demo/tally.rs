@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use millrace_broker::{Broker, DeadLetterQuery, FetchRequest};
+use millrace_broker::{DeadLetterQuery, FetchRequest, Session};
 use millrace_model::{Message, Offset, PartitionId, ProcessorName};
 use serde::Deserialize;
 
@@ -48,10 +48,11 @@ pub(super) struct Properties {
 
 impl Tally {
     /// Reads everything.
-    pub(super) async fn read(broker: &Broker, processor: &ProcessorName) -> Result<Self> {
-        let classified = read(broker, "classified").await?;
-        let alerts = read(broker, "alerts").await?;
-        let letters = broker
+    pub(super) async fn read(session: &Session, processor: &ProcessorName) -> Result<Self> {
+        let classified = read(session, "classified").await?;
+        let alerts = read(session, "alerts").await?;
+        let letters = session
+            .dead_letters()
             .dead_letters(processor, DeadLetterQuery::default())
             .await?
             .letters;
@@ -70,7 +71,7 @@ impl Tally {
             *by_revision.entry(output.revision).or_default() += 1;
         }
         Ok(Self {
-            inputs: keys(&read(broker, "quakes").await?),
+            inputs: keys(&read(session, "quakes").await?),
             classified: keys(&classified),
             alerts: keys(&alerts),
             dead: keys(&dead),
@@ -123,8 +124,11 @@ fn quake(message: &Message) -> Result<Quake> {
     serde_json::from_slice(message.value.as_deref().unwrap_or_default()).context("an output")
 }
 
-async fn read(broker: &Broker, topic: &str) -> Result<Vec<Message>> {
-    let topic = broker.topic(&topic.parse()?).context("a topic")?;
+async fn read(session: &Session, topic: &str) -> Result<Vec<Message>> {
+    let topic = session
+        .catalogue()
+        .topic(&topic.parse()?)
+        .context("a topic")?;
     let mut messages = Vec::new();
     for partition in 0..topic.spec.partitions {
         let mut request = FetchRequest {
@@ -136,7 +140,7 @@ async fn read(broker: &Broker, topic: &str) -> Result<Vec<Message>> {
             wait: Duration::ZERO,
         };
         loop {
-            let page = broker.fetch(request.clone()).await?;
+            let page = session.messages().fetch(request.clone()).await?;
             messages.extend(page.messages.into_iter().map(|fetched| fetched.message));
             if page.next >= page.ends.end {
                 break;

@@ -1,7 +1,7 @@
 //! Which dead letters a command means.
 
 use clap::builder::PossibleValuesParser;
-use millrace_broker::{Cause, DeadLetterPlace};
+use millrace_broker::{Cause, MessagePlace};
 use serde_json::{Map, Value, json};
 
 use super::super::client::escaped;
@@ -56,7 +56,7 @@ pub(in super::super) struct Find {
     origin_partition: Option<u32>,
     /// From here on: what an earlier answer said to go on with
     #[arg(long, value_name = "PLACE")]
-    from: Option<DeadLetterPlace>,
+    from: Option<MessagePlace>,
 }
 
 impl Find {

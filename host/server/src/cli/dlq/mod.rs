@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use millrace_broker::DeadLetterPlace;
+use millrace_broker::MessagePlace;
 use millrace_model::ProcessorName;
 use serde_json::{Map, Value, json};
 use ureq::http::Method;
@@ -67,7 +67,7 @@ pub(super) enum Verb {
         /// The processor's name
         processor: ProcessorName,
         /// As `dlq list` shows it: TOPIC/PARTITION/OFFSET
-        dead_letter: DeadLetterPlace,
+        dead_letter: MessagePlace,
     },
     /// Send dead letters again, to this processor only; or say what would come of it
     #[command(after_help = REDRIVE_HELP)]
@@ -82,7 +82,7 @@ pub(super) enum Verb {
         processor: ProcessorName,
         /// From here on: what an earlier answer said to go on with
         #[arg(long, value_name = "PLACE")]
-        from: Option<DeadLetterPlace>,
+        from: Option<MessagePlace>,
         /// How many at the most
         #[arg(long, default_value_t = 100)]
         max: usize,
@@ -95,7 +95,7 @@ pub(super) struct RedriveArgs {
     processor: ProcessorName,
     /// As `dlq list` shows them: TOPIC/PARTITION/OFFSET
     #[arg(conflicts_with_all = NARROWING, conflicts_with = "from")]
-    dead_letters: Vec<DeadLetterPlace>,
+    dead_letters: Vec<MessagePlace>,
     /// All that were not sent again yet
     #[arg(long, conflicts_with_all = NARROWING, conflicts_with = "dead_letters")]
     all: bool,
@@ -123,7 +123,7 @@ pub(super) struct EditArgs {
     /// The processor's name
     processor: ProcessorName,
     /// As `dlq list` shows it: TOPIC/PARTITION/OFFSET
-    dead_letter: DeadLetterPlace,
+    dead_letter: MessagePlace,
     /// Another value
     #[arg(long)]
     value: Option<String>,
@@ -244,7 +244,7 @@ fn rests(processor: &ProcessorName, client: &Client) -> String {
 fn which(args: &RedriveArgs) -> Result<Map<String, Value>, Failure> {
     let mut fields = args.find.fields();
     if !args.dead_letters.is_empty() {
-        let place = |place: &DeadLetterPlace| json!({"topic": place.topic, "partition": place.partition, "offset": place.offset});
+        let place = |place: &MessagePlace| json!({"topic": place.topic, "partition": place.partition, "offset": place.offset});
         let places: Vec<Value> = args.dead_letters.iter().map(place).collect();
         return Ok(Map::from_iter([("dead_letters".to_owned(), json!(places))]));
     }

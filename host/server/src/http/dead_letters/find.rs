@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use millrace_broker::{
-    Cause, DeadLetterFilter, DeadLetterPlace, HeaderFilter, RedriveWhich, Redrives,
+    Cause, DeadLetterFilter, HeaderFilter, MessagePlace, RedriveWhich, Redrives,
 };
 use millrace_model::{PartitionId, Timestamp, TopicName};
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -52,7 +52,7 @@ pub(in super::super) struct Find {
     #[serde(deserialize_with = "place")]
     #[param(value_type = Option<String>)]
     #[schema(value_type = Option<String>)]
-    from: Option<DeadLetterPlace>,
+    from: Option<MessagePlace>,
     /// At most so many.
     pub(super) max: Option<usize>,
 }
@@ -67,9 +67,7 @@ enum RedrivenWord {
 }
 
 /// A place as text.
-pub(super) fn place<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<DeadLetterPlace>, D::Error> {
+pub(super) fn place<'de, D: Deserializer<'de>>(from: D) -> Result<Option<MessagePlace>, D::Error> {
     let text = Option::<String>::deserialize(from)?;
     let text = text.filter(|text| !text.is_empty());
     text.map(|text| text.parse().map_err(de::Error::custom))
@@ -81,7 +79,7 @@ impl Find {
     pub(super) fn understood(
         self,
         now: Timestamp,
-    ) -> Result<(DeadLetterFilter, Option<DeadLetterPlace>), ApiError> {
+    ) -> Result<(DeadLetterFilter, Option<MessagePlace>), ApiError> {
         let said = |text: Option<String>| text.filter(|text| !text.is_empty());
         let time = |field, given: Option<Moment>| {
             given
@@ -148,7 +146,7 @@ pub(super) fn which(
     filter: Option<Find>,
     now: Timestamp,
 ) -> Result<(RedriveWhich, Option<usize>), ApiError> {
-    let place = |place: DeadLetterPlaceBody| DeadLetterPlace {
+    let place = |place: DeadLetterPlaceBody| MessagePlace {
         topic: place.topic,
         partition: PartitionId(place.partition),
         offset: millrace_model::Offset(place.offset),

@@ -4,18 +4,17 @@ mod find;
 pub(super) mod work;
 
 use axum::Json;
-use axum::extract::State;
 use axum::response::Response;
 use millrace_broker::{
-    DeadLetter, DeadLetterGroups, DeadLetterPage, DeadLetterPlace, DeadLetterQuery,
+    DeadLetter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, MessagePlace,
 };
 use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Shared;
 use super::answers::worst;
 use super::bounds::{DEAD_LETTER_ROOM_BYTES, DEAD_LETTERS_MAX, DEAD_LETTERS_ROOM_BYTES};
+use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::MessageOut;
 use super::openapi::{DeadLetterGroupsSchema, DeadLetterSchema};
@@ -52,7 +51,7 @@ struct WithMessage<'a> {
     )
 )]
 pub(super) async fn list(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     InQuery(find): InQuery<Find>,
 ) -> Result<Response, ApiError> {
@@ -64,7 +63,11 @@ pub(super) async fn list(
         letters_max: letters_max.clamp(1, DEAD_LETTERS_MAX),
     };
     let room = app.answer_room(DEAD_LETTERS_ROOM_BYTES).await?;
-    let page = app.broker.dead_letters(&name, query).await?;
+    let page = app
+        .session
+        .dead_letters()
+        .dead_letters(&name, query)
+        .await?;
     let written = written(page, room.byte_count())?;
     Ok(room.answer("application/json", written))
 }
@@ -91,7 +94,7 @@ fn written(page: DeadLetterPage, bytes_max: usize) -> Result<Vec<u8>, ApiError> 
     Ok(out)
 }
 
-fn json(next: &Option<DeadLetterPlace>) -> Result<String, ApiError> {
+fn json(next: &Option<MessagePlace>) -> Result<String, ApiError> {
     serde_json::to_string(next).map_err(|error| ApiError::internal(error.to_string()))
 }
 
@@ -117,15 +120,18 @@ fn write(out: &mut Vec<u8>, letter: &DeadLetter) -> Result<(), ApiError> {
     )
 )]
 pub(super) async fn groups(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     InQuery(find): InQuery<Find>,
 ) -> Result<Json<DeadLetterGroups>, ApiError> {
     let groups_max = find.max.unwrap_or(LISTED_DEFAULT);
     let (filter, from) = find.understood(app.clock.wall())?;
-    let groups = app
-        .broker
-        .dead_letter_groups(&name, &filter, from.as_ref(), groups_max.max(1));
+    let groups = app.session.dead_letters().dead_letter_groups(
+        &name,
+        &filter,
+        from.as_ref(),
+        groups_max.max(1),
+    );
     Ok(Json(app.unless_stopping(groups).await?))
 }
 
@@ -139,13 +145,14 @@ pub(super) async fn groups(
     )
 )]
 pub(super) async fn show(
-    State(app): Shared,
+    app: Called,
     InPath((name, topic, partition, offset)): InPath<(ProcessorName, TopicName, u32, u64)>,
 ) -> Result<Response, ApiError> {
     let (partition, offset) = (PartitionId(partition), Offset(offset));
     let room = app.answer_room(DEAD_LETTER_ROOM_BYTES).await?;
     let letter = app
-        .broker
+        .session
+        .dead_letters()
         .dead_letter(&name, &topic, partition, offset)
         .await?;
     let mut out = Vec::new();

@@ -4,11 +4,10 @@ use std::num::NonZeroU32;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use millrace_broker::{
-    AuditPage, DeadLetterPlace, DryRun, DryRunOutcome, DryRunOutput, DryRunRequest, LetterEdit,
+    AuditPage, DryRun, DryRunOutcome, DryRunOutput, DryRunRequest, LetterEdit, MessagePlace,
     RedriveRequest, Redriven,
 };
 use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
@@ -18,14 +17,15 @@ use utoipa::ToSchema;
 
 use super::super::body::json;
 use super::super::bounds::PRODUCE_BODY_BYTES_MAX;
-use super::super::by::{By, ByHeader};
+use super::super::by::ByHeader;
+use super::super::called::Called;
 use super::super::error::{ApiError, ErrorBody};
 use super::super::messages::{HeaderPart, HeaderValue, ListedIn, Pairs, entry, headers_of, one_of};
 use super::super::openapi::{
     AuditPageSchema, DryRunOutcomeSchema, DryRunOutputSchema, RedrivenSchema,
 };
 use super::super::query::{InPath, InQuery};
-use super::super::{Shared, to_the_end};
+use super::super::to_the_end;
 use super::find::{DeadLetterPlaceBody, Find, place, which};
 
 /// Letters of a dry run that does not say how many.
@@ -63,9 +63,8 @@ pub(in super::super) struct RedriveBody {
     )
 )]
 pub(in super::super) async fn redrive(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Redriven>, ApiError> {
@@ -76,10 +75,9 @@ pub(in super::super) async fn redrive(
         letters_max,
         per_second: body.per_second,
         again: body.again,
-        by,
     };
     // It stops between two transactions: what was sent stays sent, and is not sent again by whoever asks again.
-    let redriven = app.unless_stopping(app.broker.redrive(&name, request));
+    let redriven = app.unless_stopping(app.session.dead_letters().redrive(&name, request));
     Ok(Json(redriven.await?))
 }
 
@@ -153,13 +151,12 @@ impl EditBody {
     )
 )]
 pub(in super::super) async fn edit(
-    State(app): Shared,
+    app: Called,
     InPath((name, topic, partition, offset)): InPath<(ProcessorName, TopicName, u32, u64)>,
-    By(by): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Redriven>, ApiError> {
-    let place = DeadLetterPlace {
+    let place = MessagePlace {
         topic,
         partition: PartitionId(partition),
         offset: Offset(offset),
@@ -170,7 +167,10 @@ pub(in super::super) async fn edit(
         .await?;
     let edit = json::<EditBody>(&taken.bytes)?.understood()?;
     let edited = async move {
-        let edited = app.broker.edit_and_redrive(&name, &place, edit, &by);
+        let edited = app
+            .session
+            .dead_letters()
+            .edit_and_redrive(&name, &place, edit);
         Ok(Json(edited.await?))
     };
     to_the_end(edited).await
@@ -205,7 +205,7 @@ pub(in super::super) struct DryRunAnswer {
     samples: Vec<Sample>,
     /// Where to go on, as the filter's `from`, if a bound ended it.
     #[schema(value_type = Option<String>)]
-    next: Option<DeadLetterPlace>,
+    next: Option<MessagePlace>,
     /// Why it could not go on, if it could not.
     stopped: Option<String>,
 }
@@ -253,7 +253,7 @@ impl From<DryRun> for DryRunAnswer {
     )
 )]
 pub(in super::super) async fn dry_run(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     headers: HeaderMap,
     body: Body,
@@ -265,7 +265,7 @@ pub(in super::super) async fn dry_run(
         revision: body.revision,
         letters_max: letters_max.unwrap_or(TRIED_DEFAULT),
     };
-    let run = app.unless_stopping(app.broker.dry_run(&name, request));
+    let run = app.unless_stopping(app.session.dead_letters().dry_run(&name, request));
     Ok(Json(run.await?.into()))
 }
 
@@ -276,7 +276,7 @@ pub(in super::super) struct AuditQuery {
     /// From here on: the `next` of an earlier answer.
     #[serde(deserialize_with = "place")]
     #[param(value_type = Option<String>)]
-    from: Option<DeadLetterPlace>,
+    from: Option<MessagePlace>,
     /// Entries at the most.
     #[param(default = 100)]
     max: usize,
@@ -301,10 +301,15 @@ impl Default for AuditQuery {
     )
 )]
 pub(in super::super) async fn audit(
-    State(app): Shared,
+    app: Called,
     InPath(name): InPath<ProcessorName>,
     InQuery(query): InQuery<AuditQuery>,
 ) -> Result<Json<AuditPage>, ApiError> {
     let from = query.from.as_ref();
-    Ok(Json(app.broker.audit(&name, from, query.max).await?))
+    Ok(Json(
+        app.session
+            .dead_letters()
+            .audit(&name, from, query.max)
+            .await?,
+    ))
 }

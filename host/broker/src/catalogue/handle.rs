@@ -1,0 +1,191 @@
+//! The catalogue's handle: what this host knows of what exists, and the lock under which it decides about it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock, Weak};
+
+use async_trait::async_trait;
+use millrace_engine::{Engine, EntryKind, EntryWrite};
+use millrace_model::{Clock, ProcessorName, Topic, TopicId, TopicName};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use tokio::sync::{MutexGuard, watch};
+
+use crate::catalogue::deciding::Followed;
+use crate::catalogue::deployed::Deployed;
+use crate::ground::partitioner::Partitioners;
+use crate::handler::ModuleHost;
+use crate::hosts::living::Hosts;
+
+/// What stands on the catalogue, in the rooms above, and is told of its changes. The broker, which builds the rooms, says who that is.
+#[async_trait]
+pub(crate) trait Dependents: Send + Sync {
+    /// Takes over what other hosts changed of the processors. Whoever calls holds the lock of changes.
+    async fn catch_up(&self);
+
+    /// A topic has more partitions: whoever reads it is to read the new ones. Whoever calls holds the lock of changes.
+    async fn grown(&self, topic: &Topic);
+
+    /// The revision to which a rollback of the processor led is gone. Whoever calls holds the lock of changes.
+    async fn way_back_is_gone(&self, processor: &ProcessorName);
+
+    /// Messages of the topic are no longer there.
+    fn trimmed(&self, topic: &TopicName);
+
+    /// The topic is no longer there.
+    fn deleted(&self, topic: TopicId);
+
+    /// The entries that go with a topic.
+    fn entries_about(&self, topic: TopicId) -> Vec<EntryWrite>;
+}
+
+/// What exists: topics, modules, and which processors are deployed. Cheap to clone.
+#[derive(Clone)]
+pub struct Catalogue {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) modules: Arc<dyn ModuleHost>,
+    pub(super) partitioners: Arc<Partitioners>,
+    hosts: Arc<Hosts>,
+    /// The processors, and why those that do not run do not.
+    pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
+    /// Up to which of the catalogue's writes of processors they are known.
+    pub(super) processors_followed: Followed,
+    /// Topics as this host last looked at them, and how many partitions they had, where there are other hosts.
+    topics_followed: Mutex<HashMap<TopicId, u32>>,
+    /// Held by whoever decides. Others may decide on other hosts: what must hold is expected by the commit.
+    changes: tokio::sync::Mutex<()>,
+    /// How often topics were given more partitions.
+    pub(super) growths: watch::Sender<u64>,
+    dependents: OnceLock<Weak<dyn Dependents>>,
+}
+
+impl Catalogue {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        modules: Arc<dyn ModuleHost>,
+        partitioners: Arc<Partitioners>,
+        hosts: Arc<Hosts>,
+    ) -> Self {
+        let inner = Inner {
+            clock,
+            engine,
+            modules,
+            partitioners,
+            hosts,
+            processors: RwLock::default(),
+            processors_followed: Followed::default(),
+            topics_followed: Mutex::default(),
+            changes: tokio::sync::Mutex::default(),
+            growths: watch::Sender::new(0),
+            dependents: OnceLock::new(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// From now on these are told. Only the first call counts.
+    pub(crate) fn tell_of_changes(&self, dependents: Weak<dyn Dependents>) {
+        let _ = self.inner.dependents.set(dependents);
+    }
+
+    /// Who is told; `None` once the broker is gone.
+    pub(super) fn dependents(&self) -> Option<Arc<dyn Dependents>> {
+        self.inner.dependents.get()?.upgrade()
+    }
+
+    /// The lock under which everything about the catalogue is decided on this host.
+    pub(crate) async fn change(&self) -> MutexGuard<'_, ()> {
+        self.inner.changes.lock().await
+    }
+
+    /// The processors as they are known now.
+    pub(crate) fn processors(&self) -> RwLockReadGuard<'_, BTreeMap<ProcessorName, Deployed>> {
+        self.inner.processors.read()
+    }
+
+    /// Up to which write of a processor they are known.
+    pub(crate) fn followed(&self) -> &Followed {
+        &self.inner.processors_followed
+    }
+
+    /// Whether all that was written of processors is known.
+    pub(crate) fn is_followed(&self) -> bool {
+        let newest = self.inner.engine.version(EntryKind::Processor);
+        self.inner.processors_followed.version() == newest
+    }
+
+    /// Whether another host was seen since this one began: it may have left something behind.
+    pub(crate) fn had_other_hosts(&self) -> bool {
+        self.inner.hosts.had_others()
+    }
+
+    /// A processor is known as `learn` makes it of what was known of it.
+    pub(crate) fn learn(
+        &self,
+        name: ProcessorName,
+        learn: impl FnOnce(Option<&Deployed>) -> Deployed,
+    ) {
+        let mut all = self.inner.processors.write();
+        let known = learn(all.get(&name));
+        all.insert(name, known);
+    }
+
+    /// Something else is known of a processor, if it is known at all; what `amend` gives.
+    pub(crate) fn amend<T>(
+        &self,
+        name: &ProcessorName,
+        amend: impl FnOnce(&mut Deployed) -> T,
+    ) -> Option<T> {
+        self.inner.processors.write().get_mut(name).map(amend)
+    }
+
+    /// A processor is known no longer.
+    pub(crate) fn unlearn(&self, name: &ProcessorName) {
+        self.inner.processors.write().remove(name);
+    }
+
+    /// The names of all processors.
+    #[must_use]
+    pub fn processor_names(&self) -> Vec<ProcessorName> {
+        self.inner.processors.read().keys().cloned().collect()
+    }
+
+    /// What is known of a processor.
+    pub(crate) fn deployed(&self, name: &ProcessorName) -> Option<Deployed> {
+        self.inner.processors.read().get(name).cloned()
+    }
+
+    /// What goes by a topic's number of partitions, or was kept of one that is gone, where another host changed it.
+    pub(crate) async fn follow_topics(&self) {
+        if !self.inner.hosts.had_others() {
+            return;
+        }
+        let topics = self.topics();
+        let now: HashMap<TopicId, u32> = topics
+            .iter()
+            .map(|topic| (topic.id, topic.spec.partitions))
+            .collect();
+        let before = std::mem::replace(&mut *self.inner.topics_followed.lock(), now.clone());
+        for gone in before.keys().filter(|id| !now.contains_key(*id)) {
+            self.forget_topic(*gone);
+        }
+        let has_grown = |topic: &&Topic| {
+            let before = before.get(&topic.id);
+            before.is_none_or(|before| *before < topic.spec.partitions)
+        };
+        let grown: Vec<&Topic> = topics.iter().filter(has_grown).collect();
+        if grown.is_empty() {
+            return;
+        }
+        let _change = self.inner.changes.lock().await;
+        for topic in grown {
+            self.tell(topic).await;
+        }
+        self.inner.growths.send_modify(|count| *count += 1);
+    }
+}

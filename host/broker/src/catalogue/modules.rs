@@ -1,0 +1,289 @@
+//! Modules: uploaded, found, deleted. Their bytes and what is known of them live in the engine; the module host admits them.
+
+use bytes::Bytes;
+use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Transaction};
+use millrace_model::{Digest, Durability, GuestLimits, Revision, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::handle::Catalogue;
+use crate::handler::{AdmitError, ModuleFacts, Uploader};
+
+/// Characters of a tag.
+const TAG_CHARS_MAX: usize = 128;
+/// Tags of one module.
+const MODULE_TAGS_MAX: usize = 100;
+/// Digits of a digest that may stand for it.
+const DIGEST_PREFIX_DIGITS_MIN: usize = 6;
+
+/// What is known of an uploaded module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// What admission found out.
+    pub facts: ModuleFacts,
+    /// The first `name@version` that it was given, if any.
+    pub tag: Option<String>,
+    /// Further ones: bytes that did not change from one version to the next, or that two names stand for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_tags: Vec<String>,
+    /// When it was uploaded first.
+    pub uploaded_at: Timestamp,
+}
+
+impl Module {
+    /// All its tags, in the order in which they were given.
+    pub fn tags(&self) -> impl Iterator<Item = &str> {
+        self.tag.iter().chain(&self.more_tags).map(String::as_str)
+    }
+
+    fn has_tag(&self, tag: &str) -> bool {
+        self.tags().any(|known| known == tag)
+    }
+}
+
+/// Why a module was not uploaded, found or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum ModuleError {
+    /// Admission refused it; nothing was kept.
+    #[error(transparent)]
+    Admit(#[from] AdmitError),
+    /// No module of this digest or tag.
+    #[error("module {0} is not here; `module list` shows those that are")]
+    Unknown(String),
+    /// Not `name@version`.
+    #[error(
+        "{0:?} is no tag; write name@version with letters, digits, '.', '_', '-' (at most 128 characters)"
+    )]
+    Tag(String),
+    /// The tag is given already.
+    #[error("tag {tag} names module {digest} already; choose another version")]
+    TagTaken {
+        /// The tag.
+        tag: String,
+        /// Whose it is.
+        digest: Digest,
+    },
+    /// The module has as many tags as it may have.
+    #[error("module {0} has {MODULE_TAGS_MAX} tags already; use one of those")]
+    TooManyTags(Digest),
+    /// Processors or topics need it.
+    #[error("module {digest} is used by {}; deploy another one there or delete them first", .by.join(", "))]
+    InUse {
+        /// Which module.
+        digest: Digest,
+        /// `processor NAME` or `topic NAME`.
+        by: Vec<String>,
+    },
+    /// The engine did not take it.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+decision_errors! {
+    ModuleError: ModuleError::Commit;
+}
+
+impl Catalogue {
+    /// Admits a module and keeps it. Uploading the same bytes again gives the module that is there; it may have further tags then, and
+    /// none moves to another module.
+    ///
+    /// # Errors
+    /// [`ModuleError`]; nothing was kept.
+    pub async fn upload_module(
+        &self,
+        bytes: Bytes,
+        tag: Option<String>,
+    ) -> Result<Module, ModuleError> {
+        self.upload_module_of(bytes, tag, Uploader::default()).await
+    }
+
+    /// The same for somebody: uploads are compiled by turns, an upload of each uploader.
+    ///
+    /// # Errors
+    /// [`ModuleError`]; nothing was kept.
+    pub async fn upload_module_of(
+        &self,
+        bytes: Bytes,
+        tag: Option<String>,
+        uploader: Uploader,
+    ) -> Result<Module, ModuleError> {
+        if let Some(tag) = tag.as_ref().filter(|tag| !is_tag(tag)) {
+            return Err(ModuleError::Tag(tag.clone()));
+        }
+        let facts = self.inner.modules.admit(bytes.clone(), uploader).await?;
+        self.decide(|| self.keep_module(&facts, &bytes, tag.as_ref()))
+            .await
+    }
+
+    async fn keep_module(
+        &self,
+        facts: &ModuleFacts,
+        bytes: &Bytes,
+        tag: Option<&String>,
+    ) -> Result<Module, ModuleError> {
+        let digest = facts.digest;
+        let engine = &self.inner.engine;
+        let expects = vec![self.modules_as_now()];
+        let as_now = self.module_as_now(digest);
+        self.check_tag(tag.map(String::as_str), digest)?;
+        let known = self.module_of(digest);
+        let is_new = known.is_none();
+        if let Some(known) = &known
+            && tag.is_none_or(|tag| known.has_tag(tag))
+        {
+            // They may be damaged; if not, this writes nothing.
+            engine.put_module(digest, bytes.clone()).await?;
+            // Somebody may have deleted it meanwhile, and then it is uploaded anew.
+            let is_there = Transaction {
+                expects: vec![as_now],
+                durability: Some(Durability::None),
+                ..Transaction::default()
+            };
+            engine.commit(is_there).await?;
+            return Ok(known.clone());
+        }
+        let mut module = known.unwrap_or_else(|| Module {
+            facts: facts.clone(),
+            tag: None,
+            more_tags: Vec::new(),
+            uploaded_at: self.inner.clock.wall(),
+        });
+        module.facts = facts.clone();
+        match &module.tag {
+            None => module.tag = tag.cloned(),
+            Some(_) if module.more_tags.len() + 1 >= MODULE_TAGS_MAX => {
+                return Err(ModuleError::TooManyTags(digest));
+            }
+            Some(_) => module.more_tags.extend(tag.cloned()),
+        }
+        // The bytes first: an entry does not stand without them.
+        engine.put_module(digest, bytes.clone()).await?;
+        let key = digest.to_string();
+        self.write_entry(EntryKind::Module, key, Some(&module), expects)
+            .await?;
+        // Whoever deleted it before took its bytes away after its entry, until this one was there: it may have been these.
+        if is_new && !matches!(engine.module(digest).await, Ok(Some(_))) {
+            engine.put_module(digest, bytes.clone()).await?;
+        }
+        Ok(module)
+    }
+
+    /// What this host lets modules have.
+    #[must_use]
+    pub fn guest_limits(&self) -> GuestLimits {
+        self.inner.modules.limits()
+    }
+
+    fn check_tag(&self, tag: Option<&str>, digest: Digest) -> Result<(), ModuleError> {
+        let Some(tag) = tag else { return Ok(()) };
+        let taken = |module: &Module| module.has_tag(tag) && module.facts.digest != digest;
+        match self.modules().into_iter().find(taken) {
+            None => Ok(()),
+            Some(module) => Err(ModuleError::TagTaken {
+                tag: tag.to_owned(),
+                digest: module.facts.digest,
+            }),
+        }
+    }
+
+    /// All modules, by digest.
+    #[must_use]
+    pub fn modules(&self) -> Vec<Module> {
+        let entries = self.inner.engine.entries(EntryKind::Module);
+        let module = |(key, entry): (String, Entry)| match serde_json::from_slice(&entry.value) {
+            Ok(module) => Some(module),
+            Err(error) => {
+                tracing::error!(key, %error, "the catalogue's entry of a module cannot be read");
+                None
+            }
+        };
+        entries.into_iter().filter_map(module).collect()
+    }
+
+    /// A module by digest, by a prefix of it that only one has (6 digits at least) or by tag.
+    #[must_use]
+    pub fn find_module(&self, reference: &str) -> Option<Module> {
+        let modules = self.modules();
+        if let Some(tagged) = modules.iter().find(|module| module.has_tag(reference)) {
+            return Some(tagged.clone());
+        }
+        let prefix = reference.to_ascii_lowercase();
+        if prefix.len() < DIGEST_PREFIX_DIGITS_MIN {
+            return None;
+        }
+        let mut found = modules
+            .into_iter()
+            .filter(|module| module.facts.digest.to_string().starts_with(&prefix));
+        let first = found.next()?;
+        found.next().is_none().then_some(first)
+    }
+
+    pub(crate) fn module_of(&self, digest: Digest) -> Option<Module> {
+        let key = digest.to_string();
+        let entry = self.inner.engine.entry(EntryKind::Module, &key)?;
+        serde_json::from_slice(&entry.value).ok()
+    }
+
+    /// Forgets a module that nobody uses.
+    ///
+    /// # Errors
+    /// [`ModuleError`]; it is still there.
+    pub async fn delete_module(&self, digest: Digest) -> Result<(), ModuleError> {
+        self.decide(|| self.delete_module_now(digest)).await
+    }
+
+    async fn delete_module_now(&self, digest: Digest) -> Result<(), ModuleError> {
+        let unused = Expectation::NoPartitioner { module: digest };
+        let expects = vec![self.modules_as_now(), self.all_as_known(), unused];
+        if self.module_of(digest).is_none() {
+            return Err(ModuleError::Unknown(digest.to_string()));
+        }
+        let by = self.users_of_module(digest);
+        if !by.is_empty() {
+            return Err(ModuleError::InUse { digest, by });
+        }
+        let key = digest.to_string();
+        self.write_entry::<Module>(EntryKind::Module, key.clone(), None, expects)
+            .await?;
+        self.inner.modules.forget(digest);
+        let no_entry = Expectation::entry(EntryKind::Module, key, None);
+        match self
+            .inner
+            .engine
+            .delete_module(digest, vec![no_entry])
+            .await
+        {
+            // It was deleted, and somebody has uploaded it again since: the bytes are theirs.
+            Err(CommitError::Conflict(_)) => Ok(()),
+            deleted => Ok(deleted?),
+        }
+    }
+
+    /// Revisions kept for rollback count too: going back must always work.
+    fn users_of_module(&self, digest: Digest) -> Vec<String> {
+        let processors = self.inner.processors.read();
+        let revisions = processors.values().flat_map(|entry| {
+            let uses = move |revision: &&Revision| {
+                revision.spec.module == digest || revision.spec.error_handler == Some(digest)
+            };
+            let name = &entry.processor.name;
+            let used = entry.processor.revisions.iter().filter(uses);
+            used.map(move |revision| format!("processor {name} revision {}", revision.number))
+        });
+        let topics = self.topics().into_iter();
+        let topics = topics
+            .filter(|topic| topic.spec.partitioner == Some(digest))
+            .map(|topic| format!("topic {}", topic.spec.name));
+        revisions.chain(topics).collect()
+    }
+}
+
+/// `name@version`.
+fn is_tag(tag: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let word = |word: &str| !word.is_empty() && word.chars().all(plain);
+    tag.len() <= TAG_CHARS_MAX
+        && tag
+            .split_once('@')
+            .is_some_and(|(name, version)| word(name) && word(version))
+}

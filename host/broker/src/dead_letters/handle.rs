@@ -1,0 +1,83 @@
+//! The handle of dead letters.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use millrace_engine::Engine;
+use millrace_model::bounds::DRY_RUNS_MAX;
+use millrace_model::{Clock, ProcessorName};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::catalogue::handle::Catalogue;
+use crate::ground::caller::Caller;
+use crate::hosts::living::Hosts;
+use crate::messages::handle::Messages;
+use crate::processors::handle::Processors;
+
+/// What was given up, and how it is sent again. Cheap to clone.
+#[derive(Clone)]
+pub struct DeadLetters {
+    pub(super) inner: Arc<Inner>,
+    pub(super) caller: Caller,
+}
+
+pub(crate) struct Inner {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) catalogue: Catalogue,
+    pub(super) messages: Messages,
+    pub(super) processors: Processors,
+    /// Held by whoever sends dead letters again, so that they need not try twice.
+    pub(super) redrives: tokio::sync::Mutex<()>,
+    /// Processors of which what is due is being sent again here.
+    pub(super) redriving: Mutex<HashSet<ProcessorName>>,
+    /// Held by dry runs: each has a revision loaded beside those that work, and letters in memory.
+    pub(super) dry_runs: Semaphore,
+}
+
+impl DeadLetters {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        hosts: Arc<Hosts>,
+        catalogue: Catalogue,
+        messages: Messages,
+        processors: Processors,
+    ) -> Self {
+        Self::of(Arc::new(Inner {
+            clock,
+            engine,
+            hosts,
+            catalogue,
+            messages,
+            processors,
+            redrives: tokio::sync::Mutex::default(),
+            redriving: Mutex::default(),
+            dry_runs: Semaphore::new(DRY_RUNS_MAX),
+        }))
+    }
+
+    /// The room, for what the host does by itself and signs with no name.
+    pub(super) fn of(inner: Arc<Inner>) -> Self {
+        Self {
+            inner,
+            caller: Caller::default(),
+        }
+    }
+
+    /// The same room, for a caller.
+    #[must_use]
+    pub(crate) fn called_by(&self, caller: &Caller) -> Self {
+        Self {
+            caller: caller.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// The same room, for what the host does by itself.
+    pub(super) fn by_itself(&self) -> Self {
+        self.called_by(&Caller::host())
+    }
+}

@@ -1,0 +1,92 @@
+//! A revision that is loaded, and the topics that it may write to.
+
+use millrace_model::ProcessorName;
+use millrace_model::ProcessorSpec;
+use millrace_model::Timestamp;
+use millrace_model::Topic;
+use std::sync::Arc;
+
+use crate::dispatch::breaker::Back;
+use crate::dispatch::breaker::Whose;
+use crate::ground::partitioner::Partitioner;
+use crate::handler::BatchHandler;
+use crate::handler::FailureHandler;
+use millrace_model::Record;
+use millrace_model::columns::NONE;
+
+/// One revision of a processor, loaded: all that a worker needs to take its next batch.
+pub(crate) struct Live {
+    pub(crate) processor: ProcessorName,
+    pub(crate) revision: u32,
+    /// When the processor was made.
+    pub(crate) made_at: Timestamp,
+    /// The one to go back to from it.
+    pub(crate) back: Option<Back>,
+    /// Revisions that stood still, were taken back or withdrawn: what they made messages wait for counts no longer.
+    pub(crate) voided: Vec<u32>,
+    /// How it did, as far as it is written down.
+    pub(crate) record: Record,
+    /// Which run of revisions it belongs to that came one after the other without one of them being proven.
+    pub(crate) unproven_run: u32,
+    pub(crate) spec: ProcessorSpec,
+    /// The module's digest, for the evidence.
+    pub(crate) module: String,
+    pub(crate) handler: Arc<dyn BatchHandler>,
+    pub(crate) failures: Option<Arc<dyn FailureHandler>>,
+    pub(crate) outputs: OutputTopics,
+}
+
+impl Live {
+    /// Whose attempts at a message tell of what this one makes of it.
+    pub(crate) fn whose(&self, now: Timestamp) -> Whose {
+        Whose {
+            revision: self.revision,
+            back: self.back.as_ref().map(|back| back.revision),
+            // If the clock was set back to before then, nothing can be told apart by it.
+            made_at: if now < self.made_at {
+                Timestamp::default()
+            } else {
+                self.made_at
+            },
+        }
+    }
+}
+
+/// The topics that a processor may write to.
+#[derive(Default)]
+pub(crate) struct OutputTopics {
+    pub(crate) topics: Vec<OutputTopic>,
+    /// Which of them takes outputs that name none.
+    pub(crate) default: Option<u32>,
+    /// Whether that one takes all outputs, whatever topic and partition they name.
+    pub(crate) takes_all: bool,
+}
+
+/// One topic that a processor may write to.
+pub(crate) struct OutputTopic {
+    /// As it was when the revision was loaded; how many partitions it has now, its partitioner knows.
+    pub(crate) topic: Topic,
+    pub(crate) partitioner: Arc<Partitioner>,
+}
+
+impl OutputTopics {
+    /// The topic of this name.
+    pub(crate) fn find(&self, name: &str) -> Option<u32> {
+        if self.takes_all {
+            return self.default;
+        }
+        let found = self
+            .topics
+            .iter()
+            .position(|output| output.topic.spec.name.as_str() == name);
+        found.map(|index| index as u32)
+    }
+
+    /// How many partitions a topic has now: it may have been given more since the revision was loaded.
+    pub(crate) fn partitions(&self, topic: u32) -> u32 {
+        let topic = (topic != NONE).then(|| self.topics.get(topic as usize));
+        topic
+            .flatten()
+            .map_or(0, |output| output.partitioner.partitions())
+    }
+}

@@ -1,0 +1,86 @@
+//! Who asks: every verb of every door is called in somebody's name.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// As whom the host signs what it does by itself.
+pub(crate) const HOST: &str = "host";
+
+/// What is written down of a caller that gives no name.
+pub(crate) const UNKNOWN: &str = "unknown";
+
+/// Who calls a verb. Cheap to clone.
+///
+/// Today there is one principal, built in, with every right: whoever reaches a door. The name that a caller gives is a claim. It is
+/// written down beside what was changed, and proves nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Caller {
+    by: Option<Arc<str>>,
+    address: Option<SocketAddr>,
+    request: Option<Arc<str>>,
+}
+
+impl Caller {
+    /// The built-in principal, under no name.
+    #[must_use]
+    pub fn unnamed() -> Self {
+        Self::default()
+    }
+
+    /// The host, for what it does by itself.
+    #[must_use]
+    pub fn host() -> Self {
+        Self::default().named(HOST)
+    }
+
+    /// The same caller, under a name that is written down with each change.
+    #[must_use]
+    pub fn named(self, by: &str) -> Self {
+        Self {
+            by: Some(by.into()),
+            ..self
+        }
+    }
+
+    /// The same caller, from the address that its connection comes from.
+    #[must_use]
+    pub fn at(self, address: SocketAddr) -> Self {
+        Self {
+            address: Some(address),
+            ..self
+        }
+    }
+
+    /// The same caller, with the id that its request is traced by.
+    #[must_use]
+    pub fn asking(self, request: &str) -> Self {
+        Self {
+            request: Some(request.into()),
+            ..self
+        }
+    }
+
+    /// The name that it gave; `None` if it gave none.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.by.as_deref()
+    }
+
+    /// What is written down of it: its name, or that it is unknown.
+    #[must_use]
+    pub fn signature(&self) -> &str {
+        self.name().unwrap_or(UNKNOWN)
+    }
+
+    /// Where its connection comes from; `None` within the process.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// The id of its request; `None` if it has none.
+    #[must_use]
+    pub fn request(&self) -> Option<&str> {
+        self.request.as_deref()
+    }
+}

@@ -1,0 +1,68 @@
+//! Rules that a test breaks on purpose, to see that the [model of bad deploys](crate::processors::bad_deploys) finds out. In the host none is broken.
+
+#[cfg(test)]
+use std::cell::Cell;
+
+/// A rule that is broken.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Planted {
+    /// Only first attempts are evidence.
+    FirstAttemptsOnly,
+    /// What the error handler drops counts as a failure.
+    DropsAreFailures,
+    /// Attempts of all revisions count against a message.
+    AttemptsAddUp,
+    /// A canary's word counts.
+    CanaryGivesUp,
+    /// A revision that is not proven gives up as it likes.
+    NoBound,
+    /// The bound begins anew with each revision.
+    BoundPerRevision,
+    /// The bound begins anew with each start.
+    BoundPerStart,
+    /// A class that was usual excuses any number of rejections.
+    KnownClassExcuses,
+    /// Time alone proves a revision.
+    IdleIsProof,
+    /// The way back leads to the revision before, whatever it did.
+    BackToTheOneBefore,
+    /// A new revision's first failure may be a message's last.
+    FirstIsLast,
+    /// What waits behind a message that the current revision is asked about goes to the canary meanwhile.
+    OthersOvertake,
+}
+
+#[cfg(test)]
+thread_local! {
+    static BROKEN: Cell<Option<Planted>> = const { Cell::new(None) };
+}
+
+/// Breaks a rule in this thread; `None` mends it.
+#[cfg(test)]
+pub(crate) fn plant(rule: Option<Planted>) {
+    BROKEN.set(rule);
+}
+
+/// Whether this thread breaks any.
+#[cfg(test)]
+pub(crate) fn is_any_broken() -> bool {
+    BROKEN.get().is_some()
+}
+
+#[cfg(test)]
+pub(crate) fn is_broken(rule: Planted) -> bool {
+    BROKEN.get() == Some(rule)
+}
+
+/// Whether a rule is broken on purpose; never in the host.
+macro_rules! planted {
+    ($rule:ident) => {{
+        #[cfg(test)]
+        let broken = $crate::ground::planted::is_broken($crate::ground::planted::Planted::$rule);
+        #[cfg(not(test))]
+        let broken = false;
+        broken
+    }};
+}
+pub(crate) use planted;

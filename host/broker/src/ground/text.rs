@@ -1,0 +1,7 @@
+//! Texts within bounds.
+
+/// The text, cut to so many bytes at a character.
+pub(crate) fn cut(mut text: String, bytes_max: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes_max));
+    text
+}

@@ -1,0 +1,639 @@
+//! Consumers: readers of a topic that have a name, and whose positions the host keeps (docs/consumers.md).
+//!
+//! What is kept of one is an entry of state of the host's own in the topic's first partition (docs/adr/0017): a commit of many
+//! partitions is one write, and a topic takes its consumers with it. `rules` says who may read and what a commit makes of the
+//! positions, `leases` knows until when a reader has its right, and here it is done.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::room::CONSUMERS_GROUP;
+use millrace_engine::{Ends, ReadError};
+use millrace_model::bounds::CONSUMER_LEASE_MS_MAX;
+use millrace_model::{
+    Consumer, ConsumerName, Durability, LeaseId, Noted, Offset, PartitionId, ReadLease, Timestamp,
+    Topic, TopicId, TopicName, TopicPartition,
+};
+
+use crate::catalogue::deciding::decided;
+use crate::groups::error::ConsumerError;
+use crate::groups::error::lost;
+use crate::groups::error::unknown;
+use crate::groups::handle::Groups;
+use crate::groups::handle::Inner;
+use crate::groups::leases::Leases;
+use crate::groups::rights::Rights;
+use crate::groups::rules;
+use crate::groups::rules::Hold;
+use crate::groups::rules::Taken;
+use crate::groups::stored::decoded;
+use crate::groups::stored::explained;
+use crate::groups::stored::home;
+use crate::hosts::holding::Share;
+use crate::hosts::living::Hosts;
+use crate::messages::beginning::BeginAt;
+
+/// A shorter lease would end between a request and the next.
+const LEASE_MS_MIN: u32 = 100;
+/// Consumers share so many locks; two that share one wait for each other's commits.
+const LOCKS: usize = 64;
+/// A consumer, by its topic.
+pub(super) type Key = (TopicId, ConsumerName);
+
+/// What the broker knows of consumers beside what is stored.
+pub(crate) struct Consumers {
+    leases: Leases,
+    /// What this host may write of them.
+    rights: Rights,
+    /// Held by whoever changes a consumer whose name falls to it, from before the first read until after the commit.
+    locks: Vec<tokio::sync::Mutex<()>>,
+    /// Held by whoever makes one, within a lock: there are no more than there may be.
+    pub(super) making: tokio::sync::Mutex<()>,
+}
+
+impl Consumers {
+    pub(crate) fn new(now: Duration, hosts: &Arc<Hosts>) -> Self {
+        Self {
+            leases: Leases::new(now),
+            rights: Rights::new(hosts),
+            locks: (0..LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
+            making: tokio::sync::Mutex::default(),
+        }
+    }
+
+    async fn lock(&self, key: &Key) -> tokio::sync::MutexGuard<'_, ()> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
+        self.locks[hash as usize % LOCKS].lock().await
+    }
+
+    /// Its topic is gone.
+    pub(crate) fn forget_topic(&self, topic: TopicId) {
+        self.leases.forget_topic(topic);
+        self.rights.forget_topic(topic);
+    }
+}
+
+/// A consumer and how it does.
+#[derive(Clone, Debug)]
+pub struct ConsumerStatus {
+    /// Of which topic.
+    pub topic: TopicName,
+    /// Its name.
+    pub name: ConsumerName,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who reads as it now.
+    pub reader: Option<ReaderStatus>,
+    /// The last commit.
+    pub committed: Option<Noted>,
+    /// The last time that its positions were set by hand.
+    pub reset: Option<Noted>,
+    /// Offsets that it has still to read, of all partitions together.
+    pub lag: u64,
+    /// Each partition, in order; none where consumers are listed.
+    pub partitions: Vec<ConsumerPlace>,
+}
+
+/// Who reads as a consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReaderStatus {
+    /// As far as they said.
+    pub by: String,
+    /// Until when nobody else may, unless the reader is heard of.
+    pub until: Timestamp,
+}
+
+/// Where a consumer stands in a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConsumerPlace {
+    /// Which one.
+    pub partition: PartitionId,
+    /// The next offset to read, as committed. Below `start`, messages were removed before it came to them.
+    pub position: Offset,
+    /// The first offset kept.
+    pub start: Offset,
+    /// The offset that the next message will have.
+    pub end: Offset,
+    /// Messages that it has still to read.
+    pub lag: u64,
+}
+
+/// Asks for the right to read as a consumer.
+#[derive(Clone, Copy, Debug)]
+pub struct HoldRequest {
+    /// The lease that the reader has; without, it takes a new one.
+    pub lease: Option<LeaseId>,
+    /// For how long a new lease holds after its reader was last heard of, at most [`CONSUMER_LEASE_MS_MAX`].
+    pub lease_ms: u64,
+    /// How much longer it holds this time: the reader is going to wait for messages.
+    pub wait: Duration,
+    /// Whether the consumer is made if there is none of its name. Never for one who has a lease: who reads already does not make anew
+    /// what somebody has deleted.
+    pub makes: bool,
+    /// Where it begins then; `None` is at the oldest message.
+    pub begin_at: Option<BeginAt>,
+}
+
+/// The right to read as a consumer. A new one ends when this is dropped before [`kept`](HeldConsumer::kept): its reader does not know of it.
+pub struct HeldConsumer {
+    inner: Arc<Inner>,
+    key: Key,
+    /// By what the right is known.
+    pub lease: LeaseId,
+    length: Duration,
+    /// Whether the consumer was made just now.
+    pub created: bool,
+    is_new: bool,
+    /// The committed position of each partition, in order; from an offset that is no longer kept it reads on from the first one that is.
+    pub positions: Vec<(PartitionId, Offset)>,
+}
+
+impl HeldConsumer {
+    /// The reader is told: the lease holds from now on. Until when; nothing, if somebody else has it by now, or a reset took it.
+    #[must_use]
+    pub fn kept(mut self) -> Option<Timestamp> {
+        self.is_new = false;
+        let clock = &self.inner.clock;
+        let until = clock.monotonic().saturating_add(self.length);
+        let leases = &self.inner.consumers.leases;
+        let is_newest = leases.renew(&self.key, self.lease, until);
+        is_newest.then(|| clock.wall().after(self.length))
+    }
+}
+
+impl Drop for HeldConsumer {
+    fn drop(&mut self) {
+        if self.is_new {
+            let leases = &self.inner.consumers.leases;
+            leases.end(&self.key, self.lease);
+        }
+    }
+}
+
+/// What a reader says to have done.
+#[derive(Clone, Debug)]
+pub struct ConsumerCommit {
+    /// Its right.
+    pub lease: LeaseId,
+    /// The next offset to read of partitions that it has read; none only renews the lease.
+    pub positions: BTreeMap<PartitionId, Offset>,
+    /// Whether it is done reading: the next reader need not wait.
+    pub release: bool,
+}
+
+impl Groups {
+    /// Makes a consumer, unless there is one of its name: that one stays as it is. Whether it was made.
+    ///
+    /// # Errors
+    /// [`ConsumerError`]; nothing was made.
+    pub async fn make_consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+        begin_at: Option<BeginAt>,
+    ) -> Result<(ConsumerStatus, bool), ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let topic = &topic;
+        self.in_right(topic, name, |share| async move {
+            let known = self.stored_consumer(topic, name).await?;
+            let made = known.is_none();
+            let consumer = match known {
+                Some(known) => known,
+                None => {
+                    self.make_stored(topic, name, begin_at, &share, |_| {})
+                        .await?
+                }
+            };
+            let ends = self.all_ends(topic);
+            let status = self.consumer_status(topic, name, &consumer, &ends).await?;
+            Ok((status, made))
+        })
+        .await
+    }
+
+    /// Changes a consumer, with nobody else changing it meanwhile: on this host by its lock, on others by the right to write.
+    async fn in_right<T, F>(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        change: impl Fn(Arc<Share>) -> F,
+    ) -> Result<T, ConsumerError>
+    where
+        F: Future<Output = Result<T, ConsumerError>>,
+    {
+        let key = (topic.id, name.clone());
+        let Inner {
+            clock,
+            consumers,
+            engine,
+            ..
+        } = &*self.inner;
+        let _lock = consumers.lock(&key).await;
+        decided(&**engine, || async {
+            // Another host may have renewed them until just now.
+            let anew = || consumers.leases.begin_anew(topic.id, clock.monotonic());
+            let share = consumers.rights.take(home(topic), anew).await;
+            let share = share.map_err(|error| explained(error, topic))?;
+            change(share).await
+        })
+        .await
+    }
+
+    /// Makes the consumers of all topics fit what recovery left of their messages. Before anybody appends: what comes has the offsets of
+    /// what was lost. A full disk keeps no host from starting.
+    ///
+    /// # Errors
+    /// What the engine's would be if it could not say which topics have consumers.
+    pub(crate) async fn recover_consumers(&self) -> Result<(), ReadError> {
+        let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP).await?;
+        let topics = self.inner.catalogue.topics().into_iter();
+        for topic in topics.filter(|topic| with.contains(&home(topic))) {
+            if let Err(error) = self.recover_consumers_of(&topic).await {
+                tracing::error!(topic = %topic.spec.name, %error, "what consumers have read of messages that are lost could not be taken back: they may miss new ones; start the host again when there is room");
+            }
+        }
+        Ok(())
+    }
+
+    async fn recover_consumers_of(&self, topic: &Topic) -> Result<(), ConsumerError> {
+        let keeps_all = topic.spec.durability == Durability::Durable;
+        for (name, value) in self.stored_consumers(topic).await? {
+            let before = decoded(&value);
+            let mut after = before.clone();
+            let ends = |partition| self.inner.catalogue.ends(topic, partition);
+            for (partition, position, end) in rules::after_recovery(&mut after, keeps_all, ends) {
+                tracing::warn!(topic = %topic.spec.name, consumer = %name, %partition, %position, %end, "the partition ends before the committed position; going on at its end");
+            }
+            if after != before {
+                let (name, after) = (&name, &after);
+                self.in_right(topic, name, |share| async move {
+                    let mut after = after.clone();
+                    self.store_consumer(topic, name, &share, Some(&mut after))
+                        .await
+                })
+                .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The consumers of a topic, by name.
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn consumers(&self, topic: &TopicName) -> Result<Vec<ConsumerStatus>, ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let ends = self.all_ends(&topic);
+        let mut listed = Vec::new();
+        // One after the other: the positions of all, decoded, are many times what is kept.
+        for (name, value) in self.stored_consumers(&topic).await? {
+            let consumer = decoded(&value);
+            let status = self
+                .consumer_status(&topic, &name, &consumer, &ends)
+                .await?;
+            listed.push(ConsumerStatus {
+                partitions: Vec::new(),
+                ..status
+            });
+            tokio::task::yield_now().await;
+        }
+        Ok(listed)
+    }
+
+    /// The consumers of all topics, by topic and name. A topic that goes meanwhile is left out.
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn all_consumers(&self) -> Result<Vec<ConsumerStatus>, ConsumerError> {
+        let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP).await?;
+        let with: Vec<TopicId> = with.into_iter().map(|place| place.topic).collect();
+        let mut all = Vec::new();
+        let topics = self.inner.catalogue.topics().into_iter();
+        for topic in topics.filter(|topic| with.contains(&topic.id)) {
+            all.extend(self.consumers(&topic.spec.name).await.unwrap_or_default());
+        }
+        Ok(all)
+    }
+
+    /// One consumer.
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+    ) -> Result<ConsumerStatus, ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let consumer = self.known_consumer(&topic, name).await?;
+        let ends = self.all_ends(&topic);
+        self.consumer_status(&topic, name, &consumer, &ends).await
+    }
+
+    /// Takes or renews the right to read as a consumer. It may make the consumer.
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn hold_consumer(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        request: HoldRequest,
+    ) -> Result<HeldConsumer, ConsumerError> {
+        self.in_right(topic, name, |share| async move {
+            self.hold_under(topic, name, request, &share).await
+        })
+        .await
+    }
+
+    async fn hold_under(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        request: HoldRequest,
+        share: &Share,
+    ) -> Result<HeldConsumer, ConsumerError> {
+        let key = (topic.id, name.clone());
+        let Inner {
+            clock, consumers, ..
+        } = &*self.inner;
+        let known = match request.makes && request.lease.is_none() {
+            true => self.stored_consumer(topic, name).await?,
+            false => Some(self.known_consumer(topic, name).await?),
+        };
+        let created = known.is_none();
+        let lease_ms = u32::try_from(request.lease_ms).unwrap_or(u32::MAX);
+        let new = ReadLease {
+            id: LeaseId(fastrand::u64(..)),
+            length_ms: lease_ms.clamp(LEASE_MS_MIN, CONSUMER_LEASE_MS_MAX),
+            by: self.asker().to_owned(),
+        };
+        let (consumer, lease) = match known {
+            None => {
+                let lease = new.clone();
+                let take = |consumer: &mut Consumer| consumer.lease = Some(new);
+                let made = self
+                    .make_stored(topic, name, request.begin_at, share, take)
+                    .await?;
+                tracing::info!(topic = %topic.spec.name, consumer = %name, by = lease.by, "a consumer was made by its first reader");
+                (made, lease)
+            }
+            Some(mut known) => {
+                let left = consumers
+                    .leases
+                    .left(&key, known.lease.as_ref(), clock.monotonic());
+                let lease = match rules::hold(&known, request.lease, left) {
+                    Hold::Renewed(lease) => lease,
+                    Hold::Free => {
+                        known.lease = Some(new.clone());
+                        new
+                    }
+                    Hold::Busy { by } => {
+                        return Err(ConsumerError::Busy {
+                            topic: topic.spec.name.clone(),
+                            name: name.clone(),
+                            by,
+                            until: clock.wall().after(left),
+                            left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+                        });
+                    }
+                    Hold::Lost { why } => return Err(lost(topic, name, why)),
+                };
+                if request.lease != Some(lease.id) {
+                    self.store_consumer(topic, name, share, Some(&mut known))
+                        .await?;
+                }
+                (known, lease)
+            }
+        };
+        let length = Duration::from_millis(u64::from(lease.length_ms));
+        let until = clock.monotonic() + length + request.wait;
+        consumers.leases.give(&key, lease.id, until);
+        let places = topic.partitions();
+        Ok(HeldConsumer {
+            inner: Arc::clone(&self.inner),
+            key,
+            lease: lease.id,
+            length,
+            created,
+            is_new: request.lease.is_none(),
+            positions: places
+                .map(|at| (at.partition, consumer.position(at.partition)))
+                .collect(),
+        })
+    }
+
+    /// Commits the positions of any number of partitions in one step, and renews the lease; until when, unless it was given back. The
+    /// same commit again changes nothing.
+    ///
+    /// # Errors
+    /// [`ConsumerError`]; nothing was committed.
+    pub async fn commit_consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+        commit: ConsumerCommit,
+    ) -> Result<Option<Timestamp>, ConsumerError> {
+        let topic = self.consumed(topic)?;
+        for &partition in commit.positions.keys() {
+            self.consumed_place(&topic, partition)?;
+        }
+        let (topic, commit) = (&topic, &commit);
+        self.in_right(topic, name, |share| async move {
+            self.commit_under(topic, name, commit, &share).await
+        })
+        .await
+    }
+
+    async fn commit_under(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        commit: &ConsumerCommit,
+        share: &Share,
+    ) -> Result<Option<Timestamp>, ConsumerError> {
+        let key = (topic.id, name.clone());
+        let Inner {
+            clock, consumers, ..
+        } = &*self.inner;
+        let mut consumer = self.known_consumer(topic, name).await?;
+        let mut known = BTreeMap::new();
+        for (&partition, &position) in &commit.positions {
+            let place = self.consumed_place(topic, partition)?;
+            known.insert(
+                partition,
+                self.inner.catalogue.ends_about(place, position).await?,
+            );
+        }
+        let ends = |partition| known.get(&partition).copied();
+        let taken = rules::commit(&mut consumer, commit, ends);
+        let Taken { moved, gave_back } = match taken {
+            Ok(taken) => taken,
+            Err(rules::Refused::Lost { why }) => return Err(lost(topic, name, why)),
+            Err(rules::Refused::Position(error)) => return Err(error),
+        };
+        if moved {
+            consumer.committed = Some(self.note());
+        }
+        if moved || gave_back {
+            self.store_consumer(topic, name, share, Some(&mut consumer))
+                .await?;
+        }
+        let held = consumer.lease.filter(|lease| lease.length_ms > 0);
+        let Some(lease) = held else {
+            consumers.leases.end(&key, commit.lease);
+            return Ok(None);
+        };
+        let length = Duration::from_millis(u64::from(lease.length_ms));
+        consumers
+            .leases
+            .give(&key, lease.id, clock.monotonic() + length);
+        Ok(Some(clock.wall().after(length)))
+    }
+
+    /// Sets the positions of all partitions, or of one. Whoever reads as the consumer loses the lease.
+    ///
+    /// # Errors
+    /// [`ConsumerError`]; nothing was changed.
+    pub async fn reset_consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+        partition: Option<PartitionId>,
+        begin_at: BeginAt,
+    ) -> Result<ConsumerStatus, ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let places: &[TopicPartition] = &match partition {
+            None => topic.partitions().collect::<Vec<_>>(),
+            Some(partition) => vec![self.consumed_place(&topic, partition)?],
+        };
+        let topic = &topic;
+        self.in_right(topic, name, |share| async move {
+            let mut consumer = self.known_consumer(topic, name).await?;
+            for &place in places {
+                let offset = self.inner.messages.first_of(place, begin_at).await?;
+                consumer.move_to(place.partition, offset);
+            }
+            consumer.lease = None;
+            consumer.reset = Some(self.note());
+            self.store_consumer(topic, name, &share, Some(&mut consumer))
+                .await?;
+            let key = (topic.id, name.clone());
+            self.inner.consumers.leases.forget(&key);
+            let ends = self.all_ends(topic);
+            self.consumer_status(topic, name, &consumer, &ends).await
+        })
+        .await
+    }
+
+    /// Forgets a consumer and its positions, whoever reads as it.
+    ///
+    /// # Errors
+    /// [`ConsumerError`].
+    pub async fn delete_consumer(
+        &self,
+        topic: &TopicName,
+        name: &ConsumerName,
+    ) -> Result<(), ConsumerError> {
+        let topic = self.consumed(topic)?;
+        let topic = &topic;
+        self.in_right(topic, name, |share| async move {
+            match self.stored_consumer(topic, name).await {
+                // One that cannot be read can be deleted.
+                Ok(Some(_)) | Err(ConsumerError::Unreadable { .. }) => {}
+                Ok(None) => return Err(unknown(topic, name)),
+                Err(error) => return Err(error),
+            }
+            self.store_consumer(topic, name, &share, None).await?;
+            let key = (topic.id, name.clone());
+            self.inner.consumers.leases.forget(&key);
+            Ok(())
+        })
+        .await
+    }
+
+    fn asker(&self) -> &str {
+        self.caller.signature()
+    }
+
+    fn note(&self) -> Noted {
+        Noted {
+            at: self.inner.clock.wall(),
+            by: self.asker().to_owned(),
+        }
+    }
+
+    fn consumed(&self, name: &TopicName) -> Result<Topic, ConsumerError> {
+        let topic = self.inner.catalogue.topic(name);
+        topic.ok_or_else(|| ConsumerError::UnknownTopic(name.clone()))
+    }
+
+    fn consumed_place(
+        &self,
+        topic: &Topic,
+        partition: PartitionId,
+    ) -> Result<TopicPartition, ConsumerError> {
+        let place = topic.partition(partition);
+        place.ok_or_else(|| ConsumerError::UnknownPartition {
+            topic: topic.spec.name.clone(),
+            partition,
+            partitions: topic.spec.partitions,
+        })
+    }
+
+    fn all_ends(&self, topic: &Topic) -> Vec<Ends> {
+        let ends = |at: TopicPartition| {
+            self.inner
+                .catalogue
+                .ends(topic, at.partition)
+                .unwrap_or_default()
+        };
+        topic.partitions().map(ends).collect()
+    }
+
+    async fn consumer_status(
+        &self,
+        topic: &Topic,
+        name: &ConsumerName,
+        consumer: &Consumer,
+        ends: &[Ends],
+    ) -> Result<ConsumerStatus, ConsumerError> {
+        let Inner {
+            clock,
+            consumers,
+            engine,
+            ..
+        } = &*self.inner;
+        let key = (topic.id, name.clone());
+        let left = consumers
+            .leases
+            .left(&key, consumer.lease.as_ref(), clock.monotonic());
+        let reader = consumer.lease.as_ref().filter(|_| !left.is_zero());
+        let mut partitions = Vec::with_capacity(ends.len());
+        for (at, &Ends { start, end }) in topic.partitions().zip(ends) {
+            let position = consumer.position(at.partition);
+            partitions.push(ConsumerPlace {
+                partition: at.partition,
+                position,
+                start,
+                end,
+                lag: engine.count(at, position, end).await?,
+            });
+        }
+        Ok(ConsumerStatus {
+            topic: topic.spec.name.clone(),
+            name: name.clone(),
+            created_at: consumer.created_at,
+            reader: reader.map(|lease| ReaderStatus {
+                by: lease.by.clone(),
+                until: clock.wall().after(left),
+            }),
+            committed: consumer.committed.clone(),
+            reset: consumer.reset.clone(),
+            lag: partitions.iter().map(|place| place.lag).sum(),
+            partitions,
+        })
+    }
+}

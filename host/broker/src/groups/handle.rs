@@ -1,0 +1,63 @@
+//! The handle of groups.
+
+use std::sync::Arc;
+
+use millrace_engine::Engine;
+use millrace_model::{Clock, TopicId};
+
+use crate::catalogue::handle::Catalogue;
+use crate::ground::caller::Caller;
+use crate::groups::consumers::Consumers;
+use crate::hosts::living::Hosts;
+use crate::messages::handle::Messages;
+
+/// Readers that have a name, and their positions. Cheap to clone.
+#[derive(Clone)]
+pub struct Groups {
+    pub(super) inner: Arc<Inner>,
+    pub(super) caller: Caller,
+}
+
+pub(super) struct Inner {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) catalogue: Catalogue,
+    pub(super) messages: Messages,
+    pub(super) consumers: Consumers,
+}
+
+impl Groups {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        hosts: &Arc<Hosts>,
+        catalogue: Catalogue,
+        messages: Messages,
+    ) -> Self {
+        let inner = Inner {
+            consumers: Consumers::new(clock.monotonic(), hosts),
+            clock,
+            engine,
+            catalogue,
+            messages,
+        };
+        Self {
+            inner: Arc::new(inner),
+            caller: Caller::default(),
+        }
+    }
+
+    /// The same room, for a caller.
+    #[must_use]
+    pub(crate) fn called_by(&self, caller: &Caller) -> Self {
+        Self {
+            caller: caller.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// The topic is gone, and its consumers with it.
+    pub(crate) fn forget_topic(&self, id: TopicId) {
+        self.inner.consumers.forget_topic(id);
+    }
+}

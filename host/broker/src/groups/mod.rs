@@ -1,0 +1,9 @@
+//! Groups of readers outside the host: named consumers, their positions, and who holds which partition.
+
+pub(crate) mod consumers;
+pub(crate) mod error;
+pub(crate) mod handle;
+pub(crate) mod leases;
+pub(crate) mod rights;
+pub(crate) mod rules;
+pub(crate) mod stored;

@@ -1,0 +1,452 @@
+//! What this host holds: whoever works in a partition holds it, so that no other host does. What is sent again to a partition is worked at by the same
+//! host, under the same hold; operators who write there use it, or claim it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use millrace_engine::{CommitError, Engine, Hold, HostInfo, Lease, Receipt, Transaction};
+use millrace_model::{GroupName, TopicPartition};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::ground::backoff::Backoff;
+use crate::hosts::living::Hosts;
+
+/// Work that nobody does is taken up after so many times what it takes to move.
+const TAKEN_UP_AFTER_MOVES: u32 = 12;
+/// Places that are kept in mind before any is looked at again.
+const PLACES_MIN: usize = 64;
+/// How often is looked whether another host has given back what it holds.
+const REST_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Claims that are made side by side.
+const CLAIMS_AT_ONCE_MAX: usize = 64;
+
+/// What this host holds of a group's work.
+pub(crate) struct Holdings {
+    hosts: Arc<Hosts>,
+    group: GroupName,
+    places: Mutex<Places>,
+    /// Work that the host that was wanted for it left lying: it stays here until hosts come or go.
+    taken_up: Mutex<TakenUp>,
+}
+
+/// Among these hosts, these partitions.
+#[derive(Default)]
+struct TakenUp {
+    among: Arc<[HostInfo]>,
+    partitions: HashSet<TopicPartition>,
+}
+
+/// Where something is held, or is being taken.
+#[derive(Default)]
+struct Places {
+    by_partition: HashMap<TopicPartition, Arc<Place>>,
+    /// At so many, those where nothing is held are let go: topics and processors come and go.
+    prune_at: usize,
+}
+
+/// What this host holds in a partition. Each has a lock of its own: taking one is a commit, and many are taken side by side.
+#[derive(Default)]
+struct Place {
+    share: tokio::sync::Mutex<Weak<Share>>,
+    /// Whether the work was left, and nothing has been committed since that was told: it is told again to whoever takes it next.
+    is_left: AtomicBool,
+}
+
+/// A share of a hold: given back when the last one goes.
+pub(crate) struct Share {
+    /// `None` once it is given back.
+    hold: Option<Hold>,
+    /// Whether to do the work; else it was claimed, for as long as something takes.
+    works: bool,
+    /// Whether something that was committed under it is in doubt: only a new lease says what became of it.
+    is_doubtful: AtomicBool,
+    /// Calls of components that are under way: of the worker of the partition, and of what is sent again to it.
+    calls: AtomicUsize,
+    place: Arc<Place>,
+    engine: Arc<dyn Engine>,
+}
+
+impl Holdings {
+    pub(crate) fn new(hosts: Arc<Hosts>, group: GroupName) -> Arc<Self> {
+        Arc::new(Self {
+            hosts,
+            group,
+            places: Mutex::default(),
+            taken_up: Mutex::default(),
+        })
+    }
+
+    /// The host that is to work there, if it is another one.
+    pub(crate) fn elsewhere(&self, at: TopicPartition) -> Option<HostInfo> {
+        let wanted = self.hosts.wanted_elsewhere(&self.group, at);
+        wanted.filter(|_| !self.is_taken_up(at))
+    }
+
+    fn is_taken_up(&self, at: TopicPartition) -> bool {
+        let taken_up = self.taken_up.lock();
+        taken_up.partitions.contains(&at) && taken_up.among == self.hosts.now().0
+    }
+
+    /// After so long, work that another host is wanted for and does not do is taken up.
+    pub(crate) fn taken_up_after(&self) -> Duration {
+        TAKEN_UP_AFTER_MOVES * self.hosts.moves_after()
+    }
+
+    /// Takes the work that another host is wanted for, unless that host, or anybody else, has it: it may not be able to do it. Here it stays then until hosts
+    /// come or go.
+    pub(crate) async fn take_up(
+        &self,
+        at: TopicPartition,
+    ) -> Result<Option<Arc<Share>>, CommitError> {
+        let share = self.take(at).await?;
+        if share.is_some() {
+            let mut taken_up = self.taken_up.lock();
+            let (among, _) = self.hosts.now();
+            if taken_up.among != among {
+                taken_up.partitions.clear();
+                taken_up.among = among;
+            }
+            taken_up.partitions.insert(at);
+        }
+        Ok(share)
+    }
+
+    /// Whether what is held here is to go to another host by now.
+    pub(crate) fn moves(&self, at: TopicPartition) -> bool {
+        if self.hosts.is_alone() {
+            return false;
+        }
+        let (_, since) = self.hosts.now();
+        since >= self.hosts.moves_after() && self.elsewhere(at).is_some()
+    }
+
+    /// Takes what is to be worked at; `None` while somebody else has it.
+    pub(crate) async fn take(&self, at: TopicPartition) -> Result<Option<Arc<Share>>, CommitError> {
+        let place = self.place(at);
+        let mut held = place.share.lock().await;
+        if let Some(share) = live(&held) {
+            // Only a hold to work says what was left.
+            return Ok(share.works.then_some(share));
+        }
+        let hold = self.hosts.engine().hold(&self.group, at).await?;
+        Ok(hold.map(|hold| {
+            place.is_left.fetch_or(hold.left, Ordering::SeqCst);
+            let share = self.share(&place, hold, true);
+            *held = Arc::downgrade(&share);
+            share
+        }))
+    }
+
+    /// The right to write there, whoever works: this host's, if it has it, or claimed.
+    pub(crate) async fn claim(&self, at: TopicPartition) -> Result<Arc<Share>, CommitError> {
+        let place = self.place(at);
+        let mut held = place.share.lock().await;
+        if let Some(share) = live(&held) {
+            return Ok(share);
+        }
+        let hold = self.hosts.engine().claim(&self.group, at).await?;
+        let share = self.share(&place, hold, false);
+        *held = Arc::downgrade(&share);
+        Ok(share)
+    }
+
+    /// As [`Holdings::claim`], of several, in the same order.
+    pub(crate) async fn claim_all(
+        &self,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<Vec<Arc<Share>>, CommitError> {
+        let claims = partitions.into_iter().map(|at| self.claim(at));
+        let claims = stream::iter(claims).buffered(CLAIMS_AT_ONCE_MAX);
+        claims.try_collect().await
+    }
+
+    /// Waits until no other living host works in any of these partitions. It takes what it asks about for a moment: nobody else says who works.
+    pub(crate) async fn rest(self: &Arc<Self>, partitions: Vec<TopicPartition>) {
+        let rests = |at| async move {
+            while !self.rests(at).await {
+                tokio::time::sleep(REST_LOOK_INTERVAL).await;
+            }
+        };
+        let all = stream::iter(partitions);
+        all.for_each_concurrent(CLAIMS_AT_ONCE_MAX, rests).await;
+    }
+
+    /// Whether no other living host works there.
+    async fn rests(self: &Arc<Self>, at: TopicPartition) -> bool {
+        if self.hosts.is_alone() {
+            return true;
+        }
+        let holdings = Arc::clone(self);
+        // To its end, whoever goes away: what was taken has to be given back.
+        let asked = tokio::spawn(async move {
+            match holdings.take(at).await {
+                Ok(Some(share)) => {
+                    share.leave().await;
+                    true
+                }
+                Err(CommitError::UnknownPartition(_)) => true,
+                Ok(None) | Err(_) => false,
+            }
+        });
+        asked.await.unwrap_or(false)
+    }
+
+    fn place(&self, at: TopicPartition) -> Arc<Place> {
+        let mut places = self.places.lock();
+        if let Some(place) = places.by_partition.get(&at) {
+            return Arc::clone(place);
+        }
+        if places.by_partition.len() >= places.prune_at {
+            let is_used = |place: &Arc<Place>| {
+                let held = place.share.try_lock();
+                let is_held = held.is_ok_and(|share| share.strong_count() > 0);
+                Arc::strong_count(place) > 1 || is_held || place.is_left.load(Ordering::SeqCst)
+            };
+            places.by_partition.retain(|_, place| is_used(place));
+            places.prune_at = PLACES_MIN.max(2 * places.by_partition.len());
+        }
+        let place = Arc::default();
+        places.by_partition.insert(at, Arc::clone(&place));
+        place
+    }
+
+    fn share(&self, place: &Arc<Place>, hold: Hold, works: bool) -> Arc<Share> {
+        Arc::new(Share {
+            hold: Some(hold),
+            works,
+            is_doubtful: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
+            place: Arc::clone(place),
+            engine: Arc::clone(self.hosts.engine()),
+        })
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.hosts.changes()
+    }
+
+    /// As [`Hosts::notice`].
+    pub(crate) fn notice(&self) {
+        self.hosts.notice();
+    }
+
+    /// As [`Hosts::moved_after`].
+    pub(crate) fn moved_after(&self) -> Duration {
+        self.hosts.moved_after()
+    }
+}
+
+impl Share {
+    /// Gives it back if this was the last one, so that another host need not wait.
+    pub(crate) async fn leave(self: Arc<Self>) {
+        if let Some(mut share) = Arc::into_inner(self)
+            && let Some(mut hold) = share.hold.take()
+        {
+            let place = Arc::clone(&share.place);
+            // Whoever takes it here meanwhile would take it from this host, and nobody would be told any more what was left.
+            let held = place.share.lock().await;
+            hold.left = held.strong_count() == 0 && share.is_left();
+            let tells = hold.left;
+            if give_back(Arc::clone(&share.engine), hold).await && tells {
+                place.is_left.store(false, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// The right to commit. Of what was given back, none that counts.
+    pub(crate) fn lease(&self) -> Option<&Lease> {
+        self.hold.as_ref().map(|hold| &hold.lease)
+    }
+
+    /// Whether whoever worked before ended without giving it back, and nothing was committed since.
+    pub(crate) fn is_left(&self) -> bool {
+        self.place.is_left.load(Ordering::SeqCst)
+    }
+
+    /// A component is going to be called. A worker that ends before it has [answered](Self::answered) is taken for one whose host ended.
+    pub(crate) fn calls(&self) {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A call is over, whatever came of it.
+    pub(crate) fn answered(&self) {
+        self.calls.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        let is_doubtful = self.is_doubtful.load(Ordering::SeqCst);
+        is_doubtful || self.hold.as_ref().is_none_or(Hold::is_lost)
+    }
+
+    /// Commits what names its lease. Once something of that is in doubt nothing more is committed under it: what this host knows of progress and
+    /// state may be what was before.
+    pub(crate) async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+        if let Some(lease) = self.lease().filter(|_| self.is_lost()) {
+            return Err(CommitError::Fenced {
+                group: lease.group.clone(),
+                partition: lease.partition,
+            });
+        }
+        // An operator's write says nothing of what was left.
+        let is_work = self.works && !transaction.progress.is_empty();
+        let committed = self.engine.commit(transaction).await;
+        match &committed {
+            Ok(_) if is_work => self.place.is_left.store(false, Ordering::SeqCst),
+            Err(CommitError::InDoubt(_)) => self.is_doubtful.store(true, Ordering::SeqCst),
+            _ => {}
+        }
+        committed
+    }
+}
+
+/// A share that counts.
+fn live(held: &Weak<Share>) -> Option<Arc<Share>> {
+    held.upgrade().filter(|share| !share.is_lost())
+}
+
+impl Drop for Share {
+    /// Of a worker that panicked or was cut off.
+    fn drop(&mut self) {
+        if self.calls.load(Ordering::SeqCst) > 0 {
+            self.place.is_left.store(true, Ordering::SeqCst);
+        }
+        if let Some(mut hold) = self.hold.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            hold.left = self.is_left();
+            runtime.spawn(give_back(Arc::clone(&self.engine), hold));
+        }
+    }
+}
+
+/// As long as this host lives nobody else takes it: it is tried until the store is there again. Not waited for longer than a try; whether that
+/// was enough.
+async fn give_back(engine: Arc<dyn Engine>, hold: Hold) -> bool {
+    if is_given_back(&*engine, &hold).await {
+        return true;
+    }
+    tokio::spawn(async move {
+        let (mut backoff, mut rng) = (Backoff::default(), fastrand::Rng::new());
+        while !is_given_back(&*engine, &hold).await {
+            tokio::time::sleep(backoff.next(&mut rng)).await;
+        }
+    });
+    false
+}
+
+/// Or lost, or left for whoever comes after this host.
+async fn is_given_back(engine: &dyn Engine, hold: &Hold) -> bool {
+    let given = engine.release(hold.clone()).await;
+    let is_passing = matches!(
+        given,
+        Err(CommitError::Unavailable(_) | CommitError::InDoubt(_))
+    );
+    !is_passing || hold.is_lost()
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_engine::{MemoryEngine, ProgressWrite};
+    use millrace_model::{
+        Clock, Durability, PartitionId, ProcessorName, Progress, SystemClock, Timestamp, TopicName,
+        TopicSettings, TopicSpec,
+    };
+
+    use super::*;
+    use crate::hosts::living::MOVES_AFTER;
+
+    async fn partition(engine: &dyn Engine) -> TopicPartition {
+        let spec = TopicSpec {
+            name: TopicName::parse("in").unwrap(),
+            partitions: 1,
+            durability: Durability::Os,
+            partitioner: None,
+            owner: None,
+            created_at: Timestamp(0),
+            settings: TopicSettings::default(),
+        };
+        let topic = engine.create_topic(spec, Vec::new()).await.unwrap();
+        topic.partition(PartitionId(0)).unwrap()
+    }
+
+    fn holdings(engine: Arc<MemoryEngine>) -> Arc<Holdings> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let hosts = Hosts::new(engine, clock, MOVES_AFTER);
+        hosts.holdings(&ProcessorName::parse("p").unwrap().group())
+    }
+
+    /// As whoever pauses a processor holds what others are to work at.
+    #[tokio::test]
+    async fn what_was_left_is_told_on_by_whoever_did_nothing_with_it() {
+        let dead = MemoryEngine::new(Arc::new(SystemClock::new()));
+        let at = partition(&*dead).await;
+        let [one, other] = [dead.second_host(), dead.second_host()].map(holdings);
+        let share = holdings(Arc::clone(&dead)).take(at).await.unwrap();
+        let share = share.expect("nobody has it");
+        assert!(one.take(at).await.unwrap().is_none());
+        dead.die();
+        for _ in 0..3 {
+            for holdings in [&one, &other] {
+                let taken = holdings.take(at).await.unwrap().expect("its host is dead");
+                assert!(taken.is_left());
+                taken.leave().await;
+            }
+        }
+        let taken = one.take(at).await.unwrap().unwrap();
+        let progress = ProgressWrite {
+            lease: taken.lease().unwrap().clone(),
+            partition: at,
+            progress: Progress::default().into(),
+        };
+        let transaction = Transaction {
+            progress: vec![progress],
+            ..Transaction::default()
+        };
+        taken.commit(transaction).await.unwrap();
+        taken.leave().await;
+        for holdings in [&other, &one] {
+            let taken = holdings.take(at).await.unwrap().expect("given back");
+            assert!(!taken.is_left(), "something was done since");
+            taken.leave().await;
+        }
+        drop(share);
+    }
+
+    /// The worker of a partition and the one of what is sent again to it share what they hold.
+    #[tokio::test]
+    async fn a_worker_that_ends_in_a_call_leaves_it_to_the_next() {
+        let engine = MemoryEngine::new(Arc::new(SystemClock::new()));
+        let at = partition(&*engine).await;
+        let holdings = holdings(engine);
+        let take = async || holdings.take(at).await.unwrap().unwrap();
+
+        let (one, other) = (take().await, take().await);
+        one.calls();
+        other.calls();
+        one.answered();
+        one.leave().await;
+        // It ends without a word, as one that panicked.
+        drop(other);
+        let next = take().await;
+        assert!(next.is_left());
+        next.leave().await;
+        assert!(take().await.is_left(), "until something is committed");
+
+        let share = take().await;
+        let progress = ProgressWrite {
+            lease: share.lease().unwrap().clone(),
+            partition: at,
+            progress: Progress::default().into(),
+        };
+        let transaction = Transaction {
+            progress: vec![progress],
+            ..Transaction::default()
+        };
+        share.commit(transaction).await.unwrap();
+        assert!(!share.is_left());
+    }
+}

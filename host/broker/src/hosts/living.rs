@@ -1,0 +1,231 @@
+//! The living hosts, and which of them is wanted where. Each partition that a processor reads has one host that is wanted there; all hosts come to
+//! the same one without asking each other.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use millrace_engine::{Engine, HostId, HostInfo};
+use millrace_model::{Clock, GroupName, TopicPartition};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::hosts::holding::Holdings;
+
+/// After hosts came or went, what a host holds moves so much later if nobody says otherwise: a host that is only started again is back by
+/// then.
+pub(crate) const MOVES_AFTER: Duration = Duration::from_secs(5);
+/// Workers are told so much later still, so that the time is over by their clock.
+const NUDGE_SLACK: Duration = Duration::from_millis(50);
+
+/// The living hosts, as this one sees them.
+pub(crate) struct Hosts {
+    engine: Arc<dyn Engine>,
+    me: HostId,
+    clock: Arc<dyn Clock>,
+    /// What is held moves so long after hosts came or went.
+    moves_after: Duration,
+    listed: watch::Receiver<Arc<[HostInfo]>>,
+    /// What was listed last, and since when.
+    known: Mutex<(Arc<[HostInfo]>, Duration)>,
+    /// Whether another one was ever listed.
+    had_others: AtomicBool,
+    /// What is held here, by whose work it is.
+    groups: Mutex<HashMap<GroupName, Weak<Holdings>>>,
+}
+
+impl Hosts {
+    pub(crate) fn new(
+        engine: Arc<dyn Engine>,
+        clock: Arc<dyn Clock>,
+        moves_after: Duration,
+    ) -> Arc<Self> {
+        let listed = engine.hosts();
+        let known = Mutex::new((listed.borrow().clone(), clock.monotonic()));
+        Arc::new(Self {
+            me: engine.host(),
+            engine,
+            clock,
+            moves_after,
+            listed,
+            known,
+            had_others: AtomicBool::new(false),
+            groups: Mutex::default(),
+        })
+    }
+
+    /// What this host holds of a group's work: one for all who ask.
+    pub(crate) fn holdings(self: &Arc<Self>, group: &GroupName) -> Arc<Holdings> {
+        let mut groups = self.groups.lock();
+        if let Some(holdings) = groups.get(group).and_then(Weak::upgrade) {
+            return holdings;
+        }
+        groups.retain(|_, holdings| holdings.strong_count() > 0);
+        let group = group.clone();
+        let holdings = Holdings::new(Arc::clone(self), group.clone());
+        groups.insert(group, Arc::downgrade(&holdings));
+        holdings
+    }
+
+    /// Looks who is there: what changed counts from now on.
+    pub(crate) fn notice(&self) {
+        self.now();
+    }
+
+    /// Whether another host was seen since this one began: it may have left something behind.
+    pub(crate) fn had_others(&self) -> bool {
+        self.notice();
+        self.had_others.load(Ordering::Relaxed)
+    }
+
+    /// The hosts, and for how long it has been those.
+    pub(crate) fn now(&self) -> (Arc<[HostInfo]>, Duration) {
+        let listed = self.listed.borrow().clone();
+        let now = self.clock.monotonic();
+        let mut known = self.known.lock();
+        if known.0 != listed {
+            *known = (listed, now);
+        }
+        if known.0.len() > 1 {
+            self.had_others.store(true, Ordering::Relaxed);
+        }
+        (known.0.clone(), now.saturating_sub(known.1))
+    }
+
+    /// Another host that is wanted there, if it is not this one.
+    pub(crate) fn wanted_elsewhere(
+        &self,
+        group: &GroupName,
+        at: TopicPartition,
+    ) -> Option<HostInfo> {
+        if self.is_alone() {
+            return None;
+        }
+        let (hosts, _) = self.now();
+        // One that is taken for dead is wanted nowhere, and does not know it.
+        let found = wanted(&hosts, group, at)?;
+        (found.id != self.me).then(|| found.clone())
+    }
+
+    /// Whether this host is the only one now. Asked at each step of each worker.
+    pub(crate) fn is_alone(&self) -> bool {
+        let listed = self.listed.borrow();
+        matches!(&**listed, [host] if host.id == self.me)
+    }
+
+    /// How long after hosts came or went what is held moves.
+    pub(crate) fn moves_after(&self) -> Duration {
+        self.moves_after
+    }
+
+    /// By then it is sure that it does, by every clock.
+    pub(crate) fn moved_after(&self) -> Duration {
+        self.moves_after + NUDGE_SLACK
+    }
+
+    /// The engine that knows them.
+    pub(crate) fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    /// Wakes when hosts come or go.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.listed.clone()
+    }
+}
+
+/// The host that is wanted for a group in a partition: the one with the highest weight, which is made of all three. So each host has about as many
+/// as any other, and of what the others have nothing moves when one goes (D. Thaler and C. Ravishankar, *Using name-based mappings to
+/// increase hit rates*, IEEE/ACM Transactions on Networking 6, 1998).
+fn wanted<'a>(
+    hosts: &'a [HostInfo],
+    group: &GroupName,
+    at: TopicPartition,
+) -> Option<&'a HostInfo> {
+    hosts
+        .iter()
+        .max_by_key(|host| (weight(host.id, group, at), host.id))
+}
+
+/// The same on every host, whatever its version: FNV-1a (G. Fowler, L. C. Noll and K.-P. Vo) over all of it, then the finalizer of splitmix64 (G. Steele, D. Lea and C. Flood,
+/// 2014), for FNV spreads its last bytes badly.
+fn weight(host: HostId, group: &GroupName, at: TopicPartition) -> u64 {
+    let place = [at.topic.0, u64::from(at.partition.0), host.0].map(u64::to_le_bytes);
+    let bytes = group.as_str().bytes().chain(place.into_iter().flatten());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mixed = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use millrace_model::{PartitionId, ProcessorName, TopicId};
+
+    use super::*;
+
+    fn hosts(ids: impl IntoIterator<Item = u64>) -> Vec<HostInfo> {
+        let host = |id| HostInfo {
+            id: HostId(id),
+            address: "".into(),
+        };
+        ids.into_iter().map(host).collect()
+    }
+
+    fn all() -> impl Iterator<Item = TopicPartition> {
+        (0..300).map(|number| TopicPartition {
+            topic: TopicId(number / 30 + 1),
+            partition: PartitionId((number % 30) as u32),
+        })
+    }
+
+    fn group(name: &str) -> GroupName {
+        ProcessorName::parse(name).unwrap().group()
+    }
+
+    fn places(hosts: &[HostInfo]) -> Vec<HostId> {
+        let place = |at| wanted(hosts, &group("p"), at).unwrap().id;
+        all().map(place).collect()
+    }
+
+    #[test]
+    fn each_host_is_wanted_for_about_as_much_as_any_other() {
+        for ids in [vec![1, 2, 3], vec![u64::MAX, 0, 1 << 40], vec![7, 8, 9]] {
+            let places = places(&hosts(ids.clone()));
+            for id in ids {
+                let count = places.iter().filter(|place| place.0 == id).count();
+                assert!((70..=130).contains(&count), "{id}: {count} of 300");
+            }
+        }
+    }
+
+    #[test]
+    fn what_moves_when_a_host_goes_is_what_it_had() {
+        let (before, after) = (places(&hosts([1, 2, 3])), places(&hosts([1, 3])));
+        let moved: HashSet<HostId> = before
+            .iter()
+            .zip(&after)
+            .filter(|(before, after)| before != after)
+            .map(|(before, _)| *before)
+            .collect();
+        assert_eq!(moved, HashSet::from([HostId(2)]));
+        assert!(wanted(&[], &group("p"), all().next().unwrap()).is_none());
+    }
+
+    #[test]
+    fn processors_of_the_same_topic_are_spread_as_well() {
+        let two = hosts([1, 2]);
+        let at = all().next().unwrap();
+        let names: Vec<String> = (0..40).map(|n| format!("p{n}")).collect();
+        let wanted = names
+            .iter()
+            .map(|name| wanted(&two, &group(name), at).unwrap().id);
+        let first = wanted.filter(|id| id.0 == 1).count();
+        assert!((10..=30).contains(&first), "{first} of 40");
+    }
+}

@@ -1,0 +1,436 @@
+//! Delayed messages: taken with a time of delivery, kept with the partition that they are for, and in the topic from that time on.
+//! Listed and cancelled until then.
+//!
+//! A message is delayed by the transaction that would have appended it ([`stored`]), whether it is produced or an output, and
+//! delivered by another ([`delivering`]). Adding needs no right to the table, for no two have the same key; delivering and
+//! cancelling need that of its holder, and its turn, so exactly one of them happens, on however many hosts they are tried.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics::{Histogram, counter, gauge, histogram};
+use millrace_engine::state::{Adds, StateEntry, StateQuery, StateTable};
+use millrace_engine::{CommitError, Engine, ReadError, RoomFull, Transaction};
+use millrace_model::bounds::{
+    DELAYED_BYTES_MAX, DELAYED_LISTED_MAX, DELAYED_MESSAGES_MAX, STATE_LISTED_BYTES_MAX,
+};
+use millrace_model::{Clock, Message, PartitionId, Topic, TopicName, TopicPartition};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::catalogue::deciding::decided;
+use crate::catalogue::deciding::decision_errors;
+use crate::hosts::holding::{Holdings, Share};
+use crate::hosts::living::Hosts;
+use crate::messages::delays::agenda::Agenda;
+use crate::messages::delays::moving;
+use crate::messages::delays::stored;
+use crate::messages::delays::stored::Additions;
+use crate::messages::delays::stored::DelayedId;
+use crate::messages::delays::stored::DueAt;
+use crate::messages::delays::stored::GROUP;
+use crate::messages::delays::stored::exactly;
+use crate::messages::delays::stored::read;
+use crate::messages::delays::stored::removal;
+use crate::messages::handle::Messages;
+
+/// How long a cancellation waits for a delivery in the same partition.
+const CANCEL_WAIT_MS_MAX: u64 = 10_000;
+
+/// A message that is not delivered yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DelayedMessage {
+    /// Its name, which says when it is due.
+    pub id: DelayedId,
+    /// What is delivered.
+    pub message: Message,
+}
+
+/// Some of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DelayedPage {
+    /// By partition, then by time of delivery.
+    pub messages: Vec<DelayedMessage>,
+    /// All that the topic has.
+    pub total: usize,
+    /// Whether there are more after the last one.
+    pub has_more: bool,
+}
+
+/// Which delayed messages are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct DelayedQuery {
+    /// Only those for this partition.
+    pub partition: Option<PartitionId>,
+    /// Only those after this one.
+    pub after: Option<DelayedId>,
+    /// At most so many, and never more than [`DELAYED_LISTED_MAX`].
+    pub max: usize,
+}
+
+/// No room for more delayed messages.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DelaysFull {
+    /// In the partition.
+    #[error(
+        "partition {partition} of topic {topic} holds {messages} delayed messages of {bytes} bytes already; at most \
+         {DELAYED_MESSAGES_MAX} and {DELAYED_BYTES_MAX} bytes are kept: wait until some are delivered, or cancel some"
+    )]
+    Partition {
+        /// Which topic.
+        topic: TopicName,
+        /// Which of its partitions.
+        partition: PartitionId,
+        /// How many there are.
+        messages: usize,
+        /// Their bytes, about.
+        bytes: usize,
+    },
+    /// In the host.
+    #[error(transparent)]
+    Host(#[from] RoomFull),
+}
+
+/// Why delayed messages were neither listed nor cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum DelayedError {
+    /// No such topic.
+    #[error("topic {0} does not exist")]
+    UnknownTopic(TopicName),
+    /// The topic has no such partition.
+    #[error("topic {topic} has no partition {partition}")]
+    UnknownPartition {
+        /// Which topic.
+        topic: TopicName,
+        /// What was asked for.
+        partition: PartitionId,
+    },
+    /// It was delivered or cancelled, or there never was such a message.
+    #[error(
+        "no message {id} waits for topic {topic}: it was delivered or cancelled already, or never there"
+    )]
+    Unknown {
+        /// Which topic.
+        topic: TopicName,
+        /// What was asked for.
+        id: DelayedId,
+    },
+    /// The partition is being delivered to.
+    #[error(
+        "partition {0} is being delivered to, for {CANCEL_WAIT_MS_MAX} ms and more; nothing was cancelled"
+    )]
+    Busy(PartitionId),
+    /// They could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+decision_errors! {
+    DelayedError: DelayedError::Commit;
+}
+
+/// What all who delay messages share with the task that delivers them.
+pub(crate) struct Delays {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) holdings: Arc<Holdings>,
+    /// Where this host delivers.
+    pub(super) held: Mutex<HashMap<TopicPartition, Arc<Share>>>,
+    pub(super) agenda: Mutex<Agenda>,
+    /// Something is due before everything else.
+    pub(super) earlier: Notify,
+    pub(super) next_arrival: AtomicU64,
+    pub(super) steps: moving::Steps,
+    /// Partitions in which messages have moved with the clock: some may be known by another id.
+    pub(super) moved_in: Mutex<HashSet<TopicPartition>>,
+    salt: u32,
+    /// Each partition's share of its topic's gauge.
+    shown: Mutex<HashMap<TopicPartition, (TopicName, usize)>>,
+    lateness_seconds: Histogram,
+}
+
+impl Delays {
+    pub(crate) async fn new(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        hosts: &Arc<Hosts>,
+    ) -> Result<Arc<Self>, ReadError> {
+        // Above those of any earlier process: of those that still wait it is known, whatever became of the clock since.
+        let by_clock = (clock.wall().0 << 20) & (u64::MAX >> 1);
+        let (last_arrival, moved_in) = found(&*engine).await?;
+        let first_arrival = by_clock.max(last_arrival.saturating_add(1));
+        Ok(Arc::new(Self {
+            steps: moving::Steps::begin(&*clock),
+            moved_in: Mutex::new(moved_in),
+            clock,
+            engine,
+            holdings: hosts.holdings(&GROUP),
+            held: Mutex::default(),
+            agenda: Mutex::default(),
+            earlier: Notify::new(),
+            next_arrival: AtomicU64::new(first_arrival),
+            salt: fastrand::u32(..),
+            shown: Mutex::default(),
+            lateness_seconds: histogram!("millrace_delayed_lateness_seconds"),
+        }))
+    }
+
+    /// A name for the next one.
+    pub(crate) fn next_id(&self, partition: PartitionId, due: DueAt) -> DelayedId {
+        self.notice_steps();
+        DelayedId {
+            partition,
+            due: due.time,
+            arrival: self.next_arrival.fetch_add(1, Ordering::Relaxed),
+            salt: DelayedId::salt(self.salt, due.is_span),
+        }
+    }
+
+    /// Whether there is room for them. Those who ask at the same time may go beyond the bound of a partition together; that of the
+    /// host the engine holds.
+    pub(crate) async fn check_room(&self, additions: &Additions) -> Result<(), DelaysFull> {
+        let additions_of = additions.0.values();
+        let adds = additions_of.fold(Adds::default(), |adds, addition| Adds {
+            entries: adds.entries + addition.messages() as i64,
+            bytes: adds.bytes + addition.bytes as i64,
+        });
+        for (partition, addition) in &additions.0 {
+            // Whether the partition is there is for the commit to say.
+            let Ok(table) = self.engine.state(&GROUP, *partition).await else {
+                continue;
+            };
+            let size = table.size();
+            let messages = size.entries + addition.messages();
+            if messages > DELAYED_MESSAGES_MAX || size.bytes + addition.bytes > DELAYED_BYTES_MAX {
+                return Err(DelaysFull::Partition {
+                    topic: addition.topic.clone(),
+                    partition: partition.partition,
+                    messages: size.entries,
+                    bytes: size.bytes,
+                });
+            }
+            table.check_room(adds)?;
+        }
+        Ok(())
+    }
+
+    /// They are being committed, or were just now: said before, so that whoever is cut off in between is not waited for, and
+    /// after, for what was due at once may have been looked for too early.
+    pub(crate) async fn expect(&self, additions: &Additions) {
+        for (partition, addition) in &additions.0 {
+            if let Ok(table) = self.engine.state(&GROUP, *partition).await {
+                self.show(*partition, &addition.topic, &table);
+            }
+            let mut agenda = self.agenda.lock();
+            if agenda.note(*partition, &addition.topic, addition.earliest) {
+                self.earlier.notify_one();
+            }
+        }
+    }
+
+    pub(super) fn show(&self, partition: TopicPartition, topic: &TopicName, table: &StateTable) {
+        let mut shown = self.shown.lock();
+        let messages = table.size().entries;
+        let before = match messages {
+            0 => shown.remove(&partition),
+            _ => shown.insert(partition, (topic.clone(), messages)),
+        };
+        move_gauge(topic, before.map_or(0, |(_, before)| before), messages);
+    }
+
+    /// The partition is gone.
+    pub(super) fn forget(&self, partition: TopicPartition) {
+        self.moved_in.lock().remove(&partition);
+        self.held.lock().remove(&partition);
+        if let Some((topic, messages)) = self.shown.lock().remove(&partition) {
+            move_gauge(&topic, messages, 0);
+        }
+    }
+
+    /// Partitions are gone with their topic that are none of these, which ascend.
+    pub(super) fn forget_all_but(&self, partitions: &[TopicPartition]) {
+        let shown: Vec<TopicPartition> = self.shown.lock().keys().copied().collect();
+        let is_gone = |at: &TopicPartition| partitions.binary_search(at).is_err();
+        shown
+            .into_iter()
+            .filter(is_gone)
+            .for_each(|at| self.forget(at));
+    }
+
+    pub(super) fn delivered(&self, topic: &TopicName, ids: &[DelayedId]) {
+        let now = self.clock.wall();
+        counter!("millrace_delayed_delivered_total", "topic" => topic.to_string())
+            .increment(ids.len() as u64);
+        for id in ids {
+            self.lateness_seconds
+                .record(id.due.until(now).as_secs_f64());
+        }
+    }
+}
+
+/// The arrival of the latest of all messages that wait, and where some have moved with the clock.
+async fn found(engine: &dyn Engine) -> Result<(u64, HashSet<TopicPartition>), ReadError> {
+    let (mut last, mut moved_in) = (0, HashSet::new());
+    for partition in engine.state_partitions(&GROUP).await? {
+        if let Ok(table) = engine.state(&GROUP, partition).await {
+            let mut has_moved = false;
+            stored::each_key(&table, |key| {
+                if let Some(id) = DelayedId::of_key(partition.partition, key) {
+                    last = last.max(id.arrival);
+                    has_moved |= id.is_moved();
+                }
+            });
+            if has_moved {
+                moved_in.insert(partition);
+            }
+        }
+    }
+    Ok((last, moved_in))
+}
+
+fn move_gauge(topic: &TopicName, before: usize, messages: usize) {
+    if before != messages {
+        gauge!("millrace_delayed_messages", "topic" => topic.to_string())
+            .increment(messages as f64 - before as f64);
+    }
+}
+
+impl Messages {
+    /// Messages that wait for their time: by partition, then by time.
+    ///
+    /// # Errors
+    /// [`DelayedError`].
+    pub async fn delayed(
+        &self,
+        topic: &TopicName,
+        query: &DelayedQuery,
+    ) -> Result<DelayedPage, DelayedError> {
+        let topic = self.delayed_topic(topic)?;
+        if let Some(partition) = query.partition {
+            in_topic(&topic, partition)?;
+        }
+        let engine = &self.inner.engine;
+        let of_topic = |at: &TopicPartition| {
+            at.topic == topic.id && query.partition.is_none_or(|wanted| at.partition == wanted)
+        };
+        let mut partitions = engine.state_partitions(&GROUP).await?;
+        partitions.retain(of_topic);
+        let mut page = DelayedPage::default();
+        let (mut room, mut bytes) = (query.max.min(DELAYED_LISTED_MAX), STATE_LISTED_BYTES_MAX);
+        for at in partitions {
+            let table = engine.state(&GROUP, at).await?;
+            page.total += table.size().entries;
+            let after = query
+                .after
+                .as_ref()
+                .filter(|id| id.partition >= at.partition);
+            if after.is_some_and(|id| id.partition > at.partition) || page.has_more {
+                continue;
+            }
+            let wanted = StateQuery {
+                after: after.map(|id| id.key().to_vec()),
+                entries_max: room,
+                bytes_max: bytes,
+                ..StateQuery::default()
+            };
+            let found = stored::page(&table, &wanted);
+            room -= found.entries.len();
+            let taken = found
+                .entries
+                .iter()
+                .map(|entry| entry.value.as_bytes().len());
+            bytes = bytes.saturating_sub(taken.sum());
+            page.has_more = found.has_more;
+            let read = found
+                .entries
+                .iter()
+                .filter_map(|entry| read(entry, at.partition));
+            let shown = read.map(|(id, message)| DelayedMessage { id, message });
+            page.messages.extend(shown);
+        }
+        Ok(page)
+    }
+
+    /// Cancels a delayed message: it is never delivered. Durable as the topic's messages are.
+    ///
+    /// # Errors
+    /// [`DelayedError::Unknown`] where it was delivered already; [`DelayedError`] otherwise, and nothing was cancelled.
+    pub async fn cancel_delayed(
+        &self,
+        topic: &TopicName,
+        id: DelayedId,
+    ) -> Result<(), DelayedError> {
+        let topic = self.delayed_topic(topic)?;
+        let partition = in_topic(&topic, id.partition)?;
+        let topic = &topic;
+        decided(&*self.inner.engine, || async {
+            // This host's own, where it delivers; no other host delivers there any more, or it did before.
+            let share = self.inner.delays.right_to(partition).await?;
+            let cancelled = self.cancel_under(topic, id, partition, &share).await;
+            share.leave().await;
+            cancelled
+        })
+        .await
+    }
+
+    async fn cancel_under(
+        &self,
+        topic: &Topic,
+        id: DelayedId,
+        partition: TopicPartition,
+        share: &Share,
+    ) -> Result<(), DelayedError> {
+        let table = self.inner.engine.state(&GROUP, partition).await?;
+        let wait = Duration::from_millis(CANCEL_WAIT_MS_MAX);
+        let turn = tokio::time::timeout(wait, table.turn()).await;
+        let turn = turn.map_err(|_| DelayedError::Busy(id.partition))?;
+        // Other hosts move them by their own clocks.
+        let moved_here = self.inner.delays.moved_in.lock().contains(&partition);
+        let may_be_moved = moved_here || self.inner.catalogue.had_other_hosts();
+        let Some(entry) = kept(&table, id, may_be_moved) else {
+            let topic = topic.spec.name.clone();
+            return Err(DelayedError::Unknown { topic, id });
+        };
+        let transaction = Transaction {
+            state: vec![removal(partition, share, std::iter::once(&entry.key))],
+            turns: turn.held().into_iter().collect(),
+            durability: Some(topic.spec.durability),
+            ..Transaction::default()
+        };
+        share.commit(transaction).await?;
+        self.inner.delays.show(partition, &topic.spec.name, &table);
+        Ok(())
+    }
+
+    fn delayed_topic(&self, name: &TopicName) -> Result<Topic, DelayedError> {
+        let unknown = || DelayedError::UnknownTopic(name.clone());
+        self.inner.catalogue.topic(name).ok_or_else(unknown)
+    }
+}
+
+/// The entry of a delayed message, if it is still there: under another time than its id says, if that moved with the clock.
+fn kept(table: &StateTable, id: DelayedId, may_be_moved: bool) -> Option<StateEntry> {
+    let entry = exactly(table, id);
+    if entry.is_some() || !id.is_span() || !may_be_moved {
+        return entry;
+    }
+    let mut moved = None;
+    stored::each_key(table, |key| {
+        let other = DelayedId::of_key(id.partition, key);
+        moved = moved.or_else(|| other.filter(|other| other.is_same(&id)));
+    });
+    exactly(table, moved?)
+}
+
+fn in_topic(topic: &Topic, partition: PartitionId) -> Result<TopicPartition, DelayedError> {
+    let found = topic.partition(partition);
+    found.ok_or_else(|| DelayedError::UnknownPartition {
+        topic: topic.spec.name.clone(),
+        partition,
+    })
+}

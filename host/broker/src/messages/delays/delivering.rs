@@ -1,0 +1,351 @@
+//! Delivers what is due: one transaction appends to the partition and removes what it appends from the delayed ones, so each is
+//! in exactly one of the two places, whatever happens in between.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _};
+use millrace_engine::state::{StateEntry, StateQuery, StateTable, Turn};
+use millrace_engine::{Append, CommitError, ReadError, Transaction};
+use millrace_model::{
+    BatchBuilder, Compression, RecordBatch, Timestamp, TopicName, TopicPartition,
+};
+use tokio::sync::watch;
+
+use crate::ground::backoff::Backoff;
+use crate::ground::packing;
+use crate::ground::tasks;
+use crate::hosts::holding::Share;
+use crate::messages::delays::delayed::Delays;
+use crate::messages::delays::stored;
+use crate::messages::delays::stored::DelayedId;
+use crate::messages::delays::stored::GROUP;
+use crate::messages::delays::stored::read;
+use crate::messages::delays::stored::removal;
+
+/// Messages that one transaction delivers.
+const DELIVERED_AT_ONCE_MAX: usize = 1_000;
+/// Bytes of them, but for one larger message.
+const DELIVERED_BYTES_AT_ONCE_MAX: usize = 4 << 20;
+/// Partitions that are delivered to side by side.
+const PARTITIONS_AT_ONCE_MAX: usize = 16;
+/// Nobody sleeps longer in one go, for the wall clock may be set; and so often all partitions are looked at, whatever was noted.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// So soon all partitions are looked at again if one could not be read.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
+/// After other hosts have delayed messages, so much later what is due is looked at anew.
+const OTHERS_LOOK_AFTER: Duration = Duration::from_millis(20);
+
+/// Why a partition was left.
+enum Left {
+    /// It is gone, and what was delayed in it.
+    Gone,
+    /// It may do later.
+    Wait(String),
+    /// The engine takes nothing any more.
+    End,
+}
+
+impl From<CommitError> for Left {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::UnknownPartition(_) => Self::Gone,
+            CommitError::Poisoned(_) | CommitError::Closed => Self::End,
+            _ => Self::Wait(error.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for Left {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::UnknownPartition(_) => Self::Gone,
+            _ => Self::Wait(error.to_string()),
+        }
+    }
+}
+
+/// What is due in one partition.
+struct Due {
+    entries: Vec<StateEntry>,
+    ids: Vec<DelayedId>,
+    batch: Option<RecordBatch>,
+}
+
+/// Delivers until told to stop, or until the engine does.
+pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
+    let mut backoff = Backoff::default();
+    let (mut look_at, mut moves_at) = (Duration::ZERO, Duration::MAX);
+    let mut hosts = delays.holdings.changes();
+    let mut others = delays.engine.watch_state(&GROUP);
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => break,
+            () = delays.follow_steps() => {}
+        }
+        let monotonic = delays.clock.monotonic();
+        if moves_at <= monotonic {
+            delays.give_back().await;
+            moves_at = Duration::MAX;
+        }
+        if look_at <= monotonic {
+            let has_seen_all = delays.look().await;
+            look_at = monotonic
+                + if has_seen_all {
+                    LOOK_EVERY
+                } else {
+                    LOOK_AGAIN_AFTER
+                };
+        }
+        let Some(wait) = delays.round(&mut backoff).await else {
+            break;
+        };
+        let rest = look_at.min(moves_at);
+        let rest = rest.saturating_sub(delays.clock.monotonic());
+        tokio::select! {
+            // Whoever would tell it may be gone as well.
+            _ = stop.wait_for(|stop| *stop) => break,
+            () = delays.earlier.notified() => {}
+            () = tokio::time::sleep(wait.min(rest)) => {}
+            // What nobody holds is taken over at once; what this host holds goes over when it is time.
+            Ok(()) = hosts.changed() => {
+                delays.holdings.notice();
+                moves_at = delays.clock.monotonic() + delays.holdings.moved_after();
+                look_at = Duration::ZERO;
+            }
+            // Something may be due earlier than is known here.
+            Ok(()) = others.changed() => {
+                look_at = look_at.min(delays.clock.monotonic() + OTHERS_LOOK_AFTER);
+            }
+        }
+    }
+    delays.give_back_all().await;
+}
+
+impl Delays {
+    /// One transaction for each of some partitions that are due; how long there is nothing to do then. `None` is the end.
+    async fn round(&self, backoff: &mut Backoff) -> Option<Duration> {
+        let now = self.clock.wall();
+        let due = self.agenda.lock().take_due(now, PARTITIONS_AT_ONCE_MAX);
+        let delivered = stream::iter(due).map(|(partition, topic)| async move {
+            // A mistake of the host with one partition is none with the others.
+            let delivered = tasks::caught("delays", self.deliver_from(partition, &topic, now));
+            let left = match delivered.await {
+                Ok(delivered) => delivered.err(),
+                Err(panicked) => Some(Left::Wait(panicked.to_owned())),
+            };
+            (partition, topic, left)
+        });
+        let delivered = delivered.buffer_unordered(PARTITIONS_AT_ONCE_MAX);
+        let delivered: Vec<_> = delivered.collect().await;
+        let mut left_for = None;
+        for (partition, topic, left) in delivered {
+            match left {
+                None => {}
+                Some(Left::Gone) => self.forget(partition),
+                Some(Left::End) => return None,
+                Some(Left::Wait(reason)) => {
+                    let wait =
+                        *left_for.get_or_insert_with(|| backoff.next(&mut fastrand::Rng::new()));
+                    tracing::warn!(%topic, partition = %partition.partition, reason, "delayed messages wait; trying again");
+                    self.agenda.lock().note(partition, &topic, now.after(wait));
+                }
+            }
+        }
+        if left_for.is_none() {
+            backoff.reset();
+        }
+        let next = self.agenda.lock().next();
+        let now = self.clock.wall();
+        Some(next.map_or(LOOK_EVERY, |next| now.until(next).min(LOOK_EVERY)))
+    }
+
+    async fn deliver_from(
+        &self,
+        partition: TopicPartition,
+        topic: &TopicName,
+        now: Timestamp,
+    ) -> Result<(), Left> {
+        let is_elsewhere = self.holdings.elsewhere(partition).is_some();
+        // What it holds it delivers until it gives that back.
+        if is_elsewhere && (self.kept(partition).is_none() || self.holdings.moves(partition)) {
+            // Looked at again when hosts come or go.
+            return Ok(());
+        }
+        let Some(share) = self.share_of(partition).await? else {
+            let reason = "whoever has them has not given them back yet".to_owned();
+            return Err(Left::Wait(reason));
+        };
+        let table = self.engine.state(&GROUP, partition).await?;
+        // Whoever cancels one of them waits, and finds it gone.
+        let turn = table.turn().await;
+        let due = due(&table, partition, now);
+        if !due.entries.is_empty() {
+            self.deliver(partition, topic, due, &share, &turn).await?;
+        }
+        drop(turn);
+        self.show(partition, topic, &table);
+        if let Some(next) = first_due(&table) {
+            self.agenda.lock().note(partition, topic, next);
+        }
+        Ok(())
+    }
+
+    /// The right to deliver there, kept from then on; `None` while somebody else has it.
+    pub(super) async fn share_of(
+        &self,
+        partition: TopicPartition,
+    ) -> Result<Option<Arc<Share>>, CommitError> {
+        if let Some(share) = self.kept(partition) {
+            return Ok(Some(share));
+        }
+        let share = self.holdings.take(partition).await?;
+        if let Some(share) = &share {
+            let mut held = self.held.lock();
+            held.insert(partition, Arc::clone(share));
+        }
+        Ok(share)
+    }
+
+    fn kept(&self, partition: TopicPartition) -> Option<Arc<Share>> {
+        let kept = self.held.lock().get(&partition).cloned();
+        kept.filter(|share| !share.is_lost())
+    }
+
+    /// The right to write there now: the one to deliver, where that is this host's, or a claim.
+    pub(super) async fn right_to(
+        &self,
+        partition: TopicPartition,
+    ) -> Result<Arc<Share>, CommitError> {
+        if self.holdings.elsewhere(partition).is_none()
+            && let Some(share) = self.share_of(partition).await?
+        {
+            return Ok(share);
+        }
+        self.holdings.claim(partition).await
+    }
+
+    /// What is to go to other hosts by now.
+    async fn give_back(&self) {
+        let moving: Vec<Arc<Share>> = {
+            let mut held = self.held.lock();
+            let moving = held.extract_if(|at, _| self.holdings.moves(*at));
+            moving.map(|(_, share)| share).collect()
+        };
+        for share in moving {
+            share.leave().await;
+        }
+    }
+
+    async fn give_back_all(&self) {
+        let held = std::mem::take(&mut *self.held.lock());
+        for share in held.into_values() {
+            share.leave().await;
+        }
+    }
+
+    async fn deliver(
+        &self,
+        partition: TopicPartition,
+        topic: &TopicName,
+        due: Due,
+        share: &Share,
+        turn: &Turn,
+    ) -> Result<(), Left> {
+        let lost = due.entries.len() - due.ids.len();
+        if lost > 0 {
+            tracing::error!(%topic, partition = %partition.partition, lost, "delayed messages cannot be read; they are given up");
+        }
+        let settings = self.engine.topic(topic).map(|topic| topic.spec.settings);
+        let codec = settings.map_or(Compression::None, |settings| settings.compression);
+        let packed = packing::packed(due.batch.into_iter().collect(), |_| codec).await;
+        let append = |batch| Append { partition, batch };
+        let transaction = Transaction {
+            appends: packed.into_iter().map(append).collect(),
+            state: vec![removal(
+                partition,
+                share,
+                due.entries.iter().map(|e| &e.key),
+            )],
+            turns: turn.held().into_iter().collect(),
+            ..Transaction::default()
+        };
+        share.commit(transaction).await?;
+        self.delivered(topic, &due.ids);
+        Ok(())
+    }
+
+    /// Notes every partition that has delayed messages; whether all could be read.
+    pub(super) async fn look(&self) -> bool {
+        let Ok(partitions) = self.engine.state_partitions(&GROUP).await else {
+            return false;
+        };
+        self.forget_all_but(&partitions);
+        // Of topics that are gone, too.
+        self.held.lock().retain(|_, share| !share.is_lost());
+        if partitions.is_empty() {
+            return true;
+        }
+        let mut has_seen_all = true;
+        let topics = self.engine.topics().into_iter();
+        let names: std::collections::HashMap<_, _> = topics.map(|t| (t.id, t.spec.name)).collect();
+        for partition in partitions {
+            let Some(topic) = names.get(&partition.topic) else {
+                continue;
+            };
+            match self.engine.state(&GROUP, partition).await {
+                Ok(table) => {
+                    self.show(partition, topic, &table);
+                    if let Some(due) = first_due(&table) {
+                        self.agenda.lock().note(partition, topic, due);
+                    }
+                }
+                // Gone with its topic.
+                Err(ReadError::UnknownPartition(_)) => {}
+                Err(_) => has_seen_all = false,
+            }
+        }
+        has_seen_all
+    }
+}
+
+/// What is due, as one batch.
+fn due(table: &StateTable, partition: TopicPartition, now: Timestamp) -> Due {
+    let query = StateQuery {
+        entries_max: DELIVERED_AT_ONCE_MAX,
+        bytes_max: DELIVERED_BYTES_AT_ONCE_MAX,
+        ..StateQuery::default()
+    };
+    let page = stored::page(table, &query);
+    let mut entries = page.entries;
+    let is_due = |entry: &StateEntry| {
+        let id = DelayedId::of_key(partition.partition, &entry.key);
+        id.is_none_or(|id| id.due <= now)
+    };
+    entries.retain(is_due);
+    let mut ids = Vec::with_capacity(entries.len());
+    let mut builder = BatchBuilder::with_capacity(0);
+    for entry in &entries {
+        if let Some((id, message)) = read(entry, partition.partition) {
+            builder.push(&message);
+            ids.push(id);
+        }
+    }
+    Due {
+        entries,
+        ids,
+        batch: builder.finish(),
+    }
+}
+
+/// When the first one is due.
+fn first_due(table: &StateTable) -> Option<Timestamp> {
+    let query = StateQuery {
+        entries_max: 1,
+        ..StateQuery::default()
+    };
+    let first = stored::page(table, &query);
+    let key = &first.entries.first()?.key;
+    // What cannot be read is dealt with at once.
+    Some(DelayedId::of_key(Default::default(), key).map_or_else(Timestamp::default, |id| id.due))
+}

@@ -1,0 +1,75 @@
+//! The handle of messages: what is on its way in, and what is delayed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use metrics::{Counter, Histogram, histogram};
+use millrace_engine::Engine;
+use millrace_model::{Clock, TopicId};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::catalogue::handle::Catalogue;
+use crate::ground::partitioner::Partitioners;
+use crate::handler::ModuleHost;
+use crate::messages::delays::delayed::Delays;
+
+/// Messages in and out. Cheap to clone.
+#[derive(Clone)]
+pub struct Messages {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) modules: Arc<dyn ModuleHost>,
+    pub(super) partitioners: Arc<Partitioners>,
+    pub(super) catalogue: Catalogue,
+    pub(super) delays: Arc<Delays>,
+    /// Bytes of produce calls on their way to the engine.
+    pub(super) in_flight: Semaphore,
+    /// How many those may be.
+    pub(super) in_flight_bytes: usize,
+    pub(super) publish_seconds: Histogram,
+    /// Messages received, by topic.
+    pub(super) received: Mutex<HashMap<TopicId, Counter>>,
+}
+
+impl Messages {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        modules: Arc<dyn ModuleHost>,
+        partitioners: Arc<Partitioners>,
+        catalogue: Catalogue,
+        delays: Arc<Delays>,
+        in_flight_bytes: usize,
+    ) -> Self {
+        let inner = Inner {
+            clock,
+            engine,
+            modules,
+            partitioners,
+            catalogue,
+            delays,
+            in_flight: Semaphore::new(in_flight_bytes),
+            in_flight_bytes,
+            publish_seconds: histogram!("millrace_publish_seconds"),
+            received: Mutex::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Messages that are to be delivered later.
+    pub(crate) fn delays(&self) -> &Arc<Delays> {
+        &self.inner.delays
+    }
+
+    /// The topic is gone: nothing is counted of it any more.
+    pub(crate) fn forget_topic(&self, id: TopicId) {
+        self.inner.received.lock().remove(&id);
+    }
+}

@@ -1,0 +1,10 @@
+//! Messages in and out: produced, placed, delayed, and read again.
+
+pub(crate) mod beginning;
+pub(crate) mod delays;
+pub(crate) mod fetch;
+pub(crate) mod gone;
+pub(crate) mod handle;
+pub(crate) mod place;
+pub(crate) mod placement;
+pub(crate) mod produce;

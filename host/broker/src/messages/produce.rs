@@ -1,0 +1,691 @@
+//! Produce: messages in, offsets out. One call is one commit: all of its messages are there, or none. A call with a key takes
+//! effect once, however often it is made.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use metrics::{Counter, counter};
+use millrace_engine::{Append, CommitError, Receipt, RequestMark, Transaction};
+use millrace_model::bounds::{
+    DELAY_MS_MAX, DELAYED_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX,
+    PRODUCE_CALL_BYTES_MAX, PRODUCE_CALL_MESSAGES_MAX, REQUEST_NOTE_BYTES_MAX,
+    TIMESTAMP_AHEAD_MS_MAX,
+};
+use millrace_model::unit::{OtherUnit, check_ms};
+use millrace_model::{
+    BatchBuilder, ColumnBatch, Compression, Header, Message, Offset, PartitionId, ProcessorName,
+    Timestamp, Topic, TopicName,
+};
+use tokio::sync::SemaphorePermit;
+
+use crate::catalogue::deciding::decision_errors;
+use crate::ground::columns;
+use crate::ground::headers;
+use crate::ground::packing;
+use crate::ground::partitioner::{Partitioner, PartitionerError};
+use crate::handler::{AdmitError, CallError};
+use crate::messages::delays::delayed::Delays;
+use crate::messages::delays::delayed::DelaysFull;
+use crate::messages::delays::stored::Additions;
+use crate::messages::delays::stored::DelayedId;
+use crate::messages::delays::stored::DueAt;
+use crate::messages::delays::stored::alone;
+use crate::messages::handle::Messages;
+use crate::messages::placement::{Place, Placement};
+
+/// A message to produce.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    /// Where it goes; `None` leaves it to the topic's partitioner.
+    pub partition: Option<PartitionId>,
+    /// The message.
+    pub message: Message,
+    /// When it is delivered; `None`, or a time that has passed, is at once.
+    pub deliver_at: Option<DueAt>,
+}
+
+/// Where a produced message went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// It is in its partition.
+    At {
+        /// Its partition.
+        partition: PartitionId,
+        /// Its offset there.
+        offset: Offset,
+    },
+    /// It waits for its time.
+    Delayed(DelayedId),
+}
+
+impl Placed {
+    /// The partition that it is in, or will be.
+    #[must_use]
+    pub fn partition(&self) -> PartitionId {
+        match self {
+            Self::At { partition, .. } => *partition,
+            Self::Delayed(id) => id.partition(),
+        }
+    }
+
+    /// Its offset, unless it waits.
+    #[must_use]
+    pub fn offset(&self) -> Option<Offset> {
+        match self {
+            Self::At { offset, .. } => Some(*offset),
+            Self::Delayed(_) => None,
+        }
+    }
+}
+
+/// By what a call is known again when it is made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallKey {
+    /// The caller's key, by its digest.
+    pub key: [u8; 16],
+    /// Everything that the caller sent, by its digest.
+    pub fingerprint: [u8; 16],
+}
+
+/// What became of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Produced {
+    /// Where each message went, in order.
+    pub placed: Vec<Placed>,
+    /// Whether an earlier call with the same key did it, and this one did nothing.
+    pub repeated: bool,
+    /// Of a repeat: which of the messages, by their index, can no longer be read where they were placed, because retention, compaction
+    /// or a trim removed them. The key outlives them, so they are not added again.
+    pub gone: BTreeSet<usize>,
+}
+
+/// Why nothing was produced. `index` counts the messages of the call from 0.
+#[derive(Debug, thiserror::Error)]
+pub enum ProduceError {
+    /// No such topic.
+    #[error("topic {0} does not exist; create it first")]
+    UnknownTopic(TopicName),
+    /// The topic has fewer partitions.
+    #[error("message {index}: topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
+    UnknownPartition {
+        /// Which message.
+        index: usize,
+        /// Which topic.
+        topic: TopicName,
+        /// What was asked for.
+        partition: PartitionId,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// The topic belongs to a processor.
+    #[error(
+        "topic {topic} belongs to processor {owner}, which alone writes to it; produce to the processor's input, or redrive its dead letters"
+    )]
+    Owned {
+        /// Which topic.
+        topic: TopicName,
+        /// Whose.
+        owner: ProcessorName,
+    },
+    /// A message without a key, of which a compacted topic would not know when to let it go.
+    #[error(
+        "message {index} has no key, and topic {topic} is compacted: it keeps the latest value of each key"
+    )]
+    KeyMissing {
+        /// Which message.
+        index: usize,
+        /// Which topic.
+        topic: TopicName,
+    },
+    /// A message over [`MESSAGE_BYTES_MAX`](millrace_model::bounds::MESSAGE_BYTES_MAX).
+    #[error(
+        "message {index} has {bytes} bytes, at most {max} are taken; keep large payloads elsewhere and send a reference"
+    )]
+    TooLarge {
+        /// Which message.
+        index: usize,
+        /// Its bytes.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A message over [`MESSAGE_HEADERS_MAX`](millrace_model::bounds::MESSAGE_HEADERS_MAX).
+    #[error("message {index} has {headers} headers, at most {max} are taken")]
+    TooManyHeaders {
+        /// Which message.
+        index: usize,
+        /// Its headers.
+        headers: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A header that only the host writes.
+    #[error(
+        "message {index}: header {name:?} is written by the host alone; choose a name that does not begin with `millrace-`"
+    )]
+    ReservedHeader {
+        /// Which message.
+        index: usize,
+        /// The header's name.
+        name: String,
+    },
+    /// A message to delay over [`DELAYED_MESSAGE_BYTES_MAX`](millrace_model::bounds::DELAYED_MESSAGE_BYTES_MAX).
+    #[error(
+        "message {index} has {bytes} bytes, at most {max} are taken of one that is delayed; keep the payload elsewhere and send a reference"
+    )]
+    DelayedTooLarge {
+        /// Which message.
+        index: usize,
+        /// Its bytes, ten for each header included.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A time of delivery beyond [`DELAY_MS_MAX`](millrace_model::bounds::DELAY_MS_MAX).
+    #[error(
+        "message {index} is to be delivered at {deliver_at}, more than {max_ms} ms from now; give milliseconds since the Unix epoch"
+    )]
+    TooFar {
+        /// Which message.
+        index: usize,
+        /// What was asked for.
+        deliver_at: u64,
+        /// The bound.
+        max_ms: u64,
+    },
+    /// A timestamp beyond [`TIMESTAMP_AHEAD_MS_MAX`](millrace_model::bounds::TIMESTAMP_AHEAD_MS_MAX).
+    #[error(
+        "message {index} has the timestamp {timestamp}, more than {max_ms} ms ahead; give milliseconds since the Unix epoch, or leave it out"
+    )]
+    Ahead {
+        /// Which message.
+        index: usize,
+        /// What it says.
+        timestamp: u64,
+        /// The bound.
+        max_ms: u64,
+    },
+    /// A time in another unit than milliseconds.
+    #[error("message {index}: {field} {unit}")]
+    OtherUnit {
+        /// Which message.
+        index: usize,
+        /// Which of its times.
+        field: &'static str,
+        /// What it looks like.
+        unit: OtherUnit,
+    },
+    /// No room for more delayed messages.
+    #[error(transparent)]
+    DelaysFull(#[from] DelaysFull),
+    /// All messages of the call together are over the bound.
+    #[error(
+        "the messages of this call have {bytes} bytes, at most {max} are taken at once; send them in several calls"
+    )]
+    CallTooLarge {
+        /// Their bytes.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// More messages than one call may carry.
+    #[error(
+        "this call has {messages} messages, at most {max} are taken at once; send them in several calls"
+    )]
+    TooMany {
+        /// Its messages.
+        messages: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A call without messages.
+    #[error("there is nothing to send; give at least one message")]
+    NothingToSend,
+    /// As many bytes as may be are on their way to the engine.
+    #[error("{max} bytes are being written already; try again in a moment")]
+    Busy {
+        /// The bound.
+        max: usize,
+    },
+    /// The partitioner could not be loaded.
+    #[error(
+        "the topic's partitioner cannot be loaded: {0}; name the partition, or see the host's log"
+    )]
+    PartitionerGone(String),
+    /// The partitioner failed.
+    #[error("the topic's partitioner failed: {0}")]
+    Partitioner(CallError),
+    /// The places of the messages take more than may be remembered.
+    #[error(
+        "with a key, where each message goes is remembered, and here that takes {bytes} bytes, at most {max} are kept; send fewer \
+         messages at once, or name their partitions in runs"
+    )]
+    Scattered {
+        /// What it takes.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The call took effect earlier, and nobody knows any more where its messages went.
+    #[error("the call took effect earlier, but where its messages went cannot be read any more")]
+    PlacesLost,
+    /// The engine did not take it.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+decision_errors! {
+    ProduceError: ProduceError::Commit;
+}
+
+impl Messages {
+    /// Appends messages to a topic: all of them, or none. Returns where each one went, in order. A message without a timestamp
+    /// (0) is stamped with the time of its arrival, and a delayed one with that of its delivery.
+    ///
+    /// # Errors
+    /// [`ProduceError`]; nothing was appended (for [`CommitError::Poisoned`] it is not known).
+    pub async fn produce(
+        &self,
+        topic: &TopicName,
+        messages: Vec<NewMessage>,
+    ) -> Result<Vec<Placed>, ProduceError> {
+        let produced = self.produce_as(topic, messages, None).await?;
+        Ok(produced.placed)
+    }
+
+    /// As [`Broker::produce`], once: the same key again gives the answer of the first time, within the topic's window
+    /// ([`REQUESTS_PER_TOPIC_MAX`](millrace_model::bounds::REQUESTS_PER_TOPIC_MAX) and the bounds after it). A call that is made
+    /// while the first one is under way waits for it.
+    ///
+    /// # Errors
+    /// As of [`Broker::produce`]; [`CommitError::RequestReused`] where the key came with something else.
+    pub async fn produce_once(
+        &self,
+        topic: &TopicName,
+        messages: Vec<NewMessage>,
+        key: CallKey,
+    ) -> Result<Produced, ProduceError> {
+        self.produce_as(topic, messages, Some(key)).await
+    }
+
+    async fn produce_as(
+        &self,
+        topic: &TopicName,
+        mut messages: Vec<NewMessage>,
+        key: Option<CallKey>,
+    ) -> Result<Produced, ProduceError> {
+        let before = self.inner.clock.monotonic();
+        let unknown = || ProduceError::UnknownTopic(topic.clone());
+        let topic = self.inner.catalogue.topic(topic).ok_or_else(unknown)?;
+        let now = self.inner.clock.wall();
+        let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
+        let _room = self.room(bytes)?;
+        stamp(&mut messages, now);
+        let partitions = self.partitions_of(&topic, &messages).await?;
+        let delays = &self.inner.delays;
+        let Grouped {
+            mut appends,
+            mut additions,
+            placement,
+        } = grouped(&topic, &messages, &partitions, bytes, delays);
+        delays.check_room(&additions).await?;
+        pack(&mut appends, topic.spec.settings.compression).await;
+        let transaction = Transaction {
+            request: key.map(|key| mark(&topic, key, &placement)).transpose()?,
+            state: additions.take_writes(),
+            durability: Some(topic.spec.durability),
+            ..Transaction::produce(appends)
+        };
+        delays.expect(&additions).await;
+        let committed = self.inner.engine.commit(transaction).await;
+        delays.expect(&additions).await;
+        let committed = committed.map_err(|error| match error {
+            CommitError::RoomFull(full) => DelaysFull::Host(full).into(),
+            error => ProduceError::Commit(error),
+        });
+        let mut produced = produced(placement, &committed?)?;
+        match produced.repeated {
+            false => self.received(&topic).increment(messages.len() as u64),
+            true => produced.gone = self.gone(&topic, &produced.placed).await,
+        }
+        let took = self.inner.clock.monotonic().saturating_sub(before);
+        self.inner.publish_seconds.record(took.as_secs_f64());
+        Ok(produced)
+    }
+
+    /// Bytes of messages that one call takes: what the product allows, and no more than the engine takes at once.
+    fn call_bytes_max(&self) -> usize {
+        let limits = self.inner.engine.limits();
+        PRODUCE_CALL_BYTES_MAX.min(limits.transaction_bytes_max)
+    }
+
+    /// Whether the topic would take these messages now.
+    pub(crate) fn check_produce(
+        &self,
+        topic: &TopicName,
+        messages: &[NewMessage],
+    ) -> Result<(), ProduceError> {
+        let unknown = || ProduceError::UnknownTopic(topic.clone());
+        let topic = self.inner.catalogue.topic(topic).ok_or_else(unknown)?;
+        let now = self.inner.clock.wall();
+        check(&topic, messages, now, self.call_bytes_max()).map(drop)
+    }
+
+    /// Appends one message at once, with headers that are the host's, in a transaction that does more.
+    pub(crate) async fn produce_with(
+        &self,
+        topic: &TopicName,
+        message: NewMessage,
+        headers: Vec<Header>,
+        transaction: Transaction,
+    ) -> Result<Receipt, ProduceError> {
+        let unknown = || ProduceError::UnknownTopic(topic.clone());
+        let topic = self.inner.catalogue.topic(topic).ok_or_else(unknown)?;
+        let now = self.inner.clock.wall();
+        let mut messages = vec![message];
+        let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
+        stamp(&mut messages, now);
+        messages[0].message.headers.extend(headers);
+        let partitions = self.partitions_of(&topic, &messages).await?;
+        let mut grouped = grouped(&topic, &messages, &partitions, bytes, &self.inner.delays);
+        pack(&mut grouped.appends, topic.spec.settings.compression).await;
+        let transaction = Transaction {
+            appends: grouped.appends,
+            ..transaction
+        };
+        let receipt = self.inner.engine.commit(transaction).await?;
+        self.received(&topic).increment(1);
+        Ok(receipt)
+    }
+
+    /// Room for so many bytes on their way to the engine.
+    fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, ProduceError> {
+        // At least one permit: a flood of empty messages is a flood.
+        let permits = u32::try_from(bytes.max(1)).unwrap_or(u32::MAX);
+        let room = self.inner.in_flight.try_acquire_many(permits);
+        room.map_err(|_| ProduceError::Busy {
+            max: self.inner.in_flight_bytes,
+        })
+    }
+
+    fn received(&self, topic: &Topic) -> Counter {
+        let mut received = self.inner.received.lock();
+        let new = || counter!("millrace_messages_in_total", "topic" => topic.spec.name.to_string());
+        received.entry(topic.id).or_insert_with(new).clone()
+    }
+
+    /// The partition of each message.
+    async fn partitions_of(
+        &self,
+        topic: &Topic,
+        messages: &[NewMessage],
+    ) -> Result<Vec<u32>, ProduceError> {
+        let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
+        let partitioner = self.inner.partitioners.of(topic, engine, modules).await;
+        let partitioner = partitioner.map_err(|error| match error {
+            PartitionerError::Admit(AdmitError::Stopping) => CommitError::Closed.into(),
+            error => ProduceError::PartitionerGone(error.to_string()),
+        })?;
+        if partitioner.is_component() {
+            return by_component(&partitioner, topic, messages).await;
+        }
+        let now = self.inner.clock.monotonic();
+        let mut built_in = partitioner.built_in(topic.spec.partitions, now);
+        let choose = |new: &NewMessage| match new.partition {
+            Some(partition) => partition.0,
+            None => built_in.choose(new.message.key.as_deref(), new.message.byte_count()),
+        };
+        Ok(messages.iter().map(choose).collect())
+    }
+}
+
+async fn by_component(
+    partitioner: &Partitioner,
+    topic: &Topic,
+    messages: &[NewMessage],
+) -> Result<Vec<u32>, ProduceError> {
+    let mut columns = ColumnBatch {
+        topic: topic.spec.name.to_string(),
+        ..ColumnBatch::default()
+    };
+    let unplaced = messages.iter().filter(|new| new.partition.is_none());
+    unplaced.for_each(|new| columns::push_message(&mut columns, &new.message));
+    let mut assigned = Vec::new();
+    if !columns.is_empty() {
+        let partitions = topic.spec.partitions;
+        let answer = partitioner
+            .by_component(partitions, &Arc::new(columns))
+            .await;
+        assigned = answer.map_err(ProduceError::Partitioner)?;
+    }
+    let mut assigned = assigned.into_iter();
+    let choose = |new: &NewMessage| match new.partition {
+        Some(partition) => partition.0,
+        None => assigned.next().unwrap_or_default(),
+    };
+    Ok(messages.iter().map(choose).collect())
+}
+
+/// Checks everything before anything is stored; the bytes of all messages.
+fn check(
+    topic: &Topic,
+    messages: &[NewMessage],
+    now: Timestamp,
+    bytes_max: usize,
+) -> Result<usize, ProduceError> {
+    if let Some(owner) = &topic.spec.owner {
+        return Err(ProduceError::Owned {
+            topic: topic.spec.name.clone(),
+            owner: owner.clone(),
+        });
+    }
+    if messages.is_empty() {
+        return Err(ProduceError::NothingToSend);
+    }
+    if messages.len() > PRODUCE_CALL_MESSAGES_MAX {
+        return Err(ProduceError::TooMany {
+            messages: messages.len(),
+            max: PRODUCE_CALL_MESSAGES_MAX,
+        });
+    }
+    let mut bytes = 0;
+    for (index, new) in messages.iter().enumerate() {
+        let message_bytes = check_message(topic, index, new)?;
+        check_times(index, new, now)?;
+        check_delay(index, new, message_bytes, now)?;
+        bytes += message_bytes;
+    }
+    match bytes <= bytes_max {
+        true => Ok(bytes),
+        false => Err(ProduceError::CallTooLarge {
+            bytes,
+            max: bytes_max,
+        }),
+    }
+}
+
+fn check_message(topic: &Topic, index: usize, new: &NewMessage) -> Result<usize, ProduceError> {
+    let message = &new.message;
+    if topic.spec.settings.compact && message.key.is_none() {
+        let topic = topic.spec.name.clone();
+        return Err(ProduceError::KeyMissing { index, topic });
+    }
+    // The frame of each header counts too, so that a batch of this many bytes always fits.
+    let bytes = message.byte_count() + message.headers.len() * 10;
+    if bytes > MESSAGE_BYTES_MAX {
+        let max = MESSAGE_BYTES_MAX;
+        return Err(ProduceError::TooLarge { index, bytes, max });
+    }
+    if message.headers.len() > MESSAGE_HEADERS_MAX {
+        return Err(ProduceError::TooManyHeaders {
+            index,
+            headers: message.headers.len(),
+            max: MESSAGE_HEADERS_MAX,
+        });
+    }
+    let reserved = |header: &&Header| headers::is_reserved(&header.name);
+    if let Some(header) = message.headers.iter().find(reserved) {
+        let name = String::from_utf8_lossy(&header.name).into_owned();
+        return Err(ProduceError::ReservedHeader { index, name });
+    }
+    match new.partition {
+        Some(partition) if topic.partition(partition).is_none() => {
+            Err(ProduceError::UnknownPartition {
+                index,
+                topic: topic.spec.name.clone(),
+                partition,
+                partitions: topic.spec.partitions,
+            })
+        }
+        _ => Ok(bytes),
+    }
+}
+
+/// Whether its times are meant as they are given.
+fn check_times(index: usize, new: &NewMessage, now: Timestamp) -> Result<(), ProduceError> {
+    let in_ms = |field, at: Timestamp| {
+        let checked = check_ms(at.0, now);
+        checked.map_err(|unit| ProduceError::OtherUnit { index, field, unit })
+    };
+    let due = new
+        .deliver_at
+        .map_or_else(Timestamp::default, |due| due.time);
+    in_ms("deliver_at", due)?;
+    let timestamp = in_ms("timestamp", new.message.timestamp)?;
+    let max_ms = TIMESTAMP_AHEAD_MS_MAX;
+    // Its own, where it has one, may well be that of its delivery.
+    match timestamp <= now.max(due).0.saturating_add(max_ms) {
+        true => Ok(()),
+        false => Err(ProduceError::Ahead {
+            index,
+            timestamp,
+            max_ms,
+        }),
+    }
+}
+
+fn check_delay(
+    index: usize,
+    new: &NewMessage,
+    bytes: usize,
+    now: Timestamp,
+) -> Result<(), ProduceError> {
+    let Some(DueAt { time: at, .. }) = new.deliver_at else {
+        return Ok(());
+    };
+    if bytes > DELAYED_MESSAGE_BYTES_MAX {
+        let max = DELAYED_MESSAGE_BYTES_MAX;
+        return Err(ProduceError::DelayedTooLarge { index, bytes, max });
+    }
+    match at.0 <= now.0.saturating_add(DELAY_MS_MAX) {
+        true => Ok(()),
+        false => Err(ProduceError::TooFar {
+            index,
+            deliver_at: at.0,
+            max_ms: DELAY_MS_MAX,
+        }),
+    }
+}
+
+/// From here on, a message has a time of delivery only if that has not come yet.
+fn stamp(messages: &mut [NewMessage], now: Timestamp) {
+    for new in messages {
+        new.deliver_at = new.deliver_at.filter(|due| due.time > now);
+        if new.message.timestamp == Timestamp::default() {
+            new.message.timestamp = new.deliver_at.map_or(now, |due| due.time);
+        }
+        // A record's field is signed: what goes beyond would be stored and never read again.
+        new.message.timestamp = new.message.timestamp.min(Timestamp(i64::MAX as u64));
+    }
+}
+
+/// What a call becomes.
+struct Grouped {
+    /// One batch per partition.
+    appends: Vec<Append>,
+    additions: Additions,
+    /// Where each message is.
+    placement: Placement,
+}
+
+fn grouped(
+    topic: &Topic,
+    messages: &[NewMessage],
+    partitions: &[u32],
+    bytes: usize,
+    delays: &Delays,
+) -> Grouped {
+    let mut builders: Vec<(u32, BatchBuilder)> = Vec::new();
+    let mut groups = HashMap::new();
+    let mut places = Vec::with_capacity(messages.len());
+    let mut additions = Additions::default();
+    for (new, &partition) in messages.iter().zip(partitions) {
+        let due = new
+            .deliver_at
+            .and_then(|due| Some((due, alone(&new.message)?)));
+        if let Some((due, message)) = due {
+            let id = delays.next_id(PartitionId(partition), due);
+            additions.add(topic, id, &message);
+            places.push(Place::Delayed(id));
+            continue;
+        }
+        let group = *groups.entry(partition).or_insert_with(|| {
+            let capacity = (bytes + messages.len() * 20) / (builders.len() + 1);
+            builders.push((partition, BatchBuilder::with_capacity(capacity)));
+            builders.len() - 1
+        });
+        let builder = &mut builders[group].1;
+        places.push(Place::In(group as u32, builder.message_count() as u32));
+        builder.push(&new.message);
+    }
+    let placement = Placement {
+        partitions: builders.iter().map(|(partition, _)| *partition).collect(),
+        places,
+    };
+    let append = |(partition, builder): (u32, BatchBuilder)| {
+        let partition = topic.partition(PartitionId(partition))?;
+        builder.finish().map(|batch| Append { partition, batch })
+    };
+    Grouped {
+        appends: builders.into_iter().filter_map(append).collect(),
+        additions,
+        placement,
+    }
+}
+
+fn mark(topic: &Topic, key: CallKey, placement: &Placement) -> Result<RequestMark, ProduceError> {
+    let note = placement.encode();
+    if note.len() > REQUEST_NOTE_BYTES_MAX {
+        let (bytes, max) = (note.len(), REQUEST_NOTE_BYTES_MAX);
+        return Err(ProduceError::Scattered { bytes, max });
+    }
+    Ok(RequestMark {
+        topic: topic.id,
+        key: key.key,
+        fingerprint: key.fingerprint,
+        note: note.into(),
+    })
+}
+
+/// A repeat is placed as it was the first time: a partitioner may choose otherwise now.
+fn produced(placement: Placement, receipt: &Receipt) -> Result<Produced, ProduceError> {
+    let placement = match receipt.repeated {
+        true => Placement::decode(&receipt.note).ok_or(ProduceError::PlacesLost)?,
+        false => placement,
+    };
+    let placed = placement.at(&receipt.base_offsets);
+    Ok(Produced {
+        placed: placed.ok_or(ProduceError::PlacesLost)?,
+        repeated: receipt.repeated,
+        gone: BTreeSet::new(),
+    })
+}
+
+/// Compresses the batches as their topic wants it.
+async fn pack(appends: &mut [Append], codec: Compression) {
+    let batches = appends.iter().map(|append| append.batch.clone());
+    let packed = packing::packed(batches.collect(), |_| codec).await;
+    for (append, batch) in appends.iter_mut().zip(packed) {
+        append.batch = batch;
+    }
+}

@@ -1,0 +1,557 @@
+//! A model of deployments that go wrong: random revisions, failures of every kind, canaries, error handlers, outages, several
+//! partitions, slow and fast traffic, starts of the host. The rules are the host's own (breaker, gate, delivery, batcher, history);
+//! only reading and waiting are left out. What `docs/bad-deploys.md` promises is checked after each step, with its numbers; and each
+//! rule that is broken on purpose is found out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use millrace_model::{
+    Answer, Clock, ColumnBatch, Digest, GivenUp, ManualClock, Offset, Parked, PartitionId,
+    Processor, ProcessorName, ProcessorSpec, Progress, Record, Rejections, Revision, Shadow,
+    Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+};
+use tokio::sync::mpsc;
+
+use crate::dispatch::answer::{Failed, Outputs, Verdict};
+use crate::dispatch::batcher::{self, Batch, behind, ordering};
+use crate::dispatch::breaker::{
+    CANARY_TIMEOUTS_MAX, Judgement, PROVEN_AFTER, PROVEN_LEAST, PROVEN_MESSAGES, Report, Says,
+};
+use crate::dispatch::delivery::{self, Effects, Settling, Word, contradictions, parked_before};
+use crate::dispatch::gate::{Alarm, Entry, Gate, NotLookedUp, Probe, Wanted};
+use crate::dispatch::input::Input;
+use crate::dispatch::live::{Live, OutputTopics};
+use crate::dispatch::sides::{Side, side_of};
+use crate::ground::columns::push;
+use crate::ground::planted::{Planted, is_any_broken, plant};
+use crate::handler::{BatchHandler, CallError, Cause, Decision};
+use crate::processors::loading::back_from;
+use crate::processors::revisions::voided;
+use crate::processors::revisions::{forget_oldest, leave, make_void, take_down, unproven_run};
+
+mod changes;
+mod checks;
+mod running;
+
+const PAGE: &str = include_str!("../../../../../docs/bad-deploys.md");
+/// Another number of sequences may be given in `MILLRACE_SEQUENCES`.
+const SEQUENCES: u64 = 100_000;
+const BATCH_MESSAGES: usize = 8;
+/// Steps in which everything comes to its end: dozens of messages that are called alone, each some twenty times.
+const FINISH_STEPS: u32 = 5_000;
+/// So often an error handler that waits has a message tried again.
+const PATIENCE_ATTEMPTS: u32 = 15;
+const KEYS: u64 = 5;
+
+/// The number of a row of the page's table.
+fn number(what: &str) -> u64 {
+    let row = PAGE
+        .lines()
+        .find(|line| line.contains(what) && line.starts_with('|'));
+    let cell = row.and_then(|row| row.split('|').nth(2));
+    cell.and_then(|cell| cell.trim().parse().ok())
+        .unwrap_or_else(|| panic!("no number for {what:?}"))
+}
+
+/// A message as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Good,
+    /// Takes every revision down.
+    Poison,
+    /// Every revision rejects it.
+    Unwanted,
+    /// Asks for so many retries, whoever is called.
+    Busy(u32),
+    /// Asks for a retry for ever, and the error handlers drop it.
+    Ignored,
+}
+
+/// A revision as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nature {
+    Well,
+    /// Of the good messages it fails so at so many in a hundred.
+    Fails(Cause, u64),
+    /// It rejects them, in the class that is usual.
+    Strict,
+    /// It says that something outside is down, whatever it is called with.
+    Down,
+}
+
+/// An error handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// There is none.
+    None,
+    /// It drops what is to be ignored.
+    Drops,
+    /// And it has whatever else fails tried again for a long time, whatever the policy says.
+    Waits,
+}
+
+struct Nobody;
+
+#[async_trait]
+impl BatchHandler for Nobody {
+    async fn process(&self, _: &Arc<ColumnBatch>) -> Result<Answer, CallError> {
+        Ok(Answer::default())
+    }
+}
+
+#[derive(Default)]
+struct Part {
+    messages: Vec<Kind>,
+    progress: Progress,
+    /// Messages of a batch that failed as a whole, to be called alone.
+    alone: usize,
+    /// The last message that was settled, by key.
+    settled: HashMap<u64, u64>,
+    ended: HashSet<u64>,
+    /// A call that has not returned yet.
+    flight: Option<Flight>,
+}
+
+/// A call that was made, and what came of it.
+struct Flight {
+    batch: Batch,
+    live: Arc<Live>,
+    breaker: Arc<Gate>,
+    probe: Option<Probe>,
+    failed: Vec<Failed>,
+}
+
+struct Canary {
+    gate: Arc<Gate>,
+    live: Arc<Live>,
+    percent: u32,
+}
+
+struct World {
+    rng: fastrand::Rng,
+    clock: Arc<ManualClock>,
+    alarms: mpsc::Receiver<Alarm>,
+    sender: mpsc::Sender<Alarm>,
+    processor: Processor,
+    gate: Arc<Gate>,
+    live: Arc<Live>,
+    canary: Option<Canary>,
+    natures: BTreeMap<u32, Nature>,
+    parts: Vec<Part>,
+    outage: bool,
+    handler: Patience,
+    noisy: bool,
+    auto_rollback: bool,
+    /// What was given up by revisions since the last that was proven.
+    given_up: u64,
+    /// When each revision processed a message first since it became the current one, and how many it did.
+    processed: BTreeMap<u32, (Option<Timestamp>, u64)>,
+    /// Revisions that ever processed a message as the current one.
+    worked: BTreeSet<u32>,
+    /// Revisions that were proven, ever and since they became current last.
+    proven: BTreeSet<u32>,
+    proven_anew: BTreeSet<u32>,
+    /// Good messages that were rejected as usual since the revision took over.
+    excused: u64,
+    /// Whether something outside was ever down.
+    had_outage: bool,
+    /// Failed attempts that counted, by partition, message and revision.
+    attempts: HashMap<(usize, u64, u32), u32>,
+    /// Different messages in a row that the current revision failed at, and what it was like.
+    row: (String, BTreeSet<(usize, u64)>),
+    what: Vec<String>,
+    /// Nobody deploys any more.
+    is_over: bool,
+}
+
+fn name(text: &str) -> TopicName {
+    TopicName::parse(text).expect("a name")
+}
+
+fn topic(id: u64, text: &str) -> Topic {
+    let spec = TopicSpec {
+        name: name(text),
+        partitions: 3,
+        durability: Default::default(),
+        partitioner: None,
+        owner: None,
+        created_at: Timestamp(0),
+        settings: Default::default(),
+    };
+    Topic {
+        id: TopicId(id),
+        spec,
+    }
+}
+
+fn spec() -> ProcessorSpec {
+    ProcessorSpec {
+        topics: vec![name("in")],
+        module: Digest([0; 32]),
+        output: None,
+        grants: Vec::new(),
+        order: Default::default(),
+        batch: Default::default(),
+        retry: Default::default(),
+        error_handler: None,
+        limits: Default::default(),
+        breaker: Default::default(),
+        dead_letters: Default::default(),
+        auto_rollback: true,
+        auto_redrive: false,
+        hops_max: None,
+    }
+}
+
+fn revision(number: u32, unproven_run: u32) -> Revision {
+    Revision {
+        number,
+        spec: spec(),
+        deployed_at: Timestamp(0),
+        deployed_by: None,
+        predecessor: None,
+        trial: false,
+        note: None,
+        unproven_run,
+        redrive_due: None,
+        record: Record::default(),
+    }
+}
+
+fn key_of(offset: u64) -> String {
+    format!("k{}", offset % KEYS)
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let clock = Arc::new(ManualClock::at(Timestamp(1_000_000_000)));
+        let (sender, alarms) = mpsc::channel(64);
+        // It has proven itself, and shown what is usual.
+        let mut first = revision(1, 1);
+        first.record = Record {
+            worked_at: Some(clock.wall()),
+            proven: true,
+            proven_anew: true,
+            measured: 100_000,
+            rejections: vec![Rejections {
+                class: "usual".to_owned(),
+                per_million: 30_000,
+            }],
+            ..Record::default()
+        };
+        let processor = Processor {
+            name: ProcessorName::parse("p").expect("a name"),
+            made_at: clock.wall(),
+            current: 1,
+            paused: false,
+            revisions: vec![first],
+            canary: None,
+            shadow: None,
+            replay: None,
+            start: Vec::new(),
+            resumes: Default::default(),
+            changes: Vec::new(),
+        };
+        let live = live(&processor, 1);
+        let shared: Arc<dyn Clock> = clock.clone();
+        let gate = Arc::new(Gate::new(shared, sender.clone(), Arc::clone(&live)));
+        let count = rng.usize(1..=3);
+        let handlers = [
+            Patience::None,
+            Patience::None,
+            Patience::Drops,
+            Patience::Waits,
+        ];
+        let (handler, auto_rollback) = (handlers[rng.usize(..4)], rng.u8(..4) > 0);
+        let noisy = rng.u8(..4) == 0;
+        let world = Self {
+            rng,
+            clock,
+            alarms,
+            sender,
+            processor,
+            gate,
+            live,
+            canary: None,
+            natures: BTreeMap::from([(1, Nature::Well)]),
+            parts: (0..count).map(|_| Part::default()).collect(),
+            outage: false,
+            handler,
+            noisy,
+            auto_rollback,
+            given_up: 0,
+            processed: BTreeMap::new(),
+            worked: BTreeSet::from([1]),
+            proven: BTreeSet::from([1]),
+            proven_anew: BTreeSet::from([1]),
+            excused: 0,
+            had_outage: false,
+            attempts: HashMap::new(),
+            row: Default::default(),
+            what: Vec::new(),
+            is_over: false,
+        };
+        world.tell_inputs();
+        world
+    }
+
+    fn tell_inputs(&self) {
+        let all = (0..self.parts.len() as u32).map(|partition| TopicPartition {
+            topic: TopicId(1),
+            partition: PartitionId(partition),
+        });
+        self.gate.reads(all.collect());
+    }
+
+    fn arrive(&mut self, count: usize) {
+        for _ in 0..count {
+            let kind = match self.rng.u32(..100) {
+                0..=2 => Kind::Unwanted,
+                3 => Kind::Poison,
+                4..=6 => Kind::Busy(self.rng.u32(1..4)),
+                7..=9 if self.handler != Patience::None => Kind::Ignored,
+                // Somebody sends what nobody wants, and the handler knows it.
+                10..=69 if self.handler != Patience::None && self.noisy => Kind::Ignored,
+                _ => Kind::Good,
+            };
+            let part = self.rng.usize(..self.parts.len());
+            self.parts[part].messages.push(kind);
+        }
+    }
+
+    /// What calling a revision with a message comes to.
+    fn outcome(&self, number: u32, part: usize, offset: u64) -> Option<(Cause, &'static str)> {
+        if self.outage {
+            return Some((Cause::Retry, "down"));
+        }
+        let tried: u32 = self
+            .attempts
+            .iter()
+            .filter(|((p, o, _), _)| (*p, *o) == (part, offset))
+            .map(|(_, count)| count)
+            .sum();
+        let kind = self.parts[part].messages[offset as usize];
+        let nature = self.natures[&number];
+        match (kind, nature) {
+            (Kind::Poison, _) => Some((Cause::Trap, "trap")),
+            (Kind::Unwanted, _) => Some((Cause::Reject, "usual")),
+            (Kind::Busy(times), _) if tried < times => Some((Cause::Retry, "busy")),
+            (Kind::Ignored, _) => Some((Cause::Retry, "ignore")),
+            (Kind::Good, Nature::Strict) => Some((Cause::Reject, "usual")),
+            (Kind::Good | Kind::Busy(_), Nature::Fails(cause, share)) => {
+                let scattered = (offset * 2_654_435_761 + u64::from(number) * 97) >> 7;
+                let class = if cause == Cause::Reject {
+                    "new"
+                } else {
+                    cause.as_str()
+                };
+                (scattered % 100 < share).then_some((cause, class))
+            }
+            _ => None,
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.wall()
+    }
+
+    /// Once all is well again, everything comes to its end.
+    fn finish(&mut self) {
+        (self.outage, self.is_over) = (false, true);
+        // It stays, whatever it meets that others have left.
+        self.auto_rollback = false;
+        self.end_canary();
+        self.deploy_as(Nature::Well);
+        let is_done = |part: &Part| {
+            let parked = &part.progress.parked;
+            part.progress.next.0 as usize == part.messages.len() && parked.is_empty()
+        };
+        for _ in 0..FINISH_STEPS {
+            if self.parts.iter().all(is_done) {
+                return;
+            }
+            if self.gate.is_open() {
+                // Where nothing but poison is left nobody closes a breaker: something good comes, too.
+                let part = self.rng.usize(..self.parts.len());
+                self.parts[part].messages.push(Kind::Good);
+            }
+            self.clock.advance(Duration::from_secs(300));
+            self.step_all();
+        }
+        panic!("messages wait for ever");
+    }
+
+    fn run(&mut self) {
+        let slow = self.rng.bool();
+        for _ in 0..self.rng.usize(4..14) {
+            match self.rng.u32(..20) {
+                0..=6 => self.deploy(),
+                7..=9 => self.try_canary(),
+                10 => self.try_shadow(),
+                11 => self.promote(),
+                12 | 13 => self.start(),
+                14 => {
+                    self.outage = !self.outage;
+                    self.had_outage = true;
+                    self.what.push(format!("outage {}", self.outage));
+                }
+                15 => {
+                    self.what.push("rollback".to_owned());
+                    if let Some(back) = self.processor.way_back().map(|back| back.number) {
+                        self.go_back(back);
+                    }
+                }
+                16 => {
+                    self.what.push("hours".to_owned());
+                    self.clock.advance(PROVEN_AFTER * 2);
+                }
+                _ => {}
+            }
+            let messages = if self.rng.u8(..6) == 0 {
+                40
+            } else {
+                self.rng.usize(2..14)
+            };
+            self.arrive(messages);
+            for _ in 0..self.rng.usize(4..24) {
+                let most_ms = if slow { 400_000 } else { 3_000 };
+                self.clock
+                    .advance(Duration::from_millis(self.rng.u64(1..most_ms)));
+                self.step_all();
+            }
+        }
+        self.finish();
+    }
+}
+
+fn decision(handler: Patience, failed: &Failed, tried: u32) -> Decision {
+    match failed.class.as_str() {
+        "ignore" => Decision::Drop(String::new()),
+        "busy" => Decision::RetryAfter(Duration::from_millis(100)),
+        _ if handler == Patience::Waits && tried < PATIENCE_ATTEMPTS => {
+            Decision::RetryAfter(Duration::from_secs(60))
+        }
+        _ => Decision::Policy,
+    }
+}
+
+fn live(processor: &Processor, number: u32) -> Arc<Live> {
+    let revision = processor.revision(number).expect("it is kept");
+    Arc::new(Live {
+        processor: processor.name.clone(),
+        revision: number,
+        made_at: processor.made_at,
+        back: back_from(processor, number),
+        voided: voided(processor),
+        record: revision.record.clone(),
+        unproven_run: revision.unproven_run,
+        spec: revision.spec.clone(),
+        module: String::new(),
+        handler: Arc::new(Nobody),
+        failures: None,
+        outputs: OutputTopics::default(),
+    })
+}
+
+/// What is wrong with a sequence, if anything is.
+fn wrong(seed: u64) -> Option<String> {
+    let mut world = World::new(seed);
+    let ran = catch_unwind(AssertUnwindSafe(|| world.run()));
+    let why = ran.err()?;
+    let text = why.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| why.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    Some(format!(
+        "{} ({})",
+        text.unwrap_or_default(),
+        world.what.join(", ")
+    ))
+}
+
+#[test]
+fn the_numbers_of_the_page_are_those_of_the_rules() {
+    let spec = spec();
+    let pairs = [
+        (
+            "different messages in a row",
+            u64::from(spec.breaker.failures_min),
+        ),
+        ("or this percentage", spec.breaker.failed_percent.into()),
+        ("of so many messages", spec.breaker.window_messages.into()),
+        (
+            "messages that revisions give up",
+            spec.dead_letters.unproven_max.into(),
+        ),
+        ("a revision is proven once", PROVEN_MESSAGES),
+        ("or so many minutes", PROVEN_AFTER.as_secs() / 60),
+        ("and as many messages", PROVEN_LEAST),
+        (
+            "messages that a canary is wrong about",
+            spec.dead_letters.unproven_max.into(),
+        ),
+        ("calls of a canary in a row", CANARY_TIMEOUTS_MAX.into()),
+        ("attempts of one revision", spec.retry.attempts_max.into()),
+    ];
+    for (what, rule) in pairs {
+        assert_eq!(number(what), rule, "{what}");
+    }
+}
+
+#[test]
+fn no_sequence_of_deployments_and_failures_breaks_a_promise() {
+    let given = std::env::var("MILLRACE_SEQUENCES").ok();
+    let sequences = given.and_then(|given| given.parse().ok());
+    let sequences = sequences.unwrap_or(SEQUENCES);
+    for seed in 0..sequences {
+        if let Some(why) = wrong(seed) {
+            panic!("sequence {seed}: {why}");
+        }
+    }
+    // Also where the output of tests that pass is not shown.
+    let _ = writeln!(std::io::stderr(), "{sequences} sequences of deployments");
+}
+
+#[test]
+fn each_broken_rule_is_found_out() {
+    /// Sequences in which a broken rule is looked for.
+    const LOOKS: u64 = 10_000;
+    // What is found out is no failure of this test; what other tests say is heard.
+    let hook = Arc::new(std::panic::take_hook());
+    let before = Arc::clone(&hook);
+    std::panic::set_hook(Box::new(move |info| {
+        if !is_any_broken() {
+            before(info);
+        }
+    }));
+    let rules = [
+        Planted::FirstAttemptsOnly,
+        Planted::DropsAreFailures,
+        Planted::AttemptsAddUp,
+        Planted::CanaryGivesUp,
+        Planted::NoBound,
+        Planted::BoundPerRevision,
+        Planted::BoundPerStart,
+        Planted::KnownClassExcuses,
+        Planted::IdleIsProof,
+        Planted::BackToTheOneBefore,
+        Planted::FirstIsLast,
+        Planted::OthersOvertake,
+    ];
+    let mut missed = Vec::new();
+    for rule in rules {
+        plant(Some(rule));
+        let found = (0..LOOKS).find_map(|seed| wrong(seed).map(|why| (seed, why)));
+        plant(None);
+        match found {
+            Some((seed, why)) => println!("{rule:?}: sequence {seed}: {why}"),
+            None => missed.push(rule),
+        }
+    }
+    std::panic::set_hook(Box::new(move |info| hook(info)));
+    assert_eq!(missed, [], "not found out");
+}

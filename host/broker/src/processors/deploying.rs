@@ -1,0 +1,522 @@
+//! Processors: deployed, rolled back, paused, deleted. A change is loaded first, becomes true by one commit of the catalogue,
+//! and is then shown to the workers, which take it at their next batch.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use millrace_engine::{CommitError, EntryKind, Expectation, Version};
+use millrace_model::{
+    ChangeKind, Processor, ProcessorName, ProcessorSpec, Revision, Topic, TopicId, TopicPartition,
+};
+
+use crate::catalogue::deciding::as_read;
+use crate::catalogue::deployed::Deployed;
+use crate::dispatch::input::Input;
+use crate::dispatch::prepared::Prepared;
+use crate::dispatch::standing::{Standing, State};
+use crate::messages::beginning::BeginAt;
+use crate::processors::canary::check_no_replay;
+use crate::processors::error::ProcessorError;
+use crate::processors::error::invalid;
+use crate::processors::handle::Processors;
+use crate::processors::loading::check_patience;
+use crate::processors::next_spec::NextSpec;
+use crate::processors::revisions::end_trials;
+use crate::processors::revisions::on_trial;
+use crate::processors::revisions::told_of_records;
+use crate::processors::revisions::tried_already;
+
+/// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
+const PAUSE_WAIT_MS_MAX: u64 = 5_000;
+/// How often it looks.
+const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
+impl Processors {
+    /// Loads and starts every processor of the catalogue.
+    pub(crate) async fn start_processors(&self) -> Result<(), ProcessorError> {
+        let change = self.inner.catalogue.change().await;
+        let newest = self.inner.engine.version(EntryKind::Processor);
+        self.inner.catalogue.followed().up_to(newest);
+        for (key, entry) in self.inner.engine.entries(EntryKind::Processor) {
+            match serde_json::from_slice::<Processor>(&entry.value) {
+                Ok(mut processor) => {
+                    told_of_records(&mut processor, self.inner.clock.wall());
+                    self.start_processor(processor, entry.version).await;
+                }
+                Err(error) => {
+                    let what = format!("the catalogue's entry of processor {key}: {error}");
+                    return Err(ProcessorError::Catalogue(what));
+                }
+            }
+        }
+        drop(change);
+        Ok(())
+    }
+
+    pub(crate) async fn start_processor(&self, processor: Processor, version: Version) {
+        let (problem, trial_problem) = match self.prepare_alone_if_need_be(&processor).await {
+            Ok((prepared, trial_problem)) => {
+                self.run(&processor, prepared).await;
+                (None, trial_problem)
+            }
+            Err(error) => {
+                tracing::error!(processor = %processor.name, %error, "a processor cannot be started; the others run");
+                (Some(error.to_string()), None)
+            }
+        };
+        self.know_with(processor, version, problem, trial_problem);
+    }
+
+    /// What runs of a processor is told anew what there is around it.
+    pub(crate) async fn prepare_anew(&self, name: &ProcessorName) {
+        let Some(known) = self
+            .inner
+            .catalogue
+            .deployed(name)
+            .filter(|known| known.problem.is_none())
+        else {
+            return;
+        };
+        match self.prepare_alone_if_need_be(&known.processor).await {
+            Ok((prepared, _)) => self.run(&known.processor, prepared).await,
+            Err(error) => {
+                tracing::error!(processor = %name, %error, "a processor goes on as it was");
+            }
+        }
+    }
+
+    /// A revision on trial that cannot be loaded does not keep the current one from running; why it cannot comes along.
+    async fn prepare_alone_if_need_be(
+        &self,
+        processor: &Processor,
+    ) -> Result<(Prepared, Option<String>), ProcessorError> {
+        match self.prepare(processor).await {
+            // One that runs goes on.
+            Err(error) if on_trial(processor).is_some() && !self.has_trial(&processor.name) => {
+                let mut alone = processor.clone();
+                end_trials(&mut alone);
+                let prepared = self.prepare(&alone).await?;
+                tracing::error!(processor = %processor.name, %error, "the revision on trial cannot be started; the current one runs alone");
+                Ok((prepared, Some(error.to_string())))
+            }
+            prepared => Ok((prepared?, None)),
+        }
+    }
+
+    fn has_trial(&self, name: &ProcessorName) -> bool {
+        let supervisor = &self.inner.supervisor;
+        supervisor.canary(name).is_some() || supervisor.shadow(name).is_some()
+    }
+
+    /// Makes the processor, or its next revision: of a whole specification, or of [`NextSpec`] changes to the current one. A specification
+    /// that fails changes nothing; the same one as the current one gives the current revision. A processor that was deleted and is made again goes on where it was.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn deploy(
+        &self,
+        name: &ProcessorName,
+        spec: impl Into<NextSpec>,
+    ) -> Result<Processor, ProcessorError> {
+        let next: NextSpec = spec.into();
+        self.inner
+            .catalogue
+            .decide(|| self.deploy_next(name, next.clone()))
+            .await
+    }
+
+    async fn deploy_next(
+        &self,
+        name: &ProcessorName,
+        next: NextSpec,
+    ) -> Result<Processor, ProcessorError> {
+        let known = self.inner.catalogue.deployed(name);
+        let begin_at = next.begin_at();
+        let spec = next.over(name, known.as_ref().map(|known| &known.processor))?;
+        let processor = match known {
+            Some(known) if known.processor.current().is_some_and(|r| r.spec == spec) => {
+                return self.refresh(known).await;
+            }
+            Some(known) => {
+                check_patience(&spec)?;
+                let mut processor = known.processor;
+                check_no_replay(&processor)?;
+                self.check_limits(&spec)?;
+                match tried_already(&processor, &spec) {
+                    Some(number) => self.promote_to(&mut processor, number, false)?,
+                    None => processor = self.next_revision(processor, spec),
+                }
+                processor
+            }
+            None => {
+                check_patience(&spec)?;
+                self.check_limits(&spec)?;
+                self.first_deployment(name, spec, begin_at).await?
+            }
+        };
+        self.check_chains(&processor)?;
+        self.change(processor).await
+    }
+
+    /// As [`deploy`](Self::deploy), with empty state: the workers stop after their batch, one commit makes the revision current and
+    /// empties its state in every partition, and they start again. The same specification as before makes a revision as well.
+    ///
+    /// # Errors
+    /// [`ProcessorError`]; nothing has changed then.
+    pub async fn deploy_and_reset_state(
+        &self,
+        name: &ProcessorName,
+        spec: impl Into<NextSpec>,
+    ) -> Result<Processor, ProcessorError> {
+        let next: NextSpec = spec.into();
+        self.inner
+            .catalogue
+            .decide(|| self.deploy_next_and_reset(name, next.clone()))
+            .await
+    }
+
+    async fn deploy_next_and_reset(
+        &self,
+        name: &ProcessorName,
+        next: NextSpec,
+    ) -> Result<Processor, ProcessorError> {
+        let before = self.inner.catalogue.deployed(name);
+        let begin_at = next.begin_at();
+        let spec = next.over(name, before.as_ref().map(|known| &known.processor))?;
+        check_patience(&spec)?;
+        self.check_limits(&spec)?;
+        if let Some(known) = &before {
+            check_no_replay(&known.processor)?;
+        }
+        let processor = match before.clone() {
+            Some(known) => self.next_revision(known.processor, spec),
+            None => self.first_deployment(name, spec, begin_at).await?,
+        };
+        self.check_chains(&processor)?;
+        let mut expects = self.stands_on(&processor);
+        let prepared = self.prepare(&processor).await?;
+        expects.extend(read_by(&prepared));
+        self.inner.supervisor.stop(name).await;
+        if self.inner.supervisor.is_closed() {
+            // A last batch may still write state.
+            return Err(CommitError::Closed.into());
+        }
+        let kept = self.keep_and_reset(name, Some(&processor), expects).await;
+        let version = match kept {
+            Ok(version) => version,
+            Err(error) => {
+                // If another host changed it, what it is now is taken over.
+                if let Some(before) =
+                    before.filter(|before| self.inner.catalogue.is_entry_of(before))
+                {
+                    self.start_processor(before.processor, before.version).await;
+                }
+                return Err(error.into());
+            }
+        };
+        self.run(&processor, prepared).await;
+        self.know(processor.clone(), version);
+        Ok(processor)
+    }
+
+    async fn first_deployment(
+        &self,
+        name: &ProcessorName,
+        spec: ProcessorSpec,
+        begin_at: Option<BeginAt>,
+    ) -> Result<Processor, ProcessorError> {
+        if name.as_str().starts_with('-') {
+            return invalid(format!(
+                "a new processor cannot be named {name}: on a command line that is a flag"
+            ));
+        }
+        let start = self.inner.messages.start_of(name, &spec, begin_at).await?;
+        let processor = self.first_revision(name, spec);
+        Ok(Processor { start, ..processor })
+    }
+
+    /// Nothing new; but lost workers, and a processor that could not be loaded before, get another chance.
+    async fn refresh(&self, known: Deployed) -> Result<Processor, ProcessorError> {
+        let standings = self.inner.supervisor.standings(&known.processor.name);
+        let lost = |(_, standing): &(Input, Standing)| matches!(standing.state, State::Stopped(_));
+        if known.problem.is_none() && !standings.iter().any(lost) {
+            return Ok(known.processor);
+        }
+        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&known.processor).await?;
+        self.run(&known.processor, prepared).await;
+        self.know_with(known.processor.clone(), known.version, None, trial_problem);
+        Ok(known.processor)
+    }
+
+    /// Takes no further batches until [`resume`](Self::resume). Waits for those that are being processed, on whichever host, a few seconds at the
+    /// most.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn pause(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        let processor = self.inner.catalogue.decide(|| self.pause_now(name)).await?;
+        let rests = |(_, standing): &(Input, Standing)| {
+            let state = &standing.state;
+            !matches!(
+                state,
+                State::Running | State::Waiting(..) | State::Done | State::Held
+            )
+        };
+        let wait = async {
+            while !self.inner.supervisor.standings(name).iter().all(rests) {
+                tokio::time::sleep(PAUSE_LOOK_INTERVAL).await;
+            }
+            let holdings = self.inner.hosts.holdings(&name.group());
+            holdings.rest(self.worked_at_elsewhere(&processor)).await;
+        };
+        // What takes longer ends by itself; the status shows it.
+        let _ = tokio::time::timeout(Duration::from_millis(PAUSE_WAIT_MS_MAX), wait).await;
+        Ok(processor)
+    }
+
+    /// Partitions of a paused processor at which another host may still work, as far as this one knows.
+    fn worked_at_elsewhere(&self, processor: &Processor) -> Vec<TopicPartition> {
+        let standings = self.inner.supervisor.standings(&processor.name);
+        // Of what is sent again the same holds, for it is held together.
+        let here = standings
+            .iter()
+            .filter(|(input, standing)| standing.state == State::Paused && !input.is_redriven());
+        let here: HashSet<TopicPartition> = here
+            .filter_map(|(input, _)| input.topic.partition(input.partition))
+            .collect();
+        let topics = processor.current().into_iter().flat_map(|r| &r.spec.topics);
+        let topics = topics.filter_map(|name| self.inner.catalogue.topic(name));
+        let all = topics.flat_map(|topic| topic.partitions().collect::<Vec<_>>());
+        all.filter(|partition| !here.contains(partition)).collect()
+    }
+
+    async fn pause_now(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        let known = self.known(name)?;
+        let mut processor = known.processor;
+        if !std::mem::replace(&mut processor.paused, true) {
+            let current = processor.current;
+            self.record(&mut processor, ChangeKind::Pause, current, None);
+        }
+        let version = self.keep(&processor).await?;
+        self.inner.supervisor.pause(name);
+        self.know_with(
+            processor.clone(),
+            version,
+            known.problem,
+            known.trial_problem,
+        );
+        Ok(processor)
+    }
+
+    /// Goes on after [`pause`](Self::pause). Workers that were lost are started again; a processor whose breaker is open tries
+    /// a message at once. With `accept_dead_letters`, its breaker closes, and so many dead letters are let through before it and
+    /// the bound of dead letters judge again; another revision ends that.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn resume(
+        &self,
+        name: &ProcessorName,
+        accept_dead_letters: Option<u64>,
+    ) -> Result<Processor, ProcessorError> {
+        self.inner
+            .catalogue
+            .decide(|| self.resume_now(name, accept_dead_letters))
+            .await
+    }
+
+    async fn resume_now(
+        &self,
+        name: &ProcessorName,
+        accept_dead_letters: Option<u64>,
+    ) -> Result<Processor, ProcessorError> {
+        let mut processor = self.known(name)?.processor;
+        let was_paused = std::mem::replace(&mut processor.paused, false);
+        if was_paused || accept_dead_letters.is_some() {
+            let text = accept_dead_letters.map(|count| format!("{count} dead letters accepted"));
+            let current = processor.current;
+            self.record(&mut processor, ChangeKind::Resume, current, text);
+        }
+        // By this other hosts know of it, though nothing else may be different.
+        let accepted = accept_dead_letters.unwrap_or(0);
+        processor.resumes.again(processor.current, accepted);
+        // A trial that cannot be loaded is no reason to let the current revision stand still.
+        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor).await?;
+        let version = self.keep(&processor).await?;
+        self.run(&processor, prepared).await;
+        self.know_with(processor.clone(), version, None, trial_problem);
+        if let Some(gate) = self.inner.supervisor.gate(name) {
+            gate.resume(accept_dead_letters);
+        }
+        Ok(processor)
+    }
+
+    /// Forgets the processor. Its dead letters stay, as topics, and so do its progress and its state: made again under the same name
+    /// it goes on.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn delete_processor(&self, name: &ProcessorName) -> Result<(), ProcessorError> {
+        self.inner.catalogue.decide(|| self.delete_now(name)).await
+    }
+
+    async fn delete_now(&self, name: &ProcessorName) -> Result<(), ProcessorError> {
+        self.known(name)?;
+        let key = name.to_string();
+        let expects = vec![self.inner.catalogue.as_known(name)];
+        let write =
+            self.inner
+                .catalogue
+                .write_entry::<Processor>(EntryKind::Processor, key, None, expects);
+        let version = write.await?;
+        self.forget_processor(name).await;
+        self.inner.catalogue.followed().own(version);
+        Ok(())
+    }
+
+    /// As [`delete_processor`](Self::delete_processor), and its state goes with it, in one commit.
+    ///
+    /// # Errors
+    /// [`ProcessorError`]; nothing has changed then.
+    pub async fn delete_processor_and_state(
+        &self,
+        name: &ProcessorName,
+    ) -> Result<(), ProcessorError> {
+        self.inner
+            .catalogue
+            .decide(|| self.delete_now_with_state(name))
+            .await
+    }
+
+    async fn delete_now_with_state(&self, name: &ProcessorName) -> Result<(), ProcessorError> {
+        let known = self.known(name)?;
+        self.inner.supervisor.stop(name).await;
+        if self.inner.supervisor.is_closed() {
+            // A last batch may still write state.
+            return Err(CommitError::Closed.into());
+        }
+        let expects = vec![self.inner.catalogue.as_known(name)];
+        match self.keep_and_reset(name, None, expects).await {
+            Ok(version) => {
+                self.forget_processor(name).await;
+                self.inner.catalogue.followed().own(version);
+                Ok(())
+            }
+            Err(error) => {
+                // If another host changed it, what it is now is taken over.
+                if self.inner.catalogue.is_entry_of(&known) {
+                    self.start_processor(known.processor, known.version).await;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(crate) fn known(&self, name: &ProcessorName) -> Result<Deployed, ProcessorError> {
+        let deployed = self.inner.catalogue.deployed(name);
+        deployed.ok_or_else(|| ProcessorError::Unknown(name.clone()))
+    }
+
+    /// What is due of a processor that was taken back is sent again.
+    pub(super) fn have_sent_what_is_due(&self, name: &ProcessorName) {
+        if let Some(sends) = self.sends_again() {
+            sends.send_what_is_due(name);
+        }
+    }
+
+    fn know(&self, processor: Processor, version: Version) {
+        self.know_with(processor, version, None, None);
+    }
+
+    pub(crate) fn know_with(
+        &self,
+        processor: Processor,
+        version: Version,
+        problem: Option<String>,
+        trial_problem: Option<String>,
+    ) {
+        let name = processor.name.clone();
+        self.inner.catalogue.learn(name.clone(), |before| {
+            // Why it is not taken back is known of a revision, until another one is current.
+            let before = before.filter(|known| known.processor.current == processor.current);
+            let deployed = Deployed {
+                way_back_problem: before.and_then(|known| known.way_back_problem.clone()),
+                processor,
+                version,
+                problem,
+                trial_problem,
+            };
+            let gate = self.inner.supervisor.gate(&name);
+            if let (Some(gate), Some(current)) = (gate, deployed.processor.current()) {
+                gate.follow(current.number, &current.record);
+            }
+            deployed
+        });
+        // Not before it is known: what comes between would be taken for known.
+        self.inner.catalogue.followed().own(version);
+    }
+
+    /// Commits a processor that was decided on as it is known, whatever has become of all others; its version.
+    pub(crate) async fn keep(&self, processor: &Processor) -> Result<Version, CommitError> {
+        let expects = vec![self.inner.catalogue.as_known(&processor.name)];
+        self.keep_on(processor, expects).await
+    }
+
+    async fn keep_on(
+        &self,
+        processor: &Processor,
+        expects: Vec<Expectation>,
+    ) -> Result<Version, CommitError> {
+        let key = processor.name.to_string();
+        let write =
+            self.inner
+                .catalogue
+                .write_entry(EntryKind::Processor, key, Some(processor), expects);
+        write.await
+    }
+
+    /// What a change of a processor is decided on: itself, all others, and the topics and modules of its revisions that are to run.
+    fn stands_on(&self, processor: &Processor) -> Vec<Expectation> {
+        let engine = &self.inner.engine;
+        let trial = on_trial(processor).and_then(|number| processor.revision(number));
+        let mut expects = vec![
+            self.inner.catalogue.as_known(&processor.name),
+            self.inner.catalogue.all_as_known(),
+        ];
+        for Revision { spec, .. } in processor.current().into_iter().chain(trial) {
+            let topics = spec.topics.iter().chain(&spec.output).chain(&spec.grants);
+            expects.extend(topics.map(|name| Expectation::Topic {
+                name: name.clone(),
+                topic: engine.topic(name),
+            }));
+            let modules = [Some(spec.module), spec.error_handler];
+            let modules = modules.into_iter().flatten();
+            expects.extend(modules.map(|digest| self.inner.catalogue.module_as_now(digest)));
+        }
+        expects
+    }
+
+    /// Load first, then one commit, then tell the workers: whatever fails before the commit changes nothing.
+    pub(crate) async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
+        let mut expects = self.stands_on(&processor);
+        let prepared = self.prepare(&processor).await?;
+        expects.extend(read_by(&prepared));
+        let version = self.keep_on(&processor, expects).await?;
+        self.run(&processor, prepared).await;
+        self.know(processor.clone(), version);
+        Ok(processor)
+    }
+
+    async fn run(&self, processor: &Processor, prepared: Prepared) {
+        let supervisor = &self.inner.supervisor;
+        supervisor.apply(prepared, processor.paused).await;
+    }
+}
+
+/// That the topics through which a processor is to be given messages, and to which it gives them up, are those that were found.
+fn read_by(prepared: &Prepared) -> Vec<Expectation> {
+    let inputs = prepared.inputs.iter();
+    let topics = inputs.flat_map(|input| [&input.topic, &input.dead_letters]);
+    let by_id: BTreeMap<TopicId, &Topic> = topics.map(|topic| (topic.id, topic)).collect();
+    by_id.into_values().map(as_read).collect()
+}

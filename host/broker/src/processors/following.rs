@@ -1,0 +1,160 @@
+//! What other hosts changed of the processors is taken over: started, stopped or merely known.
+
+use std::collections::HashSet;
+
+use crate::catalogue::deployed::Deployed;
+use crate::processors::handle::Processors;
+use crate::processors::revisions::on_trial;
+use crate::processors::waiting_gauge::none_waiting;
+use millrace_engine::{Entry, EntryKind};
+use millrace_model::Processor;
+use millrace_model::ProcessorName;
+use millrace_model::Topic;
+
+impl Processors {
+    /// Takes over what others changed of the processors. Whoever calls holds `changes`.
+    pub(crate) async fn catch_up(&self) {
+        if !self.inner.catalogue.is_followed() {
+            self.take_over_all().await;
+        }
+    }
+
+    async fn take_over_all(&self) {
+        let newest = self.inner.engine.version(EntryKind::Processor);
+        let entries = self.inner.engine.entries(EntryKind::Processor);
+        let kept: HashSet<&str> = entries.iter().map(|(key, _)| key.as_str()).collect();
+        let gone: Vec<ProcessorName> = {
+            let known = self.inner.catalogue.processors();
+            let names = known.keys().filter(|name| !kept.contains(name.as_str()));
+            names.cloned().collect()
+        };
+        for name in gone {
+            self.forget_processor(&name).await;
+        }
+        for (key, entry) in &entries {
+            let known = ProcessorName::parse(key).ok();
+            let known = known.and_then(|name| self.inner.catalogue.deployed(&name));
+            if known.is_none_or(|known| known.version != entry.version) {
+                self.take_over(key, entry).await;
+            }
+        }
+        self.inner.catalogue.followed().up_to(newest);
+    }
+
+    /// A processor as another host made it.
+    async fn take_over(&self, key: &str, entry: &Entry) {
+        let processor = match serde_json::from_slice::<Processor>(&entry.value) {
+            Ok(processor) => processor,
+            Err(error) => {
+                let why = format!(
+                    "another host, maybe of a newer version, wrote what this one cannot read: {error}"
+                );
+                tracing::error!(processor = key, why, "a processor stops here");
+                if let Ok(name) = ProcessorName::parse(key) {
+                    self.stop_here(&name, why).await;
+                }
+                return;
+            }
+        };
+        let name = processor.name.clone();
+        let known = self.inner.catalogue.deployed(&name);
+        let resumed = known.as_ref().and_then(|known| {
+            let resumes = &processor.resumes;
+            let is_meant = resumes.revision == processor.current;
+            resumes.since(&known.processor.resumes).filter(|_| is_meant)
+        });
+        match known {
+            // What runs stays the same. With a problem it is tried anew: that may be gone.
+            Some(known) if known.problem.is_none() && runs_alike(&known.processor, &processor) => {
+                self.know_with(processor, entry.version, None, known.trial_problem);
+                self.resume_here(&name, resumed);
+                self.have_sent_what_was_left(&name);
+                return;
+            }
+            _ if processor.paused => self.inner.supervisor.pause(&name),
+            _ => {}
+        }
+        self.start_processor(processor, entry.version).await;
+        self.resume_here(&name, resumed);
+        if self
+            .inner
+            .catalogue
+            .deployed(&name)
+            .is_some_and(|known| known.problem.is_some())
+        {
+            // What ran before is no longer wanted.
+            self.inner.supervisor.stop(&name).await;
+        }
+        self.have_sent_what_was_left(&name);
+    }
+
+    fn have_sent_what_was_left(&self, name: &ProcessorName) {
+        if let Some(sends) = self.sends_again() {
+            sends.send_what_was_left(name);
+        }
+    }
+
+    /// Follows once: what others changed is taken over, unless it is known already.
+    pub(crate) async fn follow_once(&self) {
+        if !self.inner.catalogue.is_followed() {
+            let _change = self.inner.catalogue.change().await;
+            self.catch_up().await;
+        }
+    }
+
+    /// A topic has more partitions: the processors that read it are given them.
+    pub(crate) async fn enlarge(&self, topic: &Topic) {
+        for Deployed { processor, .. } in self.inner.catalogue.readers_of(&topic.spec.name) {
+            let current = processor.current();
+            if !current.is_some_and(|r| r.spec.topics.contains(&topic.spec.name)) {
+                continue;
+            }
+            match self.reads_of(&processor, topic).await {
+                Ok(inputs) => self.inner.supervisor.enlarge(&processor.name, inputs),
+                Err(error) => {
+                    tracing::error!(processor = %processor.name, topic = %topic.spec.name, %error, "a processor does not read the new partitions yet; deploy or resume it to try again");
+                }
+            }
+        }
+    }
+
+    /// Somebody resumed it on another host, and accepted so many dead letters: its breaker here is meant as well.
+    fn resume_here(&self, name: &ProcessorName, resumed: Option<u64>) {
+        if let Some(accepted) = resumed
+            && let Some(gate) = self.inner.supervisor.gate(name)
+        {
+            gate.resume((accepted > 0).then_some(accepted));
+        }
+    }
+
+    /// It goes on elsewhere, as nobody here knows it.
+    async fn stop_here(&self, name: &ProcessorName, why: String) {
+        self.inner
+            .catalogue
+            .amend(name, |known| known.problem = Some(why));
+        self.inner.supervisor.stop(name).await;
+    }
+
+    /// It is in the catalogue no longer.
+    pub(crate) async fn forget_processor(&self, name: &ProcessorName) {
+        self.inner.supervisor.stop(name).await;
+        self.inner.catalogue.unlearn(name);
+        none_waiting(name);
+        self.inner.modules.forget_logs(name);
+    }
+}
+
+/// Whether the same of a processor is to run.
+fn runs_alike(one: &Processor, other: &Processor) -> bool {
+    // One that was deleted and made again begins with the same numbers.
+    let revision = |processor: &Processor, number| {
+        let revision = processor.revision(number);
+        revision.map(|r| (r.number, r.deployed_at, r.spec.clone()))
+    };
+    let what_runs = |processor: &Processor| {
+        let share = processor.canary.as_ref().map(|canary| canary.percent);
+        let trial = on_trial(processor).and_then(|number| revision(processor, number));
+        (revision(processor, processor.current), trial, share)
+    };
+    one.paused == other.paused && one.replay == other.replay && what_runs(one) == what_runs(other)
+}

@@ -1,0 +1,108 @@
+//! The handle of processors.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use millrace_engine::Engine;
+use millrace_model::{Clock, ProcessorName};
+
+use crate::catalogue::handle::Catalogue;
+use crate::dispatch::supervisor::Supervisor;
+use crate::ground::caller::Caller;
+use crate::ground::partitioner::Partitioners;
+use crate::handler::ModuleHost;
+use crate::hosts::living::Hosts;
+use crate::messages::handle::Messages;
+
+/// Sends dead letters again that are due because a revision was taken back: the room of dead letters, which stands above this one.
+pub(crate) trait SendsAgain: Send + Sync {
+    /// The processor may have some that this host is to send.
+    fn send_what_is_due(&self, name: &ProcessorName);
+
+    /// The processor may have some that another host was to send, and may have left.
+    fn send_what_was_left(&self, name: &ProcessorName);
+}
+
+/// Deployed processors and their revisions. Cheap to clone.
+#[derive(Clone)]
+pub struct Processors {
+    pub(super) inner: Arc<Inner>,
+    pub(super) caller: Caller,
+}
+
+pub(crate) struct Inner {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) modules: Arc<dyn ModuleHost>,
+    pub(super) partitioners: Arc<Partitioners>,
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) supervisor: Supervisor,
+    pub(super) catalogue: Catalogue,
+    pub(super) messages: Messages,
+    sends_again: OnceLock<Weak<dyn SendsAgain>>,
+}
+
+impl Processors {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        modules: Arc<dyn ModuleHost>,
+        partitioners: Arc<Partitioners>,
+        hosts: Arc<Hosts>,
+        supervisor: Supervisor,
+        catalogue: Catalogue,
+        messages: Messages,
+    ) -> Self {
+        Self::of(Arc::new(Inner {
+            clock,
+            engine,
+            modules,
+            partitioners,
+            hosts,
+            supervisor,
+            catalogue,
+            messages,
+            sends_again: OnceLock::new(),
+        }))
+    }
+
+    /// The room, for what the host does by itself and signs with no name.
+    pub(super) fn of(inner: Arc<Inner>) -> Self {
+        Self {
+            inner,
+            caller: Caller::default(),
+        }
+    }
+
+    /// The same room, for a caller.
+    #[must_use]
+    pub(crate) fn called_by(&self, caller: &Caller) -> Self {
+        Self {
+            caller: caller.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// The same room, for what the host does by itself.
+    pub(super) fn by_itself(&self) -> Self {
+        self.called_by(&Caller::host())
+    }
+
+    /// Whoever is asked from now on to send dead letters again. Only the first call counts.
+    pub(crate) fn send_again_by(&self, whom: Weak<dyn SendsAgain>) {
+        let _ = self.inner.sends_again.set(whom);
+    }
+
+    pub(super) fn sends_again(&self) -> Option<Arc<dyn SendsAgain>> {
+        self.inner.sends_again.get()?.upgrade()
+    }
+
+    /// The workers.
+    pub(crate) fn supervisor(&self) -> &Supervisor {
+        &self.inner.supervisor
+    }
+
+    /// As long as nobody else has the room, it goes.
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+}

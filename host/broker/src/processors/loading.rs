@@ -1,0 +1,540 @@
+//! Makes a revision ready to run: checks its specification against what there is, loads its modules, and makes the topics that it
+//! keeps for itself. Nothing of it is true until the catalogue says so.
+
+use std::sync::Arc;
+
+use millrace_engine::{TopicChange, TopicError};
+use millrace_model::bounds::{
+    ANSWER_OUTPUT_BYTES_MAX, BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX,
+    PROCESSOR_HOPS_MAX, PROCESSOR_TOPICS_MAX, RETRY_DELAY_MS_MAX,
+};
+use millrace_model::{
+    Digest, Processor, ProcessorName, ProcessorSpec, Replay, Revision, Timestamp, Topic, TopicName,
+    TopicSpec,
+};
+
+use crate::catalogue::deciding::heard_of;
+use crate::dispatch::breaker::Back;
+use crate::dispatch::input::Input;
+use crate::dispatch::live::Live;
+use crate::dispatch::live::OutputTopic;
+use crate::dispatch::live::OutputTopics;
+use crate::dispatch::prepared::Prepared;
+use crate::ground::chains::endless_cycle;
+use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;
+use crate::ground::own_topics::REDRIVE_SUFFIX;
+use crate::ground::own_topics::own_name;
+use crate::ground::partitioner::PartitionerError;
+use crate::ground::planted::planted;
+use crate::handler::{Interface, LoadRequest};
+use crate::processors::error::ProcessorError;
+use crate::processors::error::invalid;
+use crate::processors::handle::Processors;
+use crate::processors::revisions::kept;
+use crate::processors::revisions::voided;
+
+/// Messages that a breaker may want to see.
+const BREAKER_MESSAGES_MAX: u64 = 10_000;
+/// The longest times that breakers and dead letters are counted by.
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+/// The longest that a batch may be waited for.
+const LINGER_MS_MAX: u64 = 60_000;
+
+impl Processors {
+    /// Makes the processor's current revision, and the one on trial, ready to run.
+    pub(crate) async fn prepare(&self, processor: &Processor) -> Result<Prepared, ProcessorError> {
+        let name = &processor.name;
+        let owner = name.as_str();
+        let (topics, live) = self
+            .prepare_one(processor, processor.current, owner)
+            .await?;
+        let canary = match &processor.canary {
+            None => None,
+            Some(canary) => {
+                let (_, live) = self.prepare_one(processor, canary.revision, owner).await?;
+                Some((live, canary.percent))
+            }
+        };
+        let shadow = match &processor.shadow {
+            None => None,
+            Some(shadow) => {
+                // What it logs counts for nothing, and takes no room from what the others log.
+                let owner = format!("{name}/shadow");
+                let (_, live) = self.prepare_one(processor, shadow.revision, &owner).await?;
+                Some((live, self.inner.clock.wall()))
+            }
+        };
+        let mut inputs = Vec::new();
+        for topic in &topics {
+            inputs.extend(self.reads_of(processor, topic).await?);
+        }
+        Ok(Prepared {
+            live,
+            canary,
+            shadow,
+            inputs,
+        })
+    }
+
+    /// What the processor reads of an input topic, and where it begins in each partition.
+    pub(crate) async fn reads_of(
+        &self,
+        processor: &Processor,
+        topic: &Topic,
+    ) -> Result<Vec<Input>, ProcessorError> {
+        let mut inputs = self.inputs_of(&processor.name, topic).await?;
+        for input in inputs.iter_mut().filter(|input| !input.is_redriven()) {
+            input.first = processor.start_in(input.topic.id, input.partition);
+        }
+        if let Some(replay) = &processor.replay {
+            limit(&mut inputs, replay);
+        }
+        Ok(inputs)
+    }
+
+    async fn prepare_one(
+        &self,
+        processor: &Processor,
+        number: u32,
+        owner: &str,
+    ) -> Result<(Vec<Topic>, Arc<Live>), ProcessorError> {
+        let revision = kept(processor, number)?;
+        check_bounds(&revision.spec)?;
+        let topics = self.check_topics(&processor.name, &revision.spec)?;
+        let mut live = self.load(&processor.name, revision, owner).await?;
+        live.outputs.takes_all = processor.replay.is_some();
+        live.made_at = processor.made_at;
+        live.back = back_among(processor, number, |revision| {
+            self.inner.catalogue.can_run(revision)
+        });
+        live.voided = voided(processor);
+        Ok((topics, Arc::new(live)))
+    }
+
+    /// Whether this host lets a component have what the specification asks for. A processor that was deployed when it might have more
+    /// goes on, with as much as there is now.
+    pub(crate) fn check_limits(&self, spec: &ProcessorSpec) -> Result<(), ProcessorError> {
+        let (asked, host) = (&spec.limits, self.inner.catalogue.guest_limits());
+        let memory_max = host.guest_memory_bytes_max;
+        if asked.memory_bytes_max > memory_max {
+            let asked = asked.memory_bytes_max;
+            return invalid(format!(
+                "limits.memory_bytes_max is {asked}; this host gives a component at most {memory_max} (setting \
+                 guest_memory_bytes_max = {memory_max})"
+            ));
+        }
+        let (answer, outputs_max) = (asked.answer_bytes_max, ANSWER_OUTPUT_BYTES_MAX as u64);
+        if answer > outputs_max {
+            return invalid(format!(
+                "limits.answer_bytes_max is {answer}; the outputs of an answer have at most {outputs_max} bytes together"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The input topics, if all that the specification names is there and may be used so.
+    fn check_topics(
+        &self,
+        name: &ProcessorName,
+        spec: &ProcessorSpec,
+    ) -> Result<Vec<Topic>, ProcessorError> {
+        let inputs = spec.topics.iter().map(|topic| self.existing(topic));
+        let inputs: Vec<Topic> = inputs.collect::<Result<_, _>>()?;
+        for topic in &inputs {
+            let of_topic = topic.spec.name.as_str();
+            if topic.spec.owner.as_ref() == Some(name) || of_topic.ends_with(REDRIVE_SUFFIX) {
+                return invalid(format!(
+                    "{of_topic} is a processor's own and cannot be read"
+                ));
+            }
+        }
+        for output in spec.output.iter().chain(&spec.grants) {
+            let topic = self.existing(output)?;
+            if let Some(owner) = topic.spec.owner {
+                return invalid(format!(
+                    "{output} belongs to processor {owner}, which alone writes to it"
+                ));
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// Whether every cycle that the processor is in comes to an end. Asked when it changes, not when the host starts: what was
+    /// deployed by an earlier version runs on.
+    pub(crate) fn check_chains(&self, processor: &Processor) -> Result<(), ProcessorError> {
+        let mut all: Vec<(ProcessorName, ProcessorSpec)> = {
+            let all = self.inner.catalogue.processors();
+            let others = all.values().map(|known| &known.processor);
+            let others = others.filter(|other| other.name != processor.name);
+            others.flat_map(running).collect()
+        };
+        all.extend(running(processor));
+        let mut own = running(processor);
+        match own.find_map(|(name, spec)| endless_cycle(&name, &spec, &all)) {
+            None => Ok(()),
+            Some(cycle) => invalid(format!(
+                "messages would go round without end: {cycle}; set hops_max for one of these processors (`--hops-max 5`), and it gives up what came round so often"
+            )),
+        }
+    }
+
+    fn existing(&self, topic: &TopicName) -> Result<Topic, ProcessorError> {
+        let found = self.inner.catalogue.topic(topic);
+        found.ok_or_else(|| ProcessorError::UnknownTopic(topic.clone()))
+    }
+
+    /// Loads what a revision runs.
+    pub(crate) async fn load(
+        &self,
+        name: &ProcessorName,
+        revision: &Revision,
+        owner: &str,
+    ) -> Result<Live, ProcessorError> {
+        let spec = &revision.spec;
+        let request = |digest, interface| self.load_request(owner, revision, digest, interface);
+        let processor = request(spec.module, Interface::MessageProcessor).await?;
+        let handler = self.inner.modules.processor(processor).await?;
+        let failures = match spec.error_handler {
+            None => None,
+            Some(digest) => {
+                let errors = request(digest, Interface::ErrorHandler).await?;
+                Some(self.inner.modules.error_handler(errors).await?)
+            }
+        };
+        Ok(Live {
+            processor: name.clone(),
+            revision: revision.number,
+            made_at: Timestamp::default(),
+            back: None,
+            voided: Vec::new(),
+            record: revision.record.clone(),
+            unproven_run: revision.unproven_run,
+            spec: spec.clone(),
+            module: spec.module.to_string(),
+            handler,
+            failures,
+            outputs: self.outputs_of(spec).await?,
+        })
+    }
+
+    async fn load_request(
+        &self,
+        owner: &str,
+        revision: &Revision,
+        digest: Digest,
+        needs: Interface,
+    ) -> Result<LoadRequest, ProcessorError> {
+        let unknown = || ProcessorError::UnknownModule(digest);
+        let module = self.inner.catalogue.module_of(digest).ok_or_else(unknown)?;
+        if !module.facts.exports.contains(&needs) {
+            let has = module.facts.exports;
+            return Err(ProcessorError::WrongInterface { digest, needs, has });
+        }
+        let bytes = self.inner.engine.module(digest).await?;
+        Ok(LoadRequest {
+            digest,
+            bytes: bytes.ok_or_else(unknown)?,
+            owner: owner.to_owned(),
+            revision: revision.number,
+            limits: revision.spec.limits.clone(),
+        })
+    }
+
+    async fn outputs_of(&self, spec: &ProcessorSpec) -> Result<OutputTopics, ProcessorError> {
+        let mut names: Vec<&TopicName> = spec.output.iter().chain(&spec.grants).collect();
+        names.dedup();
+        let mut topics: Vec<OutputTopic> = Vec::with_capacity(names.len());
+        for name in names {
+            if topics.iter().any(|known| known.topic.spec.name == *name) {
+                continue;
+            }
+            let topic = self.existing(name)?;
+            let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
+            let partitioner = self.inner.partitioners.of(&topic, engine, modules).await;
+            let partitioner = partitioner.map_err(|error| match error {
+                PartitionerError::UnknownModule(digest) => ProcessorError::UnknownModule(digest),
+                PartitionerError::Admit(error) => ProcessorError::Admit(error),
+                PartitionerError::Read(error) => ProcessorError::Read(error),
+            })?;
+            topics.push(OutputTopic { topic, partitioner });
+        }
+        Ok(OutputTopics {
+            topics,
+            default: spec.output.is_some().then_some(0),
+            takes_all: false,
+        })
+    }
+
+    /// The partitions of an input topic, and those through which its dead letters come again.
+    async fn inputs_of(
+        &self,
+        name: &ProcessorName,
+        topic: &Topic,
+    ) -> Result<Vec<Input>, ProcessorError> {
+        let dead_letters = self.own_topic(name, topic, DEAD_LETTERS_SUFFIX).await?;
+        let redrive = self.own_topic(name, topic, REDRIVE_SUFFIX).await?;
+        let input = |read: &Topic, partition| Input {
+            topic: read.clone(),
+            partition,
+            origin: topic.spec.name.clone(),
+            dead_letters: dead_letters.clone(),
+            range: None,
+            first: None,
+            times: None,
+        };
+        let inputs = [topic, &redrive].into_iter().flat_map(|read| {
+            let partitions = read.partitions();
+            partitions.map(move |partition| input(read, partition.partition))
+        });
+        Ok(inputs.collect())
+    }
+
+    /// A topic that the processor keeps for itself, with as many partitions as its input; made if it is not there.
+    pub(crate) async fn own_topic(
+        &self,
+        name: &ProcessorName,
+        input: &Topic,
+        suffix: &str,
+    ) -> Result<Topic, ProcessorError> {
+        let own = own_name(&input.spec.name, name, suffix).map_err(|error| {
+            let own = format!("{}.{name}{suffix}", input.spec.name);
+            ProcessorError::InvalidSpec(format!("topic {own}: {error}"))
+        })?;
+        let topic = match self.inner.catalogue.topic(&own) {
+            Some(topic) => topic,
+            None => match self.make_own_topic(name, input, own.clone()).await {
+                // Another host was quicker, for the same processor or another.
+                Err(TopicError::Exists(_)) => {
+                    let made =
+                        heard_of(&*self.inner.engine, || self.inner.catalogue.topic(&own)).await;
+                    made.ok_or_else(|| TopicError::Exists(own.clone()))?
+                }
+                made => return Ok(made?),
+            },
+        };
+        if topic.spec.owner.as_ref() != Some(name) {
+            return invalid(format!(
+                "topic {own} exists and is not this processor's; delete it or choose another processor name"
+            ));
+        }
+        let (has, needs) = (topic.spec.partitions, input.spec.partitions);
+        if has > needs {
+            return invalid(format!(
+                "topic {own} has {has} partitions and {} has {needs}; delete the former first",
+                input.spec.name
+            ));
+        }
+        if has < needs {
+            // The input was deleted and made again with more.
+            let change = TopicChange {
+                partitions: Some(needs),
+                ..TopicChange::default()
+            };
+            return Ok(self.inner.engine.change_topic(&own, change).await?);
+        }
+        Ok(topic)
+    }
+
+    async fn make_own_topic(
+        &self,
+        name: &ProcessorName,
+        input: &Topic,
+        own: TopicName,
+    ) -> Result<Topic, TopicError> {
+        let spec = TopicSpec {
+            name: own,
+            partitions: input.spec.partitions,
+            durability: input.spec.durability,
+            partitioner: None,
+            owner: Some(name.clone()),
+            created_at: self.inner.clock.wall(),
+            settings: Default::default(),
+        };
+        self.inner.engine.create_topic(spec, Vec::new()).await
+    }
+}
+
+/// Leaves those inputs that a replay reads, and that its dead letters come again through.
+fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
+    let range_of = |input: &Input| {
+        let of = &input.topic.spec.name;
+        let mut ranges = replay.ranges.iter();
+        ranges.find(|range| range.partition == input.partition && range.topic == *of)
+    };
+    for input in inputs.iter_mut() {
+        input.range = range_of(input).map(|range| (range.first, range.end));
+        input.times = input.range.map(|_| replay.from..replay.until);
+    }
+    inputs.retain(|input| input.is_redriven() || input.range.is_some());
+}
+
+/// What the processor's messages meet: its current revision, and its canary.
+fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, ProcessorSpec)> {
+    let canary = processor.canary.as_ref().map(|canary| canary.revision);
+    let numbers = [Some(processor.current), canary];
+    let revisions = numbers.into_iter().flatten();
+    let revisions = revisions.filter_map(|number| processor.revision(number));
+    // A replay ends by itself.
+    let revisions = revisions.filter(|_| processor.replay.is_none());
+    revisions.map(|revision| (processor.name.clone(), revision.spec.clone()))
+}
+
+/// The revision to go back to from this one. Beside a canary the current one is.
+#[cfg(test)]
+pub(crate) fn back_from(processor: &Processor, number: u32) -> Option<Back> {
+    back_among(processor, number, |_| true)
+}
+
+/// The revision to go back to from this one, of those that can run. Beside a canary the current one is.
+fn back_among(
+    processor: &Processor,
+    number: u32,
+    can_run: impl Fn(&Revision) -> bool,
+) -> Option<Back> {
+    let canary = processor.canary.as_ref();
+    let back = match canary.is_some_and(|canary| canary.revision == number) {
+        true => processor.current(),
+        false if planted!(BackToTheOneBefore) => processor.revision(number - 1),
+        false => processor.way_back_among(number, can_run),
+    };
+    let proven = processor.revisions.iter();
+    let proven = proven.filter(|r| r.number != number && r.record.proven && !r.trial);
+    let proven = proven.max_by_key(|r| (r.number == processor.current, r.record.left_as, r.number));
+    // As long as none is, the first one says what is usual: there was nothing before it to be worse than.
+    let mut first = processor.revisions.iter();
+    let first = first.find(|r| r.number < number && !r.trial && r.record.worked_at.is_some());
+    let proven = proven.or_else(|| first.filter(|r| r.record.stopped.is_none()));
+    back.map(|back| Back {
+        revision: back.number,
+        record: back.record.clone(),
+        same_handler: processor
+            .revision(number)
+            .is_some_and(|r| r.spec.error_handler == back.spec.error_handler),
+        usual: proven.map_or_else(Vec::new, |proven| proven.record.rejections.clone()),
+    })
+}
+
+/// Whether a new revision's retries come within the time that messages wait at the most. Those of revisions that are there already are cut
+/// to it.
+pub(crate) fn check_patience(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
+    match spec.retry.delay_max_ms {
+        0..=RETRY_DELAY_MS_MAX => Ok(()),
+        given => invalid(format!(
+            "retry.delay_max_ms is {given}; it goes from 0 to {RETRY_DELAY_MS_MAX}, thirty days"
+        )),
+    }
+}
+
+fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
+    let repeats = |(index, topic)| spec.topics[..index].contains(topic);
+    if spec.topics.is_empty() || spec.topics.iter().enumerate().any(repeats) {
+        return invalid("topics names at least one input topic, each once".to_owned());
+    }
+    let messages_max = PARKED_MESSAGES_MAX.min(BATCH_MESSAGES_MAX) as u64;
+    let (batch, retry, limits) = (&spec.batch, &spec.retry, &spec.limits);
+    let delay_first_max = retry.delay_max_ms;
+    let (breaker, dead_letters) = (&spec.breaker, &spec.dead_letters);
+    let bounds: [(&str, u64, u64, u64); 20] = [
+        (
+            "hops_max",
+            spec.hops_max.unwrap_or(1).into(),
+            1,
+            PROCESSOR_HOPS_MAX.into(),
+        ),
+        (
+            "topics",
+            spec.topics.len() as u64,
+            1,
+            PROCESSOR_TOPICS_MAX as u64,
+        ),
+        (
+            "grants",
+            spec.grants.len() as u64,
+            0,
+            PROCESSOR_TOPICS_MAX as u64,
+        ),
+        (
+            "batch.messages_max",
+            batch.messages_max.into(),
+            1,
+            messages_max,
+        ),
+        (
+            "batch.bytes_max",
+            batch.bytes_max.into(),
+            1,
+            PROCESSOR_BATCH_BYTES_MAX.into(),
+        ),
+        ("batch.linger_ms", batch.linger_ms, 0, LINGER_MS_MAX),
+        (
+            "retry.attempts_max",
+            retry.attempts_max.into(),
+            1,
+            u32::MAX.into(),
+        ),
+        (
+            "retry.delay_first_ms",
+            retry.delay_first_ms,
+            0,
+            delay_first_max,
+        ),
+        (
+            "limits.memory_bytes_max",
+            limits.memory_bytes_max,
+            1,
+            4 << 30,
+        ),
+        ("limits.call_ms_max", limits.call_ms_max, 1, 600_000),
+        (
+            "limits.answer_bytes_max",
+            limits.answer_bytes_max,
+            1,
+            1 << 30,
+        ),
+        (
+            "limits.answer_outputs_max",
+            limits.answer_outputs_max.into(),
+            0,
+            BATCH_MESSAGES_MAX as u64,
+        ),
+        (
+            "breaker.failures_min",
+            breaker.failures_min.into(),
+            2,
+            BREAKER_MESSAGES_MAX,
+        ),
+        (
+            "breaker.failed_percent",
+            breaker.failed_percent.into(),
+            1,
+            100,
+        ),
+        (
+            "breaker.window_messages",
+            breaker.window_messages.into(),
+            breaker.failures_min.into(),
+            BREAKER_MESSAGES_MAX,
+        ),
+        ("breaker.window_ms", breaker.window_ms, 1, DAY_MS),
+        (
+            "breaker.probe_first_ms",
+            breaker.probe_first_ms,
+            1,
+            breaker.probe_max_ms,
+        ),
+        ("breaker.probe_max_ms", breaker.probe_max_ms, 1, DAY_MS),
+        (
+            "dead_letters.max",
+            dead_letters.max.into(),
+            1,
+            u32::MAX.into(),
+        ),
+        ("dead_letters.per_ms", dead_letters.per_ms, 1, DAY_MS),
+    ];
+    for (field, given, min, max) in bounds {
+        if given < min || given > max {
+            return invalid(format!("{field} is {given}; it goes from {min} to {max}"));
+        }
+    }
+    Ok(())
+}

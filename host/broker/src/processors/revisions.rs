@@ -1,0 +1,216 @@
+//! The rules of revisions: which is current, which is on trial, how each did, and which are kept. Plain decisions about one processor, with
+//! the time handed in.
+
+use millrace_model::Processor;
+use millrace_model::ProcessorSpec;
+use millrace_model::Rejections;
+use millrace_model::Revision;
+use millrace_model::Timestamp;
+use millrace_model::bounds::REVISIONS_KEPT_MAX;
+
+use crate::dispatch::breaker::CLASSES_MAX;
+use crate::dispatch::breaker::Noted;
+use crate::dispatch::breaker::PROVEN_AFTER;
+use crate::dispatch::breaker::PROVEN_MESSAGES;
+use crate::ground::planted::planted;
+use crate::processors::error::ProcessorError;
+use millrace_model::Record;
+
+/// The first run of unproven revisions of a processor that is made now. What a processor of the same name has given up that was deleted
+/// is in progress still, and belongs to none of its runs.
+pub(crate) fn first_run(now: Timestamp) -> u32 {
+    // Of tenths of seconds the last thirteen years or so.
+    ((now.0 / 100) as u32).max(1)
+}
+
+/// Another revision takes over from the current one, which did so.
+pub(crate) fn leave(processor: &mut Processor, noted: Option<Noted>, now: Timestamp) {
+    let number = processor.current;
+    if let Some(noted) = noted {
+        take_down(processor, number, noted, now);
+    }
+    let left = processor.revisions.iter().map(|r| r.record.left_as).max();
+    if let Some(current) = processor.revisions.iter_mut().find(|r| r.number == number) {
+        current.record.left_as = left.unwrap_or(0).saturating_add(1);
+    }
+}
+
+/// Writes down how a revision does, or did to the end, beside what other hosts saw of it; whether that is anything new.
+pub(crate) fn take_down(
+    processor: &mut Processor,
+    number: u32,
+    noted: Noted,
+    now: Timestamp,
+) -> bool {
+    let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) else {
+        return false;
+    };
+    let before = revision.record.clone();
+    let record = &mut revision.record;
+    let worked_now = (noted.has_worked && !revision.trial).then_some(now);
+    let (fresh, goes_on) = (u64::from(noted.fresh), noted.goes_on);
+    let noted = noted.record;
+    record.proven |= noted.proven;
+    record.proven_anew |= noted.proven_anew;
+    record.worked_at = record.worked_at.or(worked_now);
+    let processed = (u64::from(record.processed) + fresh).min(PROVEN_MESSAGES);
+    record.processed = processed as u32;
+    if noted.stopped.is_some() || goes_on {
+        // Else it may stand still on another host.
+        record.stopped = noted.stopped;
+    }
+    record.processed_since = match record.stopped {
+        Some(_) => None,
+        // An hour counts from when it stood still nowhere.
+        None => record.processed_since.max(noted.processed_since),
+    };
+    for class in noted.doubted {
+        if !record.doubted.contains(&class) && record.doubted.len() < CLASSES_MAX {
+            record.doubted.push(class);
+        }
+    }
+    reject(record, noted.rejections, noted.measured);
+    *record != before
+}
+
+/// Shares are those of the host that has measured most; no class is forgotten for another host has not met it.
+fn reject(record: &mut Record, rejections: Vec<Rejections>, measured: u32) {
+    if rejections.is_empty() {
+        return;
+    }
+    if measured >= record.measured {
+        // Whoever notes has followed what is written down, and has all of it among its own.
+        (record.rejections, record.measured) = (rejections, measured);
+        return;
+    }
+    for one in rejections {
+        let is_known = record
+            .rejections
+            .iter()
+            .any(|known| known.class == one.class);
+        if !is_known && record.rejections.len() < CLASSES_MAX {
+            record.rejections.push(one);
+        }
+    }
+}
+
+/// The run of a revision that takes over from the current one: that one's, or a new one if that one was proven meanwhile. One that was proven
+/// long ago and gone back to is not: whoever repairs after it does not begin anew.
+pub(crate) fn unproven_run(processor: &Processor) -> u32 {
+    let goes_on = |current: &&Revision| {
+        !current.record.proven_anew && current.unproven_run > 0 && !planted!(BoundPerRevision)
+    };
+    let last = processor.revisions.iter().map(|r| r.unproven_run).max();
+    match processor.current().filter(goes_on) {
+        Some(current) => current.unproven_run,
+        None => last.unwrap_or(0).wrapping_add(1).max(1),
+    }
+}
+
+/// Keeps as many revisions as are kept of those that worked as the current one. Those that never did go first, and push nobody out; nor
+/// does anybody push out the way back and the last that was proven.
+pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
+    let was_proven = |r: &&Revision| r.record.proven && !r.trial && r.number != newest;
+    let proven = processor.revisions.iter().filter(was_proven);
+    let back = [
+        processor.way_back_from(newest).map(|r| r.number),
+        processor.way_back().map(|r| r.number),
+        proven
+            .max_by_key(|r| (r.record.left_as, r.number))
+            .map(|r| r.number),
+    ];
+    while processor.revisions.len() > REVISIONS_KEPT_MAX {
+        let stays = |r: &Revision| {
+            r.number == newest || processor.runs(r.number) || back.contains(&Some(r.number))
+        };
+        let has_worked = |r: &Revision| r.record.worked_at.is_some() && !r.trial;
+        let revisions = &processor.revisions;
+        let worked = revisions.iter().filter(|r| has_worked(r)).count();
+        let oldest = revisions.iter().position(|r| !has_worked(r) && !stays(r));
+        let oldest = oldest.or_else(|| {
+            let too_many = worked > REVISIONS_KEPT_MAX;
+            let oldest = || revisions.iter().position(|r| !stays(r));
+            too_many.then(oldest).flatten()
+        });
+        match oldest {
+            Some(oldest) => processor.revisions.remove(oldest),
+            None => break,
+        };
+    }
+}
+
+/// What an earlier version wrote says nothing of how revisions did: each that was current once and was not taken back has worked, as far as
+/// anybody knows. The current one is only proven if it had its hour.
+pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
+    let current = processor.current;
+    for revision in processor
+        .revisions
+        .iter_mut()
+        .filter(|r| r.unproven_run == 0)
+    {
+        revision.unproven_run = revision.number;
+        if revision.trial || revision.note.is_some() {
+            continue;
+        }
+        let had_its_hour = revision.deployed_at.after(PROVEN_AFTER) <= now;
+        let proven = revision.number != current || had_its_hour;
+        let record = &mut revision.record;
+        record.worked_at = Some(revision.deployed_at);
+        (record.proven, record.proven_anew) = (proven, proven);
+    }
+}
+
+/// The revision's word counts no longer: it is taken back or withdrawn.
+pub(crate) fn make_void(processor: &mut Processor, number: u32) {
+    if let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) {
+        revision.record.voided = true;
+    }
+}
+
+/// Another revision becomes current: what was tried beside the one before is tried no longer.
+pub(crate) fn end_trials(processor: &mut Processor) {
+    processor.canary = None;
+    processor.shadow = None;
+}
+
+/// The revision that is tried beside the current one.
+pub(crate) fn on_trial(processor: &Processor) -> Option<u32> {
+    let canary = processor.canary.as_ref().map(|canary| canary.revision);
+    canary.or_else(|| processor.shadow.as_ref().map(|shadow| shadow.revision))
+}
+
+/// The number of the revision on trial, if this is its specification.
+pub(crate) fn tried_already(processor: &Processor, spec: &ProcessorSpec) -> Option<u32> {
+    let tried = on_trial(processor).and_then(|number| processor.revision(number));
+    tried.filter(|r| r.spec == *spec).map(|r| r.number)
+}
+
+/// A revision that was only tried becomes the current one: from now on it is judged as a new one is.
+pub(crate) fn begin_anew(revision: &mut Revision, before: u32, now: Timestamp) {
+    revision.trial = false;
+    revision.deployed_at = now;
+    revision.predecessor = Some(before);
+    revision.note = None;
+    revision.record.worked_at = None;
+    revision.record.proven = false;
+    revision.record.begin_anew();
+}
+
+/// One of the processor's revisions.
+pub(crate) fn kept(processor: &Processor, number: u32) -> Result<&Revision, ProcessorError> {
+    let unknown = || ProcessorError::NoSuchRevision {
+        name: processor.name.clone(),
+        revision: number,
+        kept: processor.revisions.iter().map(|r| r.number).collect(),
+    };
+    processor.revision(number).ok_or_else(unknown)
+}
+
+/// Revisions whose word counts no longer: they stood still when they were left, were taken back or withdrawn.
+pub(crate) fn voided(processor: &Processor) -> Vec<u32> {
+    let is_void = |r: &&Revision| {
+        !processor.runs(r.number) && (r.record.stopped.is_some() || r.record.voided)
+    };
+    let voided = processor.revisions.iter().filter(is_void);
+    voided.map(|r| r.number).collect()
+}

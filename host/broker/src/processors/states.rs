@@ -1,0 +1,429 @@
+//! State of processors from outside: shown, written and emptied by the operator, and emptied with a deployment.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::state::{
+    Adds, StateChange, StatePage, StateQuery, StateSize, StateTable, StateWrite, StateWrites,
+};
+use millrace_engine::{
+    CommitError, EntryKind, Expectation, Lease, ReadError, Transaction, Version,
+};
+use millrace_model::bounds::{
+    STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
+};
+use millrace_model::{
+    Durability, PartitionId, Processor, ProcessorName, Topic, TopicId, TopicName, TopicPartition,
+};
+
+use crate::catalogue::deciding::decided;
+use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::entries::entry;
+use crate::hosts::holding::Share;
+use crate::processors::handle::Processors;
+
+/// How long a write of the operator waits for the batch that uses the state; then it is refused, and nothing is written.
+const STATE_TURN_WAIT_MS_MAX: u64 = 10_000;
+
+/// Whose state, and where.
+#[derive(Clone, Debug)]
+pub struct StatePlace {
+    /// The processor.
+    pub processor: ProcessorName,
+    /// The input topic; `None` where the processor reads only one.
+    pub topic: Option<TopicName>,
+    /// The partition.
+    pub partition: PartitionId,
+}
+
+/// What a processor keeps in one partition, or some of it.
+#[derive(Clone, Debug)]
+pub struct StateHolding {
+    /// The input topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: PartitionId,
+    /// What is there.
+    pub page: StatePage,
+}
+
+fn which(topics: &[TopicName]) -> String {
+    let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
+    match names.is_empty() {
+        true => "reads nothing and has no state".to_owned(),
+        false => format!(
+            "reads, or has state of, {}; name one of them",
+            names.join(", ")
+        ),
+    }
+}
+
+/// Why state was neither shown nor written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateAccessError {
+    /// No such processor, and no state of one.
+    #[error("processor {0} does not exist")]
+    Unknown(ProcessorName),
+    /// It reads, or has state of, another topic or several.
+    #[error("processor {name} {}", which(.topics))]
+    WhichTopic {
+        /// Whose.
+        name: ProcessorName,
+        /// What it reads, or has state of.
+        topics: Vec<TopicName>,
+    },
+    /// The topic has no such partition.
+    #[error("topic {topic} has no partition {partition}")]
+    UnknownPartition {
+        /// Which topic.
+        topic: TopicName,
+        /// What was asked for.
+        partition: PartitionId,
+    },
+    /// An entry or all of them are over a bound; nothing was written.
+    #[error("{0}")]
+    Bound(String),
+    /// A batch that uses it did not end in time; nothing was written.
+    #[error(
+        "a batch of partition {0} is being processed, for {STATE_TURN_WAIT_MS_MAX} ms and more"
+    )]
+    Busy(PartitionId),
+    /// It could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It could not be written.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+decision_errors! {
+    StateAccessError: StateAccessError::Commit;
+}
+
+impl Processors {
+    /// Entries of a processor's state in a partition, and of which committed progress they are: no more than the bounds of one answer.
+    ///
+    /// # Errors
+    /// [`StateAccessError`].
+    pub async fn state(
+        &self,
+        place: &StatePlace,
+        mut query: StateQuery,
+    ) -> Result<StatePage, StateAccessError> {
+        let partition = self.state_partition(place).await?;
+        query.now = self.inner.clock.wall();
+        query.entries_max = query.entries_max.min(STATE_LISTED_MAX);
+        query.bytes_max = STATE_LISTED_BYTES_MAX;
+        let engine = &self.inner.engine;
+        let group = &place.processor.group();
+        Ok(engine.read_state(group, partition, &query).await?)
+    }
+
+    /// A key of a processor's state in each partition that has it, of this topic or of all that it reads or has state of. A component
+    /// keeps what it likes where it runs, so all that have any state are asked, not only the one that messages of the key go to.
+    ///
+    /// # Errors
+    /// [`StateAccessError`].
+    pub async fn state_of_key(
+        &self,
+        processor: &ProcessorName,
+        topic: Option<&TopicName>,
+        key: &[u8],
+    ) -> Result<Vec<StateHolding>, StateAccessError> {
+        let query = StateQuery {
+            prefix: key.to_vec(),
+            entries_max: 1,
+            ..StateQuery::default()
+        };
+        let has_state = self
+            .inner
+            .engine
+            .state_partitions(&processor.group())
+            .await?;
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for holding in self
+            .holdings(processor, topic, &query, |at| has_state.contains(&at))
+            .await?
+        {
+            // The key itself comes before all others that begin so.
+            let Some(first) = holding.page.entries.first().filter(|e| *e.key == *key) else {
+                continue;
+            };
+            bytes += first.key.len() + first.value.as_bytes().len();
+            if bytes > STATE_LISTED_BYTES_MAX && !found.is_empty() {
+                break;
+            }
+            found.push(holding);
+        }
+        Ok(found)
+    }
+
+    /// How much a processor keeps in each partition of this topic, or of all that it reads or has state of.
+    ///
+    /// # Errors
+    /// [`StateAccessError`].
+    pub async fn state_totals(
+        &self,
+        processor: &ProcessorName,
+        topic: Option<&TopicName>,
+    ) -> Result<Vec<StateHolding>, StateAccessError> {
+        let query = StateQuery::default();
+        self.holdings(processor, topic, &query, |_| true).await
+    }
+
+    async fn holdings(
+        &self,
+        processor: &ProcessorName,
+        topic: Option<&TopicName>,
+        query: &StateQuery,
+        asked: impl Fn(TopicPartition) -> bool,
+    ) -> Result<Vec<StateHolding>, StateAccessError> {
+        let query = StateQuery {
+            now: self.inner.clock.wall(),
+            bytes_max: STATE_LISTED_BYTES_MAX,
+            ..query.clone()
+        };
+        let (mut topics, kept) = self.state_topics(processor).await?;
+        topics.extend(kept);
+        let is_wanted = |known: &Topic| topic.is_none_or(|wanted| *wanted == known.spec.name);
+        if !topics.iter().any(is_wanted) {
+            return Err(StateAccessError::WhichTopic {
+                name: processor.clone(),
+                topics: topics.into_iter().map(|topic| topic.spec.name).collect(),
+            });
+        }
+        let mut holdings = Vec::new();
+        for topic in topics.into_iter().filter(is_wanted) {
+            for at in topic.partitions().filter(|at| asked(*at)) {
+                let engine = &self.inner.engine;
+                let page = engine.read_state(&processor.group(), at, &query).await?;
+                holdings.push(StateHolding {
+                    topic: topic.spec.name.clone(),
+                    partition: at.partition,
+                    page,
+                });
+            }
+        }
+        Ok(holdings)
+    }
+
+    /// Writes entries into a processor's state, between two of its batches. Durable on return.
+    ///
+    /// # Errors
+    /// [`StateAccessError`]; nothing was written.
+    pub async fn write_state(
+        &self,
+        place: &StatePlace,
+        writes: StateWrites,
+    ) -> Result<(), StateAccessError> {
+        let writes = Arc::new(writes);
+        let partition = self.state_partition(place).await?;
+        decided(&*self.inner.engine, || {
+            self.write_state_now(place, partition, writes.clone())
+        })
+        .await
+    }
+
+    async fn write_state_now(
+        &self,
+        place: &StatePlace,
+        partition: TopicPartition,
+        writes: Arc<StateWrites>,
+    ) -> Result<(), StateAccessError> {
+        let group = &place.processor.group();
+        // The worker's right, if it works here.
+        let share = self.inner.hosts.holdings(group).claim(partition).await?;
+        let written = self.write_under(place, partition, writes, &share).await;
+        share.leave().await;
+        written
+    }
+
+    async fn write_under(
+        &self,
+        place: &StatePlace,
+        partition: TopicPartition,
+        mut writes: Arc<StateWrites>,
+        share: &Share,
+    ) -> Result<(), StateAccessError> {
+        let group = &place.processor.group();
+        let table = self.inner.engine.state(group, partition).await?;
+        let wait = Duration::from_millis(STATE_TURN_WAIT_MS_MAX);
+        let turn = tokio::time::timeout(wait, table.turn()).await;
+        let turn = turn.map_err(|_| StateAccessError::Busy(place.partition))?;
+        check_call(&writes).map_err(StateAccessError::Bound)?;
+        let adds = table.adds_in_time(&writes).await.map_err(ReadError::from)?;
+        check_bounds(&table, &writes, adds).map_err(StateAccessError::Bound)?;
+        Arc::make_mut(&mut writes).adds = Some(adds);
+        let transaction = Transaction {
+            state: vec![StateWrite {
+                group: group.clone(),
+                partition,
+                lease: share.lease().cloned(),
+                writes,
+            }],
+            turns: turn.held().into_iter().collect(),
+            durability: Some(Durability::Durable),
+            ..Transaction::default()
+        };
+        share.commit(transaction).await?;
+        Ok(())
+    }
+
+    async fn state_partition(
+        &self,
+        place: &StatePlace,
+    ) -> Result<TopicPartition, StateAccessError> {
+        let topic = self.state_topic(place).await?;
+        let partition = topic.partition(place.partition);
+        partition.ok_or(StateAccessError::UnknownPartition {
+            topic: topic.spec.name,
+            partition: place.partition,
+        })
+    }
+
+    /// One that the processor reads, or that it has state of: that stays when another revision reads other topics, and when the
+    /// processor is deleted.
+    async fn state_topic(&self, place: &StatePlace) -> Result<Topic, StateAccessError> {
+        let name = &place.processor;
+        let (read, kept) = self.state_topics(name).await?;
+        let mut topics = read;
+        if topics.is_empty() || place.topic.is_some() {
+            topics.extend(kept);
+        }
+        let wanted = |topic: &Topic| place.topic.as_ref().is_none_or(|w| *w == topic.spec.name);
+        let mut found = topics.iter().filter(|topic| wanted(topic));
+        match (found.next(), found.next()) {
+            (Some(topic), None) => Ok(topic.clone()),
+            _ => Err(StateAccessError::WhichTopic {
+                name: name.clone(),
+                topics: topics.into_iter().map(|topic| topic.spec.name).collect(),
+            }),
+        }
+    }
+
+    /// The topics that the processor reads, and further ones that it has state of.
+    async fn state_topics(
+        &self,
+        name: &ProcessorName,
+    ) -> Result<(Vec<Topic>, Vec<Topic>), StateAccessError> {
+        let deployed = self.inner.catalogue.processors().get(name).cloned();
+        let current = deployed
+            .as_ref()
+            .and_then(|d| d.processor.current())
+            .map(|r| r.spec.topics.clone());
+        let read = current.unwrap_or_default();
+        let has_state: HashSet<TopicId> = {
+            let partitions = self.inner.engine.state_partitions(&name.group()).await?;
+            partitions.into_iter().map(|at| at.topic).collect()
+        };
+        if deployed.is_none() && has_state.is_empty() {
+            return Err(StateAccessError::Unknown(name.clone()));
+        }
+        let all = self.inner.engine.topics().into_iter();
+        let kept = all.filter(|t| has_state.contains(&t.id) && !read.contains(&t.spec.name));
+        let read = read
+            .iter()
+            .filter_map(|read| self.inner.catalogue.topic(read))
+            .collect();
+        Ok((read, kept.collect()))
+    }
+
+    /// Commits a processor's entry, or that there is none any more, together with empty state wherever it has any; its version. Its
+    /// workers have stopped.
+    pub(crate) async fn keep_and_reset(
+        &self,
+        name: &ProcessorName,
+        processor: Option<&Processor>,
+        expects: Vec<Expectation>,
+    ) -> Result<Version, CommitError> {
+        let holdings = self.inner.hosts.holdings(&name.group());
+        // Workers on other hosts may not have heard of it yet: none of them commits anything any more.
+        let shares = holdings.claim_all(self.places_of(name).await?).await?;
+        let leases: Vec<Lease> = shares.iter().filter_map(|s| s.lease().cloned()).collect();
+        let has_state = self.inner.engine.state_partitions(&name.group()).await?;
+        // Nobody who has read what was there may write after it is gone. Who waits for several turns takes them in order.
+        let mut turns = Vec::with_capacity(has_state.len());
+        for &partition in &has_state {
+            if let Ok(table) = self.inner.engine.state(&name.group(), partition).await {
+                turns.extend(table.turn().await.held());
+            }
+        }
+        let (state, fences): (Vec<Lease>, Vec<Lease>) = leases
+            .into_iter()
+            .partition(|lease| has_state.binary_search(&lease.partition).is_ok());
+        let reset = |lease: Lease| StateWrite {
+            group: lease.group.clone(),
+            partition: lease.partition,
+            lease: Some(lease),
+            writes: Arc::new(StateWrites {
+                resets: true,
+                changes: Vec::new(),
+                adds: None,
+            }),
+        };
+        let transaction = Transaction {
+            entries: vec![entry(EntryKind::Processor, name.to_string(), processor)],
+            state: state.into_iter().map(reset).collect(),
+            turns,
+            fences,
+            durability: Some(Durability::Durable),
+            expects,
+            ..Transaction::default()
+        };
+        let committed = self.inner.engine.commit(transaction).await;
+        for share in shares {
+            share.leave().await;
+        }
+        Ok(committed?.versions.first().copied().unwrap_or_default())
+    }
+
+    /// Where the processor has state, or may come to have some: revisions that are no longer kept may have read other topics.
+    async fn places_of(&self, name: &ProcessorName) -> Result<BTreeSet<TopicPartition>, ReadError> {
+        let engine = &self.inner.engine;
+        let mut places = BTreeSet::from_iter(engine.state_partitions(&name.group()).await?);
+        if let Some(known) = self.inner.catalogue.deployed(name) {
+            let revisions = known.processor.revisions.iter();
+            let read = revisions.flat_map(|revision| &revision.spec.topics);
+            let topics = read.filter_map(|topic| self.inner.catalogue.topic(topic));
+            places.extend(topics.flat_map(|topic| topic.partitions().collect::<Vec<_>>()));
+        }
+        Ok(places)
+    }
+}
+
+/// Whether this much may be written at once.
+fn check_call(writes: &StateWrites) -> Result<(), String> {
+    let count = writes.changes.len();
+    if count > STATE_CALL_KEYS_MAX || writes.byte_count() > STATE_ATTEMPT_BYTES_MAX {
+        return Err(format!(
+            "{count} entries of {} bytes at once; at most {STATE_CALL_KEYS_MAX} and {STATE_ATTEMPT_BYTES_MAX} bytes are taken: send several calls",
+            writes.byte_count()
+        ));
+    }
+    writes.changes.iter().try_for_each(StateChange::check)
+}
+
+/// Whether the table may have this much more.
+fn check_bounds(table: &StateTable, writes: &StateWrites, adds: Adds) -> Result<(), String> {
+    let before = table.size();
+    let begin = match writes.resets {
+        true => StateSize::default(),
+        false => before,
+    };
+    let after = adds.after(begin).unwrap_or(begin);
+    let max = table.bounds();
+    // Nobody is kept from making it smaller.
+    let has_entries = after.entries <= max.entries.max(before.entries);
+    if !has_entries || after.bytes > max.bytes.max(before.bytes) {
+        return Err(format!(
+            "the state would have {} entries and {} bytes then; at most {} and {} are kept for one partition",
+            after.entries, after.bytes, max.entries, max.bytes
+        ));
+    }
+    match Adds::between(before, after) {
+        more if more.bytes <= 0 && more.cost() == 0 => Ok(()),
+        more => table.check_room(more).map_err(|full| full.to_string()),
+    }
+}

@@ -1,0 +1,12 @@
+//! The gauge of dead letters that wait: set by who counts them, and to nothing when their processor is gone.
+
+use metrics::gauge;
+use millrace_model::ProcessorName;
+
+/// The gauge's name.
+pub(crate) const WAITING: &str = "millrace_dead_letters_waiting";
+
+/// A processor that is gone has none that anybody waits for.
+pub(crate) fn none_waiting(name: &ProcessorName) {
+    gauge!(WAITING, "processor" => name.to_string()).set(0.0);
+}

@@ -1,0 +1,71 @@
+//! The handle of schedules.
+
+use std::sync::{Arc, Weak};
+
+use millrace_engine::Engine;
+use millrace_model::Clock;
+use tokio::sync::Notify;
+
+use crate::catalogue::handle::Catalogue;
+use crate::ground::caller::Caller;
+use crate::messages::handle::Messages;
+use crate::schedules::keeping::KnownSchedules;
+
+/// Messages for a topic, again and again. Cheap to clone.
+#[derive(Clone)]
+pub struct Schedules {
+    pub(super) inner: Arc<Inner>,
+    pub(super) caller: Caller,
+}
+
+pub(crate) struct Inner {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) catalogue: Catalogue,
+    pub(super) messages: Messages,
+    pub(super) known: KnownSchedules,
+}
+
+impl Schedules {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        catalogue: Catalogue,
+        messages: Messages,
+    ) -> Self {
+        Self::of(Arc::new(Inner {
+            clock,
+            engine,
+            catalogue,
+            messages,
+            known: KnownSchedules::default(),
+        }))
+    }
+
+    /// The room, for what the host does by itself.
+    pub(super) fn of(inner: Arc<Inner>) -> Self {
+        Self {
+            inner,
+            caller: Caller::default(),
+        }
+    }
+
+    /// The same room, for a caller.
+    #[must_use]
+    pub(crate) fn called_by(&self, caller: &Caller) -> Self {
+        Self {
+            caller: caller.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// Wakes whoever waits for the next one due.
+    pub(crate) fn changed(&self) -> Arc<Notify> {
+        self.inner.known.changed()
+    }
+
+    /// As long as nobody else has the room, it goes.
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+}

@@ -1,0 +1,420 @@
+//! KnownSchedules: a message for a topic, again and again. Kept in the catalogue with the time of the next one; [`firing`] appends a
+//! message and moves that time on in one transaction, so each time makes one message, over crashes as well.
+//!
+//! What was missed while the host was down, paused excepted, is made up for by one message that says how many it stands for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Version};
+use millrace_model::bounds::{SCHEDULE_MESSAGE_BYTES_MAX, SCHEDULES_BYTES_MAX, SCHEDULES_MAX};
+use millrace_model::{Header, Message, Schedule, ScheduleName, ScheduleSpec, Timestamp};
+use parking_lot::RwLock;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::deciding::{Followed, decided};
+use crate::messages::produce::{NewMessage, ProduceError};
+use crate::processors::error::ProcessorError;
+use crate::schedules::firing::waiting;
+use crate::schedules::handle::Schedules;
+
+/// A schedule and how it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ScheduleStatus {
+    /// The schedule.
+    #[serde(flatten)]
+    pub schedule: Schedule,
+    /// Why its last message was not made; `None` if all is well.
+    pub problem: Option<String>,
+    /// Why it makes none at times that its pattern has, and until when: the clock was set back. `None` if it goes by its pattern.
+    pub waiting: Option<String>,
+}
+
+/// Why a schedule did not change. It is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ScheduleError {
+    /// No such schedule.
+    #[error("schedule {0} does not exist")]
+    Unknown(ScheduleName),
+    /// The topic would not take its message.
+    #[error(transparent)]
+    Message(#[from] ProduceError),
+    /// Its message is over the bound.
+    #[error(
+        "the message has {bytes} bytes, at most {SCHEDULE_MESSAGE_BYTES_MAX} are kept with a schedule; keep the payload elsewhere and send a reference"
+    )]
+    TooLarge {
+        /// Its bytes, ten for each header included.
+        bytes: usize,
+    },
+    /// As many as there may be.
+    #[error("there are {SCHEDULES_MAX} schedules already; delete one first")]
+    TooMany,
+    /// All messages together would be too much.
+    #[error(
+        "the messages of all schedules would have {bytes} bytes, at most {SCHEDULES_BYTES_MAX} are kept; keep payloads elsewhere and send references"
+    )]
+    TooMuch {
+        /// Their bytes then.
+        bytes: usize,
+    },
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+decision_errors! {
+    ScheduleError: ScheduleError::Commit, ScheduleError::Message;
+}
+
+/// All schedules.
+#[derive(Default)]
+pub(crate) struct KnownSchedules {
+    pub(super) all: RwLock<BTreeMap<ScheduleName, Known>>,
+    /// Up to which of the catalogue's writes of schedules they are known.
+    pub(super) followed: Followed,
+    /// Held by whoever changes one or makes its message.
+    pub(super) changes: tokio::sync::Mutex<()>,
+    /// Something is due earlier than before.
+    changed: Arc<Notify>,
+}
+
+/// A schedule as the host knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) schedule: Schedule,
+    /// The version of its entry.
+    pub(super) version: Version,
+    pub(super) problem: Option<String>,
+    /// After a failure that may pass, not before this, by the monotonic clock.
+    pub(super) again_at: Duration,
+    /// Whether it was said that it waits for the clock.
+    pub(super) said_waiting: bool,
+}
+
+impl Known {
+    pub(super) fn new(schedule: Schedule, version: Version) -> Self {
+        Self {
+            schedule,
+            version,
+            problem: None,
+            again_at: Duration::ZERO,
+            said_waiting: false,
+        }
+    }
+
+    /// How long there is nothing to do; `None` while it is paused.
+    pub(super) fn wait(&self, now: Timestamp, monotonic: Duration) -> Option<Duration> {
+        let wait = now.until(self.schedule.next);
+        let again = self.again_at.saturating_sub(monotonic);
+        (!self.schedule.paused).then_some(wait.max(again))
+    }
+
+    pub(super) fn status(&self, now: Timestamp) -> ScheduleStatus {
+        ScheduleStatus {
+            schedule: self.schedule.clone(),
+            problem: self.problem.clone(),
+            waiting: waiting(&self.schedule, now),
+        }
+    }
+}
+
+impl Schedules {
+    /// Reads the catalogue's schedules.
+    pub(crate) fn read_schedules(&self) -> Result<(), ProcessorError> {
+        let newest = self.inner.engine.version(EntryKind::Schedule);
+        self.inner.known.followed.up_to(newest);
+        let mut all = self.inner.known.all.write();
+        for (key, entry) in self.inner.engine.entries(EntryKind::Schedule) {
+            let schedule: Schedule = serde_json::from_slice(&entry.value).map_err(|error| {
+                let what = format!("the catalogue's entry of schedule {key}: {error}");
+                ProcessorError::Catalogue(what)
+            })?;
+            let known = Known::new(schedule, entry.version);
+            all.insert(known.schedule.name.clone(), known);
+        }
+        Ok(())
+    }
+
+    /// Takes over what others changed, as soon as nobody here is about to.
+    pub(crate) async fn follow_schedules(&self) {
+        if !self.are_schedules_followed() {
+            let _change = self.inner.known.changes.lock().await;
+            if self.catch_up_schedules() {
+                self.inner.known.changed.notify_one();
+            }
+        }
+    }
+
+    fn are_schedules_followed(&self) -> bool {
+        let newest = self.inner.engine.version(EntryKind::Schedule);
+        self.inner.known.followed.version() == newest
+    }
+
+    /// The same for whoever holds `changes`; whether there was anything.
+    pub(super) fn catch_up_schedules(&self) -> bool {
+        let newest = self.inner.engine.version(EntryKind::Schedule);
+        if self.inner.known.followed.version() == newest {
+            return false;
+        }
+        let entries = self.inner.engine.entries(EntryKind::Schedule);
+        let entries: BTreeMap<String, Entry> = entries.into_iter().collect();
+        let mut all = self.inner.known.all.write();
+        let before = all.len();
+        all.retain(|name, _| entries.contains_key(name.as_str()));
+        let mut is_new = all.len() < before;
+        for (key, entry) in entries {
+            let known = ScheduleName::parse(&key).ok();
+            let known = known.and_then(|name| all.get(&name));
+            if known.is_some_and(|known| known.version == entry.version) {
+                continue;
+            }
+            is_new = true;
+            match serde_json::from_slice::<Schedule>(&entry.value) {
+                Ok(schedule) => {
+                    let known = Known::new(schedule, entry.version);
+                    all.insert(known.schedule.name.clone(), known);
+                }
+                Err(error) => {
+                    tracing::error!(schedule = key, %error, "the catalogue's entry of a schedule cannot be read; what was known of it stands");
+                }
+            }
+        }
+        self.inner.known.followed.up_to(newest);
+        is_new
+    }
+
+    /// Decides something about schedules and commits it; by turns with all else that this host does with them, and again as often as another
+    /// one was quicker.
+    pub(super) async fn decide_schedule<T, F>(
+        &self,
+        decision: impl Fn() -> F,
+    ) -> Result<T, ScheduleError>
+    where
+        F: Future<Output = Result<T, ScheduleError>>,
+    {
+        let _change = self.inner.known.changes.lock().await;
+        decided(&*self.inner.engine, || async {
+            self.catch_up_schedules();
+            decision().await
+        })
+        .await
+    }
+
+    /// That a schedule is in the catalogue as this host knows it, or is not there if this host knows none.
+    pub(super) fn schedule_as_known(&self, name: &ScheduleName) -> Expectation {
+        let all = self.inner.known.all.read();
+        Expectation::Entry {
+            kind: EntryKind::Schedule,
+            key: name.to_string(),
+            version: all.get(name).map(|known| known.version),
+        }
+    }
+
+    /// That there are no other schedules than this host knows.
+    fn all_schedules_as_known(&self) -> Expectation {
+        Expectation::Kind {
+            kind: EntryKind::Schedule,
+            version: self.inner.known.followed.version(),
+        }
+    }
+
+    /// All schedules, by name.
+    #[must_use]
+    pub fn schedules(&self) -> Vec<ScheduleStatus> {
+        let all = self.inner.known.all.read();
+        let now = self.inner.clock.wall();
+        all.values().map(|known| known.status(now)).collect()
+    }
+
+    /// One schedule.
+    #[must_use]
+    pub fn schedule(&self, name: &ScheduleName) -> Option<ScheduleStatus> {
+        let all = self.inner.known.all.read();
+        all.get(name)
+            .map(|known| known.status(self.inner.clock.wall()))
+    }
+
+    /// Makes a schedule, or changes it; the same again changes nothing. Its first message is the next one due from now on.
+    ///
+    /// # Errors
+    /// [`ScheduleError`].
+    pub async fn put_schedule(
+        &self,
+        name: &ScheduleName,
+        spec: ScheduleSpec,
+    ) -> Result<ScheduleStatus, ScheduleError> {
+        self.check_schedule(&spec)?;
+        self.decide_schedule(|| self.put_schedule_now(name, spec.clone()))
+            .await
+    }
+
+    async fn put_schedule_now(
+        &self,
+        name: &ScheduleName,
+        spec: ScheduleSpec,
+    ) -> Result<ScheduleStatus, ScheduleError> {
+        // The bounds are about all of them.
+        let expects = vec![self.schedule_as_known(name), self.all_schedules_as_known()];
+        let before = self.schedule(name);
+        if let Some(same) = before.clone().filter(|b| b.schedule.spec == spec) {
+            return Ok(same);
+        }
+        if before.is_none() && self.inner.known.all.read().len() >= SCHEDULES_MAX {
+            return Err(ScheduleError::TooMany);
+        }
+        self.check_all_schedules(name, &spec)?;
+        let before = before.map(|before| before.schedule);
+        let schedule = Schedule {
+            name: name.clone(),
+            paused: before.as_ref().is_some_and(|before| before.paused),
+            next: spec.cron.next_after(self.inner.clock.wall()),
+            last: before.as_ref().and_then(|before| before.last),
+            made: before.as_ref().map_or(0, |before| before.made),
+            last_run: before.and_then(|before| before.last_run),
+            spec,
+        };
+        self.keep_schedule(schedule, expects).await
+    }
+
+    /// Makes no messages until it is resumed; those missed by then are not made up for.
+    ///
+    /// # Errors
+    /// [`ScheduleError`].
+    pub async fn pause_schedule(
+        &self,
+        name: &ScheduleName,
+        paused: bool,
+    ) -> Result<ScheduleStatus, ScheduleError> {
+        self.decide_schedule(|| self.pause_schedule_now(name, paused))
+            .await
+    }
+
+    async fn pause_schedule_now(
+        &self,
+        name: &ScheduleName,
+        paused: bool,
+    ) -> Result<ScheduleStatus, ScheduleError> {
+        let expects = vec![self.schedule_as_known(name)];
+        let known = self.schedule(name);
+        let known = known.ok_or_else(|| ScheduleError::Unknown(name.clone()))?;
+        let mut schedule = known.schedule;
+        if schedule.paused && !paused {
+            schedule.next = schedule.spec.cron.next_after(self.inner.clock.wall());
+        }
+        schedule.paused = paused;
+        self.keep_schedule(schedule, expects).await
+    }
+
+    /// Deletes a schedule; messages that it made stay.
+    ///
+    /// # Errors
+    /// [`ScheduleError`].
+    pub async fn delete_schedule(&self, name: &ScheduleName) -> Result<(), ScheduleError> {
+        self.decide_schedule(|| self.delete_schedule_now(name))
+            .await
+    }
+
+    async fn delete_schedule_now(&self, name: &ScheduleName) -> Result<(), ScheduleError> {
+        let expects = vec![self.schedule_as_known(name)];
+        if self.schedule(name).is_none() {
+            return Err(ScheduleError::Unknown(name.clone()));
+        }
+        let key = name.to_string();
+        let write =
+            self.inner
+                .catalogue
+                .write_entry::<Schedule>(EntryKind::Schedule, key, None, expects);
+        self.inner.known.followed.own(write.await?);
+        self.inner.known.all.write().remove(name);
+        Ok(())
+    }
+
+    async fn keep_schedule(
+        &self,
+        schedule: Schedule,
+        expects: Vec<Expectation>,
+    ) -> Result<ScheduleStatus, ScheduleError> {
+        let name = schedule.name.clone();
+        let key = name.to_string();
+        let write =
+            self.inner
+                .catalogue
+                .write_entry(EntryKind::Schedule, key, Some(&schedule), expects);
+        let version = write.await?;
+        self.inner.known.followed.own(version);
+        let known = Known::new(schedule, version);
+        let status = known.status(self.inner.clock.wall());
+        let schedules = &self.inner.known;
+        schedules.all.write().insert(name, known);
+        schedules.changed.notify_one();
+        Ok(status)
+    }
+
+    /// Whether all together are within their bound with this one. Nobody is kept from making one smaller.
+    fn check_all_schedules(
+        &self,
+        name: &ScheduleName,
+        spec: &ScheduleSpec,
+    ) -> Result<(), ScheduleError> {
+        let (mut others, mut before) = (0, 0);
+        for known in self.inner.known.all.read().values() {
+            let bytes = bytes_of(&known.schedule.spec);
+            match known.schedule.name == *name {
+                true => before = bytes,
+                false => others += bytes,
+            }
+        }
+        let own = bytes_of(spec);
+        let bytes = others + own;
+        match bytes > SCHEDULES_BYTES_MAX && own > before {
+            true => Err(ScheduleError::TooMuch { bytes }),
+            false => Ok(()),
+        }
+    }
+
+    fn check_schedule(&self, spec: &ScheduleSpec) -> Result<(), ScheduleError> {
+        let message = message_of(spec);
+        let bytes = bytes_of(spec);
+        if bytes > SCHEDULE_MESSAGE_BYTES_MAX {
+            return Err(ScheduleError::TooLarge { bytes });
+        }
+        Ok(self.inner.messages.check_produce(&spec.topic, &[message])?)
+    }
+}
+
+impl KnownSchedules {
+    /// Wakes whoever waits for the next one due.
+    pub(crate) fn changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.changed)
+    }
+}
+
+/// What counts for the bounds.
+fn bytes_of(spec: &ScheduleSpec) -> usize {
+    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let header = |(name, value): &(String, String)| name.len() + value.len() + 10;
+    text(&spec.key) + text(&spec.value) + spec.headers.iter().map(header).sum::<usize>()
+}
+
+/// What it says, without what the host adds.
+pub(super) fn message_of(spec: &ScheduleSpec) -> NewMessage {
+    let bytes = |text: &Option<String>| text.as_ref().map(|text| text.clone().into());
+    let header = |(name, value): &(String, String)| Header {
+        name: name.clone().into(),
+        value: Some(value.clone().into()),
+    };
+    NewMessage {
+        partition: spec.partition,
+        message: Message {
+            key: bytes(&spec.key),
+            value: bytes(&spec.value),
+            headers: spec.headers.iter().map(header).collect(),
+            timestamp: Timestamp::default(),
+        },
+        deliver_at: None,
+    }
+}

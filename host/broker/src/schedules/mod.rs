@@ -1,0 +1,5 @@
+//! KnownSchedules: a message for a topic, again and again.
+
+pub(crate) mod firing;
+pub(crate) mod handle;
+pub(crate) mod keeping;
