@@ -11,6 +11,7 @@ mod check;
 
 use check::Check;
 
+use crate::dispatch::failed::Failed;
 use crate::dispatch::live::OutputTopics;
 use crate::ground::chains::HOPS_CLASS;
 use crate::ground::chains::Hops;
@@ -35,19 +36,6 @@ pub(crate) struct Verdict {
     pub(crate) used: Option<CallUse>,
     /// Whether the failed are given up, and no error handler is asked.
     pub(crate) is_final: bool,
-}
-
-/// One failed message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failed {
-    /// Its place in the batch.
-    pub(crate) message: usize,
-    pub(crate) cause: Cause,
-    pub(crate) class: String,
-    pub(crate) reason: String,
-    /// The wait that the handler asks for.
-    pub(crate) after_ms: Option<u64>,
-    pub(crate) backtrace: Option<String>,
 }
 
 /// Checked outputs: spans lie inside, topics and partitions exist.

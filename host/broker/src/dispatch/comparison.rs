@@ -10,9 +10,9 @@ use millrace_model::bounds::{
 use millrace_model::{ColumnBatch, Offset, PartitionId, Timestamp, TopicName};
 use serde::Serialize;
 
-use crate::dispatch::answer::Failed;
 use crate::dispatch::answer::Outputs;
 use crate::dispatch::answer::Verdict;
+use crate::dispatch::failed::Failed;
 use crate::dispatch::live::Live;
 use crate::dispatch::shadow::Settled;
 use crate::ground::text::cut;

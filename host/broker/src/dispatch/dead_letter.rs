@@ -6,7 +6,7 @@ use millrace_model::{
     Attempt, BatchBuilder, ColumnBatch, Header, Message, Offset, PartitionId, Timestamp, TopicName,
 };
 
-use crate::dispatch::answer::Failed;
+use crate::dispatch::failed::Failed;
 use crate::dispatch::input::Input;
 use crate::ground::chains::HOPS_CLASS;
 use crate::ground::chains::Trail;

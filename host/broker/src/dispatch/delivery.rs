@@ -20,7 +20,6 @@ mod word;
 use groups::Groups;
 pub(crate) use word::{Left, Word};
 
-use crate::dispatch::answer::Failed;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::batcher::behind;
@@ -28,6 +27,7 @@ use crate::dispatch::batcher::ordering;
 use crate::dispatch::breaker::Whose;
 use crate::dispatch::dead_letter;
 use crate::dispatch::dead_letter::Death;
+use crate::dispatch::failed::Failed;
 use crate::dispatch::input::Input;
 use crate::dispatch::retry;
 use crate::ground::chains::HOPS_CLASS;

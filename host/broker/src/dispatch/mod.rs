@@ -17,6 +17,7 @@ pub(crate) mod command;
 pub(crate) mod comparison;
 pub(crate) mod dead_letter;
 pub(crate) mod delivery;
+pub(crate) mod failed;
 pub(crate) mod gate;
 pub(crate) mod input;
 pub(crate) mod live;

@@ -230,7 +230,7 @@ impl Processors {
                 "a new processor cannot be named {name}: on a command line that is a flag"
             ));
         }
-        let start = self.inner.messages.start_of(name, &spec, begin_at).await?;
+        let start = self.start_of(name, &spec, begin_at).await?;
         let processor = self.first_revision(name, spec);
         Ok(Processor { start, ..processor })
     }

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod bad_deploys;
+pub(crate) mod beginning;
 pub(crate) mod canary;
 pub(crate) mod deploying;
 pub(crate) mod error;

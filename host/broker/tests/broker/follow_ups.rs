@@ -462,7 +462,8 @@ async fn a_topic_has_its_partitioner_though_another_host_deletes_modules() {
         let (making, deleting) = (one.session.clone(), other.session.clone());
         let name = new.name.clone();
         let making = tokio::spawn(async move { making.catalogue().create_topic(new).await });
-        let deleting = tokio::spawn(async move { deleting.catalogue().delete_module(module).await });
+        let deleting =
+            tokio::spawn(async move { deleting.catalogue().delete_module(module).await });
         let (topic, deleted) = (making.await.unwrap(), deleting.await.unwrap());
         assert_ne!(topic.is_ok(), deleted.is_ok(), "{topic:?} {deleted:?}");
         let bytes = one.engine.module(module).await.unwrap();
@@ -496,9 +497,14 @@ async fn a_module_that_is_uploaded_while_another_host_deletes_it_is_there_whole_
         .await;
         let (uploading, deleting) = (one.session.clone(), other.session.clone());
         let tag = format!("m@{round}");
-        let uploading =
-            tokio::spawn(async move { uploading.catalogue().upload_module("m".into(), Some(tag)).await });
-        let deleting = tokio::spawn(async move { deleting.catalogue().delete_module(module).await });
+        let uploading = tokio::spawn(async move {
+            uploading
+                .catalogue()
+                .upload_module("m".into(), Some(tag))
+                .await
+        });
+        let deleting =
+            tokio::spawn(async move { deleting.catalogue().delete_module(module).await });
         uploading.await.unwrap().expect("uploaded");
         deleting.await.unwrap().expect("deleted");
         let entry = one.engine.entry(EntryKind::Module, &module.to_string());

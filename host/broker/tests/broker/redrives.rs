@@ -51,16 +51,23 @@ async fn a_redrive_takes_what_fits_and_at_most_so_many_and_is_on_record() {
         letters_max: Some(3),
         ..RedriveRequest::matching(odd.clone())
     };
-    let first = redrive(&rig, request.clone()).await;
+    let ada = rig.named("ada");
+    let ada = ada.dead_letters();
+    let first = ada.redrive(&processor("p"), request.clone()).await.unwrap();
     assert_eq!((first.sent, first.skipped), (3, 0));
     let next = first.next.clone().unwrap();
     let which = RedriveWhich::Matching {
         filter: Box::new(odd.clone()),
         from: Some(next),
     };
-    let second = redrive(&rig, RedriveRequest { which, ..request }).await;
+    let next = RedriveRequest { which, ..request };
+    let second = ada.redrive(&processor("p"), next).await.unwrap();
     assert_eq!((second.sent, second.next), (2, None));
-    let all = redrive(&rig, RedriveRequest::all()).await;
+    let bob = rig.named("bob");
+    let all = bob
+        .dead_letters()
+        .redrive(&processor("p"), RedriveRequest::all());
+    let all = all.await.unwrap();
     assert_eq!((all.sent, all.already), (5, 5));
     rig.settled().await;
     assert_eq!(rig.values("out").await.len(), 10);
@@ -171,8 +178,8 @@ async fn an_edited_letter_is_sent_once_and_the_letter_stays_as_it_died() {
         }],
     };
     let place = letter.place();
-    let edited = rig
-        .session
+    let ada = rig.named("ada");
+    let edited = ada
         .dead_letters()
         .edit_and_redrive(&name, &place, edit.clone());
     assert_eq!(edited.await.unwrap().sent, 1);

@@ -362,6 +362,11 @@ impl Rig {
         }
     }
 
+    /// The verbs, for a caller of this name.
+    pub(crate) fn named(&self, name: &str) -> Session {
+        self.broker.session(Caller::unnamed().named(name))
+    }
+
     pub(crate) async fn topic(&self, name: &str, partitions: u32) {
         let new = NewTopic {
             name: topic(name),

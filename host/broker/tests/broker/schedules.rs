@@ -225,7 +225,7 @@ async fn a_schedule_run_by_hand_makes_one_message_and_keeps_its_next_time() {
         .put_schedule(&name("s"), yearly)
         .await
         .unwrap();
-    let operator = rig.broker.session(Caller::unnamed().named("operator"));
+    let operator = rig.named("operator");
     let ran = operator.schedules().run_schedule(&name("s")).await.unwrap();
     assert_eq!(ran.schedule.next, made.schedule.next);
     assert_eq!((ran.schedule.last, ran.schedule.made), (None, 1));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_broker::{Broker, Caller};
 use millrace_broker::state::{StateChange, StateValue, StateWrites};
+use millrace_broker::{Broker, Caller};
 use millrace_engine::state::StateWrite;
 use millrace_engine::{Engine, LocalEngine, LocalOptions, MemoryEngine, Transaction};
 use millrace_model::{Clock, PartitionId, SystemClock, Timestamp};

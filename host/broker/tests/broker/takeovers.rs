@@ -264,7 +264,8 @@ async fn nothing_that_another_host_still_does_comes_into_state_that_was_emptied(
             for round in 0..40 {
                 let new = (0..8).map(|key| message(&format!("k{key}"), &round.to_string()));
                 producing
-                    .messages().produce(&topic("in"), new.collect())
+                    .messages()
+                    .produce(&topic("in"), new.collect())
                     .await
                     .unwrap();
             }

@@ -7,7 +7,8 @@ use millrace_model::bounds::{
 use millrace_model::columns::{Detail, NO_TIME, NONE, OutcomeCode};
 use millrace_model::{Answer, ColumnBatch};
 
-use super::{Failed, bad, bytes_of, cut, header_range, length, time, topic_of};
+use super::{bad, bytes_of, cut, header_range, length, time, topic_of};
+use crate::dispatch::failed::Failed;
 use crate::dispatch::live::OutputTopics;
 use crate::ground::chains::is_trail;
 use crate::ground::headers;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use millrace_model::{Attempt, Offset, Parked, Timestamp, TopicPartition};
 
 use super::{Breaker, Now, Open};
-use crate::dispatch::answer::Failed;
+use crate::dispatch::failed::Failed;
 use crate::ground::planted::planted;
 use crate::handler::Cause;
 

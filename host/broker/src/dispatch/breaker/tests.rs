@@ -6,7 +6,7 @@ use millrace_model::{PartitionId, TopicId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::dispatch::answer::Failed;
+use crate::dispatch::failed::Failed;
 
 fn at(ms: u64) -> Now {
     Now {

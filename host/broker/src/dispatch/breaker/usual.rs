@@ -4,7 +4,7 @@
 
 use millrace_model::{Record, Rejections};
 
-use super::super::answer::Failed;
+use crate::dispatch::failed::Failed;
 use crate::handler::Cause;
 
 /// Classes of rejections that are known. A class beyond them is not usual.

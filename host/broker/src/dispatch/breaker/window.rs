@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use millrace_model::processor::BreakerPolicy;
 
-use super::super::answer::Failed;
 use super::Kind;
+use crate::dispatch::failed::Failed;
 
 /// Kinds of failures of one batch that are told apart. Failures of ever new classes are not alike: a few are enough to see that.
 const KINDS_MAX: usize = 8;

@@ -3,8 +3,8 @@
 use millrace_model::{Parked, Timestamp};
 
 use super::{Fate, Settling};
-use crate::dispatch::answer::Failed;
 use crate::dispatch::breaker::PROVEN_AFTER;
+use crate::dispatch::failed::Failed;
 use crate::dispatch::retry;
 use crate::ground::planted::planted;
 use crate::handler::Cause;

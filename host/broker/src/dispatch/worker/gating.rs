@@ -9,10 +9,11 @@ use millrace_model::{GivenUp, Offset};
 
 use super::{HeldUp, Reported, SLEEP_MAX, Worker, changed_within};
 use crate::dispatch::allowance::Granted;
-use crate::dispatch::answer::{Failed, Verdict};
+use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::{Judgement, Report, Says};
 use crate::dispatch::delivery::{Effects, Left, Word, contradictions, parked_before};
+use crate::dispatch::failed::Failed;
 use crate::dispatch::gate::{Gate, NotLookedUp, Probe};
 use crate::dispatch::live::Live;
 use crate::dispatch::sides::Side;

@@ -17,12 +17,13 @@ use millrace_model::{
 };
 use tokio::sync::mpsc;
 
-use crate::dispatch::answer::{Failed, Outputs, Verdict};
+use crate::dispatch::answer::{Outputs, Verdict};
 use crate::dispatch::batcher::{self, Batch, behind, ordering};
 use crate::dispatch::breaker::{
     CANARY_TIMEOUTS_MAX, Judgement, PROVEN_AFTER, PROVEN_LEAST, PROVEN_MESSAGES, Report, Says,
 };
 use crate::dispatch::delivery::{self, Effects, Settling, Word, contradictions, parked_before};
+use crate::dispatch::failed::Failed;
 use crate::dispatch::gate::{Alarm, Entry, Gate, NotLookedUp, Probe, Wanted};
 use crate::dispatch::input::Input;
 use crate::dispatch::live::{Live, OutputTopics};

@@ -1,0 +1,16 @@
+//! A message that failed: how, and as what class of failure.
+
+use crate::handler::Cause;
+
+/// One failed message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failed {
+    /// Its place in the batch.
+    pub(crate) message: usize,
+    pub(crate) cause: Cause,
+    pub(crate) class: String,
+    pub(crate) reason: String,
+    /// The wait that the handler asks for.
+    pub(crate) after_ms: Option<u64>,
+    pub(crate) backtrace: Option<String>,
+}

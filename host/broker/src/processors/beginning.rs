@@ -1,0 +1,50 @@
+//! Where a new processor begins: looked up once, when it is made, and kept with it in the same commit. From its first commit in a
+//! partition on, progress counts.
+
+use millrace_model::{ProcessorName, ProcessorSpec, TopicStart};
+
+use crate::messages::beginning::BeginAt;
+use crate::processors::error::{ProcessorError, invalid};
+use crate::processors::handle::Processors;
+
+impl Processors {
+    /// The offsets to begin at, in the topics as they are now.
+    pub(crate) async fn start_of(
+        &self,
+        name: &ProcessorName,
+        spec: &ProcessorSpec,
+        begin_at: Option<BeginAt>,
+    ) -> Result<Vec<TopicStart>, ProcessorError> {
+        let Some(begin_at) = begin_at else {
+            return Ok(Vec::new());
+        };
+        let mut starts = Vec::new();
+        for topic in spec
+            .topics
+            .iter()
+            .filter_map(|topic| self.inner.catalogue.topic(topic))
+        {
+            let mut offsets = Vec::new();
+            for place in topic.partitions() {
+                let progress = self.inner.engine.progress(&name.group(), place).await?;
+                if progress.is_some() {
+                    return invalid(format!(
+                        "{name} was deployed before and deleted, and goes on where it was in {}; say nothing of where to begin, or choose another name",
+                        topic.spec.name
+                    ));
+                }
+                offsets.push(self.inner.messages.first_of(place, begin_at).await?);
+            }
+            starts.push(TopicStart {
+                topic: topic.spec.name,
+                id: topic.id,
+                offsets,
+            });
+        }
+        match begin_at {
+            // What is kept no longer tomorrow is not to be asked for.
+            BeginAt::Earliest => Ok(Vec::new()),
+            _ => Ok(starts),
+        }
+    }
+}
