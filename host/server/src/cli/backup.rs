@@ -86,7 +86,9 @@ fn to_stdout(client: &Client) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     if out.is_terminal() {
         let failure = Failure::usage("a backup cannot be written to a terminal");
-        return Err(failure.with_hint("redirect it to a file or another program, or name a directory"));
+        return Err(
+            failure.with_hint("redirect it to a file or another program, or name a directory")
+        );
     }
     let mut passing = Passing::default();
     pass_on(client.stream("/v1/backup", &json!({}))?, &mut |bytes| {
@@ -233,7 +235,8 @@ fn verify_dir(args: &VerifyArgs, as_json: bool) -> Result<(), Failure> {
     match report.worst() {
         Severity::Damage => {
             let message = format!("the backup in {} is damaged", args.dir.display());
-            let hint = "make a new one with --full in another directory while the host still has the data";
+            let hint =
+                "make a new one with --full in another directory while the host still has the data";
             Err(Failure::new(Exit::Failed, "damaged", message).with_hint(hint))
         }
         Severity::Ok | Severity::Note => Ok(()),
@@ -287,7 +290,8 @@ pub(super) fn no_backup(error: &ManifestError) -> Failure {
         ManifestError::Missing { .. } => Failure::new(Exit::Unknown, "no-backup", message)
             .with_hint("name the directory that `millrace backup` wrote to"),
         ManifestError::Newer { .. } => Failure::refused(message),
-        ManifestError::Damaged(_) | ManifestError::Io(_) => Failure::failed(message)
-            .with_hint("without it there is no record of which files belong together; use another backup"),
+        ManifestError::Damaged(_) | ManifestError::Io(_) => Failure::failed(message).with_hint(
+            "without it there is no record of which files belong together; use another backup",
+        ),
     }
 }

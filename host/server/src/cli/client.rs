@@ -331,14 +331,20 @@ impl Client {
 
     fn json_of(&self, body: &[u8]) -> Result<Value, Failure> {
         serde_json::from_slice(body).map_err(|_| {
-            Failure::failed(format!("the server at {} is not a Millrace host", self.base))
+            Failure::failed(format!(
+                "the server at {} is not a Millrace host",
+                self.base
+            ))
         })
     }
 
     fn unreached(&self, error: ureq::Error) -> Unreached {
         if let ureq::Error::BadUri(_) | ureq::Error::Http(_) = error {
             return Unreached {
-                failure: Failure::usage(format!("--host {} is not a valid URL: {error}", self.base)),
+                failure: Failure::usage(format!(
+                    "--host {} is not a valid URL: {error}",
+                    self.base
+                )),
                 may_have_come: false,
             };
         }

@@ -100,7 +100,8 @@ fn refuse_idle_flags(matches: &ArgMatches) -> Result<(), Failure> {
     match ASKING.iter().find(said) {
         None => Ok(()),
         Some((_, flag)) => {
-            let message = format!("`millrace {name}` does not talk to a host: --{flag} has no effect");
+            let message =
+                format!("`millrace {name}` does not talk to a host: --{flag} has no effect");
             Err(Failure::usage(message).with_hint(*hint))
         }
     }

@@ -80,7 +80,14 @@ fn list(answer: &Value) -> String {
         ]
     };
     let rows = items(&answer["ranges"]).iter().map(row).collect();
-    let headings = ["TOPIC", "PARTITION", "OFFSETS", "WHERE", "FOUND BY", "STATE"];
+    let headings = [
+        "TOPIC",
+        "PARTITION",
+        "OFFSETS",
+        "WHERE",
+        "FOUND BY",
+        "STATE",
+    ];
     let mut text = table(&headings, rows, "no damaged messages are known");
     for digest in items(&answer["modules"]) {
         text.push_str(&format!(

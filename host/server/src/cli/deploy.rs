@@ -148,7 +148,8 @@ pub(super) fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Res
     if let Some(file) = file {
         // The problem is in the file, not in the request.
         check_spec(&spec).map_err(|(message, hint)| {
-            Failure::refused(format!("specification file {}: {message}", file.display())).with_hint(hint)
+            Failure::refused(format!("specification file {}: {message}", file.display()))
+                .with_hint(hint)
         })?;
     }
     let answer = client.send(method, &path, &spec)?;

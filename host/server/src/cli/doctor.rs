@@ -104,18 +104,16 @@ fn repairs(all: &[Done], are_done: bool) -> String {
     };
     let headings = ["WHERE", if are_done { "DONE" } else { "A REPAIR WOULD" }];
     let rows = all.iter().map(row).collect();
-    let text = table(
-        &headings,
-        rows,
-        "there is nothing to repair",
-    );
+    let text = table(&headings, rows, "there is nothing to repair");
     match (all.is_empty(), are_done) {
         (true, _) => text,
-        (false, false) => format!(
-            "{text}\n\nnothing was changed; add --yes to do it. Copy the directory first"
-        ),
+        (false, false) => {
+            format!("{text}\n\nnothing was changed; add --yes to do it. Copy the directory first")
+        }
         (false, true) => {
-            format!("{text}\n\nnothing was removed; files in the way are now in quarantine/. Run the doctor again")
+            format!(
+                "{text}\n\nnothing was removed; files in the way are now in quarantine/. Run the doctor again"
+            )
         }
     }
 }

@@ -120,7 +120,9 @@ impl Failure {
         let error = &body["error"];
         let text = |field: &str| error[field].as_str().map(str::to_owned);
         let message = text("message").unwrap_or_else(|| {
-            format!("the answer was {status} and did not come from a Millrace host; is --host right?")
+            format!(
+                "the answer was {status} and did not come from a Millrace host; is --host right?"
+            )
         });
         let exit = match status {
             404 => Exit::Unknown,

@@ -315,8 +315,9 @@ fn import(
 /// Parses all lines before anything is sent: an error in the last line must not leave the state half imported.
 fn entries_of(input: impl BufRead) -> Result<Vec<String>, Failure> {
     let unwritten = |message: String| {
-        Failure::usage(message)
-            .with_hint("nothing was written; correct the line, or export again, and repeat the import")
+        Failure::usage(message).with_hint(
+            "nothing was written; correct the line, or export again, and repeat the import",
+        )
     };
     let (mut lines, mut read, mut weight, mut number) = (Vec::new(), 0, 0, 0);
     let mut input = input.take(IMPORT_BYTES_MAX);

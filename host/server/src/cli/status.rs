@@ -25,10 +25,7 @@ fn show(host: &Value) -> String {
     let fact = |name: &'static str| (name, cell(&host[name]));
     let mut pairs = vec![fact("version"), fact("pid")];
     pairs.push(("started", when(&host["started_at"])));
-    pairs.push((
-        "uptime",
-        spelled(host["uptime_ms"].as_u64().unwrap_or(0)),
-    ));
+    pairs.push(("uptime", spelled(host["uptime_ms"].as_u64().unwrap_or(0))));
     pairs.extend([fact("engine"), fact("encrypted"), fact("ready")]);
     if !host["trouble"].is_null() {
         pairs.push(fact("trouble"));

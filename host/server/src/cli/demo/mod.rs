@@ -198,8 +198,7 @@ impl Demo {
     }
 
     async fn totals(&self) -> Result<Tally> {
-        self.story
-            .chapter("Was anything lost or repeated?")?;
+        self.story.chapter("Was anything lost or repeated?")?;
         let tally = Tally::read(&self.broker, &self.processor).await?;
         tally.check()?;
         self.story.tally(&tally)?;

@@ -249,11 +249,8 @@ fn which(args: &RedriveArgs) -> Result<Map<String, Value>, Failure> {
         return Ok(Map::from_iter([("dead_letters".to_owned(), json!(places))]));
     }
     if !args.find.is_said() && !args.all {
-        return Err(
-            Failure::usage("no dead letters are selected").with_hint(
-                "name some, filter them (such as --class timeout), or use --all",
-            ),
-        );
+        return Err(Failure::usage("no dead letters are selected")
+            .with_hint("name some, filter them (such as --class timeout), or use --all"));
     }
     if let Some(limit) = args.limit {
         fields.insert("max".to_owned(), json!(limit));

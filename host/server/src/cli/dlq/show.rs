@@ -55,14 +55,7 @@ pub(super) fn groups(answer: &Value) -> String {
     };
     let rows = items(&answer["groups"]).iter().map(row).collect();
     let headings = [
-        "COUNT",
-        "CLASS",
-        "CAUSE",
-        "REVISION",
-        "FIRST",
-        "LAST",
-        "EXAMPLE",
-        "REASON",
+        "COUNT", "CLASS", "CAUSE", "REVISION", "FIRST", "LAST", "EXAMPLE", "REASON",
     ];
     let shown = table(&headings, rows, "there are no such dead letters");
     let others = match answer["others"].as_u64() {
