@@ -40,14 +40,14 @@ pub struct BackupRequest {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BackupError {
     /// There is nothing on a disk.
-    #[error("this engine keeps everything in memory and cannot be backed up")]
+    #[error("this engine stores everything in memory and cannot be backed up")]
     Unsupported,
     /// One at a time: each keeps files from being removed.
-    #[error("another backup of this host is under way")]
+    #[error("another backup of this host is running")]
     UnderWay,
     /// What is known is not of this directory.
     #[error(
-        "what is known is of data directory {known}, and this is {own}: another host, or one that was restored"
+        "the earlier backup is of data directory {known}, but this is {own}: another host, or a restored one"
     )]
     OtherDirectory {
         /// What was named.
@@ -56,7 +56,7 @@ pub enum BackupError {
         own: String,
     },
     /// No room to keep what a backup is made of.
-    #[error("the disk is full: a backup needs room there for a copy of the checkpoint")]
+    #[error("the disk is full: a backup needs space on it for a copy of the checkpoint")]
     DiskFull,
     /// The file system cannot keep files that are to be removed.
     #[error("the file system of the data directory has no hard links ({0})")]
@@ -65,7 +65,7 @@ pub enum BackupError {
     #[error(transparent)]
     Engine(#[from] CommitError),
     /// The disk failed.
-    #[error("no backup could be made: {0}")]
+    #[error("the backup failed: {0}")]
     Failed(Arc<str>),
 }
 

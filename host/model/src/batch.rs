@@ -41,7 +41,7 @@ const NOT_NUMBERED: (ProducerId, i32) = (ProducerId { id: -1, epoch: -1 }, -1);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
     /// The bytes end before the batch does. More bytes may complete it.
-    #[error("the batch needs {needed} bytes and {present} are there")]
+    #[error("the batch needs {needed} bytes but has {present}")]
     Incomplete {
         /// Bytes that the batch takes, as far as known.
         needed: usize,
@@ -49,13 +49,13 @@ pub enum BatchError {
         present: usize,
     },
     /// Not magic 2: an older format, or no batch at all.
-    #[error("record-batch magic {found}; only magic 2 (Kafka 0.11 and later) is kept")]
+    #[error("record-batch magic {found}; only magic 2 (Kafka 0.11 and later) is supported")]
     Magic {
         /// The byte found.
         found: u8,
     },
     /// Over a bound of [`crate::bounds`].
-    #[error("the batch's {what} is {found}, at most {max} are allowed; send smaller batches")]
+    #[error("the batch's {what} is {found}; the maximum is {max}: send smaller batches")]
     TooLarge {
         /// Which bound.
         what: &'static str,
@@ -65,7 +65,7 @@ pub enum BatchError {
         max: usize,
     },
     /// The bytes are not those that were written.
-    #[error("checksum {found:#010x} where the bytes give {computed:#010x}: the batch is damaged")]
+    #[error("the checksum is {found:#010x}, but the bytes have {computed:#010x}: the batch is damaged")]
     Checksum {
         /// As stored.
         found: u32,
@@ -73,7 +73,7 @@ pub enum BatchError {
         computed: u32,
     },
     /// The records are compressed; whoever looks into them inflates them first.
-    #[error("the records are compressed with codec {codec}; inflate the batch first")]
+    #[error("the records are compressed with codec {codec}; decompress the batch first")]
     Compressed {
         /// Kafka's number of the codec.
         codec: i16,

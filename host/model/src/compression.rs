@@ -45,7 +45,7 @@ pub enum Compression {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InflateError {
     /// They hold more than there is room for.
-    #[error("they hold more than {max} bytes; send smaller batches")]
+    #[error("they have more than {max} bytes; send smaller batches")]
     TooLarge {
         /// The bound.
         max: usize,

@@ -51,7 +51,7 @@ pub struct LeaseId(pub u64);
 
 /// A text that names no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this is no lease; an answer with messages gives one")]
+#[error("this is not a lease; answers with messages contain one")]
 pub struct NotALease;
 
 impl fmt::Display for LeaseId {

@@ -32,7 +32,7 @@ const NICKNAMES: [(&str, &str); 7] = [
 
 /// Why a text is no pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no cron pattern: {why}")]
+#[error("{text:?} is not a cron pattern: {why}")]
 pub struct CronError {
     text: String,
     why: String,

@@ -94,7 +94,7 @@ impl SettingsPatch {
 
 /// A setting outside its bounds.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{setting} is {found}, it must be {min} to {max}; without it there is no bound")]
+#[error("{setting} is {found} but must be {min} to {max}; omit it for no bound")]
 pub struct SettingError {
     /// Which one.
     pub setting: &'static str,

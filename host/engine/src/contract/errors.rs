@@ -24,12 +24,12 @@ pub enum CommitError {
         partition: TopicPartition,
     },
     /// What the decision was made on is no longer so. Nothing was written: look again, and decide again.
-    #[error("{0} was changed by somebody else meanwhile; nothing was done")]
+    #[error("{0} was changed by someone else meanwhile; nothing was done")]
     Conflict(Arc<Expectation>),
     /// A batch is missing, or this one was sent before those that are remembered. Nothing was written.
     #[error(
-        "producer {producer} in partition {partition}: sequence {found} came where {expected} is next; below it, it was written long \
-         ago; above it, batches are missing: send those first, or start a new epoch and number from 0"
+        "producer {producer} in partition {partition}: got sequence {found}, expected {expected}; a lower one was written long \
+         ago; with a higher one, batches are missing: send those first, or start a new epoch and number from 0"
     )]
     OutOfOrderSequence {
         /// Where.
@@ -42,7 +42,7 @@ pub enum CommitError {
         found: i32,
     },
     /// The producer was started anew. Stop: its place is taken.
-    #[error("producer {producer} has epoch {newest} now; the one with epoch {epoch} must stop")]
+    #[error("producer {producer} now has epoch {newest}; the one with epoch {epoch} must stop")]
     ProducerFenced {
         /// Whose id.
         producer: i64,
@@ -53,12 +53,12 @@ pub enum CommitError {
     },
     /// The id was never given, or the partition has forgotten what it sent.
     #[error(
-        "producer {0} is not known here, or was idle for so long that it was forgotten; ask for a new id and number from 0"
+        "producer {0} is unknown, or was idle for so long that it was forgotten; request a new id and number from 0"
     )]
     UnknownProducer(i64),
     /// A transaction is whole: each append repeats one that was written, or none does.
     #[error(
-        "{repeated} of {appends} appends were written earlier and the others not; repeat a transaction as it was, or send what is new"
+        "{repeated} of {appends} appends were written earlier and the others were not; repeat the transaction unchanged, or send only new batches"
     )]
     PartlyRepeated {
         /// Appends that were written earlier.
@@ -76,11 +76,11 @@ pub enum CommitError {
     },
     /// The key of a request was used for another one.
     #[error(
-        "this key was used for another request; take a new key for each request, and the same only to repeat it"
+        "this key was used for another request; use a new key for each request, and the same key only to repeat one"
     )]
     RequestReused,
     /// Larger than the engine's journal takes at once. Send less.
-    #[error("the transaction has {bytes} bytes, at most {max} fit; send less at once")]
+    #[error("the transaction has {bytes} bytes; the maximum is {max}: send less at once")]
     TooLarge {
         /// Its size.
         bytes: usize,
@@ -95,7 +95,7 @@ pub enum CommitError {
     State(Arc<str>),
     /// No room on the disk. Nothing was written; try again when there is space.
     #[error(
-        "the disk is full, or the process may not write longer files or open more (`ulimit -f`, `ulimit -n`): free some space or shorten \
+        "the disk is full, or a limit on the size or number of files is reached (`ulimit -f`, `ulimit -n`): free some space or shorten \
          retention; reading still works"
     )]
     DiskFull,
@@ -105,12 +105,12 @@ pub enum CommitError {
     /// The store was lost while it committed: it may have taken effect, and it may yet. Whoever carries a mark asks again with it; whoever
     /// has a lease takes a new one, and looks.
     #[error(
-        "the store was lost while it committed ({0}), so it is not known whether that took effect: ask again with the same key, or look"
+        "the store was lost while it committed ({0}), so it is unknown whether that took effect: repeat the request with the same key, or check"
     )]
     InDoubt(Arc<str>),
     /// The disk failed; nothing more is acknowledged until the host is started again.
     #[error(
-        "the engine stopped after a disk error ({0}); restart the host, recovery decides what was kept"
+        "the engine stopped after a disk error ({0}); restart the host; recovery determines what was stored"
     )]
     Poisoned(Arc<str>),
     /// The engine is closing.
@@ -157,7 +157,7 @@ pub enum ReadError {
     },
     /// Stored bytes are not those that were written. The rest of the partition stays readable.
     #[error(
-        "messages {from} to {to} (exclusive) of partition {partition} {kind}; read on from {to}"
+        "messages {from} to {to} (exclusive) of partition {partition} {kind}; continue at {to}"
     )]
     Damaged {
         /// Where.
@@ -171,7 +171,7 @@ pub enum ReadError {
     },
     /// A module's bytes are not those that were put. Putting them again mends it.
     #[error(
-        "module {0} is damaged on disk: its bytes are not those that were uploaded; upload the same component again"
+        "module {0} is damaged on disk: its bytes differ from those that were uploaded; upload the same component again"
     )]
     ModuleDamaged(Digest),
     /// The store cannot be reached.
@@ -186,7 +186,7 @@ pub enum ReadError {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TopicError {
     /// The name is taken.
-    #[error("topic {0} exists already")]
+    #[error("topic {0} already exists")]
     Exists(TopicName),
     /// No such topic.
     #[error("topic {0} does not exist")]
@@ -201,7 +201,7 @@ pub enum TopicError {
     },
     /// Messages would have nowhere to be.
     #[error(
-        "topic {topic} has {have} partitions, and stays at no fewer: {asked} cannot hold the messages, progress and state of all of them"
+        "topic {topic} has {have} partitions and cannot have fewer: the messages, progress and state of all of them would not fit into {asked}"
     )]
     FewerPartitions {
         /// Which topic.
@@ -213,8 +213,8 @@ pub enum TopicError {
     },
     /// All topics together would have more than the host may.
     #[error(
-        "the host has {have} partitions and would have {asked} more, at most {max} are kept (partitions_max): ask for fewer, or delete \
-         topics that nobody needs"
+        "the host has {have} partitions, and with {asked} more would exceed the maximum of {max} (partitions_max): ask for fewer, or delete \
+         topics that are not needed"
     )]
     HostPartitions {
         /// How many there are.
