@@ -1,5 +1,6 @@
-//! Where a new processor begins: by default at the oldest message, or where its first deployment says. That is looked up once, when the
-//! processor is made, and kept with it in the same commit; from its first commit in a partition on, progress counts. Consumers begin by the
+//! Where a new processor starts: by default at the oldest message, otherwise where its first deployment says. The positions are looked
+//! up once, when the processor is created, and stored in the same commit; after its first commit in a partition, progress counts.
+//! Consumers start in the same way.
 //! same words.
 
 use millrace_engine::ReadError;
@@ -9,21 +10,21 @@ use crate::broker::Broker;
 use crate::loading::invalid;
 use crate::processors::ProcessorError;
 
-/// Where to begin.
+/// Where to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BeginAt {
     /// At the oldest message.
     Earliest,
-    /// After what is there now.
+    /// After the existing messages.
     Latest,
-    /// At this offset of each partition, or the nearest that there is.
+    /// At this offset in each partition, or the nearest one that exists.
     Offset(Offset),
-    /// At the first message of this time or later; after what is there now, if there is none.
+    /// At the first message with this time or a later one; if there is none, after the existing messages.
     Time(Timestamp),
 }
 
 impl Broker {
-    /// The offsets to begin at, in the topics as they are now.
+    /// The offsets to start at, in the topics as they are now.
     pub(crate) async fn start_of(
         &self,
         name: &ProcessorName,
@@ -40,7 +41,7 @@ impl Broker {
                 let progress = self.inner.engine.progress(&name.group(), place).await?;
                 if progress.is_some() {
                     return invalid(format!(
-                        "{name} was deployed before and deleted, and goes on where it was in {}; say nothing of where to begin, or choose another name",
+                        "{name} was deleted earlier and will continue where it was in {}; omit the start position, or choose another name",
                         topic.spec.name
                     ));
                 }
@@ -53,7 +54,7 @@ impl Broker {
             });
         }
         match begin_at {
-            // What is kept no longer tomorrow is not to be asked for.
+            // Starts no lower than what is kept: a removed message must not be asked for.
             BeginAt::Earliest => Ok(Vec::new()),
             _ => Ok(starts),
         }

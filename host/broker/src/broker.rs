@@ -1,4 +1,4 @@
-//! The broker: the handle that everybody holds. Its verbs stand in the files of what they are about.
+//! The broker: the shared handle. Its methods are in the files of their subjects.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
@@ -32,22 +32,22 @@ use crate::processors::{ProcessorError, take_back};
 use crate::schedules::{self, Schedules};
 use crate::tasks::Tasks;
 
-/// Revisions that wait to be taken back. One beyond them is told again by its next failed probe.
+/// Alarms queued for automatic rollback. When the queue is full, the alarm is dropped; the next failed probe raises it again.
 const ALARMS_MAX: usize = 64;
 
-/// What all calls and all processors together may hold in memory, and when work goes over to other hosts.
+/// What all calls and all processors together may hold in memory, and when work moves to other hosts.
 #[derive(Clone, Copy, Debug)]
 pub struct BrokerLimits {
-    /// Bytes of produce calls on their way to the engine; no more than [`PRODUCE_BYTES_IN_FLIGHT_MAX`].
+    /// Bytes of produce calls on their way to the engine; at most [`PRODUCE_BYTES_IN_FLIGHT_MAX`].
     pub in_flight_bytes: usize,
-    /// Bytes of what is remembered of failed attempts.
+    /// Bytes of records of failed attempts.
     pub remembered_bytes: usize,
-    /// Calls that may write to state at once, each up to
-    /// [`STATE_ATTEMPT_BYTES_MAX`](millrace_model::bounds::STATE_ATTEMPT_BYTES_MAX). One more waits.
+    /// Concurrent calls that may write to state, each up to
+    /// [`STATE_ATTEMPT_BYTES_MAX`](millrace_model::bounds::STATE_ATTEMPT_BYTES_MAX). Another one waits.
     pub state_attempts: usize,
-    /// Bytes of batches that processors have at hand, with what is answered. A batch for which there is no room waits.
+    /// Bytes of batches held by processors, including their answers. A batch without room waits.
     pub at_hand_bytes: usize,
-    /// How long after hosts came or went what is held moves to where it is wanted then: a host that is only started again is back by then.
+    /// How long after a host joined or left holds move to the new owners: a host that only restarts is back by then.
     pub moves_after: Duration,
 }
 
@@ -62,14 +62,14 @@ impl Default for BrokerLimits {
         }
     }
 }
-/// How long winding down goes on after the last call was interrupted.
+/// How long winding down continues after the last call was interrupted.
 const WIND_DOWN_SLACK: Duration = Duration::from_millis(700);
 
 /// The handle; cheap to clone.
 #[derive(Clone)]
 pub struct Broker {
     pub(crate) inner: Arc<Inner>,
-    /// In whose name changes are made.
+    /// The name under which changes are made.
     pub(crate) by: Option<Arc<str>>,
 }
 
@@ -81,23 +81,24 @@ pub(crate) struct Inner {
     pub(crate) partitioners: Partitioners,
     pub(crate) supervisor: Supervisor,
     pub(crate) hosts: Arc<Hosts>,
-    /// The catalogue's processors, and why those that do not run do not.
+    /// The catalogue's processors, and for those that do not run, why.
     pub(crate) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
-    /// Up to which of the catalogue's writes of processors they are known.
+    /// Which writes of processors in the catalogue are known here.
     pub(crate) processors_followed: Followed,
-    /// Topics as this host last looked at them, and how many partitions they had, where there are other hosts.
+    /// Topics and their partition counts as this host last saw them, if there are other hosts.
     pub(crate) topics_followed: Mutex<HashMap<TopicId, u32>>,
-    /// Held by whoever decides about the catalogue. Others may decide on other hosts: what must hold is expected by the commit.
+    /// Locked while deciding about the catalogue. Other hosts may decide at the same time: commits carry expectations for what must
+    /// still hold.
     pub(crate) changes: tokio::sync::Mutex<()>,
-    /// Held by whoever sends dead letters again, so that they need not try twice.
+    /// Locked while sending dead letters again, so that redrives need not retry on conflicts.
     pub(crate) redrives: tokio::sync::Mutex<()>,
-    /// Processors of which what is due is being sent again here.
+    /// Processors whose due redrives are running here.
     pub(crate) redriving: Mutex<HashSet<ProcessorName>>,
-    /// Held by dry runs: each has a revision loaded beside those that work, and letters in memory.
+    /// Limits dry runs: each has an extra revision loaded, and dead letters in memory.
     pub(crate) dry_runs: Semaphore,
     /// Bytes of produce calls on their way to the engine.
     pub(crate) in_flight: Semaphore,
-    /// How many those may be.
+    /// The maximum of those.
     pub(crate) in_flight_bytes: usize,
     pub(crate) consumers: Consumers,
     pub(crate) delays: Arc<Delays>,
@@ -106,7 +107,7 @@ pub(crate) struct Inner {
     pub(crate) publish_seconds: Histogram,
     /// Messages received, by topic.
     pub(crate) received: Mutex<HashMap<TopicId, Counter>>,
-    /// How often topics were given more partitions.
+    /// How often partitions were added to topics.
     pub(crate) growths: watch::Sender<u64>,
 }
 
@@ -120,16 +121,16 @@ pub(crate) struct Deployed {
     pub(crate) problem: Option<String>,
     /// Why the revision on trial could not be loaded; the current one runs alone.
     pub(crate) trial_problem: Option<String>,
-    /// Why the host could not take its current revision back, when it tried last.
+    /// Why the host could not roll the current revision back, at its last try.
     pub(crate) way_back_problem: Option<String>,
 }
 
 impl Broker {
-    /// Starts: loads the catalogue, then the workers of every processor. A processor that cannot be loaded is stopped and says
-    /// why; the others run.
+    /// Starts: loads the catalogue, then the workers of every processor. A processor that cannot be loaded is stopped and says why; the
+    /// others run.
     ///
     /// # Errors
-    /// [`ProcessorError`] where the catalogue cannot be read.
+    /// [`ProcessorError`] if the catalogue cannot be read.
     pub async fn start(
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,
@@ -138,7 +139,7 @@ impl Broker {
         Self::start_within(clock, engine, modules, BrokerLimits::default()).await
     }
 
-    /// As [`Broker::start`], with limits of the host's own.
+    /// Like [`Broker::start`], with limits set by the host.
     ///
     /// # Errors
     /// As of [`Broker::start`].
@@ -226,7 +227,7 @@ impl Broker {
         });
     }
 
-    /// Whether the engine takes commits now.
+    /// Whether the engine accepts commits now.
     ///
     /// # Errors
     /// [`CommitError`] says why not.
@@ -234,7 +235,7 @@ impl Broker {
         self.inner.engine.health().await
     }
 
-    /// Copies everything as of one instant that comes after this call; all else goes on meanwhile.
+    /// Copies everything as of one instant after this call; everything else continues meanwhile.
     ///
     /// # Errors
     /// [`BackupError`].
@@ -242,7 +243,7 @@ impl Broker {
         self.inner.engine.backup(request).await
     }
 
-    /// Stops the workers at their next batch boundary, then closes the engine. Calls of guests that do not end by themselves are
+    /// Stops the workers at their next batch boundary, then closes the engine. Guest calls that do not end by themselves are
     /// interrupted after [`STOP_CALLS_MS_MAX`].
     pub async fn stop(&self) {
         if !self.inner.interrupt.is_given() {
@@ -253,8 +254,8 @@ impl Broker {
         self.inner.engine.close().await;
     }
 
-    /// The first half of [`stop`](Self::stop): no worker takes a further batch, and on return no guest is called any more, nor will
-    /// be. Calls have `patience` to end by themselves. The engine goes on, so that requests are answered.
+    /// The first half of [`stop`](Self::stop): no worker takes another batch, and on return no guest call is running or will start.
+    /// Calls have `patience` to end by themselves. The engine continues, so that requests are answered.
     pub async fn wind_down(&self, patience: Duration) {
         let Inner {
             supervisor,
@@ -264,13 +265,13 @@ impl Broker {
         } = &*self.inner;
         let rested = async {
             supervisor.stop_all(patience).await;
-            // Whoever changes something may be loading a component; what waits behind is refused by the engine, or was too late.
+            // A change may be loading a component; changes queued behind it are refused by the engine or were too late.
             drop(changes.lock().await);
         };
         let too_late = async {
             tokio::time::sleep(patience).await;
             interrupt.all();
-            // Only the disk can hold anybody up now.
+            // Only the disk can delay us now.
             tokio::time::sleep(WIND_DOWN_SLACK).await;
         };
         tokio::select! {
@@ -281,9 +282,9 @@ impl Broker {
     }
 }
 
-/// An entry of the catalogue, as written.
+/// A catalogue entry, serialised.
 pub(crate) fn entry<T: Serialize>(kind: EntryKind, key: String, value: Option<&T>) -> EntryWrite {
-    // Our own types, whose maps have text keys: they always serialise.
+    // Our own types, whose maps have string keys: they always serialise.
     let value = value.map(|value| serde_json::to_vec(value).unwrap_or_default().into());
     EntryWrite { kind, key, value }
 }

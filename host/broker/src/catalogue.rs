@@ -1,5 +1,5 @@
-//! The catalogue as this host knows it. Whoever changes it reads, decides and commits on what was seen; if somebody else was quicker, it is
-//! read and decided again. What others changed is taken over from there.
+//! The catalogue as this host knows it. A change reads, decides, and commits with the versions it read as expectations; if another host
+//! was quicker, it reads and decides again. Changes by other hosts are followed here.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Weak;
@@ -26,17 +26,17 @@ use crate::schedules::ScheduleError;
 use crate::states::StateAccessError;
 use crate::topics::{TopicCreateError, TopicDeleteError};
 
-/// How often something is decided, because others were quicker, before that is told.
+/// How often a decision is repeated, because others were quicker, before the conflict is reported.
 const DECISIONS_MAX: usize = 16;
-/// How long is waited for what another host changed to be heard of here.
+/// How long to wait until this host sees another host's change.
 const HEAR_WAIT: Duration = Duration::from_millis(500);
 
 /// An error that a decision about the catalogue can end with.
 pub(crate) trait DecisionError {
-    /// Why the engine did not take it, if that is why.
+    /// The engine's error, if that was the cause.
     fn commit_error(&self) -> Option<&CommitError>;
 
-    /// Whether somebody else changed what it was made on.
+    /// Whether someone else changed what the decision was based on.
     fn is_conflict(&self) -> bool {
         matches!(self.commit_error(), Some(CommitError::Conflict(_)))
     }
@@ -48,7 +48,7 @@ impl DecisionError for CommitError {
     }
 }
 
-/// Errors that hold the engine's, directly or within another one.
+/// Errors that contain the engine's, directly or inside another one.
 macro_rules! decision_errors {
     ($($error:ty: $($variant:path),+;)*) => {
         $(impl DecisionError for $error {
@@ -77,7 +77,7 @@ decision_errors! {
     ConsumerError: ConsumerError::Commit;
 }
 
-/// Up to which of the catalogue's writes of a kind all is known here.
+/// How far this host knows the catalogue's writes of one kind.
 #[derive(Debug, Default)]
 pub(crate) struct Followed(Mutex<Version>);
 
@@ -86,12 +86,12 @@ impl Followed {
         *self.0.lock()
     }
 
-    /// All up to this one is known.
+    /// All writes up to this one are known.
     pub(crate) fn up_to(&self, version: Version) {
         *self.0.lock() = version;
     }
 
-    /// A write of this host's is known. If others wrote before it, their writes are still to come.
+    /// Marks a write by this host as known. Earlier writes by others are still to come.
     pub(crate) fn own(&self, written: Version) {
         let mut version = self.0.lock();
         if written.0 == version.0 + 1 {
@@ -100,7 +100,7 @@ impl Followed {
     }
 }
 
-/// Decides, and decides again as often as somebody else was quicker, up to [`DECISIONS_MAX`] times.
+/// Decides and commits, again if someone else was quicker, up to [`DECISIONS_MAX`] times.
 pub(crate) async fn decided<T, E, F>(engine: &dyn Engine, decision: impl Fn() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
@@ -111,10 +111,10 @@ where
         heard.borrow_and_update();
         match decision().await {
             Err(error) if error.is_conflict() => {
-                // Decided on the same once more, it would be the same conflict.
+                // Deciding on the same knowledge again would only conflict again.
                 let _ = tokio::time::timeout(HEAR_WAIT, heard.changed()).await;
             }
-            // Somebody took over what was claimed for it.
+            // Someone else took over the claim meanwhile.
             Err(error) if matches!(error.commit_error(), Some(CommitError::Fenced { .. })) => {}
             done => return done,
         }
@@ -122,7 +122,7 @@ where
     decision().await
 }
 
-/// What is known of the catalogue, once it is: another host has written it, and this one may not have heard of it yet.
+/// Waits until the catalogue is known up to here: another host has written to it, and this host may not have seen that yet.
 pub(crate) async fn heard_of<T>(
     engine: &dyn Engine,
     mut look: impl FnMut() -> Option<T>,
@@ -142,8 +142,8 @@ pub(crate) async fn heard_of<T>(
 }
 
 impl Broker {
-    /// Decides something about the catalogue and commits it; by turns with all else that this host decides about it, and again as often as
-    /// another one was quicker.
+    /// Decides something about the catalogue and commits it, one decision of this host at a time, and again if another host was
+    /// quicker.
     pub(crate) async fn decide<T, E, F>(&self, decision: impl Fn() -> F) -> Result<T, E>
     where
         F: Future<Output = Result<T, E>>,
@@ -162,7 +162,7 @@ impl Broker {
         self.inner.processors_followed.version() == newest
     }
 
-    /// Takes over what others changed of the processors. Whoever calls holds `changes`.
+    /// Follows changes of processors by others. The caller holds `changes`.
     async fn catch_up(&self) {
         if !self.is_followed() {
             self.take_over_all().await;
@@ -191,15 +191,15 @@ impl Broker {
         self.inner.processors_followed.up_to(newest);
     }
 
-    /// A processor as another host made it.
+    /// Creates a processor as another host has stored it.
     async fn take_over(&self, key: &str, entry: &Entry) {
         let processor = match serde_json::from_slice::<Processor>(&entry.value) {
             Ok(processor) => processor,
             Err(error) => {
                 let why = format!(
-                    "another host, maybe of a newer version, wrote what this one cannot read: {error}"
+                    "another host, perhaps with a newer version, wrote an entry that this one cannot read: {error}"
                 );
-                tracing::error!(processor = key, why, "a processor stops here");
+                tracing::error!(processor = key, why, "a processor has stopped on this host");
                 if let Ok(name) = ProcessorName::parse(key) {
                     self.stop_here(&name, why).await;
                 }
@@ -214,7 +214,7 @@ impl Broker {
             resumes.since(&known.processor.resumes).filter(|_| is_meant)
         });
         match known {
-            // What runs stays the same. With a problem it is tried anew: that may be gone.
+            // The running revision stays the same. If it had a problem, it is tried again: the problem may be gone.
             Some(known) if known.problem.is_none() && runs_alike(&known.processor, &processor) => {
                 self.know_with(processor, entry.version, None, known.trial_problem);
                 self.resume_here(&name, resumed);
@@ -230,13 +230,13 @@ impl Broker {
             .deployed(&name)
             .is_some_and(|known| known.problem.is_some())
         {
-            // What ran before is no longer wanted.
+            // The previously running one is no longer wanted.
             self.inner.supervisor.stop(&name).await;
         }
         self.redrive_if_left(name);
     }
 
-    /// Somebody resumed it on another host, and accepted so many dead letters: its breaker here is meant as well.
+    /// The processor was resumed on another host, with dead letters accepted: this applies to its breaker here as well.
     fn resume_here(&self, name: &ProcessorName, resumed: Option<u64>) {
         if let Some(accepted) = resumed
             && let Some(gate) = self.inner.supervisor.gate(name)
@@ -245,7 +245,7 @@ impl Broker {
         }
     }
 
-    /// It goes on elsewhere, as nobody here knows it.
+    /// The processor continues elsewhere in a state that this host cannot read.
     async fn stop_here(&self, name: &ProcessorName, why: String) {
         if let Some(known) = self.inner.processors.write().get_mut(name) {
             known.problem = Some(why);
@@ -253,7 +253,7 @@ impl Broker {
         self.inner.supervisor.stop(name).await;
     }
 
-    /// It is in the catalogue no longer.
+    /// The processor was removed from the catalogue.
     pub(crate) async fn forget_processor(&self, name: &ProcessorName) {
         self.inner.supervisor.stop(name).await;
         self.inner.processors.write().remove(name);
@@ -268,7 +268,7 @@ impl Broker {
         entry.is_some_and(|entry| entry.version == known.version)
     }
 
-    /// That a processor is in the catalogue as this host knows it, or is not there if this host knows none.
+    /// Expects a processor's entry to be as this host knows it, or absent if this host knows none.
     pub(crate) fn as_known(&self, name: &ProcessorName) -> Expectation {
         let known = self.inner.processors.read();
         Expectation::Entry {
@@ -278,7 +278,7 @@ impl Broker {
         }
     }
 
-    /// That all processors are as this host knows them, and that there are no others.
+    /// Expects all processors to be as this host knows them, and that there are no others.
     pub(crate) fn all_as_known(&self) -> Expectation {
         Expectation::Kind {
             kind: EntryKind::Processor,
@@ -286,21 +286,21 @@ impl Broker {
         }
     }
 
-    /// That a module is in the catalogue as it is now, or is not there if it is not.
+    /// Expects a module's entry to be as it is now, or absent if it is absent.
     pub(crate) fn module_as_now(&self, digest: Digest) -> Expectation {
         let (kind, key) = (EntryKind::Module, digest.to_string());
         let read = self.inner.engine.entry(kind, &key);
         Expectation::entry(kind, key, read.as_ref())
     }
 
-    /// That no module came, changed or went since now.
+    /// Expects that no module is added, changed or removed from now on.
     pub(crate) fn modules_as_now(&self) -> Expectation {
         let kind = EntryKind::Module;
         let version = self.inner.engine.version(kind);
         Expectation::Kind { kind, version }
     }
 
-    /// Writes (or, with `None`, removes) one entry of the catalogue, if what it was decided on still holds; its version.
+    /// Writes one entry of the catalogue (with `None`, removes it) if the expectations still hold; returns its version.
     pub(crate) async fn write_entry<T: Serialize + Sync>(
         &self,
         kind: EntryKind,
@@ -319,9 +319,9 @@ impl Broker {
     }
 }
 
-/// Whether the same of a processor is to run.
+/// Whether what should run stays the same.
 fn runs_alike(one: &Processor, other: &Processor) -> bool {
-    // One that was deleted and made again begins with the same numbers.
+    // A processor that was deleted and created again starts with the same numbers.
     let revision = |processor: &Processor, number| {
         let revision = processor.revision(number);
         revision.map(|r| (r.number, r.deployed_at, r.spec.clone()))
@@ -334,7 +334,7 @@ fn runs_alike(one: &Processor, other: &Processor) -> bool {
     one.paused == other.paused && one.replay == other.replay && what_runs(one) == what_runs(other)
 }
 
-/// That a topic is as it was read.
+/// Expects a topic to be as it was read.
 pub(crate) fn as_read(topic: &Topic) -> Expectation {
     Expectation::Topic {
         name: topic.spec.name.clone(),
@@ -342,7 +342,7 @@ pub(crate) fn as_read(topic: &Topic) -> Expectation {
     }
 }
 
-/// Takes over what other hosts change, as soon as that shows; until told to stop, or as long as there is a broker.
+/// Follows changes by other hosts as they become visible, until told to stop or the broker is gone.
 pub(crate) async fn follow(
     broker: Weak<Inner>,
     mut changed: watch::Receiver<u64>,
@@ -371,7 +371,7 @@ impl Broker {
         self.follow_topics().await;
     }
 
-    /// What goes by a topic's number of partitions, or was kept of one that is gone, where another host changed it.
+    /// Updates what depends on a topic's partition count, or was kept for a deleted topic, after a change by another host.
     async fn follow_topics(&self) {
         if !self.inner.hosts.had_others() {
             return;

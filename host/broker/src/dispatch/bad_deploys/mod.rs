@@ -480,19 +480,19 @@ fn the_numbers_of_the_page_are_those_of_the_rules() {
             u64::from(spec.breaker.failures_min),
         ),
         ("or this percentage", spec.breaker.failed_percent.into()),
-        ("of so many messages", spec.breaker.window_messages.into()),
+        ("size of that window", spec.breaker.window_messages.into()),
         (
-            "messages that revisions give up",
+            "messages that unproven revisions may give up",
             spec.dead_letters.unproven_max.into(),
         ),
-        ("a revision is proven once", PROVEN_MESSAGES),
-        ("or so many minutes", PROVEN_AFTER.as_secs() / 60),
-        ("and as many messages", PROVEN_LEAST),
+        ("processed messages after which", PROVEN_MESSAGES),
+        ("or minutes after", PROVEN_AFTER.as_secs() / 60),
+        ("with at least this many", PROVEN_LEAST),
         (
-            "messages that a canary is wrong about",
+            "messages a canary may be wrong about",
             spec.dead_letters.unproven_max.into(),
         ),
-        ("calls of a canary in a row", CANARY_TIMEOUTS_MAX.into()),
+        ("consecutive calls of a canary", CANARY_TIMEOUTS_MAX.into()),
         ("attempts of one revision", spec.retry.attempts_max.into()),
     ];
     for (what, rule) in pairs {
