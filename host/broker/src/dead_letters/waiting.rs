@@ -1,4 +1,4 @@
-//! How many dead letters wait for somebody: what alerts look at.
+//! How many dead letters are waiting: the numbers behind alerts.
 
 use metrics::gauge;
 use millrace_model::ProcessorName;
@@ -11,7 +11,7 @@ use crate::fetch::FetchError;
 const WAITING: &str = "millrace_dead_letters_waiting";
 
 impl Broker {
-    /// Dead letters of a processor that are kept and were not sent again.
+    /// Number of dead letters of a processor that are kept and were not redriven.
     ///
     /// # Errors
     /// [`DeadLetterError`].
@@ -29,7 +29,7 @@ impl Broker {
         Ok(waiting)
     }
 
-    /// Brings the gauges of dead letters up to date.
+    /// Updates the gauges of dead letters.
     pub async fn measure_dead_letters(&self) {
         let names: Vec<ProcessorName> = self.inner.processors.read().keys().cloned().collect();
         for name in names {
@@ -40,7 +40,7 @@ impl Broker {
     }
 }
 
-/// A processor that is gone has none that anybody waits for.
+/// A deleted processor has no waiting dead letters.
 pub(crate) fn none_waiting(name: &ProcessorName) {
     gauge!(WAITING, "processor" => name.to_string()).set(0.0);
 }
