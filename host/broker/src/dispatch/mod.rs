@@ -1,11 +1,11 @@
-//! Dispatch: how messages reach processors and what becomes of them.
+//! Dispatch: how messages reach processors, and what happens to them.
 //!
-//! In the order of a batch: [`source`] reads, [`batcher`] cuts, [`worker`] calls, [`answer`] checks, [`placing`] gives outputs
-//! their partitions, [`delivery`] decides with [`retry`], [`dead_letter`] writes the evidence, and the worker commits all of it
-//! in one transaction. [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per processor: the
-//! [`breaker`] that pauses it when most messages fail alike, and the [`allowance`] of dead letters. [`sides`] shares messages out
-//! between the current revision and a canary; a [`shadow`] is shown what was settled, and its answers go to a [`comparison`].
-//! What all of them may have in memory is bounded: by [`at_hand`] for what is being processed, by [`remembered`] for what waits.
+//! In the order of a batch: [`source`] reads, [`batcher`] cuts, [`worker`] calls, [`answer`] checks, [`placing`] chooses the partitions
+//! of outputs, [`delivery`] decides with [`retry`], [`dead_letter`] writes the evidence, and the worker commits everything in one
+//! transaction. [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per processor: the [`breaker`] that
+//! pauses it when most messages fail alike, and the [`allowance`] of dead letters. [`sides`] divides messages between the current
+//! revision and a canary; a [`shadow`] is called with finished batches, and its answers go to a [`comparison`]. Memory is bounded by
+//! [`at_hand`] for batches in work and by [`remembered`] for parked messages.
 
 pub(crate) mod allowance;
 pub(crate) mod answer;
@@ -49,19 +49,19 @@ use breaker::{Back, Whose};
 use shadow::Shadow;
 use sides::Canary;
 
-/// One revision of a processor, loaded: all that a worker needs to take its next batch.
+/// One loaded revision of a processor: everything a worker needs to take its next batch.
 pub(crate) struct Live {
     pub(crate) processor: ProcessorName,
     pub(crate) revision: u32,
-    /// When the processor was made.
+    /// When the processor was created.
     pub(crate) made_at: Timestamp,
-    /// The one to go back to from it.
+    /// The revision to go back to from it.
     pub(crate) back: Option<Back>,
-    /// Revisions that stood still, were taken back or withdrawn: what they made messages wait for counts no longer.
+    /// Revisions that were stopped, rolled back or withdrawn: what they made messages wait for no longer counts.
     pub(crate) voided: Vec<u32>,
-    /// How it did, as far as it is written down.
+    /// Its stored record.
     pub(crate) record: Record,
-    /// Which run of revisions it belongs to that came one after the other without one of them being proven.
+    /// Its run: consecutive revisions without a proven one among them.
     pub(crate) unproven_run: u32,
     pub(crate) spec: ProcessorSpec,
     /// The module's digest, for the evidence.
@@ -72,12 +72,12 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Whose attempts at a message tell of what this one makes of it.
+    /// Which earlier attempts at a message count as known for this one.
     pub(crate) fn whose(&self, now: Timestamp) -> Whose {
         Whose {
             revision: self.revision,
             back: self.back.as_ref().map(|back| back.revision),
-            // If the clock was set back to before then, nothing can be told apart by it.
+            // If the clock was set back to before that time, it cannot tell processors apart.
             made_at: if now < self.made_at {
                 Timestamp::default()
             } else {
@@ -91,7 +91,7 @@ impl Live {
 #[derive(Default)]
 pub(crate) struct OutputTopics {
     pub(crate) topics: Vec<OutputTopic>,
-    /// Which of them takes outputs that name none.
+    /// The one for outputs that name none.
     pub(crate) default: Option<u32>,
     /// Whether that one takes all outputs, whatever topic and partition they name.
     pub(crate) takes_all: bool,
@@ -99,13 +99,13 @@ pub(crate) struct OutputTopics {
 
 /// One topic that a processor may write to.
 pub(crate) struct OutputTopic {
-    /// As it was when the revision was loaded; how many partitions it has now, its partitioner knows.
+    /// As it was when the revision was loaded; the partitioner knows the present number of partitions.
     pub(crate) topic: Topic,
     pub(crate) partitioner: Arc<Partitioner>,
 }
 
 impl OutputTopics {
-    /// The topic of this name.
+    /// The topic with this name.
     pub(crate) fn find(&self, name: &str) -> Option<u32> {
         if self.takes_all {
             return self.default;
@@ -117,7 +117,7 @@ impl OutputTopics {
         found.map(|index| index as u32)
     }
 
-    /// How many partitions a topic has now: it may have been given more since the revision was loaded.
+    /// The present number of partitions of a topic: some may have been added since the revision was loaded.
     pub(crate) fn partitions(&self, topic: u32) -> u32 {
         let topic = (topic != NONE).then(|| self.topics.get(topic as usize));
         topic
@@ -126,7 +126,7 @@ impl OutputTopics {
     }
 }
 
-/// What the workers of a processor are to do from their next batch on.
+/// What the workers of a processor should do from their next batch on.
 #[derive(Clone)]
 pub(crate) struct Command {
     pub(crate) live: Arc<Live>,
@@ -134,7 +134,7 @@ pub(crate) struct Command {
     pub(crate) shadow: Option<Arc<Shadow>>,
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
-    /// Until when, by the monotonic clock, a call may go on that this command wants nothing of any more.
+    /// Until when, by the monotonic clock, a call may go on whose result this command no longer needs.
     pub(crate) patience: Duration,
 }
 
@@ -144,7 +144,7 @@ impl Command {
         self.canary.as_ref().filter(|canary| !canary.gate.is_open())
     }
 
-    /// The same, with the current revision alone.
+    /// The same command with only the current revision.
     pub(crate) fn without_canary(&self) -> Self {
         Self {
             canary: None,
@@ -158,7 +158,7 @@ impl Command {
         self.live.revision == revision || canary == Some(revision)
     }
 
-    /// The revisions, and how messages are shared out between them.
+    /// The revisions, and how messages are divided between them.
     pub(crate) fn revisions(&self) -> (u32, Option<(u32, u32)>) {
         let canary = self.canary.as_ref();
         let canary = canary.map(|canary| (canary.live.revision, canary.percent));
@@ -166,21 +166,21 @@ impl Command {
     }
 }
 
-/// One partition that a processor reads, and where what it gives up goes.
+/// One input partition of a processor, and where its dead letters go.
 #[derive(Clone, Debug)]
 pub(crate) struct Input {
     /// The topic that is read.
     pub(crate) topic: Topic,
     pub(crate) partition: PartitionId,
-    /// The topic that the messages first stood in: another one than `topic` if they are redriven.
+    /// The topic that the messages came from originally: not `topic` if they are redriven.
     pub(crate) origin: TopicName,
-    /// Takes the dead letters, in the partition of the same number.
+    /// The dead-letter topic; a dead letter goes to the partition of the same number.
     pub(crate) dead_letters: Topic,
-    /// The messages to read, from the first one to before the end; `None`: all that come.
+    /// The messages to read, from the first to before the end; `None` means all that arrive.
     pub(crate) range: Option<(Offset, Offset)>,
-    /// The message to begin with, as long as nothing is committed; `None`: the oldest.
+    /// The message to start with if nothing is committed; `None` means the oldest.
     pub(crate) first: Option<Offset>,
-    /// Of these, only those of these times; `None`: all.
+    /// Of these, only those with these timestamps; `None` means all.
     pub(crate) times: Option<Range<Timestamp>>,
 }
 

@@ -6,12 +6,12 @@ use millrace_model::bounds::{RETRY_DELAY_MS_MAX, RETRY_DELAY_MS_MIN};
 use millrace_model::processor::RetryPolicy;
 use millrace_model::{Parked, Timestamp};
 
-/// A worker's first wait when something around it is down.
+/// A worker's first delay when something it needs is down.
 const WORKER_DELAY_FIRST: Duration = Duration::from_millis(50);
-/// A worker's longest wait.
+/// A worker's longest delay.
 const WORKER_DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// The delay, whoever asked for it, within the bounds of all: [`RETRY_DELAY_MS_MIN`] and [`RETRY_DELAY_MS_MAX`].
+/// The delay, whoever asked for it, limited to [`RETRY_DELAY_MS_MIN`] and [`RETRY_DELAY_MS_MAX`].
 pub(crate) fn bounded(delay: Duration) -> Duration {
     delay.clamp(
         Duration::from_millis(RETRY_DELAY_MS_MIN),
@@ -19,15 +19,15 @@ pub(crate) fn bounded(delay: Duration) -> Duration {
     )
 }
 
-/// Retries as they were committed by whoever worked here before, for a worker that begins: none waits longer than was asked for when
-/// it failed, should the clock have been set back since.
+/// Retries as the previous worker committed them, for a new worker: none waits longer than was asked for when it failed, even if the
+/// clock has been set back since.
 pub(crate) fn brought_near(parked: &mut [Parked], now: Timestamp) {
     for parked in parked {
         parked.held_since = parked.held_since.map(|since| since.min(now));
         let Some(due) = parked.due.filter(|due| *due > now) else {
             continue;
         };
-        // What has not failed was not to wait at all.
+        // An entry without a failure had no delay.
         let asked = parked
             .log
             .last()
@@ -37,8 +37,8 @@ pub(crate) fn brought_near(parked: &mut [Parked], now: Timestamp) {
     }
 }
 
-/// How long a message waits after so many failed attempts: anything up to the exponential bound, so that messages that failed
-/// together do not come back together.
+/// A message's delay after this many failed attempts: random up to the exponential limit, so that messages that failed together do not
+/// come back together.
 pub(crate) fn message_delay(
     policy: &RetryPolicy,
     attempts: u32,
@@ -49,14 +49,14 @@ pub(crate) fn message_delay(
     Duration::from_millis(rng.u64(0..=bound.min(policy.delay_max_ms)))
 }
 
-/// A worker's own waiting, while nobody's attempt is spent.
+/// A worker's own delays, which spend no attempts.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The next wait: at least half of the bound, so that an outage is not hammered.
+    /// The next delay: at least half of the limit, so that an outage is not hammered.
     pub(crate) fn next(&mut self, rng: &mut fastrand::Rng) -> Duration {
         let bound = WORKER_DELAY_FIRST
             .saturating_mul(1 << self.failures.min(16))
@@ -65,7 +65,7 @@ impl Backoff {
         bound.mul_f64(0.5 + rng.f64() / 2.0)
     }
 
-    /// All is well again.
+    /// The outage is over.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }

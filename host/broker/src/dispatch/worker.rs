@@ -1,7 +1,7 @@
-//! The worker: one task per processor and input partition. Reads, calls, decides, commits, one batch after the other; whatever
-//! it knows is progress, which is committed with every batch. Holds no opinion: [`batcher`] and [`super::delivery`] decide.
+//! The worker: one task per processor and input partition. It reads, calls, decides and commits, one batch after the other; everything
+//! it knows is progress, which is committed with every batch. [`batcher`] and [`super::delivery`] decide.
 //!
-//! A batch is processed by the revision that was current when it was cut, whole, and its commit records that revision.
+//! A batch is processed entirely by the revision that was current when it was cut, and its commit records that revision.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -51,10 +51,10 @@ use stateful::Home;
 use suspects::Suspects;
 use trouble::{End, Trouble};
 
-/// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
+/// The longest sleep, because the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
-/// How often a worker looks whether there is room again for what is remembered.
+/// How often a worker checks whether there is room for records of failed attempts again.
 const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What every worker works with.
@@ -66,21 +66,21 @@ pub(crate) struct Context {
     pub(crate) delays: Arc<Delays>,
     pub(crate) alarms: Alarms,
     pub(crate) remembered: Arc<Remembered>,
-    /// Calls that may write to state at once: what each writes is in memory until it is committed.
+    /// Concurrent calls that may write to state: each call's writes are in memory until they are committed.
     pub(crate) attempts: Arc<Semaphore>,
-    /// What batches take in memory while they are at hand.
+    /// Memory of batches in work.
     pub(crate) at_hand: Arc<AtHand>,
 }
 
-/// What a worker waits for with nothing in hand; what it had is called again.
+/// What a worker waits for while holding nothing; its batch is called again afterwards.
 enum HeldUp {
-    /// There may be no more dead letters for so long.
+    /// No more dead letters are allowed for this long.
     Allowance(String, Duration),
-    /// Something stands in the way.
+    /// Something is in the way.
     Trouble(String),
 }
 
-/// A failure that the breaker knows of: which message, of whose batch, under which class.
+/// A failure that the breaker knows of: the message, whose batch, the class.
 type Reported = (Offset, Side, String);
 
 /// What a step did.
