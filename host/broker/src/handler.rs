@@ -1,5 +1,5 @@
-//! What a module is, seen from the broker: something that answers batches, chooses partitions or decides about failures.
-//! `millrace-wasm` implements these traits for components; tests and the bench implement them by hand.
+//! A module as the broker sees it: something that processes batches, chooses partitions or decides about failures. `millrace-wasm`
+//! implements these traits for components; tests and the bench implement them by hand.
 
 mod called;
 
@@ -36,23 +36,23 @@ pub struct ModuleFacts {
     pub digest: Digest,
     /// Bytes of the component as uploaded.
     pub byte_count: u64,
-    /// What it exports of ours.
+    /// Its exported interfaces.
     pub exports: Vec<Interface>,
     /// What it imports, as `package/interface@version`.
     pub imports: Vec<String>,
-    /// How long the compile child took.
+    /// How long the compiler process took.
     pub compile_ms: u64,
-    /// How long the upload waited for its turn to be compiled, before that.
+    /// How long the upload waited for its turn to be compiled.
     #[serde(default)]
     pub waited_ms: u64,
 }
 
-/// Who uploads, as far as the host can tell. Uploads are compiled by turns, an upload of each.
+/// Who uploads, as far as the host can tell. Uploaders take turns to compile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Uploader {
-    /// Where the request came from.
+    /// The client's address.
     pub address: Option<IpAddr>,
-    /// Who it says to be.
+    /// The name that it claims.
     pub name: String,
 }
 
@@ -67,19 +67,19 @@ impl fmt::Display for Uploader {
     }
 }
 
-/// Why an upload was not admitted. The host is unharmed and nothing was kept.
+/// Why an upload was not admitted. The host is unharmed and nothing was stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdmitError {
     /// Larger than the bound.
-    #[error("the module has {}at most {max} are taken (setting module_bytes_max = {max})",
-        .bytes.map_or_else(|| "too many bytes, ".to_owned(), |bytes| format!("{bytes} bytes, ")))]
+    #[error("the module has {}the maximum is {max} (setting module_bytes_max = {max})",
+        .bytes.map_or_else(|| "too many bytes; ".to_owned(), |bytes| format!("{bytes} bytes; ")))]
     TooLarge {
         /// Its size, if it is known.
         bytes: Option<u64>,
         /// The bound.
         max: u64,
     },
-    /// Not a WASM component; the text says what it is instead and what to do.
+    /// Not a WASM component; the text says what it is and what to do.
     #[error("{0}")]
     NotAComponent(String),
     /// Invalid, or over a structural limit.
@@ -90,18 +90,18 @@ pub enum AdmitError {
         "the component exports none of {wanted}; it exports {found}. Build it against wit/ of this host"
     )]
     MissingExport {
-        /// What would have done.
+        /// The interfaces it could export.
         wanted: String,
-        /// What is there.
+        /// Its exports.
         found: String,
     },
     /// It imports something that is not granted.
-    #[error("the component imports what is not granted: {}. Build it without, or against the interfaces that are", .imports.join(", "))]
+    #[error("the component imports interfaces that are not granted: {}. Build it without them, or with granted interfaces", .imports.join(", "))]
     UngrantedImports {
         /// Each such import.
         imports: Vec<String>,
     },
-    /// Compiling took more than is allowed.
+    /// Compiling exceeded its limit.
     #[error(
         "compiling the component exceeded its limit ({0}); simplify the code or build it with optimisation"
     )]
@@ -109,9 +109,9 @@ pub enum AdmitError {
     /// It compiles but does not start within the limits.
     #[error("the component does not start: {0}")]
     Start(String),
-    /// No room on the disk for the compiled code.
+    /// No space on the disk for the compiled code.
     #[error(
-        "the disk is full: free some space and upload the component again; nothing of it was kept"
+        "the disk is full: free some space and upload the component again; nothing was stored"
     )]
     DiskFull,
     /// The host has no more time for it.
