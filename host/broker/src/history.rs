@@ -1,4 +1,4 @@
-//! A processor's history: its revisions, and what was done with it, by whom and when. Written with what it tells of, in one commit.
+//! A processor's history: its revisions, and what was done to it, by whom and when. Stored in the same commit as the change.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use crate::dispatch::gate::Gate;
 use crate::dispatch::planted::planted;
 use crate::processors::ProcessorError;
 
-/// As whom the host signs what it does by itself.
+/// The name under which the host acts by itself.
 pub(crate) const HOST: &str = "host";
 
 impl Broker {
-    /// The same broker, whose changes of processors are made in this name. A claim that is written down, not a proof.
+    /// The same broker, which makes changes to processors under this name. A recorded claim, not proof.
     #[must_use]
     pub fn on_behalf_of(&self, by: &str) -> Self {
         Self {
@@ -67,7 +67,7 @@ impl Broker {
         processor
     }
 
-    /// Adds a revision that takes over from the current one, or is tried beside it; its number.
+    /// Adds a revision, which becomes current or is put on trial; returns its number.
     pub(crate) fn add_revision(&self, processor: &mut Processor, spec: ProcessorSpec) -> u32 {
         let newest = processor.revisions.iter().map(|r| r.number).max();
         let number = newest.unwrap_or(0).max(processor.current) + 1;
@@ -78,13 +78,13 @@ impl Broker {
         number
     }
 
-    /// Another revision takes over from the current one: how that one did is written down.
+    /// Another revision becomes current: stores the previous one's record.
     pub(crate) fn leave(&self, processor: &mut Processor) {
         let gate = self.inner.supervisor.gate(&processor.name);
         let mut noted = gate.and_then(|gate| gate.record(processor.current));
         let known = self.known(&processor.name).ok();
         if let Some(problem) = known.and_then(|known| known.problem) {
-            // One that cannot even be loaded is nothing to go back to.
+            // A revision that cannot even be loaded is not one to go back to.
             let record = &mut noted.get_or_insert_default().record;
             record.stopped.get_or_insert(Stopped {
                 class: None,
@@ -94,7 +94,7 @@ impl Broker {
         leave(processor, noted, self.inner.clock.wall());
     }
 
-    /// Writes down how a revision does that runs.
+    /// Stores the record of a running revision.
     pub(crate) async fn note_record(
         &self,
         name: &ProcessorName,
@@ -136,7 +136,7 @@ impl Broker {
         Ok(())
     }
 
-    /// The trial ends, if there is one; why stands in the history.
+    /// Ends the trial, if there is one; the history says why.
     pub(crate) fn end_trial(&self, processor: &mut Processor, why: &str) {
         if let Some(revision) = on_trial(processor) {
             end_trials(processor);
@@ -165,7 +165,7 @@ impl Broker {
         }
     }
 
-    /// Writes down what is being done.
+    /// Records a change.
     pub(crate) fn record(
         &self,
         processor: &mut Processor,
@@ -185,14 +185,14 @@ impl Broker {
     }
 }
 
-/// The first run of unproven revisions of a processor that is made now. What a processor of the same name has given up that was deleted
-/// is in progress still, and belongs to none of its runs.
+/// The first run of unproven revisions of a new processor. Counts in the progress of a deleted processor of the same name belong to
+/// none of its runs.
 fn first_run(now: Timestamp) -> u32 {
-    // Of tenths of seconds the last thirteen years or so.
+    // Tenths of seconds, which last for about thirteen years.
     ((now.0 / 100) as u32).max(1)
 }
 
-/// Another revision takes over from the current one, which did so.
+/// Another revision becomes current; the previous one had this record.
 pub(crate) fn leave(processor: &mut Processor, noted: Option<Noted>, now: Timestamp) {
     let number = processor.current;
     if let Some(noted) = noted {
@@ -204,7 +204,7 @@ pub(crate) fn leave(processor: &mut Processor, noted: Option<Noted>, now: Timest
     }
 }
 
-/// Writes down how a revision does, or did to the end, beside what other hosts saw of it; whether that is anything new.
+/// Merges a revision's record, running or final, with what other hosts saw; returns whether anything is new.
 pub(crate) fn take_down(
     processor: &mut Processor,
     number: u32,
@@ -225,12 +225,12 @@ pub(crate) fn take_down(
     let processed = (u64::from(record.processed) + fresh).min(PROVEN_MESSAGES);
     record.processed = processed as u32;
     if noted.stopped.is_some() || goes_on {
-        // Else it may stand still on another host.
+        // Otherwise it may be stopped on another host.
         record.stopped = noted.stopped;
     }
     record.processed_since = match record.stopped {
         Some(_) => None,
-        // An hour counts from when it stood still nowhere.
+        // The hour counts from when it was stopped nowhere.
         None => record.processed_since.max(noted.processed_since),
     };
     for class in noted.doubted {
@@ -242,13 +242,13 @@ pub(crate) fn take_down(
     *record != before
 }
 
-/// Shares are those of the host that has measured most; no class is forgotten for another host has not met it.
+/// Shares come from the host that has measured most; a class is not forgotten because another host has not seen it.
 fn reject(record: &mut Record, rejections: Vec<Rejections>, measured: u32) {
     if rejections.is_empty() {
         return;
     }
     if measured >= record.measured {
-        // Whoever notes has followed what is written down, and has all of it among its own.
+        // The host that reports has followed the stored record, and its own includes it.
         (record.rejections, record.measured) = (rejections, measured);
         return;
     }
@@ -263,8 +263,8 @@ fn reject(record: &mut Record, rejections: Vec<Rejections>, measured: u32) {
     }
 }
 
-/// The run of a revision that takes over from the current one: that one's, or a new one if that one was proven meanwhile. One that was proven
-/// long ago and gone back to is not: whoever repairs after it does not begin anew.
+/// The run of a revision that becomes current: that of the previous one, or a new one if that was proven meanwhile. A revision that was
+/// proven earlier and rolled back to does not start a new run.
 pub(crate) fn unproven_run(processor: &Processor) -> u32 {
     let goes_on = |current: &&Revision| {
         !current.record.proven_anew && current.unproven_run > 0 && !planted!(BoundPerRevision)
@@ -276,8 +276,8 @@ pub(crate) fn unproven_run(processor: &Processor) -> u32 {
     }
 }
 
-/// Keeps as many revisions as are kept of those that worked as the current one. Those that never did go first, and push nobody out; nor
-/// does anybody push out the way back and the last that was proven.
+/// Removes revisions beyond the maximum. Those that never worked as the current one are removed first, and do not displace others; the
+/// way back and the last proven one are always kept.
 pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
     let was_proven = |r: &&Revision| r.record.proven && !r.trial && r.number != newest;
     let proven = processor.revisions.iter().filter(was_proven);
@@ -308,8 +308,8 @@ pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
     }
 }
 
-/// What an earlier version wrote says nothing of how revisions did: each that was current once and was not taken back has worked, as far as
-/// anybody knows. The current one is only proven if it had its hour.
+/// Entries of earlier versions have no records of revisions: each one that was current and not rolled back counts as having worked. The
+/// current one is proven only if it had its hour.
 pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
     let current = processor.current;
     for revision in processor
@@ -329,14 +329,14 @@ pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
     }
 }
 
-/// The revision's word counts no longer: it is taken back or withdrawn.
+/// The revision was rolled back or withdrawn: its decisions no longer count.
 pub(crate) fn make_void(processor: &mut Processor, number: u32) {
     if let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) {
         revision.record.voided = true;
     }
 }
 
-/// Another revision becomes current: what was tried beside the one before is tried no longer.
+/// Another revision becomes current: the trial beside the previous one ends.
 pub(crate) fn end_trials(processor: &mut Processor) {
     processor.canary = None;
     processor.shadow = None;
