@@ -110,9 +110,7 @@ pub enum AdmitError {
     #[error("the component does not start: {0}")]
     Start(String),
     /// No space on the disk for the compiled code.
-    #[error(
-        "the disk is full: free some space and upload the component again; nothing was stored"
-    )]
+    #[error("the disk is full: free some space and upload the component again; nothing was stored")]
     DiskFull,
     /// The host is stopping.
     #[error("the host is stopping; nothing was stored")]

@@ -368,8 +368,6 @@ async fn wait_for(
     // The order is being carried out: its result is known soon, unless the disk is in the way.
     match tokio::time::timeout(wait, answered).await {
         Ok(answer) => answer.unwrap_or_else(|_| Err(GONE.to_owned())),
-        Err(_) => {
-            Err("it is being done but takes long; the list shows the progress".to_owned())
-        }
+        Err(_) => Err("it is being done but takes long; the list shows the progress".to_owned()),
     }
 }

@@ -1,5 +1,5 @@
-//! Processors: deployed, rolled back, paused, deleted. A change is loaded first, becomes true by one commit of the catalogue,
-//! and is then shown to the workers, which take it at their next batch.
+//! Processors: deployed, rolled back, paused, deleted. A change is loaded first, takes effect by one commit of the catalogue, and is
+//! then passed to the workers, which adopt it at their next batch.
 
 mod going_back;
 mod left_behind;
@@ -32,123 +32,123 @@ pub(crate) use going_back::take_back;
 pub use left_behind::LeftBehind;
 pub use status::{PartitionStatus, ProcessorStatus};
 
-/// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
+/// How long a pause waits for running batches; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
-/// How often it looks.
+/// How often the pause checks.
 const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Why a processor did not change. It is as it was.
+/// Why a processor did not change. It is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessorError {
     /// No such processor.
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
-    /// It names a topic that is not there.
+    /// It names a topic that does not exist.
     #[error("topic {0} does not exist; create it first")]
     UnknownTopic(TopicName),
-    /// It names a module that is not there.
-    #[error("module {0} is not here; upload it first")]
+    /// It names a module that does not exist.
+    #[error("module {0} does not exist; upload it first")]
     UnknownModule(Digest),
-    /// The module cannot do what it is deployed for.
-    #[error("module {digest} exports {has:?}; here it must export {needs:?}")]
+    /// The module does not export the required interface.
+    #[error("module {digest} exports {has:?}; this use requires {needs:?}")]
     WrongInterface {
-        /// Which module.
+        /// The module.
         digest: Digest,
-        /// What it must export.
+        /// The required interface.
         needs: Interface,
-        /// What it does export.
+        /// Its exports.
         has: Vec<Interface>,
     },
-    /// Another revision is current than the deployer has seen.
+    /// Another revision is current than the caller expected.
     #[error(
-        "this would act on revision {current} of processor {name}, not on {expected}: it has changed since you looked; nothing was changed"
+        "this would act on revision {current} of processor {name}, not on {expected}: the processor has changed meanwhile. Nothing was done"
     )]
     OtherRevision {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// What was expected.
+        /// The expected revision.
         expected: u32,
-        /// What there is; 0 where there is no such processor.
+        /// The actual one; 0 if the processor does not exist.
         current: u32,
     },
     /// There is no revision before the current one.
     #[error("processor {0} has no revision before its current one")]
     NothingToRollBack(ProcessorName),
-    /// Revisions worked before the current one, and none of them can run any more.
+    /// Revisions before the current one worked, but none of them can run any more.
     #[error(
-        "processor {name} has no revision to go back to: {} worked, and topics or modules of theirs are gone",
+        "processor {name} has no revision to go back to: {} worked, but their topics or modules are gone",
         numbered(.revisions)
     )]
     WayBackGone {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// Which revisions.
+        /// These revisions.
         revisions: Vec<u32>,
     },
-    /// The host has just gone back by itself.
+    /// The host has just rolled back by itself.
     #[error("{}: nothing was changed", done_by_host(.name, *.current, *.from, *.withdrawn))]
     RolledBackAlready {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// The revision that is current.
+        /// The current revision.
         current: u32,
-        /// The one that was taken back, or withdrawn.
+        /// The one that was rolled back, or withdrawn.
         from: Option<u32>,
-        /// Whether it was a canary: the current revision stayed.
+        /// Whether it was a canary, so that the current revision stayed.
         withdrawn: bool,
-        /// Where a further step would lead.
+        /// Where a further rollback would lead.
         further: Option<u32>,
     },
     /// The revision on trial does not run.
     #[error("revision {revision} of processor {name} is on trial and cannot be loaded: {why}")]
     TrialNotLoaded {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// Which revision.
+        /// The revision.
         revision: u32,
-        /// Why not.
+        /// The reason.
         why: String,
     },
     /// The revision on trial is about to be withdrawn.
     #[error("revision {revision} of processor {name} fails on trial: {why}")]
     TrialFails {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// Which revision.
+        /// The revision.
         revision: u32,
-        /// How.
+        /// Its failures.
         why: String,
     },
-    /// No revision is tried beside the current one.
+    /// The processor has no revision on trial.
     #[error("processor {0} has no revision on trial")]
     NoTrial(ProcessorName),
-    /// The revision never was, or is no longer kept.
+    /// The revision never existed, or is no longer kept.
     #[error("processor {name} has no revision {revision}; it keeps {kept:?}")]
     NoSuchRevision {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// What was asked for.
+        /// The requested revision.
         revision: u32,
-        /// What there is.
+        /// The kept revisions.
         kept: Vec<u32>,
     },
-    /// It cannot be replayed so.
+    /// The replay is not possible.
     #[error("cannot be replayed: {0}")]
     Replay(String),
     /// The specification contradicts itself or a rule.
-    #[error("the processor cannot be deployed so: {0}")]
+    #[error("the processor cannot be deployed like this: {0}")]
     InvalidSpec(String),
     /// The module could not be loaded.
     #[error(transparent)]
     Admit(#[from] AdmitError),
-    /// The engine did not take it.
+    /// The engine refused the commit.
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// A topic of its own could not be made.
+    /// A topic of its own could not be created.
     #[error(transparent)]
     Topic(#[from] TopicError),
-    /// An entry of the catalogue is not one of ours.
-    #[error("{0}; the data directory may be of a newer version of this host")]
+    /// A catalogue entry cannot be read.
+    #[error("{0}; the data directory may belong to a newer version of this host")]
     Catalogue(String),
     /// The catalogue or a module could not be read.
     #[error(transparent)]
@@ -192,7 +192,7 @@ impl Broker {
         self.know_with(processor, version, problem, trial_problem);
     }
 
-    /// What runs of a processor is told anew what there is around it.
+    /// The running parts of a processor are told again about its surroundings.
     pub(crate) async fn prepare_anew(&self, name: &ProcessorName) {
         let Some(known) = self.deployed(name).filter(|known| known.problem.is_none()) else {
             return;
@@ -200,18 +200,19 @@ impl Broker {
         match self.prepare_alone_if_need_be(&known.processor).await {
             Ok((prepared, _)) => self.run(&known.processor, prepared).await,
             Err(error) => {
-                tracing::error!(processor = %name, %error, "a processor goes on as it was");
+                tracing::error!(processor = %name, %error, "a processor continues unchanged");
             }
         }
     }
 
-    /// A revision on trial that cannot be loaded does not keep the current one from running; why it cannot comes along.
+    /// Prepares the revision on trial. If it cannot be loaded, the current one still runs; the second value says why the trial does
+    /// not.
     async fn prepare_alone_if_need_be(
         &self,
         processor: &Processor,
     ) -> Result<(Prepared, Option<String>), ProcessorError> {
         match self.prepare(processor).await {
-            // One that runs goes on.
+            // A running trial continues.
             Err(error) if on_trial(processor).is_some() && !self.has_trial(&processor.name) => {
                 let mut alone = processor.clone();
                 end_trials(&mut alone);
@@ -228,8 +229,9 @@ impl Broker {
         supervisor.canary(name).is_some() || supervisor.shadow(name).is_some()
     }
 
-    /// Makes the processor, or its next revision: of a whole specification, or of [`NextSpec`] changes to the current one. A specification
-    /// that fails changes nothing; the same one as the current one gives the current revision. A processor that was deleted and is made again goes on where it was.
+    /// Creates the processor or its next revision, from a whole specification or from [`NextSpec`] changes to the current one. A
+    /// specification that fails changes nothing; the current one's specification returns the current revision. A deleted processor that
+    /// is created again continues where it was.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -275,8 +277,8 @@ impl Broker {
         self.change(processor).await
     }
 
-    /// As [`deploy`](Self::deploy), with empty state: the workers stop after their batch, one commit makes the revision current and
-    /// empties its state in every partition, and they start again. The same specification as before makes a revision as well.
+    /// Like [`deploy`](Self::deploy), with empty state: the workers stop after their batch, one commit makes the revision current and
+    /// empties its state in every partition, and they start again. The same specification as before also creates a revision.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -320,7 +322,7 @@ impl Broker {
         let version = match kept {
             Ok(version) => version,
             Err(error) => {
-                // If another host changed it, what it is now is taken over.
+                // If another host changed it, its present state is followed.
                 if let Some(before) = before.filter(|before| self.is_entry_of(before)) {
                     self.start_processor(before.processor, before.version).await;
                 }
@@ -340,7 +342,7 @@ impl Broker {
     ) -> Result<Processor, ProcessorError> {
         if name.as_str().starts_with('-') {
             return invalid(format!(
-                "a new processor cannot be named {name}: on a command line that is a flag"
+                "a new processor cannot be named {name}: the command line would take it for a flag"
             ));
         }
         let start = self.start_of(name, &spec, begin_at).await?;
@@ -348,7 +350,7 @@ impl Broker {
         Ok(Processor { start, ..processor })
     }
 
-    /// Nothing new; but lost workers, and a processor that could not be loaded before, get another chance.
+    /// Nothing changes, but lost workers, and a processor that could not be loaded before, are started again.
     async fn refresh(&self, known: Deployed) -> Result<Processor, ProcessorError> {
         let standings = self.inner.supervisor.standings(&known.processor.name);
         let lost = |(_, standing): &(Input, Standing)| matches!(standing.state, State::Stopped(_));
@@ -361,8 +363,7 @@ impl Broker {
         Ok(known.processor)
     }
 
-    /// Takes no further batches until [`resume`](Self::resume). Waits for those that are being processed, on whichever host, a few seconds at the
-    /// most.
+    /// Takes no further batches until [`resume`](Self::resume). Waits up to a few seconds for running ones, on any host.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -382,15 +383,15 @@ impl Broker {
             let holdings = self.inner.hosts.holdings(&name.group());
             holdings.rest(self.worked_at_elsewhere(&processor)).await;
         };
-        // What takes longer ends by itself; the status shows it.
+        // Longer calls end by themselves; the status shows them.
         let _ = tokio::time::timeout(Duration::from_millis(PAUSE_WAIT_MS_MAX), wait).await;
         Ok(processor)
     }
 
-    /// Partitions of a paused processor at which another host may still work, as far as this one knows.
+    /// Partitions of a paused processor where another host may still be working, as far as this one knows.
     fn worked_at_elsewhere(&self, processor: &Processor) -> Vec<TopicPartition> {
         let standings = self.inner.supervisor.standings(&processor.name);
-        // Of what is sent again the same holds, for it is held together.
+        // The same goes for redriven messages, which are under the same hold.
         let here = standings
             .iter()
             .filter(|(input, standing)| standing.state == State::Paused && !input.is_redriven());
@@ -421,9 +422,9 @@ impl Broker {
         Ok(processor)
     }
 
-    /// Goes on after [`pause`](Self::pause). Workers that were lost are started again; a processor whose breaker is open tries
-    /// a message at once. With `accept_dead_letters`, its breaker closes, and so many dead letters are let through before it and
-    /// the bound of dead letters judge again; another revision ends that.
+    /// Resumes after [`pause`](Self::pause). Lost workers are started again, and a processor with an open breaker tries a message at
+    /// once. `accept_dead_letters` closes the breaker and lets up to this many dead letters through before it and the bound of dead
+    /// letters apply again; another revision ends that.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -448,10 +449,10 @@ impl Broker {
             let current = processor.current;
             self.record(&mut processor, ChangeKind::Resume, current, text);
         }
-        // By this other hosts know of it, though nothing else may be different.
+        // This tells other hosts of it, even if nothing else differs.
         let accepted = accept_dead_letters.unwrap_or(0);
         processor.resumes.again(processor.current, accepted);
-        // A trial that cannot be loaded is no reason to let the current revision stand still.
+        // A trial that cannot be loaded must not keep the current revision from running.
         let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor).await?;
         let version = self.keep(&processor).await?;
         self.run(&processor, prepared).await;
@@ -462,8 +463,7 @@ impl Broker {
         Ok(processor)
     }
 
-    /// Forgets the processor. Its dead letters stay, as topics, and so do its progress and its state: made again under the same name
-    /// it goes on.
+    /// Deletes the processor. Its dead-letter topics, progress and state stay: created again under the same name, it continues.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -482,7 +482,7 @@ impl Broker {
         Ok(())
     }
 
-    /// As [`delete_processor`](Self::delete_processor), and its state goes with it, in one commit.
+    /// Like [`delete_processor`](Self::delete_processor), and deletes its state in the same commit.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -508,7 +508,7 @@ impl Broker {
                 Ok(())
             }
             Err(error) => {
-                // If another host changed it, what it is now is taken over.
+                // If another host changed it, its present state is followed.
                 if self.is_entry_of(&known) {
                     self.start_processor(known.processor, known.version).await;
                 }
@@ -539,7 +539,7 @@ impl Broker {
     ) {
         let name = processor.name.clone();
         let mut all = self.inner.processors.write();
-        // Why it is not taken back is known of a revision, until another one is current.
+        // The problem with a rollback is kept until another revision is current.
         let before = all.get(&name);
         let before = before.filter(|known| known.processor.current == processor.current);
         let deployed = Deployed {
@@ -555,11 +555,11 @@ impl Broker {
         }
         all.insert(name, deployed);
         drop(all);
-        // Not before it is known: what comes between would be taken for known.
+        // Not before it is known: writes in between would be taken for known.
         self.inner.processors_followed.own(version);
     }
 
-    /// Commits a processor that was decided on as it is known, whatever has become of all others; its version.
+    /// Commits a processor whose decision depends on itself alone; returns its version.
     pub(crate) async fn keep(&self, processor: &Processor) -> Result<Version, CommitError> {
         let expects = vec![self.as_known(&processor.name)];
         self.keep_on(processor, expects).await
@@ -575,7 +575,7 @@ impl Broker {
         write.await
     }
 
-    /// What a change of a processor is decided on: itself, all others, and the topics and modules of its revisions that are to run.
+    /// What a change of a processor depends on: itself, all others, and the topics and modules of its revisions that should run.
     fn stands_on(&self, processor: &Processor) -> Vec<Expectation> {
         let engine = &self.inner.engine;
         let trial = on_trial(processor).and_then(|number| processor.revision(number));
@@ -593,7 +593,7 @@ impl Broker {
         expects
     }
 
-    /// Load first, then one commit, then tell the workers: whatever fails before the commit changes nothing.
+    /// Load first, then one commit, then tell the workers: a failure before the commit changes nothing.
     pub(crate) async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
         let mut expects = self.stands_on(&processor);
         let prepared = self.prepare(&processor).await?;
@@ -610,7 +610,7 @@ impl Broker {
     }
 }
 
-/// That the topics through which a processor is to be given messages, and to which it gives them up, are those that were found.
+/// Expects that the topics from which a processor gets messages, and its dead-letter topics, are the ones that were found.
 fn read_by(prepared: &Prepared) -> Vec<Expectation> {
     let inputs = prepared.inputs.iter();
     let topics = inputs.flat_map(|input| [&input.topic, &input.dead_letters]);

@@ -65,7 +65,9 @@ pub enum BatchError {
         max: usize,
     },
     /// The bytes are not those that were written.
-    #[error("the checksum is {found:#010x}, but the bytes have {computed:#010x}: the batch is damaged")]
+    #[error(
+        "the checksum is {found:#010x}, but the bytes have {computed:#010x}: the batch is damaged"
+    )]
     Checksum {
         /// As stored.
         found: u32,

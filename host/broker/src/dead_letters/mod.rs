@@ -182,9 +182,7 @@ pub enum DeadLetterError {
         topic: String,
     },
     /// [`DRY_RUNS_MAX`] dry runs are running.
-    #[error(
-        "{DRY_RUNS_MAX} dry runs, the maximum, are running; try again when one has ended"
-    )]
+    #[error("{DRY_RUNS_MAX} dry runs, the maximum, are running; try again when one has ended")]
     Busy,
     /// The action could not be recorded, so it was not done.
     #[error("the audit trail cannot be written: {0}")]

@@ -164,8 +164,7 @@ impl Broker {
         let sent = entry
             .map(|entry| serde_json::from_slice(&entry.value))
             .transpose();
-        let unreadable =
-            |error| format!("the catalogue's record of redrives from {key}: {error}");
+        let unreadable = |error| format!("the catalogue's record of redrives from {key}: {error}");
         let sent = sent.map_err(|error| DeadLetterError::Catalogue(unreadable(error)))?;
         Ok((sent.unwrap_or_default(), unchanged))
     }

@@ -31,7 +31,9 @@ impl fmt::Display for State {
             Self::Paused => f.write_str("paused"),
             Self::Done => f.write_str("done"),
             Self::Elsewhere(host) => write!(f, "at host {host}"),
-            Self::Held => f.write_str("waiting: the present holder of the work has not released it yet"),
+            Self::Held => {
+                f.write_str("waiting: the present holder of the work has not released it yet")
+            }
             Self::Waiting(reason, _) => write!(f, "waiting: {reason}"),
             Self::Stopped(reason) => write!(f, "stopped: {reason}"),
         }

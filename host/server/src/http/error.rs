@@ -261,8 +261,7 @@ impl From<CommitError> for ApiError {
                 Self::refused("bad-producer-name", text, "choose another name")
             }
             CommitError::RequestReused => {
-                let hint =
-                    "use a new Idempotency-Key for this call; the first call stands";
+                let hint = "use a new Idempotency-Key for this call; the first call stands";
                 Self::refused("idempotency-key-reused", text, hint)
             }
             CommitError::TooLarge { .. } => Self::too_large(text, SMALLER),
@@ -412,7 +411,12 @@ fn room_full(full: &RoomFull) -> ApiError {
 fn busy(text: String) -> ApiError {
     ApiError {
         status: StatusCode::TOO_MANY_REQUESTS,
-        ..ApiError::unavailable("busy", text, "send more slowly; nothing of this request was stored", 1)
+        ..ApiError::unavailable(
+            "busy",
+            text,
+            "send more slowly; nothing of this request was stored",
+            1,
+        )
     }
 }
 

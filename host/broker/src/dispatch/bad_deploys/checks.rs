@@ -113,7 +113,10 @@ impl World {
             effects.given_up_unproven
         );
         self.given_up += u64::from(effects.given_up_unproven);
-        let (count, most) = (self.given_up, number("messages that unproven revisions may give up"));
+        let (count, most) = (
+            self.given_up,
+            number("messages that unproven revisions may give up"),
+        );
         assert!(
             count <= most,
             "{count} messages were given up by revisions of which none was proven"

@@ -255,7 +255,8 @@ impl Worker {
                     self.remembered.set(&self.progress);
                     self.meters.lost(1);
                     let last = gone.log.last();
-                    let reason = last.map_or("it waited behind another message", |last| &last.reason);
+                    let reason =
+                        last.map_or("it waited behind another message", |last| &last.reason);
                     tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, attempts = gone.attempts, reason, "a parked message is no longer kept and is given up");
                 }
             }
