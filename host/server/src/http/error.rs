@@ -1,4 +1,4 @@
-//! The one shape of everything that goes wrong: a code for programs, a message for people, and what to do now.
+//! The one shape of all errors: a code for programs, a message for people, and what to do now.
 
 mod topics;
 
@@ -14,7 +14,7 @@ use millrace_model::NameError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// An answer that says what went wrong and what to do.
+/// An error answer: what went wrong and what to do.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     status: StatusCode,
@@ -24,7 +24,7 @@ pub(crate) struct ApiError {
     retry_after_s: Option<u32>,
     next: Option<u64>,
     partition: Option<u32>,
-    /// The codings of bodies that are taken, where one was refused.
+    /// The accepted codings of bodies, after a refused one.
     accepted_encodings: Option<&'static str>,
 }
 
@@ -43,10 +43,10 @@ struct ErrorDetail {
     message: String,
     /// What to do now.
     hint: String,
-    /// Where to read on, after messages that cannot be read.
+    /// Where to continue, after messages that cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<u64>,
-    /// Of which partition, where several were read.
+    /// The partition it applies to, if several were read.
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<u32>,
 }
@@ -70,29 +70,29 @@ impl ApiError {
         }
     }
 
-    /// What happened and what to do, for whom it is no answer.
+    /// The message and the hint, for use outside of an answer.
     pub(crate) fn into_parts(self) -> (String, String) {
         (self.message, self.hint)
     }
 
-    /// Code, message and where to read on, for whom it is a part of an answer.
+    /// Code, message and where to continue, for use as a part of an answer.
     pub(crate) fn into_problem(self) -> (&'static str, String, Option<u64>) {
         (self.code, self.message, self.next)
     }
 
-    /// The same, saying of which partition.
+    /// Adds the partition.
     pub(crate) fn of_partition(mut self, partition: u32) -> Self {
         self.partition = Some(partition);
         self.at(&format!("partition {partition}"))
     }
 
-    /// The same, saying in which codings a body is taken.
+    /// Adds the accepted codings of bodies.
     pub(crate) fn accepting(mut self, encodings: &'static str) -> Self {
         self.accepted_encodings = Some(encodings);
         self
     }
 
-    /// What happened, for whom it is no answer.
+    /// The message, for use outside of an answer.
     pub(crate) fn into_message(self) -> String {
         self.message
     }
@@ -109,7 +109,7 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, code, message, hint)
     }
 
-    /// The same, saying after how many seconds to try again.
+    /// Adds the number of seconds after which to try again.
     pub(crate) fn retrying_after(mut self, seconds: u64) -> Self {
         self.retry_after_s = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
         self
@@ -146,19 +146,19 @@ impl ApiError {
         self.status == StatusCode::PAYLOAD_TOO_LARGE
     }
 
-    /// The same, with other advice.
+    /// Replaces the hint.
     pub(crate) fn advising(mut self, hint: &str) -> Self {
         hint.clone_into(&mut self.hint);
         self
     }
 
-    /// The same, saying where in the request.
+    /// Adds the place in the request.
     pub(crate) fn at(mut self, place: &str) -> Self {
         self.message = format!("{place}: {}", self.message);
         self
     }
 
-    /// The same, saying in which line of the request; the column stays, the line that the parser counted goes.
+    /// Adds the line of the request; keeps the column, and replaces the line that the parser counted.
     pub(crate) fn at_line(mut self, line: usize) -> Self {
         self.message = self.message.replace(" at line 1 column ", " at column ");
         self.at(&format!("line {line}"))
@@ -395,7 +395,7 @@ impl From<ProduceError> for ApiError {
     }
 }
 
-/// The host's bound answers as the partition's does, and says which one it is.
+/// The host's bound answers like the partition's, and says which one it is.
 fn room_full(full: &RoomFull) -> ApiError {
     match full.kept {
         Kept::Delayed => ApiError {

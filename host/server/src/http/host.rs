@@ -1,4 +1,4 @@
-//! What runs here: version, since when, with which settings and limits, and how much there is of everything.
+//! The running host: version, uptime, settings, limits and counts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::{App, Shared};
 use crate::config::{Config, EngineKind};
 
-/// What is known of the host from its start on.
+/// What is known from the start of the host on.
 pub(super) struct About {
     started_at: Timestamp,
     started: Duration,
@@ -26,9 +26,9 @@ pub(super) struct About {
 /// The host.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HostBody {
-    /// Of Millrace.
+    /// The version of Millrace.
     version: &'static str,
-    /// Its process at the operating system.
+    /// The process id.
     pid: u32,
     #[schema(value_type = u64)]
     started_at: Timestamp,
@@ -36,7 +36,7 @@ pub(super) struct HostBody {
     uptime_ms: u64,
     /// `local` or `memory`.
     engine: &'static str,
-    /// Whether what is kept is encrypted.
+    /// Whether stored data is encrypted.
     encrypted: bool,
     /// Whether the engine accepts commits.
     ready: bool,
@@ -45,7 +45,7 @@ pub(super) struct HostBody {
     trouble: Option<String>,
     /// How much there is of everything.
     counts: CountsBody,
-    /// What modules may have, by the names of the settings.
+    /// The limits of modules, by the names of the settings.
     limits: BTreeMap<&'static str, u64>,
     /// The other settings in force, by name.
     #[schema(value_type = BTreeMap<String, serde_json::Value>)]
@@ -74,7 +74,7 @@ impl About {
     }
 }
 
-/// The settings by their names in the configuration file. Keys of the encryption are no setting that is told.
+/// The settings by their names in the configuration file. Encryption keys are never shown.
 fn settings(config: &Config) -> BTreeMap<&'static str, Value> {
     let ms = |time: Duration| json!(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let storage = config.storage.options();
@@ -110,7 +110,7 @@ fn settings(config: &Config) -> BTreeMap<&'static str, Value> {
 }
 
 /// The host: version, uptime, engine, counts, limits and settings in force.
-#[utoipa::path(get, path = "/v1/host", tag = "health", responses((status = 200, body = HostBody, description = "What runs here")))]
+#[utoipa::path(get, path = "/v1/host", tag = "health", responses((status = 200, body = HostBody, description = "The running host")))]
 pub(super) async fn show(State(app): Shared) -> Json<HostBody> {
     let trouble = app.broker.ready().await.err();
     let about = &app.about;
@@ -148,7 +148,7 @@ impl App {
         }
     }
 
-    /// Says in the log what is there.
+    /// Logs the start with counts.
     pub(crate) fn log_start(&self, address: std::net::SocketAddr, data_dir: &std::path::Path) {
         let about = &self.about;
         let counts = self.counts();
@@ -168,7 +168,7 @@ impl App {
         );
     }
 
-    /// Metrics of what was deleted.
+    /// Removes the metrics of what was deleted.
     pub(super) fn forget_metrics(&self, label: &str, name: &str) {
         if let Some(metrics) = &self.metrics {
             metrics.forget(label, name);
