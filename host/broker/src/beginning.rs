@@ -1,7 +1,6 @@
 //! Where a new processor starts: by default at the oldest message, otherwise where its first deployment says. The positions are looked
 //! up once, when the processor is created, and stored in the same commit; after its first commit in a partition, progress counts.
 //! Consumers start in the same way.
-//! same words.
 
 use millrace_engine::ReadError;
 use millrace_model::{Offset, ProcessorName, ProcessorSpec, Timestamp, TopicPartition, TopicStart};

@@ -307,9 +307,7 @@ impl Field {
             return Some(format!("write {name} for {text}"));
         }
         let instead = match part {
-            "" => {
-                "an item before or after a comma is missing; remove the comma"
-            }
+            "" => "an item before or after a comma is missing; remove the comma",
             "?" => "write * for ?",
             _ if part.starts_with('l') || part.ends_with('l') => {
                 "L for the last day is not supported; list days, such as 28-31, and check in the processor whether it is the last"

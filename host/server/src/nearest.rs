@@ -32,10 +32,7 @@ pub(crate) fn hint_of(message: &str) -> Option<String> {
 
 /// Messages of libraries, and their meaning for the author of a request.
 const MEANT: [(&str, &str); 4] = [
-    (
-        "Failed to deserialize query string",
-        "the query is invalid",
-    ),
+    ("Failed to deserialize query string", "the query is invalid"),
     (
         "invalid digit found in string",
         "a whole number is expected",

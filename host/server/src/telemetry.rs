@@ -232,10 +232,7 @@ fn describe() {
         "millrace_compactions_total",
         "Compaction passes over a partition"
     );
-    describe_counter!(
-        "millrace_backups_total",
-        "Completed backups"
-    );
+    describe_counter!("millrace_backups_total", "Completed backups");
     describe_gauge!("millrace_segments", "Segment files of all partitions");
     describe_gauge!(
         "millrace_stored_bytes",
@@ -277,14 +274,8 @@ fn describe() {
         "millrace_quarantined_ranges",
         "Known damaged ranges of messages"
     );
-    describe_gauge!(
-        "millrace_quarantined_messages",
-        "Known damaged messages"
-    );
-    describe_gauge!(
-        "millrace_damaged_modules",
-        "Known damaged modules"
-    );
+    describe_gauge!("millrace_quarantined_messages", "Known damaged messages");
+    describe_gauge!("millrace_damaged_modules", "Known damaged modules");
     describe_gauge!(
         "millrace_damaged_state_files",
         "Known damaged files of processors' state"

@@ -82,7 +82,6 @@ fn newest(consumer: &Consumer, given: LeaseId) -> Result<&ReadLease, String> {
 
 /// Takes the positions over if all of them move forward within their partitions. Repeating a commit is allowed: its answer may have
 /// been lost.
-/// lost on its way.
 pub(super) fn commit(
     consumer: &mut Consumer,
     commit: &ConsumerCommit,

@@ -222,7 +222,10 @@ fn not_understood(place: &str, error: &serde_json::Error) -> ApiError {
 
 fn too_large(bytes_max: usize) -> ApiError {
     let message = format!("the body is larger than {bytes_max} bytes");
-    ApiError::too_large(message, "split it into several requests, or make it smaller")
+    ApiError::too_large(
+        message,
+        "split it into several requests, or make it smaller",
+    )
 }
 
 fn too_slow() -> ApiError {

@@ -90,7 +90,10 @@ fn not_inflated(name: &str, error: &InflateError) -> ApiError {
 
 fn inflates_too_far(name: &str, bytes_max: usize) -> ApiError {
     let message = format!("decompressed by {name}, the body is larger than {bytes_max} bytes");
-    ApiError::too_large(message, "split it into several requests, or make it smaller")
+    ApiError::too_large(
+        message,
+        "split it into several requests, or make it smaller",
+    )
 }
 
 #[cfg(test)]

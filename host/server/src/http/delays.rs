@@ -162,9 +162,12 @@ impl From<DelayedError> for ApiError {
                 "GET /v1/topics/{topic} or `millrace topic show` shows its partitions",
             ),
             DelayedError::Unknown { .. } => unknown(text),
-            DelayedError::Busy(_) => {
-                Self::unavailable("busy", text, "try again; the message may be delivered by then", 1)
-            }
+            DelayedError::Busy(_) => Self::unavailable(
+                "busy",
+                text,
+                "try again; the message may be delivered by then",
+                1,
+            ),
             DelayedError::Read(error) => error.into(),
             DelayedError::Commit(error) => error.into(),
         }
@@ -172,7 +175,8 @@ impl From<DelayedError> for ApiError {
 }
 
 fn unknown(text: String) -> ApiError {
-    let hint = "GET /v1/topics/{topic}/delayed or `millrace delayed list` shows those that are waiting";
+    let hint =
+        "GET /v1/topics/{topic}/delayed or `millrace delayed list` shows those that are waiting";
     ApiError::unknown("unknown-delayed-message", text, hint)
 }
 

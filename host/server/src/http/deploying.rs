@@ -248,10 +248,7 @@ impl App {
         for field in ["topics", "module"] {
             if changes.get(field) == Some(&Value::Null) {
                 let message = format!("{field} has no default, and cannot be null");
-                return Err(ApiError::malformed(
-                    message,
-                    "omit it to keep it as it is",
-                ));
+                return Err(ApiError::malformed(message, "omit it to keep it as it is"));
             }
         }
         // Parsed like a whole specification, so that mistakes get the same answers.

@@ -31,8 +31,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for InQuery<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         if !is_utf8_unescaped(parts.uri.query().unwrap_or_default()) {
-            let hint =
-                "escape UTF-8 text; send other bytes in JSON as base64, such as key_base64";
+            let hint = "escape UTF-8 text; send other bytes in JSON as base64, such as key_base64";
             return Err(ApiError::malformed("the query is not UTF-8", hint));
         }
         let found = Query::<T>::from_request_parts(parts, state).await;

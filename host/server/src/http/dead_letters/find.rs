@@ -170,10 +170,7 @@ pub(super) fn which(
     let max = find.max;
     if max == Some(0) {
         let message = "max is 0: nothing would be done";
-        return Err(ApiError::malformed(
-            message,
-            "omit it, or use 1 or more",
-        ));
+        return Err(ApiError::malformed(message, "omit it, or use 1 or more"));
     }
     let (filter, from) = find.understood(now)?;
     let filter = Box::new(filter);

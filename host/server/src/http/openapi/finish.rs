@@ -100,9 +100,9 @@ fn declare_errors(operation: &mut Operation) {
         || operation.request_body.is_some();
     let responses = &mut operation.responses.responses;
     if takes_something {
-        responses.entry(BAD_REQUEST.to_owned()).or_insert_with(|| {
-            error("The request is malformed; the error says what to correct")
-        });
+        responses
+            .entry(BAD_REQUEST.to_owned())
+            .or_insert_with(|| error("The request is malformed; the error says what to correct"));
     }
     responses
         .entry(OTHERWISE.to_owned())
